@@ -1,0 +1,258 @@
+"""The command line. Says what each verb takes; the work is elsewhere and imported only when it is asked for.
+
+Exit status: 0 done, 1 finished with error rows under --strict, 2 wrong usage or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from gemel_ray.config import Config
+
+Verb = Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest right option or verb beside a wrong one."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"unrecognized arguments: (\S+)|invalid choice: '([^']+)'", message)
+        known = [o for a in self._actions for o in (*a.option_strings, *(a.choices or ()))]
+        close = difflib.get_close_matches((wrong[1] or wrong[2]).split("=")[0], known, n=1) if wrong else []
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        self.exit(2, f"{self.prog}: {message}{hint}\n  {self.prog} --help tells what there is\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs with their options."""
+    root = _Parser(
+        prog="gemel-ray",
+        description="Names the people, places and things in image-caption pairs: a language model writes the name.",
+        epilog="First run: gemel-ray demo. Own data: gemel-ray build, then gemel-ray link.",
+        allow_abbrev=False,
+    )
+    verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    for name, add in _VERBS.items():
+        add(_verb(verbs, name, add))
+    return root
+
+
+def _verb(verbs: argparse._SubParsersAction[_Parser], name: str, add: Callable[..., None]) -> _Parser:
+    about = (add.__doc__ or "").strip()
+    made = verbs.add_parser(
+        name,
+        help=about.splitlines()[0],
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="the configuration (default: ray_config.yaml in this folder, if there is one)",
+    )
+    made.add_argument(
+        "--set",
+        metavar="A.B=VALUE",
+        action="append",
+        default=[],
+        help="one setting over the configuration's, as generate.beams=1; may be given often",
+    )
+    return made
+
+
+def _demo(verb: _Parser) -> None:
+    """Link the starter's pictures with the starter's models: the whole graph in minutes, on any machine.
+
+    Prints the first links, the accuracy with the right pictures and with shuffled ones, and the path of
+    an HTML page with pictures, answers, candidates and demonstrations.
+    """
+    verb.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything it makes (demo)")
+    verb.add_argument("--limit", type=int, help="documents to link, instead of the whole test set")
+    verb.set_defaults(run=_run_demo)
+
+
+def _run_demo(options: argparse.Namespace) -> int:
+    from gemel_ray.starter.demo import demo
+
+    return demo(lambda carried: _config(options, carried), options.output, options.limit)
+
+
+def _build(verb: _Parser) -> None:
+    """Make a WORKSPACE: prefix tree, demonstration bank and vectors from your entities and solved examples.
+
+    ENTITIES: JSON lines with id and name, and, where known, description, aliases, popularity, image.
+    DEMONSTRATIONS: documents whose mentions have a target (the entity's name), as JSON lines or Parquet.
+
+      gemel-ray build --entities kb.jsonl --demonstrations train.json --output my-workspace
+    """
+    verb.add_argument("--entities", required=True, metavar="FILE", help="JSON lines: id, name, ...")
+    verb.add_argument("--demonstrations", nargs="+", default=[], metavar="FILE", help="solved documents")
+    verb.add_argument("--output", required=True, type=Path, metavar="WORKSPACE", help="folder to make")
+    verb.set_defaults(run=_run_build)
+
+
+def _run_build(options: argparse.Namespace) -> int:
+    from gemel_ray.knowledge.build import build
+
+    made = build(
+        _config(options, {}), options.entities, options.demonstrations, options.output, lambda s: _say(s)
+    )
+    for reject in made.rejects[:10]:
+        _say(f"left out: {reject}")
+    if len(made.rejects) > 10:
+        _say(f"... and {len(made.rejects) - 10:,} more left out")
+    if made.unknown_targets:
+        _say(f"{made.unknown_targets:,} demonstrations have a target that is no entity's name (kept)")
+    print(options.output)
+    return 0
+
+
+def _link(verb: _Parser) -> None:
+    """Link documents: the offline job on Ray Data. Run again, it does what is missing.
+
+    INPUT: JSON lines or Parquet files (or folders of them) with id, text, image (path, URL or bytes) and
+    mentions ([{start, end}]; without them the knowledge base's names are looked for), or lines in the
+    official GEMEL form. Results: OUTPUT/links/*.parquet, one row a mention, and OUTPUT/manifest.json.
+
+      gemel-ray link photos.jsonl --workspace my-workspace --output linked
+    """
+    verb.add_argument("inputs", nargs="+", metavar="INPUT", help="file or folder")
+    verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
+    verb.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    verb.add_argument("--strict", action="store_true", help="exit with 1 if any row is an error")
+    verb.set_defaults(run=_run_link)
+
+
+def _run_link(options: argparse.Namespace) -> int:
+    from gemel_ray.knowledge.workspace import Workspace, read_facts
+    from gemel_ray.offline import link
+    from gemel_ray.progress import Meter
+    from gemel_ray.records import count, files
+
+    config = _config(options, read_facts(options.workspace)["settings"])
+    Workspace.open(options.workspace, config)  # refuses a mismatch before anything is started
+    inputs = files(options.inputs)
+    with Meter("documents", sum(count(f) or 0 for f in inputs)) as meter:
+        manifest = link(config, options.workspace, inputs, options.output, meter.add)
+    statuses = manifest["statuses"]
+    told = ", ".join(f"{n:,} {status}" for status, n in sorted(statuses.items()))
+    print(f"{manifest['documents']:,} documents, {manifest['rows']:,} rows: {told or 'nothing'}\n{options.output}")
+    return 1 if options.strict and statuses.get("error") else 0
+
+
+def _evaluate(verb: _Parser) -> None:
+    """Compare links with the right answers.
+
+    GOLD: the documents with their mentions' targets, in any form that link reads. A mention counts as right
+    when the entity's name is the target's, letter for letter; one that is missing or an error counts as wrong;
+    mentions without a target are left out.
+
+      gemel-ray evaluate linked --gold dev.json
+    """
+    verb.add_argument("links", type=Path, metavar="DIR", help="what link wrote")
+    verb.add_argument("--gold", nargs="+", required=True, metavar="FILE", help="documents with targets")
+    verb.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with every mention")
+    verb.add_argument("--json", action="store_true", help="print the figures as JSON")
+    verb.set_defaults(run=_run_evaluate)
+
+
+def _run_evaluate(options: argparse.Namespace) -> int:
+    from gemel_ray.evaluation import evaluate
+    from gemel_ray.records import files
+    from gemel_ray.report import write_report
+
+    found = evaluate(options.links, files(options.gold))
+    print(json.dumps(found.figures(), indent=2) if options.json else found.table())
+    if options.report:
+        write_report(found, options.report, title=f"Links of {options.links}")
+        _say(str(options.report))
+    return 0
+
+
+def _train(verb: _Parser) -> None:
+    """Train the feature mapper, the one trained part: image features to visual prefixes.
+
+    Prompts are made as link makes them, an example never demonstrating itself. The mapper with the lowest
+    loss on DEV goes into the workspace.
+
+      gemel-ray train --train train.parquet --dev dev.parquet --workspace my-workspace
+    """
+    verb.add_argument("--train", nargs="+", required=True, metavar="FILE", help="solved documents with pictures")
+    verb.add_argument("--dev", nargs="+", required=True, metavar="FILE", help="others, to choose by")
+    verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
+    verb.set_defaults(run=_run_train)
+
+
+def _run_train(options: argparse.Namespace) -> int:
+    from gemel_ray.knowledge.workspace import read_facts
+    from gemel_ray.records import files
+    from gemel_ray.training import train
+
+    config = _config(options, read_facts(options.workspace)["settings"])
+    train(config, files(options.train), files(options.dev), options.workspace, _say)
+    return 0
+
+
+def _doctor(verb: _Parser) -> None:
+    """Tell in plain words what fits on this machine and what does not."""
+    verb.add_argument("--workspace", type=Path, help="look at this workspace, too")
+    verb.set_defaults(run=_run_doctor)
+
+
+def _run_doctor(options: argparse.Namespace) -> int:
+    from gemel_ray.doctor import examine, print_findings
+
+    config = _config(options, {})
+    findings = examine(config.plain()["models"], options.workspace)
+    print_findings(findings)
+    return 1 if any(f.ok is False for f in findings) else 0
+
+
+_VERBS: dict[str, Callable[[_Parser], None]] = {
+    "demo": _demo,
+    "build": _build,
+    "link": _link,
+    "evaluate": _evaluate,
+    "train": _train,
+    "doctor": _doctor,
+}
+
+
+def _config(options: argparse.Namespace, carried: dict[str, object]) -> Config:
+    from gemel_ray.config import load
+
+    usual = Path("ray_config.yaml")
+    file = options.config or (usual if usual.exists() else None)
+    return load(file, carried, options.set)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. What the user can mend is one plain line; a fault of ours keeps its traceback."""
+    options = parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except (ValueError, FileNotFoundError, PermissionError) as reason:
+        _say(f"gemel-ray {options.verb}: {reason}")
+        return 2
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on from here")
+        return 130
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""ray_config.yaml to frozen dataclasses, and nothing else: an unknown key or a wrong type is an error that
+names the nearest right one.
+
+Values come, later ones winning, from: the dataclasses' defaults, the file, the settings a workspace
+carries (one made by import-gemel brings the paper's), and --set a.b=value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from gemel_ray.stages.assemble import Assemble
+from gemel_ray.stages.detect import Detect
+from gemel_ray.stages.encode import Encode
+from gemel_ray.stages.generate import Generate
+from gemel_ray.stages.retrieve import Retrieve
+
+
+class ConfigError(ValueError):
+    """What is wrong, where, and the nearest right name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """`starter` stands for the small models that come with the package; else a folder or a hub name."""
+
+    language: str = "starter"
+    clip: str = "starter"  # also ARCHITECTURE/PRETRAINED, as open_clip names them
+    clip_feature: Literal["hidden", "projected"] = "projected"  # before or after CLIP's last projection
+    mention_encoder: str = "starter"  # or clip: CLIP's own text tower
+    mention_pooling: Literal["auto", "pooler", "mean", "cls"] = "auto"
+    mapper: str = "auto"  # a file, none, or auto: the starter's with the starter's models
+    end_of_name: Literal["newline", "eos"] = "newline"  # the token that ends a name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """How documents are read."""
+
+    fetch_official_images: bool = False  # img_url of the official form is a key; True downloads it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """Where the demonstrations' vectors are searched."""
+
+    address: str = ""  # http://host:6333/collection of a Qdrant server; empty: the engine in this process
+    exact_below: int = 50_000  # points; more are searched by HNSW
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """Adjacent stages in one kind of process: how many, on what, and how much at once."""
+
+    stages: tuple[str, ...]
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    threads: int = 0  # of torch in each worker; 0: the machine's cores shared among the workers
+    batch: int = 64  # documents (after Retrieve: mentions) given at once
+    overlap: int = 4  # batches under way at once in a worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offline:
+    """The Ray Data job."""
+
+    address: str = "local"  # of a Ray cluster (auto: the one this machine is in); local: start one
+    segments: tuple[SegmentOptions, ...] = (
+        SegmentOptions(stages=("detect", "encode", "retrieve", "assemble", "generate")),
+    )
+    stall_minutes: float = 30.0  # without any progress, model loading included, before the job gives up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """The feature mapper's training. Steps are optimiser steps."""
+
+    prefix: int = 4  # visual vectors a picture
+    epochs: float = 3.0
+    batch: int = 16  # mentions a step
+    learning_rate: float = 1e-3
+    warmup: float = 0.1  # share of the steps
+    weight_decay: float = 0.01  # not on the bias
+    clip_norm: float = 1.0
+    look: int = 25  # steps between two looks at the dev loss
+    dev_mentions: int = 96  # looked at
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the frozen language model; the mapper is float32
+    device: str = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole of ray_config.yaml."""
+
+    models: Models = field(default_factory=Models)
+    input: Input = field(default_factory=Input)
+    detect: Detect = field(default_factory=Detect)
+    encode: Encode = field(default_factory=Encode)
+    retrieve: Retrieve = field(default_factory=Retrieve)
+    assemble: Assemble = field(default_factory=Assemble)
+    generate: Generate = field(default_factory=Generate)
+    vectors: Vectors = field(default_factory=Vectors)
+    offline: Offline = field(default_factory=Offline)
+    train: Train = field(default_factory=Train)
+
+    def plain(self) -> dict[str, Any]:
+        """As nested dictionaries, for files."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    def fingerprint(self, *facts: object) -> str:
+        """Equal for runs whose results may be compared: what the stages do, by which models, on which
+        knowledge (`facts`); not where they run."""
+        meaning = {k: v for k, v in self.plain().items() if k not in ("offline", "vectors", "train")}
+        text = json.dumps([meaning, *map(repr, facts)], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def load(file: Path | None, carried: Mapping[str, Any], overrides: Iterable[str]) -> Config:
+    """The configuration of `file` (None: all defaults), under a workspace's settings and --set options."""
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = yaml.safe_load(file.read_text()) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+            raise ConfigError(f"cannot read the configuration {file}: {fault}") from fault
+    values = _merged(values, carried)
+    for override in overrides:
+        values = _merged(values, _parsed(override))
+    config: Config = _made(Config, values, "")
+    return config
+
+
+def _parsed(override: str) -> dict[str, Any]:
+    """--set a.b=value as {a: {b: value}}."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set takes a.b=value, not {override!r}")
+    value: Any = yaml.safe_load(text)
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(below, Mapping):
+        raise ConfigError(f"expected sections of settings, found {below!r:.60}")
+    merged = dict(below)
+    for name, value in above.items():
+        inner = merged.get(name)
+        merged[name] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _made(kind: Any, value: Any, where: str) -> Any:
+    """`value`, checked against the type `kind`."""
+    origin = typing.get_origin(kind)
+    if is_dataclass(kind):
+        return _section(kind, value, where)
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise ConfigError(f"{where} cannot be {value!r}; {_nearest(str(value), map(str, choices))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} must be a list, not {value!r}")
+        return tuple(_made(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{where} must be {_called(kind)}, not {value!r}")
+    return value
+
+
+def _section(kind: Any, value: Any, where: str) -> Any:
+    if value is None:
+        value = {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where or 'the configuration'} must hold settings, not {value!r}")
+    hints = {f.name: h for f in fields(kind) if (h := typing.get_type_hints(kind)[f.name])}
+    prefix = f"{where}." if where else ""
+    for name in value:
+        if name not in hints:
+            raise ConfigError(f"there is no setting {prefix}{name}; {_nearest(str(name), hints)}")
+    try:
+        return kind(**{name: _made(hints[name], v, prefix + name) for name, v in value.items()})
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as fault:
+        raise ConfigError(f"{where}: {fault}") from fault
+
+
+def _called(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_called(k) for k in typing.get_args(kind))
+    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"

@@ -1,0 +1,231 @@
+"""A checked line of stages, and the one runner that every way of running it shares.
+
+The graph compares what stages read and write when it is built, and knows each column's last
+reader: there the column is dropped, so that pixels never travel to the language model. Rows that
+have their answer, good or bad (`status` is set), pass by all later stages. Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gemel_ray.stage import ERROR, Stage, Work
+
+if TYPE_CHECKING:
+    from gemel_ray.knowledge.workspace import Workspace
+
+STATUS = pa.field("status", pa.string())  # null: under way; linked, nil or error: has its answer
+
+
+FINGERPRINT = pa.field("fingerprint", pa.string())
+
+
+class GraphError(ValueError):
+    """The stages do not fit together; said when the graph is built, before anything starts."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """`stages` in order, from rows of `source` to rows of `result`."""
+
+    stages: tuple[Stage, ...]
+    source: pa.Schema
+    result: pa.Schema
+    fingerprint: str  # of configuration, models and knowledge; stands in every result
+
+    def __post_init__(self) -> None:
+        have = {f.name for f in self.source} | {STATUS.name, ERROR.name, FINGERPRINT.name}
+        for stage in self.stages:
+            if missing := [c for c in (*stage.explodes, *stage.reads) if c not in have | self._inner(stage)]:
+                raise GraphError(
+                    f"stage {stage.name} reads {', '.join(missing)}, which no earlier stage writes "
+                    f"(there is {', '.join(sorted(have))})"
+                )
+            have = (have - set(stage.explodes)) | self._inner(stage)
+            if twice := [c for c in stage.writes.names if c in have]:
+                raise GraphError(f"stage {stage.name} writes {', '.join(twice)}, which is there already")
+            have |= set(stage.writes.names)
+        if missing := [c for c in self.result.names if c not in have]:
+            raise GraphError(f"no stage writes {', '.join(missing)}, which the result needs")
+
+    def _inner(self, stage: Stage) -> set[str]:
+        """Columns that a stage's exploding makes."""
+        inner: set[str] = set()
+        for column in stage.explodes:
+            element = self._type(column).value_type
+            inner |= {f.name for f in element} if pa.types.is_struct(element) else {column.removesuffix("s")}
+        return inner
+
+    def _type(self, column: str) -> Any:
+        for schema in (self.source, *(s.writes for s in self.stages)):
+            if column in schema.names:
+                return schema.field(column).type
+        raise GraphError(f"no stage writes {column}")
+
+    def kept_after(self, stop: int) -> set[str]:
+        """Columns that stage `stop` or a later one, or the result, still reads."""
+        later = self.stages[stop:]
+        needed = {STATUS.name, ERROR.name, *self.result.names}
+        return needed.union(*((*s.reads, *s.explodes) for s in later)) if later else needed
+
+    def segment(self, names: Sequence[str], workspace: Workspace) -> Segment:
+        """Start the adjacent stages `names` in this process."""
+        order = [s.name for s in self.stages]
+        start = order.index(names[0])
+        if order[start : start + len(names)] != list(names):
+            raise GraphError(f"a segment takes adjacent stages of {order}, not {list(names)}")
+        chosen = range(start, start + len(names))
+        return Segment(self, tuple((i, self.stages[i].start(workspace)) for i in chosen))
+
+
+@dataclass
+class Segment:
+    """Adjacent stages, started in one process. Call `run` with as many batches at once as you like."""
+
+    graph: Graph
+    works: tuple[tuple[int, Work], ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+
+    async def run(self, table: pa.Table) -> pa.Table:
+        """Rows in, rows out, in order; documents become mentions at the stage that explodes them."""
+        for column in (STATUS, ERROR):
+            if column.name not in table.column_names:
+                table = table.append_column(column, pa.nulls(len(table), column.type))
+        for index, work in self.works:
+            stage = self.graph.stages[index]
+            if stage.explodes:
+                table = explode(table, stage.explodes)
+            table = _settled(table)
+            table = await self._apply(stage, work, table)
+            kept = self.graph.kept_after(index + 1)
+            table = table.select([c for c in table.column_names if c in kept])
+        if self.works[-1][0] == len(self.graph.stages) - 1:
+            table = _settled(table).append_column(FINGERPRINT, _repeated(self.graph.fingerprint, len(table)))
+            table = table.select(self.graph.result.names).cast(self.graph.result)
+        return table
+
+    async def _apply(self, stage: Stage, work: Work, table: pa.Table) -> pa.Table:
+        active = pc.indices_nonzero(pc.is_null(table[STATUS.name]))
+        began = time.perf_counter()
+        if len(active):
+            written = await _called(work, table.select(stage.reads).take(active))
+        else:
+            written = stage.writes.empty_table()
+        self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + time.perf_counter() - began
+        self.rows[stage.name] = self.rows.get(stage.name, 0) + len(active)
+        _check(stage, written, len(active))
+        # Row i of the table is row back[i] of what was written, or null where it passed by.
+        back = pc.index_in(pa.array(range(len(table)), active.type), value_set=active)
+        for column in stage.writes:
+            table = table.append_column(column, _combined(written[column.name]).take(back))
+        if STATUS.name in written.column_names:
+            said = _combined(written[STATUS.name]).take(back)
+            table = _replaced(table, STATUS, pc.coalesce(table[STATUS.name], said))
+        if ERROR.name in written.column_names:
+            table = _failed(table, _combined(written[ERROR.name]).take(back))
+        return table
+
+    def close(self) -> None:
+        """Close the stages, last first."""
+        for _, work in reversed(self.works):
+            work.close()
+
+    def measures(self) -> dict[str, Any]:
+        """Seconds and rows by stage, and what the stages count themselves."""
+        own = {self.graph.stages[i].name: work.measures() for i, work in self.works}
+        return {"seconds": dict(self.seconds), "rows": dict(self.rows), **{k: v for k, v in own.items() if v}}
+
+
+async def _called(work: Work, batch: pa.Table) -> pa.Table:
+    """A stage that computes goes to a thread, so that those that wait are served meanwhile."""
+    if inspect.iscoroutinefunction(type(work).__call__):
+        outcome: Any = work(batch)
+        return await outcome
+    return await asyncio.to_thread(work, batch)  # type: ignore[arg-type]
+
+
+def explode(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """One row an element of the list columns; structs become columns of their fields' names, other
+    lists lose their plural s. A document without elements stays one row: with its error, or, when it
+    simply names nothing, with the answer nil. A struct's own `error` becomes the row's error."""
+    count = _lengths(table[columns[0]])
+    kept = np.maximum(count, 1)
+    parent = np.repeat(np.arange(len(table)), kept)
+    position = np.arange(len(parent)) - np.repeat(np.cumsum(kept) - kept, kept)
+    out = table.drop_columns(list(columns)).take(pa.array(parent))
+    for column in columns:
+        flat = _elements(table[column], parent, position)
+        if not pa.types.is_struct(flat.type):
+            out = out.append_column(column.removesuffix("s"), flat)
+            continue
+        for inner in flat.type:
+            made = pc.struct_field(flat, inner.name)
+            out = _failed(out, made) if inner.name == ERROR.name else out.append_column(inner, made)
+    empty = pc.and_(pa.array(count[parent] == 0), pc.is_null(out[ERROR.name]))
+    return _replaced(out, STATUS, pc.if_else(empty, "nil", out[STATUS.name]))
+
+
+def _lengths(lists: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+
+
+def _elements(lists: pa.ChunkedArray, parent: npt.NDArray[np.int64], position: npt.NDArray[np.int64]) -> pa.Array:
+    """Element `position` of list `parent`; null where that list is null (its document failed) or short."""
+    length = _lengths(lists)
+    index = (np.cumsum(length) - length)[parent] + position
+    return pc.list_flatten(_combined(lists)).take(pa.array(index, mask=position >= length[parent]))
+
+
+def _failed(table: pa.Table, reasons: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The first reason a row was given stays."""
+    return _replaced(table, ERROR, pc.coalesce(table[ERROR.name], reasons))
+
+
+def _replaced(table: pa.Table, column: pa.Field, values: pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(column.name), column, values)
+
+
+def _settled(table: pa.Table) -> pa.Table:
+    """Rows with an error have the status error."""
+    return _replaced(table, STATUS, pc.if_else(pc.is_valid(table[ERROR.name]), "error", table[STATUS.name]))
+
+
+def _repeated(value: str, times: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value), times)
+
+
+def _combined(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _check(stage: Stage, written: pa.Table, rows: int) -> None:
+    """A stage that loses a row or writes another type is a fault, and stops the run."""
+    if len(written) != rows:
+        raise GraphError(f"stage {stage.name} was given {rows} rows and returned {len(written)}")
+    promised = written.schema.names[: len(stage.writes)]
+    if not written.select(promised).schema.equals(stage.writes):
+        raise GraphError(f"stage {stage.name} promised {stage.writes} and wrote {written.schema}")
+
+
+def run_in_process(segment: Segment, batches: Iterator[pa.Table], overlap: int = 4) -> Iterator[pa.Table]:
+    """The graph in this process: batches in, results out in order, `overlap` of them under way."""
+    with asyncio.Runner() as runner:
+        under_way: list[asyncio.Task[pa.Table]] = []
+        loop = runner.get_loop()
+        for batch in batches:
+            under_way.append(loop.create_task(segment.run(batch)))
+            if len(under_way) >= overlap:
+                yield loop.run_until_complete(under_way.pop(0))
+        while under_way:
+            yield loop.run_until_complete(under_way.pop(0))

@@ -1,0 +1,103 @@
+"""The demonstration bank: solved examples, tokenised once, with their pictures' features.
+
+Row i is point i of the vector store. Memory-mapped; Retrieve returns rows, Assemble and the engine
+look them up here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),  # document_id/mention_id
+        pa.field("text", pa.string()),
+        pa.field("mention", pa.string()),
+        pa.field("target", pa.string()),
+        pa.field("tokens", pa.list_(pa.int32())),  # of the whole piece behind the visual prefix
+        pa.field("image_row", pa.int32()),  # of image_vectors.npy, or -1
+    ]
+)
+
+
+class Bank:
+    """A read-only view of the files that `write` made."""
+
+    def __init__(
+        self,
+        table: pa.Table,
+        image_vectors: npt.NDArray[np.float32],
+        keys: npt.NDArray[np.uint64],
+        key_rows: npt.NDArray[np.int64],
+    ) -> None:
+        self.table, self.image_vectors = table, image_vectors
+        self._keys, self._key_rows = keys, key_rows
+        self._ids = table["id"]
+        tokens: pa.ListArray = table["tokens"].combine_chunks() if len(table) else None
+        self._tokens = tokens.values.to_numpy() if len(table) else np.empty(0, np.int32)
+        self._start = tokens.offsets.to_numpy() if len(table) else np.zeros(1, np.int32)
+        self._image_row = table["image_row"].to_numpy()
+
+    @classmethod
+    def open(cls, folder: Path) -> Bank:
+        """Map the bank in `folder`."""
+        table = pa.ipc.open_file(pa.memory_map(str(folder / "bank.arrow"))).read_all()
+        vectors, keys, rows = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("image_vectors", "keys", "key_rows")
+        )
+        return cls(table, vectors, keys, rows)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def ids(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> list[str]:
+        """Identifiers of `rows`."""
+        return [self._ids[int(row)].as_py() for row in rows]
+
+    def tokens(self, row: int) -> list[int]:
+        """Token ids of the example's text piece."""
+        ids: list[int] = self._tokens[self._start[row] : self._start[row + 1]].tolist()
+        return ids
+
+    def has_image(self, row: int) -> bool:
+        return bool(self._image_row[row] >= 0)
+
+    def image_row(self, row: int) -> int:
+        """Row of `image_vectors`, or -1."""
+        return int(self._image_row[row])
+
+    def same(self, text: str, mention: str) -> list[int]:
+        """Rows with this very text and mention: they must not demonstrate themselves."""
+        wanted = key(text, mention)
+        first = np.searchsorted(self._keys, wanted, side="left")
+        last = np.searchsorted(self._keys, wanted, side="right")
+        rows: list[int] = self._key_rows[first:last].tolist()
+        return rows
+
+
+def key(text: str, mention: str) -> np.uint64:
+    """Hash of an example's text and mention."""
+    digest = hashlib.blake2b(f"{mention}\0{text}".encode(), digest_size=8).digest()
+    return np.uint64(int.from_bytes(digest))
+
+
+def write(tables: Iterable[pa.Table], image_vectors: npt.NDArray[np.float32], folder: Path) -> Bank:
+    """Write the bank and open it. `image_vectors` float32 [pictures, feature]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    keys: list[np.uint64] = []
+    with pa.ipc.new_file(str(folder / "bank.arrow"), SCHEMA) as file:
+        for table in tables:
+            file.write_table(table)
+            pairs = zip(table["text"].to_pylist(), table["mention"].to_pylist(), strict=True)
+            keys += [key(text, mention) for text, mention in pairs]
+    order = np.argsort(np.array(keys, np.uint64), kind="stable")
+    np.save(folder / "keys.npy", np.array(keys, np.uint64)[order])
+    np.save(folder / "key_rows.npy", order.astype(np.int64))
+    np.save(folder / "image_vectors.npy", image_vectors)
+    return Bank.open(folder)

@@ -1,0 +1,174 @@
+"""All entity names as one prefix tree of language-model tokens, in flat memory-mapped arrays.
+
+Every name is its token ids followed by one end-of-name token, so a name that begins another
+name is still a leaf of its own. Nodes are numbered level by level, which makes the children of
+a node one contiguous range of node numbers: three arrays describe the whole tree, and any number
+of processes on a machine share one copy of them. Knows nothing of language models or engines.
+
+    tree = PrefixTree.open(folder)
+    node = tree.step(tree.root, token)          # NOWHERE when no name goes on like this
+    tree.entities(leaf)                         # rows of the knowledge base that bear the name
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+NOWHERE: Final = -1
+_ARRAYS: Final = ("token", "first_child", "leaf", "first_bearer", "bearer")
+_CHUNK: Final = 20_000
+
+Tokens = npt.NDArray[np.int32]
+Tokenize = Callable[[list[str]], list[list[int]]]
+
+
+class PrefixTree:
+    """A read-only view of the arrays.
+
+    token        int32 [nodes]        token that leads to the node (root: -1)
+    first_child  int32 [nodes + 1]    children of n are nodes first_child[n] .. first_child[n + 1] - 1,
+                                      in rising order of their token
+    leaf         int32 [names]        rising node numbers of the leaves
+    first_bearer int32 [names + 1]    entities of leaf[i] are bearer[first_bearer[i] : first_bearer[i + 1]]
+    bearer       int32 [entities]     rows of the knowledge base, rising within a leaf
+    """
+
+    root: Final = 0
+
+    def __init__(self, arrays: dict[str, Tokens], end_token: int, depth: int) -> None:
+        self.token, self.first_child, self.leaf, self.first_bearer, self.bearer = (
+            arrays[name] for name in _ARRAYS
+        )
+        self.end_token = end_token
+        self.depth = depth  # tokens of the longest name, its end-of-name token included
+
+    @classmethod
+    def open(cls, folder: Path) -> PrefixTree:
+        """Map the tree that `build` wrote; costs no reading until nodes are visited."""
+        facts = json.loads((folder / "tree.json").read_text())
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        return cls(arrays, facts["end_token"], facts["depth"])
+
+    def __len__(self) -> int:
+        """Number of distinct names."""
+        return len(self.leaf)
+
+    def children(self, node: int) -> tuple[int, Tokens]:
+        """Number of the first child, and the tokens of all children (a view, rising)."""
+        first = int(self.first_child[node])
+        return first, self.token[first : int(self.first_child[node + 1])]
+
+    def step(self, node: int, token: int) -> int:
+        """The child of `node` under `token`, or NOWHERE."""
+        first, tokens = self.children(node)
+        at = int(np.searchsorted(tokens, token))
+        return first + at if at < len(tokens) and tokens[at] == token else NOWHERE
+
+    def walk(self, tokens: Iterable[int], node: int = 0) -> int:
+        """The node that `tokens` lead to from `node`, or NOWHERE."""
+        for token in tokens:
+            node = self.step(node, token)
+            if node == NOWHERE:
+                break
+        return node
+
+    def is_leaf(self, node: int) -> bool:
+        """Whether a name ends at `node`."""
+        return bool(self.first_child[node] == self.first_child[node + 1])
+
+    def entities(self, leaf: int) -> Tokens:
+        """Rows of all entities that bear the name which ends at `leaf`."""
+        at = int(np.searchsorted(self.leaf, leaf))
+        return self.bearer[int(self.first_bearer[at]) : int(self.first_bearer[at + 1])]
+
+    def names(self) -> Iterator[tuple[list[int], int]]:
+        """Every name as (its tokens with the end-of-name token, its leaf): for tests and export."""
+        stack: list[tuple[int, list[int]]] = [(self.root, [])]
+        while stack:
+            node, path = stack.pop()
+            first, tokens = self.children(node)
+            if not len(tokens):
+                yield path, node
+            stack.extend((first + i, [*path, int(t)]) for i, t in enumerate(tokens))
+
+
+def build(names: Iterable[str], tokenize: Tokenize, end_token: int, folder: Path) -> PrefixTree:
+    """Write the tree of `names` (row i of the knowledge base is name i) into `folder` and open it.
+
+    Works level by level on whole arrays: memory is about 40 bytes a token of all names.
+    Raises ValueError, naming the entity's row, for a name without tokens or one that holds the
+    end-of-name token itself (it could never be told from the shorter name).
+    """
+    tokens, start = _tokenized(names, tokenize, end_token)
+    arrays, depth = _levels(tokens, start)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _ARRAYS:
+        np.save(folder / f"{name}.npy", arrays[name])
+    (folder / "tree.json").write_text(json.dumps({"end_token": end_token, "depth": depth}))
+    return PrefixTree.open(folder)
+
+
+def _tokenized(
+    names: Iterable[str], tokenize: Tokenize, end_token: int
+) -> tuple[Tokens, npt.NDArray[np.int64]]:
+    """Tokens of all names end to end, int32 [tokens]; and where each name starts, int64 [names + 1]."""
+    parts: list[Tokens] = []
+    lengths: list[npt.NDArray[np.int64]] = []
+    row = 0
+    unread = iter(names)
+    while chunk := list(islice(unread, _CHUNK)):
+        rows = tokenize(chunk)
+        for name, ids in zip(chunk, rows, strict=True):
+            if not ids or end_token in ids:
+                why = "has no tokens" if not ids else "contains the end-of-name token"
+                raise ValueError(f"entity row {row}: the name {name!r} {why}")
+            ids.append(end_token)
+            row += 1
+        parts.append(np.fromiter((t for ids in rows for t in ids), dtype=np.int32))
+        lengths.append(np.fromiter(map(len, rows), dtype=np.int64))
+    if not parts:
+        raise ValueError("the knowledge base has no entities")
+    start = np.zeros(row + 1, dtype=np.int64)
+    np.cumsum(np.concatenate(lengths), out=start[1:])
+    return np.concatenate(parts), start
+
+
+def _levels(tokens: Tokens, start: npt.NDArray[np.int64]) -> tuple[dict[str, Tokens], int]:
+    """The arrays of the tree, made breadth first: one sort a level instead of a node at a time."""
+    length = np.diff(start)
+    row = np.arange(len(length))  # names not yet ended ...
+    node = np.zeros(len(length), dtype=np.int64)  # ... and the node each has reached
+    leaf_of_row = np.empty(len(length), dtype=np.int32)
+    token_of, first_child = [np.array([-1], dtype=np.int32)], []
+    level_start, total, depth = 0, 1, 0
+    while len(row):
+        key = node << 32 | tokens[start[row] + depth]
+        keys, which = np.unique(key, return_inverse=True)
+        parents = keys >> 32
+        first_child.append(total + np.searchsorted(parents, np.arange(level_start, total)))
+        token_of.append((keys & 0xFFFFFFFF).astype(np.int32))
+        node = total + which
+        level_start, total, depth = total, total + len(keys), depth + 1
+        ended = length[row] == depth
+        leaf_of_row[row[ended]] = node[ended]
+        row, node = row[~ended], node[~ended]
+    first_child.append(np.full(total - level_start + 1, total))
+    if total > np.iinfo(np.int32).max:
+        raise ValueError(f"the tree would have {total:,} nodes; at most 2,147,483,647 are possible")
+
+    bearer = np.argsort(leaf_of_row, kind="stable").astype(np.int32)
+    leaf, first_bearer = np.unique(leaf_of_row[bearer], return_index=True)
+    return {
+        "token": np.concatenate(token_of),
+        "first_child": np.concatenate(first_child).astype(np.int32),
+        "leaf": leaf,
+        "first_bearer": np.append(first_bearer, len(bearer)).astype(np.int32),
+        "bearer": bearer,
+    }, depth

@@ -1,0 +1,210 @@
+"""A WORKSPACE: the folder with all knowledge a link needs, to be copied and memory-mapped anywhere.
+
+    workspace.json   what it was made from and with; settings it carries
+    tree/            prefix tree of the entities' names       entities.arrow   the entities
+    bank/            demonstrations, tokenised, with features  vectors/         their Qdrant shard
+    mapper.safetensors   the feature mapper, where there is one
+
+It knows the models' revisions it was made with and refuses others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.entities import Entities
+from gemel_ray.knowledge.prefix_tree import PrefixTree
+from gemel_ray.models.mapper import FeatureMapper
+from gemel_ray.models.revision import revision
+
+if TYPE_CHECKING:
+    from gemel_ray.config import Config, Models
+    from gemel_ray.engine.prompts import PromptEmbeddings
+    from gemel_ray.engine.run import Engine
+    from gemel_ray.knowledge.vectors import Vectors
+    from gemel_ray.models.clip import Clip
+
+FORMAT = 1
+_REBUILD = {
+    "language": "the prefix tree and the demonstrations are in its tokens",
+    "clip": "the demonstrations' pictures are encoded by it",
+    "clip_feature": "the demonstrations' pictures are encoded so",
+    "mention_encoder": "the demonstrations' mentions are encoded by it",
+    "mention_pooling": "the demonstrations' mentions are encoded so",
+    "end_of_name": "the prefix tree's names end with it",
+}
+
+
+class WorkspaceError(ValueError):
+    """The folder is no workspace, or was made with something else than what is asked of it now."""
+
+
+def resolved(models: Models) -> dict[str, str]:
+    """The models' folders or hub names, with the starter's made ready."""
+    from gemel_ray.starter import models as starter
+
+    ready: dict[str, Callable[[], Path]] = {
+        "language": starter.language_model,
+        "clip": starter.clip,
+        "mention_encoder": starter.mention_encoder,
+    }
+    names: dict[str, str] = asdict(models)
+    return {k: str(ready[k]()) if k in ready and v == "starter" else v for k, v in names.items()}
+
+
+def revisions(names: dict[str, str]) -> dict[str, str]:
+    """What the resolved models are, for comparing: see models/revision.py."""
+    return {k: revision(v) if k in ("language", "clip", "mention_encoder") else v for k, v in names.items()}
+
+
+class Workspace:
+    """An opened workspace under a configuration. Everything in it is made on first use."""
+
+    def __init__(self, folder: Path, config: Config, facts: dict[str, Any]) -> None:
+        self.folder, self.config, self.facts = folder, config, facts
+        self._models = resolved(config.models)
+        self.sees = self._mapper_file.exists()  # whether pictures stand in prompts; training says yes before
+
+    @classmethod
+    def open(cls, folder: Path, config: Config) -> Workspace:
+        """Raises WorkspaceError when it was made with other models than the configuration names."""
+        workspace = cls(folder, config, read_facts(folder))
+        now, made = revisions(workspace._models), workspace.facts["revisions"]
+        for name, why in _REBUILD.items():
+            if now[name] != made[name]:
+                raise WorkspaceError(
+                    f"{folder} was built with models.{name} = {workspace.facts['models'][name]} "
+                    f"({made[name]}), but the configuration has {getattr(config.models, name)} ({now[name]}): "
+                    f"{why}. Build the workspace again (gemel-ray build), or set models.{name} back."
+                )
+        return workspace
+
+    @property
+    def version(self) -> str:
+        """Of the knowledge and the models, for fingerprints."""
+        return str(self.facts["version"])
+
+    @property
+    def language_model(self) -> str:
+        return self._models["language"]
+
+    @property
+    def tree_folder(self) -> Path:
+        return self.folder / "tree"
+
+    @cached_property
+    def tree(self) -> PrefixTree:
+        return PrefixTree.open(self.tree_folder)
+
+    @cached_property
+    def entities(self) -> Entities:
+        return Entities.open(self.folder / "entities.arrow")
+
+    @cached_property
+    def bank(self) -> Bank:
+        return Bank.open(self.folder / "bank")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.language_model)
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text alone: no BOS, and no text of an input is taken for a special token."""
+        return tokenize(self.tokenizer, texts)
+
+    @property
+    def _mapper_file(self) -> Path:
+        return self.folder / "mapper.safetensors"
+
+    def clip(self, device: str, dtype: str) -> Clip:
+        from gemel_ray.models.clip import Clip
+
+        return Clip(
+            self._models["clip"], feature=self.config.models.clip_feature, dtype=dtype, device=device
+        )
+
+    def mention_encoder(self, device: str, dtype: str) -> Callable[[list[str]], npt.NDArray[np.float32]]:
+        """Unit vectors [n, width] of mention strings."""
+        if self._models["mention_encoder"] == "clip":
+            return self.clip(device, dtype).encode_texts
+        from gemel_ray.models.mention_encoder import MentionEncoder
+
+        pooling = self.config.models.mention_pooling
+        return MentionEncoder(
+            self._models["mention_encoder"], pooling=pooling, dtype=dtype, device=device
+        ).encode
+
+    def vectors(self) -> Vectors:
+        """The demonstrations' vectors, opened to be read."""
+        from gemel_ray.knowledge.vectors import EdgeStore, ServerStore, Vectors
+
+        options = self.config.vectors
+        at = options.address
+        store = ServerStore.open(at) if at else EdgeStore.open(self.folder / "vectors")
+        return Vectors(store, self.facts["multiplicity"], options.exact_below)
+
+    def new_vectors(self, widths: dict[str, int]) -> Vectors:
+        """An empty store for the demonstrations' vectors, to be filled by a build."""
+        from gemel_ray.knowledge.vectors import EdgeStore, ServerStore, Vectors
+
+        at = self.config.vectors.address
+        store = ServerStore.create(at, widths) if at else EdgeStore.create(self.folder / "vectors", widths)
+        return Vectors(store, {}, self.config.vectors.exact_below)
+
+    def prompt_embeddings(self, engine: Engine) -> PromptEmbeddings:
+        from gemel_ray.engine.prompts import PromptEmbeddings
+
+        mapper = FeatureMapper.load(self._mapper_file)[0] if self._mapper_file.exists() else None
+        if mapper is not None and mapper.width != engine.width:
+            raise WorkspaceError(
+                f"{self._mapper_file} writes vectors of {mapper.width}, but the language model's have "
+                f"{engine.width}: train a mapper for this model (gemel-ray train)"
+            )
+        return PromptEmbeddings(engine.embed, mapper, self.bank)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What workspace.json says. Raises WorkspaceError for a folder that is no workspace of this format."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / "workspace.json").read_text())
+    except (OSError, ValueError) as fault:
+        raise WorkspaceError(
+            f"{folder} is not a workspace ({fault}); make one with gemel-ray build"
+        ) from fault
+    if facts.get("format") != FORMAT:
+        raise WorkspaceError(
+            f"{folder} has format {facts.get('format')}; this version reads {FORMAT}: build it again"
+        )
+    return facts
+
+
+def load_tokenizer(model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+def tokenize(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text alone, without BOS; special tokens spelled out in a text stay plain text."""
+    if not texts:
+        return []
+    rows: list[list[int]] = tokenizer(
+        texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+    )["input_ids"]
+    return rows
+
+
+def end_token(tokenizer: Any, end_of_name: str) -> int:
+    """The token that ends every name."""
+    if end_of_name == "eos":
+        return int(tokenizer.eos_token_id)
+    return int(tokenize(tokenizer, ["\n"])[0][-1])

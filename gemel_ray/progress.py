@@ -1,0 +1,62 @@
+"""How far a long job is: a bar on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gemel_ray.offline import Progress
+
+_EVERY = 15.0  # seconds between lines of a log; between redraws of a terminal's line: 1
+
+
+class Meter:
+    """Rows done, a second, errors and time left; `total` 0 when it is not known."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.statuses: Counter[str] = Counter()
+        self.live = sys.stderr.isatty()
+        self.began = self.first = self.told = time.monotonic()
+
+    def __enter__(self) -> Meter:
+        self._tell(f"starting: {self.total:,} {self.what}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tell(self._line())
+        if self.live:
+            print(file=sys.stderr)
+
+    def add(self, progress: Progress) -> None:
+        """Count what one batch brought."""
+        if not self.done:
+            self.first = time.monotonic()  # the models were loading until now: they are not the rate
+        self.done += progress.documents
+        self.statuses.update(progress.statuses)
+        if time.monotonic() - self.told > (1.0 if self.live else _EVERY):
+            self._tell(self._line())
+
+    def _line(self) -> str:
+        now = time.monotonic()
+        rows = sum(self.statuses.values())
+        rate = rows / max(now - self.began, 1e-9)
+        left = (self.total - self.done) * (now - self.began) / self.done if self.done else 0
+        share = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
+        errors = self.statuses["error"]
+        return (
+            f"{share} {self.what}, {rows:,} mentions, {rate:.1f}/s, {errors:,} errors, "
+            f"{_span(now - self.began)} gone" + (f", {_span(left)} left" if left > 0 else "")
+        )
+
+    def _tell(self, line: str) -> None:
+        self.told = time.monotonic()
+        print(f"\r\x1b[2K{line}" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

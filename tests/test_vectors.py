@@ -1,0 +1,414 @@
+"""Vectors of the bank: both homes against brute force, the same answers through heavy ties."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemel_ray.knowledge.vectors import EdgeStore, Hits, Matrix, ServerStore, Vectors, fuse
+
+WIDTHS = {"mention": 16, "image": 8}
+HOMES = ["edge", "imitation", "http"]
+Home = Callable[..., Vectors]
+
+
+def unit(matrix: Matrix) -> Matrix:
+    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
+
+
+def random(n: int, width: int, seed: int = 0) -> Matrix:
+    return np.random.default_rng(seed).normal(size=(n, width)).astype(np.float32)
+
+
+def brute(bank: Matrix, query: Matrix, limit: int, without: set[int] | None = None) -> list[int]:
+    """Rows by cosine, ties (equal to 1e-6) by row; a row of NaN is not there."""
+    score = unit(bank).astype(np.float64) @ unit(query[None])[0].astype(np.float64)
+    there = [r for r in range(len(bank)) if not np.isnan(score[r]) and r not in (without or ())]
+    return sorted(there, key=lambda r: (-round(score[r], 6), r))[:limit]
+
+
+class FakeServer(BaseHTTPRequestHandler):
+    """Qdrant's HTTP interface, as far as it is used, over qdrant-client's local mode. Fails first."""
+
+    local: Any
+    failures: int
+    keys: set[str | None]
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        type(self).keys.add(self.headers.get("api-key"))
+        if type(self).failures > 0:
+            type(self).failures -= 1
+            return self._reply(503, {"status": {"error": "busy"}})
+        try:
+            result = self._result(json.loads(body or "{}"))
+        except ValueError as error:
+            return self._reply(404, {"status": {"error": str(error)}})
+        self._reply(200, {"result": result, "status": "ok", "time": 0.0})
+
+    def _result(self, body: dict[str, Any]) -> Any:
+        from qdrant_client import models as m
+
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        name, verb, local = parts[1], "/".join([self.command, *parts[2:]]), self.local
+        if verb == "GET/exists":
+            return {"exists": local.collection_exists(name)}
+        if verb == "PUT":
+            vectors = {k: m.VectorParams(**v) for k, v in body["vectors"].items()}
+            return local.create_collection(name, vectors)
+        if verb == "GET":
+            return json.loads(local.get_collection(name).model_dump_json())
+        if verb == "PUT/points":
+            local.upsert(name, [m.PointStruct(**p) for p in body["points"]])
+            return {"operation_id": 0, "status": "completed"}
+        if verb == "POST/points/count":
+            return {"count": local.count(name).count}
+        if verb == "POST/points/query/batch":
+            searches = [m.QueryRequest(**s) for s in body["searches"]]
+            for search in searches:
+                assert isinstance(search.params.exact, bool)
+                search.params = None
+            return [json.loads(a.model_dump_json()) for a in local.query_batch_points(name, searches)]
+        assert verb == "PATCH"
+        return True
+
+    do_GET = do_PUT = do_POST = do_PATCH = _serve
+
+    def _reply(self, status: int, answer: Any) -> None:
+        text = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, type[FakeServer]]]:
+    from qdrant_client import QdrantClient
+
+    state = {"local": QdrantClient(":memory:"), "failures": 0, "keys": set()}
+    handler = type("Handler", (FakeServer,), state)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}", handler
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.fixture(params=HOMES)
+def home(request: pytest.FixtureRequest, tmp_path: Path, server: tuple[str, Any]) -> Iterator[Home]:
+    """Makes a store of the given matrices, rows inserted in a shuffled order, and opens it anew."""
+    opened: list[Vectors] = []
+
+    def make(matrices: dict[str, Matrix], multiplicity: dict[str, int] | None = None, **options: Any) -> Vectors:
+        kind: Any = EdgeStore if request.param == "edge" else ServerStore
+        at = tmp_path / f"{request.param}{len(opened)}"
+        if request.param != "edge":
+            at = str(at) if request.param == "imitation" else f"{server[0]}/bank{len(opened)}"
+        written = Vectors(kind.create(at, {n: x.shape[1] for n, x in matrices.items()}), {}, **options)
+        n = len(next(iter(matrices.values())))
+        for rows in np.array_split(np.random.default_rng(7).permutation(n), 3):
+            written.add(rows, {name: matrix[rows] for name, matrix in matrices.items()})
+        written.finish()
+        written.close()
+        opened.append(Vectors(kind.open(at), multiplicity or {}, **options))
+        return opened[-1]
+
+    yield make
+    for vectors in opened:
+        vectors.close()
+
+
+def test_equals_brute_force(home: Home) -> None:
+    bank = {name: random(700, width) for name, width in WIDTHS.items()}
+    bank["image"][::3] = np.nan
+    vectors = home(bank)
+    assert (vectors.count(), vectors.store.widths) == (700, WIDTHS)
+    for name, width in WIDTHS.items():
+        queries = random(150, width, seed=1)  # more than one request
+        for query, hits in zip(queries, vectors.search(name, queries, 10), strict=True):
+            assert hits.rows.tolist() == brute(bank[name], query, 10)
+            cosines = unit(bank[name][hits.rows]) @ unit(query[None])[0]
+            np.testing.assert_allclose(hits.scores, cosines, atol=2e-6)
+            assert (hits.rows.dtype, hits.scores.dtype) == (np.int64, np.float32)
+
+
+def test_ties_are_settled_by_row(home: Home) -> None:
+    kinds = random(6, 16)
+    kind = np.random.default_rng(3).integers(0, 6, 600)
+    most = int(np.bincount(kind).max())
+    assert most > 90
+    vectors = home({"mention": kinds[kind]}, {"mention": most})
+    queries = random(40, 16, seed=4)
+    for limit in (1, 16, 130):
+        for query, hits in zip(queries, vectors.search("mention", queries, limit), strict=True):
+            assert hits.rows.tolist() == brute(kinds[kind], query, limit)
+            tied = {k: {float(s) for s in hits.scores[kind[hits.rows] == k]} for k in range(6)}
+            assert all(len(scores) <= 1 for scores in tied.values())
+
+
+def test_both_homes_answer_the_same(tmp_path: Path) -> None:
+    mention = random(9, 16)[np.random.default_rng(0).integers(0, 9, 400)]
+    image = random(400, 8)
+    image[1::2] = image[::2]
+    image[::5] = np.nan
+    stores = [EdgeStore.create(tmp_path / "edge", WIDTHS), ServerStore.create(":memory:", WIDTHS)]
+    queries = {"mention": random(50, 16, seed=5), "image": random(50, 8, seed=6)}
+    queries["image"][::4] = np.nan
+    without = [list(range(i, 400, 7)) for i in range(50)]
+    answers = []
+    for seed, store in enumerate(stores):
+        vectors = Vectors(store, {"mention": 100, "image": 2})
+        order = np.random.default_rng(seed).permutation(400)
+        vectors.add(order, {"mention": mention[order], "image": image[order]})
+        vectors.finish()
+        alone = [vectors.search(name, queries[name], 16, without) for name in queries]
+        answers.append([*alone, vectors.search_fused(queries, 16, without, {"image": 0.7})])
+        vectors.close()
+    for one, other in zip(*answers, strict=True):
+        assert [h.rows.tolist() for h in one] == [h.rows.tolist() for h in other]
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
+
+
+def test_without(home: Home) -> None:
+    bank = random(300, 16)
+    vectors = home({"mention": bank})
+    queries = random(3, 16, seed=1)
+    best = brute(bank, queries[0], 100)
+    everything = list(range(300))
+    hits = vectors.search("mention", queries, 5, [best, [], everything])
+    assert hits[0].rows.tolist() == brute(bank, queries[0], 5, set(best))
+    assert hits[1].rows.tolist() == brute(bank, queries[1], 5)
+    assert len(hits[2].rows) == len(hits[2].scores) == 0
+
+
+def test_without_by_the_graph(home: Home) -> None:
+    bank = random(300, 16)
+    vectors = home({"mention": bank}, exact_below=100)
+    best = brute(bank, bank[0], 50)
+    (hits,) = vectors.search("mention", bank[:1], 5, [best])
+    assert len(hits.rows) == 5
+    assert not {*hits.rows.tolist()} & {*best}
+
+
+def test_missing_queries_and_rows(home: Home) -> None:
+    bank = {name: random(5, width) for name, width in WIDTHS.items()}
+    bank["image"][2] = bank["image"][4] = bank["mention"][4] = np.nan
+    vectors = home(bank)
+    assert vectors.count() == 5
+    queries = {name: random(3, width, seed=1) for name, width in WIDTHS.items()}
+    queries["image"][1:] = queries["mention"][2] = np.nan
+    assert [len(h.rows) for h in vectors.search("image", queries["image"], 9)] == [3, 0, 0]
+    fused = vectors.search_fused(queries, 9)
+    assert sorted(fused[0].rows.tolist()) == [0, 1, 2, 3]
+    assert fused[1].rows.tolist() == brute(bank["mention"], queries["mention"][1], 9)
+    assert len(fused[2].rows) == 0
+
+
+def test_the_image_decides_inside_a_tie(home: Home) -> None:
+    """80 rows have the query's very mention; of them, the picture's neighbours must come first."""
+    mention, image = random(400, 16), random(400, 8)
+    mention[100:180] = mention[100]
+    vectors = home({"mention": mention, "image": image}, {"mention": 80})
+    (hits,) = vectors.search_fused({"mention": mention[100:101], "image": image[170:171]}, 5)
+    by_image = [row for row in brute(image, image[170], 400) if 100 <= row < 180]
+    assert hits.rows.tolist() == by_image[:5]
+    (alone,) = vectors.search_fused(
+        {"mention": mention[100:101], "image": image[170:171]}, 5, (), {"mention": 0}
+    )
+    assert alone.rows.tolist() == brute(image, image[170], 5)
+
+
+def test_engines_order_ties_arbitrarily(tmp_path: Path) -> None:
+    """Why ties are settled here, and why not by Fusion.Rrf: positions follow the insertion."""
+    import qdrant_edge as q
+
+    rankings = []
+    for seed in (1, 2):
+        order = np.random.default_rng(seed).permutation(40).tolist()
+        store = EdgeStore.create(tmp_path / str(seed), {"mention": 4})
+        Vectors(store).add(order, {"mention": np.ones((40, 4), np.float32)})
+        nearest = q.Prefetch(limit=40, query=q.Query.Nearest([1.0] * 4, using="mention"))
+        request = q.QueryRequest(limit=40, prefetches=[nearest], query=q.Fusion.Rrf(k=60))
+        points = store._shard.query(request)
+        assert points[0].score > 1.5 * points[-1].score  # 40 equal vectors: 1/60 to 1/99
+        rankings.append([point.id for point in points])
+        (hits,) = Vectors(store, {"mention": 40}).search("mention", np.ones((1, 4), np.float32), 9)
+        assert hits.rows.tolist() == list(range(9))
+        store.close()
+    assert rankings[0] != rankings[1]
+
+
+hit_lists = st.lists(
+    st.dictionaries(st.integers(0, 30), st.sampled_from([0.9, 0.5, 0.25, -0.1]), max_size=12), max_size=3
+)
+
+
+@settings(deadline=None)
+@given(hit_lists, st.integers(1, 40))
+def test_fuse_against_its_definition(lists: list[dict[int, float]], limit: int) -> None:
+    weights = [1.0, 0.5, 2.0]
+    given_hits, expected = [], {}
+    for scores, weight in zip(lists, weights, strict=False):
+        rows = sorted(scores, key=lambda row: (-scores[row], row))
+        values = np.array([scores[row] for row in rows], np.float32)
+        given_hits.append((Hits(np.array(rows, np.int64), values), weight))
+        levels = sorted(set(scores.values()), reverse=True)
+        for row, score in scores.items():
+            expected[row] = expected.get(row, 0.0) + weight / (61 + levels.index(score))
+    best = sorted(expected, key=lambda row: (-round(expected[row], 12), row))[:limit]
+    for order in (given_hits, given_hits[::-1]):
+        fused = fuse(order, limit)
+        assert fused.rows.tolist() == best
+        np.testing.assert_allclose(fused.scores, [expected[row] for row in best], rtol=1e-6)
+        assert fused.rows.dtype == np.int64
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_any_small_bank(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Few vectors over few directions: ties everywhere, any rows left out, any limit."""
+    directions = random(4, 6, seed=8)
+    which = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=25))
+    limit = data.draw(st.integers(0, 30))
+    without = data.draw(st.sets(st.integers(0, 30)))
+    bank, query = directions[which], random(1, 6, seed=data.draw(st.integers(0, 5)))
+    many = max(which.count(w) for w in which)
+    for store in (
+        EdgeStore.create(tmp_path_factory.mktemp("edge"), {"mention": 6}),
+        ServerStore.create(":memory:", {"mention": 6}),
+    ):
+        vectors = Vectors(store, {"mention": many})
+        vectors.add(range(len(bank)), {"mention": bank})
+        (hits,) = vectors.search("mention", query, limit, [sorted(without)])
+        assert hits.rows.tolist() == brute(bank, query[0], limit, without)
+        vectors.close()
+
+
+READER = """
+import sys
+from pathlib import Path
+import numpy as np
+from gemel_ray.knowledge.vectors import EdgeStore, Vectors
+vectors = Vectors(EdgeStore.open(Path(sys.argv[1])))
+print("open", flush=True)
+sys.stdin.readline()
+for _ in range(20):
+    hits = vectors.search("mention", np.load(sys.argv[2]), 5)
+print([h.rows.tolist() for h in hits], flush=True)
+sys.stdin.readline()
+vectors.close()
+"""
+
+
+@pytest.mark.parametrize("exact_below", [50_000, 100])
+def test_many_processes_search_one_folder(tmp_path: Path, exact_below: int) -> None:
+    bank, queries = random(500, 16), random(8, 16, seed=1)
+    np.save(tmp_path / "queries.npy", queries)
+    built = Vectors(EdgeStore.create(tmp_path / "edge", {"mention": 16}), {}, exact_below)
+    built.add(range(500), {"mention": bank})
+    built.finish()
+    built.close()
+    command = [sys.executable, "-c", READER, str(tmp_path / "edge"), str(tmp_path / "queries.npy")]
+    readers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    assert [r.stdout.readline() for r in readers] == ["open\n"] * 2  # both hold it ...
+    for reader in readers:
+        reader.stdin.write("\n")
+        reader.stdin.flush()
+    expected = [brute(bank, query, 5) for query in queries]
+    assert [json.loads(r.stdout.readline()) for r in readers] == [expected] * 2  # ... while both search
+    for reader in readers:
+        reader.communicate("\n")
+        assert reader.returncode == 0
+    again = Vectors(EdgeStore.open(tmp_path / "edge"))
+    assert again.count() == 500
+    again.close()
+
+
+def test_empty_store(home: Home) -> None:
+    vectors = home({name: np.empty((0, width), np.float32) for name, width in WIDTHS.items()})
+    queries = {name: random(2, width) for name, width in WIDTHS.items()}
+    assert vectors.count() == 0
+    assert [len(h.rows) for h in vectors.search("mention", queries["mention"], 5)] == [0, 0]
+    assert [len(h.rows) for h in vectors.search_fused(queries, 5)] == [0, 0]
+    assert vectors.search("mention", queries["mention"][:0], 5) == []
+    assert vectors.search_fused({}, 5) == []
+
+
+def test_wrong_input_is_named(home: Home) -> None:
+    vectors = home({name: random(4, width) for name, width in WIDTHS.items()})
+    bad = random(2, 16)
+    bad[0, 3] = np.nan
+    with pytest.raises(ValueError, match=r"mention vectors are 16 wide; these have the shape \(2, 8\)"):
+        vectors.search("mention", random(2, 8), 5)
+    with pytest.raises(ValueError, match="no vector is named 'sound'; there are: mention, image"):
+        vectors.search("sound", random(2, 8), 5)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        vectors.search("mention", bad, 5)
+    with pytest.raises(ValueError, match="2 queries, but 1 lists"):
+        vectors.search("mention", random(2, 16), 5, [[1]])
+    with pytest.raises(ValueError, match="under image, but 2 under another"):
+        vectors.search_fused({"mention": random(2, 16), "image": random(1, 8)}, 5)
+    with pytest.raises(ValueError, match="image vectors are 8 wide"):
+        vectors.add([9], {"image": random(1, 7)})
+    with pytest.raises(ValueError, match="2 mention vectors for 1 different rows"):
+        vectors.add([9, 9], {"mention": random(2, 16)})
+
+
+def test_opening_what_is_not_there_and_making_what_is(tmp_path: Path, server: tuple[str, Any]) -> None:
+    with pytest.raises(OSError, match="nothing-here"):
+        EdgeStore.open(tmp_path / "nothing-here")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError, match="no vectors at"):
+            ServerStore.open(f"{server[0]}/bank")
+    EdgeStore.create(tmp_path / "edge", WIDTHS).close()
+    with pytest.raises(OSError, match="already"):
+        EdgeStore.create(tmp_path / "edge", WIDTHS)
+    ServerStore.create(f"{server[0]}/bank", WIDTHS).close()
+    with pytest.raises(FileExistsError, match="already"):
+        ServerStore.create(f"{server[0]}/bank", WIDTHS)
+    with pytest.raises(ValueError, match="must end with a collection"):
+        ServerStore.open("http://127.0.0.1:6333")
+
+
+def test_busy_server_is_asked_again_and_key_is_sent(
+    server: tuple[str, type[FakeServer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QDRANT_API_KEY", "sesame")
+    address, handler = server
+    handler.failures = 2
+    with pytest.warns(UserWarning, match="insecure"):
+        vectors = Vectors(ServerStore.create(f"{address}/bank", WIDTHS))
+    handler.failures = 2
+    vectors.add(range(300), {"mention": random(300, 16)})
+    assert (vectors.count(), handler.keys) == (300, {"sesame"})
+    handler.local.delete_collection("bank")
+    with pytest.raises(RuntimeError, match="refuses"):
+        vectors.count()
+
+
+@pytest.mark.parametrize("make", [ServerStore.open, lambda at: ServerStore.create(at, WIDTHS)])
+def test_unreachable_server(make: Callable[[str], ServerStore]) -> None:
+    begun = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"no Qdrant server answers at http://127\.0\.0\.1:9/bank"):
+        make("http://127.0.0.1:9/bank")
+    assert time.monotonic() - begun < 8
