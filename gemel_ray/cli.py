@@ -10,9 +10,9 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from gemel_ray.config import Config
@@ -76,7 +76,9 @@ def _demo(verb: _Parser) -> None:
     Prints the first links, the accuracy with the right pictures and with shuffled ones, and the path of
     an HTML page with pictures, answers, candidates and demonstrations.
     """
-    verb.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything it makes (demo)")
+    verb.add_argument(
+        "--output", type=Path, default=Path("demo"), help="folder for everything it makes (demo)"
+    )
     verb.add_argument("--limit", type=int, help="documents to link, instead of the whole test set")
     verb.set_defaults(run=_run_demo)
 
@@ -104,9 +106,7 @@ def _build(verb: _Parser) -> None:
 def _run_build(options: argparse.Namespace) -> int:
     from gemel_ray.knowledge.build import build
 
-    made = build(
-        _config(options, {}), options.entities, options.demonstrations, options.output, lambda s: _say(s)
-    )
+    made = build(_config(options, {}), options.entities, options.demonstrations, options.output, _say)
     for reject in made.rejects[:10]:
         _say(f"left out: {reject}")
     if len(made.rejects) > 10:
@@ -137,7 +137,7 @@ def _run_link(options: argparse.Namespace) -> int:
     from gemel_ray.knowledge.workspace import Workspace, read_facts
     from gemel_ray.offline import link
     from gemel_ray.progress import Meter
-    from gemel_ray.records import count, files
+    from gemel_ray.readers import count, files
 
     config = _config(options, read_facts(options.workspace)["settings"])
     Workspace.open(options.workspace, config)  # refuses a mismatch before anything is started
@@ -146,7 +146,9 @@ def _run_link(options: argparse.Namespace) -> int:
         manifest = link(config, options.workspace, inputs, options.output, meter.add)
     statuses = manifest["statuses"]
     told = ", ".join(f"{n:,} {status}" for status, n in sorted(statuses.items()))
-    print(f"{manifest['documents']:,} documents, {manifest['rows']:,} rows: {told or 'nothing'}\n{options.output}")
+    print(
+        f"{manifest['documents']:,} documents, {manifest['rows']:,} rows: {told or 'nothing'}\n{options.output}"
+    )
     return 1 if options.strict and statuses.get("error") else 0
 
 
@@ -168,7 +170,7 @@ def _evaluate(verb: _Parser) -> None:
 
 def _run_evaluate(options: argparse.Namespace) -> int:
     from gemel_ray.evaluation import evaluate
-    from gemel_ray.records import files
+    from gemel_ray.readers import files
     from gemel_ray.report import write_report
 
     found = evaluate(options.links, files(options.gold))
@@ -187,7 +189,9 @@ def _train(verb: _Parser) -> None:
 
       gemel-ray train --train train.parquet --dev dev.parquet --workspace my-workspace
     """
-    verb.add_argument("--train", nargs="+", required=True, metavar="FILE", help="solved documents with pictures")
+    verb.add_argument(
+        "--train", nargs="+", required=True, metavar="FILE", help="solved documents with pictures"
+    )
     verb.add_argument("--dev", nargs="+", required=True, metavar="FILE", help="others, to choose by")
     verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
     verb.set_defaults(run=_run_train)
@@ -195,7 +199,7 @@ def _train(verb: _Parser) -> None:
 
 def _run_train(options: argparse.Namespace) -> int:
     from gemel_ray.knowledge.workspace import read_facts
-    from gemel_ray.records import files
+    from gemel_ray.readers import files
     from gemel_ray.training import train
 
     config = _config(options, read_facts(options.workspace)["settings"])
@@ -210,12 +214,12 @@ def _doctor(verb: _Parser) -> None:
 
 
 def _run_doctor(options: argparse.Namespace) -> int:
-    from gemel_ray.doctor import examine, print_findings
+    from gemel_ray.doctor import examine, exit_status, print_findings
 
     config = _config(options, {})
-    findings = examine(config.plain()["models"], options.workspace)
+    findings = examine(config.plain()["models"], options.workspace, config.vectors.address)
     print_findings(findings)
-    return 1 if any(f.ok is False for f in findings) else 0
+    return exit_status(findings)
 
 
 _VERBS: dict[str, Callable[[_Parser], None]] = {
@@ -228,7 +232,7 @@ _VERBS: dict[str, Callable[[_Parser], None]] = {
 }
 
 
-def _config(options: argparse.Namespace, carried: dict[str, object]) -> Config:
+def _config(options: argparse.Namespace, carried: Mapping[str, Any]) -> Config:
     from gemel_ray.config import load
 
     usual = Path("ray_config.yaml")

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from gemel_ray.graph import explode
-from gemel_ray.records import documents
+from gemel_ray.readers import documents
 
 Key = tuple[str, str]
 Row = dict[str, Any]
@@ -37,7 +37,7 @@ class Judged:
 
     @property
     def right(self) -> bool:
-        return bool(self.link) and self.link["entity"] == self.gold["target"]
+        return self.link is not None and self.link["entity"] == self.gold["target"]
 
     @property
     def among_candidates(self) -> bool:

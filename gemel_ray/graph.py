@@ -180,7 +180,9 @@ def _lengths(lists: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     return pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
 
 
-def _elements(lists: pa.ChunkedArray, parent: npt.NDArray[np.int64], position: npt.NDArray[np.int64]) -> pa.Array:
+def _elements(
+    lists: pa.ChunkedArray, parent: npt.NDArray[np.int64], position: npt.NDArray[np.int64]
+) -> pa.Array:
     """Element `position` of list `parent`; null where that list is null (its document failed) or short."""
     length = _lengths(lists)
     index = (np.cumsum(length) - length)[parent] + position

@@ -30,7 +30,7 @@ from gemel_ray.config import Config, SegmentOptions
 from gemel_ray.graph import Segment
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
-from gemel_ray.records import documents
+from gemel_ray.readers import documents
 
 Keys = npt.NDArray[np.uint64]
 _BLOCK_DOCUMENTS = 512
@@ -91,7 +91,10 @@ def _connect(config: Config) -> None:
 
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     address = config.offline.address
-    local: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, _cpus(config) + 1), "include_dashboard": False}
+    local: dict[str, Any] = {
+        "num_cpus": max(os.cpu_count() or 1, _cpus(config) + 1),
+        "include_dashboard": False,
+    }
     ray.init(
         address=None if address == "local" else address,
         log_to_driver=False,
@@ -235,7 +238,9 @@ def _manifest(
         "workspace": {"path": str(workspace), "version": facts["version"], "models": facts["models"]},
         "configuration": config.plain(),
         "segments": [asdict(s) for s in config.offline.segments],
-        "versions": {p: version(p) for p in ("ray", "torch", "transformers", "open_clip_torch", "qdrant-edge-py")},
+        "versions": {
+            p: version(p) for p in ("ray", "torch", "transformers", "open_clip_torch", "qdrant-edge-py")
+        },
     }
 
 

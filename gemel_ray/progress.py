@@ -54,7 +54,12 @@ class Meter:
 
     def _tell(self, line: str) -> None:
         self.told = time.monotonic()
-        print(f"\r\x1b[2K{line}" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r\x1b[2K{line}" if self.live else line,
+            end="" if self.live else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _span(seconds: float) -> str:

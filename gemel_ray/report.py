@@ -62,13 +62,15 @@ def write_report(
 
 def _card(judged: Judged, picture: Picture) -> str:
     gold, link = judged.gold, judged.link or {}
-    answer = link.get("entity") or {"nil": "NIL: none of them", "error": "error"}.get(judged.status, "missing")
+    answer = link.get("entity") or {"nil": "NIL: none of them", "error": "error"}.get(
+        judged.status, "missing"
+    )
     verdict = "right" if judged.right else "wrong"
     why = f'<p class="wrong small">{html.escape(link["error"])}</p>' if link.get("error") else ""
     return (
         f'<div class="card"><div>{_image(thumbnail(gold["image"], gold["image_address"]))}</div>'
         f'<div><p>{_marked(gold)}</p><p><b class="{verdict}">{html.escape(answer)}</b>'
-        f'{"" if judged.right else " &mdash; should be " + html.escape(gold["target"])}</p>{why}'
+        f"{'' if judged.right else ' &mdash; should be ' + html.escape(gold['target'])}</p>{why}"
         f'<p class="small">{html.escape(gold["document_id"])} {html.escape(gold["mention_id"])}</p></div>'
         f"<div>{_candidates(link)}{_demonstrations(link, picture)}</div></div>"
     )
@@ -98,7 +100,9 @@ def _demonstrations(link: dict[str, object], picture: Picture) -> str:
     ids: Sequence[str] = link.get("demonstrations") or []  # type: ignore[assignment]
     if not ids:
         return ""
-    shown = "".join(f"<figure>{_image(picture(i))}<figcaption>{html.escape(i)}</figcaption></figure>" for i in ids)
+    shown = "".join(
+        f"<figure>{_image(picture(i))}<figcaption>{html.escape(i)}</figcaption></figure>" for i in ids
+    )
     return f'<details><summary class="small">{len(ids)} demonstrations</summary><div class="shots">{shown}</div></details>'
 
 

@@ -27,7 +27,7 @@ from gemel_ray.knowledge.workspace import Workspace, end_token
 from gemel_ray.linking import linking_graph
 from gemel_ray.models.clip import torch_device
 from gemel_ray.models.mapper import FeatureMapper
-from gemel_ray.records import documents
+from gemel_ray.readers import documents
 
 Say = Callable[[str], None]
 
@@ -58,7 +58,7 @@ def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder
         raise ValueError("training needs documents with a picture and a target, both in --train and --dev")
     tokens = np.mean([len(e) for e in examples])
     say(f"{len(examples):,} training mentions of {tokens:.0f} tokens, {len(dev):,} dev mentions")
-    trainer = _Trainer(config, workspace.language_model, examples[0].features.shape[1])
+    trainer = _Trainer(config, workspace.language_model, np.concatenate([e.features for e in dev]))
     mapper_file = folder / "mapper.safetensors"
     return trainer.run(examples, dev, mapper_file, workspace.facts["revisions"], say)
 
@@ -80,8 +80,11 @@ def _examples(config: Config, workspace: Workspace, files: Sequence[str]) -> Ite
 
     for result in run_in_process(segment, batches()):
         rows = [
-            r for r in result.to_pylist()
-            if r["prompt"] and r["image_vector"] is not None and (r["document_id"], r["mention_id"]) in targets
+            r
+            for r in result.to_pylist()
+            if r["prompt"]
+            and r["image_vector"] is not None
+            and (r["document_id"], r["mention_id"]) in targets
         ]
         names = workspace.tokenize([targets[r["document_id"], r["mention_id"]] for r in rows])
         for row, name in zip(rows, names, strict=True):
@@ -101,7 +104,7 @@ def _features(row: dict[str, Any], bank: Bank) -> np.ndarray:
 
 
 class _Trainer:
-    def __init__(self, config: Config, language_model: str, feature: int) -> None:
+    def __init__(self, config: Config, language_model: str, seen: np.ndarray) -> None:
         from transformers import AutoModelForCausalLM
 
         self.options = config.train
@@ -111,11 +114,12 @@ class _Trainer:
         ).to(self.device)
         self.model.eval().requires_grad_(False)
         width = self.model.get_input_embeddings().weight.shape[1]
-        self.mapper = FeatureMapper(feature, config.train.prefix, width).to(self.device)
-        # A prefix as loud as a word's embedding: louder ones drown the prompt until training has
-        # quietened them.
+        self.mapper = FeatureMapper(seen.shape[1], config.train.prefix, width).to(self.device)
+        # Prefixes begin as loud as words' embeddings: louder ones drown the prompt until training has
+        # quietened them, softer ones are not heard.
         loudness = self.model.get_input_embeddings().weight.float().std().item()
-        torch.nn.init.normal_(self.mapper.linear.weight, std=loudness / feature**0.5)
+        spread = loudness / float(np.linalg.norm(seen, axis=1).mean())
+        torch.nn.init.normal_(self.mapper.linear.weight, std=spread)
         torch.nn.init.zeros_(self.mapper.linear.bias)
 
     def run(
@@ -148,7 +152,7 @@ class _Trainer:
                 pace = (time.monotonic() - began) / step
                 better = dev_loss < best
                 say(
-                    f"step {step}/{steps}  loss {loss.item():.3f}  dev {dev_loss:.3f}{' (best)' if better else ''}"
+                    f"step {step}/{steps}  loss {loss.item():.3f}  dev {dev_loss:.3f}{' *' if better else ''}"
                     f"  {pace:.2f} s a step, {pace * (steps - step) / 60:.1f} min left"
                 )
                 if better:
@@ -174,8 +178,8 @@ class _Trainer:
     def _dev_loss(self, dev: list[Example]) -> float:
         with torch.no_grad():
             size = self.options.batch
-            losses = [self._loss(dev[i : i + size]).item() * len(dev[i : i + size]) for i in range(0, len(dev), size)]
-        return sum(losses) / len(dev)
+            parts = [dev[i : i + size] for i in range(0, len(dev), size)]
+            return sum(self._loss(part).item() * len(part) for part in parts) / len(dev)
 
     def _loss(self, batch: list[Example]) -> torch.Tensor:
         """Mean over the batch's target tokens of minus log-probability."""
@@ -188,7 +192,10 @@ class _Trainer:
             parts = []
             done = 0
             for place in [i for i, t in enumerate(inputs) if t < 0]:
-                parts += [embed(torch.tensor(inputs[done:place], dtype=torch.long, device=self.device)), next(rows)]
+                parts += [
+                    embed(torch.tensor(inputs[done:place], dtype=torch.long, device=self.device)),
+                    next(rows),
+                ]
                 done = place + 1
             parts.append(embed(torch.tensor(inputs[done:], device=self.device)))
             embeddings.append(torch.cat([p.to(self.model.dtype) for p in parts]))

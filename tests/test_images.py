@@ -47,10 +47,7 @@ def png_that_declares(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(b"\0" * 100_000)
     return (
-        b"\x89PNG\r\n\x1a\n"
-        + png_chunk(b"IHDR", header)
-        + png_chunk(b"IDAT", data)
-        + png_chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
     )
 
 
@@ -194,7 +191,9 @@ def test_a_reduced_scale_never_falls_below_the_target() -> None:
 # What is refused
 
 
-@pytest.mark.parametrize("data", [b"not a picture", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\xff\xd8"])
+@pytest.mark.parametrize(
+    "data", [b"not a picture", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\xff\xd8"]
+)
 def test_what_is_no_image_is_refused_by_name(data: bytes) -> None:
     assert "cannot read the image a.jpg: it is no whole picture" in refusal(data, "a.jpg")
 
@@ -443,9 +442,7 @@ SAMPLES = [
     cut=st.floats(0, 1),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
 )
-def test_truncated_and_mutated_pictures(
-    sample: bytes, cut: float, changes: list[tuple[float, int]]
-) -> None:
+def test_truncated_and_mutated_pictures(sample: bytes, cut: float, changes: list[tuple[float, int]]) -> None:
     data = bytearray(sample[: round(cut * len(sample))] if cut < 0.9 else sample)
     for where, value in changes:
         if data:

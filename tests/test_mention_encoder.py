@@ -15,7 +15,7 @@ from gemel_ray.models.mention_encoder import TEXTS_AT_ONCE, MentionEncoder
 from gemel_ray.starter.models import mention_encoder
 
 TEXTS = ["Apple", "Stanford University", "the 44th president of the United States", "É", "", "Apple"]
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"a b c d e red green blue".split()]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "e", "red", "green", "blue"]
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,7 @@ def test_related_mentions_are_nearer_than_others(minilm: MentionEncoder) -> None
     texts=st.lists(st.lists(st.sampled_from(WORDS[4:]), max_size=15).map(" ".join), max_size=12),
     strange=st.text(max_size=20),
 )
-def test_a_text_does_not_depend_on_its_company(
-    tiny: MentionEncoder, texts: list[str], strange: str
-) -> None:
+def test_a_text_does_not_depend_on_its_company(tiny: MentionEncoder, texts: list[str], strange: str) -> None:
     together = tiny.encode([*texts, strange])
     assert together.shape == (len(texts) + 1, 16) and np.isfinite(together).all()
     for text, vector in zip([*texts, strange], together, strict=True):
@@ -135,7 +133,9 @@ def write_model(folder: Path, *, pooler: bool = True, roberta: bool = False) -> 
 def write_layers(folder: Path, *kinds: str, transformer: str = "", **pooling: object) -> None:
     """modules.json as sentence-transformers writes it."""
     paths = {"Transformer": transformer, "Pooling": "1_Pooling"}
-    modules = [{"path": paths.get(kind, ""), "type": f"sentence_transformers.models.{kind}"} for kind in kinds]
+    modules = [
+        {"path": paths.get(kind, ""), "type": f"sentence_transformers.models.{kind}"} for kind in kinds
+    ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))

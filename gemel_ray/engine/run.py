@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import queue
 import threading
 from collections.abc import Sequence
@@ -23,46 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from gemel_ray.engine.vllm_engine import EngineOptions, Step, embedding_table, sampling, start, steps_of
+
 if TYPE_CHECKING:
     from vllm import RequestOutput
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-# Each was measured to matter on a machine without a GPU (docs/performance.md): the engine in this
-# process starts in 12 s instead of 76 s, threads are left where they are, and returning log-probabilities
-# compiles no kernel for each new batch size.
-_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "TORCH_COMPILE_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-_EMBED_CHUNK = 8192
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """How vLLM is started. Sizes in tokens unless said."""
-
-    model: str
-    dtype: str = "bfloat16"
-    tensor_parallel: int = 1
-    cache_gib: float = 2.0  # for the CPU backend's key-value cache
-    gpu_memory: float = 0.9  # fraction of a GPU's memory, weights and cache together
-    block: int = 32  # prefix caching reuses whole blocks only: small blocks, few tokens computed twice
-    batch_tokens: int = 2048  # computed at most in one step
-    sequences: int = 64  # decoded at most in one step
-    length: int = 2048  # of a prompt and its name, at most
-    candidates: int = 16  # tokens reported a step, at least twice the beam width
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What the model gives at one node: the allowed tokens, best first, and their log-probabilities."""
-
-    tokens: tuple[int, ...]
-    log_probs: tuple[float, ...]
 
 
 @dataclass(slots=True)
@@ -93,12 +56,9 @@ class Engine:
     """A running vLLM engine under one prefix tree. Thread-safe; `close()` when done."""
 
     def __init__(self, options: EngineOptions, tree: Path, end_token: int) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(options.cache_gib))))
         self.options, self.end_token = options, end_token
-        self._engine = _start(options, tree)
-        self._embeddings = self._embedding_table()
+        self._engine = start(options, tree)
+        self._embeddings = embedding_table(self._engine)
         self._names = itertools.count()
         self._inbox: queue.SimpleQueue[_Rollout | str | None] = queue.SimpleQueue()
         self._running: dict[str, _Rollout] = {}
@@ -140,7 +100,8 @@ class Engine:
             )
         self._check_alive()
         loop = asyncio.get_running_loop()
-        work = _Rollout(prompt, self._params(node, limit, renormalise), loop, loop.create_future(), usage)
+        params = sampling(self.options, node, limit, renormalise, self.end_token)
+        work = _Rollout(prompt, params, loop, loop.create_future(), usage)
         work.request = str(next(self._names))
         self._inbox.put(work)
         if self._death is not None:  # died between the check and the put: nobody will read the inbox
@@ -159,32 +120,6 @@ class Engine:
     def _check_alive(self) -> None:
         if self._death is not None:
             raise EngineDied(f"the engine has stopped: {self._death!r}") from self._death
-
-    def _params(self, node: int, limit: int, renormalise: bool) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            temperature=0.0,
-            max_tokens=limit,
-            logprobs=self.options.candidates,
-            flat_logprobs=True,
-            detokenize=False,
-            ignore_eos=True,
-            stop_token_ids=[self.end_token],
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args={"tree_node": node, "tree_renormalise": renormalise},
-        )
-
-    def _embedding_table(self) -> torch.Tensor:
-        """The model's own input embeddings, [vocabulary, width], asked of the model itself: right for
-        every architecture, scaled embeddings and tensor parallelism included."""
-        vocabulary = self._engine.model_config.get_vocab_size()
-        parts = []
-        for start in range(0, vocabulary, _EMBED_CHUNK):
-            ids = range(start, min(start + _EMBED_CHUNK, vocabulary))
-            parts.append(self._engine.apply_model(_Embed(ids))[0])
-        return torch.cat(parts)
 
     def _run(self) -> None:
         try:
@@ -230,7 +165,7 @@ class Engine:
             work = self._running.pop(output.request_id, None)
             if work is None:
                 continue
-            steps = _steps(output)
+            steps = steps_of(output)
             work.usage.requests += 1
             work.usage.asked += len(work.prompt)
             work.usage.cached += output.num_cached_tokens or 0
@@ -247,19 +182,6 @@ class Engine:
             work.loop.call_soon_threadsafe(_settle, work.outcome, error)
 
 
-class _Embed:
-    """A question to the model in its worker process: picklable, unlike a lambda."""
-
-    def __init__(self, ids: range) -> None:
-        self.ids = ids
-
-    def __call__(self, model: Any) -> torch.Tensor:
-        device = next(model.parameters()).device
-        with torch.inference_mode():
-            table: torch.Tensor = model.embed_input_ids(torch.tensor(list(self.ids), device=device))
-        return table.cpu().clone()
-
-
 def _settle(future: asyncio.Future[list[Step]], outcome: list[Step] | Exception) -> None:
     if future.done():  # its caller was cancelled meanwhile
         return
@@ -267,49 +189,3 @@ def _settle(future: asyncio.Future[list[Step]], outcome: list[Step] | Exception)
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
-
-
-def _steps(output: RequestOutput) -> list[Step]:
-    """The finite log-probabilities of every generated position, best first."""
-    flat: Any = output.outputs[0].logprobs
-    steps = []
-    for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
-        best = {
-            token: score
-            for token, score in zip(flat.token_ids[start:end], flat.logprobs[start:end], strict=True)
-            if score > -1e30
-        }
-        ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
-        steps.append(Step(tuple(t for t, _ in ranked), tuple(s for _, s in ranked)))
-    return steps
-
-
-def _start(options: EngineOptions, tree: Path) -> LLMEngine:
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-    arguments = EngineArgs(
-        model=options.model,
-        dtype=options.dtype,  # type: ignore[arg-type]
-        enable_prompt_embeds=True,
-        enable_prefix_caching=True,
-        skip_tokenizer_init=True,
-        tensor_parallel_size=options.tensor_parallel,
-        distributed_executor_backend="uni" if options.tensor_parallel == 1 else None,
-        enforce_eager=not torch.cuda.is_available(),
-        block_size=options.block,  # type: ignore[arg-type]
-        max_num_batched_tokens=max(options.batch_tokens, options.sequences),
-        max_num_seqs=options.sequences,
-        max_model_len=options.length,
-        gpu_memory_utilization=options.gpu_memory,
-        max_logprobs=options.candidates,
-        logprobs_mode="processed_logits",
-        # The V1 constraint walks the tokens sampled so far: they must be there when it is called.
-        async_scheduling=False,
-        disable_log_stats=True,
-        additional_config={"prefix_tree": str(tree)},
-    )
-    config = arguments.create_engine_config()
-    runner = "V2" if config.use_v2_model_runner else "V1"
-    config.model_config.logits_processors = [f"gemel_ray.engine.constraint:TreeConstraint{runner}"]
-    return LLMEngine.from_vllm_config(config, disable_log_stats=True)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from gemel_ray.engine.run import Step
+from gemel_ray.engine.vllm_engine import Step
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 Path = tuple[int, ...]

@@ -27,11 +27,19 @@ from gemel_ray.graph import explode
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import prefix_tree
-from gemel_ray.knowledge.workspace import FORMAT, Workspace, end_token, load_tokenizer, resolved, revisions, tokenize
+from gemel_ray.knowledge.workspace import (
+    FORMAT,
+    Workspace,
+    end_token,
+    load_tokenizer,
+    resolved,
+    revisions,
+    tokenize,
+)
 from gemel_ray.linking import linking_graph
 from gemel_ray.models.clip import unit
 from gemel_ray.models.mapper import FeatureMapper
-from gemel_ray.records import documents
+from gemel_ray.readers import documents
 from gemel_ray.stages.assemble import demonstration_text
 
 Say = Callable[[str], None]
@@ -104,7 +112,9 @@ def _write_facts(folder: Path, config: Config, names: dict[str, str], made: Made
         "settings": {"models": {k: v for k, v in config.plain()["models"].items() if k != "mapper"}},
     }
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
-    for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix in (".npy", ".arrow", ".safetensors")):
+    for file in sorted(
+        f for f in folder.rglob("*") if f.is_file() and f.suffix in (".npy", ".arrow", ".safetensors")
+    ):
         digest.update(file.name.encode() + file.read_bytes())
     facts["version"] = digest.hexdigest()
     (folder / "workspace.json").write_text(json.dumps(facts, indent=2))
@@ -214,7 +224,9 @@ class _BankWriter:
             widths["image"] = features.shape[1]
             self.made.multiplicity["image"] = max(self.uses.values())
         store = self.workspace.new_vectors(widths)
-        padded = np.vstack([features, np.full((1, features.shape[1]), np.nan, np.float32)])  # [-1]: no picture
+        padded = np.vstack(
+            [features, np.full((1, features.shape[1]), np.nan, np.float32)]
+        )  # [-1]: no picture
         pictures = np.array(self.rows)
         for start in range(0, len(pictures), _POINTS):
             rows = np.arange(start, min(start + _POINTS, len(pictures)))

@@ -60,8 +60,9 @@ class Vectors:
     multiplicity  {name: largest number of rows with equal vectors}, 1 where not given, at most 1,000: so
                   many candidates more are asked for that a tie is seen whole. If it is too small, the
                   engine chooses inside the tie that the limit cuts.
-    exact_below   from so many points on a graph (HNSW) answers, and only approximately; at 100,000 x 384,
-                  an exact answer takes 5 ms on two cores
+    exact_below   from so many points on a graph (HNSW) answers: approximately, less well the more rows
+                  are equal, and not the same at both homes. An exact answer from 100,000 x 384 takes
+                  5 ms on two cores, so the number may well be larger.
     """
 
     store: VectorStore
@@ -75,7 +76,7 @@ class Vectors:
     def add(self, rows: npt.ArrayLike, vectors: Mapping[str, Matrix]) -> None:
         """Add points, batch by batch: `rows` int [n], under each name float32 [n, width].
 
-        A row that comes again is replaced. ValueError: unknown name, wrong width or length, not finite, rows twice.
+        A row that comes again is replaced. ValueError: unknown name, wrong shape, NaN, a row twice.
         """
         points: Points = {row: {} for row in np.asarray(rows).tolist()}
         for name, matrix in vectors.items():
@@ -145,7 +146,9 @@ class Vectors:
     def _there(self, name: str, matrix: Matrix) -> list[int]:
         """Numbers of the rows that are not none; ValueError for what no engine could make sense of."""
         if (width := self.store.widths.get(name)) is None:
-            raise ValueError(f"no vector is named {name!r}; there are: {', '.join(self.store.widths)}")
+            raise ValueError(
+                f"no vector is named {name!r}; there are: {', '.join(sorted(self.store.widths))}"
+            )
         if matrix.ndim != 2 or matrix.shape[1] != width:
             raise ValueError(f"{name} vectors are {width} wide; these have the shape {matrix.shape}")
         there: list[int] = np.flatnonzero(~np.isnan(matrix).all(axis=1)).tolist()
@@ -172,8 +175,8 @@ def fuse(lists: Sequence[tuple[Hits, float]], limit: int, k: int = 60) -> Hits:
 def _levelled(answer: Answer, limit: int) -> Hits:
     """The answer in order, the scores of a tie made equal, ending with the tie that holds place `limit`.
 
-    A gap ends a tie. Rounding would not do: one tie in a hundred lies across a rounding border, and there
-    the last bit of each score, which equal vectors need not share, would part it.
+    A gap ends a tie. Rounding would not do: now and then a tie lies across a rounding border, and there the
+    last bit of a score, which equal vectors need not share (numpy's do not), would part it.
     """
     rows = np.array([row for row, _ in answer], dtype=np.int64)
     scores = np.array([score for _, score in answer], dtype=np.float64)
@@ -205,7 +208,7 @@ class EdgeStore:
     the folder must be writable, and not be judged by its files' times.
     """
 
-    def __init__(self, shard: Any, widths: Mapping[str, int]) -> None:  # noqa: ANN401
+    def __init__(self, shard: Any, widths: Mapping[str, int]) -> None:
         import qdrant_edge
 
         self._edge, self._shard, self.widths = qdrant_edge, shard, dict(widths)
@@ -343,7 +346,7 @@ class ServerStore:
         answers = self._ask(self._client.query_batch_points, requests=requests)
         return [[(int(point.id), point.score) for point in answer.points] for answer in answers]
 
-    def _ask(self, call: Callable[..., Any], **arguments: Any) -> Any:  # noqa: ANN401
+    def _ask(self, call: Callable[..., Any], **arguments: Any) -> Any:
         """`call` on the collection, again after a pause while nobody answers or the server is busy."""
         from qdrant_client.common.client_exceptions import QdrantException
         from qdrant_client.http.exceptions import ApiException

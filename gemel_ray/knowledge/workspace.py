@@ -128,9 +128,7 @@ class Workspace:
     def clip(self, device: str, dtype: str) -> Clip:
         from gemel_ray.models.clip import Clip
 
-        return Clip(
-            self._models["clip"], feature=self.config.models.clip_feature, dtype=dtype, device=device
-        )
+        return Clip(self._models["clip"], feature=self.config.models.clip_feature, dtype=dtype, device=device)
 
     def mention_encoder(self, device: str, dtype: str) -> Callable[[list[str]], npt.NDArray[np.float32]]:
         """Unit vectors [n, width] of mention strings."""

@@ -42,9 +42,7 @@ class Clip:
     Raises ValueError if the name leads to no model, or the feature is not defined for it.
     """
 
-    def __init__(
-        self, name: str, *, feature: Feature, dtype: str = "float32", device: str = "auto"
-    ) -> None:
+    def __init__(self, name: str, *, feature: Feature, dtype: str = "float32", device: str = "auto") -> None:
         import open_clip
 
         if feature not in ("hidden", "projected"):

@@ -20,6 +20,7 @@ from gemel_ray.stage import Stage, Work, answer
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
+
 def query_text(text: str, mention: str) -> str:
     """What stands behind the visual prefix of the mention asked about."""
     return f"[Text]{text}\n[Question]What does {mention} mentioned in the text refer to?\n[Answer]"

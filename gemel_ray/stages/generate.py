@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from gemel_ray.engine.run import Engine, EngineOptions, Step, Usage
+from gemel_ray.engine.run import Engine, Usage
 from gemel_ray.engine.search import Candidate, Expansions, beam, greedy, probabilities
+from gemel_ray.engine.vllm_engine import EngineOptions, Step
 from gemel_ray.records import CANDIDATE
 from gemel_ray.stage import Stage, Work, answer
 
@@ -61,7 +62,9 @@ class Generate(Stage):
         if self.beams < 1:
             raise ValueError("generate.beams must be at least 1")
         if self.nil_threshold > 0 and self.beams == 1:
-            raise ValueError("generate.nil_threshold compares candidates: it needs generate.beams of 2 or more")
+            raise ValueError(
+                "generate.nil_threshold compares candidates: it needs generate.beams of 2 or more"
+            )
 
     def start(self, workspace: Workspace) -> Work:
         return _Generating(self, workspace)

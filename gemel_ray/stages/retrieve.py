@@ -62,7 +62,9 @@ class _Retrieving(Work):
         else:
             rows = [self._random(*key) for key in zip(texts, mentions, without, strict=True)]
         shots = [row[::-1] for row in rows]
-        return answer(self.stage.writes, {"shots": shots, "demonstrations": [self.bank.ids(s) for s in shots]})
+        return answer(
+            self.stage.writes, {"shots": shots, "demonstrations": [self.bank.ids(s) for s in shots]}
+        )
 
     def _similar(self, batch: pa.Table, without: list[list[int]]) -> list[Rows]:
         """Rows of the bank for each mention, most similar first."""

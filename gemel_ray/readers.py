@@ -1,0 +1,230 @@
+"""The only door in: files of documents to DOCUMENT tables.
+
+Whatever the source (JSON lines in the official GEMEL form or in ours, Parquet), a line that cannot be
+understood is a document with an `error`, so that nothing that came in is lost. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gemel_ray.records import DOCUMENT
+
+BATCH = 256
+READ = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".pq")
+Row = dict[str, Any]
+
+
+class BadRecord(ValueError):
+    """Why a row of the input is not a document."""
+
+
+def documents(address: str, *, fetch_official_images: bool = False, batch: int = BATCH) -> Iterator[pa.Table]:
+    """Documents of one file, `batch` rows at a time. Never raises for what the file holds: an
+    unreadable file is one document with an error, after the rows that could be read."""
+    rows: list[Row] = []
+    reader = _parquet if address.endswith((".parquet", ".pq")) else _json_lines
+    source = reader(address)
+    while True:
+        try:
+            number, raw = next(source)
+        except StopIteration:
+            break
+        except Exception as fault:  # a truncated or foreign file, a lost connection
+            rows.append(_row(PurePosixPath(address).name, error=f"cannot read {address}: {_plain(fault)}"))
+            break
+        rows.append(_document(raw, address, number, fetch_official_images))
+        if len(rows) == batch:
+            yield pa.Table.from_pylist(rows, DOCUMENT)
+            rows = []
+    if rows:
+        yield pa.Table.from_pylist(rows, DOCUMENT)
+
+
+def _json_lines(address: str) -> Iterator[tuple[int, Row | BadRecord]]:
+    with fsspec.open(address, "rb", compression="infer") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                raw = json.loads(line)
+            except (ValueError, RecursionError) as fault:
+                yield number, BadRecord(f"line {number} is not JSON: {_plain(fault)}")
+                continue
+            yield number, raw if isinstance(raw, dict) else BadRecord(f"line {number} is not a JSON object")
+
+
+def _parquet(address: str) -> Iterator[tuple[int, Row | BadRecord]]:
+    number = 0
+    with fsspec.open(address, "rb") as file:
+        for part in pq.ParquetFile(file).iter_batches(BATCH):
+            for raw in part.to_pylist():
+                number += 1
+                yield number, raw
+
+
+def _document(raw: Row | BadRecord, address: str, number: int, fetch: bool) -> Row:
+    name = f"{PurePosixPath(address).name}:{number}"
+    if isinstance(raw, BadRecord):
+        return _row(name, error=str(raw))
+    try:
+        identity = raw.get("id")
+        name = name if identity is None or not _unicode(str(identity)) else str(identity)
+        text = _typed(raw, "text", str)
+        if text is None or not text.strip():
+            raise BadRecord("the text is empty")
+        if not _unicode(text):
+            raise BadRecord("the text holds half a surrogate pair: it is not valid Unicode")
+        if "mention" in raw:
+            given: list[Row] | None = [_official_mention(raw, text)]
+            picture = _official_picture(raw, address, fetch)
+        else:
+            given, picture = _mentions(raw, text), _picture(raw, address)
+        return _row(name, text=text, given=given, **picture)
+    except BadRecord as bad:
+        return _row(name, error=str(bad))
+
+
+def _row(document_id: str, **values: Any) -> Row:
+    return {name: None for name in DOCUMENT.names} | {"document_id": document_id} | values
+
+
+def _typed(raw: Mapping[str, Any], field: str, kind: type | tuple[type, ...]) -> Any:
+    value = raw.get(field)
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise BadRecord(f"{field} cannot be {value!r:.60}")
+    return value
+
+
+def _official_mention(raw: Row, text: str) -> Row:
+    """The official form has one mention, as a string; `start` and `end` where somebody added them."""
+    mention = _typed(raw, "mention", str)
+    if not mention:
+        raise BadRecord("the mention is empty")
+    start = _typed(raw, "start", int)
+    if start is None:
+        start = text.find(mention)
+        start = text.lower().find(mention.lower()) if start < 0 else start
+        if start < 0:
+            raise BadRecord(f"the mention {mention!r:.60} is not in the text")
+    made = _mention({"start": start, "end": raw.get("end", start + len(mention))}, text)
+    nil = raw.get("golden") == "NIL"  # the entity is known not to be in the knowledge base
+    target = None if nil else _typed(raw, "target", str)
+    return made | {"target": target} | ({} if made["error"] else {"mention": mention})
+
+
+def _mentions(raw: Row, text: str) -> list[Row] | None:
+    mentions = _typed(raw, "mentions", list)
+    if mentions is None:
+        return None
+    made = [_mention(m, text) if isinstance(m, dict) else _bad_mention(f"{m!r:.60}") for m in mentions]
+    seen: set[str] = set()
+    for mention in made:
+        if mention["mention_id"] in seen and not mention["error"]:
+            mention["error"] = "the same span is given twice"
+        seen.add(mention["mention_id"])
+    return made
+
+
+def _bad_mention(shown: str) -> Row:
+    reason = f"a mention is an object with start and end, not {shown}"
+    return {"mention_id": shown, "mention": None, "start": None, "end": None, "target": None, "error": reason}
+
+
+def _mention(raw: Row, text: str) -> Row:
+    start, end, target = _position(raw.get("start")), _position(raw.get("end")), raw.get("target")
+    if start is None or end is None:
+        return _bad_mention(f"{raw!r:.60}")
+    mention = {"mention_id": f"{start}-{end}", "mention": None, "start": start, "end": end}
+    mention |= {"target": target if isinstance(target, str) else None, "error": None}
+    if not 0 <= start < end <= len(text):
+        mention["error"] = f"the mention {start}-{end} is outside its text of {len(text)} characters"
+    else:
+        mention["mention"] = text[start:end]
+    return mention
+
+
+def _position(value: object) -> int | None:
+    small = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
+    return value if small else None  # type: ignore[return-value]
+
+
+def _picture(raw: Row, address: str) -> Row:
+    image = raw.get("image")
+    if isinstance(image, dict):  # Hugging Face and img2dataset write {bytes, path}
+        image = image.get("bytes") or image.get("path")
+    if image is None:
+        return {}
+    if isinstance(image, bytes):
+        return {"image": image}
+    if isinstance(image, str) and image:
+        return {"image_address": image if _absolute(image) else _beside(address, image)}
+    raise BadRecord(f"image cannot be {image!r:.60}: it is bytes, a path or a URL")
+
+
+def _official_picture(raw: Row, address: str, fetch: bool) -> Row:
+    """In the official form the picture is a key into a feature file. It is taken as a picture when a
+    file of that name lies beside the input, or, if so configured, fetched when it is a URL."""
+    key = raw.get("img_url") or raw.get("img_name")
+    if not isinstance(key, str):
+        return {}
+    if "://" in key:
+        return {"image_address": key} if fetch else {}
+    path = _beside(address, key)
+    filesystem, _, (found,) = fsspec.get_fs_token_paths(path)
+    return {"image_address": path} if filesystem.isfile(found) else {}
+
+
+def _unicode(text: str) -> bool:
+    """JSON can spell what UTF-8, and so Arrow, cannot hold."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _absolute(address: str) -> bool:
+    return "://" in address or address.startswith("/")
+
+
+def _beside(address: str, name: str) -> str:
+    return f"{address.rpartition('/')[0] or '.'}/{name}"
+
+
+def _plain(fault: BaseException) -> str:
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+
+
+def files(inputs: Sequence[str]) -> list[str]:
+    """The input's files: folders are searched for those a reader knows. Raises ValueError for what is not
+    there or not readable by any reader."""
+    found: list[str] = []
+    for address in inputs:
+        filesystem, _, (path,) = fsspec.get_fs_token_paths(address)
+        if filesystem.isdir(path):
+            inside = sorted(p for p in filesystem.find(path) if p.endswith(READ))
+            if not inside:
+                raise ValueError(f"{address} holds no file that ends in {', '.join(READ)}")
+            found += [filesystem.unstrip_protocol(p) if "://" in address else p for p in inside]
+        elif not filesystem.exists(path):
+            raise ValueError(f"there is no {address}")
+        elif not address.endswith(READ):
+            raise ValueError(f"{address}: a document file ends in {', '.join(READ)}")
+        else:
+            found.append(address)
+    return found
+
+
+def count(address: str) -> int | None:
+    """Documents of a file, as far as can be told cheaply; None where it cannot be read."""
+    try:
+        with fsspec.open(address, "rb", compression="infer") as file:
+            if address.endswith((".parquet", ".pq")):
+                return int(pq.ParquetFile(file).metadata.num_rows)
+            return sum(bool(line.strip()) for line in file)
+    except Exception:  # the reader will say why, as a row
+        return None

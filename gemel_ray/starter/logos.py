@@ -1,0 +1,167 @@
+"""The logo set: captions with a picture whose mention only the picture resolves.
+
+`python -m gemel_ray.starter.logos [--output FOLDER] [--seed N]` writes
+entities.jsonl (the knowledge base) and train, dev and test.parquet (documents
+`id, text, image, mentions`). Test documents are called test-seen-... or, where
+no picture of their entity is in train or dev, test-unseen-...
+Equal seeds give equal data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.random import Generator
+
+from gemel_ray.starter.brands import Brand, brands
+from gemel_ray.starter.captions import GENERIC, caption
+from gemel_ray.starter.rendering import jpeg, render
+
+DATA = Path(__file__).parent / "data"
+SEED = 7
+
+T = TypeVar("T")
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("image", pa.binary()),
+        (
+            "mentions",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("start", pa.int32()),
+                        ("end", pa.int32()),
+                        ("target", pa.string()),
+                    ]
+                )
+            ),
+        ),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the set: how many documents an entity gets, and how mentions are worded."""
+
+    name: str
+    number: int  # tells the parts' random states apart
+    per_member: float  # documents for an entity of a family; a fraction is drawn by lot
+    per_single: float
+    family_word: float = 0.6  # share of family documents that say "Google", not "the company"
+    full_name: float = 0.15  # share of single-brand documents that give the name itself
+
+
+SEEN_PARTS = (
+    Part("train", 1, per_member=10, per_single=5),
+    Part("dev", 2, per_member=1, per_single=0.3),
+    Part("test-seen", 3, per_member=3.4, per_single=0.45, family_word=0.85),
+)
+UNSEEN_PART = Part("test-unseen", 4, per_member=3, per_single=3)
+
+
+def main() -> None:
+    """Write the whole set into a folder."""
+    parser = argparse.ArgumentParser(description="Make the logo set.")
+    parser.add_argument("--output", type=Path, default=DATA, help="folder to write into")
+    parser.add_argument("--seed", type=int, default=SEED)
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name, rows in make(options.seed).items():
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        path = options.output / f"{name}.parquet"
+        pq.write_table(table, path, compression="zstd", compression_level=19)
+        print(f"{path.name}: {len(rows)} documents, {path.stat().st_size / 1e6:.2f} MB")
+    write_entities(options.output / "entities.jsonl")
+
+
+def make(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
+    """The documents of train, dev and test."""
+    unseen = held_out(seed)
+    seen = [brand for brand in brands() if brand not in unseen]
+    train, dev, test_seen = (documents(part, seen, seed) for part in SEEN_PARTS)
+    return {
+        "train": train,
+        "dev": dev,
+        "test": test_seen + documents(UNSEEN_PART, unseen, seed),
+    }
+
+
+def write_entities(path: Path) -> None:
+    """The knowledge base: every entity of the set, seen in training or not."""
+    with path.open("w", encoding="utf-8") as file:
+        for brand in brands():
+            entity = {"id": brand.id, "name": brand.name}
+            file.write(json.dumps(entity, ensure_ascii=False) + "\n")
+    print(f"{path.name}: {len(brands())} entities")
+
+
+def held_out(seed: int = SEED, members: int = 14, singles: int = 10) -> list[Brand]:
+    """The brands without any picture in train or dev.
+
+    At most a third of a family, none from small families, and never the brand
+    that bears the family's bare name: its mention would be its name.
+    """
+    rng = np.random.default_rng([seed, 0])
+    families: dict[str, list[Brand]] = {}
+    for brand in brands():
+        if brand.family:
+            families.setdefault(brand.family, []).append(brand)
+    eligible = [
+        brand
+        for family in families.values()
+        if len(family) >= 4
+        for brand in shuffled((one for one in family if one.name != one.family), rng)[: len(family) // 3]
+    ]
+    alone = [brand for brand in brands() if not brand.family]
+    return shuffled(eligible, rng)[:members] + shuffled(alone, rng)[:singles]
+
+
+def documents(part: Part, chosen: list[Brand], seed: int) -> list[dict[str, Any]]:
+    """A part's documents in random order, numbered."""
+    rng = np.random.default_rng([seed, part.number])
+    rows = shuffled(worded(part, chosen, rng), rng)
+    return [{"id": f"{part.name}-{i:04d}"} | row for i, row in enumerate(rows, 1)]
+
+
+def worded(part: Part, chosen: list[Brand], rng: Generator) -> Iterator[dict[str, Any]]:
+    """Each brand's documents in turn, yet without ids."""
+    for brand in chosen:
+        expected = part.per_member if brand.family else part.per_single
+        for _ in range(int(expected + rng.random())):
+            text, start, end = caption(mention(part, brand, rng), rng)
+            yield {
+                "text": text,
+                "image": jpeg(render(brand, rng), rng),
+                "mentions": [{"start": start, "end": end, "target": brand.name}],
+            }
+
+
+def mention(part: Part, brand: Brand, rng: Generator) -> str:
+    """What the caption calls the brand."""
+    if brand.family and rng.random() < part.family_word:
+        return brand.family
+    if not brand.family and rng.random() < part.full_name:
+        return brand.name
+    return GENERIC[int(rng.integers(len(GENERIC)))]
+
+
+def shuffled(things: Iterable[T], rng: Generator) -> list[T]:
+    """The things in random order."""
+    ordered = list(things)
+    return [ordered[i] for i in rng.permutation(len(ordered))]
+
+
+if __name__ == "__main__":
+    main()
