@@ -6,13 +6,14 @@ Exit status: 0 done, 1 finished with error rows under --strict, 2 wrong usage or
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
-import re
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from gemel_ray.arguments import Parser, parser
 
 if TYPE_CHECKING:
     from gemel_ray.config import Config
@@ -20,57 +21,7 @@ if TYPE_CHECKING:
 Verb = Callable[[argparse.Namespace], int]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Names the nearest right option or verb beside a wrong one."""
-
-    def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"unrecognized arguments: (\S+)|invalid choice: '([^']+)'", message)
-        known = [o for a in self._actions for o in (*a.option_strings, *(a.choices or ()))]
-        close = difflib.get_close_matches((wrong[1] or wrong[2]).split("=")[0], known, n=1) if wrong else []
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        self.exit(2, f"{self.prog}: {message}{hint}\n  {self.prog} --help tells what there is\n")
-
-
-def parser() -> argparse.ArgumentParser:
-    """All verbs with their options."""
-    root = _Parser(
-        prog="gemel-ray",
-        description="Names the people, places and things in image-caption pairs: a language model writes the name.",
-        epilog="First run: gemel-ray demo. Own data: gemel-ray build, then gemel-ray link.",
-        allow_abbrev=False,
-    )
-    verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
-    for name, add in _VERBS.items():
-        add(_verb(verbs, name, add))
-    return root
-
-
-def _verb(verbs: argparse._SubParsersAction[_Parser], name: str, add: Callable[..., None]) -> _Parser:
-    about = (add.__doc__ or "").strip()
-    made = verbs.add_parser(
-        name,
-        help=about.splitlines()[0],
-        description=about,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    made.add_argument(
-        "--config",
-        metavar="FILE",
-        type=Path,
-        help="the configuration (default: ray_config.yaml in this folder, if there is one)",
-    )
-    made.add_argument(
-        "--set",
-        metavar="A.B=VALUE",
-        action="append",
-        default=[],
-        help="one setting over the configuration's, as generate.beams=1; may be given often",
-    )
-    return made
-
-
-def _demo(verb: _Parser) -> None:
+def _demo(verb: Parser) -> None:
     """Link the starter's pictures with the starter's models: the whole graph in minutes, on any machine.
 
     Prints the first links, the accuracy with the right pictures and with shuffled ones, and the path of
@@ -89,7 +40,7 @@ def _run_demo(options: argparse.Namespace) -> int:
     return demo(lambda carried: _config(options, carried), options.output, options.limit)
 
 
-def _build(verb: _Parser) -> None:
+def _build(verb: Parser) -> None:
     """Make a WORKSPACE: prefix tree, demonstration bank and vectors from your entities and solved examples.
 
     ENTITIES: JSON lines with id and name, and, where known, description, aliases, popularity, image.
@@ -117,7 +68,7 @@ def _run_build(options: argparse.Namespace) -> int:
     return 0
 
 
-def _link(verb: _Parser) -> None:
+def _link(verb: Parser) -> None:
     """Link documents: the offline job on Ray Data. Run again, it does what is missing.
 
     INPUT: JSON lines or Parquet files (or folders of them) with id, text, image (path, URL or bytes) and
@@ -145,19 +96,17 @@ def _run_link(options: argparse.Namespace) -> int:
     with Meter("documents", sum(count(f) or 0 for f in inputs)) as meter:
         manifest = link(config, options.workspace, inputs, options.output, meter.add)
     statuses = manifest["statuses"]
-    told = ", ".join(f"{n:,} {status}" for status, n in sorted(statuses.items()))
-    print(
-        f"{manifest['documents']:,} documents, {manifest['rows']:,} rows: {told or 'nothing'}\n{options.output}"
-    )
+    told = ", ".join(f"{n:,} {status}" for status, n in sorted(statuses.items())) or "nothing"
+    print(f"{manifest['documents']:,} documents, {manifest['rows']:,} rows: {told}\n{options.output}")
     return 1 if options.strict and statuses.get("error") else 0
 
 
-def _evaluate(verb: _Parser) -> None:
+def _evaluate(verb: Parser) -> None:
     """Compare links with the right answers.
 
     GOLD: the documents with their mentions' targets, in any form that link reads. A mention counts as right
-    when the entity's name is the target's, letter for letter; one that is missing or an error counts as wrong;
-    mentions without a target are left out.
+    when the entity's name is the target's, letter for letter; one that is missing or an error counts as
+    wrong; mentions without a target are left out.
 
       gemel-ray evaluate linked --gold dev.json
     """
@@ -181,7 +130,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train(verb: _Parser) -> None:
+def _train(verb: Parser) -> None:
     """Train the feature mapper, the one trained part: image features to visual prefixes.
 
     Prompts are made as link makes them, an example never demonstrating itself. The mapper with the lowest
@@ -207,7 +156,7 @@ def _run_train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _doctor(verb: _Parser) -> None:
+def _doctor(verb: Parser) -> None:
     """Tell in plain words what fits on this machine and what does not."""
     verb.add_argument("--workspace", type=Path, help="look at this workspace, too")
     verb.set_defaults(run=_run_doctor)
@@ -222,7 +171,7 @@ def _run_doctor(options: argparse.Namespace) -> int:
     return exit_status(findings)
 
 
-_VERBS: dict[str, Callable[[_Parser], None]] = {
+_VERBS: dict[str, Callable[[Parser], None]] = {
     "demo": _demo,
     "build": _build,
     "link": _link,
@@ -244,9 +193,20 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _quiet() -> None:
+    """Libraries' own bars and notices: what matters we say ourselves. Set what you want to see."""
+    for name, value in {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. What the user can mend is one plain line; a fault of ours keeps its traceback."""
-    options = parser().parse_args(arguments)
+    options = parser(_VERBS).parse_args(arguments)
+    _quiet()
     try:
         status: int = options.run(options)
     except (ValueError, FileNotFoundError, PermissionError) as reason:

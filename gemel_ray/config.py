@@ -55,7 +55,7 @@ class Vectors:
     """Where the demonstrations' vectors are searched."""
 
     address: str = ""  # http://host:6333/collection of a Qdrant server; empty: the engine in this process
-    exact_below: int = 50_000  # points; more are searched by HNSW
+    exact_below: int = 200_000  # points; more are searched by HNSW
 
 
 @dataclass(frozen=True, kw_only=True)

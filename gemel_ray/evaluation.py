@@ -14,8 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from gemel_ray import results
 from gemel_ray.graph import explode
 from gemel_ray.readers import documents
 
@@ -80,8 +79,9 @@ class Evaluation:
         found = self.figures()
         low, high = found["interval_95"]
         rows = ", ".join(f"{n:,} {status}" for status, n in sorted(found["statuses"].items()))
+        left_out = f"{found['without_target']:,} without target left out"
         return (
-            f"mentions             {found['mentions']:,}  ({rows}; {found['without_target']:,} without target left out)\n"
+            f"mentions             {found['mentions']:,}  ({rows}; {left_out})\n"
             f"accuracy             {found['accuracy']:.1%}  (95% interval {low:.1%} to {high:.1%})\n"
             f"target in candidates {found['among_candidates']:.1%}"
         )
@@ -99,12 +99,9 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 def evaluate(output: Path, gold: Iterable[str]) -> Evaluation:
     """Judge the links in `output` (what `gemel-ray link` wrote). Raises ValueError when there are none."""
-    if not (output / "links").is_dir():
-        raise ValueError(f"{output} holds no links: gemel-ray link writes them to DIR/links")
     links: dict[Key, Row] = {}
-    for file in sorted((output / "links").glob("*.parquet")):
-        for row in pq.read_table(file).to_pylist():
-            links[row["document_id"], row["mention_id"]] = row
+    for table in results.tables(output):
+        links |= {(row["document_id"], row["mention_id"]): row for row in table.to_pylist()}
     judged, without = [], 0
     for row in gold_mentions(gold):
         if row["target"] is None:

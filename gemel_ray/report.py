@@ -25,7 +25,8 @@ table.figures td, table.figures th { padding: .3rem 1rem .3rem 0; text-align: le
 .card img { width: 96px; height: 96px; object-fit: contain; border-radius: 6px; background: #8881; }
 .right { color: var(--right); } .wrong { color: var(--wrong); } .small { font-size: 13px; opacity: .8; }
 mark { background: #ffd33d66; color: inherit; padding: 0 .15em; border-radius: 3px; }
-.bar { display: grid; grid-template-columns: 12rem 1fr 4rem; gap: .5rem; align-items: center; font-size: 13px; }
+.bar { display: grid; grid-template-columns: 12rem 1fr 4rem; gap: .5rem; align-items: center;
+  font-size: 13px; }
 .bar i { display: block; height: .6rem; background: #0969da; border-radius: 3px; min-width: 1px; }
 .shots { display: flex; flex-wrap: wrap; gap: .4rem; margin-top: .4rem; }
 .shots figure { margin: 0; width: 52px; font-size: 10px; overflow: hidden; }
@@ -55,7 +56,8 @@ def write_report(
     path.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-        f'<h1>{html.escape(title)}</h1><table class="figures">{table}</table><p class="small">{note}</p>{cards}</html>',
+        f'<h1>{html.escape(title)}</h1><table class="figures">{table}</table><p class="small">{note}</p>'
+        f"{cards}</html>",
         encoding="utf-8",
     )
 
@@ -103,7 +105,8 @@ def _demonstrations(link: dict[str, object], picture: Picture) -> str:
     shown = "".join(
         f"<figure>{_image(picture(i))}<figcaption>{html.escape(i)}</figcaption></figure>" for i in ids
     )
-    return f'<details><summary class="small">{len(ids)} demonstrations</summary><div class="shots">{shown}</div></details>'
+    summary = f'<summary class="small">{len(ids)} demonstrations</summary>'
+    return f'<details>{summary}<div class="shots">{shown}</div></details>'
 
 
 def _image(address: str | None) -> str:

@@ -24,8 +24,8 @@ APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  #
 
 ONLY_IN = {
     "vllm": ["gemel_ray/engine/*"],
-    "qdrant_client": ["gemel_ray/knowledge/vectors.py"],
-    "qdrant_edge": ["gemel_ray/knowledge/vectors.py"],
+    "qdrant_client": ["gemel_ray/knowledge/qdrant.py"],
+    "qdrant_edge": ["gemel_ray/knowledge/qdrant.py"],
     "open_clip": ["gemel_ray/models/clip.py", "gemel_ray/starter/train_clip.py"],
     "ray": ["gemel_ray/offline.py", "gemel_ray/online.py", "gemel_ray/training.py", "cluster/*"],
 }

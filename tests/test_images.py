@@ -119,9 +119,10 @@ def test_jpeg_from_a_phone_held_upright_stands_upright() -> None:
     assert read.getpixel((16, 8))[2] > 200 and read.getpixel((16, 56))[1] > 200
 
 
-def test_damaged_exif_does_not_refuse_the_picture() -> None:
-    data = encoded(picture(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff nonsense")
-    assert read_image(data, None).size == (40, 30)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0XX nonsense", b"Exif\0\0MM\0*", b"Exif\0\0MM\0*\xff\xff\xff\xff"])
+def test_damaged_exif_does_not_refuse_the_picture(kind: str, exif: bytes) -> None:
+    assert read_image(encoded(picture(), kind, exif=exif), None).size == (40, 30)
 
 
 def transparent(mode: str) -> Image.Image:
@@ -241,20 +242,19 @@ def test_nothing_at_all_is_refused() -> None:
     assert "neither bytes nor an address" in refusal(None, "")
 
 
-@pytest.mark.filterwarnings("always")
-def test_pillow_warns_nobody(recwarn: pytest.WarningsRecorder) -> None:
-    # Two pictures at which Pillow does warn, as the first half shows.
+def test_pillow_warns_nobody() -> None:
     bomb = png_that_declares(10_000, 10_000)
     exif = encoded(picture(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12")
-    Image.open(io.BytesIO(bomb))
-    Image.open(io.BytesIO(exif)).getexif()
-    assert len(recwarn) == 2
-    recwarn.clear()
-    refusal(bomb)
-    read_image(exif, None)
-    assert len(recwarn) == 0
-    warnings.warn("others are still heard", stacklevel=1)
-    assert len(recwarn) == 1
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        Image.open(io.BytesIO(bomb))
+        Image.open(io.BytesIO(exif)).getexif()
+        assert len(heard) == 2, "Pillow alone warns of both"
+        refusal(bomb)
+        read_image(exif, None)
+        assert len(heard) == 2
+        warnings.warn("others are still heard", stacklevel=1)
+        assert len(heard) == 3
 
 
 def test_many_threads_leave_the_warning_filters_as_they_were() -> None:
@@ -304,9 +304,10 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     assert refusal(None, str(tmp_path / "pipe.png")).endswith("it is not a file")
 
 
-@pytest.mark.parametrize("address", ["nosuchscheme://a/b.png", "simplecache::http://localhost/a.png"])
-def test_unknown_and_chained_schemes_are_refused(address: str) -> None:
-    assert address in refusal(None, address)
+def test_unknown_and_chained_schemes_are_refused() -> None:
+    assert "nosuchscheme" in refusal(None, "nosuchscheme://a/b.png").partition(": ")[2]
+    # Chains would go round the limits of read_http, or unpack an archive.
+    assert "chained" in refusal(None, "simplecache::http://127.0.0.1/a.png")
 
 
 def test_too_many_bytes_are_not_read_to_their_end(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemel_ray.knowledge.vectors import EdgeStore, Hits, Matrix, ServerStore, Vectors, fuse
+from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
+from gemel_ray.knowledge.vectors import Hits, Matrix, Vectors, fuse
 
 WIDTHS = {"mention": 16, "image": 8}
 HOMES = ["edge", "imitation", "http"]
@@ -314,7 +315,8 @@ READER = """
 import sys
 from pathlib import Path
 import numpy as np
-from gemel_ray.knowledge.vectors import EdgeStore, Vectors
+from gemel_ray.knowledge.qdrant import EdgeStore
+from gemel_ray.knowledge.vectors import Vectors
 vectors = Vectors(EdgeStore.open(Path(sys.argv[1])))
 print("open", flush=True)
 sys.stdin.readline()

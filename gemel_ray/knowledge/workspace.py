@@ -81,9 +81,10 @@ class Workspace:
         now, made = revisions(workspace._models), workspace.facts["revisions"]
         for name, why in _REBUILD.items():
             if now[name] != made[name]:
+                then, asked = workspace.facts["models"][name], getattr(config.models, name)
                 raise WorkspaceError(
-                    f"{folder} was built with models.{name} = {workspace.facts['models'][name]} "
-                    f"({made[name]}), but the configuration has {getattr(config.models, name)} ({now[name]}): "
+                    f"{folder} was built with models.{name} = {then} ({made[name]}), "
+                    f"but the configuration has {asked} ({now[name]}): "
                     f"{why}. Build the workspace again (gemel-ray build), or set models.{name} back."
                 )
         return workspace
@@ -143,7 +144,8 @@ class Workspace:
 
     def vectors(self) -> Vectors:
         """The demonstrations' vectors, opened to be read."""
-        from gemel_ray.knowledge.vectors import EdgeStore, ServerStore, Vectors
+        from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
+        from gemel_ray.knowledge.vectors import Vectors
 
         options = self.config.vectors
         at = options.address
@@ -152,7 +154,8 @@ class Workspace:
 
     def new_vectors(self, widths: dict[str, int]) -> Vectors:
         """An empty store for the demonstrations' vectors, to be filled by a build."""
-        from gemel_ray.knowledge.vectors import EdgeStore, ServerStore, Vectors
+        from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
+        from gemel_ray.knowledge.vectors import Vectors
 
         at = self.config.vectors.address
         store = ServerStore.create(at, widths) if at else EdgeStore.create(self.folder / "vectors", widths)

@@ -112,7 +112,8 @@ def _print_rows(found: Evaluation) -> None:
         row = j.link or {}
         others = ", ".join(c["entity"] for c in (row.get("candidates") or [])[1:4])
         print(
-            f"{j.gold['document_id']:<16} {j.gold['mention'][:14]:<14} {(row.get('entity') or j.status)[:24]:<24} "
+            f"{j.gold['document_id']:<16} {j.gold['mention'][:14]:<14} "
+            f"{(row.get('entity') or j.status)[:24]:<24} "
             f"{row.get('probability') or 0:5.2f}  {j.gold['target'][:24]:<24} {others[:60]}"
         )
 

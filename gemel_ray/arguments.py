@@ -1,0 +1,68 @@
+"""How the command line is spelled: verbs, the options all of them share, and hints at wrong ones."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Names the nearest right option or verb beside a wrong one."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"unrecognized arguments: (\S+)|invalid choice: '([^']+)'", message)
+        known = [word for p in (self, *_inner(self)) for a in p._actions for word in a.option_strings]
+        known += [name for a in self._actions for name in a.choices or ()]
+        close = difflib.get_close_matches((wrong[1] or wrong[2]).split("=")[0], known, n=1) if wrong else []
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        self.exit(2, f"{self.prog}: {message}{hint}\n  {self.prog} --help tells what there is\n")
+
+
+def _inner(outer: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The verbs' parsers: what the verb did not understand is told by the root."""
+    places = [a for a in outer._actions if isinstance(a, argparse._SubParsersAction)]
+    return [verb for place in places for verb in place.choices.values()]
+
+
+def parser(verbs: Mapping[str, Callable[[Parser], None]]) -> Parser:
+    """All `verbs`, each by the function that adds its own options and explains it in its docstring."""
+    root = Parser(
+        prog="gemel-ray",
+        description="Names the people, places and things in image-caption pairs: "
+        "a language model writes the name.",
+        epilog="First run: gemel-ray demo. Own data: gemel-ray build, then gemel-ray link.",
+        allow_abbrev=False,
+    )
+    places = root.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+    for name, add in verbs.items():
+        add(_verb(places, name, add))
+    return root
+
+
+def _verb(verbs: argparse._SubParsersAction[Parser], name: str, add: Callable[..., None]) -> Parser:
+    about = (add.__doc__ or "").strip()
+    made = verbs.add_parser(
+        name,
+        help=about.splitlines()[0],
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="the configuration (default: ray_config.yaml in this folder, if there is one)",
+    )
+    made.add_argument(
+        "--set",
+        metavar="A.B=VALUE",
+        action="append",
+        default=[],
+        help="one setting over the configuration's, as generate.beams=1; may be given often",
+    )
+    return made
