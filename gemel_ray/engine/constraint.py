@@ -178,7 +178,9 @@ class TreeConstraintV2(LogitsProcessorV2):
 
     def apply(self, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
         slots = ctx.idx_mapping_np
-        written = np.maximum(ctx.seq_lens_upper_bound_np - self.states.prompt_len.np[slots], 0)
+        # Under a full CUDA graph the lengths are padded to the graph's size.
+        lengths = ctx.seq_lens_upper_bound_np[: len(slots)]
+        written = np.maximum(lengths - self.states.prompt_len.np[slots], 0)
         new = np.where(self.constrained[slots], written - self.seen[slots], 0)
         on_device = ctx.idx_mapping.long()
         for i in range(int(new.max(initial=0))):  # 1, but for a request resumed after preemption

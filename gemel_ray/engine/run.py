@@ -11,6 +11,7 @@ folder imports vllm, and only when an engine starts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import queue
 import threading
@@ -152,7 +153,7 @@ class Engine:
         try:
             self._engine.add_request(work.request, {"prompt_embeds": work.prompt}, work.params)
         except ValueError as refusal:  # this prompt's fault, not the engine's
-            work.loop.call_soon_threadsafe(_settle, work.outcome, refusal)
+            _tell(work, refusal)
             return
         self._running[work.request] = work
 
@@ -170,7 +171,7 @@ class Engine:
             work.usage.asked += len(work.prompt)
             work.usage.cached += output.num_cached_tokens or 0
             work.usage.decoded += len(steps) - 1
-            work.loop.call_soon_threadsafe(_settle, work.outcome, steps)
+            _tell(work, steps)
 
     def _fail_all(self, death: BaseException) -> None:
         waiting = list(self._running.values())
@@ -178,8 +179,12 @@ class Engine:
             item = self._inbox.get()
             waiting += [item] if isinstance(item, _Rollout) else []
         for work in waiting:
-            error = EngineDied(f"the engine has stopped: {death!r}")
-            work.loop.call_soon_threadsafe(_settle, work.outcome, error)
+            _tell(work, EngineDied(f"the engine has stopped: {death!r}"))
+
+
+def _tell(work: _Rollout, outcome: list[Step] | Exception) -> None:
+    with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits any more
+        work.loop.call_soon_threadsafe(_settle, work.outcome, outcome)
 
 
 def _settle(future: asyncio.Future[list[Step]], outcome: list[Step] | Exception) -> None:

@@ -53,7 +53,8 @@ class PrefixTree:
     def open(cls, folder: Path) -> PrefixTree:
         """Map the tree that `build` wrote; costs no reading until nodes are visited."""
         facts = json.loads((folder / "tree.json").read_text())
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        # Copy on write: shared like a read-only map, but torch takes it without a warning.
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in _ARRAYS}
         return cls(arrays, facts["end_token"], facts["depth"])
 
     def __len__(self) -> int:

@@ -1,0 +1,98 @@
+"""Real parts for the tests: the starter's models, a small workspace, and one engine for all of them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from gemel_ray.config import Config, load
+from gemel_ray.knowledge.build import build
+from gemel_ray.knowledge.workspace import Workspace, read_facts
+
+DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
+SHARED = Path(__file__).parents[2] / "shared" / "data"  # real captions, where the machine has them
+SMALL = [  # float32, so that what is compared differs by rounding only; small, so that tests stay small
+    "generate.dtype=float32",
+    "generate.length=1024",
+    "generate.cache_gib=1.0",
+    "retrieve.demonstrations=4",
+]
+
+
+@pytest.fixture(scope="session")
+def workspace_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The starter's 421 entities and 240 of its solved examples, with pictures."""
+    folder = tmp_path_factory.mktemp("knowledge")
+    train = folder / "train.parquet"
+    pq.write_table(pq.read_table(DATA / "train.parquet").slice(0, 240), train)
+    build(load(None, {}, SMALL), str(DATA / "entities.jsonl"), [str(train)], folder / "workspace", print)
+    return folder / "workspace"
+
+
+@pytest.fixture(scope="session")
+def config(workspace_folder: Path) -> Config:
+    return load(None, read_facts(workspace_folder)["settings"], SMALL)
+
+
+@pytest.fixture(scope="session")
+def workspace(workspace_folder: Path, config: Config) -> Workspace:
+    return Workspace.open(workspace_folder, config)
+
+
+@pytest.fixture(scope="session")
+def generating(workspace: Workspace, config: Config) -> Iterator[Any]:
+    """The Generate stage with the one engine of this test process."""
+    work = config.generate.start(workspace)
+    yield work
+    work.close()
+
+
+@pytest.fixture(scope="session")
+def messy_inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Good rows beside every kind of bad one, in three files."""
+    folder = tmp_path_factory.mktemp("documents")
+    pictures = pq.read_table(DATA / "test.parquet").slice(0, 40).to_pylist()
+    good = [p for p in pictures if p["id"].startswith("test-seen")]
+    (folder / "logo.jpg").write_bytes(good[0]["image"])
+    (folder / "broken.jpg").write_bytes(good[1]["image"][:200])
+    (folder / "words.jpg").write_text("this is no picture")
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    bomb = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
+    (folder / "bomb.png").write_bytes(bomb.getvalue())
+
+    def line(name: str, **fields: Any) -> dict[str, Any]:
+        text = "Adobe and Google met in Paris."
+        return {"id": name, "text": text, "mentions": [{"start": 0, "end": 5}]} | fields
+
+    lines = [
+        line("plain", image="logo.jpg"),
+        line("no-picture"),
+        line("two", image="logo.jpg", mentions=[{"start": 0, "end": 5}, {"start": 10, "end": 16}]),
+        line("found", mentions=None),
+        line("none-found", text="Nothing is named here.", mentions=None),
+        line("moving", image="moving.gif"),
+        line("broken", image="broken.jpg"),
+        line("words", image="words.jpg"),
+        line("bomb", image="bomb.png"),
+        line("missing", image="nowhere.jpg"),
+        line("empty", text=""),
+        line("outside", mentions=[{"start": 25, "end": 400}, {"start": 0, "end": 5}]),
+        line("long", text="word " * 3000 + "Adobe", mentions=[{"start": 15000, "end": 15005}]),
+        {"id": "official", "text": "Apple opened a shop.", "mention": "Apple", "target": "Apple"},
+    ]
+    first = folder / "messy.jsonl"
+    first.write_text("\n".join([*map(json.dumps, lines), '{"id": "cut', "[1, 2]"]) + "\n")
+    second = folder / "pictures.parquet"
+    pq.write_table(pq.read_table(DATA / "test.parquet").slice(0, 12), second)
+    third = folder / "truncated.parquet"
+    third.write_bytes(second.read_bytes()[:5000])
+    return [str(first), str(second), str(third)]

@@ -1,0 +1,164 @@
+"""The engine against Hugging Face, with real models: same candidates, same scores, pictures included."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gemel_ray.config import Config
+from gemel_ray.engine.run import Engine, Usage
+from gemel_ray.engine.search import Candidate, Expansions, beam, greedy
+from gemel_ray.graph import run_in_process
+from gemel_ray.knowledge.prefix_tree import PrefixTree
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.linking import linking_graph
+from gemel_ray.readers import documents
+from gemel_ray.stages.assemble import query_text
+
+pytestmark = pytest.mark.slow
+MENTIONS = 6
+
+
+@pytest.fixture(scope="module")
+def prompts(workspace: Workspace, config: Config, generating: Any) -> list[torch.Tensor]:
+    """Prompt embeddings of test pictures, four demonstrations with pictures before each."""
+    data = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "test.parquet"
+    first = next(documents(str(data), batch=MENTIONS))
+    segment = linking_graph(config, workspace).segment(
+        ["detect", "encode", "retrieve", "assemble"], workspace
+    )
+    rows = next(run_in_process(segment, iter([first]))).to_pylist()
+    assert sum(any(t < 0 for t in row["prompt"]) for row in rows) == MENTIONS, (
+        "no visual prefix in the prompts"
+    )
+    return [generating.prompts(r["prompt"], torch.tensor(r["image_vector"]).numpy()) for r in rows]
+
+
+@pytest.fixture(scope="module")
+def reference(workspace: Workspace) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(workspace.language_model, dtype=torch.float32)
+
+
+def search(
+    generating: Any, prompt: torch.Tensor, *, width: int, renormalise: bool, penalty: float
+) -> list[Candidate]:
+    tree, engine = generating.tree, generating.engine
+
+    async def rollout(path: tuple[int, ...], node: int) -> Any:
+        whole = generating.prompts.extended(prompt, path)
+        return await engine.rollout(whole, node, tree.depth - len(path), renormalise, Usage())
+
+    async def run() -> list[Candidate]:
+        expansions = Expansions(tree, rollout, renormalise=renormalise)
+        if width == 1:
+            return await greedy(tree, expansions, penalty)
+        return await beam(tree, expansions, penalty, width)
+
+    return asyncio.run(run())
+
+
+def by_hugging_face(
+    model: Any, tree: PrefixTree, prompt: torch.Tensor, beams: int, penalty: float
+) -> list[tuple[int, float]]:
+    """(leaf, score) of the returned beams, best first."""
+    end = tree.end_token
+
+    def allowed(_: int, tokens: torch.Tensor) -> list[int]:
+        node = tree.walk(tokens.tolist())
+        return tree.children(node)[1].tolist() if node >= 0 and not tree.is_leaf(node) else [end]
+
+    out = model.generate(
+        inputs_embeds=prompt[None].float(),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        num_beams=beams,
+        num_return_sequences=beams,
+        max_new_tokens=32,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=end,
+        length_penalty=penalty,
+        prefix_allowed_tokens_fn=allowed,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    names = [s[: s.index(end) + 1] for s in out.sequences.tolist() if end in s]
+    return [(tree.walk(n), score) for n, score in zip(names, out.sequences_scores.tolist(), strict=True)]
+
+
+def test_five_beams_equal_hugging_face(generating: Any, prompts: list[torch.Tensor], reference: Any) -> None:
+    for prompt in prompts:
+        ours = search(generating, prompt, width=5, renormalise=False, penalty=1.0)
+        theirs = by_hugging_face(reference, generating.tree, prompt, 5, 1.0)
+        assert [c.leaf for c in ours] == [leaf for leaf, _ in theirs]
+        assert [c.score for c in ours] == pytest.approx([score for _, score in theirs], abs=1e-3)
+
+
+def test_five_beams_on_real_captions_equal_hugging_face(
+    generating: Any, workspace: Workspace, reference: Any
+) -> None:
+    """Names of this knowledge base, prompts of real captions (without demonstrations: they are long)."""
+    source = Path(__file__).parents[2] / "shared" / "data" / "wikidiverse" / "dev.json"
+    if not source.exists():
+        pytest.skip("../shared/data is not on this machine")
+    lines = random.Random(0).sample(source.read_text().splitlines(), 6)
+    for raw in map(json.loads, lines):
+        text = query_text(raw["text"], raw["mention"])
+        prompt = generating.engine.embed(workspace.tokenize([text])[0])
+        ours = search(generating, prompt, width=5, renormalise=False, penalty=1.0)
+        theirs = by_hugging_face(reference, generating.tree, prompt, 5, 1.0)
+        assert [c.leaf for c in ours] == [leaf for leaf, _ in theirs]
+        assert [c.score for c in ours] == pytest.approx([score for _, score in theirs], abs=1e-3)
+
+
+def test_tree_scores_are_the_models_probabilities_of_names(
+    generating: Any, prompts: list[torch.Tensor], reference: Any
+) -> None:
+    """A candidate's score, computed anew by Hugging Face in one pass over its name."""
+    tree = generating.tree
+    path_of = {leaf: path for path, leaf in tree.names()}
+    prompt = prompts[0]
+    for candidate in search(generating, prompt, width=3, renormalise=True, penalty=0.0):
+        path = path_of[candidate.leaf]
+        whole = torch.cat([prompt.float(), generating.engine.embed(path[:-1]).float()])
+        with torch.no_grad():
+            logits = reference(inputs_embeds=whole[None]).logits[0, len(prompt) - 1 :]
+        node, total = tree.root, 0.0
+        for token, row in zip(path, logits, strict=True):
+            allowed = torch.tensor(tree.children(node)[1].tolist())
+            total += (row[token] - row[allowed].logsumexp(0)).item()
+            node = tree.step(node, token)
+        assert candidate.log_prob == pytest.approx(total, abs=1e-3)
+
+
+def test_greedy_is_the_first_of_one_beam(generating: Any, prompts: list[torch.Tensor]) -> None:
+    for prompt in prompts[:3]:
+        one = search(generating, prompt, width=1, renormalise=True, penalty=0.0)
+        path = next(path for path, leaf in generating.tree.names() if leaf == one[0].leaf)
+        node = generating.tree.root
+        engine: Engine = generating.engine
+        for depth in range(len(path)):
+            extended = generating.prompts.extended(prompt, tuple(path[:depth]))
+            steps = asyncio.run(engine.rollout(extended, node, 1, True, Usage()))
+            assert steps[0].tokens[0] == path[depth]
+            node = generating.tree.step(node, path[depth])
+
+
+def test_a_cancelled_caller_frees_the_engine(generating: Any, prompts: list[torch.Tensor]) -> None:
+    engine: Engine = generating.engine
+
+    async def leave() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await engine.rollout(prompts[0].flip(0), 0, 20, True, Usage())
+
+    asyncio.run(leave())
+    assert search(generating, prompts[1], width=2, renormalise=True, penalty=0.0)
+    assert not engine._running

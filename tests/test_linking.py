@@ -1,0 +1,144 @@
+"""The whole graph with real parts: in process and as a Ray Data job the same rows, bad ones included."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from gemel_ray import results
+from gemel_ray.config import Config, SegmentOptions
+from gemel_ray.graph import Segment, run_in_process
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.linking import linking_graph
+from gemel_ray.offline import Progress, link
+from gemel_ray.readers import documents
+from gemel_ray.records import LINK
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+Rows = dict[tuple[str, str], dict[str, Any]]
+
+
+def keyed(tables: list[pa.Table]) -> Rows:
+    rows = [row for table in tables for row in table.to_pylist()]
+    by_key = {(r["document_id"], r["mention_id"]): r for r in rows}
+    assert len(by_key) == len(rows), "a row is there twice"
+    return by_key
+
+
+@pytest.fixture(scope="module")
+def in_process(workspace: Workspace, config: Config, generating: Any, messy_inputs: list[str]) -> Rows:
+    """The graph in this process: all stages in one segment, batches of 5 documents."""
+    graph = linking_graph(config, workspace)
+    first = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
+    segment = Segment(graph, (*first.works, (4, generating)))  # the tests' one engine
+    batches = (table for file in messy_inputs for table in documents(file, batch=5))
+    found = keyed(list(run_in_process(segment, batches)))
+    first.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def on_ray(
+    workspace_folder: Path, config: Config, messy_inputs: list[str], tmp_path_factory: Any
+) -> tuple[Path, Config]:
+    """The same as a job of two segments in two kinds of worker, batches of 7."""
+    segments = (
+        SegmentOptions(stages=("detect", "encode"), batch=7, threads=1),
+        SegmentOptions(stages=("retrieve", "assemble", "generate"), batch=7, threads=os.cpu_count() or 1),
+    )
+    cut = replace(config, offline=replace(config.offline, segments=segments))
+    output = tmp_path_factory.mktemp("job") / "out"
+    told: list[Progress] = []
+    manifest = link(cut, workspace_folder, messy_inputs, output, told.append)
+    assert manifest["rows"] == sum(sum(p.statuses.values()) for p in told)
+    return output, cut
+
+
+def test_ray_data_gives_the_same_rows_as_one_process(in_process: Rows, on_ray: tuple[Path, Config]) -> None:
+    job = keyed(list(results.tables(on_ray[0])))
+    assert job.keys() == in_process.keys()
+    for key, here in in_process.items():
+        there = job[key]
+        for field in LINK.names:
+            if field in ("score", "probability"):
+                assert there[field] == pytest.approx(here[field], abs=1e-4), key
+            elif field == "candidates":
+                assert scored(there[field]) == pytest.approx(scored(here[field]), abs=1e-4), key
+            else:
+                assert there[field] == here[field], (key, field)
+
+
+def scored(candidates: list[dict[str, Any]] | None) -> dict[tuple[str, str], float]:
+    return {(c["entity"], c["entity_id"]): c["score"] for c in candidates or []}
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ("broken", "broken.jpg"),
+        ("words", "words.jpg"),
+        ("bomb", "bomb.png"),
+        ("missing", "nowhere.jpg"),
+        ("empty", "the text is empty"),
+        ("long", "lower retrieve.demonstrations or raise generate.length"),
+        ("messy.jsonl:15", "line 15 is not JSON"),
+        ("messy.jsonl:16", "line 16 is not a JSON object"),
+        ("truncated.parquet", "truncated.parquet"),
+    ],
+)
+def test_bad_rows_are_told_apart(in_process: Rows, document: str, says: str) -> None:
+    rows = [row for (name, _), row in in_process.items() if name == document]
+    assert rows
+    for row in rows:
+        assert row["status"] == "error"
+        assert says in row["error"]
+        assert row["entity"] is None
+
+
+def test_a_bad_mention_leaves_the_others_of_its_document_alone(in_process: Rows) -> None:
+    assert "outside its text of 30 characters" in in_process["outside", "25-400"]["error"]
+    assert in_process["outside", "0-5"]["status"] == "linked"
+
+
+def test_documents_without_given_mentions(in_process: Rows) -> None:
+    assert in_process["found", "0-5"]["mention"] == "Adobe"
+    assert in_process["found", "10-16"]["mention"] == "Google"
+    assert in_process["none-found", None]["status"] == "nil"  # type: ignore[index]
+
+
+def test_good_rows_are_linked_to_names_of_the_knowledge_base(in_process: Rows, workspace: Workspace) -> None:
+    names = set(workspace.entities.names())
+    linked = [row for row in in_process.values() if row["status"] == "linked"]
+    assert {"plain", "no-picture", "moving", "official"} <= {row["document_id"] for row in linked}
+    for row in linked:
+        assert row["entity"] in names
+        assert len(row["candidates"]) == 5
+        assert {c["entity"] for c in row["candidates"]} <= names
+        assert 0 < row["probability"] <= 1
+        assert len(row["demonstrations"]) == 4
+        assert len(row["fingerprint"]) == 16
+
+
+def test_an_interrupted_job_does_exactly_what_is_missing(
+    on_ray: tuple[Path, Config], workspace_folder: Path, messy_inputs: list[str]
+) -> None:
+    output, config = on_ray
+    before = keyed(list(results.tables(output)))
+    lost = next(
+        file
+        for file in sorted(results.folder(output).glob("*.parquet"))
+        if any(s == "linked" for s in pa.parquet.read_table(file)["status"].to_pylist())
+    )
+    missing = len(set(pa.parquet.read_table(lost)["document_id"].to_pylist()))
+    lost.unlink()
+    (results.folder(output) / ".half-written").write_bytes(b"PAR1")
+    told: list[Progress] = []
+    link(config, workspace_folder, messy_inputs, output, told.append)
+    assert sum(p.documents for p in told) == missing
+    assert keyed(list(results.tables(output))).keys() == before.keys()
+    assert not (results.folder(output) / ".half-written").exists()
