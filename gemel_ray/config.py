@@ -89,6 +89,7 @@ class Train:
     prefix: int = 4  # visual vectors a picture
     epochs: float = 3.0
     batch: int = 16  # mentions a step
+    ridge: float = 0.01  # of the warm start, against the features' mean variance
     learning_rate: float = 1e-3
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 0.01  # not on the bias

@@ -16,7 +16,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,18 +28,11 @@ from gemel_ray.config import Config, SegmentOptions
 from gemel_ray.graph import Segment
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
+from gemel_ray.progress import Progress
 from gemel_ray.readers import documents
 
 _BLOCK = 512  # documents that travel together: small enough for every worker to have some
 _PACKAGES = ("gemel-ray", "ray", "torch", "transformers", "open_clip_torch", "qdrant-edge-py")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What one written batch adds."""
-
-    documents: int
-    statuses: dict[str, int]
 
 
 def link(

@@ -5,12 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from gemel_ray.offline import Progress
+from dataclasses import dataclass
 
 _EVERY = 15.0  # seconds between lines of a log; between redraws of a terminal's line: 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one finished batch adds: documents, and their mentions by status."""
+
+    documents: int
+    statuses: dict[str, int]
 
 
 class Meter:

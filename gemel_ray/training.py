@@ -58,7 +58,7 @@ def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder
         raise ValueError("training needs documents with a picture and a target, both in --train and --dev")
     tokens = np.mean([len(e) for e in examples])
     say(f"{len(examples):,} training mentions of {tokens:.0f} tokens, {len(dev):,} dev mentions")
-    trainer = _Trainer(config, workspace.language_model, np.concatenate([e.features for e in dev]))
+    trainer = _Trainer(config, workspace.language_model, examples[0].features.shape[1])
     mapper_file = folder / "mapper.safetensors"
     return trainer.run(examples, dev, mapper_file, workspace.facts["revisions"], say)
 
@@ -104,7 +104,7 @@ def _features(row: dict[str, Any], bank: Bank) -> np.ndarray:
 
 
 class _Trainer:
-    def __init__(self, config: Config, language_model: str, seen: np.ndarray) -> None:
+    def __init__(self, config: Config, language_model: str, feature: int) -> None:
         from transformers import AutoModelForCausalLM
 
         self.options = config.train
@@ -114,20 +114,34 @@ class _Trainer:
         ).to(self.device)
         self.model.eval().requires_grad_(False)
         width = self.model.get_input_embeddings().weight.shape[1]
-        self.mapper = FeatureMapper(seen.shape[1], config.train.prefix, width).to(self.device)
-        # Prefixes begin as loud as words' embeddings: louder ones drown the prompt until training has
-        # quietened them, softer ones are not heard.
-        loudness = self.model.get_input_embeddings().weight.float().std().item()
-        spread = loudness / float(np.linalg.norm(seen, axis=1).mean())
-        torch.nn.init.normal_(self.mapper.linear.weight, std=spread)
-        torch.nn.init.zeros_(self.mapper.linear.bias)
+        self.mapper = FeatureMapper(feature, config.train.prefix, width).to(self.device)
+        self.embed = self.model.get_input_embeddings()
+
+    def warm_start(self, examples: list[Example]) -> None:
+        """Begin where a prefix spells its picture's entity: ridge regression from the features onto the
+        embeddings of the names' first tokens. (Not in the paper, which starts at random: the language
+        model reads names from the first step on, which spares most of the training.)"""
+        end = examples[0].target[-1]
+        queries = [(e.features[-1], e.target) for e in examples]  # the query's own picture stands last
+        tokens = [(t[:-1] + [end] * self.mapper.prefix)[: self.mapper.prefix] for _, t in queries]
+        with torch.no_grad():
+            features = torch.from_numpy(np.stack([f for f, _ in queries])).double()
+            names = self.embed(torch.tensor(tokens, device=self.device)).double().cpu().flatten(1)
+            middle, mean = features.mean(0), names.mean(0)
+            centred = features - middle
+            covariance = centred.T @ centred
+            ridge = self.options.ridge * covariance.diagonal().mean()
+            damped = covariance + ridge * torch.eye(len(covariance), dtype=torch.double)
+            weight = torch.linalg.solve(damped, centred.T @ (names - mean)).T
+            self.mapper.linear.weight.copy_(weight)
+            self.mapper.linear.bias.copy_(mean - weight @ middle)
 
     def run(
         self, examples: list[Example], dev: list[Example], file: Path, revisions: dict[str, str], say: Say
     ) -> float:
         """Train for the configured epochs; keep the mapper of the lowest dev loss in `file`."""
         options = self.options
-        steps = max(1, round(options.epochs * len(examples) / options.batch))
+        steps = round(options.epochs * len(examples) / options.batch)
         optimiser = torch.optim.AdamW(
             [
                 {"params": [self.mapper.linear.weight], "weight_decay": options.weight_decay},
@@ -139,7 +153,10 @@ class _Trainer:
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda s: min((s + 1) / warm, max(0.0, (steps - s) / max(1, steps - warm)))
         )
-        best, began = float("inf"), time.monotonic()
+        self.warm_start(examples)
+        best, began = self._dev_loss(dev), time.monotonic()
+        self.mapper.save(file, revisions=revisions, dev_loss=best, step=0)
+        say(f"warm start: dev {best:.3f}; {steps} steps to go")
         for step, batch in enumerate(self._batches(examples, steps), 1):
             loss = self._loss(batch)
             loss.backward()
@@ -185,7 +202,6 @@ class _Trainer:
         """Mean over the batch's target tokens of minus log-probability."""
         prefixes = self.mapper(torch.from_numpy(np.concatenate([e.features for e in batch])).to(self.device))
         rows = iter(prefixes)
-        embed = self.model.get_input_embeddings()
         embeddings, labels = [], []
         for example in batch:
             inputs = [*example.prompt, *example.target[:-1]]
@@ -193,11 +209,11 @@ class _Trainer:
             done = 0
             for place in [i for i, t in enumerate(inputs) if t < 0]:
                 parts += [
-                    embed(torch.tensor(inputs[done:place], dtype=torch.long, device=self.device)),
+                    self.embed(torch.tensor(inputs[done:place], dtype=torch.long, device=self.device)),
                     next(rows),
                 ]
                 done = place + 1
-            parts.append(embed(torch.tensor(inputs[done:], device=self.device)))
+            parts.append(self.embed(torch.tensor(inputs[done:], device=self.device)))
             embeddings.append(torch.cat([p.to(self.model.dtype) for p in parts]))
             label = torch.full((len(embeddings[-1]),), -100, device=self.device)
             label[-len(example.target) :] = torch.tensor(example.target, device=self.device)

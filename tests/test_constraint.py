@@ -137,12 +137,10 @@ def test_step_is_the_tree_s_step(seed: int, count: int) -> None:
     assert scores.step(lost, tokens).eq(UNCONSTRAINED).all()
 
 
-@pytest.mark.parametrize(
-    "extra", [{"tree_node": -1, "tree_renormalise": True}, {"tree_node": "0", "tree_renormalise": True}]
-    + [{"tree_node": 0, "tree_renormalise": 1}, {"tree_node": 1.0, "tree_renormalise": False}]
-)  # fmt: skip
+@pytest.mark.parametrize(("node", "renormalise"), [(-1, True), ("0", True), (0, 1), (1.0, False)])
 @pytest.mark.parametrize("constraint", [TreeConstraintV1, TreeConstraintV2])
-def test_a_wrong_request_is_refused(constraint: Any, extra: dict[str, Any]) -> None:
+def test_a_wrong_request_is_refused(constraint: Any, node: Any, renormalise: Any) -> None:
+    extra = {"tree_node": node, "tree_renormalise": renormalise}
     with pytest.raises(ValueError, match="tree_node and tree_renormalise"):
         constraint.validate_params(SamplingParams(extra_args=extra))
 
@@ -346,9 +344,7 @@ class SecondRunner:
 
     @staticmethod
     def _on_both() -> Any:
-        return SimpleNamespace(
-            np=np.zeros(ROWS, dtype=np.int32), gpu=torch.zeros(ROWS, dtype=torch.int32)
-        )
+        return SimpleNamespace(np=np.zeros(ROWS, dtype=np.int32), gpu=torch.zeros(ROWS, dtype=torch.int32))
 
     def step(self, plan: Scheduled, requests: dict[str, Request], step: int) -> dict[str, torch.Tensor]:
         for name in sorted({*plan.finished, *plan.preempted}):

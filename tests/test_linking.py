@@ -15,7 +15,8 @@ from gemel_ray.config import Config, SegmentOptions
 from gemel_ray.graph import Segment, run_in_process
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
-from gemel_ray.offline import Progress, link
+from gemel_ray.offline import link
+from gemel_ray.progress import Progress
 from gemel_ray.readers import documents
 from gemel_ray.records import LINK
 

@@ -25,7 +25,24 @@ END = 10  # a line break's byte, so that a name can hold the end token itself
 Bearers = dict[tuple[int, ...], list[int]]
 
 # Combining marks, scripts, things of no width, astral planes, letters whose case has another length.
-PIECES = ["a", "ab", "abc", "A", " ", "é", "e\u0301", "ß", "İ", "𝄞", "한", "ہ", "\u200d", "\ufeff", "\x00", "👩‍🚀"]
+PIECES = [
+    "a",
+    "ab",
+    "abc",
+    "A",
+    " ",
+    "é",
+    "e\u0301",
+    "ß",
+    "İ",
+    "𝄞",
+    "한",
+    "ہ",
+    "\u200d",
+    "\ufeff",
+    "\x00",
+    "👩‍🚀",
+]
 piece = st.sampled_from(PIECES)
 names = st.lists(
     st.one_of(

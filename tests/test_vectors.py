@@ -279,9 +279,11 @@ def test_fuse_against_its_definition(lists: list[dict[int, float]], limit: int) 
         rows = sorted(scores, key=lambda row: (-scores[row], row))
         values = np.array([scores[row] for row in rows], np.float32)
         given_hits.append((Hits(np.array(rows, np.int64), values), weight))
+    for scores, weight in zip(lists, weights, strict=False):
         levels = sorted(set(scores.values()), reverse=True)
-        for row, score in scores.items():
-            expected[row] = expected.get(row, 0.0) + weight / (61 + levels.index(score))
+        for row in set().union(*lists) if scores else ():
+            rank = levels.index(scores[row]) if row in scores else len(levels)
+            expected[row] = expected.get(row, 0.0) + weight / (61 + rank)
     best = sorted(expected, key=lambda row: (-round(expected[row], 12), row))[:limit]
     for order in (given_hits, given_hits[::-1]):
         fused = fuse(order, limit)

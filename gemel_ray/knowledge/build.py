@@ -39,7 +39,8 @@ from gemel_ray.knowledge.workspace import (
 from gemel_ray.linking import linking_graph
 from gemel_ray.models.clip import unit
 from gemel_ray.models.mapper import FeatureMapper
-from gemel_ray.readers import documents
+from gemel_ray.progress import Meter, Progress
+from gemel_ray.readers import count, documents
 from gemel_ray.stages.assemble import demonstration_text
 
 Say = Callable[[str], None]
@@ -126,12 +127,15 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
     writer = _BankWriter(workspace, made)
     tables: list[pa.Table] = []
     began = time.perf_counter()
-    for table in _encoded(workspace, inputs):
-        solved = [r for r in table.select(_KEPT).to_pylist() if _solved(r, made)]
-        made.unknown_targets += sum(r["target"] not in known for r in solved)
-        if solved:
-            tables.append(writer.table(solved))
-        made.demonstrations += len(solved)
+    with Meter("documents", sum(count(f) or 0 for f in inputs)) as meter:
+        for table in _encoded(workspace, inputs):
+            solved = [r for r in table.select(_KEPT).to_pylist() if _solved(r, made)]
+            made.unknown_targets += sum(r["target"] not in known for r in solved)
+            if solved:
+                tables.append(writer.table(solved))
+            made.demonstrations += len(solved)
+            found = {"solved": len(solved), "error": len(table) - table["error"].null_count}
+            meter.add(Progress(len(table["document_id"].unique()), found))
     bank_file.write(tables, writer.pictures(), workspace.folder / "bank")
     writer.finish()
     made.pictures = len(writer.features)

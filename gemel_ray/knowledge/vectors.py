@@ -153,14 +153,19 @@ class Vectors:
 def fuse(lists: Sequence[tuple[Hits, float]], limit: int, k: int = 60) -> Hits:
     """Weighted reciprocal rank fusion: each (hits, weight w) gives a row of rank r the vote w / (k + r).
 
-    Rows with equal scores share a rank (1, 1, 1, 2, ...). Best first, equal ones by row. Qdrant's own Rrf
-    ranks by position instead: of 40 rows with the same mention, the one that was inserted first gets 1/60
-    and the last 1/99, and that chance outvotes whatever the image says.
+    Rows with equal scores share a rank (1, 1, 1, 2, ...), and a row that a list does not hold stands
+    behind its last one: a list that is cut, or full of ties ("the company"), must not outvote the others
+    by being short. An empty list has no vote. Best first, equal ones by row. Qdrant's own Rrf ranks by
+    position and counts an absent row as nothing: of 40 rows with the same mention, the one that was
+    inserted first gets 1/60 and the last 1/99, and that chance outvotes whatever the image says.
     """
     rows, which = np.unique(np.concatenate([[], *(hits.rows for hits, _ in lists)]), return_inverse=True)
     ranks = [np.unique(-hits.scores, return_inverse=True)[1] + 1 for hits, _ in lists]
-    votes = [weight / (k + rank) for (_, weight), rank in zip(lists, ranks, strict=True)]
-    fused = np.bincount(which, np.concatenate([[], *votes]), len(rows))
+    absent = [
+        w / (k + rank.max() + 1) if len(rank) else 0.0 for (_, w), rank in zip(lists, ranks, strict=True)
+    ]
+    votes = [w / (k + rank) - a for (_, w), rank, a in zip(lists, ranks, absent, strict=True)]
+    fused = sum(absent) + np.bincount(which, np.concatenate([[], *votes]), len(rows))
     best = np.lexsort((rows, -fused.round(12)))[:limit]  # the last bits depend on the order of the lists
     return Hits(rows[best].astype(np.int64), fused[best].astype(np.float32))
 

@@ -70,6 +70,8 @@ class Clip:
         # open_clip's own steps: the geometry for each picture, the arithmetic for the whole batch.
         every_step = open_clip.transform.image_transform_v2(settings, is_train=False).transforms
         *self._steps, _to_tensor, self._normalise = every_step
+        # Pixels of the model's input, for whoever decodes: more than twice that is decoded in vain.
+        self.side = max(settings.size) if isinstance(settings.size, list | tuple) else settings.size
         self.width = self._probe()
 
     def prepare(self, image: Image.Image) -> torch.Tensor:

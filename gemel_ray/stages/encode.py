@@ -97,7 +97,7 @@ class _Encoding(Work):
         try:
             with self.loading:
                 clip = self.clip
-            return clip.prepare(read_image(*picture, self.limits))
+            return clip.prepare(read_image(*picture, self.limits, clip.side))
         except ImageError as reason:
             return str(reason)
 

@@ -1,0 +1,370 @@
+"""The configuration: what may stand in it, who wins, and what makes results comparable."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemel_ray.config import Config, ConfigError, load
+
+REPOSITORY = Path(__file__).parents[1] / "ray_config.yaml"
+
+
+def loaded(text: str = "", *overrides: str, carried: dict[str, Any] | None = None) -> Config:
+    """The configuration of a file of this text, under a workspace's settings and --set options."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "ray_config.yaml"
+        file.write_text(text)
+        return load(file, carried or {}, overrides)
+
+
+def settings_of(config: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting as (a.b, value)."""
+    for f in fields(config):
+        value, name = getattr(config, f.name), f"{where}{f.name}"
+        if is_dataclass(value):
+            yield from settings_of(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def changed(config: Config, name: str, value: Any) -> Config:
+    section, _, setting = name.partition(".")
+    return replace(config, **{section: replace(getattr(config, section), **{setting: value})})
+
+
+ALL = dict(settings_of(Config()))
+
+
+# Names
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("generat: {beams: 3}", r"there is no setting generat; did you mean generate\?"),
+    ("generate: {beam: 3}", r"there is no setting generate\.beam; did you mean beams\?"),
+    ("retrieve: {demonstration: 3}", r"no setting retrieve\.demonstration; did you mean demonstrations\?"),
+    ("models: {langauge: x}", r"no setting models\.langauge; did you mean language\?"),
+    ("assemble: {zzzz: 1}", r"no setting assemble\.zzzz; there are images"),
+    ("1: 2", r"there is no setting 1; there are models, input, detect"),
+    ("offline: {segments: [{stages: [detect], worker: 3}]}",
+     r"no setting offline\.segments\[0\]\.worker; did you mean workers\?"),
+])  # fmt: skip
+def test_an_unknown_key_names_the_nearest_right_one(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        loaded(text)
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if len(n.partition(".")[2]) > 3])
+def test_a_letter_left_out_of_any_key_is_found_again(name: str) -> None:
+    section, _, setting = name.partition(".")
+    with pytest.raises(
+        ConfigError, match=rf"no setting {section}\.{setting[:-2]}{setting[-1]}; did you mean"
+    ):
+        loaded("", f"{section}.{setting[:-2]}{setting[-1]}=1")
+
+
+# Types
+
+WRONG = [
+    ("generate.beams", "many", "must be a whole number, not 'many'"),
+    ("generate.beams", 2.5, r"must be a whole number, not 2\.5"),
+    ("generate.beams", True, "must be a whole number, not True"),
+    ("generate.beams", None, "must be a whole number, not None"),
+    ("generate.beams", [1], r"must be a whole number, not \[1\]"),
+    ("generate.length_penalty", "much", "must be a number, not 'much'"),
+    ("generate.length_penalty", False, "must be a number, not False"),
+    ("assemble.images", 1, "must be true or false, not 1"),
+    ("assemble.images", "yes please", "must be true or false"),
+    ("models.language", 7, "must be text, not 7"),
+    ("generate.score", "papre", "cannot be 'papre'; did you mean paper"),
+    ("retrieve.by", 3, "cannot be 3; there are mention, image, fused, random"),
+    ("offline.segments", "detect", "must be a list, not 'detect'"),
+    ("offline.segments", ["detect"], r"offline\.segments\[0\] must hold settings, not 'detect'"),
+    ("offline.segments", [{}], r"offline\.segments\[0\]"),
+    ("generate", 5, "generate must hold settings, not 5"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG)
+def test_a_wrong_type_names_the_setting(name: str, value: Any, message: str) -> None:
+    nested: Any = value
+    for part in reversed(name.split(".")):
+        nested = {part: nested}
+    with pytest.raises(ConfigError, match=message) as caught:
+        loaded(yaml.safe_dump(nested))
+    assert name in str(caught.value)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    config = loaded("generate: {length_penalty: 1}")
+    assert config.generate.length_penalty == 1.0
+    assert isinstance(config.generate.length_penalty, float)
+
+
+@pytest.mark.parametrize(("spelled", "value"), [("1.0e-3", 1e-3), ("0.5", 0.5), ("1e-3", 1e-3), ("2E4", 2e4)])
+def test_numbers_as_people_write_them(spelled: str, value: float) -> None:
+    """YAML 1.1 takes 1e-3 for text; nobody who writes it into a number's place means text."""
+    assert loaded(f"train: {{learning_rate: {spelled}}}").train.learning_rate == value
+    assert loaded("", f"train.learning_rate={spelled}").train.learning_rate == value
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("generate.beams=0", "beams must be at least 1"),
+    ("generate.nil_threshold=0.5", None),
+])  # fmt: skip
+def test_values_that_a_stage_refuses(override: str, message: str | None) -> None:
+    if message is None:
+        loaded("", override)
+        with pytest.raises(ConfigError, match=r"generate: generate\.nil_threshold compares candidates"):
+            loaded("", override, "generate.beams=1")
+        return
+    with pytest.raises(ConfigError, match=message):
+        loaded("", override)
+
+
+# The file
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing but a comment\n", "{}", "generate:\n"])
+def test_nothing_said_is_the_defaults(text: str) -> None:
+    assert loaded(text) == Config() == load(None, {}, [])
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "text", "5"])
+def test_a_file_of_something_else_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="settings"):
+        loaded(text)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\ta: 1", "a: !!python/object:os.system x"])
+def test_a_file_that_is_no_yaml_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*ray_config\.yaml"):
+        loaded(text)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load(tmp_path / "nowhere.yaml", {}, [])
+
+
+def test_a_file_of_other_bytes_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        load(tmp_path / "c.yaml", {}, [])
+
+
+def test_segments_of_a_file_take_the_place_of_the_default() -> None:
+    text = "offline: {segments: [{stages: [detect, encode], gpus: 1}, {stages: [retrieve], workers: 3}]}"
+    first, second = loaded(text).offline.segments
+    assert (first.stages, first.gpus, first.workers) == (("detect", "encode"), 1.0, 1)
+    assert (second.stages, second.workers) == (("retrieve",), 3)
+
+
+# --set
+
+
+@pytest.mark.parametrize(("override", "value"), [
+    ("generate.beams=3", 3), ("generate.score=paper", "paper"), ("generate.length_penalty=0.5", 0.5),
+    ("assemble.images=false", False), ("models.language=facebook/opt-6.7b", "facebook/opt-6.7b"),
+    ("models.language=/a b=c.d", "/a b=c.d"), ("vectors.address=http://host:6333/x", "http://host:6333/x"),
+    ("vectors.address=", ""), ("offline.address=ray://host:10001", "ray://host:10001"),
+])  # fmt: skip
+def test_set(override: str, value: Any) -> None:
+    name = override.partition("=")[0]
+    assert dict(settings_of(loaded("", override)))[name] == value
+
+
+@pytest.mark.parametrize("override", ["generate.beams", "=3", "", "generate.beams 3"])
+def test_set_of_another_form_says_its_form(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"--set takes a\.b=value"):
+        loaded("", override)
+
+
+@pytest.mark.parametrize("override", [
+    "generate.beams=[3", "generate.beams={", "generate..beams=3", ".generate=3", "generate.=3", "beams=3",
+    "generate.beams.more=3", "generate=3", "models.language=a: b: c", "generate.score=@x",
+    "offline.segments.0=3",
+])  # fmt: skip
+def test_set_of_nonsense_is_a_configuration_error(override: str) -> None:
+    with pytest.raises(ConfigError):
+        loaded("", override)
+
+
+def test_set_of_a_list() -> None:
+    config = loaded("", "offline.segments=[{stages: [detect], gpus: 0.5}]")
+    assert [(s.stages, s.gpus) for s in config.offline.segments] == [(("detect",), 0.5)]
+
+
+def test_the_last_set_wins_and_the_others_stay() -> None:
+    config = loaded("", "generate.beams=3", "generate.score=paper", "generate.beams=4")
+    assert (config.generate.beams, config.generate.score) == (4, "paper")
+
+
+def test_workspace_over_file_and_set_over_both() -> None:
+    text = "generate: {beams: 2, score: paper, length: 100}\nretrieve: {demonstrations: 1}"
+    carried = {"generate": {"beams": 3, "score": "tree"}, "models": {"end_of_name": "eos"}}
+    config = loaded(text, "generate.beams=4", carried=carried)
+    assert config.generate.length == 100  # the file, nobody else speaks of it
+    assert config.generate.score == "tree"  # the workspace over the file
+    assert config.generate.beams == 4  # --set over both
+    assert config.retrieve.demonstrations == 1
+    assert config.models.end_of_name == "eos"
+    assert config.encode == Config().encode
+
+
+def test_merging_leaves_what_was_given_alone() -> None:
+    carried = {"generate": {"beams": 3}}
+    loaded("generate: {length: 100}", "generate.beams=4", carried=carried)
+    assert carried == {"generate": {"beams": 3}}
+
+
+# All settings
+
+
+def test_every_default_loads_again() -> None:
+    config = Config()
+    assert loaded(yaml.safe_dump(config.plain())) == config
+    assert load(None, config.plain(), []) == config
+    assert json.loads(json.dumps(config.plain())) == config.plain()
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if not n.startswith("offline.segments")])
+def test_every_default_can_be_set(name: str) -> None:
+    assert loaded("", f"{name}={json.dumps(ALL[name])}") == Config()
+
+
+def test_every_type_is_one_that_is_checked() -> None:
+    """A setting of another kind would be let through unchecked, or refused whatever it is."""
+
+    def kinds(kind: Any) -> Iterator[Any]:
+        for f in fields(kind):
+            hint = typing.get_type_hints(kind)[f.name]
+            inner = typing.get_args(hint) if typing.get_origin(hint) is tuple else (hint,)
+            for one in inner:
+                if is_dataclass(one):
+                    yield from kinds(one)
+                elif one is not Ellipsis:
+                    yield f.name, one
+
+    for name, kind in kinds(Config):
+        assert kind in (str, int, float, bool) or typing.get_origin(kind) is typing.Literal, name
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=6) | st.integers(), v, max_size=3),
+)
+names = st.sampled_from([*ALL, *(f.name for f in fields(Config))])
+
+
+@settings(deadline=None, max_examples=300)
+@given(name=names, value=values)
+def test_any_value_is_taken_as_it_is_or_refused_in_words(name: str, value: Any) -> None:
+    nested = value
+    for part in reversed(name.split(".")):
+        nested = {part: nested}
+    try:
+        config = load(None, nested, [])
+    except ConfigError:
+        return
+    got = dict(settings_of(config)).get(name)
+    assert "." not in name or name == "offline.segments" or repr(got) in (repr(value), f"{value!r}.0")
+
+
+@settings(deadline=None)
+@given(st.text(max_size=30))
+def test_any_set_is_taken_or_refused_in_words(text: str) -> None:
+    for override in (text, f"generate.score={text}", f"models.language={text}", f"{text}=1"):
+        with contextlib.suppress(ConfigError):
+            load(None, {}, [override])
+
+
+def test_the_repository_s_file_is_the_defaults_in_full() -> None:
+    """It says so itself: every setting stands there with its default."""
+    if not REPOSITORY.is_file():
+        pytest.skip(f"there is no {REPOSITORY}")
+    config = load(REPOSITORY, {}, [])
+    assert dict(settings_of(config)) == ALL
+    written = yaml.safe_load(REPOSITORY.read_text())
+    for section in fields(Config):
+        there = written[section.name]
+        assert there.keys() == {f.name for f in fields(getattr(config, section.name))}, section.name
+    assert written["offline"]["segments"][0].keys() == {f.name for f in fields(config.offline.segments[0])}
+
+
+# The fingerprint
+
+PLACES = ("offline.", "vectors.address", "train.")
+MACHINE = (
+    "encode.device",
+    "encode.threads",
+    "generate.cache_gib",
+    "generate.gpu_memory",
+    "generate.mentions",
+)
+# Of these one may argue whether they are meant or only how much is computed at once.
+EITHER = ("vectors.", "encode.batch", "generate.sequences", "generate.batch_tokens", "generate.block")
+
+
+def other(name: str) -> Any:
+    """Another value of a setting, right for its type."""
+    value = ALL[name]
+    section, _, setting = name.partition(".")
+    hint = typing.get_type_hints(type(getattr(Config(), section)))[setting]
+    if typing.get_origin(hint) is typing.Literal:
+        return next(choice for choice in typing.get_args(hint) if choice != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value / 2 if name == "generate.gpu_memory" else type(value)(value + 1)
+    return f"{value}x" if isinstance(value, str) else value[:0]
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if not n.startswith((*PLACES, *MACHINE, *EITHER))])
+def test_the_fingerprint_changes_with_meaning(name: str) -> None:
+    config = changed(Config(), name, other(name))
+    assert config.fingerprint("facts") != Config().fingerprint("facts")
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n.startswith(PLACES)])
+def test_the_fingerprint_does_not_change_with_placement(name: str) -> None:
+    assert changed(Config(), name, other(name)).fingerprint("facts") == Config().fingerprint("facts")
+
+
+def test_the_fingerprint_does_not_change_with_the_machine() -> None:
+    """Another device, or as much memory and as many threads as it has: results may be compared."""
+    plain = Config().fingerprint("facts")
+    assert [n for n in MACHINE if changed(Config(), n, other(n)).fingerprint("facts") != plain] == []
+
+
+def test_the_fingerprint_is_of_the_knowledge_too() -> None:
+    config = Config()
+    prints = {
+        config.fingerprint(*facts) for facts in ([], ["a"], ["b"], ["a", "b"], ["ab"], ["b", "a"], [1], ["1"])
+    }
+    assert len(prints) == 8
+
+
+def test_the_fingerprint_is_the_same_in_every_process_and_spelling() -> None:
+    one = loaded("generate: {beams: 3, length_penalty: 1}\nmodels: {clip: x}")
+    two = loaded("models: {clip: x}\ngenerate: {length_penalty: 1.0}", "generate.beams=3")
+    assert one.fingerprint("a") == two.fingerprint("a")
+    assert len(one.fingerprint("a")) == 16
+
+
+def test_a_configuration_is_not_changed_in_place() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().generate.beams = 3  # type: ignore[misc]
