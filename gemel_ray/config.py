@@ -36,7 +36,7 @@ class Models:
 
     language: str = "starter"
     clip: str = "starter"  # also ARCHITECTURE/PRETRAINED, as open_clip names them
-    clip_feature: Literal["hidden", "projected"] = "projected"  # before or after CLIP's last projection
+    clip_feature: Literal["hidden", "projected"] = "hidden"  # before or after CLIP's last projection
     mention_encoder: str = "starter"  # or clip: CLIP's own text tower
     mention_pooling: Literal["auto", "pooler", "mean", "cls"] = "auto"
     mapper: str = "auto"  # a file, none, or auto: the starter's with the starter's models
@@ -66,7 +66,7 @@ class SegmentOptions:
     workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
-    threads: int = 0  # of torch in each worker; 0: the machine's cores shared among the workers
+    threads: int = 0  # of torch in each worker; 0: all cores shared among the workers (on a cluster: cpus)
     batch: int = 64  # documents (after Retrieve: mentions) given at once
     overlap: int = 4  # batches under way at once in a worker
 
@@ -87,10 +87,10 @@ class Train:
     """The feature mapper's training. Steps are optimiser steps."""
 
     prefix: int = 4  # visual vectors a picture
-    epochs: float = 3.0
+    epochs: float = 1.0
     batch: int = 16  # mentions a step
-    ridge: float = 0.01  # of the warm start, against the features' mean variance
-    learning_rate: float = 1e-3
+    ridge: float = 1e-4  # of the warm start, against the features' mean variance
+    learning_rate: float = 3e-4
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 0.01  # not on the bias
     clip_norm: float = 1.0

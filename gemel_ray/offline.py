@@ -121,14 +121,15 @@ def _dataset(config: Config, workspace: Path, inputs: Sequence[str], output: Pat
             ),
             num_cpus=options.cpus,
             num_gpus=options.gpus,
-            runtime_env={"env_vars": _environment(options)},
+            runtime_env={"env_vars": _environment(config, options)},
         )
     return dataset
 
 
-def _environment(options: SegmentOptions) -> dict[str, str]:
+def _environment(config: Config, options: SegmentOptions) -> dict[str, str]:
     """Ray gives a worker one thread unless told; the engine's other settings are its own."""
-    threads = options.threads or max(1, (os.cpu_count() or 1) // options.workers)
+    here = (os.cpu_count() or 1) // options.workers if config.offline.address == "local" else 0
+    threads = options.threads or max(1, here, int(options.cpus))
     return {
         "OMP_NUM_THREADS": str(threads),
         "RAY_DATA_DEFAULT_ASYNC_BATCH_UDF_MAX_CONCURRENCY": str(options.overlap),

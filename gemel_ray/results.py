@@ -7,7 +7,7 @@ is whole, and a batch that is computed twice is there once.
 from __future__ import annotations
 
 import hashlib
-import os
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def write(rows: pa.Table, output: Path) -> Path:
     names = zip(rows["document_id"].to_pylist(), rows["mention_id"].to_pylist(), strict=True)
     digest = hashlib.blake2b(repr(list(names)).encode(), digest_size=12).hexdigest()
     path = folder(output) / f"{digest}.parquet"
-    aside = folder(output) / f".{digest}-{os.getpid()}"
+    aside = folder(output) / f".{digest}-{uuid.uuid4().hex}"  # workers of many machines write here
     pq.write_table(rows, aside, compression="zstd")
     aside.replace(path)
     return path

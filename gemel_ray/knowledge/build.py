@@ -30,6 +30,7 @@ from gemel_ray.knowledge import prefix_tree
 from gemel_ray.knowledge.workspace import (
     FORMAT,
     Workspace,
+    WorkspaceError,
     end_token,
     load_tokenizer,
     resolved,
@@ -45,6 +46,7 @@ from gemel_ray.stages.assemble import demonstration_text
 
 Say = Callable[[str], None]
 _POINTS = 4096
+_STARTER = Path(__file__).parents[1] / "starter" / "data" / "mapper.safetensors"
 _KEPT = ("document_id", "text", "mention_id", "mention", "target", "image_vector", "mention_vector", "error")
 
 
@@ -91,15 +93,21 @@ def _fill(folder: Path, config: Config, entities: str, demonstrations: list[str]
 
 
 def _mapper(folder: Path, config: Config, names: dict[str, str]) -> None:
-    """Copy the configured mapper in; the starter's fits the starter's models only."""
+    """Copy the configured mapper in. One that was trained for other models is refused; `auto` takes the
+    starter's where it fits, and none elsewhere."""
     wanted = config.models.mapper
-    starter = Path(__file__).parents[1] / "starter" / "data" / "mapper.safetensors"
-    if wanted == "auto":
-        ours = (config.models.language, config.models.clip, config.models.clip_feature)
-        wanted = str(starter) if ours == ("starter", "starter", "projected") and starter.exists() else "none"
-    if wanted != "none":
-        FeatureMapper.load(Path(wanted))
-        shutil.copyfile(wanted, folder / "mapper.safetensors")
+    file = _STARTER if wanted == "auto" else Path(wanted)
+    if wanted == "none" or (wanted == "auto" and not file.exists()):
+        return
+    made, now = FeatureMapper.load(file)[1].get("revisions", {}), revisions(names)
+    strange = [k for k in ("language", "clip", "clip_feature") if k in made and made[k] != now[k]]
+    if not strange:
+        shutil.copyfile(file, folder / "mapper.safetensors")
+    elif wanted != "auto":
+        raise WorkspaceError(
+            f"{file} was trained with another models.{strange[0]} "
+            f"({made[strange[0]]}, not {now[strange[0]]}): train one for these models (gemel-ray train), or set models.mapper=none"
+        )
 
 
 def _write_facts(folder: Path, config: Config, names: dict[str, str], made: Made) -> None:
