@@ -377,6 +377,11 @@ def test_the_first_reason_stays() -> None:
     assert [r["error"] for r in rows] == ["late", "this word is bad"]
 
 
+def test_a_document_s_reason_stays_before_its_mention_s() -> None:
+    rows = run(line(), documents(("x !y", "broken")))
+    assert [r["error"] for r in rows] == ["the picture is broken"] * 2
+
+
 def test_an_error_wins_over_a_status() -> None:
     both = by_row(NAME, lambda **_: {"status": "linked", "error": "no", "label": "x"}, status=True)
     (row,) = run(line(name=stage("Name", ["item", "prompt"], NAME, both)), documents(("a", None)))
@@ -453,12 +458,13 @@ def test_stages_that_compute_run_beside_those_that_wait() -> None:
     does not end before batch 0 is through: neither may hold up the other."""
     arrived: asyncio.Event | None = None
     loop: asyncio.AbstractEventLoop | None = None
-    through = threading.Event()
+    waiting, through = threading.Event(), threading.Event()
 
     def compute(batch: pa.Table) -> pa.Table:
         if batch["text"][0].as_py() == "second":
-            while arrived is None or loop is None:
-                pass
+            assert waiting.wait(20), "the first batch did not get as far while this one computed"
+            assert arrived is not None
+            assert loop is not None
             loop.call_soon_threadsafe(arrived.set)
             assert through.wait(20), "the stage that waits was not served while this one computed"
         return by_row([("a", TEXT)], lambda text: {"a": text})(batch)
@@ -467,6 +473,7 @@ def test_stages_that_compute_run_beside_those_that_wait() -> None:
         nonlocal arrived, loop
         if batch["a"][0].as_py() == "first":
             arrived, loop = asyncio.Event(), asyncio.get_running_loop()
+            waiting.set()
             await asyncio.wait_for(arrived.wait(), 20)
             through.set()
         return by_row([("b", TEXT)], lambda a: {"b": a, "status": "linked"}, status=True)(batch)

@@ -191,8 +191,8 @@ def test_official_url_is_a_key_unless_it_is_to_be_fetched(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("given_id", "made"), [
-    ("x", "x"), (7, "7"), (0, "0"), ("한 1", "한 1"), (None, "in.jsonl:1"), ("\ud800", "in.jsonl:1"), ("", "in.jsonl:1"),
-    (2**70, str(2**70)),
+    ("x", "x"), (7, "7"), (0, "0"), ("한 1", "한 1"), (None, "in.jsonl:1"), ("\ud800", "in.jsonl:1"),
+    ("", "in.jsonl:1"), (2**70, str(2**70)),
 ])  # fmt: skip
 def test_ids(tmp_path: Path, given_id: Any, made: str) -> None:
     assert fine(one(tmp_path, own(id=given_id)))["document_id"] == made

@@ -84,7 +84,7 @@ def _fill(folder: Path, config: Config, entities: str, demonstrations: list[str]
     end = end_token(tokenizer, config.models.end_of_name)
     tree = prefix_tree.build(knowledge.names(), lambda t: tokenize(tokenizer, t), end, folder / "tree")
     say(f"{len(knowledge):,} entities, {len(tree):,} names, {time.perf_counter() - began:.1f} s")
-    _mapper(folder, config, names)
+    _mapper(folder, config, names, say)
     _write_facts(folder, config, names, made)
     workspace = Workspace(folder, config, json.loads((folder / "workspace.json").read_text()))
     _bank(workspace, demonstrations, made, say)
@@ -92,7 +92,7 @@ def _fill(folder: Path, config: Config, entities: str, demonstrations: list[str]
     return made
 
 
-def _mapper(folder: Path, config: Config, names: dict[str, str]) -> None:
+def _mapper(folder: Path, config: Config, names: dict[str, str], say: Say) -> None:
     """Copy the configured mapper in. One that was trained for other models is refused; `auto` takes the
     starter's where it fits, and none elsewhere."""
     wanted = config.models.mapper
@@ -105,9 +105,11 @@ def _mapper(folder: Path, config: Config, names: dict[str, str]) -> None:
         shutil.copyfile(file, folder / "mapper.safetensors")
     elif wanted != "auto":
         raise WorkspaceError(
-            f"{file} was trained with another models.{strange[0]} "
-            f"({made[strange[0]]}, not {now[strange[0]]}): train one for these models (gemel-ray train), or set models.mapper=none"
+            f"{file} was trained with another models.{strange[0]} ({made[strange[0]]}): train one for "
+            "these models (gemel-ray train), or set models.mapper=none"
         )
+    else:
+        say(f"{strange[0]} is not the starter's, nor is there another mapper: pictures serve retrieval only")
 
 
 def _write_facts(folder: Path, config: Config, names: dict[str, str], made: Made) -> None:
