@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet()
     try:
         status: int = options.run(options)
-    except (ValueError, FileNotFoundError, PermissionError) as reason:
+    except (ValueError, OSError) as reason:
         _say(f"gemel-ray {options.verb}: {reason}")
         return 2
     except KeyboardInterrupt:

@@ -124,7 +124,11 @@ class Config:
     def fingerprint(self, *facts: object) -> str:
         """Equal for runs whose results may be compared: what the stages do, by which models, on which
         knowledge (`facts`); not where they run."""
-        meaning = {k: v for k, v in self.plain().items() if k not in ("offline", "vectors", "train")}
+        stages = (self.detect, self.encode, self.retrieve, self.assemble, self.generate)
+        meaning = {
+            s.name: {f.name: getattr(s, f.name) for f in fields(s) if "machine" not in f.metadata}
+            for s in stages
+        }
         text = json.dumps([meaning, *map(repr, facts)], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -149,7 +153,10 @@ def _parsed(override: str) -> dict[str, Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"--set takes a.b=value, not {override!r}")
-    value: Any = yaml.safe_load(text)
+    try:
+        value: Any = yaml.safe_load(text) if text else ""
+    except (yaml.YAMLError, ValueError, RecursionError) as fault:
+        raise ConfigError(f"--set {override}: {fault}") from fault
     for part in reversed(path.split(".")):
         value = {part: value}
     nested: dict[str, Any] = value
@@ -180,8 +187,11 @@ def _made(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} must be a list, not {value!r}")
         return tuple(_made(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:  # text too: YAML takes 1e-3 for it
+            return float(value)
+        except (ValueError, OverflowError):
+            pass
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise ConfigError(f"{where} must be {_called(kind)}, not {value!r}")
     return value

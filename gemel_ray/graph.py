@@ -51,7 +51,12 @@ class Graph:
                     f"stage {stage.name} reads {', '.join(missing)}, which no earlier stage writes "
                     f"(there is {', '.join(sorted(have))})"
                 )
-            have = (have - set(stage.explodes)) | self._inner(stage)
+            have -= set(stage.explodes)
+            if twice := sorted(have & (self._inner(stage) - {ERROR.name})):
+                raise GraphError(
+                    f"stage {stage.name} explodes into {', '.join(twice)}, which is there already"
+                )
+            have |= self._inner(stage)
             if twice := [c for c in stage.writes.names if c in have]:
                 raise GraphError(f"stage {stage.name} writes {', '.join(twice)}, which is there already")
             have |= set(stage.writes.names)
@@ -81,8 +86,8 @@ class Graph:
     def segment(self, names: Sequence[str], workspace: Workspace) -> Segment:
         """Start the adjacent stages `names` in this process."""
         order = [s.name for s in self.stages]
-        start = order.index(names[0])
-        if order[start : start + len(names)] != list(names):
+        start = order.index(names[0]) if names and names[0] in order else len(order)
+        if not names or order[start : start + len(names)] != list(names):
             raise GraphError(f"a segment takes adjacent stages of {order}, not {list(names)}")
         chosen = range(start, start + len(names))
         return Segment(self, tuple((i, self.stages[i].start(workspace)) for i in chosen))
@@ -142,7 +147,7 @@ class Segment:
             work.close()
 
     def measures(self) -> dict[str, Any]:
-        """Seconds and rows by stage, and what the stages count themselves."""
+        """By stage: rows, seconds (batches under way together are each counted), and its own counts."""
         own = {self.graph.stages[i].name: work.measures() for i, work in self.works}
         return {"seconds": dict(self.seconds), "rows": dict(self.rows), **{k: v for k, v in own.items() if v}}
 

@@ -7,7 +7,9 @@ understood is a document with an `error`, so that nothing that came in is lost. 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from glob import has_magic
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -65,9 +67,18 @@ def _parquet(address: str) -> Iterator[tuple[int, Row | BadRecord]]:
     number = 0
     with fsspec.open(address, "rb") as file:
         for part in pq.ParquetFile(file).iter_batches(BATCH):
-            for raw in part.to_pylist():
+            for raw in _rows(part):
                 number += 1
                 yield number, raw
+
+
+def _rows(part: pa.RecordBatch) -> list[Row | BadRecord]:
+    try:
+        return part.to_pylist()
+    except UnicodeDecodeError as fault:
+        if len(part) == 1:
+            return [BadRecord(f"the row is not valid Unicode: {_plain(fault)}")]
+        return [row for i in range(len(part)) for row in _rows(part.slice(i, 1))]
 
 
 def _document(raw: Row | BadRecord, address: str, number: int, fetch: bool) -> Row:
@@ -76,12 +87,10 @@ def _document(raw: Row | BadRecord, address: str, number: int, fetch: bool) -> R
         return _row(name, error=str(raw))
     try:
         identity = raw.get("id")
-        name = name if identity is None or not _unicode(str(identity)) else str(identity)
+        name = name if identity in (None, "") or not _unicode(str(identity)) else str(identity)
         text = _typed(raw, "text", str)
         if text is None or not text.strip():
             raise BadRecord("the text is empty")
-        if not _unicode(text):
-            raise BadRecord("the text holds half a surrogate pair: it is not valid Unicode")
         if "mention" in raw:
             given: list[Row] | None = [_official_mention(raw, text)]
             picture = _official_picture(raw, address, fetch)
@@ -100,6 +109,13 @@ def _typed(raw: Mapping[str, Any], field: str, kind: type | tuple[type, ...]) ->
     value = raw.get(field)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
         raise BadRecord(f"{field} cannot be {value!r:.60}")
+    return _whole(value, field)
+
+
+def _whole(value: Any, field: str) -> Any:
+    """JSON can spell half a surrogate pair, which Arrow cannot hold."""
+    if isinstance(value, str) and not _unicode(value):
+        raise BadRecord(f"{field} holds half a surrogate pair: it is not valid Unicode")
     return value
 
 
@@ -108,13 +124,13 @@ def _official_mention(raw: Row, text: str) -> Row:
     mention = _typed(raw, "mention", str)
     if not mention:
         raise BadRecord("the mention is empty")
-    start = _typed(raw, "start", int)
+    start, end = _typed(raw, "start", int), raw.get("end")
     if start is None:
-        start = text.find(mention)
-        start = text.lower().find(mention.lower()) if start < 0 else start
-        if start < 0:
+        found = re.search(re.escape(mention), text) or re.search(re.escape(mention), text, re.IGNORECASE)
+        if found is None:
             raise BadRecord(f"the mention {mention!r:.60} is not in the text")
-    made = _mention({"start": start, "end": raw.get("end", start + len(mention))}, text)
+        start, end = found.span()
+    made = _mention({"start": start, "end": start + len(mention) if end is None else end}, text)
     nil = raw.get("golden") == "NIL"  # the entity is known not to be in the knowledge base
     target = None if nil else _typed(raw, "target", str)
     return made | {"target": target} | ({} if made["error"] else {"mention": mention})
@@ -140,10 +156,11 @@ def _bad_mention(shown: str) -> Row:
 
 def _mention(raw: Row, text: str) -> Row:
     start, end, target = _position(raw.get("start")), _position(raw.get("end")), raw.get("target")
+    target = target if isinstance(target, str) and _unicode(target) else None
     if start is None or end is None:
         return _bad_mention(f"{raw!r:.60}")
     mention = {"mention_id": f"{start}-{end}", "mention": None, "start": start, "end": end}
-    mention |= {"target": target if isinstance(target, str) else None, "error": None}
+    mention |= {"target": target, "error": None}
     if not 0 <= start < end <= len(text):
         mention["error"] = f"the mention {start}-{end} is outside its text of {len(text)} characters"
     else:
@@ -164,7 +181,7 @@ def _picture(raw: Row, address: str) -> Row:
         return {}
     if isinstance(image, bytes):
         return {"image": image}
-    if isinstance(image, str) and image:
+    if isinstance(_whole(image, "image"), str) and image:
         return {"image_address": image if _absolute(image) else _beside(address, image)}
     raise BadRecord(f"image cannot be {image!r:.60}: it is bytes, a path or a URL")
 
@@ -172,13 +189,13 @@ def _picture(raw: Row, address: str) -> Row:
 def _official_picture(raw: Row, address: str, fetch: bool) -> Row:
     """In the official form the picture is a key into a feature file. It is taken as a picture when a
     file of that name lies beside the input, or, if so configured, fetched when it is a URL."""
-    key = raw.get("img_url") or raw.get("img_name")
+    key = _whole(raw.get("img_url") or raw.get("img_name"), "the picture's name")
     if not isinstance(key, str):
         return {}
     if "://" in key:
         return {"image_address": key} if fetch else {}
     path = _beside(address, key)
-    filesystem, _, (found,) = fsspec.get_fs_token_paths(path)
+    filesystem, found = fsspec.core.url_to_fs(path)
     return {"image_address": path} if filesystem.isfile(found) else {}
 
 
@@ -204,8 +221,10 @@ def files(inputs: Sequence[str]) -> list[str]:
     there or not readable by any reader."""
     found: list[str] = []
     for address in inputs:
-        filesystem, _, (path,) = fsspec.get_fs_token_paths(address)
-        if filesystem.isdir(path):
+        filesystem, path = fsspec.core.url_to_fs(address)
+        if not filesystem.exists(path) and has_magic(path) and (matches := sorted(filesystem.glob(path))):
+            found += files([filesystem.unstrip_protocol(p) if "://" in address else p for p in matches])
+        elif filesystem.isdir(path):
             inside = sorted(p for p in filesystem.find(path) if p.endswith(READ))
             if not inside:
                 raise ValueError(f"{address} holds no file that ends in {', '.join(READ)}")

@@ -78,6 +78,11 @@ class Engine:
         return self._embeddings.shape[1]
 
     @property
+    def length(self) -> int:
+        """Tokens of a prompt and its name, at most."""
+        return int(self._engine.model_config.max_model_len)
+
+    @property
     def alive(self) -> bool:
         return self._death is None
 
@@ -94,10 +99,10 @@ class Engine:
         caller aborts the request. Raises ValueError for a prompt that is too long, EngineDied when
         the engine is gone.
         """
-        if len(prompt) + limit > self.options.length:
+        if len(prompt) + limit > self.length:
             raise ValueError(
                 f"the prompt has {len(prompt)} tokens and names up to {limit}, but the engine takes "
-                f"{self.options.length}: lower retrieve.demonstrations or raise generate.length"
+                f"{self.length}: lower retrieve.demonstrations or raise generate.length"
             )
         self._check_alive()
         loop = asyncio.get_running_loop()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
-# Each was measured to matter on a machine without a GPU (docs/performance.md): the engine in this
+# Each was measured to matter on a machine without a GPU: the engine in this
 # process starts in 12 s instead of 76 s, threads are left where they are, and returning log-probabilities
 # compiles no kernel for each new batch size.
 _ENVIRONMENT = {
@@ -42,7 +42,7 @@ class EngineOptions:
     block: int = 32  # prefix caching reuses whole blocks only: small blocks, few tokens computed twice
     batch_tokens: int = 2048  # computed at most in one step
     sequences: int = 64  # decoded at most in one step
-    length: int = 2048  # of a prompt and its name, at most
+    length: int = 4096  # of a prompt and its name, at most; less where the model takes less
     candidates: int = 16  # tokens reported a step, at least twice the beam width
 
 
@@ -75,7 +75,7 @@ def start(options: EngineOptions, tree: Path) -> LLMEngine:
         block_size=options.block,  # type: ignore[arg-type]
         max_num_batched_tokens=max(options.batch_tokens, options.sequences),
         max_num_seqs=options.sequences,
-        max_model_len=options.length,
+        max_model_len=min(options.length, _longest(options.model)),
         gpu_memory_utilization=options.gpu_memory,
         max_logprobs=options.candidates,
         logprobs_mode="processed_logits",
@@ -88,6 +88,12 @@ def start(options: EngineOptions, tree: Path) -> LLMEngine:
     runner = "V2" if config.use_v2_model_runner else "V1"
     config.model_config.logits_processors = [f"gemel_ray.engine.constraint:TreeConstraint{runner}"]
     return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+
+
+def _longest(model: str) -> int:
+    from transformers import AutoConfig
+
+    return int(getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", 1 << 30))
 
 
 def sampling(

@@ -123,17 +123,16 @@ def _write_facts(folder: Path, config: Config, names: dict[str, str], made: Made
         "settings": {"models": {k: v for k, v in config.plain()["models"].items() if k != "mapper"}},
     }
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
-    for file in sorted(
-        f for f in folder.rglob("*") if f.is_file() and f.suffix in (".npy", ".arrow", ".safetensors")
-    ):
-        digest.update(file.name.encode() + file.read_bytes())
+    for file in sorted([*folder.glob("*.arrow"), *folder.glob("tree/*"), *folder.glob("bank/*")]):
+        with file.open("rb") as content:
+            hashlib.file_digest(content, lambda: digest)  # type: ignore[arg-type, return-value]
     facts["version"] = digest.hexdigest()
     (folder / "workspace.json").write_text(json.dumps(facts, indent=2))
 
 
 def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None:
     """Encode the demonstrations, tokenise them, and fill the vector store."""
-    known = set(workspace.entities.names())
+    known = set(workspace.entities.names()) if inputs else set()
     writer = _BankWriter(workspace, made)
     tables: list[pa.Table] = []
     began = time.perf_counter()
@@ -159,11 +158,12 @@ def _encoded(workspace: Workspace, inputs: Iterable[str]) -> Iterator[pa.Table]:
     inputs = list(inputs)
     if not inputs:
         return
+    fetch = workspace.config.input.fetch_official_images
     graph = linking_graph(workspace.config, workspace)
     segment = graph.segment(["detect", "encode"], workspace)
     try:
         for address in inputs:
-            for batch in documents(address):
+            for batch in documents(address, fetch_official_images=fetch):
                 given = batch.filter(pa.compute.or_(batch["given"].is_valid(), batch["error"].is_valid()))
                 if len(given):
                     encoded = asyncio.run(segment.run(given))
@@ -184,12 +184,11 @@ class _BankWriter:
     def __init__(self, workspace: Workspace, made: Made) -> None:
         self.workspace, self.made = workspace, made
         self.features: list[list[float]] = []
-        self.picture_of: dict[tuple[str, bytes], int] = {}
+        self.picture_of: dict[bytes, int] = {}
         self.mentions: Counter[str] = Counter()
         self.uses: Counter[int] = Counter()
         self.rows: list[int] = []
         self.mention_vectors: list[npt.NDArray[np.float32]] = []
-        self.count = 0
 
     def table(self, solved: list[dict[str, Any]]) -> pa.Table:
         """The bank's rows of some solved mentions."""
@@ -215,8 +214,7 @@ class _BankWriter:
         if vector is None:
             picture = -1
         else:
-            key = (row["document_id"], np.asarray(vector, np.float32).tobytes())
-            picture = self.picture_of.setdefault(key, len(self.features))
+            picture = self.picture_of.setdefault(np.float32(vector).tobytes(), len(self.features))
             if picture == len(self.features):
                 self.features.append(vector)
             self.uses[picture] += 1

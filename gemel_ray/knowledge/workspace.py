@@ -91,8 +91,9 @@ class Workspace:
 
     @property
     def version(self) -> str:
-        """Of the knowledge and the models, for fingerprints."""
-        return str(self.facts["version"])
+        """Of the knowledge, the models and the mapper, for fingerprints."""
+        mapper = revision(str(self._mapper_file)) if self._mapper_file.exists() else "none"
+        return f"{self.facts['version']}-{mapper}"
 
     @property
     def language_model(self) -> str:

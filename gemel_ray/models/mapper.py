@@ -43,8 +43,8 @@ class FeatureMapper(nn.Module):
             with safe_open(path, "pt") as file:
                 facts: dict[str, Any] = json.loads((file.metadata() or {})["mapper"])
                 weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
-        except (SafetensorError, OSError, KeyError, ValueError) as fault:
+            mapper = cls(weight.shape[1], facts["prefix"], facts["width"])
+            mapper.linear.load_state_dict({"weight": weight.float(), "bias": bias.float()})
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as fault:
             raise ValueError(f"{path} is not a feature mapper written by gemel-ray: {fault}") from fault
-        mapper = cls(weight.shape[1], facts["prefix"], facts["width"])
-        mapper.linear.load_state_dict({"weight": weight.float(), "bias": bias.float()})
         return mapper.eval().requires_grad_(False), facts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.models.images import ImageError, ImageLimits, read_image
-from gemel_ray.stage import Stage, Work, answer
+from gemel_ray.stage import MACHINE, Stage, Work, answer
 
 if TYPE_CHECKING:
     import torch
@@ -40,10 +40,10 @@ class Encode(Stage):
             pa.field("mention_vectors", pa.list_(VECTOR)),  # of unit length, one a mention
         ]
     )
-    device: str = "auto"
+    device: str = field(default="auto", metadata=MACHINE)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch: int = 64
-    threads: int = 2
+    batch: int = field(default=64, metadata=MACHINE)
+    threads: int = field(default=2, metadata=MACHINE)
     megapixels: float = 64.0
     megabytes: float = 32.0
     seconds: float = 10.0

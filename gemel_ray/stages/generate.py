@@ -8,7 +8,7 @@ leave it.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from gemel_ray.engine.run import Engine, Usage
 from gemel_ray.engine.search import Candidate, Expansions, beam, greedy, probabilities
 from gemel_ray.engine.vllm_engine import EngineOptions, Step
 from gemel_ray.records import CANDIDATE
-from gemel_ray.stage import Stage, Work, answer
+from gemel_ray.stage import MACHINE, Stage, Work, answer
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
@@ -49,14 +49,14 @@ class Generate(Stage):
     length_penalty: float = 0.0
     nil_threshold: float = 0.0
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    tensor_parallel: int = 1
-    cache_gib: float = 2.0
-    gpu_memory: float = 0.9
-    block: int = 32
-    batch_tokens: int = 2048
-    sequences: int = 64
-    length: int = 2048
-    mentions: int = 128
+    length: int = 4096
+    tensor_parallel: int = field(default=1, metadata=MACHINE)
+    cache_gib: float = field(default=2.0, metadata=MACHINE)
+    gpu_memory: float = field(default=0.9, metadata=MACHINE)
+    block: int = field(default=32, metadata=MACHINE)
+    batch_tokens: int = field(default=2048, metadata=MACHINE)
+    sequences: int = field(default=64, metadata=MACHINE)
+    mentions: int = field(default=128, metadata=MACHINE)
 
     def __post_init__(self) -> None:
         if self.beams < 1:

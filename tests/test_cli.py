@@ -1,0 +1,141 @@
+"""The command line as people type it: wrong words get the nearest right one and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gemel_ray import results
+from gemel_ray.cli import main
+from gemel_ray.records import LINK
+
+VERBS = ("demo", "build", "link", "evaluate", "train", "doctor")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    try:
+        status: object = main(words)
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["lnk"], "did you mean link?"),
+        (["link", "x", "--workspace", "w", "--output", "o", "--strct"], "did you mean --strict?"),
+        (["link", "x", "--output", "o"], "--workspace"),
+        (
+            ["build", "--entities", "e", "--output", "o", "--set", "retreive.by=image"],
+            "did you mean retrieve?",
+        ),
+        (["build", "--entities", "e", "--output", "o", "--set", "retrieve.by=imge"], "did you mean image?"),
+        (["build", "--entities", "e", "--output", "o", "--set", "generate.beams=many"], "a whole number"),
+        (["build", "--entities", "e", "--output", "o", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["link", "x", "--workspace", "nowhere", "--output", "o"], "make one with gemel-ray build"),
+        (["evaluate", "nowhere", "--gold", __file__ + "l"], "there is no"),
+    ],
+)
+def test_wrong_words(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: list[str],
+    hint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert hint in refused(capsys, *words)
+
+
+def test_the_verbs_are_those_people_rely_on(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+        told = capsys.readouterr().out
+        assert "--config" in told
+        assert "--set" in told
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys; from gemel_ray.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'ray', 'vllm', 'transformers', 'pyarrow'} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "[]"
+
+
+def test_evaluate_counts_what_is_missing_wrong_or_nil(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "Adobe and Google and Apple and Nokia and Intel"
+    spans = {w: (text.index(w), text.index(w) + len(w)) for w in text.split(" and ")}
+    gold = tmp_path / "gold.jsonl"
+    mentions = [{"start": s, "end": e, "target": f"{w} Inc."} for w, (s, e) in spans.items()]
+    del mentions[4]["target"]
+    gold.write_text(json.dumps({"id": "d", "text": text, "mentions": mentions}))
+
+    def row(word: str, status: str, entity: str | None) -> dict[str, object]:
+        start, end = spans[word]
+        found = [{"entity": e, "entity_id": e, "score": 0.0} for e in (entity, f"{word} Inc.") if e]
+        base = dict.fromkeys(LINK.names) | {"document_id": "d", "mention_id": f"{start}-{end}"}
+        return base | {"mention": word, "status": status, "entity": entity, "candidates": found}
+
+    rows = [row("Adobe", "linked", "Adobe Inc."), row("Google", "linked", "Gogol"), row("Apple", "nil", None)]
+    results.prepare(tmp_path)
+    results.write(pa.Table.from_pylist(rows, LINK), tmp_path)
+    report = tmp_path / "report.html"
+    words = ["evaluate", str(tmp_path), "--gold", str(gold), "--json", "--report", str(report)]
+    assert main(words) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["mentions"] == 4  # Intel has no target
+    assert figures["without_target"] == 1
+    assert figures["accuracy"] == 0.25
+    assert figures["among_candidates"] == 0.75
+    assert figures["statuses"] == {"linked": 2, "nil": 1, "missing": 1}
+    page = report.read_text()
+    assert "<mark>Google</mark>" in page
+    assert "should be Google Inc." in page
+    assert "src=" not in page  # no pictures here, and never an address outside
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_demo_shows_the_whole_graph(tmp_path: Path) -> None:
+    """As `make demo` runs it, on a few documents."""
+    command = [
+        sys.executable,
+        "-m",
+        "gemel_ray.cli",
+        "demo",
+        "--output",
+        str(tmp_path / "demo"),
+        "--limit",
+        "10",
+    ]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert told.returncode == 0, told.stderr
+    assert "right pictures, entities pictured in the examples" in told.stdout
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert page.count('class="card"') == 10
+    assert page.count("data:image/jpeg;base64") > 10  # the documents' pictures and the demonstrations'
+    manifest = json.loads((tmp_path / "demo" / "linked" / "manifest.json").read_text())
+    assert manifest["documents"] == 20
+    assert manifest["statuses"] == {"linked": 20}
+    links = pa.concat_tables(results.tables(tmp_path / "demo" / "linked"))
+    names = {json.loads(line)["name"] for line in entities().read_text().splitlines()}
+    assert set(links["entity"].to_pylist()) <= names
+    assert pq.read_table(tmp_path / "demo" / "shuffled-pictures.parquet").num_rows == 10
+
+
+def entities() -> Path:
+    return Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "entities.jsonl"
