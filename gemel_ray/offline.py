@@ -86,11 +86,12 @@ def _connect(config: Config) -> None:
         logging_level=logging.ERROR,
         **(local | {"include_dashboard": False} if address == "local" else {}),
     )
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = int(config.offline.stall_minutes * 60)
+    for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # Ray gives them levels of their own on import
 
 
 def _dataset(config: Config, workspace: Path, inputs: Sequence[str], output: Path, done: results.Keys) -> Any:
@@ -139,10 +140,13 @@ def _environment(config: Config, options: SegmentOptions) -> dict[str, str]:
 
 
 def _read(batch: dict[str, Any], done: Any, fetch: bool) -> Iterator[pa.Table]:
-    """Documents of one file that are not done yet."""
+    """Documents of one file that are not done yet; `done` refers to their sorted hashes."""
+    import ray
+
+    finished = ray.get(done)
     for address in batch["address"]:
         for table in documents(str(address), fetch_official_images=fetch):
-            new = ~np.isin(results.keys(table["document_id"].to_pylist()), done)
+            new = ~np.isin(results.keys(table["document_id"].to_pylist()), finished)
             if new.any():
                 yield table.filter(pa.array(new))
 

@@ -313,7 +313,6 @@ MACHINE = (
     "encode.threads",
     "generate.cache_gib",
     "generate.gpu_memory",
-    "generate.mentions",
 )
 # Of these one may argue whether they are meant or only how much is computed at once.
 EITHER = ("vectors.", "encode.batch", "generate.sequences", "generate.batch_tokens", "generate.block")

@@ -83,6 +83,12 @@ class Engine:
         return int(self._engine.model_config.max_model_len)
 
     @property
+    def cache(self) -> int:
+        """Tokens that the key-value cache holds."""
+        cache = self._engine.vllm_config.cache_config
+        return int((cache.num_gpu_blocks or 0) * cache.block_size)
+
+    @property
     def alive(self) -> bool:
         return self._death is None
 

@@ -8,6 +8,9 @@ leave it.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -31,7 +34,7 @@ class Generate(Stage):
     """`beams`: 1 is greedy. `score`: `paper` adds log-softmax over the whole vocabulary, `tree` renormalises
     over what the tree allows at each step. A name is ranked by the sum over its tokens divided by their
     number to the power of `length_penalty`. Below `nil_threshold` of probability the answer is NIL.
-    The other fields are the engine's (see EngineOptions); `mentions` are searched at once.
+    The other fields are the engine's (see EngineOptions).
     """
 
     reads: ClassVar = ("prompt", "image_vector")
@@ -56,7 +59,6 @@ class Generate(Stage):
     block: int = field(default=32, metadata=MACHINE)
     batch_tokens: int = field(default=2048, metadata=MACHINE)
     sequences: int = field(default=64, metadata=MACHINE)
-    mentions: int = field(default=128, metadata=MACHINE)
 
     def __post_init__(self) -> None:
         if self.beams < 1:
@@ -75,6 +77,42 @@ class Generate(Stage):
         return EngineOptions(model=model, candidates=max(16, 2 * self.beams), **own)
 
 
+class _Room:
+    """The key-value cache's tokens, given to mentions for as long as their search runs: a prompt that is
+    pushed out between two of its requests is computed again, which costs more than waiting."""
+
+    def __init__(self, tokens: int) -> None:
+        self.free = self.all = tokens
+        self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def taken(self, tokens: int) -> AsyncIterator[None]:
+        tokens = min(tokens, self.all)
+        if self.waiting or tokens > self.free:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.waiting.append((tokens, turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():  # it was our turn in the very moment we left
+                    self._give(tokens)
+                raise
+        else:
+            self.free -= tokens
+        try:
+            yield
+        finally:
+            self._give(tokens)
+
+    def _give(self, tokens: int) -> None:
+        self.free += tokens
+        while self.waiting and self.waiting[0][0] <= self.free:
+            wanted, turn = self.waiting.popleft()
+            if not turn.done():  # else its caller has left
+                self.free -= wanted
+                turn.set_result(None)
+
+
 class _Generating(Work):
     def __init__(self, stage: Generate, workspace: Workspace) -> None:
         self.stage, self.tree, self.entities = stage, workspace.tree, workspace.entities
@@ -82,11 +120,9 @@ class _Generating(Work):
         self.engine = Engine(options, workspace.tree_folder, workspace.tree.end_token)
         self.prompts = workspace.prompt_embeddings(self.engine)
         self.usage, self.mentions = Usage(), 0
-        self.admitted: asyncio.Semaphore | None = None
+        self.room = _Room(self.engine.cache)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        # Embeddings wait in memory until the engine takes them: not more than it can keep busy with.
-        self.admitted = self.admitted or asyncio.Semaphore(self.stage.mentions)
         prompts, images = batch["prompt"].to_pylist(), batch["image_vector"].to_pylist()
         rows = await asyncio.gather(*(self._link(p, v) for p, v in zip(prompts, images, strict=True)))
         columns = {name: [row.get(name) for row in rows] for name in _FIELDS}
@@ -94,9 +130,10 @@ class _Generating(Work):
         return table.append_column("status", pa.array([row.get("status") for row in rows], pa.string()))
 
     async def _link(self, prompt: list[int], image: list[float] | None) -> dict[str, Any]:
-        assert self.admitted is not None
-        async with self.admitted:
-            self.mentions += 1
+        self.mentions += 1
+        # Its prompt, with a picture's few vectors for one number each, and what its beams write.
+        tokens = len(prompt) + self.stage.beams * (self.tree.depth + self.stage.block)
+        async with self.room.taken(tokens):
             try:
                 return self._row(await self._search(prompt, image))
             except ValueError as reason:  # this prompt's own fault: too long

@@ -25,6 +25,7 @@ from gemel_ray.progress import Meter
 from gemel_ray.report import thumbnail, write_report
 
 DATA = Path(__file__).parent / "data"
+_SETTINGS = {"retrieve": {"demonstrations": 4}}  # captions are short and families small: sixteen say no more
 
 
 def demo(configured: Callable[[Mapping[str, Any]], Config], output: Path, limit: int | None) -> int:
@@ -34,7 +35,7 @@ def demo(configured: Callable[[Mapping[str, Any]], Config], output: Path, limit:
     if not (workspace / "workspace.json").exists():
         _say("building the workspace from the starter's entities and solved examples")
         build(config, str(DATA / "entities.jsonl"), [str(DATA / "train.parquet")], workspace, _say)
-    config = configured(read_facts(workspace)["settings"])
+    config = configured(read_facts(workspace)["settings"] | _SETTINGS)
     inputs = _inputs(output, limit)
     with Meter("documents", sum(pq.ParquetFile(f).metadata.num_rows for f in inputs)) as meter:
         manifest = link(config, workspace, inputs, output / "linked", meter.add)
