@@ -125,10 +125,12 @@ class Config:
         """Equal for runs whose results may be compared: what the stages do, by which models, on which
         knowledge (`facts`); not where they run."""
         stages = (self.detect, self.encode, self.retrieve, self.assemble, self.generate)
-        meaning = {
+        meaning: dict[str, Any] = {
             s.name: {f.name: getattr(s, f.name) for f in fields(s) if "machine" not in f.metadata}
             for s in stages
         }
+        meaning |= {"models": asdict(self.models), "input": asdict(self.input)}
+        meaning["exact_below"] = self.vectors.exact_below
         text = json.dumps([meaning, *map(repr, facts)], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
