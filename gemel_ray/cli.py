@@ -85,6 +85,7 @@ def _link(verb: Parser) -> None:
 
 
 def _run_link(options: argparse.Namespace) -> int:
+    from gemel_ray import results
     from gemel_ray.knowledge.workspace import Workspace, read_facts
     from gemel_ray.offline import link
     from gemel_ray.progress import Meter
@@ -93,7 +94,9 @@ def _run_link(options: argparse.Namespace) -> int:
     config = _config(options, read_facts(options.workspace)["settings"])
     Workspace.open(options.workspace, config)  # refuses a mismatch before anything is started
     inputs = files(options.inputs)
-    with Meter("documents", sum(count(f) or 0 for f in inputs)) as meter:
+    results.prepare(options.output)
+    done = len(results.finished(options.output))
+    with Meter("documents", sum(count(f) or 0 for f in inputs) - done) as meter:
         manifest = link(config, options.workspace, inputs, options.output, meter.add)
     statuses = manifest["statuses"]
     told = ", ".join(f"{n:,} {status}" for status, n in sorted(statuses.items())) or "nothing"

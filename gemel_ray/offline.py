@@ -31,7 +31,7 @@ from gemel_ray.linking import linking_graph
 from gemel_ray.progress import Progress
 from gemel_ray.readers import documents
 
-_BLOCK = 512  # documents that travel together: small enough for every worker to have some
+_BLOCK = 128  # documents that travel together, and are told of together: some for every worker
 _PACKAGES = ("gemel-ray", "ray", "torch", "transformers", "open_clip_torch", "qdrant-edge-py")
 
 
@@ -75,6 +75,8 @@ def link(
 
 
 def _connect(config: Config) -> None:
+    # Ray logs an error for every actor that Ray Data itself starts (its issue 53727): not ours to mend.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     address = config.offline.address

@@ -25,10 +25,11 @@ class Meter:
         self.what, self.total, self.done = what, total, 0
         self.statuses: Counter[str] = Counter()
         self.live = sys.stderr.isatty()
-        self.began = self.first = self.told = time.monotonic()
+        self.began = self.told = time.monotonic()
+        self.first = (self.began, 0)  # when the first batch came, and with how many
 
     def __enter__(self) -> Meter:
-        self._tell(f"starting: {self.total:,} {self.what}")
+        self._tell(f"{self.total:,} {self.what} to do; loading the models")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,8 +39,8 @@ class Meter:
 
     def add(self, progress: Progress) -> None:
         """Count what one batch brought."""
-        if not self.done:
-            self.first = time.monotonic()  # the models were loading until now: they are not the rate
+        if not self.done:  # the models were loading until now, which says nothing of the pace
+            self.first = (time.monotonic(), progress.documents)
         self.done += progress.documents
         self.statuses.update(progress.statuses)
         if time.monotonic() - self.told > (1.0 if self.live else _EVERY):
@@ -49,7 +50,8 @@ class Meter:
         now = time.monotonic()
         rows = sum(self.statuses.values())
         rate = rows / max(now - self.began, 1e-9)
-        left = (self.total - self.done) * (now - self.began) / self.done if self.done else 0
+        since, before = self.first if self.done > self.first[1] else (self.began, 0)
+        left = (self.total - self.done) * (now - since) / (self.done - before) if self.done else 0
         share = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
         errors = self.statuses["error"]
         return (
