@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from gemel_ray.models.clip import Clip, content_hash, unit
+from gemel_ray.models.clip import Clip, unit
+from gemel_ray.models.revision import revision
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VISUAL = {
@@ -236,7 +237,7 @@ def test_an_architecture_with_a_checkpoint_file(models: dict[str, Path], tiny_ar
     clip = Clip(f"{tiny_architecture}/{file}", feature="hidden")
     model, _ = own(models["vit"])
     assert torch.equal(clip._model.visual.conv1.weight, model.visual.conv1.weight)
-    assert clip.revision == f"tiny/{content_hash(file)}"
+    assert revision(clip.name) == f"tiny/{revision(str(file))}"
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -253,7 +254,7 @@ def test_a_tags_activation_is_used(
     clip = Clip("tiny/tagged", feature="hidden")
     activation = clip._model.visual.transformer.resblocks[0].mlp.gelu
     assert type(activation).__name__ == ("QuickGELU" if quick else "GELU")
-    assert clip.revision == "tiny/tagged"
+    assert revision(clip.name) == "tiny/tagged"
 
 
 def test_a_repository_in_the_hubs_cache(
@@ -268,7 +269,7 @@ def test_a_repository_in_the_hubs_cache(
         monkeypatch.setattr(hub, setting, value)
     clip = Clip("hf-hub:house/tiny", feature="hidden")
     np.testing.assert_array_equal(encode(clip), encode(clips("vit")))
-    assert clip.revision == "hf-hub:house/tiny@0123456789ab"
+    assert revision(clip.name) == "hf-hub:house/tiny@0123456789ab"
 
 
 @pytest.mark.parametrize("name", ["ViT-L-14", "ViT-L-14/nosuchtag", "models/absent", "nonsense", ""])
@@ -297,20 +298,17 @@ def test_wrong_settings_are_refused(wrong: dict[str, str]) -> None:
 
 
 def test_the_revision_follows_the_content_alone(models: dict[str, Path], tmp_path: Path) -> None:
-    def revision(folder: Path) -> str:
-        return Clip(str(folder), feature="hidden").revision
-
     copy = write_model(tmp_path / "elsewhere", "vit")
-    assert revision(copy) == revision(models["vit"])
+    assert revision(str(copy)) == revision(str(models["vit"]))
     (copy / "README.md").write_text("does not change an answer")
     (copy / ".cache").mkdir()
     (copy / ".cache" / "times.json").write_text("{}")
-    assert revision(copy) == revision(models["vit"])
+    assert revision(str(copy)) == revision(str(models["vit"]))
     weights = copy / "open_clip_model.safetensors"
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1
     weights.write_bytes(changed)
-    assert revision(copy) != revision(models["vit"])
+    assert revision(str(copy)) != revision(str(models["vit"]))
 
 
 def test_importing_is_cheap() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from gemel_ray.models.mention_encoder import TEXTS_AT_ONCE, MentionEncoder
+from gemel_ray.models.revision import revision
 from gemel_ray.starter.models import mention_encoder
 
 TEXTS = ["Apple", "Stanford University", "the 44th president of the United States", "É", "", "Apple"]
@@ -233,5 +234,5 @@ def test_a_wrong_dtype_is_refused() -> None:
 def test_the_revision_follows_the_content(tmp_path: Path) -> None:
     one, same = write_model(tmp_path / "one"), write_model(tmp_path / "same")
     other = write_model(tmp_path / "other", pooler=False)
-    revisions = [MentionEncoder(str(folder)).revision for folder in (one, same, other)]
+    revisions = [revision(str(folder)) for folder in (one, same, other)]
     assert revisions[0] == revisions[1] != revisions[2]

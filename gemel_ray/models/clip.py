@@ -9,7 +9,6 @@ Importing it is cheap: torch and open_clip are loaded by the first `Clip`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -112,16 +111,6 @@ class Clip:
         """How wide a text's vector is."""
         return int(self.encode_texts(["a"]).shape[1])
 
-    @cached_property
-    def revision(self) -> str:
-        """Which weights these are: their content's hash, their commit, or open_clip's fixed tag."""
-        if Path(self.name).is_dir():
-            return content_hash(Path(self.name))
-        if self.name.startswith("hf-hub:"):
-            return f"{self.name}@{hub_commit(self.name.removeprefix('hf-hub:'))}"
-        architecture, _, weights = self.name.partition("/")
-        return f"{architecture}/{content_hash(Path(weights))}" if Path(weights).is_file() else self.name
-
     def _probe(self) -> int:
         """The image vector's width, by encoding a blank picture."""
         features = self.encode_images([self.prepare(Image.new("RGB", (64, 64)))])
@@ -220,26 +209,3 @@ def torch_device(device: str) -> str:
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def content_hash(path: Path) -> str:
-    """16 hexadecimal digits over a file, or over a folder's weights and configuration."""
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    digest = hashlib.blake2b(digest_size=8)
-    for file in files:
-        inside = file.relative_to(path)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if file != path and (hidden or file.suffix not in WEIGHTS_AND_CONFIGURATION):
-            continue
-        digest.update(f"{inside.as_posix()}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            hashlib.file_digest(stream, lambda: digest)
-    return digest.hexdigest()
-
-
-def hub_commit(repository: str) -> str:
-    """The commit of a Hugging Face repository that lies in the local cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repository, "open_clip_config.json")
-    return Path(found).parent.name[:12] if isinstance(found, str) else "unknown"

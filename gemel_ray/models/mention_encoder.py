@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gemel_ray.models.clip import Vectors, as_array, content_hash, torch_device, unit
+from gemel_ray.models.clip import Vectors, as_array, torch_device, unit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -79,13 +78,6 @@ class MentionEncoder:
             vectors[rows] = self._forward([tokens[i] for i in rows])
         position = {text: i for i, text in enumerate(unique)}
         return unit(vectors)[[position[text] for text in texts]]
-
-    @cached_property
-    def revision(self) -> str:
-        """Which weights these are: their content's hash, or the repository's commit."""
-        if Path(self.name).is_dir():
-            return content_hash(Path(self.name))
-        return f"{self.name}@{(self._model.config._commit_hash or 'unknown')[:12]}"
 
     def _forward(self, tokens: list[list[int]]) -> Vectors:
         """Token ids, rows of differing length, to pooled float32 [n, width]."""
