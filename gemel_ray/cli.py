@@ -201,7 +201,6 @@ def _quiet() -> None:
     for name, value in {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
-        "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(name, value)
 

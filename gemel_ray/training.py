@@ -23,7 +23,7 @@ from gemel_ray.config import Config
 from gemel_ray.engine.prompts import QUERY_IMAGE, image_of
 from gemel_ray.graph import explode, run_in_process
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.workspace import Workspace, end_token
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.models.clip import torch_device
 from gemel_ray.models.mapper import FeatureMapper
@@ -67,7 +67,7 @@ def _examples(config: Config, workspace: Workspace, files: Sequence[str]) -> Ite
     """Solved mentions with a picture, through the graph up to the prompt."""
     graph = linking_graph(config, workspace)
     segment = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
-    end = end_token(workspace.tokenizer, config.models.end_of_name)
+    end = workspace.tree.end_token
     targets: dict[tuple[str, str], str] = {}
 
     def batches() -> Iterator[Any]:

@@ -73,7 +73,7 @@ def starter_tokenizer() -> tuple[Any, int]:
         tokenizer = load_tokenizer(str(language_model()))
     except MissingModel as reason:
         pytest.skip(f"the starter's language model is not installed: {reason}")
-    return tokenizer, end_token(tokenizer, "newline")
+    return tokenizer, end_token(str(language_model()), "newline")
 
 
 def by_starter(texts: list[str]) -> list[list[int]]:

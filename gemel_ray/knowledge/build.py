@@ -81,7 +81,7 @@ def _fill(folder: Path, config: Config, entities: str, demonstrations: list[str]
     tokenizer = load_tokenizer(names["language"])
     began = time.perf_counter()
     knowledge = entity_file.write(entity_file.read(entities, made.rejects), folder / "entities.arrow")
-    end = end_token(tokenizer, config.models.end_of_name)
+    end = end_token(names["language"], config.models.end_of_name)
     tree = prefix_tree.build(knowledge.names(), lambda t: tokenize(tokenizer, t), end, folder / "tree")
     say(f"{len(knowledge):,} entities, {len(tree):,} names, {time.perf_counter() - began:.1f} s")
     _mapper(folder, config, names, say)
