@@ -83,7 +83,7 @@ def _connect(config: Config) -> None:
     needed = sum(s.workers * s.cpus for s in config.offline.segments) + 1  # one for reading
     local: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, int(np.ceil(needed)))}
     ray.init(
-        address=None if address == "local" else address,
+        address=address,
         log_to_driver=False,
         logging_level=logging.ERROR,
         **(local | {"include_dashboard": False} if address == "local" else {}),
