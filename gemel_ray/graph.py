@@ -230,9 +230,15 @@ def run_in_process(segment: Segment, batches: Iterator[pa.Table], overlap: int =
     with asyncio.Runner() as runner:
         under_way: list[asyncio.Task[pa.Table]] = []
         loop = runner.get_loop()
-        for batch in batches:
-            under_way.append(loop.create_task(segment.run(batch)))
-            if len(under_way) >= overlap:
+        try:
+            for batch in batches:
+                under_way.append(loop.create_task(segment.run(batch)))
+                if len(under_way) >= overlap:
+                    yield loop.run_until_complete(under_way.pop(0))
+            while under_way:
                 yield loop.run_until_complete(under_way.pop(0))
-        while under_way:
-            yield loop.run_until_complete(under_way.pop(0))
+        finally:  # one batch's fault, or a caller that has enough, ends the others
+            for task in under_way:
+                task.cancel()
+            if under_way:
+                loop.run_until_complete(asyncio.wait(under_way))
