@@ -68,11 +68,6 @@ class Engine:
         self._thread.start()
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the language model's embeddings, and so of every prompt."""
-        return self._embeddings.dtype
-
-    @property
     def width(self) -> int:
         """Of the language model's embeddings."""
         return self._embeddings.shape[1]
@@ -87,10 +82,6 @@ class Engine:
         """Tokens that the key-value cache holds."""
         cache = self._engine.vllm_config.cache_config
         return int((cache.num_gpu_blocks or 0) * cache.block_size)
-
-    @property
-    def alive(self) -> bool:
-        return self._death is None
 
     def embed(self, tokens: Sequence[int] | np.ndarray) -> torch.Tensor:
         """Embeddings of token ids, [tokens, width]."""
