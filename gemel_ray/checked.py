@@ -1,0 +1,96 @@
+"""Plain values, as YAML and --set give them, to frozen dataclasses: an unknown name or a wrong type is an error
+that names the nearest right one. Knows nothing of what the settings mean."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """What is wrong, where, and the nearest right name."""
+
+
+def parsed(override: str) -> dict[str, Any]:
+    """--set a.b=value as {a: {b: value}}."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set takes a.b=value, not {override!r}")
+    try:
+        value: Any = yaml.safe_load(text) if text else ""
+    except (yaml.YAMLError, ValueError, RecursionError) as fault:
+        raise ConfigError(f"--set {override}: {fault}") from fault
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(below, Mapping):
+        raise ConfigError(f"expected sections of settings, found {below!r:.60}")
+    result = dict(below)
+    for name, value in above.items():
+        inner = result.get(name)
+        result[name] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
+
+
+def made(kind: Any, value: Any, where: str) -> Any:
+    """`value`, checked against the type `kind`."""
+    origin = typing.get_origin(kind)
+    if is_dataclass(kind):
+        return _section(kind, value, where)
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise ConfigError(f"{where} cannot be {value!r}; {_nearest(str(value), map(str, choices))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} must be a list, not {value!r}")
+        return tuple(made(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:  # text too: YAML takes 1e-3 for it
+            return float(value)
+        except (ValueError, OverflowError):
+            pass
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{where} must be {_called(kind)}, not {value!r}")
+    return value
+
+
+def _section(kind: Any, value: Any, where: str) -> Any:
+    if value is None:
+        value = {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where or 'the configuration'} must hold settings, not {value!r}")
+    hints = {f.name: h for f in fields(kind) if (h := typing.get_type_hints(kind)[f.name])}
+    prefix = f"{where}." if where else ""
+    for name in value:
+        if name not in hints:
+            raise ConfigError(f"there is no setting {prefix}{name}; {_nearest(str(name), hints)}")
+    try:
+        return kind(**{name: made(hints[name], v, prefix + name) for name, v in value.items()})
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as fault:
+        raise ConfigError(f"{where}: {fault}") from fault
+
+
+def _called(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_called(k) for k in typing.get_args(kind))
+    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"

@@ -1,0 +1,37 @@
+"""gemel-ray build."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gemel_ray.arguments import Parser
+from gemel_ray.commands import configured, say
+
+
+def add(verb: Parser) -> None:
+    """Make a WORKSPACE: prefix tree, demonstration bank and vectors from your entities and solved examples.
+
+    ENTITIES: JSON lines with id and name, and, where known, description, aliases, popularity, image.
+    DEMONSTRATIONS: documents whose mentions have a target (the entity's name), as JSON lines or Parquet.
+
+      gemel-ray build --entities kb.jsonl --demonstrations train.json --output my-workspace
+    """
+    verb.add_argument("--entities", required=True, metavar="FILE", help="JSON lines: id, name, ...")
+    verb.add_argument("--demonstrations", nargs="+", default=[], metavar="FILE", help="solved documents")
+    verb.add_argument("--output", required=True, type=Path, metavar="WORKSPACE", help="folder to make")
+    verb.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gemel_ray.knowledge.build import build
+
+    made = build(configured(options, {}), options.entities, options.demonstrations, options.output, say)
+    for reject in made.rejects[:10]:
+        say(f"left out: {reject}")
+    if len(made.rejects) > 10:
+        say(f"... and {len(made.rejects) - 10:,} more left out")
+    if made.unknown_targets:
+        say(f"{made.unknown_targets:,} demonstrations have a target that is no entity's name (kept)")
+    print(options.output)
+    return 0

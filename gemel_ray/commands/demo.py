@@ -1,0 +1,28 @@
+"""gemel-ray demo."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gemel_ray.arguments import Parser
+from gemel_ray.commands import configured
+
+
+def add(verb: Parser) -> None:
+    """Link the starter's pictures with the starter's models: the whole graph in minutes, on any machine.
+
+    Prints the first links, the accuracy with the right pictures and with shuffled ones, and the path of
+    an HTML page with pictures, answers, candidates and demonstrations.
+    """
+    verb.add_argument(
+        "--output", type=Path, default=Path("demo"), help="folder for everything it makes (demo)"
+    )
+    verb.add_argument("--limit", type=int, help="documents to link, instead of the whole test set")
+    verb.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gemel_ray.starter.demo import demo
+
+    return demo(lambda carried: configured(options, carried), options.output, options.limit)

@@ -1,0 +1,24 @@
+"""gemel-ray doctor."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gemel_ray.arguments import Parser
+from gemel_ray.commands import configured
+
+
+def add(verb: Parser) -> None:
+    """Tell in plain words what fits on this machine and what does not."""
+    verb.add_argument("--workspace", type=Path, help="look at this workspace, too")
+    verb.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gemel_ray.doctor import examine, exit_status, print_findings
+
+    config = configured(options, {})
+    findings = examine(config.plain()["models"], options.workspace, config.vectors.address)
+    print_findings(findings)
+    return exit_status(findings)

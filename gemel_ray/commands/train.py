@@ -1,0 +1,35 @@
+"""gemel-ray train."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gemel_ray.arguments import Parser
+from gemel_ray.commands import configured, say
+
+
+def add(verb: Parser) -> None:
+    """Train the feature mapper, the one trained part: image features to visual prefixes.
+
+    Prompts are made as link makes them, an example never demonstrating itself. The mapper with the lowest
+    loss on DEV goes into the workspace.
+
+      gemel-ray train --train train.parquet --dev dev.parquet --workspace my-workspace
+    """
+    verb.add_argument(
+        "--train", nargs="+", required=True, metavar="FILE", help="solved documents with pictures"
+    )
+    verb.add_argument("--dev", nargs="+", required=True, metavar="FILE", help="others, to choose by")
+    verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
+    verb.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gemel_ray.knowledge.workspace import read_facts
+    from gemel_ray.readers import files
+    from gemel_ray.training import train
+
+    config = configured(options, read_facts(options.workspace)["settings"])
+    train(config, files(options.train), files(options.dev), options.workspace, say)
+    return 0
