@@ -1,5 +1,8 @@
-"""Plain values, as YAML and --set give them, to frozen dataclasses: an unknown name or a wrong type is an error
-that names the nearest right one. Knows nothing of what the settings mean."""
+"""Plain values, as YAML and --set give them, to frozen dataclasses.
+
+An unknown name or a wrong type is an error that names the nearest right one. Knows nothing of what the
+settings mean.
+"""
 
 from __future__ import annotations
 
