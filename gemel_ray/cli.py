@@ -10,7 +10,17 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gemel_ray.arguments import Parser, parser
-from gemel_ray.commands import build, demo, doctor, evaluate, link, say, train
+from gemel_ray.commands import (
+    build,
+    demo,
+    doctor,
+    evaluate,
+    export_gemel,
+    import_gemel,
+    link,
+    say,
+    train,
+)
 
 _VERBS: dict[str, Callable[[Parser], None]] = {
     "demo": demo.add,
@@ -18,6 +28,8 @@ _VERBS: dict[str, Callable[[Parser], None]] = {
     "link": link.add,
     "evaluate": evaluate.add,
     "train": train.add,
+    "import-gemel": import_gemel.add,
+    "export-gemel": export_gemel.add,
     "doctor": doctor.add,
 }
 

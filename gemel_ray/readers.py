@@ -189,14 +189,14 @@ def _picture(raw: Row, address: str) -> Row:
 def _official_picture(raw: Row, address: str, fetch: bool) -> Row:
     """In the official form the picture is a key into a feature file. It is taken as a picture when a
     file of that name lies beside the input, or, if so configured, fetched when it is a URL."""
-    key = _whole(raw.get("img_url") or raw.get("img_name"), "the picture's name")
-    if not isinstance(key, str):
+    key = _whole(raw.get("img_name") or raw.get("img_url"), "the picture's name")
+    if not isinstance(key, str) or not key:
         return {}
     if "://" in key:
-        return {"image_address": key} if fetch else {}
+        return {"image_key": key, "image_address": key if fetch else None}
     path = _beside(address, key)
     filesystem, found = fsspec.core.url_to_fs(path)
-    return {"image_address": path} if filesystem.isfile(found) else {}
+    return {"image_key": key, "image_address": path if filesystem.isfile(found) else None}
 
 
 def _unicode(text: str) -> bool:

@@ -20,6 +20,7 @@ DOCUMENT = pa.schema(
         pa.field("text", pa.string()),
         pa.field("image", pa.large_binary()),  # encoded picture, or null
         pa.field("image_address", pa.string()),  # path or URL of it, or null
+        pa.field("image_key", pa.string()),  # GEMEL's img_name or img_url, of a ready-made feature
         pa.field("given", pa.list_(MENTION)),  # null: to be found by Detect
         pa.field("error", pa.string()),
     ]

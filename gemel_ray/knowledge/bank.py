@@ -35,8 +35,10 @@ class Bank:
         image_vectors: npt.NDArray[np.float32],
         keys: npt.NDArray[np.uint64],
         key_rows: npt.NDArray[np.int64],
+        mention_vectors: npt.NDArray[np.float32] | None = None,
     ) -> None:
         self.table, self.image_vectors = table, image_vectors
+        self.mention_vectors = mention_vectors  # [rows, width] as they came from GEMEL's files, else None
         self._keys, self._key_rows = keys, key_rows
         self._ids = table["id"]
         tokens: pa.ListArray = table["tokens"].combine_chunks() if len(table) else None
@@ -51,7 +53,8 @@ class Bank:
         vectors, keys, rows = (
             np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("image_vectors", "keys", "key_rows")
         )
-        return cls(table, vectors, keys, rows)
+        came = folder / "mention_vectors.npy"
+        return cls(table, vectors, keys, rows, np.load(came, mmap_mode="r") if came.exists() else None)
 
     def __len__(self) -> int:
         return len(self.table)

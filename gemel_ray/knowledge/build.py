@@ -7,19 +7,13 @@ later are made by the same code. A workspace appears whole or not at all.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import shutil
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.config import Config
@@ -28,7 +22,6 @@ from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import prefix_tree
 from gemel_ray.knowledge.workspace import (
-    FORMAT,
     Workspace,
     WorkspaceError,
     end_token,
@@ -37,43 +30,21 @@ from gemel_ray.knowledge.workspace import (
     revisions,
     tokenize,
 )
+from gemel_ray.knowledge.writing import BankWriter, Made, new_folder, write_facts
 from gemel_ray.linking import linking_graph
-from gemel_ray.models.clip import unit
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.progress import Meter, Progress
 from gemel_ray.readers import count, documents
-from gemel_ray.stages.assemble import demonstration_text
 
 Say = Callable[[str], None]
-_POINTS = 4096
 _STARTER = Path(__file__).parents[1] / "starter" / "data" / "mapper.safetensors"
 _KEPT = ("document_id", "text", "mention_id", "mention", "target", "image_vector", "mention_vector", "error")
 
 
-@dataclass
-class Made:
-    """What a build found, for the report and for workspace.json."""
-
-    rejects: list[str] = field(default_factory=list)
-    demonstrations: int = 0
-    pictures: int = 0
-    unknown_targets: int = 0
-    multiplicity: dict[str, int] = field(default_factory=dict)  # most rows with one vector: see vectors.py
-
-
 def build(config: Config, entities: str, demonstrations: list[str], output: Path, say: Say) -> Made:
     """Make the workspace `output`; an existing one is replaced when the new one is whole."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        made = _fill(folder, config, entities, demonstrations, say)
-        folder.chmod(0o755)
-        if output.exists():
-            shutil.rmtree(output)
-        folder.rename(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return made
+    with new_folder(output) as folder:
+        return _fill(folder, config, entities, demonstrations, say)
 
 
 def _fill(folder: Path, config: Config, entities: str, demonstrations: list[str], say: Say) -> Made:
@@ -85,10 +56,10 @@ def _fill(folder: Path, config: Config, entities: str, demonstrations: list[str]
     tree = prefix_tree.build(knowledge.names(), lambda t: tokenize(tokenizer, t), end, folder / "tree")
     say(f"{len(knowledge):,} entities, {len(tree):,} names, {time.perf_counter() - began:.1f} s")
     _mapper(folder, config, names, say)
-    _write_facts(folder, config, names, made)
+    write_facts(folder, config, names, made)
     workspace = Workspace(folder, config, json.loads((folder / "workspace.json").read_text()))
     _bank(workspace, demonstrations, made, say)
-    _write_facts(folder, config, names, made)
+    write_facts(folder, config, names, made)
     return made
 
 
@@ -112,28 +83,10 @@ def _mapper(folder: Path, config: Config, names: dict[str, str], say: Say) -> No
         say(f"{strange[0]} is not the starter's, nor is there another mapper: pictures serve retrieval only")
 
 
-def _write_facts(folder: Path, config: Config, names: dict[str, str], made: Made) -> None:
-    facts: dict[str, Any] = {
-        "format": FORMAT,
-        "models": config.plain()["models"],
-        "revisions": revisions(names),
-        "demonstrations": made.demonstrations,
-        "pictures": made.pictures,
-        "multiplicity": made.multiplicity,
-        "settings": {"models": {k: v for k, v in config.plain()["models"].items() if k != "mapper"}},
-    }
-    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
-    for file in sorted([*folder.glob("*.arrow"), *folder.glob("tree/*"), *folder.glob("bank/*")]):
-        with file.open("rb") as content:
-            hashlib.file_digest(content, lambda: digest)  # type: ignore[arg-type, return-value]
-    facts["version"] = digest.hexdigest()
-    (folder / "workspace.json").write_text(json.dumps(facts, indent=2))
-
-
 def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None:
     """Encode the demonstrations, tokenise them, and fill the vector store."""
     known = set(workspace.entities.names()) if inputs else set()
-    writer = _BankWriter(workspace, made)
+    writer = BankWriter(workspace, made)
     tables: list[pa.Table] = []
     began = time.perf_counter()
     with Meter("documents", sum(count(f) or 0 for f in inputs)) as meter:
@@ -176,74 +129,3 @@ def _solved(row: dict[str, Any], made: Made) -> bool:
     if row["error"]:
         made.rejects.append(f"{row['document_id']}: {row['error']}")
     return not row["error"] and bool(row["mention"] and row["target"])
-
-
-class _BankWriter:
-    """Gathers pictures' features (each once) and streams mention vectors into the store."""
-
-    def __init__(self, workspace: Workspace, made: Made) -> None:
-        self.workspace, self.made = workspace, made
-        self.features: list[list[float]] = []
-        self.picture_of: dict[bytes, int] = {}
-        self.mentions: Counter[str] = Counter()
-        self.uses: Counter[int] = Counter()
-        self.rows: list[int] = []
-        self.mention_vectors: list[npt.NDArray[np.float32]] = []
-
-    def table(self, solved: list[dict[str, Any]]) -> pa.Table:
-        """The bank's rows of some solved mentions."""
-        pieces = [demonstration_text(r["text"], r["mention"], r["target"]) for r in solved]
-        tokens = self.workspace.tokenize(pieces)
-        rows = [
-            {
-                "id": f"{r['document_id']}/{r['mention_id']}",
-                "text": r["text"],
-                "mention": r["mention"],
-                "target": r["target"],
-                "tokens": ids,
-                "image_row": self._picture(r),
-            }
-            for r, ids in zip(solved, tokens, strict=True)
-        ]
-        self.mention_vectors.append(np.array([r["mention_vector"] for r in solved], np.float32))
-        self.mentions.update(r["mention"] for r in solved)
-        return pa.Table.from_pylist(rows, bank_file.SCHEMA)
-
-    def _picture(self, row: dict[str, Any]) -> int:
-        vector = row["image_vector"]
-        if vector is None:
-            picture = -1
-        else:
-            picture = self.picture_of.setdefault(np.float32(vector).tobytes(), len(self.features))
-            if picture == len(self.features):
-                self.features.append(vector)
-            self.uses[picture] += 1
-        self.rows.append(picture)
-        return picture
-
-    def pictures(self) -> npt.NDArray[np.float32]:
-        """Features of the distinct pictures, float32 [pictures, feature]."""
-        return np.array(self.features, np.float32) if self.features else np.empty((0, 1), np.float32)
-
-    def finish(self) -> None:
-        """Fill the vector store, and note how many rows share one vector: it makes ties exact."""
-        if not self.rows:
-            return
-        self.made.multiplicity = {"mention": max(self.mentions.values())}
-        mentions, features = np.concatenate(self.mention_vectors), unit(self.pictures())
-        widths = {"mention": mentions.shape[1]}
-        if len(features):
-            widths["image"] = features.shape[1]
-            self.made.multiplicity["image"] = max(self.uses.values())
-        store = self.workspace.new_vectors(widths)
-        padded = np.vstack(
-            [features, np.full((1, features.shape[1]), np.nan, np.float32)]
-        )  # [-1]: no picture
-        pictures = np.array(self.rows)
-        for start in range(0, len(pictures), _POINTS):
-            rows = np.arange(start, min(start + _POINTS, len(pictures)))
-            # Vectors reads a row of NaN as a point without a picture.
-            with_image = {"image": padded[pictures[rows]]} if len(features) else {}
-            store.add(rows, {"mention": mentions[rows], **with_image})
-        store.finish()
-        store.close()

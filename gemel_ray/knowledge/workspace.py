@@ -4,6 +4,7 @@
     tree/            prefix tree of the entities' names       entities.arrow   the entities
     bank/            demonstrations, tokenised, with features  vectors/         their Qdrant shard
     mapper.safetensors   the feature mapper, where there is one
+    features/        pictures' features that came ready-made, by key (import-gemel)
 
 It knows the models' revisions it was made with and refuses others.
 """
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
+from gemel_ray.knowledge.features import Features
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.models.revision import revision
@@ -116,6 +118,12 @@ class Workspace:
     @cached_property
     def bank(self) -> Bank:
         return Bank.open(self.folder / "bank")
+
+    @cached_property
+    def features(self) -> Features | None:
+        """Pictures' features that came ready-made, by key (import-gemel)."""
+        folder = self.folder / "features"
+        return Features.open(folder) if folder.exists() else None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

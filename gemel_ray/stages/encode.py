@@ -1,7 +1,7 @@
 """Encode: a document's picture and its mentions to vectors, in one visit.
 
 A picture is decoded and encoded once however many mentions its text has. What cannot be decoded is
-that document's error.
+that document's error. A workspace may bring features ready-made, by the picture's key: those are taken.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 VECTOR = pa.list_(pa.float32())
 Picture = tuple[bytes | None, str | None]
+_NONE: Picture = (None, None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encode(Stage):
     """`batch`: pictures in one pass of CLIP; `threads`: pictures decoded at once; limits of one picture."""
 
-    reads: ClassVar = ("image", "image_address", "mentions")
+    reads: ClassVar = ("image", "image_address", "image_key", "mentions")
     writes: ClassVar = pa.schema(
         [
             pa.field("image_vector", VECTOR),  # CLIP's feature as the mapper takes it, or null
@@ -61,13 +62,18 @@ class _Encoding(Work):
             pixels=int(stage.megapixels * 1e6), bytes=int(stage.megabytes * 2**20), seconds=stage.seconds
         )
         self.decoders = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
-        self.counts = {"images": 0, "images_encoded": 0, "documents_without_image": 0}
+        self.counts = {"features": 0, "images": 0, "images_encoded": 0, "documents_without_image": 0}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         pictures: list[Picture] = list(
             zip(batch["image"].to_pylist(), batch["image_address"].to_pylist(), strict=True)
         )
-        vectors, errors = self._image_vectors(pictures)
+        ready, lacking = self._ready_made(pictures, batch["image_key"].to_pylist())
+        vectors, errors = self._image_vectors(
+            [_NONE if r is not None else p for p, r in zip(pictures, ready, strict=True)]
+        )
+        vectors = [v if r is None else r for v, r in zip(vectors, ready, strict=True)]
+        errors = [e or missing for e, missing in zip(errors, lacking, strict=True)]
         columns = {"image_vector": vectors, "mention_vectors": self._mention_vectors(batch["mentions"])}
         return answer(self.stage.writes, columns, errors)
 
@@ -76,9 +82,23 @@ class _Encoding(Work):
         """Loaded by the first picture: many inputs have none."""
         return self.workspace.clip(self.stage.device, self.stage.dtype)
 
+    def _ready_made(
+        self, pictures: list[Picture], keys: list[str | None]
+    ) -> tuple[list[Any], list[str | None]]:
+        """Feature or None by each document's key; and a reason where there is neither it nor a picture."""
+        features = self.workspace.features
+        if features is None:
+            return [None] * len(keys), [None] * len(keys)
+        ready = [None if key is None else features.of(key) for key in keys]
+        self.counts["features"] += sum(r is not None for r in ready)
+        return ready, [
+            f"the workspace has no feature of the picture {key}" if key and r is None and p == _NONE else None
+            for p, key, r in zip(pictures, keys, ready, strict=True)
+        ]
+
     def _image_vectors(self, pictures: list[Picture]) -> tuple[list[Any], list[str | None]]:
         """Vector or None, and reason or None, of each document's picture; equal pictures are one."""
-        distinct = list(dict.fromkeys(p for p in pictures if p != (None, None)))
+        distinct = list(dict.fromkeys(p for p in pictures if p != _NONE))
         prepared = list(self.decoders.map(self._prepared, distinct))
         good = [(p, t) for p, t in zip(distinct, prepared, strict=True) if not isinstance(t, str)]
         vector_of: dict[Picture, npt.NDArray[np.float32]] = {}
@@ -88,9 +108,9 @@ class _Encoding(Work):
                 zip((p for p, _ in part), self.clip.encode_images([t for _, t in part]), strict=True)
             )
         why = {p: t for p, t in zip(distinct, prepared, strict=True) if isinstance(t, str)}
-        self.counts["images"] += sum(p != (None, None) for p in pictures)
+        self.counts["images"] += sum(p != _NONE for p in pictures)
         self.counts["images_encoded"] += len(good)
-        self.counts["documents_without_image"] += sum(p == (None, None) for p in pictures)
+        self.counts["documents_without_image"] += sum(p == _NONE for p in pictures)
         return [vector_of.get(p) for p in pictures], [why.get(p) for p in pictures]
 
     def _prepared(self, picture: Picture) -> torch.Tensor | str:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gemel_ray.knowledge.published import PublishedOrder
 from gemel_ray.models.clip import unit
 from gemel_ray.stage import Stage, Work, answer
 
@@ -29,6 +30,8 @@ class Retrieve(Stage):
     """`demonstrations` a mention, found by the mention's vector, the image's, both fused, or at random.
 
     Fused: weighted reciprocal ranks. Without an image, `image` and `fused` go by the mention.
+    `itself`: whether an example with the same mention and text may demonstrate it. `published`: choice and
+    order of GEMEL's code to the last tie (by mention, in a workspace made by import-gemel).
     """
 
     explodes: ClassVar = ("mentions", "mention_vectors")
@@ -43,6 +46,8 @@ class Retrieve(Stage):
     by: Literal["mention", "image", "fused", "random"] = "fused"
     mention_weight: float = 1.0
     image_weight: float = 1.0
+    itself: bool = False
+    published: bool = False
 
     def start(self, workspace: Workspace) -> Work:
         return _Retrieving(self, workspace)
@@ -51,13 +56,20 @@ class Retrieve(Stage):
 class _Retrieving(Work):
     def __init__(self, stage: Retrieve, workspace: Workspace) -> None:
         self.stage, self.bank = stage, workspace.bank
-        searches = stage.demonstrations and len(self.bank) and stage.by != "random"
+        wanted = stage.demonstrations > 0 and len(self.bank) > 0
+        self.published = PublishedOrder(self.bank) if wanted and stage.published else None
+        searches = wanted and stage.by != "random" and not stage.published
         self.store = workspace.vectors() if searches else None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         texts, mentions = batch["text"].to_pylist(), batch["mention"].to_pylist()
-        without = [self.bank.same(text, m) for text, m in zip(texts, mentions, strict=True)]
-        if self.store is not None:
+        without: list[list[int]] = [[] for _ in texts]
+        if not self.stage.itself:
+            without = [self.bank.same(text, m) for text, m in zip(texts, mentions, strict=True)]
+        if self.published is not None:
+            queries = np.array(batch["mention_vector"].to_pylist(), np.float32)
+            rows = self.published.nearest(queries, self.stage.demonstrations, without)
+        elif self.store is not None:
             rows = self._similar(batch, without)
         else:
             rows = [self._random(*key) for key in zip(texts, mentions, without, strict=True)]

@@ -1,0 +1,36 @@
+"""gemel-ray export-gemel."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gemel_ray.arguments import Parser
+from gemel_ray.commands import configured
+
+
+def add(verb: Parser) -> None:
+    """Write a workspace's mapper as a checkpoint of GEMEL's own code: a state_dict in float16.
+
+    The file's name says what that code and import-gemel read from it: language model, data set, prefix
+    length and number of demonstrations.
+
+      gemel-ray export-gemel --workspace my-workspace --dataset wikidiverse --output checkpoints
+    """
+    verb.add_argument("--workspace", required=True, type=Path, help="one with a mapper")
+    verb.add_argument("--dataset", required=True, metavar="NAME", help="as it stands in the file's name")
+    verb.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the file")
+    verb.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gemel_ray.gemel.exporting import export_gemel
+    from gemel_ray.knowledge.workspace import read_facts
+
+    facts = read_facts(options.workspace)
+    config = configured(options, facts["settings"])
+    language = Path(facts["models"]["language"]).name
+    shots = config.retrieve.demonstrations
+    mapper = options.workspace / "mapper.safetensors"
+    print(export_gemel(mapper, options.output, language, options.dataset, shots))
+    return 0

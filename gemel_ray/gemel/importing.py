@@ -1,0 +1,211 @@
+"""GEMEL's own files to a workspace that `link` uses as it is, with the paper's settings.
+
+Nothing is computed again: names are the tree's own tokens, demonstrations' vectors the released ones, the
+mapper the checkpoint. Only texts are tokenised. Settings it carries: the paper's (section 4.1), and the
+order of demonstrations to the last tie.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gemel_ray.config import Config
+from gemel_ray.gemel import artefacts
+from gemel_ray.gemel.artefacts import Checkpoint
+from gemel_ray.knowledge import bank as bank_file
+from gemel_ray.knowledge import entities as entity_file
+from gemel_ray.knowledge import features as feature_file
+from gemel_ray.knowledge import prefix_tree
+from gemel_ray.knowledge.features import Features
+from gemel_ray.knowledge.workspace import Workspace, load_tokenizer, revisions
+from gemel_ray.knowledge.writing import BankWriter, Made, new_folder, write_facts
+from gemel_ray.models.mapper import FeatureMapper
+
+Say = Callable[[str], None]
+_ROWS = 512
+_CLIP = "ViT-L-14/openai"  # what the released features were made with; for pictures that bring none
+
+
+def import_gemel(
+    config: Config, data: Path, checkpoint: Path, language: str, encoder: str, output: Path, say: Say
+) -> None:
+    """Make the workspace `output` of the files in `data` and a checkpoint; an existing one is replaced.
+
+    ValueError names the file that is missing, damaged, or does not fit the others.
+    """
+    own = config.models.clip
+    models = replace(
+        config.models,
+        language=_local(language),
+        mention_encoder=_local(encoder),
+        clip=_CLIP if own == "starter" else own,
+        clip_feature="hidden",
+        mention_pooling="pooler",
+        mapper="none",
+        end_of_name="eos",
+    )
+    config = replace(config, models=models)
+    names: dict[str, str] = dict(config.plain()["models"])
+    mapper = artefacts.read_checkpoint(checkpoint)
+    with new_folder(output) as folder:
+        _entities(folder, data, language, say)
+        features = _features(folder, data, mapper)
+        say(f"{len(features):,} pictures' features of {features.vectors.shape[1]} numbers")
+        _mapper(folder, mapper, _width(language), checkpoint, revisions(names))
+        carried = _settings(mapper.demonstrations)
+        made = Made()
+        write_facts(folder, config, names, made, **carried)
+        workspace = Workspace(folder, config, json.loads((folder / "workspace.json").read_text()))
+        _bank(workspace, data, features, made)
+        write_facts(folder, config, names, made, **carried)
+        say(f"{made.demonstrations:,} demonstrations; {mapper.demonstrations} stand in a prompt")
+
+
+def _local(model: str) -> str:
+    """A folder's whole path: the workspace will be opened from elsewhere."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _settings(demonstrations: int) -> dict[str, dict[str, Any]]:
+    """The paper's way, as sections of ray_config.yaml."""
+    return {
+        "retrieve": {"demonstrations": demonstrations, "by": "mention", "itself": True, "published": True},
+        "generate": {"beams": 5, "score": "paper", "length_penalty": 1.0},
+    }
+
+
+def _width(language: str) -> int:
+    """Of the language model's embeddings."""
+    from transformers import AutoConfig
+
+    settings = AutoConfig.from_pretrained(language)
+    return int(getattr(settings, "word_embed_proj_dim", settings.hidden_size))
+
+
+def _mapper(folder: Path, made: Checkpoint, width: int, source: Path, now: dict[str, str]) -> None:
+    if len(made.weight) != made.prefix * width:
+        raise ValueError(
+            f"{source} writes {made.prefix} vectors of {len(made.weight) / made.prefix:g} numbers, but the "
+            f"language model's embeddings have {width}: it was trained for another model"
+        )
+    mapper = FeatureMapper(made.weight.shape[1], made.prefix, width)
+    state = {"weight": torch.from_numpy(made.weight), "bias": torch.from_numpy(made.bias)}
+    mapper.linear.load_state_dict(state)
+    mapper.save(folder / "mapper.safetensors", revisions=now, source=source.name)
+
+
+def _features(folder: Path, data: Path, made: Checkpoint) -> Features:
+    """The feature file's vectors, which must be as wide as the mapper reads."""
+    source = artefacts.only(data, "*.hdf5", "pictures' features")
+    keys, vectors = [], []
+    for key, vector in artefacts.read_features(source):
+        if len(vector) != made.weight.shape[1]:
+            raise ValueError(
+                f"{source}: the feature of {key} has {len(vector)} numbers, but the checkpoint reads "
+                f"{made.weight.shape[1]}: they were made with another CLIP"
+            )
+        keys.append(key)
+        vectors.append(vector)
+    if not keys:
+        raise ValueError(f"{source} holds no features")
+    return feature_file.write(keys, np.stack(vectors), folder / "features")
+
+
+def _entities(folder: Path, data: Path, language: str, say: Say) -> None:
+    """The tree's names as they are tokenised there; identifiers where a data file's `golden` tells them."""
+    from transformers import AutoConfig
+
+    kind = str(AutoConfig.from_pretrained(language).model_type)
+    source = artefacts.only(data, "prefix_tree*.pkl", "names", hint=kind)
+    tokenised, begin, end = artefacts.read_names(source)
+    tokenizer = load_tokenizer(language)
+    most = max(begin, end, *(max(ids, default=0) for ids in tokenised))
+    if most >= tokenizer.get_vocab_size():
+        raise ValueError(f"{source} has token {most}, which {language} has not: it is another model's tree")
+    spelled = [name.strip(" ") for name in tokenizer.decode_batch(tokenised)]
+    ids = _golden(data)
+    rows: list[tuple[str | None, str, list[int]]] = []
+    for name, tokens in zip(spelled, tokenised, strict=True):
+        rows += [(identity, name, tokens) for identity in (*sorted(ids.get(name, ())),) or (None,)]
+    blank: dict[str, Any] = {"description": None, "aliases": [], "popularity": None, "image": None}
+    entities = ({"id": identity, "name": name, **blank} for identity, name, _ in rows)
+    knowledge = entity_file.write(entities, folder / "entities.arrow")
+    as_released = (list(tokens) for _, _, tokens in rows)
+    tree = prefix_tree.build(
+        knowledge.names(), lambda chunk: list(islice(as_released, len(chunk))), end, folder / "tree"
+    )
+    known = sum(i is not None for i, _, _ in rows)
+    say(f"{len(tree):,} names, {known:,} identifiers told by the data files; {source.name}")
+
+
+def _golden(data: Path) -> dict[str, set[str]]:
+    """Identifiers of the targets' names, as far as the data files tell them."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for file in sorted(data.glob("*.json")):
+        for _, line in artefacts.solved_lines(file):
+            if isinstance(line["golden"], str) and line["golden"]:
+                found[line["target"]].add(line["golden"])
+    return found
+
+
+def _bank(workspace: Workspace, data: Path, features: Features, made: Made) -> None:
+    """The training mentions as demonstrations, row for row those of the embeddings."""
+    train = data / "train.json"
+    if not train.is_file():
+        raise ValueError(f"{data} holds no train.json: the demonstrations are its mentions")
+    source = artefacts.only(data, "*mention_embeddings*.pkl", "the training mentions' vectors")
+    vectors = artefacts.read_embeddings(source)
+    lines = list(artefacts.solved_lines(train))
+    if len(lines) != len(vectors):
+        raise ValueError(
+            f"{source} has {len(vectors):,} rows, but {train} has {len(lines):,} mentions that are not NIL: "
+            "they do not belong together"
+        )
+    writer = BankWriter(workspace, made)
+    tables = [writer.table(rows) for rows in _solved(lines, train, features, vectors)]
+    folder = workspace.folder / "bank"
+    bank_file.write(tables, writer.pictures(), folder)
+    np.save(folder / "mention_vectors.npy", vectors)
+    made.demonstrations, made.pictures = len(lines), len(writer.features)
+    writer.finish()
+
+
+def _solved(
+    lines: Sequence[tuple[int, dict[str, Any]]],
+    train: Path,
+    features: Features,
+    vectors: npt.NDArray[np.float32],
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows as a bank is written from, some at a time."""
+    from gemel_ray.models.clip import unit
+
+    scaled = unit(vectors)
+    for start in range(0, len(lines), _ROWS):
+        rows = []
+        for row, (number, line) in enumerate(lines[start : start + _ROWS], start):
+            feature = features.of(str(line["image_key"]))
+            if feature is None:
+                raise ValueError(
+                    f"{train}:{number}: there is no feature of its picture {line['image_key']!r}"
+                )
+            known = isinstance(line["start"], int) and isinstance(line["end"], int)
+            rows.append(
+                {
+                    "document_id": str(line["id"] or f"{train.name}:{number}"),
+                    "mention_id": f"{line['start']}-{line['end']}" if known else line["mention"],
+                    "mention_vector": scaled[row],
+                    "image_vector": feature,
+                    **{name: line[name] for name in ("text", "mention", "target")},
+                }
+            )
+        yield rows

@@ -1,0 +1,120 @@
+"""Pickles from strangers: plain containers, numbers, strings and arrays are built, and nothing else.
+
+A pickle is a program. Here every global it names is looked up in a short list; whatever else it asks for is
+refused by name, before anything of it runs. Knows nothing of what the files mean.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_PLAIN = frozenset("biufUS")  # kinds of numpy's numbers and strings: object arrays hold pickles of their own
+_ARRAY = object()  # stands for numpy.ndarray, which must not be called: it takes what memory it is told to
+
+
+def read_pickle(path: Path) -> Any:
+    """What `path` holds. ValueError, naming the file and what is wrong or refused."""
+    try:
+        with path.open("rb") as file:
+            return _Plain(file).load()
+    except OSError as fault:
+        raise ValueError(f"cannot read {path}: {fault.strerror}") from fault
+    except Refused as reason:
+        raise ValueError(f"{path} is refused: {reason}") from reason
+    except Exception as fault:  # a damaged program stops in any way there is
+        raise ValueError(f"{path} is no whole pickle: {fault or type(fault).__name__}") from fault
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A torch-saved state_dict, tensors on the CPU. ValueError as of `read_pickle`."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as fault:
+        raise ValueError(f"cannot read {path}: {fault.strerror or fault}") from fault
+    except Exception as fault:  # torch has no error of its own for this
+        found = str(fault).partition("GLOBAL ")[2].split(" ")[0]
+        reason = f"it wants {found}, but a checkpoint holds tensors only" if found else "it is damaged"
+        raise ValueError(f"{path} is refused: {reason}") from fault
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise ValueError(f"{path} is no checkpoint: it holds no state_dict of tensors")
+    return state
+
+
+class Refused(Exception):
+    """What the pickle wanted."""
+
+
+class _Plain(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy._core", "numpy.core")  # its name from numpy 2 on
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise Refused(f"it wants {module}.{name}, which is no plain container, number or array") from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise Refused("it refers to something outside itself")
+
+
+def _dtype(*arguments: Any) -> np.dtype[Any]:
+    made = np.dtype(*arguments)
+    if made.kind not in _PLAIN:
+        raise Refused(f"it holds an array of {made}, not of numbers or text")
+    return made
+
+
+def _empty(kind: Any, shape: Any, code: Any) -> np.ndarray[Any, Any]:
+    """An array that its state will fill: numpy itself checks that shape and bytes agree."""
+    if kind is not _ARRAY or tuple(shape) != (0,):
+        raise Refused("it builds an array in no usual way")
+    return np.empty((0,), np.int8)
+
+
+def _from_buffer(buffer: Any, dtype: np.dtype[Any], shape: Any, order: str) -> np.ndarray[Any, Any]:
+    return np.frombuffer(buffer, dtype).reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]
+
+
+def _scalar(dtype: np.dtype[Any], data: bytes) -> Any:
+    return np.frombuffer(data, dtype, count=1)[0]
+
+
+def _latin(text: str, encoding: str) -> bytes:
+    """How old protocols spell bytes."""
+    if encoding not in ("latin1", "latin-1"):
+        raise Refused(f"it wants the codec {encoding}")
+    return text.encode("latin-1")
+
+
+def _tensor(data: bytes) -> Any:
+    """The storage inside a pickled tensor, itself a pickle: by torch's own reader of weights."""
+    import torch
+
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _rebuilt(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Any:
+    import torch
+
+    whole = torch.empty(0, dtype=storage.dtype)
+    return whole.set_(storage._untyped_storage, offset, tuple(size), tuple(stride)).numpy()
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _latin,
+    ("numpy", "ndarray"): _ARRAY,
+    ("numpy", "dtype"): _dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _empty,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuilt,
+    ("torch.storage", "_load_from_bytes"): _tensor,
+}
