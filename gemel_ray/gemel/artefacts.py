@@ -126,9 +126,7 @@ def read_features(path: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
             for name in found:
                 data = file[name]
                 if data.size > _WIDEST or data.external:  # external: its bytes are those of another file
-                    raise ValueError(
-                        f"{name} is no feature: {data.shape} {'elsewhere' if data.external else ''}"
-                    )
+                    raise ValueError(f"{name} is no feature of its own file, or too large: {data.shape}")
                 yield name, np.asarray(data[()], np.float32).reshape(-1)
     except (OSError, ValueError, TypeError) as fault:
         raise ValueError(f"cannot read {path}: {fault}") from fault
