@@ -103,10 +103,13 @@ def check(tree: PrefixTree, expected: Bearers) -> None:
     assert tree.depth == max(map(len, expected))
     for path, rows in expected.items():
         node = tree.root
-        for token in path:
+        for depth, token in enumerate(path):
             assert not tree.is_leaf(node)
+            assert tree.path(node) == path[:depth]
+            assert tree.height(node) == max(len(p) for p in expected if p[:depth] == path[:depth]) - depth
             node = tree.step(node, token)
         assert node == tree.walk(path) != NOWHERE
+        assert (tree.path(node), tree.height(node)) == (path, 0)
         assert tree.is_leaf(node)
         assert tree.entities(node).tolist() == rows
 
