@@ -86,7 +86,7 @@ class PrefixTree:
 
     def entities(self, leaf: int) -> Tokens:
         """Rows of all entities that bear the name which ends at `leaf`."""
-        at = int(np.searchsorted(self.leaf, leaf))
+        at = int(np.searchsorted(self.leaf, np.int32(leaf)))  # of another type, the array would be copied
         return self.bearer[int(self.first_bearer[at]) : int(self.first_bearer[at + 1])]
 
     def height(self, node: int) -> int:
@@ -102,7 +102,7 @@ class PrefixTree:
         tokens: list[int] = []
         while node != self.root:
             tokens.append(int(self.token[node]))
-            node = int(np.searchsorted(self.first_child, node, side="right")) - 1
+            node = int(np.searchsorted(self.first_child, np.int32(node), side="right")) - 1
         return tuple(reversed(tokens))
 
     def names(self) -> Iterator[tuple[list[int], int]]:
