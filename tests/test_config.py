@@ -123,12 +123,13 @@ def test_numbers_as_people_write_them(spelled: str, value: float) -> None:
 
 @pytest.mark.parametrize(("override", "message"), [
     ("generate.beams=0", "beams must be at least 1"),
-    ("generate.nil_threshold=0.5", None),
+    ("generate.nil_threshold=0.5", None), ("generate.prior_weight=0.5", None),
 ])  # fmt: skip
 def test_values_that_a_stage_refuses(override: str, message: str | None) -> None:
     if message is None:
         loaded("", override)
-        with pytest.raises(ConfigError, match=r"generate: generate\.nil_threshold compares candidates"):
+        setting = override.partition("=")[0]
+        with pytest.raises(ConfigError, match=rf"generate: {setting} compares candidates"):
             loaded("", override, "generate.beams=1")
         return
     with pytest.raises(ConfigError, match=message):

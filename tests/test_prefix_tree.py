@@ -101,12 +101,18 @@ def check(tree: PrefixTree, expected: Bearers) -> None:
     assert held(tree) == expected
     assert len(tree) == len(expected)
     assert tree.depth == max(map(len, expected))
+    height: dict[tuple[int, ...], int] = defaultdict(int)
+    for path in expected:
+        for depth in range(len(path) + 1):
+            height[path[:depth]] = max(height[path[:depth]], len(path) - depth)
     for path, rows in expected.items():
         node = tree.root
-        for token in path:
+        for depth, token in enumerate(path):
             assert not tree.is_leaf(node)
+            assert tree.height(node) == height[path[:depth]]
             node = tree.step(node, token)
         assert node == tree.walk(path) != NOWHERE
+        assert (tree.path(node), tree.height(node)) == (path, 0)
         assert tree.is_leaf(node)
         assert tree.entities(node).tolist() == rows
 

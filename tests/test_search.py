@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from gemel_ray.engine.exact import exact
+from gemel_ray.engine.prior import Prior
 from gemel_ray.engine.search import Candidate, Expansions, Path, Step, beam, greedy, probabilities
 from gemel_ray.knowledge.prefix_tree import PrefixTree, build
 
@@ -88,19 +90,23 @@ class Engine:
     def __init__(self, model: Model, candidates: int) -> None:
         self.model, self.candidates = model, candidates
         self.asked: list[Path] = []
-        self.told: set[Path] = set()
+        self.widened: list[Path] = []
+        self.told: dict[Path, int] = {}  # and of how many tokens
 
-    async def rollout(self, path: Path, node: int) -> list[Step]:
+    async def rollout(self, path: Path, node: int, wide: int = 0) -> list[Step]:
         assert node == self.model.tree.walk(path), "asked at a node that the path does not lead to"
         assert not self.model.tree.is_leaf(node), "asked at the end of a name"
-        assert path not in self.told, f"asked again what was told: {path}"
-        self.asked.append(path)
+        assert self.told.get(path, 0) < (wide or 1), f"asked again what was told: {path}"
+        (self.widened if wide else self.asked).append(path)
         await asyncio.sleep(0)
         steps = []
         while not self.model.tree.is_leaf(self.model.tree.walk(path)):
-            best = sorted(self.model.log_probs(path).items(), key=lambda pair: -pair[1])[: self.candidates]
+            best = sorted(self.model.log_probs(path).items(), key=lambda pair: -pair[1])
+            best = best[: wide or self.candidates]
             steps.append(Step(tuple(t for t, _ in best), tuple(s for _, s in best)))
-            self.told.add(path)
+            self.told[path] = len(best)
+            if wide:
+                break
             path = (*path, best[0][0])
         return steps
 
@@ -337,21 +343,147 @@ def test_a_node_wider_than_what_the_engine_reports() -> None:
             same(model, found, by_the_rules(model, 0.0, width)[0])
 
 
-@pytest.mark.parametrize("search", ["greedy", "beam"])
+@pytest.mark.parametrize("search", ["greedy", "beam", "exact"])
 def test_an_engine_without_finite_numbers_is_an_error_not_an_answer(search: str) -> None:
     model = Model(0, make_tree(0, 20), "paper")
 
-    async def broken(path: Path, node: int) -> list[Step]:
+    async def broken(path: Path, node: int, wide: int = 0) -> list[Step]:
         return [Step((), ())]
 
     expansions = Expansions(model.tree, broken, renormalise=False)
-    run: Callable[[], Any] = (
-        (lambda: greedy(model.tree, expansions, 0.0))
-        if search == "greedy"
-        else (lambda: beam(model.tree, expansions, 0.0, 3))
-    )
+    run: dict[str, Callable[[], Any]] = {
+        "greedy": lambda: greedy(model.tree, expansions, 0.0),
+        "beam": lambda: beam(model.tree, expansions, 0.0, 3),
+        "exact": lambda: exact(model.tree, expansions, 0.0, 3),
+    }
     with pytest.raises(RuntimeError, match="not finite"):
-        asyncio.run(run())
+        asyncio.run(run[search]())
+
+
+# Exact search
+
+
+def searched_exactly(
+    model: Model, penalty: float, count: int, candidates: int = 16
+) -> tuple[list[Candidate], Engine]:
+    engine = Engine(model, candidates)
+    expansions = Expansions(model.tree, engine.rollout, renormalise=model.score == "tree")
+    return asyncio.run(exact(model.tree, expansions, penalty, count)), engine
+
+
+@quick
+@given(
+    seed=seeds, names=st.integers(1, 60), letters=st.integers(1, 12), score=scores,
+    penalty=st.sampled_from([*PENALTIES, 2.0, -0.5]), count=st.integers(1, 8), candidates=st.integers(1, 16),
+)  # fmt: skip
+def test_exact_is_brute_force(
+    seed: int, names: int, letters: int, score: str, penalty: float, count: int, candidates: int
+) -> None:
+    """Also where the engine reports so few tokens a step that the best names are not among them."""
+    model = Model(seed, make_tree(seed, names, letters), score)
+    found, _ = searched_exactly(model, penalty, count, candidates)
+    same(model, found, model.names(penalty)[:count])
+
+
+class Coarse(Model):
+    """Its log-probabilities are whole numbers, so that names tie and sums are exact."""
+
+    def log_probs(self, path: Path) -> dict[int, float]:
+        return {t: min(-1.0, round(v)) for t, v in super().log_probs(path).items()}
+
+
+@quick
+@given(seed=seeds, count=st.integers(1, 6), candidates=st.integers(1, 16))
+def test_of_equal_names_exact_takes_the_first_of_the_tree(seed: int, count: int, candidates: int) -> None:
+    model = Coarse(seed, make_tree(seed, 40), "paper")
+    found, _ = searched_exactly(model, 0.0, count, candidates)
+    order = sorted((-log_prob, model.tree.walk(path)) for path, log_prob, _ in model.names(0.0))
+    assert [(-c.score, c.leaf) for c in found] == order[:count]
+
+
+def test_names_tie_somewhere() -> None:
+    """Guards the test above: the last name wanted and the first one left out have the same score."""
+    tied = 0
+    for seed in range(50):
+        scores = [score for _, _, score in Coarse(seed, make_tree(seed, 40), "paper").names(0.0)]
+        tied += scores[2] == scores[3]
+    assert tied > 5
+
+
+def test_exact_finds_what_a_beam_misses() -> None:
+    better = 0
+    for seed in range(100):
+        model = Model(seed, make_tree(seed, 50), "tree")
+        missed = searched(model, 0.0, 3)[0]
+        found = searched_exactly(model, 0.0, 3)[0]
+        assert all(e.score >= b.score - 1e-9 for e, b in zip(found, missed, strict=False))
+        better += {c.leaf for c in found} != {c.leaf for c in missed}
+    assert better > 10
+
+
+class Peaked(Model):
+    """At every step one token has almost all the probability."""
+
+    def log_probs(self, path: Path) -> dict[int, float]:
+        known = super().log_probs(path)
+        total = math.log(math.fsum(math.exp(20 * v) for v in known.values())) if known else 0.0
+        return {token: 20 * v - total for token, v in known.items()}
+
+
+def test_exact_asks_little_more_than_greedy_where_the_model_is_sure() -> None:
+    asked = [searched_exactly(Peaked(s, make_tree(s, 50), "tree"), 0.0, 1)[1] for s in range(100)]
+    assert sum(len(engine.asked) for engine in asked) < 1.2 * len(asked)
+    assert not any(engine.widened for engine in asked)
+
+
+@quick
+@given(seed=seeds, names=st.integers(1, 60), candidates=st.integers(2, 16))
+def test_for_one_name_exact_asks_about_nothing_that_could_not_win(
+    seed: int, names: int, candidates: int
+) -> None:
+    model = Model(seed, make_tree(seed, names), "tree")
+    (best,), engine = searched_exactly(model, 0.0, 1, candidates)
+    for path in [*engine.asked, *engine.widened]:
+        reached = sum(model.log_probs(path[:i])[t] for i, t in enumerate(path))
+        assert reached >= best.log_prob - 1e-9
+
+
+# The prior
+
+
+@quick
+@given(
+    seed=seeds, names=st.integers(1, 40), score=scores, penalty=penalties, weight=st.sampled_from([0.5, 1.0])
+)
+def test_the_prior_is_taken_off_the_score(
+    seed: int, names: int, score: str, penalty: float, weight: float
+) -> None:
+    model = Model(seed, make_tree(seed, names), score)
+    neutral = Engine(Model(seed + 1, model.tree, score), 1)
+    prior = Prior(model.tree, neutral.rollout, renormalise=score == "tree")
+    found, _ = searched_exactly(model, penalty, 5)
+
+    async def twice() -> list[list[Candidate]]:
+        return [await prior.corrected(found, weight, penalty) for _ in range(2)]
+
+    first, second = asyncio.run(twice())
+    assert first == second  # and the engine was not asked again: it asserts that itself
+    without = {path: log_prob for path, log_prob, _ in neutral.model.names(0.0)}
+    expected = [
+        (path, log_prob, (log_prob - weight * without[path]) / len(path) ** penalty)
+        for path, log_prob, _ in model.names(penalty)[:5]
+    ]
+    same(model, first, sorted(expected, key=lambda name: -name[2]), tolerance=1e-5)
+
+
+def test_the_prior_changes_the_order() -> None:
+    changed = 0
+    for seed in range(20):
+        model = Model(seed, make_tree(seed, 40), "tree")
+        prior = Prior(model.tree, Engine(Model(seed + 1, model.tree, "tree"), 1).rollout, renormalise=True)
+        found, _ = searched_exactly(model, 0.0, 5)
+        changed += asyncio.run(prior.corrected(found, 1.0, 0.0))[0].leaf != found[0].leaf
+    assert changed > 2
 
 
 @given(st.lists(st.floats(-1e4, 0), min_size=1, max_size=10))

@@ -88,13 +88,13 @@ class Engine:
         return self._embeddings[torch.as_tensor(np.asarray(tokens, dtype=np.int64))]
 
     async def rollout(
-        self, prompt: torch.Tensor, node: int, limit: int, renormalise: bool, usage: Usage
+        self, prompt: torch.Tensor, node: int, limit: int, renormalise: bool, usage: Usage, wide: int = 0
     ) -> list[Step]:
         """Continue `prompt` ([tokens, width]) greedily from `node` until a name ends or `limit` tokens.
 
-        Returns one Step a token. The greedy path itself is each step's first token. Cancelling the
-        caller aborts the request. Raises ValueError for a prompt that is too long, EngineDied when
-        the engine is gone.
+        Returns one Step a token, of the `wide` best tokens (0: the options' `candidates`). The greedy
+        path itself is each step's first token. Cancelling the caller aborts the request. Raises
+        ValueError for a prompt that is too long, EngineDied when the engine is gone.
         """
         if len(prompt) + limit > self.length:
             raise ValueError(
@@ -103,7 +103,7 @@ class Engine:
             )
         self._check_alive()
         loop = asyncio.get_running_loop()
-        params = sampling(self.options, node, limit, renormalise, self.end_token)
+        params = sampling(node, limit, wide or self.options.candidates, renormalise, self.end_token)
         work = _Rollout(prompt, params, loop, loop.create_future(), usage)
         work.request = str(next(self._names))
         self._inbox.put(work)

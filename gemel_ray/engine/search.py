@@ -1,4 +1,4 @@
-"""Constrained search over one prompt: greedy and beam, made of the engine's rollouts.
+"""Constrained search over one prompt: greedy and beam, made of the engine's rollouts (exact: exact.py).
 
 The beam search gives the candidates and scores of Hugging Face's `generate(num_beams=n,
 prefix_allowed_tokens_fn=...)` with `early_stopping=False`. It differs in what it costs: a rollout
@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from gemel_ray.engine.vllm_engine import Step
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 Path = tuple[int, ...]
-Rollout = Callable[[Path, int], Awaitable[list[Step]]]
+
+
+class Rollout(Protocol):
+    """The engine behind one prompt: a Step for every token from `path`, which leads to `node`, to a name's
+    end. Where `wide` says how many of the best tokens to report: a Step for the first token only."""
+
+    async def __call__(self, path: Path, node: int, wide: int = 0) -> list[Step]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,12 @@ class Expansions:
             else:
                 await self._ask(path, node)
         return self._known[path]
+
+    async def wider(self, path: Path, node: int, wide: int) -> Step:
+        """The `wide` best allowed tokens after `path`, more than `at` gave."""
+        (step,) = await self._rollout(path, node, wide)
+        self._known[path] = step
+        return step
 
     async def _ask(self, path: Path, node: int) -> None:
         for step in await self._rollout(path, node):

@@ -77,7 +77,7 @@ def start(options: EngineOptions, tree: Path) -> LLMEngine:
         max_num_seqs=options.sequences,
         max_model_len=min(options.length, _longest(options.model)),
         gpu_memory_utilization=options.gpu_memory,
-        max_logprobs=options.candidates,
+        max_logprobs=-1,  # exact search asks for more than `candidates` where it has to
         logprobs_mode="processed_logits",
         # The V1 constraint walks the tokens sampled so far: they must be there when it is called.
         async_scheduling=False,
@@ -96,17 +96,16 @@ def _longest(model: str) -> int:
     return int(getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", 1 << 30))
 
 
-def sampling(
-    options: EngineOptions, node: int, limit: int, renormalise: bool, end_token: int
-) -> SamplingParams:
-    """What vLLM is told of a rollout: greedy from `node` of the tree, the best tokens reported a step."""
+def sampling(node: int, limit: int, wide: int, renormalise: bool, end_token: int) -> SamplingParams:
+    """What vLLM is told of a rollout: greedy from `node` of the tree, the `wide` best tokens reported a
+    step."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
         temperature=0.0,
         max_tokens=limit,
-        logprobs=options.candidates,
+        logprobs=wide,
         flat_logprobs=True,
         detokenize=False,
         ignore_eos=True,

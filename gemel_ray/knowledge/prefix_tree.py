@@ -86,8 +86,24 @@ class PrefixTree:
 
     def entities(self, leaf: int) -> Tokens:
         """Rows of all entities that bear the name which ends at `leaf`."""
-        at = int(np.searchsorted(self.leaf, leaf))
+        at = int(np.searchsorted(self.leaf, np.int32(leaf)))  # of another type, the array would be copied
         return self.bearer[int(self.first_bearer[at]) : int(self.first_bearer[at + 1])]
+
+    def height(self, node: int) -> int:
+        """Tokens from `node` to the end of the longest name behind it. What stands behind a node is one
+        range of nodes in every level."""
+        low, end, height = node, node + 1, -1
+        while low < end:
+            low, end, height = int(self.first_child[low]), int(self.first_child[end]), height + 1
+        return height
+
+    def path(self, node: int) -> tuple[int, ...]:
+        """The tokens that lead to `node`."""
+        tokens: list[int] = []
+        while node != self.root:
+            tokens.append(int(self.token[node]))
+            node = int(np.searchsorted(self.first_child, np.int32(node), side="right")) - 1
+        return tuple(reversed(tokens))
 
     def names(self) -> Iterator[tuple[list[int], int]]:
         """Every name as (its tokens with the end-of-name token, its leaf): for tests and export."""

@@ -17,13 +17,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from gemel_ray.engine.exact import exact
+from gemel_ray.engine.prior import Prior
 from gemel_ray.engine.run import Engine, Usage
-from gemel_ray.engine.search import Candidate, Expansions, beam, greedy, probabilities
+from gemel_ray.engine.search import Candidate, Expansions, Path, Rollout, beam, greedy, probabilities
 from gemel_ray.engine.vllm_engine import EngineOptions, Step
 from gemel_ray.records import CANDIDATE
 from gemel_ray.stage import MACHINE, Stage, Work, answer
+from gemel_ray.stages.assemble import query_text
 
 if TYPE_CHECKING:
+    import torch
+
     from gemel_ray.knowledge.workspace import Workspace
 
 _FIELDS = ("entity", "entity_id", "score", "probability", "candidates")
@@ -31,10 +36,13 @@ _FIELDS = ("entity", "entity_id", "score", "probability", "candidates")
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Stage):
-    """`beams`: 1 is greedy. `score`: `paper` adds log-softmax over the whole vocabulary, `tree` renormalises
-    over what the tree allows at each step. A name is ranked by the sum over its tokens divided by their
-    number to the power of `length_penalty`. Below `nil_threshold` of probability the answer is NIL.
-    The other fields are the engine's (see EngineOptions).
+    """`beams` is the number of candidates wanted. `search`: `beam` goes on with so many names at once (1 is
+    greedy); `exact` finds those that truly have the highest scores. `score`: `paper` adds log-softmax over
+    the whole vocabulary, `tree` renormalises over what the tree allows at each step. A name is ranked by the
+    sum over its tokens divided by their number to the power of `length_penalty`; `prior_weight` times what
+    the model gives the name without a question is taken off that sum when the search has ended. Below
+    `nil_threshold` of probability (the softmax of the candidates' scores) the answer is NIL. The other
+    fields are the engine's (see EngineOptions).
     """
 
     reads: ClassVar = ("prompt", "image_vector")
@@ -48,8 +56,10 @@ class Generate(Stage):
         ]
     )
     beams: int = 5
+    search: Literal["beam", "exact"] = "beam"
     score: Literal["paper", "tree"] = "tree"
     length_penalty: float = 0.0
+    prior_weight: float = 0.0
     nil_threshold: float = 0.0
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     length: int = 4096
@@ -63,10 +73,11 @@ class Generate(Stage):
     def __post_init__(self) -> None:
         if self.beams < 1:
             raise ValueError("generate.beams must be at least 1")
-        if self.nil_threshold > 0 and self.beams == 1:
-            raise ValueError(
-                "generate.nil_threshold compares candidates: it needs generate.beams of 2 or more"
-            )
+        for setting in ("nil_threshold", "prior_weight"):
+            if getattr(self, setting) and self.beams == 1:
+                raise ValueError(
+                    f"generate.{setting} compares candidates: it needs generate.beams of 2 or more"
+                )
 
     def start(self, workspace: Workspace) -> Work:
         return _Generating(self, workspace)
@@ -121,6 +132,8 @@ class _Generating(Work):
         self.prompts = workspace.prompt_embeddings(self.engine)
         self.usage, self.mentions = Usage(), 0
         self.room = _Room(self.engine.cache)
+        neutral = self.engine.embed(workspace.tokenize([query_text("", "")])[0])
+        self.prior = Prior(self.tree, self._behind(neutral), renormalise=stage.score == "tree")
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         prompts, images = batch["prompt"].to_pylist(), batch["image_vector"].to_pylist()
@@ -141,17 +154,28 @@ class _Generating(Work):
 
     async def _search(self, prompt: list[int], image: list[float] | None) -> list[Candidate]:
         embeddings = self.prompts(prompt, None if image is None else np.asarray(image, np.float32))
-        renormalise = self.stage.score == "tree"
+        stage, tree = self.stage, self.tree
+        expansions = Expansions(tree, self._behind(embeddings), renormalise=stage.score == "tree")
+        if stage.search == "exact":
+            found = await exact(tree, expansions, stage.length_penalty, stage.beams)
+        elif stage.beams == 1:
+            found = await greedy(tree, expansions, stage.length_penalty)
+        else:
+            found = await beam(tree, expansions, stage.length_penalty, stage.beams)
+        if stage.prior_weight:
+            return await self.prior.corrected(found, stage.prior_weight, stage.length_penalty)
+        return found
 
-        async def rollout(path: tuple[int, ...], node: int) -> list[Step]:
-            limit = self.tree.depth - len(path)
+    def _behind(self, embeddings: torch.Tensor) -> Rollout:
+        """The engine, continuing this prompt."""
+
+        async def rollout(path: Path, node: int, wide: int = 0) -> list[Step]:
+            limit = 1 if wide else self.tree.depth - len(path)
             whole = self.prompts.extended(embeddings, path)
-            return await self.engine.rollout(whole, node, limit, renormalise, self.usage)
+            renormalise = self.stage.score == "tree"
+            return await self.engine.rollout(whole, node, limit, renormalise, self.usage, wide)
 
-        expansions = Expansions(self.tree, rollout, renormalise=renormalise)
-        if self.stage.beams == 1:
-            return await greedy(self.tree, expansions, self.stage.length_penalty)
-        return await beam(self.tree, expansions, self.stage.length_penalty, self.stage.beams)
+        return rollout
 
     def _row(self, found: list[Candidate]) -> dict[str, Any]:
         """The answer's columns. A name that several entities bear stands once for each of them, in the
