@@ -45,12 +45,12 @@ def _run(options: argparse.Namespace) -> int:
 
     gold = files(options.gold)
     found = evaluate(options.links, gold, known(files(options.train), _entities(options)))
-    comparison = compare(found, evaluate(options.against, gold)) if options.against else None
+    against = evaluate(options.against, gold) if options.against else None
+    comparison = compare(found, against).figures() if against else None
     if options.json:
-        figures = found.figures() | ({"comparison": comparison.figures()} if comparison else {})
-        print(json.dumps(figures, indent=2))
+        print(json.dumps(found.figures() | ({"comparison": comparison} if comparison else {}), indent=2))
     else:
-        print(found.table() + (compared(comparison.figures()) if comparison else ""))
+        print(found.table() + (compared(comparison) if comparison else ""))
     if options.report:
         write_report(found, options.report, title=f"Links of {options.links}", comparison=comparison)
         say(str(options.report))

@@ -47,7 +47,7 @@ class Judged:
     @property
     def nil(self) -> bool:
         """Whether the right answer is that there is no such entity."""
-        return self.gold["target"] is None and self.gold["target_id"] == NIL
+        return self.gold["target"] is None and self.gold.get("target_id") == NIL
 
     @property
     def right(self) -> bool:
@@ -75,10 +75,11 @@ def gold_mentions(files: Iterable[str], columns: Collection[str] = _GOLD) -> Ite
     """The mentions of documents, one a row, with their targets (None: not known, or NIL) and the name of
     the `dataset` that their file tells."""
     for file in files:
+        told = {"dataset": dataset(file)}
         for table in documents(file):
             exploded = explode(table.append_column("status", table["error"]), ("given",))
             rows = exploded.select([c for c in columns if c in exploded.column_names]).to_pylist()
-            yield from (row | {"dataset": dataset(file)} for row in rows if row["mention_id"] is not None)
+            yield from (row | told for row in rows if row["mention_id"] is not None)
 
 
 def dataset(file: str) -> str:

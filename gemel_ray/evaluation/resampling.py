@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -65,13 +65,10 @@ class Resampling:
         """Sums [1 + draws, figures] of `columns` [mentions, figures]: of what there is, then of each
         resample."""
         sums, count = self.by_document(columns), self.count
-        generator = np.random.default_rng(self.seed)
         rows = [sums.sum(0, keepdims=True)]
         step = max(1, _CHUNK // max(1, count))
         for start in range(0, self.draws if count else 0, step):
-            height = min(step, self.draws - start)
-            drawn = generator.integers(0, count, (height, count)) + count * np.arange(height)[:, None]
-            times = np.bincount(drawn.ravel(), minlength=height * count).reshape(height, count)
+            times = _drawn(count, min(step, self.draws - start), (self.seed, start))
             rows.append(times.astype(np.float64) @ sums)
         return np.concatenate(rows)
 
@@ -104,6 +101,14 @@ class Resampling:
             return Figure(value, math.nan, math.nan, mentions)
         low, high = np.quantile(drawn, [0.025, 0.975])
         return Figure(value, float(low), float(high), mentions)
+
+
+@lru_cache(maxsize=16)  # of at most 8 MB: all figures of one run ask for the same
+def _drawn(count: int, height: int, seed: tuple[int, int]) -> npt.NDArray[np.uint16]:
+    """How often each of `count` documents is drawn in each of `height` resamples: [height, count]."""
+    drawn = np.random.default_rng(seed).integers(0, count, (height, count), np.int64)
+    drawn += count * np.arange(height)[:, None]
+    return np.bincount(drawn.ravel(), minlength=height * count).reshape(height, count).astype(np.uint16)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

@@ -22,13 +22,13 @@ HEADLINE = {
 }
 NUMBERS = ("mrr", "predicted_mean", "true_mean", "brier", "expected_calibration_error")  # no shares
 BREAKDOWNS = {
-    "dataset": "data set",
-    "type": "type",
-    "ambiguity": "targets of the mention in training",
-    "mention_is_name": "the mention is",
-    "popularity": "times the target was one in training",
-    "kb_popularity": "the target's popularity",
-    "seen": "the target was",
+    "dataset": "by data set",
+    "type": "by type",
+    "ambiguity": "by number of targets the mention has in training",
+    "mention_is_name": "where the mention is",
+    "popularity": "by how often the target was one in training",
+    "kb_popularity": "by the target's popularity in the knowledge base",
+    "seen": "where the target was",
 }
 POPULARITY = {
     "true_mean": "times in training: the right entity",
@@ -55,6 +55,11 @@ def interval(figure: Row, name: str = "") -> str:
     return " to ".join(value({"value": end}, name) for end in figure["interval_95"])
 
 
+def title(breakdown: str) -> str:
+    """What its table shows."""
+    return f"Accuracy {BREAKDOWNS[breakdown]}"
+
+
 def told(figures: Row) -> str:
     """Every figure on a line, in sections."""
     return "\n".join(_lines(figures))
@@ -69,17 +74,13 @@ def _lines(figures: Row) -> Iterator[str]:
         names = {"accuracy": "baseline without a model", "difference": "the run is better by"}
         yield from _section(names, baseline)
     for name, table in figures["breakdowns"].items():
-        yield (
-            f"\naccuracy where {BREAKDOWNS[name]}"
-            if name in ("seen", "mention_is_name")
-            else (f"\naccuracy by {BREAKDOWNS[name]}")
-        )
+        yield f"\n{title(name)}"
         yield from _section({label: label for label in table}, table, count=True)
     if figures["popularity"]:
-        yield "\npopularity"
+        yield "\nPopularity"
         yield from _section(POPULARITY, figures["popularity"])
     if figures["calibration"]:
-        yield "\nprobability against right and wrong"
+        yield "\nProbability against right and wrong"
         yield from _section(CALIBRATION, figures["calibration"])
 
 

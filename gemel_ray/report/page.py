@@ -8,8 +8,9 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from gemel_ray.evaluation import Comparison, Evaluation
+from gemel_ray.evaluation import Evaluation
 from gemel_ray.report.cards import Picture, cards
 from gemel_ray.report.drawn import drawn
 from gemel_ray.report.tables import (
@@ -29,10 +30,10 @@ def write_report(
     title: str,
     summary: Sequence[tuple[str, str]] = (),
     picture: Picture = lambda _: None,
-    comparison: Comparison | None = None,
+    comparison: dict[str, Any] | None = None,
     most: int = 300,
 ) -> None:
-    """Write the page: `summary` rows on top, and at most `most` mentions, wrong ones first."""
+    """Write the page: `summary` rows on top, the figures of a `comparison` where there is one, and at most `most` mentions, wrong ones first."""
     figures = found.figures()
     plots = "".join(f"<figure>{svg}</figure>" for svg in drawn(figures))
     tables = "".join(breakdown_tables(figures))
@@ -44,7 +45,7 @@ def write_report(
         _section("Figures", figures_table(figures)),
         _section("Breakdowns", f'<div class="tables">{tables}</div>' if tables else ""),
         _section("Beside what was published", published_table(figures)),
-        _section("Against the other run", comparison_section(comparison.figures()) if comparison else ""),
+        _section("Against the other run", comparison_section(comparison) if comparison else ""),
         _section("Mentions", f'<p class="small">{note}</p>{shown}'),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)

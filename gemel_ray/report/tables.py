@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from gemel_ray.evaluation.table import BREAKDOWNS, CALIBRATION, HEADLINE, POPULARITY, interval, value
+from gemel_ray.evaluation.table import CALIBRATION, HEADLINE, POPULARITY, interval, title, value
 from gemel_ray.report.literature import PUBLISHED
 
 Row = dict[str, Any]
@@ -55,16 +55,17 @@ def _named(names: dict[str, str], figures: Row) -> list[tuple[str, ...]]:
 
 
 def breakdown_tables(figures: Row) -> Iterator[str]:
-    """A table for each breakdown, with the baseline's accuracies where there are any."""
+    """A titled table for each breakdown, with the baseline's accuracies where there are any."""
     beside = (figures["baseline"] or {}).get("breakdowns", {})
     for name, found in figures["breakdowns"].items():
-        heads = [BREAKDOWNS[name], "mentions", "accuracy", "95% interval"]
+        heads = ["", "mentions", "accuracy", "95% interval"]
         rows = [
             [label, f"{figure['mentions']:,}", _bar(figure), interval(figure)]
             + ([value(beside[name][label])] if beside else [])
             for label, figure in found.items()
         ]
-        yield table([*heads, *(["without a model"] if beside else [])], rows, raw=(2,))
+        shown = table([*heads, *(["without a model"] if beside else [])], rows, raw=(2,))
+        yield f"<div><h3>{title(name)}</h3>{shown}</div>"
 
 
 def _bar(figure: Row) -> str:
@@ -83,7 +84,12 @@ def published_table(figures: Row) -> str:
     for one in PUBLISHED:
         shares = (f"{x}%" if x is not None else "-" for x in (one.wikidiverse, one.wikimel))
         rows.append((html.escape(one.system), *shares, html.escape(one.source), one.entities))
-    return table(("system", "WikiDiverse", "WikiMEL", "source", "entities chosen from"), rows, raw=range(5))
+    note = (
+        "Accuracy, %. Splits, training and knowledge bases differ between the sources: a figure means "
+        "something only together with the entities that were chosen from."
+    )
+    heads = ("system", "WikiDiverse", "WikiMEL", "source", "entities chosen from")
+    return f'<p class="small">{note}</p>{table(heads, rows, raw=range(5))}'
 
 
 def comparison_section(figures: Row) -> str:
