@@ -79,7 +79,9 @@ def compare(ours: Evaluation, theirs: Evaluation) -> Comparison:
             f"{ours.output} and {theirs.output} have no gold mention in common: nothing to compare"
         )
     first, second = _manifest(ours.output), _manifest(theirs.output)
-    notes = [*_mentions(ours, theirs, len(both)), *_knowledge(first, second), *_fingerprints(ours, theirs)]
+    notes = [*_mentions(ours, theirs, len(both)), *_fingerprints(ours, theirs)]
+    if ours.fingerprints != theirs.fingerprints:
+        notes += _knowledge(first, second)
     settings = dict(_apart(first.get("configuration", {}), second.get("configuration", {})))
     return Comparison([a for a, _ in both], [b for _, b in both], notes, settings)
 

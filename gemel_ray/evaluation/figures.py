@@ -14,8 +14,9 @@ TOP = (1, 3, 5)
 
 
 def resampling(judged: Sequence[Judged]) -> Resampling:
-    """By text: the official form repeats a document for each of its mentions, under another id."""
-    return Resampling([j.gold["text"] or j.gold["document_id"] for j in judged])
+    """By text and picture: the official form repeats a document for each of its mentions, under another
+    id."""
+    return Resampling([f"{j.gold['text']}\0{j.gold['scene']}" for j in judged])
 
 
 def headline(judged: Sequence[Judged]) -> dict[str, Figure]:

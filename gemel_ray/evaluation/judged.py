@@ -6,11 +6,15 @@ demonstrations, scores) is read again for the mentions it shows.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from gemel_ray import results
 from gemel_ray.graph import explode
@@ -19,7 +23,7 @@ from gemel_ray.readers import documents
 Key = tuple[str, str]
 Row = dict[str, Any]
 NIL = "NIL"  # a gold mention's target_id: its entity is known not to be in the knowledge base
-_GOLD = ("document_id", "mention_id", "mention", "text", "target", "target_id", "type")
+_GOLD = ("document_id", "mention_id", "mention", "text", "scene", "target", "target_id", "type")
 _LINK = ["document_id", "mention_id", "status", "entity", "entity_id", "probability", "fingerprint"]
 
 
@@ -72,14 +76,25 @@ def key(row: Row) -> Key:
 
 
 def gold_mentions(files: Iterable[str], columns: Collection[str] = _GOLD) -> Iterator[Row]:
-    """The mentions of documents, one a row, with their targets (None: not known, or NIL) and the name of
-    the `dataset` that their file tells."""
+    """The mentions of documents, one a row, with their targets (None: not known, or NIL), the name of the
+    `dataset` that their file tells, and the picture's (`scene`)."""
     for file in files:
         told = {"dataset": dataset(file)}
         for table in documents(file):
-            exploded = explode(table.append_column("status", table["error"]), ("given",))
+            added = table.append_column("status", table["error"]).append_column("scene", _scenes(table))
+            exploded = explode(added, ("given",))
             rows = exploded.select([c for c in columns if c in exploded.column_names]).to_pylist()
             yield from (row | told for row in rows if row["mention_id"] is not None)
+
+
+def _scenes(table: pa.Table) -> pa.Array:
+    """What tells a document's picture from others: its key, address or digest; empty without one."""
+    names = pc.coalesce(table["image_key"], table["image_address"]).to_pylist()
+    digests = (
+        hashlib.blake2b(image.as_py(), digest_size=8).hexdigest() if image.is_valid else ""
+        for image in table["image"]
+    )
+    return pa.array([name or digest for name, digest in zip(names, digests, strict=True)], pa.string())
 
 
 def dataset(file: str) -> str:

@@ -33,7 +33,8 @@ def write_report(
     comparison: dict[str, Any] | None = None,
     most: int = 300,
 ) -> None:
-    """Write the page: `summary` rows on top, the figures of a `comparison` where there is one, and at most `most` mentions, wrong ones first."""
+    """Write the page: `summary` rows on top, a `comparison`'s figures where there is one, at most `most`
+    mentions, wrong ones first."""
     figures = found.figures()
     plots = "".join(f"<figure>{svg}</figure>" for svg in drawn(figures))
     tables = "".join(breakdown_tables(figures))
