@@ -281,13 +281,13 @@ def test_breakdowns_by_hand() -> None:
         "dataset": {"s": (0.4, 5)},
         "ambiguity": {"0": (1 / 3, 3), "2": (0.5, 2)},
         "popularity": {"never": (0.0, 2), "once": (1.0, 1), "2-5": (0.0, 1), "more": (1.0, 1)},
-        "seen": {"seen in training": (2 / 3, 3), "unseen": (0.0, 2)},
-        "mention_is_name": {"a name of the knowledge base": (1 / 3, 3), "no name of it": (0.5, 2)},
+        "seen": {"seen": (2 / 3, 3), "unseen": (0.0, 2)},
+        "mention_is_name": {"it is": (1 / 3, 3), "it is not": (0.5, 2)},
         "kb_popularity": {
-            "lowest quarter": (0.0, 1),
+            "lowest": (0.0, 1),
             "second": (1.0, 1),
             "third": (0.0, 1),
-            "highest quarter": (1.0, 1),
+            "highest": (1.0, 1),
             "not given": (0.0, 1),
         },
     }

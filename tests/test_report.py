@@ -123,6 +123,15 @@ def test_a_mention_whose_place_is_wrong_is_shown_unmarked(folder: Path) -> None:
     assert "data:image/jpeg" in first
 
 
+def test_a_link_where_there_should_be_none_is_shown_wrong(folder: Path) -> None:
+    row = {"id": "d0", "text": "<Ann>", "mentions": [{"start": 1, "end": 4, "target_id": "NIL"}]}
+    row["mentions"].append({"start": 0, "end": 1, "target": "A"})  # type: ignore[attr-defined]
+    (folder / "gold.jsonl").write_text(json.dumps(row))
+    gold = ["--gold", str(folder / "gold.jsonl"), "--report", str(folder / "page.html")]
+    assert main(["evaluate", str(folder / "ours"), *gold]) == 0
+    assert "Ann &lt;b&gt;</b> &mdash; should be NIL" in (folder / "page.html").read_text()
+
+
 def test_what_is_not_known_leaves_no_empty_section(folder: Path) -> None:
     (folder / "wikimel-dev.parquet").rename(folder / "photos.parquet")
     gold = ["--gold", str(folder / "photos.parquet"), "--report", str(folder / "page.html")]

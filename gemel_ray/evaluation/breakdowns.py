@@ -22,9 +22,9 @@ MOST = 30  # labels of one breakdown; the rarer ones are told together
 REST = "all others"
 _AMBIGUITY = ("0", "1", "2", "3+")
 _TIMES = ("never", "once", "2-5", "more")
-_QUARTERS = ("lowest quarter", "second", "third", "highest quarter", "not given")
-_NAMES = ("a name of the knowledge base", "no name of it")
-_SEEN = ("seen in training", "unseen")
+_QUARTERS = ("lowest", "second", "third", "highest", "not given")
+_NAMES = ("it is", "it is not")
+_SEEN = ("seen", "unseen")
 
 
 def breakdowns(judged: Sequence[Judged], known: Known) -> dict[str, dict[str, Figure]]:

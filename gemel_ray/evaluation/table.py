@@ -25,10 +25,10 @@ BREAKDOWNS = {
     "dataset": "by data set",
     "type": "by type",
     "ambiguity": "by number of targets the mention has in training",
-    "mention_is_name": "where the mention is",
+    "mention_is_name": "by whether the mention is a name of the knowledge base",
     "popularity": "by how often the target was one in training",
-    "kb_popularity": "by the target's popularity in the knowledge base",
-    "seen": "where the target was",
+    "kb_popularity": "by quarter of the target's popularity in the knowledge base",
+    "seen": "by whether the target was one in training",
 }
 POPULARITY = {
     "true_mean": "times in training: the right entity",

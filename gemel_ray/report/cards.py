@@ -18,11 +18,12 @@ from gemel_ray.models.images import ImageError, read_image
 
 Picture = Callable[[str], str | None]  # a demonstration's id to its picture as a data address
 _SIDE = 96
+_NIL = "NIL: none of them"
 
 
 def cards(found: Evaluation, picture: Picture, most: int) -> tuple[int, str]:
     """How many mentions are shown, and the HTML that does: at most `most`, wrong ones first."""
-    shown = sorted(found.judged, key=lambda j: j.right)[:most]
+    shown = sorted([*found.judged, *found.nil], key=lambda j: j.right)[:most]
     wanted = {j.key for j in shown}
     links = whole_links(found.output, wanted) if found.output else {}
     images = pictures(found.gold, wanted)
@@ -33,13 +34,13 @@ def cards(found: Evaluation, picture: Picture, most: int) -> tuple[int, str]:
 
 def _card(judged: Judged, link: dict[str, Any], image: str | None, picture: Picture) -> str:
     gold = judged.gold
-    answer = judged.answer or {"nil": "NIL: none of them", "error": "error"}.get(judged.status, "missing")
+    answer = judged.answer or {"nil": _NIL, "error": "error"}.get(judged.status, "missing")
     verdict = "right" if judged.right else "wrong"
     why = f'<p class="wrong small">{html.escape(link["error"])}</p>' if link.get("error") else ""
     return (
         f'<div class="card"><div>{_image(image)}</div>'
         f'<div><p>{_marked(gold)}</p><p><b class="{verdict}">{html.escape(answer)}</b>'
-        f"{'' if judged.right else ' &mdash; should be ' + html.escape(gold['target'])}</p>{why}"
+        f"{'' if judged.right else ' &mdash; should be ' + html.escape(gold['target'] or _NIL)}</p>{why}"
         f'<p class="small">{html.escape(gold["document_id"])} {html.escape(gold["mention_id"])}</p></div>'
         f"<div>{_candidates(link)}{_demonstrations(link, picture)}</div></div>"
     )

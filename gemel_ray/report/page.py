@@ -39,7 +39,7 @@ def write_report(
     plots = "".join(f"<figure>{svg}</figure>" for svg in drawn(figures))
     tables = "".join(breakdown_tables(figures))
     count, shown = cards(found, picture, most)
-    note = f"{count:,} of {len(found.judged):,} mentions, wrong ones first"
+    note = f"{count:,} of {len(found.judged) + len(found.nil):,} mentions, wrong ones first"
     parts = [
         _section("", tiles(figures) + (table(("this run", ""), summary) if summary else "")),
         _section("Plots", f'<div class="plots">{plots}</div>' if plots else ""),

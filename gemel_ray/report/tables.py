@@ -64,7 +64,7 @@ def breakdown_tables(figures: Row) -> Iterator[str]:
             + ([value(beside[name][label])] if beside else [])
             for label, figure in found.items()
         ]
-        shown = table([*heads, *(["without a model"] if beside else [])], rows, raw=(2,))
+        shown = table([*heads, *(["no model"] if beside else [])], rows, raw=(2,))
         yield f"<div><h3>{title(name)}</h3>{shown}</div>"
 
 
