@@ -92,12 +92,16 @@ def words(folder: Path, *more: str) -> list[str]:
 
 def everything(folder: Path) -> list[str]:
     known = ["--train", str(folder / "train.json"), "--entities", str(folder / "entities.jsonl")]
-    return words(folder, *known, "--against", str(folder / "theirs"), "--report", str(folder / "page.html"))
+    return words(folder, *known, "--against", str(folder / "theirs"))
+
+
+def page_of(folder: Path, arguments: list[str]) -> str:
+    assert main([*arguments, "--report", str(folder / "page.html")]) == 0
+    return (folder / "page.html").read_text()
 
 
 def test_the_page_is_whole_and_needs_nothing_else(folder: Path) -> None:
-    assert main(everything(folder)) == 0
-    text = (folder / "page.html").read_text()
+    text = page_of(folder, everything(folder))
     page = Nesting()
     page.feed(text)
     assert page.open == []
@@ -116,8 +120,7 @@ def test_the_page_is_whole_and_needs_nothing_else(folder: Path) -> None:
 
 
 def test_a_mention_whose_place_is_wrong_is_shown_unmarked(folder: Path) -> None:
-    assert main(everything(folder)) == 0
-    first = (folder / "page.html").read_text().split('class="card"')[1]  # wrong ones stand first
+    first = page_of(folder, words(folder)).split('class="card"')[1]  # wrong ones stand first
     assert "<mark>" not in first
     assert "should be Nobody" in first
     assert "data:image/jpeg" in first
@@ -127,16 +130,13 @@ def test_a_link_where_there_should_be_none_is_shown_wrong(folder: Path) -> None:
     row = {"id": "d0", "text": "<Ann>", "mentions": [{"start": 1, "end": 4, "target_id": "NIL"}]}
     row["mentions"].append({"start": 0, "end": 1, "target": "A"})  # type: ignore[attr-defined]
     (folder / "gold.jsonl").write_text(json.dumps(row))
-    gold = ["--gold", str(folder / "gold.jsonl"), "--report", str(folder / "page.html")]
-    assert main(["evaluate", str(folder / "ours"), *gold]) == 0
-    assert "Ann &lt;b&gt;</b> &mdash; should be NIL" in (folder / "page.html").read_text()
+    text = page_of(folder, ["evaluate", str(folder / "ours"), "--gold", str(folder / "gold.jsonl")])
+    assert "Ann &lt;b&gt;</b> &mdash; should be NIL" in text
 
 
 def test_what_is_not_known_leaves_no_empty_section(folder: Path) -> None:
     (folder / "wikimel-dev.parquet").rename(folder / "photos.parquet")
-    gold = ["--gold", str(folder / "photos.parquet"), "--report", str(folder / "page.html")]
-    assert main(["evaluate", str(folder / "ours"), *gold]) == 0
-    text = (folder / "page.html").read_text()
+    text = page_of(folder, ["evaluate", str(folder / "ours"), "--gold", str(folder / "photos.parquet")])
     assert "published" not in text
     assert "other run" not in text
     assert text.count("<svg") == 2
