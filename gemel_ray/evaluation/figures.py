@@ -1,4 +1,8 @@
-"""The headline figures: accuracy with and without NIL, the target among the candidates, popularity bias."""
+"""The headline figures: accuracy with and without NIL, the target among the candidates, popularity bias.
+
+Each function takes judged mentions and gives figures by name. A difference between two runs is paired:
+both are judged on the same mentions, drawn together.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The page's plots, from the dictionary of figures."""
+"""The page's plots, from the dictionary of figures.
+
+Which plots there are, and what they are called; how a plot looks stands in gemel_ray/plots.py. Where the
+baseline has the same figure, it stands beside the run's.
+"""
 
 from __future__ import annotations
 

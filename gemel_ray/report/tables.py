@@ -1,4 +1,8 @@
-"""The page's tables, from the dictionary of figures."""
+"""The page's tables, from the dictionary of figures.
+
+HTML is made here, so whatever comes from files is escaped here. What a figure is called, and how it is
+spelled, stands in gemel_ray/evaluation/table.py: the terminal says the same.
+"""
 
 from __future__ import annotations
 
