@@ -109,7 +109,7 @@ def _drawn(draw: Callable[[Axes], None], title: str, x: Axis, y: Axis, *, legend
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_style(title)):
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(5.2, 3.5), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
         axes.set_title(title, loc="left")
@@ -119,7 +119,7 @@ def _drawn(draw: Callable[[Axes], None], title: str, x: Axis, y: Axis, *, legend
         _set(axes, x, "x")
         _set(axes, y, "y")
         if legend:
-            axes.legend(frameon=False)
+            figure.legend(loc="outside lower center", ncols=4, frameon=False)  # never on what it names
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True)
     return _inline(buffer.getvalue(), title)
@@ -147,7 +147,7 @@ def _set(axes: Axes, axis: Axis, side: str) -> None:
     if axis.ends is not None:
         getattr(axes, f"set_{side}lim")(*axis.ends)
     if axis.percent:
-        getattr(axes, f"{side}axis").set_major_formatter(PercentFormatter(1.0, decimals=0))
+        getattr(axes, f"{side}axis").set_major_formatter(PercentFormatter(1.0))
 
 
 def _inline(svg: str, title: str) -> str:

@@ -111,7 +111,7 @@ def _print_rows(found: Evaluation) -> None:
     print(f"\n{'document':<16} {'mention':<14} {'answer':<24} {'p':>5}  {'should be':<24} candidates")
     for j in found.judged[:12]:
         row = j.link or {}
-        others = ", ".join(c["entity"] for c in (row.get("candidates") or [])[1:4])
+        others = ", ".join(row.get("ranked", ())[1:4])
         print(
             f"{j.gold['document_id']:<16} {j.gold['mention'][:14]:<14} "
             f"{(row.get('entity') or j.status)[:24]:<24} "

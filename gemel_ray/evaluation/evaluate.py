@@ -1,0 +1,123 @@
+"""One run judged: from its links and the gold files to one dictionary of figures.
+
+The JSON, the table for the terminal and the page all show that dictionary, and compute nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gemel_ray.evaluation.baseline import Baseline
+from gemel_ray.evaluation.breakdowns import breakdowns
+from gemel_ray.evaluation.calibration import calibration
+from gemel_ray.evaluation.figures import difference, headline, popularity, resampling, with_nil
+from gemel_ray.evaluation.judged import Judged, gold_mentions, key, links_of
+from gemel_ray.evaluation.known import Known
+from gemel_ray.evaluation.resampling import Figure
+from gemel_ray.evaluation.table import told
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was judged: the mentions with a target, and apart from them those whose gold is
+    NIL. `without_target` counts the gold mentions without a target, NIL or not known."""
+
+    judged: Sequence[Judged]
+    without_target: int
+    nil: Sequence[Judged] = ()
+    known: Known = field(default_factory=Known)
+    output: Path | None = None  # where the links are, and the gold files: for what a page shows of them
+    gold: Sequence[str] = ()
+
+    def part(self, prefix: str) -> Evaluation:
+        """Only the documents whose id begins so."""
+        kept, nil = (
+            [j for j in some if j.gold["document_id"].startswith(prefix)] for some in (self.judged, self.nil)
+        )
+        return replace(self, judged=kept, nil=nil, without_target=len(nil))
+
+    @cached_property
+    def accuracy(self) -> float:
+        return sum(j.right for j in self.judged) / max(1, len(self.judged))
+
+    def figures(self) -> dict[str, Any]:
+        """All figures, ready for JSON. A figure with an interval is {value, interval_95, mentions}."""
+        return self._figures
+
+    @cached_property
+    def _figures(self) -> dict[str, Any]:
+        figures = headline(self.judged) | with_nil([*self.judged, *self.nil])
+        plain: dict[str, Any] = _plain(figures)
+        return {
+            "mentions": len(self.judged),
+            "accuracy": plain["accuracy"]["value"],
+            "interval_95": plain["accuracy"]["interval_95"],
+            "among_candidates": plain["among_candidates"]["value"],
+            "statuses": dict(Counter(j.status for j in self.judged)),
+            "without_target": self.without_target,
+            "gold_nil": len(self.nil),
+            "documents": resampling(self.judged).count,
+            "entities": self.known.entities or None,
+            "headline": plain,
+            "breakdowns": _plain(breakdowns(self.judged, self.known)),
+            "popularity": _plain(popularity(self.judged, self.known)) if self.known.targets else None,
+            "calibration": _plain(calibration(self.judged)) or None,
+            "baseline": self._baseline(),
+            "fingerprints": self.fingerprints,
+        }
+
+    def _baseline(self) -> dict[str, Any] | None:
+        """What needs no model gets on the same mentions, and how much better the run is."""
+        if not (self.known.targets and self.known.entities):
+            return None
+        baseline = Baseline(self.known)
+        judged, nil = baseline.judged(self.judged), baseline.judged(self.nil)
+        found: dict[str, Any] = {
+            "accuracy": headline(judged)["accuracy"],
+            "accuracy_with_nil": with_nil([*judged, *nil])["accuracy_with_nil"],
+            "difference": difference(self.judged, judged),
+            "breakdowns": breakdowns(judged, self.known),
+            "popularity": popularity(judged, self.known),
+        }
+        plain: dict[str, Any] = _plain(found)
+        return plain
+
+    @cached_property
+    def fingerprints(self) -> list[str]:
+        """Of the judged links; more than one: they were not all made in the same way."""
+        found = {j.link["fingerprint"] for j in [*self.judged, *self.nil] if j.link}
+        return sorted(f for f in found if f is not None)
+
+    def table(self) -> str:
+        """The figures for people."""
+        return told(self.figures())
+
+
+def evaluate(output: Path, gold: Iterable[str], known: Known | None = None) -> Evaluation:
+    """Judge the links in `output` (what `gemel-ray link` wrote). Raises ValueError when there are none, or
+    no gold mention has a target."""
+    gold = list(gold)
+    mentions = list(gold_mentions(gold))
+    links = links_of(output, {key(row) for row in mentions})
+    every = [Judged(row, links.get(key(row))) for row in mentions]
+    judged = [j for j in every if j.gold["target"] is not None]
+    if not judged:
+        raise ValueError("the gold files have no mention with a target")
+    nil = [j for j in every if j.nil]
+    return Evaluation(judged, len(every) - len(judged), nil, known or Known(), output, gold)
+
+
+def _plain(value: Any) -> Any:
+    """With figures as dictionaries and numbers rounded."""
+    if isinstance(value, Figure):
+        return value.plain()
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value
