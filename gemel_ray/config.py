@@ -44,6 +44,13 @@ class Input:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bank:
+    """What a build puts beside the demonstrations it is given."""
+
+    names: int = 100_000  # a knowledge base of at most so many entities shows its own names as examples
+
+
+@dataclass(frozen=True, kw_only=True)
 class Vectors:
     """Where the demonstrations' vectors are searched."""
 
@@ -105,6 +112,7 @@ class Config:
     retrieve: Retrieve = field(default_factory=Retrieve)
     assemble: Assemble = field(default_factory=Assemble)
     generate: Generate = field(default_factory=Generate)
+    bank: Bank = field(default_factory=Bank)
     vectors: Vectors = field(default_factory=Vectors)
     offline: Offline = field(default_factory=Offline)
     train: Train = field(default_factory=Train)

@@ -174,7 +174,7 @@ def _bank(workspace: Workspace, data: Path, features: Features, made: Made) -> N
     writer = BankWriter(workspace, made)
     tables = [writer.table(rows) for rows in _solved(lines, train, features, vectors)]
     folder = workspace.folder / "bank"
-    bank_file.write(tables, writer.pictures(), folder)
+    bank_file.write(tables, (), writer.pictures(), folder)
     np.save(folder / "mention_vectors.npy", vectors)
     made.demonstrations, made.pictures = len(lines), len(writer.features)
     writer.finish()

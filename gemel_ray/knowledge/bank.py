@@ -1,4 +1,5 @@
-"""The demonstration bank: solved examples, tokenised once, with their pictures' features.
+"""The demonstration bank: solved examples and, behind them, the knowledge base's own names, tokenised once,
+with their pictures' features.
 
 Row i is point i of the vector store. Memory-mapped; Retrieve returns rows, Assemble and the engine
 look them up here.
@@ -90,15 +91,23 @@ def key(text: str, mention: str) -> np.uint64:
     return np.uint64(int.from_bytes(digest))
 
 
-def write(tables: Iterable[pa.Table], image_vectors: npt.NDArray[np.float32], folder: Path) -> Bank:
-    """Write the bank and open it. `image_vectors` float32 [pictures, feature]."""
+def write(
+    examples: Iterable[pa.Table],
+    names: Iterable[pa.Table],
+    image_vectors: npt.NDArray[np.float32],
+    folder: Path,
+) -> Bank:
+    """Write the bank, solved examples before the knowledge base's own names, and open it. `image_vectors`
+    float32 [pictures, feature]. Of a caption that is nothing but a name, the name is no other example."""
     folder.mkdir(parents=True, exist_ok=True)
     keys: list[np.uint64] = []
     with pa.ipc.new_file(str(folder / "bank.arrow"), SCHEMA) as file:
-        for table in tables:
+        for table in examples:
             file.write_table(table)
             pairs = zip(table["text"].to_pylist(), table["mention"].to_pylist(), strict=True)
             keys += [key(text, mention) for text, mention in pairs]
+        for table in names:
+            file.write_table(table)
     order = np.argsort(np.array(keys, np.uint64), kind="stable")
     np.save(folder / "keys.npy", np.array(keys, np.uint64)[order])
     np.save(folder / "key_rows.npy", order.astype(np.int64))

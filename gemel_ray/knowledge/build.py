@@ -17,10 +17,11 @@ from typing import Any
 import pyarrow as pa
 
 from gemel_ray.config import Config
-from gemel_ray.graph import explode
+from gemel_ray.graph import Segment, explode
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import prefix_tree
+from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.workspace import (
     Workspace,
     WorkspaceError,
@@ -34,7 +35,8 @@ from gemel_ray.knowledge.writing import BankWriter, Made, new_folder, write_fact
 from gemel_ray.linking import linking_graph
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.progress import Meter, Progress
-from gemel_ray.readers import count, documents
+from gemel_ray.readers import BATCH, count, documents
+from gemel_ray.records import DOCUMENT
 
 Say = Callable[[str], None]
 _STARTER = Path(__file__).parents[1] / "starter" / "data" / "mapper.safetensors"
@@ -84,45 +86,79 @@ def _mapper(folder: Path, config: Config, names: dict[str, str], say: Say) -> No
 
 
 def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None:
-    """Encode the demonstrations, tokenise them, and fill the vector store."""
+    """Encode the demonstrations, tokenise them, and fill the vector store. Behind the solved examples, so
+    that of equal mentions those stand first, come the knowledge base's own names."""
     known = set(workspace.entities.names()) if inputs else set()
+    few = len(workspace.entities) <= workspace.config.bank.names
     writer = BankWriter(workspace, made)
-    tables: list[pa.Table] = []
+    examples: list[pa.Table] = []
+    names: list[pa.Table] = []
     began = time.perf_counter()
-    with Meter("documents", sum(count(f) or 0 for f in inputs)) as meter:
-        for table in _encoded(workspace, inputs):
+    fetch = workspace.config.input.fetch_official_images
+    total = sum(count(f) or 0 for f in inputs) + few * len(workspace.entities)
+    with Meter("documents", total) as meter:
+        sources = (t for f in inputs for t in documents(f, fetch_official_images=fetch))
+        for table in _encoded(workspace, sources, meter):
             solved = [r for r in table.select(_KEPT).to_pylist() if _solved(r, made)]
             made.unknown_targets += sum(r["target"] not in known for r in solved)
-            if solved:
-                tables.append(writer.table(solved))
             made.demonstrations += len(solved)
-            found = {"solved": len(solved), "error": len(table) - table["error"].null_count}
-            meter.add(Progress(len(table["document_id"].unique()), found))
-    bank_file.write(tables, writer.pictures(), workspace.folder / "bank")
+            examples += [writer.table(solved)] if solved else []
+        for table in _encoded(workspace, own_examples(workspace.entities) if few else (), meter):
+            solved = [r for r in table.select(_KEPT).to_pylist() if _solved(r, made)]
+            made.names += len(solved)
+            names += [writer.table(solved)] if solved else []
+    bank_file.write(examples, names, writer.pictures(), workspace.folder / "bank")
     writer.finish()
     made.pictures = len(writer.features)
-    if inputs:
-        seconds = time.perf_counter() - began
-        say(f"{made.demonstrations:,} demonstrations, {made.pictures:,} pictures, {seconds:.1f} s")
+    seconds = time.perf_counter() - began
+    say(
+        f"{made.demonstrations:,} demonstrations, {made.names:,} names as examples of their own, "
+        f"{made.pictures:,} pictures, {seconds:.1f} s"
+    )
 
 
-def _encoded(workspace: Workspace, inputs: Iterable[str]) -> Iterator[pa.Table]:
-    """The inputs' mentions, one a row, with their vectors."""
-    inputs = list(inputs)
-    if not inputs:
-        return
-    fetch = workspace.config.input.fetch_official_images
-    graph = linking_graph(workspace.config, workspace)
-    segment = graph.segment(["detect", "encode"], workspace)
+def own_examples(entities: Entities) -> Iterator[pa.Table]:
+    """Every name and alias as a document that mentions itself: with it in the prompt the language model has
+    read the name, and knows how it is written. (Not in the paper, which shows training mentions only.)"""
+    rows: list[dict[str, Any]] = []
+    for entity in entities.rows():
+        for form in dict.fromkeys([entity["name"], *(entity["aliases"] or ())]):
+            text = f"{form}: {entity['description']}" if entity["description"] else form
+            mention = {"mention_id": f"0-{len(form)}", "mention": form, "start": 0, "end": len(form)}
+            rows.append(
+                {
+                    "document_id": entity["id"],
+                    "text": text,
+                    "image_address": entity["image"],
+                    "given": [mention | {"target": entity["name"], "target_id": entity["id"]}],
+                }
+            )
+        if len(rows) >= BATCH:
+            yield pa.Table.from_pylist(rows, DOCUMENT)
+            rows = []
+    if rows:
+        yield pa.Table.from_pylist(rows, DOCUMENT)
+
+
+def _encoded(workspace: Workspace, tables: Iterable[pa.Table], meter: Meter) -> Iterator[pa.Table]:
+    """The documents' mentions, one a row, with their vectors. The models are loaded for the first of them."""
+    segment: Segment | None = None
     try:
-        for address in inputs:
-            for batch in documents(address, fetch_official_images=fetch):
-                given = batch.filter(pa.compute.or_(batch["given"].is_valid(), batch["error"].is_valid()))
-                if len(given):
-                    encoded = asyncio.run(segment.run(given))
-                    yield explode(encoded, ("mentions", "mention_vectors"))
+        for table in tables:
+            given = table.filter(pa.compute.or_(table["given"].is_valid(), table["error"].is_valid()))
+            if not len(given):
+                continue
+            if segment is None:
+                graph = linking_graph(workspace.config, workspace)
+                segment = graph.segment(["detect", "encode"], workspace)
+            mentions = explode(asyncio.run(segment.run(given)), ("mentions", "mention_vectors"))
+            yield mentions
+            wrong = len(mentions) - mentions["error"].null_count
+            found = {"solved": len(mentions) - wrong, "error": wrong}
+            meter.add(Progress(len(mentions["document_id"].unique()), found))
     finally:
-        segment.close()
+        if segment is not None:
+            segment.close()
 
 
 def _solved(row: dict[str, Any], made: Made) -> bool:

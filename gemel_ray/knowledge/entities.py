@@ -52,6 +52,11 @@ class Entities:
         for chunk in self._name.chunks:
             yield from chunk.to_pylist()
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All entities with all that is known of them, in order."""
+        for batch in self.table.to_batches():
+            yield from batch.to_pylist()
+
     def surface_forms(self) -> Iterator[str]:
         """All names and aliases, repeated as they come."""
         yield from self.names()

@@ -38,6 +38,7 @@ class Made:
 
     rejects: list[str] = field(default_factory=list)
     demonstrations: int = 0
+    names: int = 0  # of the knowledge base, shown as examples of their own
     pictures: int = 0
     unknown_targets: int = 0
     multiplicity: dict[str, int] = field(default_factory=dict)  # most rows with one vector: see vectors.py
@@ -69,6 +70,7 @@ def write_facts(
         "models": models,
         "revisions": revisions(names),
         "demonstrations": made.demonstrations,
+        "names": made.names,
         "pictures": made.pictures,
         "multiplicity": made.multiplicity,
         "settings": {"models": {k: v for k, v in models.items() if k != "mapper"}, **carried},

@@ -1,0 +1,70 @@
+"""A workspace's bank: solved examples first, then the knowledge base's own names, where it is small enough."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemel_ray.config import load
+from gemel_ray.knowledge.build import build
+from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.linking import linking_graph
+from gemel_ray.readers import documents
+
+ENTITIES = [
+    {"id": "Q1", "name": "Georgios Theotokis", "description": "Greek politician"},
+    {"id": "Q2", "name": "New York City", "aliases": ["NYC", "Big Apple"]},
+    {"id": "Q3", "name": "Paris"},
+]
+EXAMPLES = [{"id": "e1", "text": "Paris", "mention": "Paris", "target": "Paris", "golden": "Q3"}]
+
+
+def made(folder: Path, *settings: str) -> Workspace:
+    for name, lines in (("kb.jsonl", ENTITIES), ("train.json", EXAMPLES)):
+        (folder / name).write_text("\n".join(map(json.dumps, lines)))
+    output = folder / "workspace"
+    build(load(None, {}, settings), str(folder / "kb.jsonl"), [str(folder / "train.json")], output, print)
+    return Workspace.open(output, load(None, read_facts(output)["settings"], settings))
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: Any) -> Workspace:
+    return made(tmp_path_factory.mktemp("bank"))
+
+
+def test_names_and_aliases_stand_behind_the_solved_examples(workspace: Workspace) -> None:
+    table = workspace.bank.table
+    assert table.select(["id", "text", "mention", "target"]).to_pylist() == [
+        {"id": "e1/0-5", "text": "Paris", "mention": "Paris", "target": "Paris"},
+        {
+            "id": "Q1/0-18",
+            "text": "Georgios Theotokis: Greek politician",
+            "mention": "Georgios Theotokis",
+            "target": "Georgios Theotokis",
+        },
+        {"id": "Q2/0-13", "text": "New York City", "mention": "New York City", "target": "New York City"},
+        {"id": "Q2/0-3", "text": "NYC", "mention": "NYC", "target": "New York City"},
+        {"id": "Q2/0-9", "text": "Big Apple", "mention": "Big Apple", "target": "New York City"},
+        {"id": "Q3/0-5", "text": "Paris", "mention": "Paris", "target": "Paris"},
+    ]
+
+
+def test_a_caption_that_is_a_name_is_shown_the_name_but_not_itself(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(EXAMPLES[0]))
+    graph = linking_graph(workspace.config, workspace)
+    segment = graph.segment(["detect", "encode", "retrieve"], workspace)
+    row = asyncio.run(segment.run(next(documents(str(file))))).to_pylist()[0]
+    segment.close()
+    assert row["demonstrations"][-1] == "Q3/0-5"  # the most similar stands last
+    assert "e1/0-5" not in row["demonstrations"]
+
+
+def test_a_large_knowledge_base_is_not_shown(tmp_path: Path) -> None:
+    assert made(tmp_path, "bank.names=2").bank.table["id"].to_pylist() == ["e1/0-5"]
