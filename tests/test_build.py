@@ -1,4 +1,4 @@
-"""A workspace's bank: solved examples first, then the knowledge base's own names, where it is small enough."""
+"""A bank: solved examples first, then the knowledge base's own names, where it is small enough."""
 
 from __future__ import annotations
 
