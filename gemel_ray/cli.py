@@ -19,6 +19,7 @@ from gemel_ray.commands import (
     import_gemel,
     link,
     say,
+    study,
     train,
 )
 
@@ -27,6 +28,7 @@ _VERBS: dict[str, Callable[[Parser], None]] = {
     "build": build.add,
     "link": link.add,
     "evaluate": evaluate.add,
+    "study": study.add,
     "train": train.add,
     "import-gemel": import_gemel.add,
     "export-gemel": export_gemel.add,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from gemel_ray.config import Config
 
 
-def configured(options: argparse.Namespace, carried: Mapping[str, Any]) -> Config:
-    """The configuration that the options name, under a workspace's own settings and over the defaults."""
+def configured(options: argparse.Namespace, carried: Mapping[str, Any], more: Sequence[str] = ()) -> Config:
+    """The configuration that the options name, under a workspace's own settings and over the defaults;
+    `more` as --set takes it, and winning."""
     from gemel_ray.config import load
 
     usual = Path("ray_config.yaml")
     file = options.config or (usual if usual.exists() else None)
-    return load(file, carried, options.set)
+    return load(file, carried, [*options.set, *more])
 
 
 def say(text: str) -> None:

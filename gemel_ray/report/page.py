@@ -41,16 +41,16 @@ def write_report(
     count, shown = cards(found, picture, most)
     note = f"{count:,} of {len(found.judged) + len(found.nil):,} mentions, wrong ones first"
     parts = [
-        _section("", tiles(figures) + (table(("this run", ""), summary) if summary else "")),
-        _section("Plots", f'<div class="plots">{plots}</div>' if plots else ""),
-        _section("Figures", figures_table(figures)),
-        _section("Breakdowns", f'<div class="tables">{tables}</div>' if tables else ""),
-        _section("Beside what was published", published_table(figures)),
-        _section("Against the other run", comparison_section(comparison) if comparison else ""),
-        _section("Mentions", f'<p class="small">{note}</p>{shown}'),
+        section("", tiles(figures) + (table(("this run", ""), summary) if summary else "")),
+        section("Plots", f'<div class="plots">{plots}</div>' if plots else ""),
+        section("Figures", figures_table(figures)),
+        section("Breakdowns", f'<div class="tables">{tables}</div>' if tables else ""),
+        section("Beside what was published", published_table(figures)),
+        section("Against the other run", comparison_section(comparison) if comparison else ""),
+        section("Mentions", f'<p class="small">{note}</p>{shown}'),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page(title, _subtitle(found), "".join(parts)), encoding="utf-8")
+    path.write_text(page(title, _subtitle(found), "".join(parts)), encoding="utf-8")
 
 
 def _subtitle(found: Evaluation) -> str:
@@ -63,13 +63,13 @@ def _subtitle(found: Evaluation) -> str:
     )
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
     if not body:
         return ""
     return f"<section>{f'<h2>{title}</h2>' if title else ''}{body}</section>"
 
 
-def _page(title: str, subtitle: str, body: str) -> str:
+def page(title: str, subtitle: str, body: str) -> str:
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '

@@ -1,0 +1,52 @@
+"""gemel-ray study."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from gemel_ray.arguments import Parser
+from gemel_ray.commands import configured, say
+
+
+def add(verb: Parser) -> None:
+    """Measure what each part of the configuration gives: the paper's ablations, and robustness.
+
+    Links the same documents many ways, each the configured way with one thing changed, and compares: number
+    of demonstrations, how they are found, pictures right, wrong and absent, prefix length, search, score,
+    and noise in captions, mentions and pictures. Every way is a folder of links under OUTPUT/runs; run
+    again, the study does what is missing. Results: a table, OUTPUT/study.json and OUTPUT/study.html.
+
+      gemel-ray study --gold dev.json --train train.json --workspace kb --output study --limit 300
+      gemel-ray study --gold dev.json --workspace kb --output study --only score search
+    """
+    verb.add_argument("--gold", nargs="+", required=True, metavar="FILE", help="documents with targets")
+    verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
+    verb.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for all of it")
+    verb.add_argument("--train", nargs="+", default=[], metavar="FILE", help="to tell seen targets by")
+    verb.add_argument(
+        "--dev", nargs="+", default=[], metavar="FILE", help="to choose mappers of other prefix by"
+    )
+    verb.add_argument("--limit", type=int, default=300, help="documents, drawn at random (300); 0: all")
+    verb.add_argument("--only", nargs="+", metavar="GROUP", help="not all groups of cells, but these")
+    verb.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gemel_ray.readers import files
+    from gemel_ray.study import GROUPS, study
+    from gemel_ray.study.page import write_page
+    from gemel_ray.study.run import Study
+    from gemel_ray.study.table import lines
+
+    unknown = [g for g in options.only or () if g not in GROUPS]
+    if unknown:
+        raise ValueError(f"there is no group {unknown[0]}; there are {', '.join(GROUPS)}")
+    gold, train, dev = (files(some) for some in (options.gold, options.train, options.dev))
+    of = Study(options.workspace, options.output, gold, train, dev, options.limit)
+    found = study(of, options.only or list(GROUPS), partial(configured, options), say)
+    print("\n".join(lines(found)))
+    write_page(found, options.output / "study.html")
+    print(options.output / "study.html")
+    return 0

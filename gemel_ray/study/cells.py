@@ -1,0 +1,66 @@
+"""What a study compares: groups of cells, each the base run with one thing changed (paper, section 4.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`settings` as --set takes them; `variant` of the documents (variants.py); `prefix` visual vectors a
+    picture, by a mapper trained for it; 0: the workspace's own mapper. `sees`: nothing without pictures."""
+
+    name: str
+    settings: tuple[str, ...] = ()
+    variant: str = "clean"
+    prefix: int = 0
+    sees: bool = False
+
+
+def _each(setting: str, *values: object) -> tuple[Cell, ...]:
+    return tuple(Cell(str(v), (f"{setting}={v}",)) for v in values)
+
+
+BASE = Cell("as configured")
+GROUPS: dict[str, tuple[Cell, ...]] = {
+    "demonstrations": _each("retrieve.demonstrations", 0, 1, 4, 8, 16),
+    "retrieval": (
+        Cell("random", ("retrieve.by=random", "retrieve.published=false")),
+        Cell("mention", ("retrieve.by=mention",)),
+        Cell("image", ("retrieve.by=image", "retrieve.published=false"), sees=True),
+        Cell("fused", ("retrieve.by=fused", "retrieve.published=false"), sees=True),
+    ),
+    "pictures": (
+        Cell("right", sees=True),
+        Cell("of another caption", variant="shuffled", sees=True),
+        Cell("for retrieval only", ("assemble.images=false",), sees=True),
+        Cell("absent", ("assemble.images=false",), variant="blind", sees=True),
+    ),
+    "prefix": tuple(Cell(str(k), prefix=k, sees=True) for k in (1, 2, 4, 8)),
+    "search": (
+        Cell("greedy", ("generate.beams=1", "generate.search=beam", "generate.prior_weight=0")),
+        Cell("5 beams", ("generate.beams=5", "generate.search=beam")),
+        Cell("exact", ("generate.beams=5", "generate.search=exact")),
+    ),
+    "score": tuple(
+        Cell(
+            f"{score}, length penalty {penalty:g}" + (f", prior {prior:g} off" if prior else ""),
+            (
+                f"generate.score={score}",
+                f"generate.length_penalty={penalty}",
+                f"generate.prior_weight={prior}",
+            ),
+        )
+        for score, penalty, prior in (
+            *((s, p, 0.0) for s in ("paper", "tree") for p in (0.0, 0.5, 1.0)),
+            *(("tree", 0.0, w) for w in (0.25, 0.5, 1.0)),
+        )
+    ),
+    "noise": (
+        Cell("clean"),
+        Cell("typos in the caption", variant="caption-typos"),
+        Cell("typos in the mention", variant="mention-typos"),
+        Cell("picture of another caption", variant="shuffled", sees=True),
+        Cell("picture damaged", variant="damaged", sees=True),
+    ),
+}

@@ -1,0 +1,75 @@
+"""A study as one HTML file: a plot and a table for each group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gemel_ray.evaluation.table import interval, value
+from gemel_ray.plots import Axis, Series, bars
+from gemel_ray.report.page import page, section
+from gemel_ray.report.tables import table
+
+_HEADS = (
+    "",
+    "accuracy",
+    "95% interval",
+    "against the base",
+    "p",
+    "target in candidates",
+    "targets seen in training",
+    "never seen",
+    "tokens computed a mention",
+    "seconds",
+)
+
+
+def write_page(found: dict[str, Any], path: Path) -> None:
+    """Write the page of what `study` returned."""
+    groups: dict[str, list[dict[str, Any]]] = {"": [found["base"]]}
+    for row in found["cells"]:
+        groups.setdefault(row["group"], []).append(row)
+    body = "".join(
+        section(name.capitalize() or "The base", "".join(_group(name, rows))) for name, rows in groups.items()
+    )
+    if found["left_out"]:
+        rows = [(r["group"], r["cell"], r["why"]) for r in found["left_out"]]
+        body += section("Left out", table(("group", "cell", "why"), rows))
+    subtitle = (
+        f"{found['documents']:,} documents of {', '.join(found['gold'])}; 95% intervals by bootstrap over "
+        "documents; p by McNemar's exact test against the base, on the same mentions; seconds with start-up"
+    )
+    path.write_text(page("A study of the configuration", subtitle, body), encoding="utf-8")
+
+
+def _group(name: str, rows: list[dict[str, Any]]) -> Iterator[str]:
+    if name:
+        known = [r["accuracy"] for r in rows]
+        series = Series(
+            "accuracy",
+            [f["value"] for f in known],
+            [(f["interval_95"] or [f["value"]])[0] for f in known],
+            [(f["interval_95"] or [f["value"]])[-1] for f in known],
+        )
+        names = [r["cell"].replace(", ", "\n") for r in rows]
+        plot = bars(names, [series], title=name, y=Axis(percent=True, ends=(0, 1)))
+        yield f'<div class="plots"><figure>{plot}</figure></div>'
+    yield table(_HEADS, [_cells(row) for row in rows])
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    targets = row["targets"] or {}
+    parts = [f"{value(f)} of {f['mentions']:,}" for f in targets.values()] + ["-", "-"]
+    shift = row["difference"]
+    return [
+        row["cell"],
+        value(row["accuracy"]),
+        interval(row["accuracy"]),
+        f"{100 * (shift['value'] or 0):+.1f} points",
+        f"{row['mcnemar_p']:.2g}",
+        value(row["among_candidates"]),
+        *parts[:2],
+        f"{row['computed']:,.0f}",
+        f"{row['seconds']:,.0f}",
+    ]

@@ -1,0 +1,161 @@
+"""The documents of a study, and the same with something wrong: for measuring what a linker bears.
+
+Everything keeps its place, ids and spans included, so that every variant is its own gold. What is drawn at
+random is drawn by the document's id: the same in every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import string
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gemel_ray.models.images import ImageError, read_image
+from gemel_ray.readers import documents
+
+Row = dict[str, Any]
+_SHARE = 0.1  # of a caption's letters that are mistyped
+_QUALITY, _SCALE = 5, 4  # of a damaged picture: JPEG's, and by how much it was once smaller
+_PICTURE = ("image", "image_address", "image_key")
+
+
+def sample(files: Iterable[str], limit: int, seed: int) -> list[Row]:
+    """At most `limit` documents that have a mention with a target, drawn at random; all of them for 0."""
+    rows = [
+        row
+        for file in files
+        for table in documents(file)
+        for row in table.to_pylist()
+        if not row["error"] and any(m["target"] for m in row["given"] or ())
+    ]
+    if not rows:
+        raise ValueError("the gold files have no mention with a target")
+    order = np.random.default_rng(seed).permutation(len(rows))[: limit or None]
+    return [rows[i] for i in sorted(order)]
+
+
+def sees(rows: Iterable[Row]) -> bool:
+    """Whether any document has a picture."""
+    return any(row[name] is not None for row in rows for name in _PICTURE)
+
+
+def write(rows: list[Row], variant: str, path: Path) -> None:
+    """Write the documents, changed as `variant` says, in our own form."""
+    changed = VARIANTS[variant](rows)
+    table = [
+        {
+            "id": row["document_id"],
+            "text": row["text"],
+            "image": row["image"],
+            "image_address": row["image_address"],
+            "image_key": row["image_key"],
+            "mentions": [{k: m[k] for k in ("start", "end", "target", "target_id")} for m in row["given"]],
+        }
+        for row in changed
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    pq.write_table(pa.Table.from_pylist(table, _SCHEMA), aside)
+    aside.replace(path)
+
+
+_MENTION = pa.struct(
+    [("start", pa.int32()), ("end", pa.int32()), ("target", pa.string()), ("target_id", pa.string())]
+)
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("image", pa.large_binary()),
+        ("image_address", pa.string()),
+        ("image_key", pa.string()),
+        ("mentions", pa.list_(_MENTION)),
+    ]
+)
+
+
+def shuffled(rows: list[Row]) -> list[Row]:
+    """Each picture moved to the next document that has another one."""
+    moved = rows[1:] + rows[:1]
+    return [row | {name: other[name] for name in _PICTURE} for row, other in zip(rows, moved, strict=True)]
+
+
+def blind(rows: list[Row]) -> list[Row]:
+    """Without pictures."""
+    return [row | dict.fromkeys(_PICTURE) for row in rows]
+
+
+def damaged(rows: list[Row]) -> list[Row]:
+    """Pictures once shrunk to a quarter and saved as the poorest JPEG. One that cannot be read stays as it
+    is; ready-made features cannot be damaged, and are left out."""
+    return [row | _damaged(row) | {"image_key": None} for row in rows]
+
+
+def _damaged(row: Row) -> Row:
+    try:
+        image = read_image(row["image"], row["image_address"])
+    except ImageError:
+        return {}
+    small = image.resize((max(8, image.width // _SCALE), max(8, image.height // _SCALE)))
+    buffer = io.BytesIO()
+    small.resize(image.size).save(buffer, "JPEG", quality=_QUALITY)
+    return {"image": buffer.getvalue(), "image_address": None}
+
+
+def caption_typos(rows: list[Row]) -> list[Row]:
+    """A tenth of the letters outside all mentions is another letter."""
+    changed = []
+    for row in rows:
+        inside = {i for m in row["given"] if not m["error"] for i in range(m["start"], m["end"])}
+        rng = _drawing(row)
+        places = [i for i, c in enumerate(row["text"]) if c.isalpha() and i not in inside]
+        changed.append(
+            row | {"text": _mistyped(row["text"], [i for i in places if rng.random() < _SHARE], rng)}
+        )
+    return changed
+
+
+def mention_typos(rows: list[Row]) -> list[Row]:
+    """One letter of every mention, two of those longer than eight, is another letter."""
+    changed = []
+    for row in rows:
+        text, rng = row["text"], _drawing(row)
+        for mention in row["given"]:
+            if mention["error"]:
+                continue
+            letters = [i for i in range(mention["start"], mention["end"]) if text[i].isalpha()]
+            count = min(len(letters), 1 + (len(letters) > 8))
+            text = _mistyped(text, rng.choice(letters, count, replace=False) if count else [], rng)
+        changed.append(row | {"text": text})
+    return changed
+
+
+def _mistyped(text: str, places: Iterable[int], rng: np.random.Generator) -> str:
+    letters = list(text)
+    for place in places:
+        others = [c for c in string.ascii_lowercase if c != letters[place].lower()]
+        other = str(rng.choice(others))
+        letters[place] = other.upper() if letters[place].isupper() else other
+    return "".join(letters)
+
+
+def _drawing(row: Row) -> np.random.Generator:
+    seed = hashlib.blake2b(row["document_id"].encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(seed))
+
+
+VARIANTS: dict[str, Callable[[list[Row]], list[Row]]] = {
+    "clean": lambda rows: rows,
+    "shuffled": shuffled,
+    "blind": blind,
+    "damaged": damaged,
+    "caption-typos": caption_typos,
+    "mention-typos": mention_typos,
+}
