@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import random
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from gemel_ray.config import Config
+from gemel_ray.engine.exact import exact
 from gemel_ray.engine.run import Engine, Usage
 from gemel_ray.engine.search import Candidate, Expansions, beam, greedy
 from gemel_ray.graph import run_in_process
@@ -48,16 +50,25 @@ def reference(workspace: Workspace) -> Any:
 
 
 def search(
-    generating: Any, prompt: torch.Tensor, *, width: int, renormalise: bool, penalty: float
+    generating: Any,
+    prompt: torch.Tensor,
+    *,
+    width: int,
+    renormalise: bool,
+    penalty: float,
+    exactly: bool = False,
 ) -> list[Candidate]:
     tree, engine = generating.tree, generating.engine
 
-    async def rollout(path: tuple[int, ...], node: int) -> Any:
+    async def rollout(path: tuple[int, ...], node: int, wide: int = 0) -> Any:
         whole = generating.prompts.extended(prompt, path)
-        return await engine.rollout(whole, node, tree.depth - len(path), renormalise, Usage())
+        limit = 1 if wide else tree.depth - len(path)
+        return await engine.rollout(whole, node, limit, renormalise, Usage(), wide)
 
     async def run() -> list[Candidate]:
         expansions = Expansions(tree, rollout, renormalise=renormalise)
+        if exactly:
+            return await exact(tree, expansions, penalty, width)
         if width == 1:
             return await greedy(tree, expansions, penalty)
         return await beam(tree, expansions, penalty, width)
@@ -149,6 +160,61 @@ def test_greedy_is_the_first_of_one_beam(generating: Any, prompts: list[torch.Te
             steps = asyncio.run(engine.rollout(extended, node, 1, True, Usage()))
             assert steps[0].tokens[0] == path[depth]
             node = generating.tree.step(node, path[depth])
+
+
+def every_name(model: Any, tree: PrefixTree, prompt: torch.Tensor, *, renormalise: bool) -> dict[int, float]:
+    """Brute force: by leaf, the log-probability of every name, all names teacher-forced behind the prompt."""
+    found: dict[int, float] = {}
+    with torch.no_grad():
+        read = model(inputs_embeds=prompt[None].float(), use_cache=True)
+        names = list(tree.names())
+        for i in range(0, len(names), 32):
+            some = names[i : i + 32]
+            cache = copy.deepcopy(read.past_key_values)
+            cache.batch_repeat_interleave(len(some))
+            written = [torch.tensor(path[:-1]) for path, _ in some]
+            ids = torch.nn.utils.rnn.pad_sequence(written, batch_first=True)
+            behind = model(input_ids=ids, past_key_values=cache).logits
+            before = read.logits[:, -1:].expand(len(some), -1, -1)
+            for (path, leaf), logits in zip(some, torch.cat([before, behind], dim=1), strict=True):
+                node, found[leaf] = tree.root, 0.0
+                for token, row in zip(path, logits, strict=False):
+                    among = row[tree.children(node)[1].tolist()] if renormalise else row
+                    found[leaf] += (row[token] - among.logsumexp(0)).item()
+                    node = tree.step(node, token)
+    return found
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_exact_finds_the_best_of_all_names(
+    generating: Any, prompts: list[torch.Tensor], reference: Any, renormalise: bool
+) -> None:
+    for prompt in prompts[:2]:
+        right = every_name(reference, generating.tree, prompt, renormalise=renormalise)
+        ours = search(generating, prompt, width=5, renormalise=renormalise, penalty=0.0, exactly=True)
+        assert ours[0].leaf == max(right, key=lambda leaf: right[leaf])
+        assert [c.log_prob for c in ours] == pytest.approx(sorted(right.values())[:-6:-1], abs=1e-3)
+        assert [right[c.leaf] for c in ours] == pytest.approx([c.log_prob for c in ours], abs=1e-3)
+
+
+def test_exact_is_at_least_as_good_as_beam_and_greedy(generating: Any, prompts: list[torch.Tensor]) -> None:
+    for prompt in prompts:
+        ours = search(generating, prompt, width=5, renormalise=True, penalty=0.0, exactly=True)
+        beams = search(generating, prompt, width=5, renormalise=True, penalty=0.0)
+        one = search(generating, prompt, width=1, renormalise=True, penalty=0.0)
+        assert all(e.log_prob >= b.log_prob - 1e-4 for e, b in zip(ours, beams, strict=True))
+        assert ours[0].log_prob >= one[0].log_prob - 1e-4
+
+
+def test_the_prior_is_what_the_model_gives_without_a_question(
+    generating: Any, workspace: Workspace, reference: Any
+) -> None:
+    neutral = generating.engine.embed(workspace.tokenize([query_text("", "")])[0])
+    right = every_name(reference, generating.tree, neutral, renormalise=True)
+    leaves = random.Random(0).sample(sorted(right), 10)
+    found = [Candidate(leaf, 0.0, 0.0) for leaf in leaves]
+    corrected = asyncio.run(generating.prior.corrected(found, 1.0, 0.0))
+    assert {c.leaf: -c.score for c in corrected} == pytest.approx({n: right[n] for n in leaves}, abs=1e-3)
 
 
 def test_a_cancelled_caller_frees_the_engine(generating: Any, prompts: list[torch.Tensor]) -> None:

@@ -448,6 +448,19 @@ def test_for_one_name_exact_asks_about_nothing_that_could_not_win(
         assert reached >= best.log_prob - 1e-9
 
 
+def test_a_search_that_is_cut_says_so() -> None:
+    model = Model(1, make_tree(1, 60), "paper")
+    whole, engine = searched_exactly(model, 0.0, 5, candidates=2)
+    needed = len(engine.asked) + len(engine.widened)
+    assert needed > 10
+    for requests, cut in ((1, True), (needed, False)):
+        expansions = Expansions(model.tree, Engine(model, 2).rollout, renormalise=False)
+        found = asyncio.run(exact(model.tree, expansions, 0.0, 5, requests))
+        assert expansions.cut == cut
+        assert found
+        assert (found == whole) == (not cut)
+
+
 # The prior
 
 

@@ -35,11 +35,17 @@ class _Part:
     told: Step | None = None
 
 
-async def exact(tree: PrefixTree, expansions: Expansions, penalty: float, count: int) -> list[Candidate]:
+async def exact(
+    tree: PrefixTree, expansions: Expansions, penalty: float, count: int, requests: float = math.inf
+) -> list[Candidate]:
     """The `count` names of the highest scores, best first; of equal ones, those that stand first in the
-    tree. Fewer when the tree has fewer."""
+    tree. Fewer when the tree has fewer. After about so many `requests` the search ends with the best it has
+    seen, and `expansions.cut` says so."""
     search = _Exact(tree, expansions, penalty, count)
     while parts := search.next():
+        if expansions.requests >= requests:
+            expansions.cut = True
+            break
         await asyncio.gather(*(search.explore(part) for part in parts))
     return search.finished
 

@@ -42,6 +42,8 @@ class Expansions:
     def __init__(self, tree: PrefixTree, rollout: Rollout, *, renormalise: bool) -> None:
         self._tree, self._rollout, self._renormalise = tree, rollout, renormalise
         self._known: dict[Path, Step] = {}
+        self.requests = 0
+        self.cut = False  # whether a search had to end before it was sure
 
     async def at(self, path: Path, node: int) -> Step:
         """The best allowed tokens after `path`, which leads to `node`."""
@@ -55,11 +57,13 @@ class Expansions:
 
     async def wider(self, path: Path, node: int, wide: int) -> Step:
         """The `wide` best allowed tokens after `path`, more than `at` gave."""
+        self.requests += 1
         (step,) = await self._rollout(path, node, wide)
         self._known[path] = step
         return step
 
     async def _ask(self, path: Path, node: int) -> None:
+        self.requests += 1
         for step in await self._rollout(path, node):
             if not step.tokens:
                 raise RuntimeError(f"the engine gave no token after {path}: its numbers are not finite")

@@ -37,7 +37,8 @@ _FIELDS = ("entity", "entity_id", "score", "probability", "candidates")
 @dataclass(frozen=True, kw_only=True)
 class Generate(Stage):
     """`beams` is the number of candidates wanted. `search`: `beam` goes on with so many names at once (1 is
-    greedy); `exact` finds those that truly have the highest scores. `score`: `paper` adds log-softmax over
+    greedy); `exact` finds those that truly have the highest scores, unless it needs more than `requests` of
+    the engine (the manifest's `cut` counts such mentions). `score`: `paper` adds log-softmax over
     the whole vocabulary, `tree` renormalises over what the tree allows at each step. A name is ranked by the
     sum over its tokens divided by their number to the power of `length_penalty`; `prior_weight` times what
     the model gives the name without a question is taken off that sum when the search has ended. Below
@@ -57,6 +58,7 @@ class Generate(Stage):
     )
     beams: int = 5
     search: Literal["beam", "exact"] = "beam"
+    requests: int = 512
     score: Literal["paper", "tree"] = "tree"
     length_penalty: float = 0.0
     prior_weight: float = 0.0
@@ -130,7 +132,7 @@ class _Generating(Work):
         options = stage.engine_options(workspace.language_model)
         self.engine = Engine(options, workspace.tree_folder, workspace.tree.end_token)
         self.prompts = workspace.prompt_embeddings(self.engine)
-        self.usage, self.mentions = Usage(), 0
+        self.usage, self.mentions, self.cut = Usage(), 0, 0
         self.room = _Room(self.engine.cache)
         neutral = self.engine.embed(workspace.tokenize([query_text("", "")])[0])
         self.prior = Prior(self.tree, self._behind(neutral), renormalise=stage.score == "tree")
@@ -157,7 +159,8 @@ class _Generating(Work):
         stage, tree = self.stage, self.tree
         expansions = Expansions(tree, self._behind(embeddings), renormalise=stage.score == "tree")
         if stage.search == "exact":
-            found = await exact(tree, expansions, stage.length_penalty, stage.beams)
+            found = await exact(tree, expansions, stage.length_penalty, stage.beams, stage.requests)
+            self.cut += expansions.cut
         elif stage.beams == 1:
             found = await greedy(tree, expansions, stage.length_penalty)
         else:
@@ -200,4 +203,4 @@ class _Generating(Work):
         self.engine.close()
 
     def measures(self) -> dict[str, Any]:
-        return {"mentions": self.mentions, **asdict(self.usage)}
+        return {"mentions": self.mentions, "cut": self.cut, **asdict(self.usage)}
