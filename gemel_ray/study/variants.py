@@ -53,8 +53,7 @@ def write(rows: list[Row], variant: str, path: Path) -> None:
         {
             "id": row["document_id"],
             "text": row["text"],
-            "image": row["image"],
-            "image_address": row["image_address"],
+            "image": {"bytes": row["image"], "path": row["image_address"]},
             "image_key": row["image_key"],
             "mentions": [{k: m[k] for k in ("start", "end", "target", "target_id")} for m in row["given"]],
         }
@@ -73,8 +72,7 @@ _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("text", pa.string()),
-        ("image", pa.large_binary()),
-        ("image_address", pa.string()),
+        ("image", pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])),
         ("image_key", pa.string()),
         ("mentions", pa.list_(_MENTION)),
     ]

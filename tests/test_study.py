@@ -1,0 +1,159 @@
+"""The study: what its variants change and leave alone, what its cells are, and one small study for real."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from gemel_ray.cli import main
+from gemel_ray.config import Config, load
+from gemel_ray.readers import documents
+from gemel_ray.study.cells import GROUPS
+from gemel_ray.study.variants import VARIANTS, sample, sees, write
+
+DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return sample([str(DATA / "test.parquet")], 30, seed=0)
+
+
+def again(rows: list[dict[str, Any]], variant: str, folder: Path) -> list[dict[str, Any]]:
+    """The documents as link will read them."""
+    write(rows, variant, folder / "variant.parquet")
+    return [row for table in documents(str(folder / "variant.parquet")) for row in table.to_pylist()]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_is_its_own_gold(rows: list[dict[str, Any]], variant: str, tmp_path: Path) -> None:
+    """Ids, spans and targets stay, whatever is spoilt."""
+    changed = again(rows, variant, tmp_path)
+    for before, after in zip(rows, changed, strict=True):
+        assert after["error"] is None
+        assert after["document_id"] == before["document_id"]
+        spans = [[(m["mention_id"], m["target"]) for m in row["given"]] for row in (before, after)]
+        assert spans[0] == spans[1]
+
+
+@pytest.mark.parametrize(
+    ("variant", "text", "mention", "picture"),
+    [
+        ("clean", False, False, False),
+        ("shuffled", False, False, True),
+        ("blind", False, False, True),
+        ("damaged", False, False, True),
+        ("caption-typos", True, False, False),
+        ("mention-typos", True, True, False),
+    ],
+)
+def test_a_variant_changes_what_it_says(
+    rows: list[dict[str, Any]], tmp_path: Path, variant: str, text: bool, mention: bool, picture: bool
+) -> None:
+    changed = again(rows, variant, tmp_path)
+    pairs = list(zip(rows, changed, strict=True))
+    assert any(a["text"] != b["text"] for a, b in pairs) == text
+    assert all(len(a["text"]) == len(b["text"]) for a, b in pairs)
+    mentions = [
+        (m["mention"], n["mention"]) for a, b in pairs for m, n in zip(a["given"], b["given"], strict=True)
+    ]
+    assert all(m != n for m, n in mentions) == mention
+    assert any(m != n for m, n in mentions) == mention
+    assert all(a["image"] != b["image"] for a, b in pairs) == picture
+    assert again(rows, variant, tmp_path) == changed  # the same in every run
+
+
+def test_shuffled_pictures_are_the_same_pictures(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    changed = again(rows, "shuffled", tmp_path)
+    assert sorted(r["image"] for r in changed) == sorted(r["image"] for r in rows)
+
+
+def test_a_picture_that_cannot_be_damaged_stays(tmp_path: Path) -> None:
+    (tmp_path / "words.jpg").write_text("no picture")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    lines = [
+        {
+            "id": name,
+            "text": "Apple",
+            "image": f"{name}",
+            "mentions": [{"start": 0, "end": 5, "target": "Apple"}],
+        }
+        for name in ("words.jpg", "red.png")
+    ]
+    file = tmp_path / "documents.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    broken, whole = again(sample([str(file)], 0, seed=0), "damaged", tmp_path)
+    assert broken["image_address"].endswith("words.jpg")
+    assert whole["image"][:2] == b"\xff\xd8"
+
+
+def test_a_sample_leaves_out_what_has_no_target(tmp_path: Path) -> None:
+    lines = [
+        {"id": "a", "text": "Apple", "mentions": [{"start": 0, "end": 5, "target": "Apple"}]},
+        {"id": "b", "text": "Apple", "mentions": [{"start": 0, "end": 5}]},
+        {"id": "c", "text": ""},
+    ]
+    file = tmp_path / "documents.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    found = sample([str(file)], 0, seed=0)
+    assert [r["document_id"] for r in found] == ["a"]
+    assert not sees(found)
+    file.write_text(json.dumps(lines[2]))
+    with pytest.raises(ValueError, match="no mention with a target"):
+        sample([str(file)], 0, seed=0)
+
+
+@pytest.mark.parametrize(
+    "settings", [c.settings for g in GROUPS.values() for c in g], ids=lambda s: " ".join(s) or "as configured"
+)
+def test_every_cell_is_a_configuration(settings: tuple[str, ...]) -> None:
+    assert isinstance(load(None, {}, settings), Config)
+
+
+def test_cells_of_a_group_differ() -> None:
+    for name, cells in GROUPS.items():
+        ways = [(load(None, {}, c.settings).fingerprint(), c.variant, c.prefix) for c in cells]
+        assert len(set(ways)) == len(ways), name
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_small_study_and_again(workspace_folder: Path, config: Config, tmp_path: Path, capsys: Any) -> None:
+    """Two ways of linking twelve pictures; the second time nothing is linked."""
+    gold = tmp_path / "gold.parquet"
+    pq.write_table(pq.read_table(DATA / "test.parquet").slice(0, 12), gold)
+    own = [f"generate.dtype={config.generate.dtype}", "generate.length=1024", "retrieve.demonstrations=4"]
+    arguments = ["study", "--gold", str(gold), "--workspace", str(workspace_folder), "--only", "pictures"]
+    arguments += ["--output", str(tmp_path / "study"), *(a for s in own for a in ("--set", s))]
+    from gemel_ray.study import cells
+
+    kept = cells.GROUPS["pictures"]
+    cells.GROUPS["pictures"] = kept[:2]  # right pictures, which is the base, and others'
+    try:
+        assert main(arguments) == 0
+        first = capsys.readouterr().out
+        began = sorted((tmp_path / "study" / "runs").glob("*/manifest.json"))
+        stamps = [f.stat().st_mtime_ns for f in began]
+        assert len(began) == 2
+        assert main(arguments) == 0
+    finally:
+        cells.GROUPS["pictures"] = kept
+    assert capsys.readouterr().out == first
+    assert [f.stat().st_mtime_ns for f in began] == stamps
+    found = json.loads((tmp_path / "study" / "study.json").read_text())
+    right, wrong = found["cells"]
+    assert right["run"] == found["base"]["run"]
+    assert right["difference"]["value"] == 0
+    assert wrong["accuracy"]["value"] < right["accuracy"]["value"]
+    assert "of another caption" in (tmp_path / "study" / "study.html").read_text()
+
+
+def test_an_unknown_group_is_named(workspace_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["study", "--gold", str(DATA / "test.parquet"), "--workspace", str(workspace_folder)]
+    assert main([*arguments, "--output", str(tmp_path), "--only", "colour"]) == 2
+    assert "no group colour" in capsys.readouterr().err
