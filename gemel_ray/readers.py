@@ -130,7 +130,8 @@ def _official_mention(raw: Row, text: str) -> Row:
         if found is None:
             raise BadRecord(f"the mention {mention!r:.60} is not in the text")
         start, end = found.span()
-    made = _mention({"start": start, "end": start + len(mention) if end is None else end}, text)
+    place = {"start": start, "end": start + len(mention) if end is None else end}
+    made = _mention(place | {"target_id": raw.get("golden"), "type": raw.get("type")}, text)
     nil = raw.get("golden") == "NIL"  # the entity is known not to be in the knowledge base
     target = None if nil else _typed(raw, "target", str)
     return made | {"target": target} | ({} if made["error"] else {"mention": mention})
@@ -150,17 +151,17 @@ def _mentions(raw: Row, text: str) -> list[Row] | None:
 
 
 def _bad_mention(shown: str) -> Row:
-    reason = f"a mention is an object with start and end, not {shown}"
-    return {"mention_id": shown, "mention": None, "start": None, "end": None, "target": None, "error": reason}
+    return {"mention_id": shown, "error": f"a mention is an object with start and end, not {shown}"}
 
 
 def _mention(raw: Row, text: str) -> Row:
-    start, end, target = _position(raw.get("start")), _position(raw.get("end")), raw.get("target")
-    target = target if isinstance(target, str) and _unicode(target) else None
+    start, end = _position(raw.get("start")), _position(raw.get("end"))
     if start is None or end is None:
         return _bad_mention(f"{raw!r:.60}")
     mention = {"mention_id": f"{start}-{end}", "mention": None, "start": start, "end": end}
-    mention |= {"target": target, "error": None}
+    known = {name: raw.get(name) for name in ("target", "target_id", "type")}
+    mention |= {n: v if isinstance(v, str) and _unicode(v) else None for n, v in known.items()}
+    mention["error"] = None
     if not 0 <= start < end <= len(text):
         mention["error"] = f"the mention {start}-{end} is outside its text of {len(text)} characters"
     else:

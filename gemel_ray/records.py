@@ -11,6 +11,8 @@ MENTION = pa.struct(
         pa.field("start", pa.int32()),  # characters of the text, end exclusive
         pa.field("end", pa.int32()),
         pa.field("target", pa.string()),  # the entity's name, where it is known (demonstrations, gold)
+        pa.field("target_id", pa.string()),  # its id; "NIL": known not to be in the knowledge base
+        pa.field("type", pa.string()),  # or topic, where the gold files tell it
         pa.field("error", pa.string()),
     ]
 )

@@ -71,7 +71,10 @@ def fine(row: Row) -> Row:
 
 
 def test_own_form(tmp_path: Path) -> None:
-    row = fine(one(tmp_path, own(mentions=[ADOBE | {"target": "Adobe Inc."}, {"start": 10, "end": 16}])))
+    extra = {"target_id": "Q11463", "type": "company"}
+    row = fine(
+        one(tmp_path, own(mentions=[ADOBE | {"target": "Adobe Inc."} | extra, {"start": 10, "end": 16}]))
+    )
     assert (row["document_id"], row["text"], row["image"], row["image_address"]) == ("d", TEXT, None, None)
     assert row["given"] == [
         {
@@ -81,8 +84,10 @@ def test_own_form(tmp_path: Path) -> None:
             "end": 5,
             "target": "Adobe Inc.",
             "error": None,
-        },
-        {"mention_id": "10-16", "mention": "Google", "start": 10, "end": 16, "target": None, "error": None},
+        }
+        | extra,
+        {"mention_id": "10-16", "mention": "Google", "start": 10, "end": 16, "target": None, "error": None}
+        | dict.fromkeys(extra),
     ]
 
 
@@ -133,7 +138,7 @@ def test_official_form(tmp_path: Path) -> None:
     assert row["document_id"] == "in.jsonl:1"
     assert row["given"] == [
         {"mention_id": "10-16", "mention": "Google", "start": 10, "end": 16, "target": "Google LLC"}
-        | {"error": None}
+        | {"target_id": "Q95", "type": None, "error": None}
     ]
 
 
@@ -156,7 +161,7 @@ def test_official_form_in_another_case_behind_letters_that_grow(tmp_path: Path) 
 
 def test_official_nil_has_no_target(tmp_path: Path) -> None:
     row = fine(one(tmp_path, official(golden="NIL", target="nobody")))
-    assert row["given"][0]["target"] is None
+    assert (row["given"][0]["target"], row["given"][0]["target_id"]) == (None, "NIL")
 
 
 def test_official_place_may_be_null(tmp_path: Path) -> None:
