@@ -21,6 +21,7 @@ from gemel_ray.graph import explode
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import prefix_tree
+from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.workspace import (
     Workspace,
     WorkspaceError,
@@ -38,7 +39,8 @@ from gemel_ray.readers import count, documents
 
 Say = Callable[[str], None]
 _STARTER = Path(__file__).parents[1] / "starter" / "data" / "mapper.safetensors"
-_KEPT = ("document_id", "text", "mention_id", "mention", "target", "image_vector", "mention_vector", "error")
+_KEPT = ["document_id", "text", "mention_id", "mention", "target", "target_id"]
+_KEPT += ["image_vector", "mention_vector", "error"]
 
 
 def build(config: Config, entities: str, demonstrations: list[str], output: Path, say: Say) -> Made:
@@ -85,13 +87,13 @@ def _mapper(folder: Path, config: Config, names: dict[str, str], say: Say) -> No
 
 def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None:
     """Encode the demonstrations, tokenise them, and fill the vector store."""
-    known = set(workspace.entities.names()) if inputs else set()
+    known = Targets(workspace.entities.pairs())
     writer = BankWriter(workspace, made)
     tables: list[pa.Table] = []
     began = time.perf_counter()
     with Meter("documents", sum(count(f) or 0 for f in inputs)) as meter:
         for table in _encoded(workspace, inputs):
-            solved = [r for r in table.select(_KEPT).to_pylist() if _solved(r, made)]
+            solved = [r for r in table.select(_KEPT).to_pylist() if _solved(r, known, made)]
             made.unknown_targets += sum(r["target"] not in known for r in solved)
             if solved:
                 tables.append(writer.table(solved))
@@ -125,7 +127,9 @@ def _encoded(workspace: Workspace, inputs: Iterable[str]) -> Iterator[pa.Table]:
         segment.close()
 
 
-def _solved(row: dict[str, Any], made: Made) -> bool:
+def _solved(row: dict[str, Any], known: Targets, made: Made) -> bool:
+    """Whether the row can demonstrate; its target becomes a name of the knowledge base, where it has one."""
     if row["error"]:
         made.rejects.append(f"{row['document_id']}: {row['error']}")
+    row["target"] = known.name(row["target"], row["target_id"])
     return not row["error"] and bool(row["mention"] and row["target"])
