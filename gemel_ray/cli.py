@@ -1,6 +1,7 @@
 """The command line: its verbs, and how a run ends.
 
-Exit status: 0 done, 1 finished with error rows under --strict or with findings (check), 2 wrong usage or configuration.
+Exit status: 0 done, 1 finished with error rows under --strict or with something found by check, 2 wrong
+usage or configuration.
 """
 
 from __future__ import annotations

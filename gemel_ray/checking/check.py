@@ -53,7 +53,7 @@ def check(files: Sequence[str], scope: Scope, say: Say) -> Findings:
             found.mentions += 1
             _mention(row, mention, where, targets, found)
             _met(row, mention, where, known, train, found)
-        _picture(row, seen, where, train, found)
+        _picture(row, seen, where, train, found, named=folder is not None)
     found.pictures = len(reader.known) + found.pictures
     for picture in folder.unused.values() if folder else ():
         found.add("unused", str(picture), "no document uses it")
@@ -148,9 +148,10 @@ def _met(row: Row, mention: Row, where: str, known: _Known, train: _Known, found
         found.add("train_mention", where, f"{shown} is also in {other}")
 
 
-def _picture(row: Row, seen: Seen | None, where: str, train: _Known, found: Findings) -> None:
+def _picture(row: Row, seen: Seen | None, where: str, train: _Known, found: Findings, *, named: bool) -> None:
+    """`named`: a folder was given, so that a key that is a URL should be there too."""
     key = row["image_key"]
-    if seen is None and key and "://" not in key:
+    if seen is None and key and (named or "://" not in key):
         found.add("missing", where, f"there is no {key}")
     if seen and seen.missing:
         found.add("missing", where, seen.missing)

@@ -68,9 +68,8 @@ class Reader:
         with ThreadPoolExecutor(_THREADS) as pool:
             self.known.update(zip(new, pool.map(lambda address: self._look(None, address), new), strict=True))
             carried = pool.map(lambda r: None if r["image"] is None else self._look(r["image"], None), have)
-            yield from (
-                (r, seen or self.known[r["image_address"]]) for r, seen in zip(have, carried, strict=True)
-            )
+            for row, seen in zip(have, carried, strict=True):
+                yield row, seen or self.known[row["image_address"]]
 
     def _look(self, data: bytes | None, address: str | None) -> Seen:
         if data is None and address and "://" not in address and not Path(address).exists():

@@ -2,7 +2,8 @@
 
     {"id": a row number, "qid": "Q42", "entity_name": "a name", "desc", "attr": "Sex: ...", "image_list"}
 
-Source: pengfei-luo/MIMIC, codes/utils/dataset.py (entity_name percent-decoded, attr as its text, image_list); that `qid` is what `answer` refers to is said by its qid2id. Read from code, not from data.
+Source: pengfei-luo/MIMIC, codes/utils/dataset.py: entity_name percent-decoded, attr as its text, image_list.
+That `answer` means `qid` is seen from its qid2id. Read from code, not from data.
 """
 
 from __future__ import annotations
