@@ -1,6 +1,7 @@
 """The command line: its verbs, and how a run ends.
 
-Exit status: 0 done, 1 finished with error rows under --strict, 2 wrong usage or configuration.
+Exit status: 0 done, 1 finished with error rows under --strict or with something found by check, 2 wrong
+usage or configuration.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from gemel_ray.arguments import Parser, parser
 from gemel_ray.commands import (
     build,
+    check,
     demo,
     doctor,
     evaluate,
@@ -26,6 +28,7 @@ from gemel_ray.commands import (
 _VERBS: dict[str, Callable[[Parser], None]] = {
     "demo": demo.add,
     "build": build.add,
+    "check": check.add,
     "link": link.add,
     "evaluate": evaluate.add,
     "study": study.add,

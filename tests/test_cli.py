@@ -15,7 +15,7 @@ from gemel_ray import results
 from gemel_ray.cli import main
 from gemel_ray.records import LINK
 
-VERBS = ("demo", "build", "link", "evaluate", "train", "doctor")
+VERBS = ("demo", "build", "check", "link", "evaluate", "train", "doctor")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:

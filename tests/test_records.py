@@ -14,10 +14,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.readers import BATCH, count, documents, files
+from gemel_ray.readers.containers import is_whole
 from gemel_ray.records import DOCUMENT
 
 Row = dict[str, Any]
@@ -375,6 +376,7 @@ def test_any_json_is_one_document_a_line(raws: list[Any], escaped: bool, fetch: 
         spelled = [json.dumps(raw, ensure_ascii=False).encode(errors="replace").decode() for raw in raws]
     with tempfile.TemporaryDirectory() as folder:
         path = lines(Path(folder), *spelled)
+        assume(not is_whole(str(path)))  # [[...: one JSON document, see test_readers.py
         rows = read(path, fetch_official_images=fetch)
         assert len(rows) == len(raws) == count(str(path))
     for row, raw in zip(rows, raws, strict=True):
@@ -395,6 +397,7 @@ def test_any_bytes_are_one_document_a_line(raws: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "in.jsonl"
         path.write_bytes(b"\n".join(raws))
+        assume(not is_whole(str(path)))
         assert len(read(path)) == sum(bool(raw.strip()) for raw in raws) == count(str(path))
 
 

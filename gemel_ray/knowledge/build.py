@@ -22,6 +22,7 @@ from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import prefix_tree
 from gemel_ray.knowledge.entities import Entities
+from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.workspace import (
     Workspace,
     WorkspaceError,
@@ -40,7 +41,8 @@ from gemel_ray.records import DOCUMENT
 
 Say = Callable[[str], None]
 _STARTER = Path(__file__).parents[1] / "starter" / "data" / "mapper.safetensors"
-_KEPT = ("document_id", "text", "mention_id", "mention", "target", "image_vector", "mention_vector", "error")
+_KEPT = ["document_id", "text", "mention_id", "mention", "target", "target_id"]
+_KEPT += ["image_vector", "mention_vector", "error"]
 
 
 def build(config: Config, entities: str, demonstrations: list[str], output: Path, say: Say) -> Made:
@@ -88,25 +90,23 @@ def _mapper(folder: Path, config: Config, names: dict[str, str], say: Say) -> No
 def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None:
     """Encode the demonstrations, tokenise them, and fill the vector store. Behind the solved examples, so
     that of equal mentions those stand first, come the knowledge base's own names."""
-    known = set(workspace.entities.names()) if inputs else set()
     few = len(workspace.entities) <= workspace.config.bank.names
+    known = Targets(workspace.entities.pairs() if inputs or few else ())
     writer = BankWriter(workspace, made)
-    examples: list[pa.Table] = []
-    names: list[pa.Table] = []
     began = time.perf_counter()
     fetch = workspace.config.input.fetch_official_images
+    given = (t for f in inputs for t in documents(f, fetch_official_images=fetch))
     total = sum(count(f) or 0 for f in inputs) + few * len(workspace.entities)
     with Meter("documents", total) as meter:
-        sources = (t for f in inputs for t in documents(f, fetch_official_images=fetch))
-        for table in _encoded(workspace, sources, meter):
-            solved = [r for r in table.select(_KEPT).to_pylist() if _solved(r, made)]
-            made.unknown_targets += sum(r["target"] not in known for r in solved)
-            made.demonstrations += len(solved)
-            examples += [writer.table(solved)] if solved else []
-        for table in _encoded(workspace, own_examples(workspace.entities) if few else (), meter):
-            solved = [r for r in table.select(_KEPT).to_pylist() if _solved(r, made)]
-            made.names += len(solved)
-            names += [writer.table(solved)] if solved else []
+        examples, names = (
+            [
+                writer.table(solved)
+                for table in _encoded(workspace, tables, meter)
+                if (solved := _solved(table, known, made))
+            ]
+            for tables in (given, own_examples(workspace.entities) if few else ())
+        )
+    made.demonstrations, made.names = (sum(map(len, tables)) for tables in (examples, names))
     bank_file.write(examples, names, writer.pictures(), workspace.folder / "bank")
     writer.finish()
     made.pictures = len(writer.features)
@@ -161,7 +161,15 @@ def _encoded(workspace: Workspace, tables: Iterable[pa.Table], meter: Meter) -> 
             segment.close()
 
 
-def _solved(row: dict[str, Any], made: Made) -> bool:
-    if row["error"]:
-        made.rejects.append(f"{row['document_id']}: {row['error']}")
-    return not row["error"] and bool(row["mention"] and row["target"])
+def _solved(table: pa.Table, known: Targets, made: Made) -> list[dict[str, Any]]:
+    """The rows that can demonstrate; targets become names of the knowledge base, where it has them."""
+    solved = []
+    for row in table.select(_KEPT).to_pylist():
+        if row["error"]:
+            made.rejects.append(f"{row['document_id']}: {row['error']}")
+            continue
+        row["target"] = known.name(row["target"], row["target_id"])
+        if row["mention"] and row["target"]:
+            made.unknown_targets += row["target"] not in known
+            solved.append(row)
+    return solved

@@ -5,15 +5,17 @@ Row i here is name i of the prefix tree.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from gemel_ray.knowledge import mimic_entities
+from gemel_ray.readers.containers import json_rows
+from gemel_ray.readers.fields import BadRecord
 
 SCHEMA = pa.schema(
     [
@@ -57,6 +59,11 @@ class Entities:
         for batch in self.table.to_batches():
             yield from batch.to_pylist()
 
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """All (id, name), in the order of the rows."""
+        for batch in self.table.select(["id", "name"]).to_batches():
+            yield from zip(batch["id"].to_pylist(), batch["name"].to_pylist(), strict=True)
+
     def surface_forms(self) -> Iterator[str]:
         """All names and aliases, repeated as they come."""
         yield from self.names()
@@ -79,15 +86,15 @@ def write(rows: Iterable[dict[str, Any]], path: Path) -> Entities:
 
 
 def read(address: str, rejects: list[str]) -> Iterator[dict[str, Any]]:
-    """Entities of a JSON-lines file. A line that is none is told in `rejects`, and the next is read."""
-    with fsspec.open(address, "rb", compression="infer") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield _entity(json.loads(line))
-            except (ValueError, RecursionError) as reason:
-                rejects.append(f"{address}:{number}: {reason}")
+    """Entities of a JSON file, one a line (or one document, as MIMIC's kb_entity.json). What is none is told
+    in `rejects`, and the next is read."""
+    for number, raw in json_rows(address):
+        try:
+            if isinstance(raw, BadRecord):
+                raise raw
+            yield _entity(mimic_entities.renamed(raw) if mimic_entities.fits(raw) else raw)
+        except ValueError as reason:
+            rejects.append(f"{address}:{number}: {reason}")
 
 
 def _entity(raw: Any) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""One pass over the training data, if there is any, and one over the documents to be checked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gemel_ray.checking.findings import Findings
+from gemel_ray.checking.pictures import Folder, Reader, Seen
+from gemel_ray.knowledge import entities as entity_file
+from gemel_ray.knowledge.targets import Targets
+from gemel_ray.readers import documents
+from gemel_ray.readers.fields import NIL
+
+Say = Callable[[str], None]
+Row = dict[str, Any]
+_EVERY = 5.0  # seconds between two lines of progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What the documents are held against."""
+
+    train: Sequence[str] = ()  # files of training documents
+    entities: str | None = None  # the knowledge base's file
+    images: Path | None = None  # the pictures' folder
+
+
+@dataclass
+class _Known:
+    """What was met before, and where."""
+
+    ids: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    mentions: dict[tuple[str, str], str] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)  # by key and by digest
+
+
+def check(files: Sequence[str], scope: Scope, say: Say) -> Findings:
+    """What is wrong with the documents of `files`. Raises ValueError for a folder that is none, OSError for
+    entities that are not there."""
+    found = Findings()
+    folder = Folder(scope.images) if scope.images else None
+    targets = _targets(scope.entities, found) if scope.entities else None
+    train = _train(scope.train, folder, say)
+    known, reader = _Known(), Reader(decode=True)
+    for where, row, seen in _rows(files, folder, reader, say):
+        _document(row, where, known, train, found)
+        for mention in row["given"] or []:
+            found.mentions += 1
+            _mention(row, mention, where, targets, found)
+            _met(row, mention, where, known, train, found)
+        _picture(row, seen, where, train, found, named=folder is not None)
+    found.pictures = len(reader.known) + found.pictures
+    for picture in folder.unused.values() if folder else ():
+        found.add("unused", str(picture), "no document uses it")
+    return found
+
+
+def _targets(address: str, found: Findings) -> Targets:
+    rejects: list[str] = []
+    targets = Targets([(e["id"], e["name"]) for e in entity_file.read(address, rejects)])
+    for reject in rejects:
+        where, _, reason = reject.partition(": ")
+        found.add("entity", where, reason)
+    return targets
+
+
+def _train(files: Sequence[str], folder: Folder | None, say: Say) -> _Known:
+    known = _Known()
+    for where, row, seen in _rows(files, folder, Reader(decode=False), say):
+        if row["error"]:
+            continue
+        known.texts.setdefault(row["text"], where)
+        for mention in row["given"] or []:
+            known.mentions.setdefault((row["text"], mention["mention_id"]), where)
+        for name in _names(row, seen):
+            known.images.setdefault(name, where)
+    return known
+
+
+def _rows(
+    files: Sequence[str], folder: Folder | None, reader: Reader, say: Say
+) -> Iterator[tuple[str, Row, Seen | None]]:
+    """The documents: where, what, and what reading their picture said (None: none at hand)."""
+    done, told = 0, time.monotonic()
+    for file in files:
+        for table in documents(file):
+            rows = table.to_pylist()
+            for row in rows:
+                if folder and row["image_key"] and not row["image_address"]:
+                    row["image_address"] = folder.find(row["image_key"])
+                if folder and row["image_address"]:
+                    folder.use(row["image_address"])
+            seen = {id(row): what for row, what in reader.read(rows)}
+            yield from ((_where(file, row), row, seen.get(id(row))) for row in rows)
+            done += len(rows)
+            if time.monotonic() - told > _EVERY:
+                say(f"{file}: {done:,} documents, {len(reader.known):,} pictures")
+                told = time.monotonic()
+
+
+def _where(file: str, row: Row) -> str:
+    """The file and the row's id, which for a row without one is the file's name and the line."""
+    name = PurePosixPath(file).name
+    own: str = row["document_id"]
+    return file + own.removeprefix(name) if own.startswith(f"{name}:") else f"{file}: {own}"
+
+
+def _document(row: Row, where: str, known: _Known, train: _Known, found: Findings) -> None:
+    found.documents += 1
+    if row["error"]:
+        found.add("row", where, row["error"])
+        return
+    if (first := known.ids.setdefault(row["document_id"], where)) is not where:
+        found.add("id", where, f"the id is also that of {first}")
+    if other := train.texts.get(row["text"]):
+        found.add("train_text", where, f"the text is that of {other}")
+
+
+def _mention(row: Row, mention: Row, where: str, targets: Targets | None, found: Findings) -> None:
+    if mention["error"]:
+        found.add("mention", where, mention["error"])
+        return
+    stands = row["text"][mention["start"] : mention["end"]]
+    if stands.casefold() != mention["mention"].casefold():
+        found.add("mention", where, f"the mention {mention['mention']!r:.60} is {stands!r:.60} in the text")
+    target, its_id = mention["target"], mention["target_id"]
+    if targets is None or its_id == NIL or (target is None and its_id is None):
+        return
+    name = targets.name(target, its_id)
+    if name not in targets:
+        found.add("target", where, f"there is no entity {target!r:.60}" + (f" ({its_id})" if its_id else ""))
+    elif target is not None and name != target:
+        found.add("renamed", where, f"{target!r:.60} is {name!r:.60} ({its_id})")
+
+
+def _met(row: Row, mention: Row, where: str, known: _Known, train: _Known, found: Findings) -> None:
+    if mention["error"]:
+        return
+    key, shown = (row["text"], mention["mention_id"]), f"{mention['mention']!r:.60}"
+    if (first := known.mentions.setdefault(key, where)) is not where:
+        found.add("duplicate", where, f"{shown} is also in {first}")
+    if other := train.mentions.get(key):
+        found.add("train_mention", where, f"{shown} is also in {other}")
+
+
+def _picture(row: Row, seen: Seen | None, where: str, train: _Known, found: Findings, *, named: bool) -> None:
+    """`named`: a folder was given, so that a key that is a URL should be there too."""
+    key = row["image_key"]
+    if seen is None and key and (named or "://" not in key):
+        found.add("missing", where, f"there is no {key}")
+    if seen and seen.missing:
+        found.add("missing", where, seen.missing)
+    if seen and seen.corrupt:
+        found.add("corrupt", where, seen.corrupt)
+    found.pictures += row["image"] is not None
+    if other := next((train.images[n] for n in _names(row, seen) if n in train.images), None):
+        found.add("train_image", where, f"the picture is that of {other}")
+
+
+def _names(row: Row, seen: Seen | None) -> list[str]:
+    """What a picture can be recognised by."""
+    return [name for name in (row["image_key"], seen.digest if seen else None) if name]

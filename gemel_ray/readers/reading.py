@@ -1,0 +1,63 @@
+"""A file's rows to DOCUMENT tables: which form a row has, and what becomes of one that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from gemel_ray.readers import melbench, official, own, wikidiverse
+from gemel_ray.readers.containers import plain, rows
+from gemel_ray.readers.fields import BadRecord, Row, is_unicode
+from gemel_ray.readers.pictures import Place
+from gemel_ray.records import DOCUMENT
+
+BATCH = 256
+_FORMS = (wikidiverse, melbench, official, own)  # the first that fits
+
+
+def documents(address: str, *, fetch_official_images: bool = False, batch: int = BATCH) -> Iterator[pa.Table]:
+    """Documents of one file, `batch` rows at a time. Never raises for what the file holds: an
+    unreadable file is one document with an error, after the rows that could be read."""
+    at, made = Place(address, fetch_official_images), list[Row]()
+    source = rows(address)
+    while True:
+        try:
+            number, raw = next(source)
+        except StopIteration:
+            break
+        except Exception as fault:  # a truncated or foreign file, a lost connection
+            made.append(_row(PurePosixPath(address).name, error=f"cannot read {address}: {plain(fault)}"))
+            break
+        made.append(_document(raw, at, number))
+        if len(made) == batch:
+            yield pa.Table.from_pylist(made, DOCUMENT)
+            made = []
+    if made:
+        yield pa.Table.from_pylist(made, DOCUMENT)
+
+
+def _document(raw: Any, at: Place, number: int) -> Row:
+    name = f"{PurePosixPath(at.address).name}:{number}"
+    try:
+        if isinstance(raw, BadRecord):
+            raise raw
+        form = next((form for form in _FORMS if form.fits(raw)), None)
+        if form is None:
+            raise BadRecord(f"line {number} is not a JSON object, nor an item of a known data set")
+        name = _name(raw, name)
+        return _row(name, **form.columns(raw, at))
+    except BadRecord as bad:
+        return _row(name, error=str(bad))
+
+
+def _name(raw: Any, name: str) -> str:
+    """The row's own id, where it has one that can be written."""
+    identity = raw.get("id") if isinstance(raw, dict) else None
+    return name if identity in (None, "") or not is_unicode(str(identity)) else str(identity)
+
+
+def _row(document_id: str, **values: Any) -> Row:
+    return {name: None for name in DOCUMENT.names} | {"document_id": document_id} | values

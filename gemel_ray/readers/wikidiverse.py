@@ -1,0 +1,81 @@
+"""WikiDiverse's own forms (Wang et al., ACL 2022): arrays instead of objects.
+
+    [sentence, image URL, topic, [[mention, type, start, end, entity URL], ...]]
+    [sentence, image URL, mention, type, left, right, entity URL, candidates, topic, start, end]
+
+Sources: wangxw5/wikiDiverse, README.md ("Data Format") for the first, eval_cands_recall.py for the second
+(*_w_10cands.json), for "nil", and for the slips in front of some URLs (nhttps, ]https). Places are
+characters, end exclusive. Read from there, not from the data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote
+
+from gemel_ray.readers.fields import (
+    NIL,
+    Row,
+    each_once,
+    is_unicode,
+    made,
+    place,
+    position,
+    sound,
+    text_of,
+)
+from gemel_ray.readers.pictures import Place
+
+
+def fits(raw: Any) -> bool:
+    """The list of mentions, or of candidates, stands where it should."""
+    return isinstance(raw, list) and (_is_passage(raw) or _has_candidates(raw))
+
+
+def _is_passage(raw: list[Any]) -> bool:
+    return len(raw) == 4 and isinstance(raw[3], list)
+
+
+def _has_candidates(raw: list[Any]) -> bool:
+    return len(raw) == 11 and isinstance(raw[7], list)
+
+
+def columns(raw: list[Any], at: Place) -> Row:
+    """The document's columns. Raises BadRecord."""
+    text, url = text_of({"sentence": raw[0]}, "sentence"), sound(raw[1], "the picture's name")
+    if _is_passage(raw):
+        topic, listed = raw[2], raw[3]
+    else:
+        mention, kind, _, _, entity, _, topic, start, end = raw[2:]
+        listed = [[mention, kind, start, end, entity]]
+    given = each_once(_mention(m, text, topic) for m in listed)
+    return {"text": text, "given": given, **(at.released(url) if isinstance(url, str) and url else {})}
+
+
+def _mention(raw: Any, text: str, topic: object) -> Row:
+    """The place is where the mention's words are: nearest to the given one, if that holds other words."""
+    if not isinstance(raw, list) or len(raw) < 5 or not isinstance(raw[0], str) or not raw[0]:
+        return _bad(raw, f"a mention is [mention, type, start, end, entity], not {raw!r:.60}")
+    mention, kind, start, end, entity = raw[:5]
+    near = position(start)
+    if near is None or text[near : position(end) or near] != mention:
+        found = place(mention, text, near or 0)
+        if found is None:
+            return _bad(mention, f"the mention {mention!r:.60} is not in the text")
+        start, end = found
+    kind = kind if isinstance(kind, str) and kind else topic
+    return made({"start": start, "end": end, "type": kind, **_target(entity)}, text) | {"mention": mention}
+
+
+def _bad(raw: Any, reason: str) -> Row:
+    return {"mention_id": f"{raw!r:.60}", "error": reason}
+
+
+def _target(entity: object) -> Row:
+    """The Wikipedia page's title: of https://en.wikipedia.org/wiki/Detroit_Lions, Detroit Lions."""
+    if not isinstance(entity, str) or not is_unicode(entity):
+        return {}
+    if entity.strip().upper() == NIL:
+        return {"target_id": NIL}
+    page = entity.rpartition("/wiki/")[2].partition("#")[0]
+    return {"target": " ".join(unquote(page).replace("_", " ").split()) or None}

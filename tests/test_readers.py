@@ -1,0 +1,189 @@
+"""Data sets in their own forms: what their files say is what the documents say."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemel_ray.readers import count, documents
+
+Row = dict[str, Any]
+PASSAGE = [
+    "The Lions versus the Packers (2007).",
+    "https://upload.wikimedia.org/a/Lions.jpg",
+    "sports",
+    [
+        ["Lions", "Organization", 4, 9, "https://en.wikipedia.org/wiki/Detroit_Lions"],
+        ["Packers", "Organization", 21, 28, "nhttps://en.wikipedia.org/wiki/Green_Bay_%28Packers%29#Now"],
+        ["2007", "", 30, 34, "nil"],
+    ],
+]
+CANDIDATES = ["A day in Paris.", "https://e.org/p.jpg", "Paris", "Location", "A day in", ".",
+              "https://en.wikipedia.org/wiki/Paris", ["https://en.wikipedia.org/wiki/Paris_Hilton"],
+              "culture", 9, 14]  # fmt: skip
+ITEM = {"id": "7-0", "sentence": "Smith with Will Rogers.", "mentions": "Will Rogers",
+        "entities": "Will Rogers (actor)", "answer": "Q457840", "imgPath": ""}  # fmt: skip
+
+
+def written(folder: Path, value: Any, name: str = "in.json", **spelling: Any) -> Path:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value, **spelling))
+    return path
+
+
+def read(path: Path, **options: Any) -> list[Row]:
+    return [row for table in documents(str(path), **options) for row in table.to_pylist()]
+
+
+def told(row: Row) -> list[tuple[Any, ...]]:
+    assert row["error"] is None
+    names = ("mention", "start", "end", "target", "target_id", "type", "error")
+    return [tuple(m[n] for n in names) for m in row["given"]]
+
+
+# WikiDiverse
+
+
+def test_wikidiverse_passages(tmp_path: Path) -> None:
+    (row,) = read(written(tmp_path, [PASSAGE]))
+    assert (row["document_id"], row["text"]) == ("in.json:1", PASSAGE[0])
+    assert (row["image_key"], row["image_address"]) == (PASSAGE[1], None)
+    assert told(row) == [
+        ("Lions", 4, 9, "Detroit Lions", None, "Organization", None),
+        ("Packers", 21, 28, "Green Bay (Packers)", None, "Organization", None),
+        ("2007", 30, 34, None, "NIL", "sports", None),
+    ]
+
+
+def test_wikidiverse_with_candidates(tmp_path: Path) -> None:
+    (row,) = read(written(tmp_path, [CANDIDATES]), fetch_official_images=True)
+    assert told(row) == [("Paris", 9, 14, "Paris", None, "Location", None)]
+    assert row["image_address"] == "https://e.org/p.jpg"
+
+
+@pytest.mark.parametrize("start", [5, 17, None, "4"])
+def test_a_place_that_holds_other_words_is_the_nearest_that_holds_them(tmp_path: Path, start: Any) -> None:
+    item = ["Lions and Lions", "", "t", [["Lions", "O", start, 20, "Detroit Lions"]]]
+    (row,) = read(written(tmp_path, [item]))
+    assert told(row)[0][1:4] == ((10, 15) if start == 17 else (0, 5)) + ("Detroit Lions",)
+
+
+def test_a_wrong_mention_of_wikidiverse_costs_no_other(tmp_path: Path) -> None:
+    wrong = [["Bears", "O", 0, 5, "Bears"], "Lions", ["Lions"], [5, "O", 4, 9, "x"]]
+    twice = PASSAGE[3][0]
+    (row,) = read(written(tmp_path, [[*PASSAGE[:3], [*wrong, twice, twice]]]))
+    errors = [m["error"] for m in row["given"]]
+    assert "'Bears' is not in the text" in errors[0]
+    assert all("a mention is [mention, type" in e for e in errors[1:4])
+    assert errors[4:] == [None, "the same span is given twice"]
+
+
+# WikiMEL, Richpedia-MEL, MIMIC
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_object_of_items_by_id(tmp_path: Path, indent: int | None) -> None:
+    items = {"33-0": ITEM, "33-1": ITEM | {"mentions": "smith", "entities": "J. Smith", "answer": "nil"}}
+    first, second = read(written(tmp_path, items, indent=indent))
+    assert (first["document_id"], second["document_id"]) == ("33-0", "33-1")
+    assert told(first) == [("Will Rogers", 11, 22, "Will Rogers (actor)", "Q457840", None, None)]
+    assert told(second) == [("smith", 0, 5, None, "NIL", None, None)]
+
+
+def test_an_array_of_items(tmp_path: Path) -> None:
+    item = ITEM | {"mentions": "Will%20Rogers", "entities": "Will%20Rogers"}
+    del item["answer"]
+    (row,) = read(written(tmp_path, [item]))
+    assert row["document_id"] == "7-0"
+    assert told(row) == [("Will Rogers", 11, 22, "Will Rogers", None, None, None)]
+
+
+def test_gold_may_be_an_id_alone(tmp_path: Path) -> None:
+    (row,) = read(written(tmp_path, [{k: v for k, v in ITEM.items() if k != "entities"}]))
+    assert told(row)[0][3:5] == (None, "Q457840")
+
+
+@pytest.mark.parametrize(("key", "file"), [
+    ("a.jpg", "a.jpg"), ("KVQAimgs/a.png", "KVQAimgs/a.png"), ("KVQAimgs/a.b.png", "mention_image/a.jpg"),
+    ("a.svg", "mention_images/a.jpg"), ("a.jpg", "images/a.jpg"), ("a.jpg", None),
+])  # fmt: skip
+def test_pictures_lie_where_releases_keep_them(tmp_path: Path, key: str, file: str | None) -> None:
+    if file:
+        written(tmp_path, "picture", file)
+    (row,) = read(written(tmp_path, [ITEM | {"imgPath": key}]))
+    assert (row["image_key"], row["image_address"]) == (key, f"{tmp_path}/{file}" if file else None)
+
+
+def test_of_several_pictures_the_first(tmp_path: Path) -> None:
+    item = {k: v for k, v in ITEM.items() if k != "imgPath"}
+    several, none = read(
+        written(tmp_path, [item | {"img_list": ["a.jpg", "b.jpg"]}, item | {"img_list": []}])
+    )
+    assert (several["image_key"], none["image_key"]) == ("a.jpg", None)
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"mentions": "Bears"}, "'Bears' is not in the text"), ({"mentions": ""}, "the mention is empty"),
+    ({"mentions": ["Smith"]}, "mentions cannot be"), ({"sentence": " "}, "the text is empty"),
+    ({"answer": 5}, "answer cannot be 5"), ({"img_list": "a.jpg"}, "img_list cannot be"),
+    ({"mentions": "\ud800"}, "not valid Unicode"), ({"imgPath": "\ud800"}, "not valid Unicode"),
+])  # fmt: skip
+def test_a_wrong_item_says_why_and_its_neighbours_live(tmp_path: Path, changed: Row, message: str) -> None:
+    before, row, after = read(written(tmp_path, [ITEM, ITEM | {"id": "bad"} | changed, ITEM]))
+    assert row["document_id"] == "bad"
+    assert message in row["error"]
+    assert before["error"] is after["error"] is None
+
+
+# One JSON document
+
+
+def test_whole_documents_are_told_by_what_they_hold(tmp_path: Path) -> None:
+    """An array and lines of the same rows are the same documents, ours and the official form too."""
+    ours = [{"id": "a", "text": "abc", "mentions": []}, {"id": "b", "text": "a", "mention": "a"}, ITEM]
+    lines = "\n".join(json.dumps(row) for row in ours)
+    assert read(written(tmp_path, ours)) == read(written(tmp_path, lines, "lines.json"))
+
+
+def test_an_object_in_front_of_a_line_makes_no_whole_document(tmp_path: Path) -> None:
+    line = json.dumps({"image": {"path": "a.jpg"}, "text": 'a "sentence": b'})
+    assert [r["error"] for r in read(written(tmp_path, f"{line}\n{line}\n"))] == [None, None]
+
+
+def test_items_that_are_nothing_known(tmp_path: Path) -> None:
+    rows = read(written(tmp_path, [PASSAGE, [1, 2], "text", None, 7, {}, PASSAGE]))
+    assert [r["error"] is None for r in rows] == [True, *[False] * 5, True]
+    assert all("is not a JSON object" in r["error"] for r in rows[1:5])
+
+
+@pytest.mark.parametrize(("end", "reason"), [
+    ("", "expected ','"), (", ", "item 3 is not JSON"), (', {"sentence', "item 3 is not JSON"),
+    (" 5]", "expected ','"), ("] []", "more behind the closing"), (', "a"', "expected ','"),
+    (", " + "[" * 100_000, "item 3 is not JSON"),
+])  # fmt: skip
+def test_a_document_that_breaks_off_gives_what_stands_before(tmp_path: Path, end: str, reason: str) -> None:
+    path = written(tmp_path, json.dumps([ITEM, ITEM])[:-1] + end)
+    rows = read(path)
+    assert [r["error"] for r in rows[:2]] == [None, None]
+    assert reason in rows[-1]["error"]
+    assert len(rows) == count(str(path))
+
+
+def test_bytes_that_are_no_text_cost_their_item_only(tmp_path: Path) -> None:
+    path = tmp_path / "in.json"
+    path.write_bytes(json.dumps([ITEM, ITEM | {"sentence": "FF"}, ITEM]).encode().replace(b"FF", b"\xff"))
+    rows = read(path)
+    assert [r["error"] is None for r in rows] == [True, False, True]
+
+
+def test_whole_documents_may_be_compressed_marked_or_empty(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "in.json.gz", "wt", encoding="utf-8-sig") as file:
+        json.dump({"1": ITEM, "2": ITEM}, file)
+    assert [r["document_id"] for r in read(tmp_path / "in.json.gz")] == ["1", "2"]
+    assert count(str(tmp_path / "in.json.gz")) == 2
+    assert read(written(tmp_path, "[\n]")) != []  # nothing that came in is lost
