@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,22 @@ def test_a_place_that_holds_other_words_is_the_nearest_that_holds_them(tmp_path:
 
 
 def test_a_wrong_mention_of_wikidiverse_costs_no_other(tmp_path: Path) -> None:
-    wrong = [["Bears", "O", 0, 5, "Bears"], "Lions", ["Lions"], [5, "O", 4, 9, "x"]]
+    wrong = [["Bears", "O", 0, 5, "Bears"], "Lions", [" ", "O", 3, 4, "x"], [5, "O", 4, 9, "x"]]
     twice = PASSAGE[3][0]
     (row,) = read(written(tmp_path, [[*PASSAGE[:3], [*wrong, twice, twice]]]))
     errors = [m["error"] for m in row["given"]]
     assert "'Bears' is not in the text" in errors[0]
     assert all("a mention is [mention, type" in e for e in errors[1:4])
     assert errors[4:] == [None, "the same span is given twice"]
+
+
+def test_wikidiverse_names_its_pictures_by_their_md5(tmp_path: Path) -> None:
+    """Also where pictures are to be fetched: a file that is there need not be."""
+    file = f"wikinewsImgs/{hashlib.md5(b'Lions.svg').hexdigest()}.png"
+    written(tmp_path, "picture", file)
+    item = [PASSAGE[0], "https://upload.wikimedia.org/a/Lions.svg", *PASSAGE[2:]]
+    (row,) = read(written(tmp_path, [item]), fetch_official_images=True)
+    assert (row["image_key"], row["image_address"]) == (item[1], f"{tmp_path}/{file}")
 
 
 # WikiMEL, Richpedia-MEL, MIMIC
@@ -153,6 +163,17 @@ def test_whole_documents_are_told_by_what_they_hold(tmp_path: Path) -> None:
 def test_an_object_in_front_of_a_line_makes_no_whole_document(tmp_path: Path) -> None:
     line = json.dumps({"image": {"path": "a.jpg"}, "text": 'a "sentence": b'})
     assert [r["error"] for r in read(written(tmp_path, f"{line}\n{line}\n"))] == [None, None]
+
+
+@pytest.mark.parametrize("first", [
+    {"image": {"path": "a.jpg"}, "text": "a"}, {"meta": {"sentence": "x"}, "text": "a"}, [{"text": "a"}],
+], ids=str)  # fmt: skip
+def test_a_first_line_that_is_json_by_itself_makes_lines(tmp_path: Path, first: Any) -> None:
+    """Whatever it or the lines behind it hold: none of them may be lost."""
+    ours, item = {"id": "a", "text": "abc"}, ITEM | {"id": "b"}
+    rows = read(written(tmp_path, "\n".join(map(json.dumps, [first, ours, item])), "in.jsonl"))
+    assert [r["document_id"] for r in rows] == ["in.jsonl:1", "a", "b"]
+    assert [r["error"] is None for r in rows] == [isinstance(first, dict), True, True]
 
 
 def test_items_that_are_nothing_known(tmp_path: Path) -> None:

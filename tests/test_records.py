@@ -376,7 +376,7 @@ def test_any_json_is_one_document_a_line(raws: list[Any], escaped: bool, fetch: 
         spelled = [json.dumps(raw, ensure_ascii=False).encode(errors="replace").decode() for raw in raws]
     with tempfile.TemporaryDirectory() as folder:
         path = lines(Path(folder), *spelled)
-        assume(not is_whole(str(path)))  # [[...: one JSON document, see test_readers.py
+        assume(len(raws) > 1 or not is_whole(str(path)))  # one array: one JSON document, see test_readers.py
         rows = read(path, fetch_official_images=fetch)
         assert len(rows) == len(raws) == count(str(path))
     for row, raw in zip(rows, raws, strict=True):

@@ -1,7 +1,8 @@
 """A file's rows, whatever their form: JSON lines, one JSON document, Parquet.
 
-One JSON document is an array of rows or an object of them by id. It is told by its first characters, read
-once, and given row by row, so that only its text and one row are in memory.
+One JSON document is an array of rows or an object of them by id. It is told by its first characters (a file
+whose first line is JSON by itself, with more behind it, is lines), read once, and given row by row, so that
+only its text and one row are in memory.
 """
 
 from __future__ import annotations
@@ -47,7 +48,18 @@ def is_whole(address: str) -> bool:
             head = file.read(_HEAD).decode("utf-8-sig", "replace")
     except Exception:
         return False
+    first, _, more = head.strip().partition("\n")
+    if more and _is_json(first):
+        return False
     return bool(_ARRAY.match(head) or (_OBJECT.match(head) and _SENTENCE.search(head)))
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _lines(address: str) -> Iterator[Numbered]:

@@ -5,14 +5,15 @@ Nothing is opened here; knows nothing of what is in a picture.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
 
 import fsspec
 
-# Where releases keep mentions' pictures: beside the file, or as MIMIC and MELBench name the folder.
-_FOLDERS = ("mention_image", "mention_images", "images", "KVQAimgs")
+# Where releases keep pictures: beside the file, or in folders so named (MIMIC, MELBench, WikiDiverse).
+_FOLDERS = ("mention_image", "mention_images", "images", "KVQAimgs", "wikinewsImgs")
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,21 @@ class Place:
 
     def released(self, key: str) -> dict[str, str | None]:
         """As `keyed`, also in the folders that releases use, and under the names they give."""
-        if "://" in key:
-            return self.keyed(key)
-        names = spellings(key)
         folders = _existing(self.beside(""))
-        return {"image_key": key, "image_address": _first([f + n for f in folders for n in names])}
+        found = _first([f + n for f in folders for n in spellings(key)])
+        return {"image_key": key, "image_address": found} if found else self.keyed(key)
 
 
 def spellings(key: str) -> list[str]:
     """The names a release may have given the picture's file: as it is called, its last part, and the JPEG
-    that MIMIC made of it (its codes/utils/dataset.py, choose_image: the name up to its first dot, .jpg)."""
+    that MIMIC made of it (its codes/utils/dataset.py, choose_image: the name up to its first dot, .jpg). Of a
+    URL the last part as WikiDiverse's readers find it: by its MD5, SVG made PNG."""
     name = PurePosixPath(key).name
-    return list(dict.fromkeys((key, name, f"{name.partition('.')[0]}.jpg")))
+    if "://" not in key:
+        return list(dict.fromkeys((key, name, f"{name.partition('.')[0]}.jpg")))
+    suffix = PurePosixPath(name).suffix
+    suffix = {".svg": ".png", ".SVG": ".png"}.get(suffix, suffix)
+    return [name, hashlib.md5(name.encode(), usedforsecurity=False).hexdigest() + suffix]
 
 
 def _first(addresses: list[str]) -> str | None:

@@ -54,7 +54,7 @@ def columns(raw: list[Any], at: Place) -> Row:
 
 def _mention(raw: Any, text: str, topic: object) -> Row:
     """The place is where the mention's words are: nearest to the given one, if that holds other words."""
-    if not isinstance(raw, list) or len(raw) < 5 or not isinstance(raw[0], str) or not raw[0]:
+    if not isinstance(raw, list) or len(raw) < 5 or not isinstance(raw[0], str) or not raw[0].strip():
         return _bad(raw, f"a mention is [mention, type, start, end, entity], not {raw!r:.60}")
     mention, kind, start, end, entity = raw[:5]
     near = position(start)
