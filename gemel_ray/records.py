@@ -6,9 +6,9 @@ import pyarrow as pa
 
 MENTION = pa.struct(
     [
-        pa.field("mention_id", pa.string()),  # "start-end"
+        pa.field("mention_id", pa.string()),  # "start-end"; without a place the mention itself
         pa.field("mention", pa.string()),
-        pa.field("start", pa.int32()),  # characters of the text, end exclusive
+        pa.field("start", pa.int32()),  # characters of the text, end exclusive; null: stands nowhere in it
         pa.field("end", pa.int32()),
         pa.field("target", pa.string()),  # the entity's name, where it is known (demonstrations, gold)
         pa.field("target_id", pa.string()),  # its id; "NIL": known not to be in the knowledge base

@@ -125,8 +125,10 @@ def _mention(row: Row, mention: Row, where: str, targets: Targets | None, found:
     if mention["error"]:
         found.add("mention", where, mention["error"])
         return
-    stands = row["text"][mention["start"] : mention["end"]]
-    if stands.casefold() != mention["mention"].casefold():
+    stands = "" if mention["start"] is None else row["text"][mention["start"] : mention["end"]]
+    if not stands:
+        found.add("mention", where, f"the mention {mention['mention']!r:.60} is not in the text")
+    elif stands.casefold() != mention["mention"].casefold():
         found.add("mention", where, f"the mention {mention['mention']!r:.60} is {stands!r:.60} in the text")
     target, its_id = mention["target"], mention["target_id"]
     if targets is None or its_id == NIL or (target is None and its_id is None):

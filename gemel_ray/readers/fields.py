@@ -56,13 +56,14 @@ def place(mention: str, text: str, near: int = 0) -> tuple[int, int] | None:
 
 
 def placed(mention: str, text: str, known: Mapping[str, Any]) -> Row:
-    """The mention of a form that gives it as a string. Raises BadRecord where the text does not hold it."""
+    """The mention of a form that gives it as a string. It need not stand in the text (WikiMEL has "Elsie
+    Wolfe" of "Elsie de Wolfe"): the prompt asks for the string, and such a mention has no place."""
     if not mention:
         raise BadRecord("the mention is empty")
-    found = place(mention, text)
-    if found is None:
-        raise BadRecord(f"the mention {mention!r:.60} is not in the text")
-    return made({**known, "start": found[0], "end": found[1]}, text) | {"mention": mention}
+    start, end = place(mention, text) or (0, 1)
+    found = made({**known, "start": start, "end": end}, text) | {"mention": mention}
+    unplaced = {"mention_id": mention, "start": None, "end": None}
+    return found if place(mention, text) else found | unplaced
 
 
 def made(raw: Mapping[str, Any], text: str) -> Row:

@@ -22,14 +22,15 @@ def columns(raw: Row, at: Place) -> Row:
 
 
 def _mention(raw: Row, text: str) -> Row:
-    """`start` and `end` where somebody added them. The mention stands in the prompt as the file spells it."""
+    """`start` and `end` where somebody added them (-1: nowhere). The mention stands in the prompt as the file
+    spells it."""
     mention = typed(raw, "mention", str)
     if not mention:
         raise BadRecord("the mention is empty")
     target = None if raw.get("golden") == NIL else typed(raw, "target", str)
     known = {"target": target, "target_id": raw.get("golden"), "type": raw.get("type")}
     start, end = typed(raw, "start", int), raw.get("end")
-    if start is None:
+    if start is None or start < 0:
         return placed(mention, text, known)
     found = made(known | {"start": start, "end": start + len(mention) if end is None else end}, text)
     return found | ({} if found["error"] else {"mention": mention})

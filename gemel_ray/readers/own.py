@@ -1,4 +1,5 @@
-"""Our own form: an object with `text`, `mentions` ([{start, end, target, ...}]) and `image`."""
+"""Our own form: an object with `text`, `mentions` ([{start, end, target, ...}]) and `image`, or the
+`image_key` of a ready-made feature."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ def fits(raw: Any) -> bool:
 def columns(raw: Row, at: Place) -> Row:
     """The document's columns. Raises BadRecord."""
     text = text_of(raw, "text")
-    return {"text": text, "given": _mentions(raw, text), **_picture(raw, at)}
+    key = typed(raw, "image_key", str)
+    return {"text": text, "given": _mentions(raw, text), "image_key": key, **_picture(raw, at)}
 
 
 def _mentions(raw: Row, text: str) -> list[Row] | None:

@@ -50,7 +50,9 @@ def _marked(gold: dict[str, Any]) -> str:
     text: str = gold["text"]
     if gold["mention"] is None:  # its place is none in this text
         return html.escape(text)
-    start, end = map(int, gold["mention_id"].split("-"))
+    if gold["start"] is None:  # it has no place
+        return f"{html.escape(text)} <mark>{html.escape(gold['mention'])}</mark>"
+    start, end = gold["start"], gold["end"]
     parts = (html.escape(part) for part in (text[:start], text[start:end], text[end:]))
     return "{}<mark>{}</mark>{}".format(*parts)
 

@@ -27,18 +27,24 @@ _PICTURE = ("image", "image_address", "image_key")
 
 
 def sample(files: Iterable[str], limit: int, seed: int) -> list[Row]:
-    """At most `limit` documents that have a mention with a target, drawn at random; all of them for 0."""
+    """At most `limit` documents, drawn at random, of those that have a mention with a target and all their
+    mentions in place; all of them for 0."""
     rows = [
         row
         for file in files
         for table in documents(file)
         for row in table.to_pylist()
-        if not row["error"] and any(m["target"] for m in row["given"] or ())
+        if not row["error"] and any(m["target"] for m in row["given"] or ()) and _placed(row)
     ]
     if not rows:
         raise ValueError("the gold files have no mention with a target")
     order = np.random.default_rng(seed).permutation(len(rows))[: limit or None]
     return [rows[i] for i in sorted(order)]
+
+
+def _placed(row: Row) -> bool:
+    """A mention that stands nowhere in its text could not be found again in a changed one."""
+    return all(m["start"] is not None for m in row["given"])
 
 
 def sees(rows: Iterable[Row]) -> bool:
