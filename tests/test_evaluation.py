@@ -28,6 +28,7 @@ from gemel_ray.evaluation.judged import dataset, links_of
 from gemel_ray.evaluation.known import named_in, named_in_workspace
 from gemel_ray.evaluation.resampling import Resampling
 from gemel_ray.knowledge import entities
+from gemel_ray.knowledge.targets import Targets
 from gemel_ray.records import LINK
 
 Answer = tuple[str, float | None, Sequence[str]]  # status, probability, candidates
@@ -159,6 +160,19 @@ def test_nil_of_the_official_form(tmp_path: Path) -> None:
     )
     assert values(found.figures()["headline"])["nil_recall"] == 1.0
     assert [j.gold["dataset"] for j in found.judged] == [tmp_path.name]
+
+
+def test_gold_that_tells_only_an_id_is_named_by_the_knowledge_base(tmp_path: Path) -> None:
+    gold = write_gold(
+        tmp_path / "dev.jsonl", [[{"target_id": "Q1"}], [{"target_id": "Q2"}], [{"target_id": "NIL"}]]
+    )
+    answers: list[Answer | None] = [("linked", 0.9, ["A"]), ("linked", 0.9, ["A"]), ("nil", 0.1, ["A"])]
+    output = write_links(tmp_path / "out", gold, answers)
+    found = evaluate(output, [gold], targets=Targets([("Q1", "A"), ("Q2", "B")]))
+    assert [(j.gold["target"], j.right) for j in found.judged] == [("A", True), ("B", False)]
+    assert len(found.nil) == 1
+    with pytest.raises(ValueError, match="--entities"):
+        evaluate(output, [gold])
 
 
 def test_a_part_has_its_own_figures(run: tuple[Path, str]) -> None:

@@ -44,8 +44,9 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.report import write_report
 
     gold = files(options.gold)
-    found = evaluate(options.links, gold, known(files(options.train), _entities(options)))
-    against = evaluate(options.against, gold) if options.against else None
+    targets = _targets(options)
+    found = evaluate(options.links, gold, known(files(options.train), _entities(options)), targets)
+    against = evaluate(options.against, gold, targets=targets) if options.against else None
     comparison = compare(found, against).figures() if against else None
     if options.json:
         print(json.dumps(found.figures() | ({"comparison": comparison} if comparison else {}), indent=2))
@@ -55,6 +56,17 @@ def _run(options: argparse.Namespace) -> int:
         write_report(found, options.report, title=f"Links of {options.links}", comparison=comparison)
         say(str(options.report))
     return 0
+
+
+def _targets(options: argparse.Namespace) -> Any:
+    from gemel_ray.knowledge.entities import Entities, read
+    from gemel_ray.knowledge.targets import Targets
+
+    if options.entities:
+        return Targets((row["id"], row["name"]) for row in read(options.entities, []))
+    if options.workspace:
+        return Targets(Entities.open(options.workspace / "entities.arrow").pairs())
+    return None
 
 
 def _entities(options: argparse.Namespace) -> Iterable[Any]:

@@ -16,10 +16,11 @@ from gemel_ray.evaluation.baseline import Baseline
 from gemel_ray.evaluation.breakdowns import breakdowns
 from gemel_ray.evaluation.calibration import calibration
 from gemel_ray.evaluation.figures import difference, headline, popularity, resampling, with_nil
-from gemel_ray.evaluation.judged import Judged, gold_mentions, key, links_of
+from gemel_ray.evaluation.judged import NIL, Judged, gold_mentions, key, links_of
 from gemel_ray.evaluation.known import Known
 from gemel_ray.evaluation.resampling import Figure
 from gemel_ray.evaluation.table import told
+from gemel_ray.knowledge.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -98,18 +99,29 @@ class Evaluation:
         return told(self.figures())
 
 
-def evaluate(output: Path, gold: Iterable[str], known: Known | None = None) -> Evaluation:
-    """Judge the links in `output` (what `gemel-ray link` wrote). Raises ValueError when there are none, or
-    no gold mention has a target."""
+def evaluate(
+    output: Path, gold: Iterable[str], known: Known | None = None, targets: Targets | None = None
+) -> Evaluation:
+    """Judge the links in `output` (what `gemel-ray link` wrote); `targets` names what the gold files tell by
+    its id. Raises ValueError when there are no links, or no gold mention has a target."""
     gold = list(gold)
     mentions = list(gold_mentions(gold))
+    for row in mentions if targets else ():
+        row["target"] = targets.name(row["target"], row["target_id"])  # type: ignore[union-attr]
     links = links_of(output, {key(row) for row in mentions})
     every = [Judged(row, links.get(key(row))) for row in mentions]
     judged = [j for j in every if j.gold["target"] is not None]
     if not judged:
-        raise ValueError("the gold files have no mention with a target")
+        raise ValueError(
+            "the gold files have no mention with a target"
+            + (": they tell ids, so give the knowledge base (--entities)" if _by_id(mentions) else "")
+        )
     nil = [j for j in every if j.nil]
     return Evaluation(judged, len(every) - len(judged), nil, known or Known(), output, gold)
+
+
+def _by_id(mentions: Iterable[dict[str, Any]]) -> bool:
+    return any(row["target_id"] not in (None, NIL) for row in mentions)
 
 
 def _plain(value: Any) -> Any:

@@ -23,8 +23,8 @@ from gemel_ray.readers import documents
 Key = tuple[str, str]
 Row = dict[str, Any]
 NIL = "NIL"  # a gold mention's target_id: its entity is known not to be in the knowledge base
-_GOLD = ("document_id", "mention_id", "mention", "start", "end", "text")
-_GOLD += ("scene", "target", "target_id", "type")
+_GOLD = ["document_id", "mention_id", "mention", "start", "end", "text"]
+_GOLD += ["scene", "target", "target_id", "type"]
 _LINK = ["document_id", "mention_id", "status", "entity", "entity_id", "probability", "fingerprint"]
 
 
