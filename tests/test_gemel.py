@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,13 @@ def imported(request: Any, tmp_path_factory: Any) -> tuple[Path, Official]:
     official = Official(**gemel_files.write(request.param, folder))
     assert main(importing(folder, folder / "workspace")) == 0
     return folder, official
+
+
+@pytest.fixture(scope="module")
+def opt_folder(tmp_path_factory: Any) -> Path:
+    folder: Path = tmp_path_factory.mktemp("files")
+    gemel_files.write("opt", folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -168,14 +176,10 @@ class Evil:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_wrong_files_are_refused_by_name(
-    imported: tuple[Path, Official], tmp_path: Path, capsys: Any, file: str, spoil: Any, says: str
+    opt_folder: Path, tmp_path: Path, capsys: Any, file: str, spoil: Any, says: str
 ) -> None:
-    import shutil
-
-    if imported[1].lm.config.model_type != "opt":
-        pytest.skip("once is enough")
     copy = tmp_path / "copy"
-    shutil.copytree(imported[0], copy, ignore=shutil.ignore_patterns("workspace"))
+    shutil.copytree(opt_folder, copy)
     spoil(copy / "data" / file)
     assert main(importing(copy, tmp_path / "out")) == 2
     assert says in capsys.readouterr().err
@@ -194,10 +198,9 @@ def test_wrong_files_are_refused_by_name(
     ids=["evil", "prefix", "model", "clip", "names"],
 )
 def test_wrong_checkpoints_are_refused(
-    imported: tuple[Path, Official], tmp_path: Path, capsys: Any, state: dict[str, Any], says: str
+    opt_folder: Path, tmp_path: Path, capsys: Any, state: dict[str, Any], says: str
 ) -> None:
-    folder = imported[0]
-    arguments = importing(folder, tmp_path / "out")
+    arguments = importing(opt_folder, tmp_path / "out")
     checkpoint = tmp_path / "x_y_linear_4token_4examples.pkl"
     torch.save(state, checkpoint)
     arguments[3] = str(checkpoint)
