@@ -65,4 +65,7 @@ def _verb(verbs: argparse._SubParsersAction[Parser], name: str, add: Callable[..
         default=[],
         help="one setting over the configuration's, as generate.beams=1; may be given often",
     )
+    made.add_argument(
+        "--paper", action="store_true", help="the paper's settings over the configuration's; --set wins"
+    )
     return made

@@ -136,6 +136,20 @@ class Config:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+# The paper's way (section 4.1), as --set takes it. It shows training mentions only, no names.
+PAPER = (
+    "bank.names=0",
+    "retrieve.by=mention",
+    "retrieve.names=false",
+    "retrieve.demonstrations=16",
+    "generate.search=beam",
+    "generate.beams=5",
+    "generate.score=paper",
+    "generate.length_penalty=1.0",
+    "generate.prior_weight=0",
+)
+
+
 def load(file: Path | None, carried: Mapping[str, Any], overrides: Iterable[str]) -> Config:
     """The configuration of `file` (None: all defaults), under a workspace's settings and --set options."""
     values: dict[str, Any] = {}

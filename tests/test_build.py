@@ -24,6 +24,7 @@ EXAMPLES = [{"id": "e1", "text": "Paris", "mention": "Paris", "target": "Paris",
 
 
 def made(folder: Path, *settings: str) -> Workspace:
+    """A workspace of these, opened as it was built."""
     for name, lines in (("kb.jsonl", ENTITIES), ("train.json", EXAMPLES)):
         (folder / name).write_text("\n".join(map(json.dumps, lines)))
     output = folder / "workspace"
@@ -53,17 +54,36 @@ def test_names_and_aliases_stand_behind_the_solved_examples(workspace: Workspace
     ]
 
 
+def shown(workspace: Workspace, folder: Path, *settings: str) -> list[str]:
+    """Demonstrations of the caption "Paris", as such settings find them, most similar last."""
+    file = folder / "train.json"
+    file.write_text(json.dumps(EXAMPLES[0]))
+    config = load(None, workspace.facts["settings"], settings)
+    opened = Workspace.open(workspace.folder, config)
+    segment = linking_graph(config, opened).segment(["detect", "encode", "retrieve"], opened)
+    row = asyncio.run(segment.run(next(documents(str(file))))).to_pylist()[0]
+    segment.close()
+    found: list[str] = row["demonstrations"]
+    return found
+
+
 def test_a_caption_that_is_a_name_is_shown_the_name_but_not_itself(
     workspace: Workspace, tmp_path: Path
 ) -> None:
-    file = tmp_path / "train.json"
-    file.write_text(json.dumps(EXAMPLES[0]))
-    graph = linking_graph(workspace.config, workspace)
-    segment = graph.segment(["detect", "encode", "retrieve"], workspace)
-    row = asyncio.run(segment.run(next(documents(str(file))))).to_pylist()[0]
-    segment.close()
-    assert row["demonstrations"][-1] == "Q3/0-5"  # the most similar stands last
-    assert "e1/0-5" not in row["demonstrations"]
+    found = shown(workspace, tmp_path)
+    assert found[-1] == "Q3/0-5"  # the most similar stands last
+    assert len(found) == 5
+    assert "e1/0-5" not in found
+
+
+def test_names_can_be_left_out_when_linking(workspace: Workspace, tmp_path: Path) -> None:
+    without = ("retrieve.names=false", "retrieve.itself=true")
+    assert shown(workspace, tmp_path, *without) == ["e1/0-5"]
+    assert shown(workspace, tmp_path, "retrieve.itself=true")[-2:] == ["Q3/0-5", "e1/0-5"]
+
+
+def test_random_ones_are_examples(workspace: Workspace, tmp_path: Path) -> None:
+    assert shown(workspace, tmp_path, "retrieve.by=random", "retrieve.itself=true") == ["e1/0-5"]
 
 
 def test_a_large_knowledge_base_is_not_shown(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gemel_ray import results
-from gemel_ray.cli import main
+from gemel_ray.arguments import parser
+from gemel_ray.cli import _VERBS, main
+from gemel_ray.commands import configured
 from gemel_ray.records import LINK
 
 VERBS = ("demo", "build", "check", "link", "evaluate", "train", "doctor")
@@ -139,3 +141,18 @@ def test_the_demo_shows_the_whole_graph(tmp_path: Path) -> None:
 
 def entities() -> Path:
     return Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "entities.jsonl"
+
+
+def test_the_papers_settings_are_one_flag_away() -> None:
+    """Over what a workspace carries, and under --set."""
+    arguments = ["link", "in.jsonl", "--workspace", "w", "--output", "o", "--paper"]
+    options = parser(_VERBS).parse_args([*arguments, "--set", "generate.beams=3"])
+    config = configured(options, {"generate": {"score": "tree", "dtype": "float32"}})
+    assert (config.generate.score, config.generate.length_penalty) == ("paper", 1.0)
+    assert (config.generate.beams, config.generate.dtype) == (3, "float32")
+    assert (config.retrieve.by, config.retrieve.demonstrations, config.retrieve.names) == (
+        "mention",
+        16,
+        False,
+    )
+    assert config.bank.names == 0

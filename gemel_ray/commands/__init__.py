@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 def configured(options: argparse.Namespace, carried: Mapping[str, Any], more: Sequence[str] = ()) -> Config:
     """The configuration that the options name, under a workspace's own settings and over the defaults;
     `more` as --set takes it, and winning."""
-    from gemel_ray.config import load
+    from gemel_ray.config import PAPER, load
 
     usual = Path("ray_config.yaml")
     file = options.config or (usual if usual.exists() else None)
-    return load(file, carried, [*options.set, *more])
+    return load(file, carried, [*(PAPER if options.paper else ()), *options.set, *more])
 
 
 def say(text: str) -> None:

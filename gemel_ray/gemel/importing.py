@@ -177,7 +177,7 @@ def _bank(workspace: Workspace, data: Path, features: Features, made: Made) -> N
     bank_file.write(tables, (), writer.pictures(), folder)
     np.save(folder / "mention_vectors.npy", vectors)
     made.demonstrations, made.pictures = len(lines), len(writer.features)
-    writer.finish()
+    writer.finish(made.demonstrations)
 
 
 def _solved(

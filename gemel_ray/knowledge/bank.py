@@ -60,6 +60,11 @@ class Bank:
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def examples(self) -> int:
+        """The first rows, which are solved examples; behind them are names."""
+        return len(self._keys)
+
     def ids(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> list[str]:
         """Identifiers of `rows`."""
         return [self._ids[int(row)].as_py() for row in rows]

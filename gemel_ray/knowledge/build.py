@@ -108,7 +108,7 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
         )
     made.demonstrations, made.names = (sum(map(len, tables)) for tables in (examples, names))
     bank_file.write(examples, names, writer.pictures(), workspace.folder / "bank")
-    writer.finish()
+    writer.finish(made.demonstrations)
     made.pictures = len(writer.features)
     seconds = time.perf_counter() - began
     say(

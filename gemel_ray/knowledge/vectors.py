@@ -1,6 +1,6 @@
 """The vectors of the demonstration bank: which rows are nearest to a mention or to an image.
 
-A point's id is its row in the bank; it has a vector under each name ("mention", "image") or lacks it.
+A point's id is its row in the bank; it has a vector under each name ("mention", "name", "image") or lacks it.
 Ties are settled here, never by an engine, so that both homes of `qdrant.py` give the same answers. Knows
 nothing of Qdrant, of encoders, prompts or what a row holds. Open the vectors in the process that uses
 them: they cannot be pickled.
@@ -56,11 +56,13 @@ class Vectors:
     exact_below   from so many points on a graph (HNSW) answers: approximately, less well the more rows
                   are equal, and not the same at both homes. An exact answer from 100,000 x 384 takes
                   5 ms on two cores, so the number may well be larger.
+    joined        {name: another, of the same width}: who asks for the one is given the nearest of both
     """
 
     store: VectorStore
     multiplicity: Mapping[str, int] = field(default_factory=dict)
     exact_below: int = 200_000
+    joined: Mapping[str, str] = field(default_factory=dict)
 
     def count(self) -> int:
         """Number of points, those without any vector included."""
@@ -121,6 +123,13 @@ class Vectors:
 
     def _search(self, name: str, queries: Matrix, limit: int, without: Without) -> list[Hits]:
         """As `search`, but the tie that the limit would cut is kept whole."""
+        found = self._search_one(name, queries, limit, without)
+        if (other := self.joined.get(name)) is None or other not in self.store.widths:
+            return found
+        others = self._search_one(other, queries, limit, without)
+        return [_levelled([*_answer(a), *_answer(b)], limit) for a, b in zip(found, others, strict=True)]
+
+    def _search_one(self, name: str, queries: Matrix, limit: int, without: Without) -> list[Hits]:
         asked = self._there(name, queries)
         if len(without) not in (0, len(queries)):
             raise ValueError(f"{len(queries)} queries, but {len(without)} lists of rows to leave out")
@@ -168,6 +177,10 @@ def fuse(lists: Sequence[tuple[Hits, float]], limit: int, k: int = 60) -> Hits:
     fused = sum(absent) + np.bincount(which, np.concatenate([[], *votes]), len(rows))
     best = np.lexsort((rows, -fused.round(12)))[:limit]  # the last bits depend on the order of the lists
     return Hits(rows[best].astype(np.int64), fused[best].astype(np.float32))
+
+
+def _answer(hits: Hits) -> Answer:
+    return list(zip(hits.rows.tolist(), hits.scores.tolist(), strict=True))
 
 
 def _levelled(answer: Answer, limit: int) -> Hits:

@@ -161,7 +161,8 @@ class Workspace:
         options = self.config.vectors
         at = options.address
         store = ServerStore.open(at) if at else EdgeStore.open(self.folder / "vectors")
-        return Vectors(store, self.facts["multiplicity"], options.exact_below)
+        joined = {"mention": "name"} if self.config.retrieve.names else {}
+        return Vectors(store, self.facts["multiplicity"], options.exact_below, joined)
 
     def new_vectors(self, widths: dict[str, int]) -> Vectors:
         """An empty store for the demonstrations' vectors, to be filled by a build."""

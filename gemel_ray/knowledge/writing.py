@@ -131,13 +131,16 @@ class BankWriter:
         """Features of the distinct pictures, float32 [pictures, feature]."""
         return np.array(self.features, np.float32) if self.features else np.empty((0, 1), np.float32)
 
-    def finish(self) -> None:
-        """Fill the vector store, and note how many rows share one vector: it makes ties exact."""
+    def finish(self, examples: int) -> None:
+        """Fill the vector store, and note how many rows share one vector: it makes ties exact. The first
+        rows are `examples`, found as mentions; the others, the knowledge base's own, as names."""
         if not self.rows:
             return
-        self.made.multiplicity = {"mention": max(self.mentions.values())}
+        self.made.multiplicity = dict.fromkeys(("mention", "name"), max(self.mentions.values()))
         mentions, features = np.concatenate(self.mention_vectors), unit(self.pictures())
         widths = {"mention": mentions.shape[1]}
+        if examples < len(self.rows):
+            widths["name"] = mentions.shape[1]
         if len(features):
             widths["image"] = features.shape[1]
             self.made.multiplicity["image"] = max(self.uses.values())
@@ -150,6 +153,10 @@ class BankWriter:
             rows = np.arange(start, min(start + _POINTS, len(pictures)))
             # Vectors reads a row of NaN as a point without a picture.
             with_image = {"image": padded[pictures[rows]]} if len(features) else {}
-            store.add(rows, {"mention": mentions[rows], **with_image})
+            solved = rows[:, None] < examples
+            both = {"mention": np.where(solved, mentions[rows], np.nan)}
+            if "name" in widths:
+                both["name"] = np.where(solved, np.nan, mentions[rows])
+            store.add(rows, {n: m.astype(np.float32, copy=False) for n, m in (both | with_image).items()})
         store.finish()
         store.close()

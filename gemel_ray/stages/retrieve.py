@@ -30,6 +30,7 @@ class Retrieve(Stage):
     """`demonstrations` a mention, found by the mention's vector, the image's, both fused, or at random.
 
     Fused: weighted reciprocal ranks. Without an image, `image` and `fused` go by the mention.
+    `names`: whether the knowledge base's own names are found beside the examples (see config.Bank).
     `itself`: whether an example with the same mention and text may demonstrate it. `published`: choice and
     order of GEMEL's code to the last tie (by mention, in a workspace made by import-gemel).
     """
@@ -46,6 +47,7 @@ class Retrieve(Stage):
     by: Literal["mention", "image", "fused", "random"] = "fused"
     mention_weight: float = 1.0
     image_weight: float = 1.0
+    names: bool = True
     itself: bool = False
     published: bool = False
 
@@ -103,8 +105,8 @@ class _Retrieving(Work):
     def _random(self, text: str, mention: str, without: list[int]) -> Rows:
         """Different for each mention, the same in every run."""
         seed = hashlib.blake2b(f"{mention}\0{text}".encode(), digest_size=8).digest()
-        count = min(self.stage.demonstrations + len(without), len(self.bank))
-        drawn = np.random.default_rng(int.from_bytes(seed)).choice(len(self.bank), count, replace=False)
+        count = min(self.stage.demonstrations + len(without), self.bank.examples)
+        drawn = np.random.default_rng(int.from_bytes(seed)).choice(self.bank.examples, count, replace=False)
         return drawn[~np.isin(drawn, without)][: self.stage.demonstrations]
 
     def close(self) -> None:
