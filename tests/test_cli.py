@@ -17,7 +17,8 @@ from gemel_ray.cli import _VERBS, main
 from gemel_ray.commands import configured
 from gemel_ray.records import LINK
 
-VERBS = ("demo", "build", "check", "link", "evaluate", "train", "doctor")
+VERBS = ("demo", "build", "check", "link", "evaluate", "study", "train", "doctor")
+VERBS += ("import-gemel", "export-gemel")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -150,9 +151,6 @@ def test_the_papers_settings_are_one_flag_away() -> None:
     config = configured(options, {"generate": {"score": "tree", "dtype": "float32"}})
     assert (config.generate.score, config.generate.length_penalty) == ("paper", 1.0)
     assert (config.generate.beams, config.generate.dtype) == (3, "float32")
-    assert (config.retrieve.by, config.retrieve.demonstrations, config.retrieve.names) == (
-        "mention",
-        16,
-        False,
-    )
+    found = config.retrieve
+    assert (found.by, found.demonstrations, found.names) == ("mention", 16, False)
     assert config.bank.names == 0
