@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from gemel_ray.readers import BATCH, count, documents, files
+from gemel_ray.readers import BATCH, count, documents, files, wikidiverse
 from gemel_ray.readers.containers import is_whole
 from gemel_ray.records import DOCUMENT
 
@@ -369,6 +369,7 @@ generous = settings(
 @generous
 @given(raws=st.lists(rows_like | values, max_size=6), escaped=st.booleans(), fetch=st.booleans())
 @example(raws=[{"text": "a", "id": {"a": []}}], escaped=True, fetch=False)
+@example(raws=[["a", None, None, []]], escaped=True, fetch=False)
 def test_any_json_is_one_document_a_line(raws: list[Any], escaped: bool, fetch: bool) -> None:
     spelled = [json.dumps(raw) for raw in raws]
     if not escaped:
@@ -383,7 +384,7 @@ def test_any_json_is_one_document_a_line(raws: list[Any], escaped: bool, fetch: 
         assert (row["error"] is None) == (row["text"] is not None)
         if row["error"] is not None:
             continue
-        assert isinstance(raw, dict)
+        assert isinstance(raw, dict) or wikidiverse.fits(raw)
         for made in row["given"] or []:
             assert (made["error"] is None) == (made["mention"] is not None)
             if made["error"] is None and made["start"] is None:
