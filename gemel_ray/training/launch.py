@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import shutil
@@ -103,6 +104,7 @@ def _fit(task: Task, told: Any) -> Point:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
     options = task.config.train
     local = not hasattr(told, "put")
     resources = {"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
@@ -135,10 +137,8 @@ def _worker(settings: dict[str, Any]) -> None:
     options, context = task.config.train, ray.train.get_context()
     team = Team(context.get_world_rank(), context.get_world_size())
     if team.size > 1:
-        here = os.cpu_count() or 1 if task.config.offline.address == "local" else options.cpus
-        torch.set_num_threads(
-            max(1, int(here) // team.size if task.config.offline.address == "local" else int(here))
-        )
+        local = task.config.offline.address == "local"
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // team.size if local else int(options.cpus)))
     device = str(ray.train.torch.get_device()) if options.gpus else str(torch_device(options.device))
     best = run(task, team, device, told.put if hasattr(told, "put") else told)
     ray.train.report(best)
