@@ -22,11 +22,11 @@ FEW = [
     "retrieve.demonstrations=1",
     "train.dtype=float32",
     "train.batch=6",
-    "train.epochs=2",
-    "train.look=4",
-    "train.decode_every=8",
+    "train.epochs=1",
+    "train.look=3",
+    "train.decode_every=6",
     "train.dev_mentions=9",
-    "train.learning_rate=0.003",
+    "train.learning_rate=0.01",
     "train.tokens=600",
 ]
 
