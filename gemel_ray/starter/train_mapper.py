@@ -51,12 +51,13 @@ def main(folder: Path, settings: Sequence[str], mentions: int) -> None:
     for demonstrations in (0, 4):
         shots = replace(config, retrieve=replace(config.retrieve, demonstrations=demonstrations))
         for name, file in mappers.items():
-            figures = _measured(shots, workspace, model, FeatureMapper.load(file)[0], mentions)
+            asked = mentions // 2 if demonstrations else mentions  # their prompts are five times as long
+            figures = _measured(shots, workspace, model, FeatureMapper.load(file)[0], asked)
             print(f"{demonstrations} demonstrations, {name:<8} " + "  ".join(figures), flush=True)
 
 
 def _measured(config: Config, folder: Path, model: Any, mapper: FeatureMapper, mentions: int) -> list[str]:
-    """Of brands that the training showed: accuracy and loss by what picture stands in the query's place."""
+    """Of brands that the training showed: loss, and accuracy by what picture stands in the query's place."""
     workspace = Workspace.open(folder, config)
     tests = prepared(config, workspace, [str(DATA / "test.parquet")], _say)
     seen = tests[:520]  # the others are of brands that training never showed
@@ -67,11 +68,10 @@ def _measured(config: Config, folder: Path, model: Any, mapper: FeatureMapper, m
         "another's": [_with(e, o) for e, o in zip(own, moved, strict=True)],
         "none": [_without(e) for e in own],
     }
-    figures = []
+    losses = item_losses(model, mapper, own)
+    figures = [f"loss {sum(losses) / len(losses):.3f}"]
     for name, items in pictures.items():
-        losses = item_losses(model, mapper, items)
-        right = accuracy(model, mapper, workspace.tree, items)
-        figures.append(f"{name}: {right:.1%}, loss {sum(losses) / len(losses):.3f}")
+        figures.append(f"{name} {accuracy(model, mapper, workspace.tree, items):.1%}")
     return [*figures, f"({len(own)} mentions)"]
 
 
