@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from gemel_ray.checked import ConfigError, made, merged, parsed
+from gemel_ray.stage import MACHINE
 from gemel_ray.stages.assemble import Assemble
 from gemel_ray.stages.detect import Detect
 from gemel_ray.stages.encode import Encode
@@ -84,21 +85,38 @@ class Offline:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """The feature mapper's training. Steps are optimiser steps."""
+    """The feature mapper's training. Steps are optimiser steps; a look measures the dev loss."""
 
     prefix: int = 4  # visual vectors a picture
-    epochs: float = 1.0
-    batch: int = 16  # mentions a step
+    hidden: int = 0  # 0: linear (the paper); n: beside it, a hidden layer of n with GELU
+    start: Literal["ridge", "random"] = "ridge"  # ridge: prefixes spell names from the first step on
     ridge: float = 1e-4  # of the warm start, against the features' mean variance
-    learning_rate: float = 3e-4
+    epochs: float = 5.0
+    batch: int = 16  # mentions a step
+    learning_rate: float = 3e-4  # of float32 weights: the paper's 1e-6 never left its warm-up, in float16
     warmup: float = 0.1  # share of the steps
-    weight_decay: float = 0.01  # not on the bias
+    weight_decay: float = 0.01  # not on biases
     clip_norm: float = 1.0
-    look: int = 25  # steps between two looks at the dev loss
+    look: int = 25  # steps between two looks, and two checkpoints
+    decode_every: int = 100  # steps between two measurements of dev accuracy, by decoding; 0: none
     dev_mentions: int = 96  # looked at
+    patience: int = 10  # looks without anything better before it stops
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the frozen language model; the mapper is float32
-    device: str = "auto"
     seed: int = 0
+    workers: int = field(default=1, metadata=MACHINE)
+    cpus: float = field(default=1.0, metadata=MACHINE)  # of a worker, as Ray counts them
+    gpus: float = field(default=0.0, metadata=MACHINE)
+    device: str = field(default="auto", metadata=MACHINE)  # of workers without GPUs by Ray
+    tokens: int = field(default=4096, metadata=MACHINE)  # computed at once by a worker, padding included
+    checkpointing: bool = field(default=False, metadata=MACHINE)  # recompute layers: less memory, more time
+
+    def __post_init__(self) -> None:
+        for name in ("prefix", "batch", "look", "dev_mentions", "patience", "workers", "tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1")
+        for name in ("hidden", "epochs", "decode_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@
 
 Every worker starts its segment's stages once and takes several batches at a time, so the engine is
 fed across batches. The last segment's worker writes (see results.py), and only counts come back to
-the driver. Run again, the job reads which documents are there and does the rest. Only this file and
-online.py import ray.
+the driver. Run again, the job reads which documents are there and does the rest. Only this file, online.py
+and training/launch.py import ray.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def link(
 
     started = time.time()
     results.prepare(output)
-    _connect(config)
+    # One more than the segments', for reading.
+    connect(config, sum(s.workers * s.cpus for s in config.offline.segments) + 1)
     measures: dict[str, Any] = {}
     try:
         dataset = _dataset(config, workspace.resolve(), inputs, output.resolve(), results.finished(output))
@@ -74,14 +75,14 @@ def link(
     return manifest
 
 
-def _connect(config: Config) -> None:
+def connect(config: Config, cpus: float) -> None:
+    """Join the configured cluster, or start Ray here, quietly, with as many CPUs as asked for at least."""
     # Ray logs an error for every actor that Ray Data itself starts (its issue 53727): not ours to mend.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     address = config.offline.address
-    needed = sum(s.workers * s.cpus for s in config.offline.segments) + 1  # one for reading
-    local: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, int(np.ceil(needed)))}
+    local: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, int(np.ceil(cpus)))}
     ray.init(
         address=address,
         log_to_driver=False,

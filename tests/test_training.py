@@ -1,64 +1,219 @@
-"""Training the feature mapper on the starter's models: it learns from pictures; only the mapper changes."""
+"""Training the feature mapper: it learns from pictures, resumes, and counts the same however it is cut."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tiny_training import DATA, FEW, tiny_workspace, trained
 
-from gemel_ray.config import Config, load
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.config import load
+from gemel_ray.gemel.exporting import export_gemel
+from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, read_facts
+from gemel_ray.models.clip import Clip
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.training import train
 
 pytestmark = pytest.mark.slow
-DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
-QUICK = ["retrieve.demonstrations=1", "train.batch=8", "train.dev_mentions=24", "train.dtype=float32"]
+Copies = Callable[[], Path]
 
 
-def trained(workspace_folder: Path, folder: Path, *settings: str) -> tuple[float, Path, list[str]]:
-    """Dev loss, workspace and what was said, of a training on 96 documents; they serve as dev set, too."""
-    shutil.copytree(workspace_folder, folder / "workspace")
-    documents = folder / "documents.parquet"
-    pq.write_table(pq.read_table(DATA / "train.parquet").slice(240, 96), documents)
-    said: list[str] = []
-    config: Config = load(None, read_facts(workspace_folder)["settings"], [*QUICK, *settings])
-    loss = train(config, [str(documents)], [str(documents)], folder / "workspace", said.append)
-    return loss, folder / "workspace", said
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_workspace(tmp_path_factory.mktemp("tiny"))
 
 
-def test_pictures_teach_names(workspace_folder: Path, tmp_path: Path) -> None:
-    """A warm start that sees the features beats one so damped that every picture says the same."""
-    (tmp_path / "seeing").mkdir()
-    (tmp_path / "blind").mkdir()
-    seeing, _, _ = trained(workspace_folder, tmp_path / "seeing", "train.epochs=0")
-    blind, _, _ = trained(workspace_folder, tmp_path / "blind", "train.epochs=0", "train.ridge=1e9")
-    assert seeing < blind
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path) -> list[dict[str, float]]:
+    """The curve of one worker; `prepared` keeps its cache, and is copied without the training."""
+    trained(prepared)
+    return points(prepared)
 
 
-def test_steps_lower_the_loss_and_leave_the_rest_alone(workspace_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def workspace(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of its own, with pictures encoded already but nothing trained."""
+    shutil.copytree(prepared, tmp_path / "workspace", ignore=shutil.ignore_patterns("training", "mapper*"))
+    for name in ("train", "dev"):
+        shutil.copy(prepared.parent / f"{name}.parquet", tmp_path)
+    return tmp_path / "workspace"
+
+
+def points(workspace: Path) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = json.loads((workspace / "training" / "curve.json").read_text())
+    return found
+
+
+def assert_equal_curves(one: list[dict[str, float]], other: list[dict[str, float]]) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"seconds"}:
+            assert a[name] == pytest.approx(b[name], rel=2e-4), (name, a, b)
+
+
+def test_the_loss_falls_and_the_rest_stays(
+    prepared: Path, undisturbed: list[dict[str, float]], workspace: Path
+) -> None:
     def rest(folder: Path) -> dict[str, str]:
         kept = [f for f in folder.rglob("*") if f.is_file() and f.suffix in (".npy", ".arrow")]
         return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in kept}
 
-    loss, workspace, said = trained(
-        workspace_folder,
-        tmp_path,
-        "train.epochs=0.5",
-        "train.ridge=1e9",
-        "train.learning_rate=0.003",
-        "train.look=3",
-    )
-    start = float(said[1].removeprefix("warm start: dev ").split(";")[0])
-    assert loss < start - 0.01, said
-    assert rest(workspace) == rest(workspace_folder)
-    mapper, facts = FeatureMapper.load(workspace / "mapper.safetensors")
-    assert facts["dev_loss"] == pytest.approx(loss)
-    assert facts["step"] > 0
-    assert mapper.prefix == 4
-    config = load(None, read_facts(workspace)["settings"], [])
-    before = Workspace.open(workspace_folder, config).version
-    assert Workspace.open(workspace, config).version != before, "links of another mapper are not comparable"
+    looks = [p for p in undisturbed if "dev_loss" in p]
+    assert [p["step"] for p in looks] == [0, 3, 6, 7]
+    assert [p["step"] for p in looks if "accuracy" in p] == [0, 6, 7]
+    losses = [p["loss"] for p in undisturbed if "loss" in p]
+    assert len(losses) == 7
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.05
+    assert rest(prepared) == rest(workspace)
+    _, facts = FeatureMapper.load(prepared / "mapper.safetensors")
+    best = max((p for p in looks if "accuracy" in p), key=lambda p: (p["accuracy"], -p["dev_loss"]))
+    assert (facts["step"], facts["dev_loss"]) == (best["step"], best["dev_loss"])
+    config = load(None, read_facts(prepared)["settings"], [])
+    before, after = (Workspace.open(f, config).version for f in (workspace, prepared))
+    assert before != after, "links of another mapper are not comparable"
+    assert (prepared / "training" / "curve.svg").read_text().startswith("<svg")
+    assert list((prepared / "training" / "logs").iterdir())
+
+
+@pytest.mark.ray
+def test_two_workers_are_one(undisturbed: list[dict[str, float]], workspace: Path) -> None:
+    said: list[str] = []
+    best = trained(workspace, "train.workers=2", say=said.append)
+    assert_equal_curves(points(workspace), undisturbed)
+    assert any("step 7/7" in line for line in said), said
+    assert best["step"] in (0, 6, 7)
+
+
+def test_micro_batches_and_checkpointing_change_nothing(
+    undisturbed: list[dict[str, float]], workspace: Path
+) -> None:
+    trained(workspace, "train.tokens=100", "train.checkpointing=true")
+    assert_equal_curves(points(workspace), undisturbed)
+
+
+def test_killed_and_run_again_is_undisturbed(undisturbed: list[dict[str, float]], workspace: Path) -> None:
+    settings = ["--set", *" --set ".join(FEW).split(" ")]
+    command = [sys.executable, "-m", "gemel_ray.cli", "train", "--workspace", str(workspace), *settings]
+    for name in ("train", "dev"):
+        command += [f"--{name}", str(workspace.parent / f"{name}.parquet")]
+    running = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    lines = []
+    for line in running.stderr:
+        lines.append(line)
+        if line.startswith("step 3/"):  # its checkpoint is written after that is said, or not: both must do
+            break
+    time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert lines[-1].startswith("step 3/"), lines
+    said: list[str] = []
+    assert not (workspace / "mapper.safetensors").exists()
+    trained(workspace, say=said.append)
+    assert any(line.startswith("going on from step") for line in said), said
+    assert_equal_curves(points(workspace), undisturbed)
+
+
+def test_finished_says_so_and_other_settings_start_anew_but_encode_nothing(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ("train.epochs=0.4", "train.decode_every=0")
+    encoded: list[int] = []
+    whole = Clip.encode_images
+    monkeypatch.setattr(Clip, "encode_images", lambda c, i: encoded.append(len(i)) or whole(c, i))
+    shutil.rmtree(workspace / "cache")
+    first = trained(workspace, *quick)
+    pictures = sum(encoded)
+    assert pictures >= 49
+    said: list[str] = []
+    assert trained(workspace, *quick, say=said.append) == first
+    assert any("finished already" in line for line in said), said
+    said.clear()
+    other = trained(workspace, *quick, "train.prefix=2", "train.hidden=8", say=said.append)
+    assert any("starts anew" in line for line in said), said
+    assert other["dev_loss"] != first["dev_loss"]
+    assert sum(encoded) == pictures, "another training encodes nothing"
+    mapper, _ = FeatureMapper.load(workspace / "mapper.safetensors")
+    assert (mapper.prefix, mapper.hidden) == (2, 8)
+    assert mapper.outer.weight.abs().sum() > 0, "the hidden layer learns"
+    with pytest.raises(ValueError, match="linear"):
+        export_gemel(workspace / "mapper.safetensors", workspace, "lm", "data", 1)
+    trained(workspace, *quick, "retrieve.demonstrations=0")
+    assert sum(encoded) == 2 * pictures, "other prompts are other examples"
+
+
+def test_patience_ends_it(workspace: Path) -> None:
+    trained(workspace, "train.learning_rate=0", "train.look=1", "train.patience=2", "train.decode_every=0")
+    assert [p["step"] for p in points(workspace)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"image": None}, "without a picture"),
+        ({"image": b"no picture"}, "with an error.*first error"),
+        ({"target": None}, "without a target"),
+    ],
+)
+@pytest.mark.parametrize("side", ["train", "dev"])
+def test_files_that_cannot_do_are_named(
+    workspace: Path, tmp_path: Path, side: str, change: dict[str, Any], reason: str
+) -> None:
+    rows = pq.read_table(tmp_path / "dev.parquet").slice(0, 2).to_pylist()
+    for row in rows:
+        for mention in row["mentions"]:
+            mention |= {k: v for k, v in change.items() if k == "target"}
+        row |= {k: v for k, v in change.items() if k == "image"}
+    bad = tmp_path / "bad.jsonl"
+    if change.get("image"):
+        (tmp_path / "bad.jpg").write_bytes(change["image"])
+    for row in rows:
+        picture = tmp_path / f"{row['id']}.jpg"
+        if row["image"]:
+            picture.write_bytes(row["image"])
+        row["image"] = str(picture) if row["image"] else None
+    bad.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=rf"bad\.jsonl: .*{reason}"):
+        trained(workspace, **{side: str(bad)})
+
+
+def test_settings_that_cannot_do(workspace: Path) -> None:
+    with pytest.raises(ValueError, match=r"assemble\.images"):
+        trained(workspace, "assemble.images=false")
+    with pytest.raises(WorkspaceError, match="was built with"):
+        trained(workspace, "models.language=starter")
+    with pytest.raises(ValueError, match=r"train\.batch must be at least 1"):
+        trained(workspace, "train.batch=0")
+
+
+def test_pictures_teach_names(workspace_folder: Path, tmp_path: Path) -> None:
+    """On the starter's language model, a warm start that sees the features beats one so damped that every
+    picture says the same."""
+    file = tmp_path / "documents.parquet"
+    pq.write_table(pq.read_table(DATA / "train.parquet").slice(240, 48), file)
+    shutil.copytree(workspace_folder, tmp_path / "workspace")
+
+    def dev_loss(*settings: str) -> float:
+        quick = [
+            "retrieve.demonstrations=0",
+            "train.epochs=0",
+            "train.dev_mentions=24",
+            "train.decode_every=0",
+        ]
+        config = load(None, read_facts(workspace_folder)["settings"], [*quick, *settings])
+        return train(config, [str(file)], [str(file)], tmp_path / "workspace", print)["dev_loss"]
+
+    assert dev_loss() < dev_loss("train.ridge=1e9") - 0.2

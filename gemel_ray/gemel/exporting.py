@@ -13,6 +13,8 @@ def export_gemel(mapper_file: Path, folder: Path, language: str, dataset: str, d
     """Write LANGUAGE_DATASET_linear_{k}token_{n}examples.pkl into `folder`. ValueError for a mapper that is
     not linear, or whose numbers are too large for float16."""
     mapper, _ = FeatureMapper.load(mapper_file)
+    if mapper.hidden:
+        raise ValueError(f"{mapper_file} has a hidden layer of {mapper.hidden}: GEMEL's mapper is linear")
     state = {name: weight.half() for name, weight in mapper.linear.state_dict().items()}
     if not all(weight.isfinite().all() for weight in state.values()):
         raise ValueError(f"{mapper_file} holds numbers beyond float16, which GEMEL's checkpoints are in")

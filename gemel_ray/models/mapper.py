@@ -1,4 +1,4 @@
-"""The feature mapper: one linear layer from a CLIP image feature to a visual prefix (paper, section 3.1).
+"""The feature mapper: from a CLIP image feature to a visual prefix; one linear layer (paper, section 3.1).
 
 It is the only trained part. Kept as safetensors in float32, with the models it belongs to recorded
 beside the weights. Knows nothing of how it is trained.
@@ -14,24 +14,39 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.functional import gelu
 
 
 class FeatureMapper(nn.Module):
-    """Features [n, feature] to prefixes [n, prefix, width], in float32."""
+    """Features [n, feature] to prefixes [n, prefix, width], in float32.
 
-    def __init__(self, feature: int, prefix: int, width: int) -> None:
+    `hidden` > 0 adds a hidden layer of so many with GELU beside the linear one. What it adds is nothing at
+    first, so that it begins where the linear mapper, warm start included, begins.
+    """
+
+    def __init__(self, feature: int, prefix: int, width: int, hidden: int = 0) -> None:
         super().__init__()
-        self.prefix, self.width = prefix, width
+        self.prefix, self.width, self.hidden = prefix, width, hidden
         self.linear = nn.Linear(feature, prefix * width)
+        if hidden:
+            self.inner = nn.Linear(feature, hidden)
+            self.outer = nn.Linear(hidden, prefix * width, bias=False)
+            nn.init.zeros_(self.outer.weight)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.linear(features.float())
+        features = features.float()
+        out: torch.Tensor = self.linear(features)
+        if self.hidden:
+            out = out + self.outer(gelu(self.inner(features)))
         return out.view(-1, self.prefix, self.width)
 
     def save(self, path: Path, **about: Any) -> None:
-        """Write the weights and what they are for (models' names and revisions, training figures)."""
+        """Write the weights and what they are for (models' names and revisions, training figures). The
+        linear layer's are `weight` and `bias`."""
         facts = {"prefix": self.prefix, "width": self.width, "feature": self.linear.in_features, **about}
-        weights = {"weight": self.linear.weight.data.contiguous(), "bias": self.linear.bias.data}
+        if self.hidden:
+            facts["hidden"] = self.hidden
+        weights = {n.removeprefix("linear."): w.contiguous() for n, w in self.state_dict().items()}
         temporary = path.with_suffix(".part")
         save_file(weights, temporary, metadata={"mapper": json.dumps(facts)})
         temporary.replace(path)
@@ -42,9 +57,11 @@ class FeatureMapper(nn.Module):
         try:
             with safe_open(path, "pt") as file:
                 facts: dict[str, Any] = json.loads((file.metadata() or {})["mapper"])
-                weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
-            mapper = cls(weight.shape[1], facts["prefix"], facts["width"])
-            mapper.linear.load_state_dict({"weight": weight.float(), "bias": bias.float()})
+                weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            linear = {f"linear.{name}": weights.pop(name) for name in ("weight", "bias")}
+            feature = linear["linear.weight"].shape[1]
+            mapper = cls(feature, facts["prefix"], facts["width"], facts.get("hidden", 0))
+            mapper.load_state_dict(linear | weights)
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as fault:
             raise ValueError(f"{path} is not a feature mapper written by gemel-ray: {fault}") from fault
         return mapper.eval().requires_grad_(False), facts

@@ -1,0 +1,99 @@
+"""Makes the starter's mapper.safetensors, and measures what its prefixes tell.
+
+    python -m gemel_ray.starter.train_mapper FOLDER [--set train.epochs=1 ...]
+
+Trains without demonstrations: then only the prefix can tell the brand, and a step is short. Before and after,
+the test's mentions are decoded with their own picture, with another's and without, with and without
+demonstrations (which are retrieved by the right picture in each case: only the query's prefix changes).
+FOLDER/workspace/mapper.safetensors is the result; whether it takes the place of the shipped one is for
+people to decide by the figures. Killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gemel_ray.config import Config, load
+from gemel_ray.engine.prompts import QUERY_IMAGE
+from gemel_ray.knowledge.build import build
+from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.models.mapper import FeatureMapper
+from gemel_ray.training import Example, item_losses, train
+from gemel_ray.training.decoding import accuracy
+from gemel_ray.training.examples import prepared
+from gemel_ray.training.frozen import language_model
+
+DATA = Path(__file__).parent / "data"
+_SETTINGS = ["models.mapper=none", "retrieve.demonstrations=0"]
+
+
+def main(folder: Path, settings: Sequence[str], mentions: int) -> None:
+    """Build, train, measure."""
+    workspace, start = folder / "workspace", folder / "start"
+    if not (workspace / "workspace.json").exists():
+        examples = [str(DATA / "train.parquet")]
+        build(load(None, {}, _SETTINGS), str(DATA / "entities.jsonl"), examples, workspace, _say)
+    config = load(None, read_facts(workspace)["settings"], [*_SETTINGS, *settings])
+    files = [str(DATA / "train.parquet")], [str(DATA / "dev.parquet")]
+    if not start.exists():
+        untrained = replace(config, train=replace(config.train, epochs=0.0))
+        train(untrained, *files, workspace, _say)
+        shutil.copytree(workspace / "training", start)
+    train(config, *files, workspace, _say)
+    mappers = {"start": start / "best.safetensors", "trained": workspace / "mapper.safetensors"}
+    model = language_model(str(Workspace.open(workspace, config).language_model), config.train, "cpu")
+    for demonstrations in (0, 4):
+        shots = replace(config, retrieve=replace(config.retrieve, demonstrations=demonstrations))
+        for name, file in mappers.items():
+            asked = mentions // 2 if demonstrations else mentions  # their prompts are five times as long
+            figures = _measured(shots, workspace, model, FeatureMapper.load(file)[0], asked)
+            print(f"{demonstrations} demonstrations, {name:<8} " + "  ".join(figures), flush=True)
+
+
+def _measured(config: Config, folder: Path, model: Any, mapper: FeatureMapper, mentions: int) -> list[str]:
+    """Of brands that the training showed: loss, and accuracy by what picture stands in the query's place."""
+    workspace = Workspace.open(folder, config)
+    tests = prepared(config, workspace, [str(DATA / "test.parquet")], _say)
+    seen = tests[:520]  # the others are of brands that training never showed
+    own = seen[:: max(1, len(seen) // mentions)]
+    moved = [*own[len(own) // 2 :], *own[: len(own) // 2]]
+    pictures = {
+        "own": own,
+        "another's": [_with(e, o) for e, o in zip(own, moved, strict=True)],
+        "none": [_without(e) for e in own],
+    }
+    losses = item_losses(model, mapper, own)
+    figures = [f"loss {sum(losses) / len(losses):.3f}"]
+    for name, items in pictures.items():
+        figures.append(f"{name} {accuracy(model, mapper, workspace.tree, items):.1%}")
+    return [*figures, f"({len(own)} mentions)"]
+
+
+def _with(example: Example, other: Example) -> Example:
+    features = example.features.copy()
+    features[-1] = other.features[-1]
+    return replace(example, features=features)
+
+
+def _without(example: Example) -> Example:
+    prompt = [token for token in example.prompt if token != QUERY_IMAGE]
+    return replace(example, prompt=prompt, features=example.features[:-1])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("folder", type=Path)
+    options.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
+    options.add_argument("--mentions", type=int, default=260, help="of the test set, measured with")
+    given = options.parse_args()
+    main(given.folder, given.set, given.mentions)

@@ -1,0 +1,195 @@
+"""Solved mentions as training needs them, made once and kept in the workspace's `cache/`.
+
+A set of examples is known by what it is made of: texts, mentions, targets, pictures, the workspace, its
+models, and how prompts are made. What only training decides (steps, rates, prefix) is no part of that, so
+another training encodes nothing again. Knows nothing of the language model's weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gemel_ray.config import Config
+from gemel_ray.engine.prompts import QUERY_IMAGE, image_of
+from gemel_ray.graph import explode, run_in_process
+from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.linking import linking_graph
+from gemel_ray.readers import documents
+from gemel_ray.stages.generate import Generate
+
+Say = Callable[[str], None]
+_SCHEMA = pa.schema([pa.field("prompt", pa.list_(pa.int32())), pa.field("target", pa.list_(pa.int32()))])
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt as Assemble writes it, the features of its pictures in order, and the target's tokens."""
+
+    prompt: list[int]
+    features: npt.NDArray[np.float32]  # [pictures, feature]; the query's own stands last
+    target: list[int]  # with the end-of-name token
+
+
+class Examples(Sequence[Example]):
+    """Memory-mapped: any number of processes on a machine share one copy."""
+
+    def __init__(self, folder: Path, bank: Bank) -> None:
+        self._table = pa.ipc.open_file(pa.memory_map(str(folder / "examples.arrow"))).read_all()
+        self.queries = np.load(folder / "features.npy", mmap_mode="r")  # of the queries' pictures
+        self._bank = bank
+        self.facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
+        self.key = folder.name
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, at: int) -> Example: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Example]: ...
+    def __getitem__(self, at: int | slice) -> Example | list[Example]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        prompt: list[int] = self._table["prompt"][at].as_py()
+        features = [
+            self.queries[at] if r == QUERY_IMAGE else self._bank.image_vectors[self._image_row(r)]
+            for r in prompt
+            if r < 0
+        ]
+        return Example(prompt, np.array(features, np.float32), self.target(at))
+
+    def target(self, at: int) -> list[int]:
+        """The tokens of example `at`'s target, the end-of-name token with them."""
+        tokens: list[int] = self._table["target"][at].as_py()
+        return tokens
+
+    def _image_row(self, reference: int) -> int:
+        return self._bank.image_row(image_of(reference))
+
+
+def prepared(config: Config, workspace: Workspace, files: Sequence[str], say: Say) -> Examples:
+    """The solved and pictured mentions of `files`, from the cache where they are in it.
+
+    Raises ValueError, saying what is missing, where there is no such mention.
+    """
+    workspace.sees = True
+    folder = workspace.folder / "cache" / _key(config, workspace, files)
+    if not folder.exists():
+        say(f"encoding {', '.join(files)}")
+        _make(config, workspace, files, folder)
+    examples = Examples(folder, workspace.bank)
+    facts, names = examples.facts, ", ".join(files)
+    if len(examples):
+        if left_out := {why: n for why, n in facts["left_out"].items() if n}:
+            say(f"{names}: left out " + ", ".join(f"{n:,} mentions {why}" for why, n in left_out.items()))
+        return examples
+    reason = f" (the first error: {facts['first_error']})" if facts["first_error"] else ""
+    counted = ", ".join(f"{n:,} {why}" for why, n in facts["left_out"].items()) or "there is no mention"
+    raise ValueError(
+        f"{names}: no mention to train with or judge by: {counted}{reason}. Training needs documents with "
+        "an `image` and mentions with a `target`, both in --train and --dev"
+    )
+
+
+def _key(config: Config, workspace: Workspace, files: Sequence[str]) -> str:
+    """Equal for equal examples: nothing that only Generate or the training does is in it."""
+    meaning = replace(config, generate=Generate(), models=replace(config.models, mapper="auto"))
+    facts = meaning.fingerprint(workspace.facts["version"], workspace.facts["revisions"])
+    digest = hashlib.blake2b(facts.encode(), digest_size=12)
+    for row in _rows(config, files):
+        address = Path(row["image_address"] or "")
+        if row["image"] is None and row["image_address"] and address.is_file():
+            row["image"] = address.read_bytes()
+        picture = row.pop("image")
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+        digest.update(hashlib.blake2b(picture or b"").digest())
+    return digest.hexdigest()
+
+
+def _tables(config: Config, files: Sequence[str]) -> Iterator[pa.Table]:
+    for file in files:
+        yield from documents(file, fetch_official_images=config.input.fetch_official_images)
+
+
+def _rows(config: Config, files: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for table in _tables(config, files):
+        yield from table.to_pylist()
+
+
+def _make(config: Config, workspace: Workspace, files: Sequence[str], folder: Path) -> None:
+    """Fill `folder`; it is either whole or absent."""
+    folder.parent.mkdir(exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    left_out: Counter[str] = Counter()
+    errors: list[str] = []
+    vectors: list[list[float]] = []
+    try:
+        with pa.ipc.new_file(str(temporary / "examples.arrow"), _SCHEMA) as file:
+            for rows in _solved(config, workspace, files, left_out, errors):
+                vectors += [r["image_vector"] for r in rows]
+                file.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+        np.save(temporary / "features.npy", np.array(vectors, np.float32))
+        facts = {"left_out": left_out, "first_error": errors[0] if errors else None}
+        (temporary / "facts.json").write_text(json.dumps(facts))
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _solved(
+    config: Config, workspace: Workspace, files: Sequence[str], left_out: Counter[str], errors: list[str]
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of prompt, image_vector and target, through the graph up to the prompt."""
+    segment = linking_graph(config, workspace).segment(
+        ["detect", "encode", "retrieve", "assemble"], workspace
+    )
+    targets: dict[tuple[str, str], str] = {}
+
+    def batches() -> Iterator[pa.Table]:
+        for table in _tables(config, files):
+            for row in explode(table.append_column("status", table["error"]), ("given",)).to_pylist():
+                if row["target"]:
+                    targets[row["document_id"], row["mention_id"]] = row["target"]
+            yield table
+
+    try:
+        for result in run_in_process(segment, batches()):
+            rows = []
+            for row in result.to_pylist():
+                row["target"] = targets.get((row["document_id"], row["mention_id"]))
+                if why := _unfit(row):
+                    left_out[why] += 1
+                    errors += [row["error"]] if row["error"] else []
+                else:
+                    rows.append(row)
+            names = workspace.tokenize([row["target"] for row in rows])
+            yield [
+                row | {"target": [*name, workspace.tree.end_token]}
+                for row, name in zip(rows, names, strict=True)
+            ]
+    finally:
+        segment.close()
+
+
+def _unfit(row: dict[str, Any]) -> str | None:
+    if row["error"]:
+        return "with an error"
+    if not row["target"]:
+        return "without a target"
+    return "without a picture" if row["image_vector"] is None or not row["prompt"] else None

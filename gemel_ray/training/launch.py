@@ -1,0 +1,144 @@
+"""From files to a trained mapper in the workspace: checks, prepares, and starts the workers by Ray Train.
+
+One worker on this machine is Ray Train's local mode: it runs in this process, and no cluster is started.
+Killed at any time, the same command goes on from the last checkpoint in WORKSPACE/training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from gemel_ray.config import Config
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.training import checkpoint
+from gemel_ray.training.checkpoint import Point
+from gemel_ray.training.examples import Examples, prepared
+from gemel_ray.training.loop import BEST, CHECKPOINT, Task, run
+from gemel_ray.training.team import Team
+
+Say = Callable[[str], None]
+
+
+def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder: Path, say: Say) -> Point:
+    """Train a mapper and put the best into the workspace; returns the look it was kept at: `step`,
+    `dev_loss` (nats a token) and, with train.decode_every, `accuracy`.
+
+    Raises ValueError where the settings, the workspace or the files cannot do.
+    """
+    if not config.assemble.images:
+        raise ValueError(
+            "assemble.images is false: without pictures in the prompts there is nothing to train"
+        )
+    workspace = Workspace.open(folder, config)
+    examples = prepared(config, workspace, files, say)
+    dev = prepared(config, workspace, dev_files, say)
+    task = _task(config, folder.resolve(), examples, dev)
+    say(f"{len(examples):,} training mentions, {len(task.dev_chosen):,} of {len(dev):,} dev mentions")
+    found = checkpoint.load(task.folder / CHECKPOINT)
+    if found is not None and found.fingerprint != task.fingerprint:
+        say(f"settings, files or models are not those of {task.folder}: it starts anew")
+        shutil.rmtree(task.folder)
+    task.folder.mkdir(exist_ok=True)
+    if found is not None and found.fingerprint == task.fingerprint and found.finished:
+        say(f"finished already: nothing is left to do (remove {task.folder} to train again)")
+        best = found.best
+    else:
+        best = _run(task, say)
+    shutil.copyfile(task.folder / BEST, folder / "mapper.part")
+    (folder / "mapper.part").replace(folder / "mapper.safetensors")
+    accuracy = f", accuracy {best['accuracy']:.1%}" if "accuracy" in best else ""
+    say(f"the mapper of step {best['step']:.0f} is in {folder}: dev loss {best['dev_loss']:.3f}{accuracy}")
+    return best
+
+
+def _task(config: Config, folder: Path, examples: Examples, dev: Examples) -> Task:
+    options = config.train
+    chosen = random.Random(options.seed).sample(range(len(dev)), min(options.dev_mentions, len(dev)))
+    meaning = {f.name: getattr(options, f.name) for f in fields(options) if "machine" not in f.metadata}
+    facts = json.dumps([meaning, examples.key, dev.key], sort_keys=True)
+    fingerprint = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+    cache = folder / "cache"
+    return Task(config, folder, cache / examples.key, cache / dev.key, tuple(sorted(chosen)), fingerprint)
+
+
+def _run(task: Task, say: Say) -> Point:
+    """All workers to the end; the best look."""
+    if task.config.train.workers == 1 and task.config.offline.address == "local":
+        return _fit(task, say)
+    from gemel_ray.offline import connect
+
+    connect(task.config, task.config.train.workers * task.config.train.cpus + 1)  # one for the controller
+    import ray
+    from ray.util.queue import Queue
+
+    try:
+        told: Any = Queue(actor_options={"num_cpus": 0})
+        listener = threading.Thread(target=_listen, args=(told, say))
+        listener.start()
+        try:
+            return _fit(task, told)
+        finally:
+            told.put(None)
+            listener.join()
+    finally:
+        ray.shutdown()
+
+
+def _listen(told: Any, say: Say) -> None:
+    while (text := told.get()) is not None:
+        say(text)
+
+
+def _fit(task: Task, told: Any) -> Point:
+    """Ray Train's run; `told` is a queue, or with the one local worker a function."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    options = task.config.train
+    local = not hasattr(told, "put")
+    resources = {"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"task": task, "told": told},
+        torch_config=TorchConfig(backend="nccl" if options.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=0 if local else options.workers,
+            use_gpu=options.gpus > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(name=task.fingerprint, storage_path=str(task.folder / "ray")),
+    )
+    trainer.fit()
+    state = checkpoint.load(task.folder / CHECKPOINT)
+    assert state is not None and state.finished
+    return state.best
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """In every worker's process."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from gemel_ray.models.clip import torch_device
+
+    task, told = settings["task"], settings["told"]
+    options, context = task.config.train, ray.train.get_context()
+    team = Team(context.get_world_rank(), context.get_world_size())
+    if team.size > 1:
+        local = task.config.offline.address == "local"
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // team.size if local else int(options.cpus)))
+    device = str(ray.train.torch.get_device()) if options.gpus else str(torch_device(options.device))
+    best = run(task, team, device, told.put if hasattr(told, "put") else told)
+    ray.train.report(best)
