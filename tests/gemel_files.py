@@ -177,3 +177,13 @@ def write(kind: str, folder: Path) -> dict[str, Any]:
         "features": features,
         "tree": tree,
     }
+
+
+def importing(folder: Path, output: Path) -> list[str]:
+    """Arguments of import-gemel for what `write` wrote."""
+    checkpoint = next(folder.glob("*examples*.pkl"))
+    return [
+        *("import-gemel", str(folder / "data"), "--checkpoint", str(checkpoint)),
+        *("--language-model", str(folder / "lm"), "--mention-encoder", str(folder / "simcse")),
+        *("--output", str(output)),
+    ]

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from gemel_files import importing
 from official import Official
 
 from gemel_ray.cli import main
@@ -26,15 +27,6 @@ from gemel_ray.models.mapper import FeatureMapper
 
 EMBEDDINGS = "SimCSE_train_mention_embeddings.pkl"
 CASES = [[5, 4], [1, 4], [5, 0], [1, 0]]  # beams, demonstrations
-
-
-def importing(folder: Path, output: Path) -> list[str]:
-    checkpoint = next(folder.glob("*examples*.pkl"))
-    return [
-        *("import-gemel", str(folder / "data"), "--checkpoint", str(checkpoint)),
-        *("--language-model", str(folder / "lm"), "--mention-encoder", str(folder / "simcse")),
-        *("--output", str(output)),
-    ]
 
 
 @pytest.fixture(scope="module", params=["opt", "llama"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_training import tiny_language_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from gemel_ray.config import Train
 from gemel_ray.knowledge import prefix_tree
@@ -71,6 +71,31 @@ def test_item_losses_are_those_of_hugging_face(model: Any, prefix: int, hidden: 
             expected.append(model(inputs_embeds=inputs, labels=labels).loss.item())
     assert item_losses(model, mapped, items) == pytest.approx(expected, abs=1e-4)
     assert item_losses(model, mapped, items, tokens=20) == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_a_model_does_behind_its_head_is_in_the_loss() -> None:
+    """Gemma 2 caps its logits: a loss from its head alone is nats away."""
+    made = Gemma2Config(
+        vocab_size=200,
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        initializer_range=0.4,
+        final_logit_softcapping=5.0,
+    )
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(made).eval().requires_grad_(False)
+    mapped = mapper(4, 0)
+    target = [7, 3, 1]
+    example = Example([5, -1, 9, 11], np.ones((1, FEATURE), np.float32), target)
+    with torch.no_grad():
+        inputs = plain(model, mapped, example, target)
+        labels = torch.tensor([[-100] * (inputs.shape[1] - len(target)) + target])
+        expected = model(inputs_embeds=inputs, labels=labels).loss.item()
+    assert item_losses(model, mapped, [example]) == pytest.approx([expected], abs=1e-4)
 
 
 def test_decoding_is_greedy_under_the_tree(model: Any, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from gemel_ray.commands import configured, say
 def add(verb: Parser) -> None:
     """Train the feature mapper, the one trained part: image features to visual prefixes.
 
-    Prompts are made as link makes them, an example never demonstrating itself. The mapper with the lowest
-    loss on DEV goes into the workspace.
+    Prompts are made as link makes them, an example never demonstrating itself. The mapper that decodes DEV
+    best, of equals the one with the lowest loss, goes into the workspace. Killed, the same command goes on.
 
       gemel-ray train --train train.parquet --dev dev.parquet --workspace my-workspace
     """

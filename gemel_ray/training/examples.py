@@ -85,8 +85,10 @@ class Examples(Sequence[Example]):
 def prepared(config: Config, workspace: Workspace, files: Sequence[str], say: Say) -> Examples:
     """The solved and pictured mentions of `files`, from the cache where they are in it.
 
+    No example demonstrates itself, whatever a workspace carries: its target would stand in its own prompt.
     Raises ValueError, saying what is missing, where there is no such mention.
     """
+    config = replace(config, retrieve=replace(config.retrieve, itself=False))
     workspace.sees = True
     folder = workspace.folder / "cache" / _key(config, workspace, files)
     if not folder.exists():
@@ -162,7 +164,10 @@ def _solved(
     targets: dict[tuple[str, str], str] = {}
 
     def batches() -> Iterator[pa.Table]:
-        for table in _tables(config, files):
+        documents_before = 0
+        for read in _tables(config, files):
+            table = _numbered(read, documents_before)  # several may bear the same id
+            documents_before += len(table)
             for row in explode(table.append_column("status", table["error"]), ("given",)).to_pylist():
                 if row["target"]:
                     targets[row["document_id"], row["mention_id"]] = row["target"]
@@ -185,6 +190,11 @@ def _solved(
             ]
     finally:
         segment.close()
+
+
+def _numbered(table: pa.Table, first: int) -> pa.Table:
+    ids = pa.array([str(first + i) for i in range(len(table))])
+    return table.set_column(table.column_names.index("document_id"), "document_id", ids)
 
 
 def _unfit(row: dict[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ and a mask would keep attention from its fast kernel (ten times slower in bfloat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -51,13 +52,25 @@ def token_losses(model: Any, mapper: FeatureMapper, examples: Sequence[Example])
     """Of all target tokens, example after example: nats, float32 [tokens]."""
     rows = [positions([*e.prompt, *e.target[:-1]], mapper.prefix) for e in examples]
     inputs = embedded(model, mapper, rows, examples)
-    hidden = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
     asked = [(i, len(r) - len(e.target)) for i, (r, e) in enumerate(zip(rows, examples, strict=True))]
     row = np.concatenate([np.full(len(examples[i].target), i) for i, _ in asked])
     column = np.concatenate([first + np.arange(len(examples[i].target)) for i, first in asked])
-    logits = model.get_output_embeddings()(hidden[torch.from_numpy(row), torch.from_numpy(column)])
+    with _head_at(model, torch.from_numpy(row), torch.from_numpy(column)):
+        logits = model(inputs_embeds=inputs, use_cache=False).logits[0]
     targets = torch.tensor([t for e in examples for t in e.target], device=logits.device)
     return cross_entropy(logits.float(), targets, reduction="none")
+
+
+@contextmanager
+def _head_at(model: Any, row: torch.Tensor, column: torch.Tensor) -> Iterator[None]:
+    """Inside, the head sees the hidden states of these places only, [1, places, width]. What a model does
+    behind its head (Gemma 2 caps the logits, Granite and Cohere scale them) it does by itself."""
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, given: (given[0][row, column][None],))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def micro_batches(
