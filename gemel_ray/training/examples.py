@@ -25,6 +25,7 @@ from gemel_ray.config import Config
 from gemel_ray.engine.prompts import QUERY_IMAGE, image_of
 from gemel_ray.graph import explode, run_in_process
 from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
@@ -162,6 +163,7 @@ def _solved(
         ["detect", "encode", "retrieve", "assemble"], workspace
     )
     targets: dict[tuple[str, str], str] = {}
+    known = Targets(workspace.entities.pairs())
 
     def batches() -> Iterator[pa.Table]:
         documents_before = 0
@@ -169,8 +171,8 @@ def _solved(
             table = _numbered(read, documents_before)  # several may bear the same id
             documents_before += len(table)
             for row in explode(table.append_column("status", table["error"]), ("given",)).to_pylist():
-                if row["target"]:
-                    targets[row["document_id"], row["mention_id"]] = row["target"]
+                if name := known.name(row["target"], row["target_id"]):
+                    targets[row["document_id"], row["mention_id"]] = name
             yield table
 
     try:
