@@ -159,12 +159,14 @@ PAPER = (
     "bank.names=0",
     "retrieve.by=mention",
     "retrieve.names=false",
+    "retrieve.words=0",
     "retrieve.demonstrations=16",
     "generate.search=beam",
     "generate.beams=5",
     "generate.score=paper",
     "generate.length_penalty=1.0",
     "generate.prior_weight=0",
+    "generate.neighbours=0",
 )
 
 

@@ -123,7 +123,8 @@ def test_numbers_as_people_write_them(spelled: str, value: float) -> None:
 
 @pytest.mark.parametrize(("override", "message"), [
     ("generate.beams=0", "beams must be at least 1"),
-    ("generate.nil_threshold=0.5", None), ("generate.prior_weight=0.5", None),
+    ("generate.nil_threshold=0.5", None), ("generate.neighbours=1.5", "a weight from 0 to 1"),
+    ("generate.prior_weight=0.5", "cannot be had both"),
 ])  # fmt: skip
 def test_values_that_a_stage_refuses(override: str, message: str | None) -> None:
     if message is None:
@@ -331,15 +332,17 @@ def other(name: str) -> Any:
         return next(choice for choice in typing.get_args(hint) if choice != value)
     if isinstance(value, bool):
         return not value
+    if name in ("generate.gpu_memory", "generate.neighbours"):
+        return value / 2
     if isinstance(value, int | float):
-        return value / 2 if name == "generate.gpu_memory" else type(value)(value + 1)
+        return type(value)(value + 1)
     return f"{value}x" if isinstance(value, str) else value[:0]
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if not n.startswith((*PLACES, *MACHINE))])
 def test_the_fingerprint_changes_with_meaning(name: str) -> None:
-    config = changed(Config(), name, other(name))
-    assert config.fingerprint("facts") != Config().fingerprint("facts")
+    base = changed(Config(), "generate.neighbours", 0.0 if name == "generate.prior_weight" else 0.5)
+    assert changed(base, name, other(name)).fingerprint("facts") != base.fingerprint("facts")
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n.startswith(PLACES)])

@@ -146,7 +146,9 @@ def table(start: int, stop: int) -> pa.Table:
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
     """Four examples in two batches, three pictures."""
     vectors = np.random.default_rng(0).normal(size=(3, FEATURE)).astype(np.float32)
-    return banks.write([table(0, 1), table(1, 4)], [], vectors, tmp_path_factory.mktemp("bank"))
+    return banks.write(
+        [table(0, 1), table(1, 4)], [], vectors, np.zeros((4, 2), np.float32), tmp_path_factory.mktemp("bank")
+    )
 
 
 def embed(ids: Any) -> torch.Tensor:
@@ -249,7 +251,7 @@ def test_a_path_stands_behind_its_prompt(bank: Bank) -> None:
 
 
 def test_an_empty_bank(tmp_path: Path) -> None:
-    empty = banks.write([], [], np.empty((0, FEATURE), np.float32), tmp_path)
+    empty = banks.write([], [], np.empty((0, FEATURE), np.float32), np.empty((0, 2), np.float32), tmp_path)
     made = PromptEmbeddings(embed, mapper(), empty)([QUERY_IMAGE, 3], query())
     assert len(empty) == 0
     assert made.shape == (PREFIX + 1, WIDTH)

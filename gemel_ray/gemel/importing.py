@@ -79,8 +79,15 @@ def _local(model: str) -> str:
 def _settings(demonstrations: int) -> dict[str, dict[str, Any]]:
     """The paper's way, as sections of ray_config.yaml."""
     return {
-        "retrieve": {"demonstrations": demonstrations, "by": "mention", "itself": True, "published": True},
-        "generate": {"beams": 5, "score": "paper", "length_penalty": 1.0},
+        "retrieve": {
+            "demonstrations": demonstrations,
+            "by": "mention",
+            "words": 0.0,
+            "names": False,
+            "itself": True,
+            "published": True,
+        },
+        "generate": {"beams": 5, "score": "paper", "length_penalty": 1.0, "neighbours": 0.0},
     }
 
 
@@ -174,8 +181,7 @@ def _bank(workspace: Workspace, data: Path, features: Features, made: Made) -> N
     writer = BankWriter(workspace, made)
     tables = [writer.table(rows) for rows in _solved(lines, train, features, vectors)]
     folder = workspace.folder / "bank"
-    bank_file.write(tables, (), writer.pictures(), folder)
-    np.save(folder / "mention_vectors.npy", vectors)
+    bank_file.write(tables, (), writer.pictures(), vectors, folder)
     made.demonstrations, made.pictures = len(lines), len(writer.features)
     writer.finish(made.demonstrations)
 

@@ -36,12 +36,12 @@ class Bank:
         image_vectors: npt.NDArray[np.float32],
         keys: npt.NDArray[np.uint64],
         key_rows: npt.NDArray[np.int64],
-        mention_vectors: npt.NDArray[np.float32] | None = None,
+        mention_vectors: npt.NDArray[np.float32],
     ) -> None:
         self.table, self.image_vectors = table, image_vectors
-        self.mention_vectors = mention_vectors  # [rows, width] as they came from GEMEL's files, else None
+        self.mention_vectors = mention_vectors  # [rows, width]
         self._keys, self._key_rows = keys, key_rows
-        self._ids = table["id"]
+        self._ids, self._mentions, self._targets = (table[name] for name in ("id", "mention", "target"))
         tokens: pa.ListArray = table["tokens"].combine_chunks() if len(table) else None
         self._tokens = tokens.values.to_numpy() if len(table) else np.empty(0, np.int32)
         self._start = tokens.offsets.to_numpy() if len(table) else np.zeros(1, np.int32)
@@ -51,11 +51,8 @@ class Bank:
     def open(cls, folder: Path) -> Bank:
         """Map the bank in `folder`."""
         table = pa.ipc.open_file(pa.memory_map(str(folder / "bank.arrow"))).read_all()
-        vectors, keys, rows = (
-            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("image_vectors", "keys", "key_rows")
-        )
-        came = folder / "mention_vectors.npy"
-        return cls(table, vectors, keys, rows, np.load(came, mmap_mode="r") if came.exists() else None)
+        names = ("image_vectors", "keys", "key_rows", "mention_vectors")
+        return cls(table, *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -73,6 +70,16 @@ class Bank:
         """Token ids of the example's text piece."""
         ids: list[int] = self._tokens[self._start[row] : self._start[row + 1]].tolist()
         return ids
+
+    def mention(self, row: int) -> str:
+        """The example's mention."""
+        text: str = self._mentions[row].as_py()
+        return text
+
+    def target(self, row: int) -> str:
+        """Name of the example's entity."""
+        name: str = self._targets[row].as_py()
+        return name
 
     def has_image(self, row: int) -> bool:
         return bool(self._image_row[row] >= 0)
@@ -100,10 +107,12 @@ def write(
     examples: Iterable[pa.Table],
     names: Iterable[pa.Table],
     image_vectors: npt.NDArray[np.float32],
+    mention_vectors: npt.NDArray[np.float32],
     folder: Path,
 ) -> Bank:
     """Write the bank, solved examples before the knowledge base's own names, and open it. `image_vectors`
-    float32 [pictures, feature]. Of a caption that is nothing but a name, the name is no other example."""
+    float32 [pictures, feature], `mention_vectors` float32 [rows, width]. Of a caption that is nothing but a
+    name, the name is no other example."""
     folder.mkdir(parents=True, exist_ok=True)
     keys: list[np.uint64] = []
     with pa.ipc.new_file(str(folder / "bank.arrow"), SCHEMA) as file:
@@ -117,4 +126,5 @@ def write(
     np.save(folder / "keys.npy", np.array(keys, np.uint64)[order])
     np.save(folder / "key_rows.npy", order.astype(np.int64))
     np.save(folder / "image_vectors.npy", image_vectors)
+    np.save(folder / "mention_vectors.npy", mention_vectors)
     return Bank.open(folder)

@@ -107,7 +107,9 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
             for tables in (given, own_examples(workspace.entities) if few else ())
         )
     made.demonstrations, made.names = (sum(map(len, tables)) for tables in (examples, names))
-    bank_file.write(examples, names, writer.pictures(), workspace.folder / "bank")
+    bank_file.write(
+        examples, names, writer.pictures(), writer.mentions_as_vectors(), workspace.folder / "bank"
+    )
     writer.finish(made.demonstrations)
     made.pictures = len(writer.features)
     seconds = time.perf_counter() - began

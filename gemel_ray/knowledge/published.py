@@ -22,10 +22,6 @@ class PublishedOrder:
     """The bank's mention vectors as they came, at unit length."""
 
     def __init__(self, bank: Bank) -> None:
-        if bank.mention_vectors is None:
-            raise ValueError(
-                "retrieve.published needs a workspace made by import-gemel, with GEMEL's mention vectors"
-            )
         self._unit = _unit(bank.mention_vectors)
 
     def nearest(

@@ -8,7 +8,7 @@ them: they cannot be pickled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol, TypeVar
 
@@ -20,10 +20,12 @@ Points = dict[int, dict[str, list[float]]]  # row -> name -> vector
 Question = tuple[list[float], set[int]]  # vector, rows never to be returned
 Answer = list[tuple[int, float]]  # row and score, a tie in any order
 Without = Sequence[Sequence[int]]
+Bonus = Callable[[int, npt.NDArray[np.int64]], Matrix]  # number of a query, rows -> float32 [rows]
 T = TypeVar("T")
 
 TIE: Final = 1e-6  # the scores of equal vectors differ by less, those of others seldom do
 _MOST_EQUALS: Final = 1_000
+_DEEP: Final = 100  # rows of a list that something is still done with
 _QUERIES, _POINTS = 128, 256  # in one request
 
 
@@ -91,13 +93,16 @@ class Vectors:
         """Let go of the folder or the connection."""
         self.store.close()
 
-    def search(self, name: str, queries: Matrix, limit: int, without: Without = ()) -> list[Hits]:
+    def search(
+        self, name: str, queries: Matrix, limit: int, without: Without = (), bonus: Bonus | None = None
+    ) -> list[Hits]:
         """The `limit` rows nearest to each of `queries`, float32 [n, width]; nothing is near to none.
 
-        `without[i]` are rows never to be returned for query i; nothing given, nothing left out.
+        `without[i]` are rows never to be returned for query i; nothing given, nothing left out. `bonus` is
+        added to the scores of the nearest 100 before they are ranked.
         ValueError: unknown name, wrong width or length. ConnectionError: the server does not answer.
         """
-        found = self._search(name, queries, limit, without)
+        found = self._search(name, queries, limit, without, bonus)
         return [Hits(hits.rows[:limit], hits.scores[:limit]) for hits in found]
 
     def search_fused(
@@ -106,6 +111,7 @@ class Vectors:
         limit: int,
         without: Without = (),
         weights: Mapping[str, float] | None = None,
+        bonus: Mapping[str, Bonus] | None = None,
     ) -> list[Hits]:
         """The `limit` rows that the named queries, each float32 [n, width], agree on: `fuse`.
 
@@ -113,21 +119,28 @@ class Vectors:
         weight 0 is not asked. The lists are ten times the limit deep, at least 100. Errors as in `search`.
         """
         count = max(map(len, queries.values()), default=0)
-        depth, given, found = max(10 * limit, 100), weights or {}, []
+        depth, given, found = max(10 * limit, _DEEP), weights or {}, []
         for name, matrix in queries.items():
             if len(matrix) != count:
                 raise ValueError(f"{len(matrix)} queries under {name}, but {count} under another name")
             if (weight := given.get(name, 1.0)) > 0:
-                found.append((self._search(name, matrix, depth, without), weight))
+                extra = (bonus or {}).get(name)
+                found.append((self._search(name, matrix, depth, without, extra), weight))
         return [fuse([(hits[i], weight) for hits, weight in found], limit) for i in range(count)]
 
-    def _search(self, name: str, queries: Matrix, limit: int, without: Without) -> list[Hits]:
+    def _search(
+        self, name: str, queries: Matrix, limit: int, without: Without, bonus: Bonus | None
+    ) -> list[Hits]:
         """As `search`, but the tie that the limit would cut is kept whole."""
-        found = self._search_one(name, queries, limit, without)
-        if (other := self.joined.get(name)) is None or other not in self.store.widths:
+        depth = max(limit, _DEEP) if bonus else limit
+        found = self._search_one(name, queries, depth, without)
+        if (other := self.joined.get(name)) is not None and other in self.store.widths:
+            others = self._search_one(other, queries, depth, without)
+            found = [_levelled([*_answer(a), *_answer(b)], depth) for a, b in zip(found, others, strict=True)]
+        if bonus is None:
             return found
-        others = self._search_one(other, queries, limit, without)
-        return [_levelled([*_answer(a), *_answer(b)], limit) for a, b in zip(found, others, strict=True)]
+        extra = (Hits(h.rows, h.scores + bonus(i, h.rows)) for i, h in enumerate(found))
+        return [_levelled(_answer(hits), limit) for hits in extra]
 
     def _search_one(self, name: str, queries: Matrix, limit: int, without: Without) -> list[Hits]:
         asked = self._there(name, queries)

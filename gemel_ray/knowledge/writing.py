@@ -131,13 +131,17 @@ class BankWriter:
         """Features of the distinct pictures, float32 [pictures, feature]."""
         return np.array(self.features, np.float32) if self.features else np.empty((0, 1), np.float32)
 
+    def mentions_as_vectors(self) -> npt.NDArray[np.float32]:
+        """Of all rows, float32 [rows, width]."""
+        return np.concatenate(self.mention_vectors) if self.rows else np.empty((0, 1), np.float32)
+
     def finish(self, examples: int) -> None:
         """Fill the vector store, and note how many rows share one vector: it makes ties exact. The first
         rows are `examples`, found as mentions; the others, the knowledge base's own, as names."""
         if not self.rows:
             return
         self.made.multiplicity = dict.fromkeys(("mention", "name"), max(self.mentions.values()))
-        mentions, features = np.concatenate(self.mention_vectors), unit(self.pictures())
+        mentions, features = self.mentions_as_vectors(), unit(self.pictures())
         widths = {"mention": mentions.shape[1]}
         if examples < len(self.rows):
             widths["name"] = mentions.shape[1]

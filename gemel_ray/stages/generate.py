@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.engine.exact import exact
+from gemel_ray.engine.neighbours import Neighbours, interpolated
 from gemel_ray.engine.prior import Prior
 from gemel_ray.engine.run import Engine, Usage
 from gemel_ray.engine.search import Candidate, Expansions, Path, Rollout, beam, greedy, probabilities
@@ -41,12 +42,14 @@ class Generate(Stage):
     the engine (the manifest's `cut` counts such mentions). `score`: `paper` adds log-softmax over
     the whole vocabulary, `tree` renormalises over what the tree allows at each step. A name is ranked by the
     sum over its tokens divided by their number to the power of `length_penalty`; `prior_weight` times what
-    the model gives the name without a question is taken off that sum when the search has ended. Below
-    `nil_threshold` of probability (the softmax of the candidates' scores) the answer is NIL. The other
-    fields are the engine's (see EngineOptions).
+    the model gives the name without a question is taken off that sum when the search has ended. With
+    `neighbours` the score is the logarithm of (1 - neighbours) * P(name), as the model says it, plus
+    neighbours * P(name), as the demonstrations alone say it. Below `nil_threshold` of probability (the
+    softmax of the candidates' scores) the answer is NIL. The other fields are the engine's (see
+    EngineOptions).
     """
 
-    reads: ClassVar = ("prompt", "image_vector")
+    reads: ClassVar = ("prompt", "image_vector", "shots", "similarities")
     writes: ClassVar = pa.schema(
         [
             pa.field("entity", pa.string()),
@@ -62,6 +65,7 @@ class Generate(Stage):
     score: Literal["paper", "tree"] = "tree"
     length_penalty: float = 0.0
     prior_weight: float = 0.0
+    neighbours: float = 0.5
     nil_threshold: float = 0.0
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     length: int = 4096
@@ -80,6 +84,11 @@ class Generate(Stage):
                 raise ValueError(
                     f"generate.{setting} compares candidates: it needs generate.beams of 2 or more"
                 )
+
+        if not 0 <= self.neighbours <= 1:
+            raise ValueError("generate.neighbours is a weight from 0 to 1")
+        if self.neighbours and self.prior_weight:
+            raise ValueError("generate.prior_weight and generate.neighbours cannot be had both: set one to 0")
 
     def start(self, workspace: Workspace) -> Work:
         return _Generating(self, workspace)
@@ -135,24 +144,29 @@ class _Generating(Work):
         self.usage, self.mentions, self.cut = Usage(), 0, 0
         self.room = _Room(self.engine.cache)
         neutral = self.engine.embed(workspace.tokenize([query_text("", "")])[0])
+        self.neighbours = Neighbours(self.tree, workspace.bank, workspace.tokenize)
         self.prior = Prior(self.tree, self._behind(neutral), renormalise=stage.score == "tree")
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        prompts, images = batch["prompt"].to_pylist(), batch["image_vector"].to_pylist()
-        rows = await asyncio.gather(*(self._link(p, v) for p, v in zip(prompts, images, strict=True)))
+        rows = await asyncio.gather(*(self._link(row) for row in batch.to_pylist()))
         columns = {name: [row.get(name) for row in rows] for name in _FIELDS}
         table = answer(self.stage.writes, columns, [row.get("error") for row in rows])
         return table.append_column("status", pa.array([row.get("status") for row in rows], pa.string()))
 
-    async def _link(self, prompt: list[int], image: list[float] | None) -> dict[str, Any]:
+    async def _link(self, row: dict[str, Any]) -> dict[str, Any]:
         self.mentions += 1
+        prompt = row["prompt"]
         # Its prompt, with a picture's few vectors for one number each, and what its beams write.
         tokens = len(prompt) + self.stage.beams * (self.tree.depth + self.stage.block)
         async with self.room.taken(tokens):
             try:
-                return self._row(await self._search(prompt, image))
+                found = await self._search(prompt, row["image_vector"])
             except ValueError as reason:  # this prompt's own fault: too long
                 return {"error": str(reason)}
+        if weight := self.stage.neighbours:
+            shares = self.neighbours.shares(row["shots"], row["similarities"])
+            found = interpolated(found, shares, weight, self.stage.beams)
+        return self._row(found)
 
     async def _search(self, prompt: list[int], image: list[float] | None) -> list[Candidate]:
         embeddings = self.prompts(prompt, None if image is None else np.asarray(image, np.float32))

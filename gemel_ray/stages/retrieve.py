@@ -7,6 +7,7 @@ mention and the same text never demonstrates itself. Here documents become menti
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -15,12 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.knowledge.published import PublishedOrder
+from gemel_ray.knowledge.vectors import Bonus
 from gemel_ray.models.clip import unit
 from gemel_ray.stage import Stage, Work, answer
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
+_WORD = re.compile(r"\w+")
 Rows = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 
@@ -29,10 +32,11 @@ Vectors = npt.NDArray[np.float32]
 class Retrieve(Stage):
     """`demonstrations` a mention, found by the mention's vector, the image's, both fused, or at random.
 
+    `words` is added to the cosine of a mention that holds all words of the one asked about.
     Fused: weighted reciprocal ranks. Without an image, `image` and `fused` go by the mention.
     `names`: whether the knowledge base's own names are found beside the examples (see config.Bank).
     `itself`: whether an example with the same mention and text may demonstrate it. `published`: choice and
-    order of GEMEL's code to the last tie (by mention, in a workspace made by import-gemel).
+    order of GEMEL's code to the last tie (by the mention alone, among all of the bank).
     """
 
     explodes: ClassVar = ("mentions", "mention_vectors")
@@ -41,12 +45,14 @@ class Retrieve(Stage):
         [
             pa.field("shots", pa.list_(pa.int32())),  # rows of the bank, most similar last
             pa.field("demonstrations", pa.list_(pa.string())),  # their ids
+            pa.field("similarities", pa.list_(pa.float32())),  # of their mentions: cosine, and words shared
         ]
     )
     demonstrations: int = 16
     by: Literal["mention", "image", "fused", "random"] = "fused"
     mention_weight: float = 1.0
     image_weight: float = 1.0
+    words: float = 0.2
     names: bool = True
     itself: bool = False
     published: bool = False
@@ -76,9 +82,24 @@ class _Retrieving(Work):
         else:
             rows = [self._random(*key) for key in zip(texts, mentions, without, strict=True)]
         shots = [row[::-1] for row in rows]
-        return answer(
-            self.stage.writes, {"shots": shots, "demonstrations": [self.bank.ids(s) for s in shots]}
-        )
+        vectors = np.array(batch["mention_vector"].to_pylist(), np.float32)
+        columns = {
+            "shots": shots,
+            "demonstrations": [self.bank.ids(s) for s in shots],
+            "similarities": [self._near(*pair) for pair in zip(vectors, shots, mentions, strict=True)],
+        }
+        return answer(self.stage.writes, columns)
+
+    def _near(self, vector: Vectors, rows: Rows, mention: str) -> Vectors:
+        rows = np.asarray(rows, np.int64)
+        cosines: Vectors = unit(self.bank.mention_vectors[rows]) @ unit(vector)
+        return cosines + self._shared(mention, rows)
+
+    def _shared(self, mention: str, rows: Rows) -> Vectors:
+        """What rows are given for holding all of the mention's words in their own."""
+        words = _words(mention)
+        held = [bool(words) and words <= _words(self.bank.mention(row)) for row in rows.tolist()]
+        return np.float32(self.stage.words) * np.array(held, np.float32)
 
     def _similar(self, batch: pa.Table, without: list[list[int]]) -> list[Rows]:
         """Rows of the bank for each mention, most similar first."""
@@ -87,12 +108,16 @@ class _Retrieving(Work):
         queries = {"mention": np.array(batch["mention_vector"].to_pylist(), np.float32)}
         if "image" in store.store.widths and stage.by != "mention":
             queries["image"] = _images(batch["image_vector"].to_pylist(), store.store.widths["image"])
+        mentions: list[str] = batch["mention"].to_pylist()
+        bonus: Bonus | None = (lambda i, rows: self._shared(mentions[i], rows)) if stage.words else None
         if stage.by == "fused":
             weights = {"mention": stage.mention_weight, "image": stage.image_weight}
-            hits = store.search_fused(queries, stage.demonstrations, without, weights)
+            extra = {"mention": bonus} if bonus else {}
+            hits = store.search_fused(queries, stage.demonstrations, without, weights, extra)
             return [h.rows for h in hits]
         by = stage.by if stage.by in queries else "mention"
-        rows = [h.rows for h in store.search(by, queries[by], stage.demonstrations, without)]
+        own = bonus if by == "mention" else None
+        rows = [h.rows for h in store.search(by, queries[by], stage.demonstrations, without, own)]
         # Without a picture there is still the mention to go by.
         blind = [i for i, r in enumerate(rows) if not len(r)]
         if blind and by == "image":
@@ -112,6 +137,10 @@ class _Retrieving(Work):
     def close(self) -> None:
         if self.store is not None:
             self.store.close()
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.casefold()))
 
 
 def _images(vectors: list[list[float] | None], width: int) -> Vectors:

@@ -37,6 +37,8 @@ GROUPS: dict[str, tuple[Cell, ...]] = {
         Cell("absent", ("assemble.images=false",), variant="blind", sees=True),
     ),
     "prefix": tuple(Cell(str(k), prefix=k, sees=True) for k in (1, 2, 4, 8)),
+    "names": tuple(Cell(str(n).lower(), (f"retrieve.names={str(n).lower()}",)) for n in (True, False)),
+    "neighbours": _each("generate.neighbours", 0.0, 0.25, 0.5, 0.75, 1.0),
     "search": (
         Cell("greedy", ("generate.beams=1", "generate.search=beam", "generate.prior_weight=0")),
         Cell("5 beams", ("generate.beams=5", "generate.search=beam")),
@@ -49,6 +51,7 @@ GROUPS: dict[str, tuple[Cell, ...]] = {
                 f"generate.score={score}",
                 f"generate.length_penalty={penalty}",
                 f"generate.prior_weight={prior}",
+                "generate.neighbours=0",
             ),
         )
         for score, penalty, prior in (
