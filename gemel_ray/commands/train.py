@@ -12,8 +12,10 @@ from gemel_ray.commands import configured, say
 def add(verb: Parser) -> None:
     """Train the feature mapper, the one trained part: image features to visual prefixes.
 
-    Prompts are made as link makes them, an example never demonstrating itself. The mapper that decodes DEV
-    best, of equals the one with the lowest loss, goes into the workspace. Killed, the same command goes on.
+    Prompts are made as link makes them, an example never demonstrating itself. The mapper that names most of
+    DEV right goes into the workspace. Killed at any time, the same command goes on; other settings start
+    anew. WORKSPACE/training holds the curve (curve.svg, curve.json, logs for TensorBoard), WORKSPACE/cache
+    what was encoded, which another training takes from there.
 
       gemel-ray train --train train.parquet --dev dev.parquet --workspace my-workspace
     """

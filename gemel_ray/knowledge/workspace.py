@@ -5,6 +5,7 @@
     bank/            demonstrations, tokenised, with features  vectors/         their Qdrant shard
     mapper.safetensors   the feature mapper, where there is one
     features/        pictures' features that came ready-made, by key (import-gemel)
+    cache/, training/    what gemel-ray train keeps: encoded examples; checkpoint, curve and logs
 
 It knows the models' revisions it was made with and refuses others.
 """
