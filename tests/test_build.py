@@ -88,3 +88,25 @@ def test_random_ones_are_examples(workspace: Workspace, tmp_path: Path) -> None:
 
 def test_a_large_knowledge_base_is_not_shown(tmp_path: Path) -> None:
     assert made(tmp_path, "bank.names=2").bank.table["id"].to_pylist() == ["e1/0-5"]
+
+
+def test_an_example_that_holds_all_words_is_nearer(workspace: Workspace, tmp_path: Path) -> None:
+    """By just what is configured, and it is what the neighbours vote with."""
+    file = tmp_path / "one.json"
+    file.write_text(json.dumps({"id": "d", "text": "The Apple at night", "mention": "Apple"}))
+
+    def found(*settings: str) -> dict[str, float]:
+        config = load(None, workspace.facts["settings"], settings)
+        opened = Workspace.open(workspace.folder, config)
+        segment = linking_graph(config, opened).segment(["detect", "encode", "retrieve"], opened)
+        row = asyncio.run(segment.run(next(documents(str(file))))).to_pylist()[0]
+        segment.close()
+        near: list[float] = row["similarities"]
+        assert near == pytest.approx(sorted(near), abs=1e-5)  # the most similar stands last
+        return dict(zip(row["demonstrations"], row["similarities"], strict=True))
+
+    alone, with_words = found("retrieve.words=0"), found("retrieve.words=0.5")
+    assert alone.keys() == with_words.keys()
+    for name, cosine in alone.items():
+        assert with_words[name] == pytest.approx(cosine + (0.5 if name == "Q2/0-9" else 0.0), abs=1e-5)
+    assert list(with_words)[-1] == "Q2/0-9"

@@ -432,3 +432,35 @@ def test_unreachable_server() -> None:
     with pytest.raises(ConnectionError, match=r"no Qdrant server answers at http://127\.0\.0\.1:9/bank"):
         ServerStore.open("http://127.0.0.1:9/bank")
     assert time.monotonic() - begun < 10
+
+
+def test_a_bonus_is_added_before_rows_are_ranked(tmp_path: Path) -> None:
+    bank = random(150, 8)
+    vectors = Vectors(EdgeStore.create(tmp_path / "shard", {"mention": 8}))
+    vectors.add(np.arange(150), {"mention": bank})
+    (plain,) = vectors.search("mention", bank[:1], 100)
+    ninth = int(plain.rows[8])
+
+    def bonus(query: int, rows: Any) -> Any:
+        assert query == 0
+        return np.where(rows == ninth, np.float32(2), np.float32(0))
+
+    (hits,) = vectors.search("mention", bank[:1], 3, (), bonus)
+    assert hits.rows.tolist() == [ninth, *plain.rows[:2].tolist()]
+    assert hits.scores[0] == pytest.approx(plain.scores[8] + 2, abs=1e-5)
+    vectors.close()
+
+
+def test_joined_names_are_one_list(tmp_path: Path) -> None:
+    """Rows of either name, the nearest first, equal ones by row."""
+    bank = random(40, 8)
+    none = np.full((20, 8), np.nan, np.float32)
+    vectors = Vectors(
+        EdgeStore.create(tmp_path / "shard", {"mention": 8, "name": 8}), joined={"mention": "name"}
+    )
+    vectors.add(np.arange(20), {"mention": bank[:20], "name": none})
+    vectors.add(np.arange(20, 40), {"mention": none, "name": bank[20:]})
+    (hits,) = vectors.search("mention", bank[:1], 10)
+    unit = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    assert hits.rows.tolist() == np.argsort(-(unit @ unit[0]), kind="stable")[:10].tolist()
+    vectors.close()
