@@ -54,16 +54,24 @@ def test_names_and_aliases_stand_behind_the_solved_examples(workspace: Workspace
     ]
 
 
-def shown(workspace: Workspace, folder: Path, *settings: str) -> list[str]:
-    """Demonstrations of the caption "Paris", as such settings find them, most similar last."""
+PARIS = EXAMPLES[0]
+
+
+def retrieved(workspace: Workspace, folder: Path, line: dict[str, Any], *settings: str) -> dict[str, Any]:
+    """The one row that Retrieve makes of an official line, under such settings."""
     file = folder / "train.json"
-    file.write_text(json.dumps(EXAMPLES[0]))
+    file.write_text(json.dumps(line))
     config = load(None, workspace.facts["settings"], settings)
     opened = Workspace.open(workspace.folder, config)
     segment = linking_graph(config, opened).segment(["detect", "encode", "retrieve"], opened)
-    row = asyncio.run(segment.run(next(documents(str(file))))).to_pylist()[0]
+    row: dict[str, Any] = asyncio.run(segment.run(next(documents(str(file))))).to_pylist()[0]
     segment.close()
-    found: list[str] = row["demonstrations"]
+    return row
+
+
+def shown(workspace: Workspace, folder: Path, *settings: str) -> list[str]:
+    """Demonstrations of the caption "Paris", as such settings find them, most similar last."""
+    found: list[str] = retrieved(workspace, folder, PARIS, *settings)["demonstrations"]
     return found
 
 
@@ -92,15 +100,10 @@ def test_a_large_knowledge_base_is_not_shown(tmp_path: Path) -> None:
 
 def test_an_example_that_holds_all_words_is_nearer(workspace: Workspace, tmp_path: Path) -> None:
     """By just what is configured, and it is what the neighbours vote with."""
-    file = tmp_path / "one.json"
-    file.write_text(json.dumps({"id": "d", "text": "The Apple at night", "mention": "Apple"}))
+    line = {"id": "d", "text": "The Apple at night", "mention": "Apple"}
 
     def found(*settings: str) -> dict[str, float]:
-        config = load(None, workspace.facts["settings"], settings)
-        opened = Workspace.open(workspace.folder, config)
-        segment = linking_graph(config, opened).segment(["detect", "encode", "retrieve"], opened)
-        row = asyncio.run(segment.run(next(documents(str(file))))).to_pylist()[0]
-        segment.close()
+        row = retrieved(workspace, tmp_path, line, *settings)
         near: list[float] = row["similarities"]
         assert near == pytest.approx(sorted(near), abs=1e-5)  # the most similar stands last
         return dict(zip(row["demonstrations"], row["similarities"], strict=True))

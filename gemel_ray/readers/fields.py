@@ -60,10 +60,11 @@ def placed(mention: str, text: str, known: Mapping[str, Any]) -> Row:
     Wolfe" of "Elsie de Wolfe"): the prompt asks for the string, and such a mention has no place."""
     if not mention:
         raise BadRecord("the mention is empty")
-    start, end = place(mention, text) or (0, 1)
+    at = place(mention, text)
+    start, end = at or (0, 1)
     found = made({**known, "start": start, "end": end}, text) | {"mention": mention}
     unplaced = {"mention_id": mention, "start": None, "end": None}
-    return found if place(mention, text) else found | unplaced
+    return found if at else found | unplaced
 
 
 def made(raw: Mapping[str, Any], text: str) -> Row:

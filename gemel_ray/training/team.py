@@ -34,15 +34,6 @@ class Team:
             dist.all_reduce(values)
         return values
 
-    def gathered(self, share: list[Item]) -> list[Item]:
-        """All workers' parts of the items that `share` cut, in their order again."""
-        if self.size == 1:
-            return share
-        parts: list[list[Item]] = [[] for _ in range(self.size)]
-        dist.all_gather_object(parts, share)
-        whole = sum(map(len, parts))
-        return [parts[i % self.size][i // self.size] for i in range(whole)]
-
     def same(self, weights: Sequence[torch.Tensor]) -> None:
         """Everyone takes the first worker's."""
         if self.size > 1:
