@@ -160,6 +160,7 @@ PAPER = (
     "retrieve.by=mention",
     "retrieve.names=false",
     "retrieve.words=0",
+    "retrieve.sets=0",
     "retrieve.demonstrations=16",
     "generate.search=beam",
     "generate.beams=5",

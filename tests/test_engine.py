@@ -14,6 +14,7 @@ import torch
 
 from gemel_ray.config import Config
 from gemel_ray.engine.exact import exact
+from gemel_ray.engine.prompts import Prompt
 from gemel_ray.engine.run import Engine, Usage
 from gemel_ray.engine.search import Candidate, Expansions, beam, greedy
 from gemel_ray.graph import run_in_process
@@ -28,7 +29,7 @@ MENTIONS = 6
 
 
 @pytest.fixture(scope="module")
-def prompts(workspace: Workspace, config: Config, generating: Any) -> list[torch.Tensor]:
+def prompts(workspace: Workspace, config: Config, generating: Any) -> list[Prompt]:
     """Prompt embeddings of test pictures, four demonstrations with pictures before each."""
     data = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "test.parquet"
     first = next(documents(str(data), batch=MENTIONS))
@@ -51,7 +52,7 @@ def reference(workspace: Workspace) -> Any:
 
 def search(
     generating: Any,
-    prompt: torch.Tensor,
+    prompt: Prompt,
     *,
     width: int,
     renormalise: bool,
@@ -63,7 +64,7 @@ def search(
     async def rollout(path: tuple[int, ...], node: int, wide: int = 0) -> Any:
         whole = generating.prompts.extended(prompt, path)
         limit = 1 if wide else tree.depth - len(path)
-        return await engine.rollout(whole, node, limit, renormalise, Usage(), wide)
+        return await engine.rollout(whole, node, limit, renormalise, Usage(), wide or 16)
 
     async def run() -> list[Candidate]:
         expansions = Expansions(tree, rollout, renormalise=renormalise)
@@ -77,7 +78,7 @@ def search(
 
 
 def by_hugging_face(
-    model: Any, tree: PrefixTree, prompt: torch.Tensor, beams: int, penalty: float
+    model: Any, tree: PrefixTree, prompt: Prompt, beams: int, penalty: float
 ) -> list[tuple[int, float]]:
     """(leaf, score) of the returned beams, best first."""
     end = tree.end_token
@@ -87,7 +88,7 @@ def by_hugging_face(
         return tree.children(node)[1].tolist() if node >= 0 and not tree.is_leaf(node) else [end]
 
     out = model.generate(
-        inputs_embeds=prompt[None].float(),
+        inputs_embeds=prompt.embeddings[None].float(),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         num_beams=beams,
         num_return_sequences=beams,
@@ -104,7 +105,7 @@ def by_hugging_face(
     return [(tree.walk(n), score) for n, score in zip(names, out.sequences_scores.tolist(), strict=True)]
 
 
-def test_five_beams_equal_hugging_face(generating: Any, prompts: list[torch.Tensor], reference: Any) -> None:
+def test_five_beams_equal_hugging_face(generating: Any, prompts: list[Prompt], reference: Any) -> None:
     for prompt in prompts:
         ours = search(generating, prompt, width=5, renormalise=False, penalty=1.0)
         theirs = by_hugging_face(reference, generating.tree, prompt, 5, 1.0)
@@ -122,7 +123,7 @@ def test_five_beams_on_real_captions_equal_hugging_face(
     lines = random.Random(0).sample(source.read_text().splitlines(), 6)
     for raw in map(json.loads, lines):
         text = query_text(raw["text"], raw["mention"])
-        prompt = generating.engine.embed(workspace.tokenize([text])[0])
+        prompt = generating.prompts(workspace.tokenize([text])[0], None)
         ours = search(generating, prompt, width=5, renormalise=False, penalty=1.0)
         theirs = by_hugging_face(reference, generating.tree, prompt, 5, 1.0)
         assert [c.leaf for c in ours] == [leaf for leaf, _ in theirs]
@@ -130,7 +131,7 @@ def test_five_beams_on_real_captions_equal_hugging_face(
 
 
 def test_tree_scores_are_the_models_probabilities_of_names(
-    generating: Any, prompts: list[torch.Tensor], reference: Any
+    generating: Any, prompts: list[Prompt], reference: Any
 ) -> None:
     """A candidate's score, computed anew by Hugging Face in one pass over its name."""
     tree = generating.tree
@@ -138,7 +139,7 @@ def test_tree_scores_are_the_models_probabilities_of_names(
     prompt = prompts[0]
     for candidate in search(generating, prompt, width=3, renormalise=True, penalty=0.0):
         path = path_of[candidate.leaf]
-        whole = torch.cat([prompt.float(), generating.engine.embed(path[:-1]).float()])
+        whole = torch.cat([prompt.embeddings.float(), generating.engine.embed(path[:-1]).float()])
         with torch.no_grad():
             logits = reference(inputs_embeds=whole[None]).logits[0, len(prompt) - 1 :]
         node, total = tree.root, 0.0
@@ -149,7 +150,7 @@ def test_tree_scores_are_the_models_probabilities_of_names(
         assert candidate.log_prob == pytest.approx(total, abs=1e-3)
 
 
-def test_greedy_is_the_first_of_one_beam(generating: Any, prompts: list[torch.Tensor]) -> None:
+def test_greedy_is_the_first_of_one_beam(generating: Any, prompts: list[Prompt]) -> None:
     for prompt in prompts[:3]:
         one = search(generating, prompt, width=1, renormalise=True, penalty=0.0)
         path = next(path for path, leaf in generating.tree.names() if leaf == one[0].leaf)
@@ -157,16 +158,16 @@ def test_greedy_is_the_first_of_one_beam(generating: Any, prompts: list[torch.Te
         engine: Engine = generating.engine
         for depth in range(len(path)):
             extended = generating.prompts.extended(prompt, tuple(path[:depth]))
-            steps = asyncio.run(engine.rollout(extended, node, 1, True, Usage()))
+            steps = asyncio.run(engine.rollout(extended, node, 1, True, Usage(), 16))
             assert steps[0].tokens[0] == path[depth]
             node = generating.tree.step(node, path[depth])
 
 
-def every_name(model: Any, tree: PrefixTree, prompt: torch.Tensor, *, renormalise: bool) -> dict[int, float]:
+def every_name(model: Any, tree: PrefixTree, prompt: Prompt, *, renormalise: bool) -> dict[int, float]:
     """Brute force: by leaf, the log-probability of every name, all names teacher-forced behind the prompt."""
     found: dict[int, float] = {}
     with torch.no_grad():
-        read = model(inputs_embeds=prompt[None].float(), use_cache=True)
+        read = model(inputs_embeds=prompt.embeddings[None].float(), use_cache=True)
         names = list(tree.names())
         for i in range(0, len(names), 32):
             some = names[i : i + 32]
@@ -187,7 +188,7 @@ def every_name(model: Any, tree: PrefixTree, prompt: torch.Tensor, *, renormalis
 
 @pytest.mark.parametrize("renormalise", [True, False])
 def test_exact_finds_the_best_of_all_names(
-    generating: Any, prompts: list[torch.Tensor], reference: Any, renormalise: bool
+    generating: Any, prompts: list[Prompt], reference: Any, renormalise: bool
 ) -> None:
     for prompt in prompts[:2]:
         right = every_name(reference, generating.tree, prompt, renormalise=renormalise)
@@ -197,7 +198,7 @@ def test_exact_finds_the_best_of_all_names(
         assert [right[c.leaf] for c in ours] == pytest.approx([c.log_prob for c in ours], abs=1e-3)
 
 
-def test_exact_is_at_least_as_good_as_beam_and_greedy(generating: Any, prompts: list[torch.Tensor]) -> None:
+def test_exact_is_at_least_as_good_as_beam_and_greedy(generating: Any, prompts: list[Prompt]) -> None:
     for prompt in prompts:
         ours = search(generating, prompt, width=5, renormalise=True, penalty=0.0, exactly=True)
         beams = search(generating, prompt, width=5, renormalise=True, penalty=0.0)
@@ -209,7 +210,7 @@ def test_exact_is_at_least_as_good_as_beam_and_greedy(generating: Any, prompts: 
 def test_the_prior_is_what_the_model_gives_without_a_question(
     generating: Any, workspace: Workspace, reference: Any
 ) -> None:
-    neutral = generating.engine.embed(workspace.tokenize([query_text("", "")])[0])
+    neutral = generating.prompts(workspace.tokenize([query_text("", "")])[0], None)
     right = every_name(reference, generating.tree, neutral, renormalise=True)
     leaves = random.Random(0).sample(sorted(right), 10)
     found = [Candidate(leaf, 0.0, 0.0) for leaf in leaves]
@@ -217,13 +218,14 @@ def test_the_prior_is_what_the_model_gives_without_a_question(
     assert {c.leaf: -c.score for c in corrected} == pytest.approx({n: right[n] for n in leaves}, abs=1e-3)
 
 
-def test_a_cancelled_caller_frees_the_engine(generating: Any, prompts: list[torch.Tensor]) -> None:
+def test_a_cancelled_caller_frees_the_engine(generating: Any, prompts: list[Prompt]) -> None:
     engine: Engine = generating.engine
+    turned = Prompt(prompts[0].embeddings.flip(0), prompts[0].identity[::-1])
 
     async def leave() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await engine.rollout(prompts[0].flip(0), 0, 20, True, Usage())
+                await engine.rollout(turned, 0, 20, True, Usage(), 16)
 
     asyncio.run(leave())
     assert search(generating, prompts[1], width=2, renormalise=True, penalty=0.0)

@@ -196,8 +196,8 @@ numbers = st.integers(0, 50) | st.just(QUERY_IMAGE) | st.sampled_from([image_of(
 def test_prefixes_stand_where_their_references_stood(bank: Bank, prompt: list[int]) -> None:
     prompts = PromptEmbeddings(embed, mapper(), bank)
     made = prompts(prompt, query())
-    assert made.shape == (sum(PREFIX if n < 0 else 1 for n in prompt), WIDTH)
-    torch.testing.assert_close(made, slowly(bank, prompt, query()))
+    assert made.embeddings.shape == (sum(PREFIX if n < 0 else 1 for n in prompt), WIDTH)
+    torch.testing.assert_close(made.embeddings, slowly(bank, prompt, query()))
 
 
 def test_a_whole_prompt(bank: Bank) -> None:
@@ -207,11 +207,11 @@ def test_a_whole_prompt(bank: Bank) -> None:
     assert len(made) == PREFIX + 3 + 1 + PREFIX + 2
     with torch.inference_mode():
         torch.testing.assert_close(
-            made[:PREFIX], mapper()(torch.tensor(np.array(bank.image_vectors[1:2])))[0]
+            made.embeddings[:PREFIX], mapper()(torch.tensor(np.array(bank.image_vectors[1:2])))[0]
         )
-        torch.testing.assert_close(made[7:10], mapper()(torch.tensor(query())[None])[0])
-    torch.testing.assert_close(made[3:7], embed([5, 6, 7, 8]))
-    torch.testing.assert_close(made[10:], embed([20, 21]))
+        torch.testing.assert_close(made.embeddings[7:10], mapper()(torch.tensor(query())[None])[0])
+    torch.testing.assert_close(made.embeddings[3:7], embed([5, 6, 7, 8]))
+    torch.testing.assert_close(made.embeddings[10:], embed([20, 21]))
 
 
 def test_equal_prompts_are_equal_to_the_bit(bank: Bank) -> None:
@@ -220,16 +220,16 @@ def test_equal_prompts_are_equal_to_the_bit(bank: Bank) -> None:
     prompt = [image_of(0), *PIECES[0], image_of(3), *PIECES[3], QUERY_IMAGE, 20]
     first = prompts(prompt, query(1))
     other = prompts([*prompt[:-2], 7, QUERY_IMAGE, 20], query(2))
-    assert first.equal(prompts(prompt, query(1)))
+    assert first.embeddings.equal(prompts(prompt, query(1)).embeddings)
     shared = 2 * PREFIX + 5
-    assert first[:shared].equal(other[:shared])
-    assert not first[shared:].equal(other[shared + 1 :])  # the other picture
+    assert first.embeddings[:shared].equal(other.embeddings[:shared])
+    assert not first.embeddings[shared:].equal(other.embeddings[shared + 1 :])  # the other picture
 
 
 def test_without_a_mapper_a_prompt_is_its_tokens(bank: Bank) -> None:
     prompts = PromptEmbeddings(embed, None, bank)
-    assert prompts([1, 2, 3], query()).equal(embed([1, 2, 3]))
-    assert prompts([1, 2, 3], None).equal(embed([1, 2, 3]))
+    assert prompts([1, 2, 3], query()).embeddings.equal(embed([1, 2, 3]))
+    assert prompts([1, 2, 3], None).embeddings.equal(embed([1, 2, 3]))
 
 
 def test_prefixes_have_the_language_model_s_precision(bank: Bank) -> None:
@@ -237,26 +237,28 @@ def test_prefixes_have_the_language_model_s_precision(bank: Bank) -> None:
         return embed(ids).to(torch.bfloat16)
 
     made = PromptEmbeddings(half, mapper(), bank)([image_of(0), 5, QUERY_IMAGE], query())
-    assert made.dtype == torch.bfloat16
-    torch.testing.assert_close(made, slowly(bank, [image_of(0), 5, QUERY_IMAGE], query()).to(torch.bfloat16))
+    assert made.embeddings.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        made.embeddings, slowly(bank, [image_of(0), 5, QUERY_IMAGE], query()).to(torch.bfloat16)
+    )
 
 
 def test_a_path_stands_behind_its_prompt(bank: Bank) -> None:
     prompts = PromptEmbeddings(embed, mapper(), bank)
     made = prompts([4, QUERY_IMAGE], query())
-    assert prompts.extended(made, ()).equal(made)
+    assert prompts.extended(made, ()) is made
     longer = prompts.extended(made, (8, 9))
-    assert longer[: len(made)].equal(made)
-    assert longer[len(made) :].equal(embed([8, 9]))
+    assert longer.embeddings[: len(made)].equal(made.embeddings)
+    assert longer.embeddings[len(made) :].equal(embed([8, 9]))
 
 
 def test_an_empty_bank(tmp_path: Path) -> None:
     empty = banks.write([], [], np.empty((0, FEATURE), np.float32), np.empty((0, 2), np.float32), tmp_path)
     made = PromptEmbeddings(embed, mapper(), empty)([QUERY_IMAGE, 3], query())
     assert len(empty) == 0
-    assert made.shape == (PREFIX + 1, WIDTH)
+    assert made.embeddings.shape == (PREFIX + 1, WIDTH)
 
 
 def test_prefixes_hold_no_graph_for_training(bank: Bank) -> None:
     made = PromptEmbeddings(embed, mapper(), bank)([image_of(0), QUERY_IMAGE], query())
-    assert not made.requires_grad
+    assert not made.embeddings.requires_grad

@@ -1,12 +1,16 @@
 """Prompts as the engine takes them: embeddings of token ids, with visual prefixes in their places.
 
 Built in the engine's own process. The prefixes of the bank's pictures are computed once, in one
-pass: equal prompts must be equal to the byte, or the engine's prefix cache does not know them.
+pass. Beside its embeddings a prompt has an *identity*, one number a position: the token, or what the
+picture was. By that the engine's prefix cache knows it again, without reading a megabyte of embeddings,
+and a prompt made longer brings what was hashed of the shorter one.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +30,22 @@ def image_of(row: int) -> int:
     return -2 - row
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """embeddings [tokens, width]; identity int64 [tokens]: two prompts begin alike where their identities do.
+
+    `hashes` are of the identity's whole blocks, each over all before it; the engine fills them as it needs
+    them (see vllm_engine.PrefixHashes).
+    """
+
+    embeddings: torch.Tensor
+    identity: npt.NDArray[np.int64]
+    hashes: list[bytes] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.identity)
+
+
 class PromptEmbeddings:
     """`embed` gives the language model's embeddings of ids, [n, width]; `mapper` None: no prefixes."""
 
@@ -37,6 +57,7 @@ class PromptEmbeddings:
     ) -> None:
         self._embed, self._mapper, self._bank = embed, mapper, bank
         self._dtype = embed([0]).dtype
+        self._identities: dict[int, npt.NDArray[np.int64]] = {}  # by row of the bank's pictures
         self._prefixes = self._mapped(bank.image_vectors) if mapper is not None else None
 
     def _mapped(self, vectors: npt.NDArray[np.float32]) -> torch.Tensor:
@@ -48,24 +69,42 @@ class PromptEmbeddings:
             ]
         return torch.cat(parts) if parts else torch.empty(0)
 
-    def __call__(self, prompt: Sequence[int], image: npt.NDArray[np.float32] | None) -> torch.Tensor:
-        """Embeddings [tokens, width] of a prompt as Assemble writes it; `image` is the query's feature."""
+    def __call__(self, prompt: Sequence[int], image: npt.NDArray[np.float32] | None) -> Prompt:
+        """A prompt as Assemble writes it, as the engine takes it; `image` is the query's feature."""
         ids = np.asarray(prompt, np.int64)
-        places = np.flatnonzero(ids < 0)
         parts: list[torch.Tensor] = []
+        identity: list[npt.NDArray[np.int64]] = []
         done = 0
-        for place in places:
-            parts += [self._embed(ids[done:place]), self._prefix(int(ids[place]), image)]
+        for place in np.flatnonzero(ids < 0):
+            prefix, known_by = self._prefix(int(ids[place]), image)
+            parts += [self._embed(ids[done:place]), prefix]
+            identity += [ids[done:place], known_by]
             done = int(place) + 1
-        return torch.cat([*parts, self._embed(ids[done:])])
+        embeddings = torch.cat([*parts, self._embed(ids[done:])])
+        return Prompt(embeddings, np.concatenate([*identity, ids[done:]]))
 
-    def _prefix(self, reference: int, image: npt.NDArray[np.float32] | None) -> torch.Tensor:
+    def _prefix(
+        self, reference: int, image: npt.NDArray[np.float32] | None
+    ) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
         assert self._prefixes is not None
         if reference == QUERY_IMAGE:
             assert image is not None
-            return self._mapped(image[None])[0]
-        return self._prefixes[self._bank.image_row(image_of(reference))]
+            prefix = self._mapped(image[None])[0]
+            return prefix, _identity(image, len(prefix))
+        row = self._bank.image_row(image_of(reference))
+        if row not in self._identities:
+            self._identities[row] = _identity(self._bank.image_vectors[row], len(self._prefixes[row]))
+        return self._prefixes[row], self._identities[row]
 
-    def extended(self, embeddings: torch.Tensor, path: Sequence[int]) -> torch.Tensor:
-        """`embeddings` with the tokens of `path` behind them."""
-        return torch.cat([embeddings, self._embed(path)]) if path else embeddings
+    def extended(self, prompt: Prompt, path: Sequence[int]) -> Prompt:
+        """`prompt` with the tokens of `path` behind it."""
+        if not path:
+            return prompt
+        embeddings = torch.cat([prompt.embeddings, self._embed(path)])
+        return Prompt(embeddings, np.append(prompt.identity, path), prompt.hashes.copy())
+
+
+def _identity(feature: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.int64]:
+    """Of a picture's visual prefix, by its feature's digest: below zero, where no token is."""
+    digest = hashlib.blake2b(np.asarray(feature, np.float32).tobytes(), digest_size=32).digest()
+    return np.resize(np.frombuffer(digest, np.int64), length) | np.int64(-(2**63))

@@ -23,7 +23,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gemel_ray.engine.vllm_engine import EngineOptions, Step, embedding_table, sampling, start, steps_of
+from gemel_ray.engine.prompts import Prompt
+from gemel_ray.engine.vllm_engine import (
+    EngineOptions,
+    PrefixHashes,
+    Step,
+    embedding_table,
+    sampling,
+    start,
+    steps_of,
+)
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
@@ -41,12 +50,16 @@ class Usage:
 
 @dataclass(slots=True)
 class _Rollout:
-    prompt: torch.Tensor
+    name: int
+    prompt: Prompt
     params: Any
     loop: asyncio.AbstractEventLoop
     outcome: asyncio.Future[list[Step]]
     usage: Usage
-    request: str = ""
+
+    @property
+    def request(self) -> str:
+        return str(self.name)
 
 
 class EngineDied(RuntimeError):
@@ -60,7 +73,9 @@ class Engine:
         self.options, self.end_token = options, end_token
         self._engine = start(options, tree)
         self._embeddings = embedding_table(self._engine)
+        self._hashes = PrefixHashes(self._engine)
         self._names = itertools.count()
+        self._steps = 0
         self._inbox: queue.SimpleQueue[_Rollout | str | None] = queue.SimpleQueue()
         self._running: dict[str, _Rollout] = {}
         self._death: BaseException | None = None
@@ -83,17 +98,21 @@ class Engine:
         cache = self._engine.vllm_config.cache_config
         return int((cache.num_gpu_blocks or 0) * cache.block_size)
 
+    def measures(self) -> dict[str, int]:
+        """Steps taken, and bytes hashed for the prefix cache, since the start."""
+        return {"steps": self._steps, "hashed": self._hashes.hashed}
+
     def embed(self, tokens: Sequence[int] | np.ndarray) -> torch.Tensor:
         """Embeddings of token ids, [tokens, width]."""
         return self._embeddings[torch.as_tensor(np.asarray(tokens, dtype=np.int64))]
 
     async def rollout(
-        self, prompt: torch.Tensor, node: int, limit: int, renormalise: bool, usage: Usage, wide: int = 0
+        self, prompt: Prompt, node: int, limit: int, renormalise: bool, usage: Usage, wide: int
     ) -> list[Step]:
-        """Continue `prompt` ([tokens, width]) greedily from `node` until a name ends or `limit` tokens.
+        """Continue `prompt` greedily from `node` until a name ends or `limit` tokens.
 
-        Returns one Step a token, of the `wide` best tokens (0: the options' `candidates`). The greedy
-        path itself is each step's first token. Cancelling the caller aborts the request. Raises
+        Returns one Step a token, of the `wide` best tokens. The greedy path itself is each step's first
+        token. Cancelling the caller aborts the request. Raises
         ValueError for a prompt that is too long, EngineDied when the engine is gone.
         """
         if len(prompt) + limit > self.length:
@@ -103,9 +122,9 @@ class Engine:
             )
         self._check_alive()
         loop = asyncio.get_running_loop()
-        params = sampling(node, limit, wide or self.options.candidates, renormalise, self.end_token)
-        work = _Rollout(prompt, params, loop, loop.create_future(), usage)
-        work.request = str(next(self._names))
+        name = next(self._names)
+        params = sampling(name, node, limit, wide, renormalise, self.end_token)
+        work = _Rollout(name, prompt, params, loop, loop.create_future(), usage)
         self._inbox.put(work)
         if self._death is not None:  # died between the check and the put: nobody will read the inbox
             self._check_alive()
@@ -128,6 +147,7 @@ class Engine:
         try:
             while self._admit():
                 finished = [out for out in self._engine.step() if out.finished]
+                self._steps += 1
                 self._deliver(finished)
             raise EngineDied("closed")
         except BaseException as death:  # a dead engine must fail everybody who waits, never hang them
@@ -152,22 +172,26 @@ class Engine:
                 self._add(item)
 
     def _add(self, work: _Rollout) -> None:
+        self._hashes.prompts[work.name] = work.prompt
         try:
-            self._engine.add_request(work.request, {"prompt_embeds": work.prompt}, work.params)
+            self._engine.add_request(work.request, {"prompt_embeds": work.prompt.embeddings}, work.params)
         except ValueError as refusal:  # this prompt's fault, not the engine's
+            del self._hashes.prompts[work.name]
             _tell(work, refusal)
             return
         self._running[work.request] = work
 
     def _abort(self, request: str) -> None:
-        if self._running.pop(request, None) is not None:
+        if (work := self._running.pop(request, None)) is not None:
             self._engine.abort_request([request])
+            del self._hashes.prompts[work.name]
 
     def _deliver(self, outputs: Sequence[RequestOutput]) -> None:
         for output in outputs:
             work = self._running.pop(output.request_id, None)
             if work is None:
                 continue
+            del self._hashes.prompts[work.name]
             steps = steps_of(output)
             work.usage.requests += 1
             work.usage.asked += len(work.prompt)

@@ -8,18 +8,17 @@ leave it.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from gemel_ray.engine.admission import Room
 from gemel_ray.engine.exact import exact
 from gemel_ray.engine.neighbours import Neighbours, interpolated
 from gemel_ray.engine.prior import Prior
+from gemel_ray.engine.prompts import Prompt
 from gemel_ray.engine.run import Engine, Usage
 from gemel_ray.engine.search import Candidate, Expansions, Path, Rollout, beam, greedy, probabilities
 from gemel_ray.engine.vllm_engine import EngineOptions, Step
@@ -28,8 +27,6 @@ from gemel_ray.stage import MACHINE, Stage, Work, answer
 from gemel_ray.stages.assemble import query_text
 
 if TYPE_CHECKING:
-    import torch
-
     from gemel_ray.knowledge.workspace import Workspace
 
 _FIELDS = ("entity", "entity_id", "score", "probability", "candidates")
@@ -49,7 +46,7 @@ class Generate(Stage):
     EngineOptions).
     """
 
-    reads: ClassVar = ("prompt", "image_vector", "shots", "similarities")
+    reads: ClassVar = ("prompt", "image_vector", "shots", "nearest", "similarities", "options")
     writes: ClassVar = pa.schema(
         [
             pa.field("entity", pa.string()),
@@ -96,43 +93,7 @@ class Generate(Stage):
     def engine_options(self, model: str) -> EngineOptions:
         """The engine's share of the fields."""
         own = {k: v for k, v in asdict(self).items() if k in EngineOptions.__dataclass_fields__}
-        return EngineOptions(model=model, candidates=max(16, 2 * self.beams), **own)
-
-
-class _Room:
-    """The key-value cache's tokens, given to mentions for as long as their search runs: a prompt that is
-    pushed out between two of its requests is computed again, which costs more than waiting."""
-
-    def __init__(self, tokens: int) -> None:
-        self.free = self.all = tokens
-        self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    @asynccontextmanager
-    async def taken(self, tokens: int) -> AsyncIterator[None]:
-        tokens = min(tokens, self.all)
-        if self.waiting or tokens > self.free:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.waiting.append((tokens, turn))
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if not turn.cancelled():  # it was our turn in the very moment we left
-                    self._give(tokens)
-                raise
-        else:
-            self.free -= tokens
-        try:
-            yield
-        finally:
-            self._give(tokens)
-
-    def _give(self, tokens: int) -> None:
-        self.free += tokens
-        while self.waiting and self.waiting[0][0] <= self.free:
-            wanted, turn = self.waiting.popleft()
-            if not turn.done():  # else its caller has left
-                self.free -= wanted
-                turn.set_result(None)
+        return EngineOptions(model=model, **own)
 
 
 class _Generating(Work):
@@ -142,10 +103,12 @@ class _Generating(Work):
         self.engine = Engine(options, workspace.tree_folder, workspace.tree.end_token)
         self.prompts = workspace.prompt_embeddings(self.engine)
         self.usage, self.mentions, self.cut = Usage(), 0, 0
-        self.room = _Room(self.engine.cache)
-        neutral = self.engine.embed(workspace.tokenize([query_text("", "")])[0])
+        self.room = Room(self.engine.cache)
+        neutral = self.prompts(workspace.tokenize([query_text("", "")])[0], None)
         self.neighbours = Neighbours(self.tree, workspace.bank, workspace.tokenize)
-        self.prior = Prior(self.tree, self._behind(neutral), renormalise=stage.score == "tree")
+        self.prior = Prior(
+            self.tree, self._behind(neutral, _reported(stage.beams)), renormalise=stage.score == "tree"
+        )
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         rows = await asyncio.gather(*(self._link(row) for row in batch.to_pylist()))
@@ -155,46 +118,57 @@ class _Generating(Work):
 
     async def _link(self, row: dict[str, Any]) -> dict[str, Any]:
         self.mentions += 1
+        try:
+            asked = self._asked(row["options"] or {})
+        except ValueError as reason:  # options that do not go together
+            return {"error": str(reason)}
         prompt = row["prompt"]
         # Its prompt, with a picture's few vectors for one number each, and what its beams write.
-        tokens = len(prompt) + self.stage.beams * (self.tree.depth + self.stage.block)
-        async with self.room.taken(tokens):
+        tokens = len(prompt) + asked.beams * (self.tree.depth + asked.block)
+        async with self.room.taken(tokens, tuple(row["shots"])):
             try:
-                found = await self._search(prompt, row["image_vector"])
+                found = await self._search(asked, prompt, row["image_vector"])
             except ValueError as reason:  # this prompt's own fault: too long
                 return {"error": str(reason)}
-        if weight := self.stage.neighbours:
-            shares = self.neighbours.shares(row["shots"], row["similarities"])
-            found = interpolated(found, shares, weight, self.stage.beams)
-        return self._row(found)
+        if weight := asked.neighbours:
+            shares = self.neighbours.shares(row["nearest"], row["similarities"])
+            found = interpolated(found, shares, weight, asked.beams)
+        return self._row(found, asked.nil_threshold)
 
-    async def _search(self, prompt: list[int], image: list[float] | None) -> list[Candidate]:
-        embeddings = self.prompts(prompt, None if image is None else np.asarray(image, np.float32))
-        stage, tree = self.stage, self.tree
-        expansions = Expansions(tree, self._behind(embeddings), renormalise=stage.score == "tree")
-        if stage.search == "exact":
-            found = await exact(tree, expansions, stage.length_penalty, stage.beams, stage.requests)
+    def _asked(self, options: dict[str, Any]) -> Generate:
+        """The stage as this row's document wants it."""
+        names = {"candidates": "beams", "search": "search", "nil_threshold": "nil_threshold"}
+        own = {names[k]: v for k, v in options.items() if k in names and v is not None}
+        return replace(self.stage, **own) if own else self.stage
+
+    async def _search(self, asked: Generate, prompt: list[int], image: list[float] | None) -> list[Candidate]:
+        whole = self.prompts(prompt, None if image is None else np.asarray(image, np.float32))
+        tree, penalty = self.tree, asked.length_penalty
+        rollout = self._behind(whole, _reported(asked.beams))
+        expansions = Expansions(tree, rollout, renormalise=asked.score == "tree")
+        if asked.search == "exact":
+            found = await exact(tree, expansions, penalty, asked.beams, asked.requests)
             self.cut += expansions.cut
-        elif stage.beams == 1:
-            found = await greedy(tree, expansions, stage.length_penalty)
+        elif asked.beams == 1:
+            found = await greedy(tree, expansions, penalty)
         else:
-            found = await beam(tree, expansions, stage.length_penalty, stage.beams)
-        if stage.prior_weight:
-            return await self.prior.corrected(found, stage.prior_weight, stage.length_penalty)
+            found = await beam(tree, expansions, penalty, asked.beams)
+        if asked.prior_weight:
+            return await self.prior.corrected(found, asked.prior_weight, penalty)
         return found
 
-    def _behind(self, embeddings: torch.Tensor) -> Rollout:
-        """The engine, continuing this prompt."""
+    def _behind(self, prompt: Prompt, reported: int) -> Rollout:
+        """The engine, continuing this prompt, with so many of the best tokens reported a step."""
 
         async def rollout(path: Path, node: int, wide: int = 0) -> list[Step]:
             limit = 1 if wide else self.tree.depth - len(path)
-            whole = self.prompts.extended(embeddings, path)
+            longer = self.prompts.extended(prompt, path)
             renormalise = self.stage.score == "tree"
-            return await self.engine.rollout(whole, node, limit, renormalise, self.usage, wide)
+            return await self.engine.rollout(longer, node, limit, renormalise, self.usage, wide or reported)
 
         return rollout
 
-    def _row(self, found: list[Candidate]) -> dict[str, Any]:
+    def _row(self, found: list[Candidate], nil_threshold: float) -> dict[str, Any]:
         """The answer's columns. A name that several entities bear stands once for each of them, in the
         knowledge base's order; the probability is the name's."""
         candidates = [
@@ -203,7 +177,7 @@ class _Generating(Work):
             for identity, name in self.entities.of(self.tree.entities(candidate.leaf))
         ]
         probability = probabilities(found)[0]
-        sure = probability >= self.stage.nil_threshold
+        sure = probability >= nil_threshold
         best = candidates[0] if sure else {"entity": None, "entity_id": None}
         return {
             **best,
@@ -217,4 +191,10 @@ class _Generating(Work):
         self.engine.close()
 
     def measures(self) -> dict[str, Any]:
-        return {"mentions": self.mentions, "cut": self.cut, **asdict(self.usage)}
+        own = {"mentions": self.mentions, "cut": self.cut, "shared": self.room.shared}
+        return own | asdict(self.usage) | self.engine.measures()
+
+
+def _reported(beams: int) -> int:
+    """Tokens reported a step: at least twice the beam width."""
+    return max(16, 2 * beams)

@@ -1,7 +1,8 @@
 """Retrieve: solved examples similar to a mention, as rows of the demonstration bank.
 
 The most similar stands last, next to the query (paper, section 3.3); an example with the same
-mention and the same text never demonstrates itself. Here documents become mentions.
+mention and the same text never demonstrates itself. With shared sets, many mentions see the same
+examples first, and only their own nearest behind them. Here documents become mentions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.knowledge.published import PublishedOrder
+from gemel_ray.knowledge.shared_sets import SharedSets
 from gemel_ray.knowledge.vectors import Bonus
 from gemel_ray.models.clip import unit
 from gemel_ray.stage import Stage, Work, answer
@@ -34,21 +36,26 @@ class Retrieve(Stage):
 
     `words` is added to the cosine of a mention that holds all words of the one asked about.
     Fused: weighted reciprocal ranks. Without an image, `image` and `fused` go by the mention.
+    `sets`: 0 shows each mention its nearest examples only; else the bank's examples make so many sets, and a
+    mention is shown its set's, then its `own` nearest (see SharedSets).
     `names`: whether the knowledge base's own names are found beside the examples (see config.Bank).
     `itself`: whether an example with the same mention and text may demonstrate it. `published`: choice and
     order of GEMEL's code to the last tie (by the mention alone, among all of the bank).
     """
 
     explodes: ClassVar = ("mentions", "mention_vectors")
-    reads: ClassVar = ("text", "mention", "image_vector", "mention_vector")
+    reads: ClassVar = ("text", "mention", "image_vector", "mention_vector", "options")
     writes: ClassVar = pa.schema(
         [
-            pa.field("shots", pa.list_(pa.int32())),  # rows of the bank, most similar last
+            pa.field("shots", pa.list_(pa.int32())),  # rows of the bank, as they stand in the prompt
             pa.field("demonstrations", pa.list_(pa.string())),  # their ids
-            pa.field("similarities", pa.list_(pa.float32())),  # of their mentions: cosine, and words shared
+            pa.field("nearest", pa.list_(pa.int32())),  # rows of the bank, most similar last
+            pa.field("similarities", pa.list_(pa.float32())),  # of `nearest`: cosine, and words shared
         ]
     )
     demonstrations: int = 16
+    sets: int = 0
+    own: int = 4
     by: Literal["mention", "image", "fused", "random"] = "fused"
     mention_weight: float = 1.0
     image_weight: float = 1.0
@@ -56,6 +63,14 @@ class Retrieve(Stage):
     names: bool = True
     itself: bool = False
     published: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sets and not 0 <= self.own <= self.demonstrations:
+            raise ValueError("retrieve.own is a number from 0 to retrieve.demonstrations")
+        if self.sets and self.published:
+            raise ValueError(
+                "retrieve.published is the order of each mention's own list: set retrieve.sets=0"
+            )
 
     def start(self, workspace: Workspace) -> Work:
         return _Retrieving(self, workspace)
@@ -68,6 +83,8 @@ class _Retrieving(Work):
         self.published = PublishedOrder(self.bank) if wanted and stage.published else None
         searches = wanted and stage.by != "random" and not stage.published
         self.store = workspace.vectors() if searches else None
+        shared = stage.demonstrations - stage.own
+        self.sets = SharedSets(self.bank, stage.sets, shared) if wanted and stage.sets and shared else None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         texts, mentions = batch["text"].to_pylist(), batch["mention"].to_pylist()
@@ -81,14 +98,28 @@ class _Retrieving(Work):
             rows = self._similar(batch, without)
         else:
             rows = [self._random(*key) for key in zip(texts, mentions, without, strict=True)]
-        shots = [row[::-1] for row in rows]
+        off = [bool(o) and o["demonstrations"] is False for o in batch["options"].to_pylist()]
+        nearest = [row[:0] if no else row[::-1] for row, no in zip(rows, off, strict=True)]
         vectors = np.array(batch["mention_vector"].to_pylist(), np.float32)
+        shots = nearest
+        if self.sets is not None:
+            sets = self.sets.of(vectors)
+            shots = [
+                n if no else self._shown(s, n, w)
+                for s, n, w, no in zip(sets, nearest, without, off, strict=True)
+            ]
         columns = {
             "shots": shots,
             "demonstrations": [self.bank.ids(s) for s in shots],
-            "similarities": [self._near(*pair) for pair in zip(vectors, shots, mentions, strict=True)],
+            "nearest": nearest,
+            "similarities": [self._near(*pair) for pair in zip(vectors, nearest, mentions, strict=True)],
         }
         return answer(self.stage.writes, columns)
+
+    def _shown(self, shared: Rows, nearest: Rows, without: list[int]) -> Rows:
+        """The set's rows, then the mention's own nearest ones."""
+        own = nearest[len(nearest) - min(self.stage.own, len(nearest)) :]
+        return np.concatenate([shared[~np.isin(shared, without)], own])
 
     def _near(self, vector: Vectors, rows: Rows, mention: str) -> Vectors:
         rows = np.asarray(rows, np.int64)
