@@ -17,6 +17,7 @@ from gemel_ray.engine.exact import exact
 from gemel_ray.engine.prompts import Prompt
 from gemel_ray.engine.run import Engine, Usage
 from gemel_ray.engine.search import Candidate, Expansions, beam, greedy
+from gemel_ray.engine.vllm_engine import Asked
 from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 from gemel_ray.knowledge.workspace import Workspace
@@ -64,7 +65,9 @@ def search(
     async def rollout(path: tuple[int, ...], node: int, wide: int = 0) -> Any:
         whole = generating.prompts.extended(prompt, path)
         limit = 1 if wide else tree.depth - len(path)
-        return await engine.rollout(whole, node, limit, renormalise, Usage(), wide or 16)
+        return await engine.rollout(
+            whole, Asked(node=node, limit=limit, wide=wide or 16, renormalise=renormalise), Usage()
+        )
 
     async def run() -> list[Candidate]:
         expansions = Expansions(tree, rollout, renormalise=renormalise)
@@ -158,7 +161,7 @@ def test_greedy_is_the_first_of_one_beam(generating: Any, prompts: list[Prompt])
         engine: Engine = generating.engine
         for depth in range(len(path)):
             extended = generating.prompts.extended(prompt, tuple(path[:depth]))
-            steps = asyncio.run(engine.rollout(extended, node, 1, True, Usage(), 16))
+            steps = asyncio.run(engine.rollout(extended, Asked(node=node, limit=1, wide=16), Usage()))
             assert steps[0].tokens[0] == path[depth]
             node = generating.tree.step(node, path[depth])
 
@@ -220,12 +223,12 @@ def test_the_prior_is_what_the_model_gives_without_a_question(
 
 def test_a_cancelled_caller_frees_the_engine(generating: Any, prompts: list[Prompt]) -> None:
     engine: Engine = generating.engine
-    turned = Prompt(prompts[0].embeddings.flip(0), prompts[0].identity[::-1])
+    turned = Prompt(prompts[0].embeddings.flip(0), prompts[0].identity[::-1], len(prompts[0]))
 
     async def leave() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await engine.rollout(turned, 0, 20, True, Usage(), 16)
+                await engine.rollout(turned, Asked(node=0, limit=20, wide=16), Usage())
 
     asyncio.run(leave())
     assert search(generating, prompts[1], width=2, renormalise=True, penalty=0.0)

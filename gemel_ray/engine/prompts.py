@@ -34,12 +34,14 @@ def image_of(row: int) -> int:
 class Prompt:
     """embeddings [tokens, width]; identity int64 [tokens]: two prompts begin alike where their identities do.
 
+    The first `base` tokens are the prompt as it was made; what stands behind them was added to it.
     `hashes` are of the identity's whole blocks, each over all before it; the engine fills them as it needs
     them (see vllm_engine.PrefixHashes).
     """
 
     embeddings: torch.Tensor
     identity: npt.NDArray[np.int64]
+    base: int
     hashes: list[bytes] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -81,7 +83,7 @@ class PromptEmbeddings:
             identity += [ids[done:place], known_by]
             done = int(place) + 1
         embeddings = torch.cat([*parts, self._embed(ids[done:])])
-        return Prompt(embeddings, np.concatenate([*identity, ids[done:]]))
+        return Prompt(embeddings, np.concatenate([*identity, ids[done:]]), len(embeddings))
 
     def _prefix(
         self, reference: int, image: npt.NDArray[np.float32] | None
@@ -101,7 +103,7 @@ class PromptEmbeddings:
         if not path:
             return prompt
         embeddings = torch.cat([prompt.embeddings, self._embed(path)])
-        return Prompt(embeddings, np.append(prompt.identity, path), prompt.hashes.copy())
+        return Prompt(embeddings, np.append(prompt.identity, path), prompt.base, prompt.hashes.copy())
 
 
 def _identity(feature: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.int64]:

@@ -25,10 +25,12 @@ import torch
 
 from gemel_ray.engine.prompts import Prompt
 from gemel_ray.engine.vllm_engine import (
+    Asked,
     EngineOptions,
     PrefixHashes,
     Step,
     embedding_table,
+    holds,
     sampling,
     start,
     steps_of,
@@ -52,6 +54,7 @@ class Usage:
 class _Rollout:
     name: int
     prompt: Prompt
+    keep: int
     params: Any
     loop: asyncio.AbstractEventLoop
     outcome: asyncio.Future[list[Step]]
@@ -60,6 +63,16 @@ class _Rollout:
     @property
     def request(self) -> str:
         return str(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Release:
+    hold: int
 
 
 class EngineDied(RuntimeError):
@@ -76,7 +89,8 @@ class Engine:
         self._hashes = PrefixHashes(self._engine)
         self._names = itertools.count()
         self._steps = 0
-        self._inbox: queue.SimpleQueue[_Rollout | str | None] = queue.SimpleQueue()
+        self._holds, self._hold_numbers = holds(self._engine), itertools.count(1)
+        self._inbox: queue.SimpleQueue[_Rollout | _Abort | _Release | None] = queue.SimpleQueue()
         self._running: dict[str, _Rollout] = {}
         self._death: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -102,36 +116,46 @@ class Engine:
         """Steps taken, and bytes hashed for the prefix cache, since the start."""
         return {"steps": self._steps, "hashed": self._hashes.hashed}
 
+    def forget(self) -> None:
+        """Empty the prefix cache: for measurements, while nothing runs."""
+        self._engine.reset_prefix_cache()
+
     def embed(self, tokens: Sequence[int] | np.ndarray) -> torch.Tensor:
         """Embeddings of token ids, [tokens, width]."""
         return self._embeddings[torch.as_tensor(np.asarray(tokens, dtype=np.int64))]
 
-    async def rollout(
-        self, prompt: Prompt, node: int, limit: int, renormalise: bool, usage: Usage, wide: int
-    ) -> list[Step]:
-        """Continue `prompt` greedily from `node` until a name ends or `limit` tokens.
+    def hold(self) -> int:
+        """A number to keep a prompt under (`Asked.keep`), until it is given to `release`."""
+        return next(self._hold_numbers)
 
-        Returns one Step a token, of the `wide` best tokens. The greedy path itself is each step's first
-        token. Cancelling the caller aborts the request. Raises
-        ValueError for a prompt that is too long, EngineDied when the engine is gone.
+    def release(self, hold: int) -> None:
+        """Let the cache do as it likes with what `hold` keeps."""
+        self._inbox.put(_Release(hold))
+
+    async def rollout(self, prompt: Prompt, asked: Asked, usage: Usage) -> list[Step]:
+        """Continue `prompt` greedily, as asked. Returns one Step a token; the greedy path itself is each
+        step's first token.
+
+        Cancelling the caller aborts the request. Raises ValueError for a prompt that is too long,
+        EngineDied when the engine is gone.
         """
-        if len(prompt) + limit > self.length:
+        if len(prompt) + asked.limit > self.length:
             raise ValueError(
-                f"the prompt has {len(prompt)} tokens and names up to {limit}, but the engine takes "
+                f"the prompt has {len(prompt)} tokens and names up to {asked.limit}, but the engine takes "
                 f"{self.length}: lower retrieve.demonstrations or raise generate.length"
             )
         self._check_alive()
         loop = asyncio.get_running_loop()
         name = next(self._names)
-        params = sampling(name, node, limit, wide, renormalise, self.end_token)
-        work = _Rollout(name, prompt, params, loop, loop.create_future(), usage)
+        params = sampling(asked, name, self.end_token)
+        work = _Rollout(name, prompt, asked.keep, params, loop, loop.create_future(), usage)
         self._inbox.put(work)
         if self._death is not None:  # died between the check and the put: nobody will read the inbox
             self._check_alive()
         try:
             return await work.outcome
         except asyncio.CancelledError:
-            self._inbox.put(work.request)
+            self._inbox.put(_Abort(work.request))
             raise
 
     def close(self) -> None:
@@ -164,15 +188,20 @@ class Engine:
                 item = self._inbox.get(block=idle)
             except queue.Empty:
                 return True
-            if item is None:
-                return False
-            if isinstance(item, str):
-                self._abort(item)
-            else:
-                self._add(item)
+            match item:
+                case None:
+                    return False
+                case _Abort(request):
+                    self._abort(request)
+                case _Release(hold):
+                    self._holds.close(hold)
+                case _:
+                    self._add(item)
 
     def _add(self, work: _Rollout) -> None:
         self._hashes.prompts[work.name] = work.prompt
+        if work.keep:
+            self._holds.open(work.keep)
         try:
             self._engine.add_request(work.request, {"prompt_embeds": work.prompt.embeddings}, work.params)
         except ValueError as refusal:  # this prompt's fault, not the engine's

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ def start(options: EngineOptions, tree: Path) -> LLMEngine:
         os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(options.cache_gib))))
 
+    from vllm.config import KVTransferConfig
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -86,6 +88,9 @@ def start(options: EngineOptions, tree: Path) -> LLMEngine:
         async_scheduling=False,
         disable_log_stats=True,
         additional_config={"prefix_tree": str(tree)},
+        kv_transfer_config=KVTransferConfig(
+            kv_connector="Holds", kv_connector_module_path="gemel_ray.engine.holds", kv_role="kv_both"
+        ),
     )
     config = arguments.create_engine_config()
     runner = "V2" if config.use_v2_model_runner else "V1"
@@ -99,25 +104,47 @@ def _longest(model: str) -> int:
     return int(getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", 1 << 30))
 
 
-def sampling(
-    prompt: int, node: int, limit: int, wide: int, renormalise: bool, end_token: int
-) -> SamplingParams:
-    """What vLLM is told of a rollout: greedy from `node` of the tree, the `wide` best tokens reported a
-    step; `prompt` is what PrefixHashes knows it by."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A rollout: greedy from `node` of the prefix tree until a name ends or `limit` tokens, reporting the
+    `wide` best tokens of every step. `keep` and `behind`: see holds.py."""
+
+    node: int
+    limit: int
+    wide: int
+    renormalise: bool = True
+    keep: int = 0
+    behind: Sequence[tuple[int, int]] = ()
+
+
+def sampling(asked: Asked, prompt: int, end_token: int) -> SamplingParams:
+    """What vLLM is told of a rollout; `prompt` is what PrefixHashes knows it by."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
         temperature=0.0,
-        max_tokens=limit,
-        logprobs=wide,
+        max_tokens=asked.limit,
+        logprobs=asked.wide,
         flat_logprobs=True,
         detokenize=False,
         ignore_eos=True,
         stop_token_ids=[end_token],
         output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args={"prompt": prompt, "tree_node": node, "tree_renormalise": renormalise},
+        extra_args={
+            "prompt": prompt,
+            "tree_node": asked.node,
+            "tree_renormalise": asked.renormalise,
+            "keep": asked.keep,
+            "behind": list(asked.behind),
+        },
     )
+
+
+def holds(engine: LLMEngine) -> Any:
+    """The scheduler's instance of holds.Holds."""
+    core: Any = engine.engine_core
+    return core.engine_core.scheduler.connector
 
 
 class PrefixHashes:

@@ -5,13 +5,14 @@
     bank/            demonstrations, tokenised, with features  vectors/         their Qdrant shard
     mapper.safetensors   the feature mapper, where there is one
     features/        pictures' features that came ready-made, by key (import-gemel)
-    cache/, training/    what gemel-ray train keeps: encoded examples; checkpoint, curve and logs
+    cache/, training/    features of pictures and encoded examples; training's checkpoint, curve and logs
 
 It knows the models' revisions it was made with and refuses others.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from gemel_ray.engine.run import Engine
     from gemel_ray.knowledge.vectors import Vectors
     from gemel_ray.models.clip import Clip
+    from gemel_ray.models.remembered import PictureCache
 
 FORMAT = 1
 _REBUILD = {
@@ -142,6 +144,14 @@ class Workspace:
         from gemel_ray.models.clip import Clip
 
         return Clip(self._models["clip"], feature=self.config.models.clip_feature, dtype=dtype, device=device)
+
+    def picture_cache(self, dtype: str, most: int) -> PictureCache:
+        """Features of pictures that were encoded before, by this CLIP in this dtype."""
+        from gemel_ray.models.remembered import PictureCache
+
+        of = (self.facts["revisions"]["clip"], self.config.models.clip_feature, dtype)
+        name = hashlib.blake2b(repr(of).encode(), digest_size=8).hexdigest()
+        return PictureCache(self.folder / "cache" / f"pictures-{name}.sqlite", most)
 
     def mention_encoder(self, device: str, dtype: str) -> Callable[[list[str]], npt.NDArray[np.float32]]:
         """Unit vectors [n, width] of mention strings."""

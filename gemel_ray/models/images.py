@@ -12,6 +12,8 @@ from __future__ import annotations
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from io import BytesIO
@@ -20,22 +22,13 @@ from urllib import request
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from gemel_ray.models.pixels import rgb, upright
 
 # Not the formats that run other programs (EPS) or hide a second size inside (ICO, JPEG 2000).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 HEADERS = {"User-Agent": "gemel-ray (image reader)"}  # Wikimedia refuses urllib's own
-ORIENTATION = 0x0112
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class ImageError(ValueError):
@@ -64,14 +57,28 @@ def read_image(
     never to less than twice the target on either side.
     Raises ImageError, whatever is wrong with the image.
     """
-    try:
+    data = image_bytes(data, address, limits)
+    with _told_of(address):
+        return decode(data, limits, target)
+
+
+def image_bytes(data: bytes | None, address: str | None, limits: ImageLimits = LIMITS) -> bytes:
+    """The encoded picture that `read_image` would decode. Raises ImageError as it does."""
+    with _told_of(address):
         if data is None:
             data = fetch(address, limits)
         if not data:
             raise ImageError("it is empty")
         if len(data) > limits.bytes:
             raise ImageError(f"it is larger than {limits.bytes:,} bytes")
-        return decode(data, limits, target)
+        return data
+
+
+@contextmanager
+def _told_of(address: str | None) -> Iterator[None]:
+    """An ImageError from inside names the image."""
+    try:
+        yield
     except ImageError as error:
         raise ImageError(f"cannot read the image {shown(address)}: {error}") from error.__cause__
 
@@ -188,37 +195,6 @@ def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
     except Exception as error:  # Pillow meets damage with half of Python's exceptions
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise ImageError("it is cut short" if cut else f"it is damaged ({reason(error)})") from error
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; unreadable EXIF turns nothing."""
-    try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged metadata does not make the pixels worse
-        turn = None
-    return image if turn is None else image.transpose(turn)
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB of 8 bits: deep greys scaled instead of clipped, transparency onto white."""
-    if image.mode[0] in "IF":
-        return eight_bits(image).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    canvas = Image.new("RGB", image.size, "white")
-    canvas.paste(image, mask=image)
-    return canvas
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits, or of a range only its pixels tell, as mode L."""
-    values = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    values = np.nan_to_num(values.astype(np.float64))
-    low, high = values.min(), values.max()
-    return Image.fromarray(((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
 
 
 class Silence:

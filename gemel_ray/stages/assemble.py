@@ -9,7 +9,7 @@ bank are tokenised once, when it is built.)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,8 +35,13 @@ def demonstration_text(text: str, mention: str, target: str) -> str:
 class Assemble(Stage):
     """`images`: False leaves every picture out of the prompt (retrieval still sees it)."""
 
-    reads: ClassVar = ("text", "mention", "shots", "image_vector")
-    writes: ClassVar = pa.schema([pa.field("prompt", pa.list_(pa.int32()))])
+    reads: ClassVar = ("text", "mention", "shots", "shared", "image_vector")
+    writes: ClassVar = pa.schema(
+        [
+            pa.field("prompt", pa.list_(pa.int32())),
+            pa.field("beginning", pa.int32()),  # so many of its numbers are what other prompts begin with too
+        ]
+    )
     images: bool = True
 
     def start(self, workspace: Workspace) -> Work:
@@ -52,11 +57,14 @@ class _Assembling(Work):
         pairs = zip(batch["text"].to_pylist(), batch["mention"].to_pylist(), strict=True)
         queries = self.tokenize([query_text(text, mention) for text, mention in pairs])
         seen = pc.is_valid(batch["image_vector"]).to_pylist()
-        prompts = [
-            [*self._demonstrations(shots), *([QUERY_IMAGE] if self.images and image else []), *query]
-            for shots, image, query in zip(batch["shots"].to_pylist(), seen, queries, strict=True)
-        ]
-        return answer(self.stage.writes, {"prompt": prompts})
+        columns: dict[str, list[Any]] = {"prompt": [], "beginning": []}
+        shots, shared = batch["shots"].to_pylist(), batch["shared"].to_pylist()
+        for rows, common, image, query in zip(shots, shared, seen, queries, strict=True):
+            beginning = self._demonstrations(rows[:common])
+            own = [*self._demonstrations(rows[common:]), *([QUERY_IMAGE] if self.images and image else [])]
+            columns["prompt"].append([*beginning, *own, *query])
+            columns["beginning"].append(len(beginning))
+        return answer(self.stage.writes, columns)
 
     def _demonstrations(self, shots: list[int]) -> list[int]:
         ids: list[int] = []

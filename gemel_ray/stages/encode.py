@@ -1,22 +1,26 @@
 """Encode: a document's picture and its mentions to vectors, in one visit.
 
-A picture is decoded and encoded once however many mentions its text has. What cannot be decoded is
-that document's error. A workspace may bring features ready-made, by the picture's key: those are taken.
+A picture is known by its bytes and encoded once, however often it comes, in this job or an earlier one
+(models/remembered.py). What cannot be decoded is that document's error. A workspace may bring features
+ready-made, by the picture's key: those are taken.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gemel_ray.models.images import ImageError, ImageLimits, read_image
+from gemel_ray.models.images import ImageError, ImageLimits, image_bytes, read_image
+from gemel_ray.models.remembered import Remembered
 from gemel_ray.stage import MACHINE, Stage, Work, answer
 
 if TYPE_CHECKING:
@@ -27,12 +31,14 @@ if TYPE_CHECKING:
 
 VECTOR = pa.list_(pa.float32())
 Picture = tuple[bytes | None, str | None]
+Vector = npt.NDArray[np.float32]
 _NONE: Picture = (None, None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encode(Stage):
-    """`batch`: pictures in one pass of CLIP; `threads`: pictures decoded at once; limits of one picture."""
+    """`batch`: pictures in one pass of CLIP; `threads`: pictures decoded at once; `cache`: pictures whose
+    features the workspace keeps for later jobs; limits of one picture."""
 
     reads: ClassVar = ("image", "image_address", "image_key", "mentions")
     writes: ClassVar = pa.schema(
@@ -45,6 +51,7 @@ class Encode(Stage):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch: int = field(default=64, metadata=MACHINE)
     threads: int = field(default=2, metadata=MACHINE)
+    cache: int = field(default=100_000, metadata=MACHINE)
     megapixels: float = 64.0
     megabytes: float = 32.0
     seconds: float = 10.0
@@ -56,12 +63,14 @@ class Encode(Stage):
 class _Encoding(Work):
     def __init__(self, stage: Encode, workspace: Workspace) -> None:
         self.stage = stage
-        self.encode_mentions = workspace.mention_encoder(stage.device, stage.dtype)
-        self.workspace, self.loading = workspace, threading.Lock()
+        self.encode_mentions = Remembered(workspace.mention_encoder(stage.device, stage.dtype))
+        self.workspace, self.lock = workspace, threading.Lock()
         self.limits = ImageLimits(
             pixels=int(stage.megapixels * 1e6), bytes=int(stage.megabytes * 2**20), seconds=stage.seconds
         )
-        self.decoders = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
+        self.threads = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
+        self.cache = workspace.picture_cache(stage.dtype, stage.cache) if stage.cache else None
+        self.under_way: dict[bytes, Future[Vector | str]] = {}
         self.counts = {"features": 0, "images": 0, "images_encoded": 0, "documents_without_image": 0}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -99,23 +108,63 @@ class _Encoding(Work):
     def _image_vectors(self, pictures: list[Picture]) -> tuple[list[Any], list[str | None]]:
         """Vector or None, and reason or None, of each document's picture; equal pictures are one."""
         distinct = list(dict.fromkeys(p for p in pictures if p != _NONE))
-        prepared = list(self.decoders.map(self._prepared, distinct))
-        good = [(p, t) for p, t in zip(distinct, prepared, strict=True) if not isinstance(t, str)]
-        vector_of: dict[Picture, npt.NDArray[np.float32]] = {}
-        for start in range(0, len(good), self.stage.batch):
-            part = good[start : start + self.stage.batch]
-            vector_of.update(
-                zip((p for p, _ in part), self.clip.encode_images([t for _, t in part]), strict=True)
-            )
-        why = {p: t for p, t in zip(distinct, prepared, strict=True) if isinstance(t, str)}
+        read = dict(zip(distinct, self.threads.map(self._read, distinct), strict=True))
+        whole = {p: r for p, r in read.items() if not isinstance(r, str)}
+        found = self._vectors({digest: (data, p[1]) for p, (digest, data) in whole.items()})
+        outcome: dict[Picture, Vector | str] = {
+            p: r if isinstance(r, str) else found[r[0]] for p, r in read.items()
+        }
         self.counts["images"] += sum(p != _NONE for p in pictures)
-        self.counts["images_encoded"] += len(good)
         self.counts["documents_without_image"] += sum(p == _NONE for p in pictures)
-        return [vector_of.get(p) for p in pictures], [why.get(p) for p in pictures]
+        all_of = [outcome.get(p) for p in pictures]
+        vectors = [None if isinstance(o, str) else o for o in all_of]
+        return vectors, [o if isinstance(o, str) else None for o in all_of]
 
-    def _prepared(self, picture: Picture) -> torch.Tensor | str:
+    def _read(self, picture: Picture) -> tuple[bytes, bytes] | str:
+        """The encoded picture and its digest, or why it cannot be had."""
         try:
-            with self.loading:
+            data = image_bytes(*picture, self.limits)
+        except ImageError as reason:
+            return str(reason)
+        return hashlib.blake2b(data, digest_size=16).digest(), data
+
+    def _vectors(self, pictures: dict[bytes, tuple[bytes, str | None]]) -> dict[bytes, Vector | str]:
+        """Feature, or why there is none, of each picture by its digest. One that another batch has under
+        way is waited for, not done again."""
+        with self.lock:
+            others = {d: self.under_way[d] for d in pictures if d in self.under_way}
+            mine = {d: Future[Vector | str]() for d in pictures if d not in others}
+            self.under_way |= mine
+        found: dict[bytes, Vector | str] = {}
+        try:
+            found |= self.cache.get(mine) if self.cache else {}
+            new = {d: pictures[d] for d in mine if d not in found}
+            made = self._encoded(new)
+            if self.cache:
+                self.cache.put({d: v for d, v in made.items() if not isinstance(v, str)})
+            found |= made
+        finally:
+            with self.lock:
+                for digest in mine:
+                    del self.under_way[digest]
+            for digest, future in mine.items():
+                future.set_result(found.get(digest, "the encoder failed in another batch"))
+        return found | {digest: future.result() for digest, future in others.items()}
+
+    def _encoded(self, pictures: dict[bytes, tuple[bytes, str | None]]) -> dict[bytes, Vector | str]:
+        """Threads decode and resize the next pictures while CLIP encodes a batch of those before."""
+        found: dict[bytes, Vector | str] = {}
+        prepared = zip(pictures, self.threads.map(self._prepared, pictures.values()), strict=True)
+        while some := list(islice(prepared, self.stage.batch)):
+            found |= {digest: why for digest, why in some if isinstance(why, str)}
+            good = [(digest, pixels) for digest, pixels in some if not isinstance(pixels, str)]
+            found |= zip((d for d, _ in good), self.clip.encode_images([p for _, p in good]), strict=True)
+            self.counts["images_encoded"] += len(good)
+        return found
+
+    def _prepared(self, picture: tuple[bytes, str | None]) -> torch.Tensor | str:
+        try:
+            with self.lock:
                 clip = self.clip
             return clip.prepare(read_image(*picture, self.limits, clip.side))
         except ImageError as reason:
@@ -123,12 +172,13 @@ class _Encoding(Work):
 
     def _mention_vectors(self, mentions: pa.ChunkedArray) -> list[list[Any]]:
         strings = [[m["mention"] or "" for m in row] for row in mentions.to_pylist()]
-        flat = [s for row in strings for s in row]
-        vectors = iter(self.encode_mentions(flat) if flat else ())
+        vectors = iter(self.encode_mentions([s for row in strings for s in row]))
         return [[next(vectors) for _ in row] for row in strings]
 
     def close(self) -> None:
-        self.decoders.shutdown()
+        self.threads.shutdown()
+        if self.cache:
+            self.cache.close()
 
     def measures(self) -> dict[str, Any]:
         return dict(self.counts)

@@ -8,6 +8,7 @@ leave it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.engine.admission import Room
+from gemel_ray.engine.beginnings import Beginnings
 from gemel_ray.engine.exact import exact
 from gemel_ray.engine.neighbours import Neighbours, interpolated
 from gemel_ray.engine.prior import Prior
 from gemel_ray.engine.prompts import Prompt
 from gemel_ray.engine.run import Engine, Usage
 from gemel_ray.engine.search import Candidate, Expansions, Path, Rollout, beam, greedy, probabilities
-from gemel_ray.engine.vllm_engine import EngineOptions, Step
+from gemel_ray.engine.vllm_engine import Asked, EngineOptions, Step
 from gemel_ray.records import CANDIDATE
 from gemel_ray.stage import MACHINE, Stage, Work, answer
 from gemel_ray.stages.assemble import query_text
@@ -29,6 +31,7 @@ from gemel_ray.stages.assemble import query_text
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
+Held = Sequence[tuple[int, int]]  # what a prompt stands behind in the cache: see engine/holds.py
 _FIELDS = ("entity", "entity_id", "score", "probability", "candidates")
 
 
@@ -46,7 +49,9 @@ class Generate(Stage):
     EngineOptions).
     """
 
-    reads: ClassVar = ("prompt", "image_vector", "shots", "nearest", "similarities", "options")
+    reads: ClassVar = (
+        "prompt", "beginning", "image_vector", "shots", "nearest", "similarities", "options",
+    )  # fmt: skip
     writes: ClassVar = pa.schema(
         [
             pa.field("entity", pa.string()),
@@ -104,6 +109,7 @@ class _Generating(Work):
         self.prompts = workspace.prompt_embeddings(self.engine)
         self.usage, self.mentions, self.cut = Usage(), 0, 0
         self.room = Room(self.engine.cache)
+        self.beginnings = Beginnings(self._begin, self.engine.hold, self.engine.release)
         neutral = self.prompts(workspace.tokenize([query_text("", "")])[0], None)
         self.neighbours = Neighbours(self.tree, workspace.bank, workspace.tokenize)
         self.prior = Prior(
@@ -125,11 +131,12 @@ class _Generating(Work):
         prompt = row["prompt"]
         # Its prompt, with a picture's few vectors for one number each, and what its beams write.
         tokens = len(prompt) + asked.beams * (self.tree.depth + asked.block)
-        async with self.room.taken(tokens, tuple(row["shots"])):
-            try:
-                found = await self._search(asked, prompt, row["image_vector"])
-            except ValueError as reason:  # this prompt's own fault: too long
-                return {"error": str(reason)}
+        beginning = tuple(prompt[: row["beginning"]])
+        try:
+            async with self.room.taken(tokens, tuple(row["shots"])), self.beginnings.kept(beginning) as held:
+                found = await self._search(asked, prompt, row["image_vector"], held)
+        except ValueError as reason:  # this prompt's own fault: too long
+            return {"error": str(reason)}
         if weight := asked.neighbours:
             shares = self.neighbours.shares(row["nearest"], row["similarities"])
             found = interpolated(found, shares, weight, asked.beams)
@@ -141,32 +148,49 @@ class _Generating(Work):
         own = {names[k]: v for k, v in options.items() if k in names and v is not None}
         return replace(self.stage, **own) if own else self.stage
 
-    async def _search(self, asked: Generate, prompt: list[int], image: list[float] | None) -> list[Candidate]:
+    async def _search(
+        self, asked: Generate, prompt: list[int], image: list[float] | None, held: Held
+    ) -> list[Candidate]:
         whole = self.prompts(prompt, None if image is None else np.asarray(image, np.float32))
-        tree, penalty = self.tree, asked.length_penalty
-        rollout = self._behind(whole, _reported(asked.beams))
+        tree, penalty, hold = self.tree, asked.length_penalty, self.engine.hold()
+        rollout = self._behind(whole, _reported(asked.beams), hold, held)
         expansions = Expansions(tree, rollout, renormalise=asked.score == "tree")
-        if asked.search == "exact":
-            found = await exact(tree, expansions, penalty, asked.beams, asked.requests)
-            self.cut += expansions.cut
-        elif asked.beams == 1:
-            found = await greedy(tree, expansions, penalty)
-        else:
-            found = await beam(tree, expansions, penalty, asked.beams)
+        try:
+            if asked.search == "exact":
+                found = await exact(tree, expansions, penalty, asked.beams, asked.requests)
+                self.cut += expansions.cut
+            elif asked.beams == 1:
+                found = await greedy(tree, expansions, penalty)
+            else:
+                found = await beam(tree, expansions, penalty, asked.beams)
+        finally:
+            self.engine.release(hold)
         if asked.prior_weight:
             return await self.prior.corrected(found, asked.prior_weight, penalty)
         return found
 
-    def _behind(self, prompt: Prompt, reported: int) -> Rollout:
-        """The engine, continuing this prompt, with so many of the best tokens reported a step."""
+    def _behind(self, prompt: Prompt, reported: int, hold: int = 0, held: Held = ()) -> Rollout:
+        """The engine, continuing this prompt, with so many of the best tokens reported a step. Its first
+        request is kept under `hold`, and later ones stand behind that; the first behind what is `held`."""
 
         async def rollout(path: Path, node: int, wide: int = 0) -> list[Step]:
-            limit = 1 if wide else self.tree.depth - len(path)
-            longer = self.prompts.extended(prompt, path)
-            renormalise = self.stage.score == "tree"
-            return await self.engine.rollout(longer, node, limit, renormalise, self.usage, wide or reported)
+            asked = Asked(
+                node=node,
+                limit=1 if wide else self.tree.depth - len(path),
+                wide=wide or reported,
+                renormalise=self.stage.score == "tree",
+                keep=hold,
+                behind=[(hold, prompt.base), *held],
+            )
+            return await self.engine.rollout(self.prompts.extended(prompt, path), asked, self.usage)
 
         return rollout
+
+    async def _begin(self, ids: tuple[int, ...], hold: int) -> int:
+        """Compute what prompts begin with, and keep it under `hold`; its length in tokens."""
+        prompt = self.prompts(ids, None)
+        await self.engine.rollout(prompt, Asked(node=0, limit=1, wide=1, keep=hold), self.usage)
+        return prompt.base
 
     def _row(self, found: list[Candidate], nil_threshold: float) -> dict[str, Any]:
         """The answer's columns. A name that several entities bear stands once for each of them, in the

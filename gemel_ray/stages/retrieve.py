@@ -48,6 +48,7 @@ class Retrieve(Stage):
     writes: ClassVar = pa.schema(
         [
             pa.field("shots", pa.list_(pa.int32())),  # rows of the bank, as they stand in the prompt
+            pa.field("shared", pa.int32()),  # so many of them, the first, are its set's
             pa.field("demonstrations", pa.list_(pa.string())),  # their ids
             pa.field("nearest", pa.list_(pa.int32())),  # rows of the bank, most similar last
             pa.field("similarities", pa.list_(pa.float32())),  # of `nearest`: cosine, and words shared
@@ -101,25 +102,21 @@ class _Retrieving(Work):
         off = [bool(o) and o["demonstrations"] is False for o in batch["options"].to_pylist()]
         nearest = [row[:0] if no else row[::-1] for row, no in zip(rows, off, strict=True)]
         vectors = np.array(batch["mention_vector"].to_pylist(), np.float32)
-        shots = nearest
+        sets = [row[:0] for row in rows]
+        own = nearest
         if self.sets is not None:
-            sets = self.sets.of(vectors)
-            shots = [
-                n if no else self._shown(s, n, w)
-                for s, n, w, no in zip(sets, nearest, without, off, strict=True)
-            ]
+            kept = [s[~np.isin(s, w)] for s, w in zip(self.sets.of(vectors), without, strict=True)]
+            sets = [s[:0] if no else s for s, no in zip(kept, off, strict=True)]
+            own = [n[max(0, len(n) - self.stage.own) :] for n in nearest]
+        shots = [np.concatenate(pair) for pair in zip(sets, own, strict=True)]
         columns = {
             "shots": shots,
+            "shared": [len(s) for s in sets],
             "demonstrations": [self.bank.ids(s) for s in shots],
             "nearest": nearest,
             "similarities": [self._near(*pair) for pair in zip(vectors, nearest, mentions, strict=True)],
         }
         return answer(self.stage.writes, columns)
-
-    def _shown(self, shared: Rows, nearest: Rows, without: list[int]) -> Rows:
-        """The set's rows, then the mention's own nearest ones."""
-        own = nearest[len(nearest) - min(self.stage.own, len(nearest)) :]
-        return np.concatenate([shared[~np.isin(shared, without)], own])
 
     def _near(self, vector: Vectors, rows: Rows, mention: str) -> Vectors:
         rows = np.asarray(rows, np.int64)
