@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
 
-Shots = tuple[int, ...]
+Shots = tuple[int, ...]  # rows of the bank
+Beginning = tuple[int, ...]  # of a prompt, as Assemble writes it
 
 
 class Room:
@@ -25,42 +27,53 @@ class Room:
         self.free = self.all = tokens
         self.shared = 0  # demonstrations that a mention had in common with the one let in before it
         self._round, self._last = 0, Shots()
-        self._waiting: list[tuple[int, Shots, int, int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[int, Shots, int, int, Beginning, asyncio.Future[int]]] = []
         self._arrivals = count()
+        self._inside: Counter[Beginning] = Counter()
 
     @asynccontextmanager
-    async def taken(self, tokens: int, shots: Shots) -> AsyncIterator[None]:
-        """Room for `tokens` of a prompt that begins with the demonstrations `shots`."""
-        tokens = min(tokens, self.all)
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def taken(self, tokens: int, shots: Shots, beginning: Beginning = ()) -> AsyncIterator[None]:
+        """Room for `tokens` behind `beginning`, which takes its own room once for all that share it; the
+        prompt's demonstrations are `shots`."""
+        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         # Only what stands ahead of the lift can still be met in this round.
         lap = self._round if shots > self._last else self._round + 1
-        bisect.insort(self._waiting, (lap, shots, next(self._arrivals), tokens, turn))
+        bisect.insort(self._waiting, (lap, shots, next(self._arrivals), tokens, beginning, turn))
         self._admit()
         try:
-            await turn
+            taken = await turn
         except asyncio.CancelledError:
             if not turn.cancelled():  # it was our turn in the very moment we left
-                self._give(tokens)
+                self._leave(turn.result(), beginning)
             raise
         try:
             yield
         finally:
-            self._give(tokens)
+            self._leave(taken, beginning)
 
-    def _give(self, tokens: int) -> None:
-        self.free += tokens
+    def _leave(self, taken: int, beginning: Beginning) -> None:
+        self.free += taken
+        self._inside[beginning] -= 1
+        if not self._inside[beginning]:
+            del self._inside[beginning]
+            self.free += len(beginning)
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self._waiting[0][3] <= self.free:
-            self._round, shots, _, tokens, turn = self._waiting.pop(0)
+        while self._waiting:
+            self._round, shots, _, tokens, beginning, turn = self._waiting[0]
+            once = 0 if beginning in self._inside else len(beginning)
             if turn.done():  # its caller has left
+                self._waiting.pop(0)
                 continue
-            self.free -= tokens
+            if tokens + once > self.free and self._inside:  # alone, even the longest is let in
+                return
+            self._waiting.pop(0)
+            self.free -= tokens + once
+            self._inside[beginning] += 1
             self.shared += _common(self._last, shots)
             self._last = shots
-            turn.set_result(None)
+            turn.set_result(tokens)
 
 
 def _common(one: Shots, other: Shots) -> int:

@@ -46,7 +46,7 @@ class EngineOptions:
     gpu_memory: float = 0.9  # fraction of a GPU's memory, weights and cache together
     block: int = 32  # prefix caching reuses whole blocks only: small blocks, few tokens computed twice
     batch_tokens: int = 2048  # computed at most in one step
-    sequences: int = 64  # decoded at most in one step
+    sequences: int = 256  # decoded at most in one step
     length: int = 4096  # of a prompt and its name, at most; less where the model takes less
 
 

@@ -76,7 +76,7 @@ class Generate(Stage):
     gpu_memory: float = field(default=0.9, metadata=MACHINE)
     block: int = field(default=32, metadata=MACHINE)
     batch_tokens: int = field(default=2048, metadata=MACHINE)
-    sequences: int = field(default=64, metadata=MACHINE)
+    sequences: int = field(default=256, metadata=MACHINE)
 
     def __post_init__(self) -> None:
         if self.beams < 1:
@@ -129,11 +129,12 @@ class _Generating(Work):
         except ValueError as reason:  # options that do not go together
             return {"error": str(reason)}
         prompt = row["prompt"]
-        # Its prompt, with a picture's few vectors for one number each, and what its beams write.
-        tokens = len(prompt) + asked.beams * (self.tree.depth + asked.block)
         beginning = tuple(prompt[: row["beginning"]])
+        # What is its own, with a picture's few vectors for one number each, and what its beams write.
+        tokens = len(prompt) - len(beginning) + asked.beams * (self.tree.depth + asked.block)
+        room = self.room.taken(tokens, tuple(row["shots"]), beginning)
         try:
-            async with self.room.taken(tokens, tuple(row["shots"])), self.beginnings.kept(beginning) as held:
+            async with room, self.beginnings.kept(beginning) as held:
                 found = await self._search(asked, prompt, row["image_vector"], held)
         except ValueError as reason:  # this prompt's own fault: too long
             return {"error": str(reason)}
