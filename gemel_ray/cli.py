@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from gemel_ray.arguments import Parser, parser
 from gemel_ray.commands import (
+    bench,
     build,
     check,
     demo,
@@ -33,6 +34,7 @@ _VERBS: dict[str, Callable[[Parser], None]] = {
     "evaluate": evaluate.add,
     "study": study.add,
     "train": train.add,
+    "bench": bench.add,
     "import-gemel": import_gemel.add,
     "export-gemel": export_gemel.add,
     "doctor": doctor.add,

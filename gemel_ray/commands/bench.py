@@ -1,0 +1,121 @@
+"""gemel-ray bench."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gemel_ray.arguments import Parser
+from gemel_ray.commands import configured, say
+
+
+def add(verb: Parser) -> None:
+    """Measure: how fast links are made here, and beside what.
+
+    speed   in rounds on the same mentions: the graph as a worker runs it, the engine's raw prompt rate, and
+            the reference loop (Hugging Face's generate, one mention at a time, a Python prefix tree); then
+            every stage, and the whole offline job with its start-up and memory
+    trees   a knowledge base of so many names more: build, bytes, memory, decoding
+    scale   the offline job on inputs of growing size
+
+    Without INPUT and --workspace: the starter's. Use the machine for nothing else meanwhile. INPUT's own
+    links are not judged: gemel-ray study puts accuracy beside speed.
+
+      gemel-ray bench speed
+      gemel-ray bench speed dev.json --workspace kb --json
+      gemel-ray bench trees --names 10000000 --output bench
+      gemel-ray bench scale dev.json --workspace kb --sizes 1000 10000
+    """
+    verb.add_argument("what", choices=("speed", "trees", "scale"), help="what is measured")
+    verb.add_argument("inputs", nargs="*", metavar="INPUT", help="documents with mentions")
+    verb.add_argument("--workspace", type=Path, help="made by gemel-ray build")
+    verb.add_argument("--output", type=Path, default=Path("bench"), metavar="DIR", help="folder (bench)")
+    verb.add_argument("--limit", type=int, default=320, help="speed: documents of the job (320)")
+    verb.add_argument("--rounds", type=int, default=3, help="speed: rounds that count (3)")
+    verb.add_argument("--names", type=int, default=1_000_000, help="trees: names made up (1000000)")
+    verb.add_argument(
+        "--sizes", type=int, nargs="+", default=[1000, 10_000], help="scale: mentions (1000 10000)"
+    )
+    verb.add_argument("--json", action="store_true", help="all figures, as JSON")
+    verb.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gemel_ray.knowledge.workspace import read_facts
+    from gemel_ray.readers import files
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    workspace: Path = options.workspace or _starter(options)
+    if options.workspace and not options.inputs:
+        raise ValueError("with --workspace, say what to measure on: gemel-ray bench ... INPUT")
+    inputs = files(options.inputs) if options.inputs else [str(options.output / "documents.parquet")]
+    settings = partial(configured, options, read_facts(workspace)["settings"])
+    found = {"speed": _speed, "trees": _trees, "scale": _scale}[options.what](
+        options, settings, workspace, inputs
+    )
+    print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))
+    return 0
+
+
+def _starter(options: argparse.Namespace) -> Path:
+    """The starter's workspace and documents, made ready in the output folder."""
+    import pyarrow.parquet as pq
+
+    from gemel_ray.knowledge.build import build
+    from gemel_ray.starter.demo import DATA
+
+    workspace: Path = options.output / "workspace"
+    if not (workspace / "workspace.json").exists():
+        say("building the starter's workspace")
+        examples = [str(DATA / "train.parquet")]
+        build(configured(options, {}), str(DATA / "entities.jsonl"), examples, workspace, say)
+    test = pq.read_table(DATA / "test.parquet")
+    pq.write_table(test, options.output / "documents.parquet")
+    return workspace
+
+
+def _speed(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from gemel_ray.measuring.speed import Rounds, speed
+    from gemel_ray.readers import documents
+    from gemel_ray.study.variants import write
+
+    table = pa.concat_tables(t for file in inputs for t in documents(file)).slice(0, options.limit)
+    file, linked = options.output / "speed.parquet", options.output / "linked"
+    write(table.to_pylist(), "clean", file)
+    shutil.rmtree(linked, ignore_errors=True)  # the job is measured, not its resuming
+    rounds = Rounds(number=options.rounds, documents=min(64, pq.read_metadata(file).num_rows))
+    return speed(settings(), workspace, [str(file)], linked, table, rounds, say)
+
+
+def _trees(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:
+    from gemel_ray.measuring.trees import trees
+
+    return trees(settings, workspace, inputs, options.output, options.names, 96, say)
+
+
+def _scale(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:
+    from gemel_ray.measuring.scale import scale
+
+    return scale(settings(), workspace, inputs, options.output, options.sizes, say)
+
+
+def _lines(found: Any, before: str = "") -> Iterator[str]:
+    """One figure a line, under the names that lead to it."""
+    for name, value in found.items():
+        if isinstance(value, dict) and set(value) == {"median", "min", "max"}:
+            spread = f"({value['min']:,.4g} to {value['max']:,.4g})"
+            yield f"{before}{name:<44} {value['median']:>12,.4g}   {spread}"
+        elif isinstance(value, dict):
+            yield f"{before}{name}"
+            yield from _lines(value, f"{before}  ")
+        else:
+            told = f"{value:,.4g}" if isinstance(value, float) else f"{value}"
+            yield f"{before}{name:<44} {told:>12}"

@@ -1,0 +1,99 @@
+"""Cost a mention as the input grows: the offline job on 1,000, 10,000, 100,000 mentions.
+
+Real documents, repeated, each time with other words in front of the text, so that no cache knows them. In a
+workspace of a tiny language model what is measured is everything else: reading, encoding, retrieval,
+scheduling, writing, the driver.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gemel_ray.config import Config
+from gemel_ray.measuring.machine import machine, peaks
+from gemel_ray.progress import Progress
+from gemel_ray.readers import documents
+
+Say = Callable[[str], None]
+_FORM = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("image", pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])),
+        ("mentions", pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32())]))),
+    ]
+)
+_ROWS = 1000  # of the written file, at once
+
+
+def scale(
+    config: Config, workspace: Path, inputs: Sequence[str], output: Path, sizes: Sequence[int], say: Say
+) -> dict[str, Any]:
+    """All figures, ready for JSON."""
+    from gemel_ray.offline import link
+
+    found: dict[str, Any] = {"machine": machine(), "sizes": {}}
+    for size in sizes:
+        file, linked = output / f"mentions-{size}.parquet", output / f"linked-{size}"
+        shutil.rmtree(linked, ignore_errors=True)
+        _write(inputs, size, file)
+        say(f"{size:,} mentions")
+        told: list[tuple[float, int]] = []
+
+        def report(progress: Progress, told: list[tuple[float, int]] = told) -> None:
+            told.append((time.perf_counter(), sum(progress.statuses.values())))
+
+        began = time.perf_counter()
+        with peaks() as memory:
+            manifest = link(config, workspace, [str(file)], linked, report)
+        first, last = told[0][0], told[-1][0]
+        found["sizes"][size] = {
+            "rows": manifest["rows"],
+            "seconds_to_first_batch": round(first - began, 1),
+            "mentions_per_second": round(sum(n for _, n in told[1:]) / max(last - first, 1e-9), 2),
+            "peak_mib": dict(memory),
+        }
+    return found
+
+
+def _write(inputs: Sequence[str], size: int, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(path, _FORM) as writer:
+        rows = itertools.islice(_edited(inputs), size)
+        while some := list(itertools.islice(rows, _ROWS)):
+            writer.write_table(pa.Table.from_pylist(some, _FORM))
+
+
+def _edited(inputs: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Documents of one mention without end, no two alike."""
+    real = [
+        (row, mention)
+        for file in inputs
+        for table in documents(file)
+        for row in table.to_pylist()
+        for mention in row["given"] or ()
+        if not row["error"] and mention["start"] is not None
+    ]
+    if not real:
+        raise ValueError("the input has no mention that stands in its text")
+    words = sorted({word for row, _ in real for word in row["text"].split()})
+    dice = random.Random(0)
+    for number in itertools.count():
+        row, mention = real[number % len(real)]
+        front = " ".join(dice.choices(words, k=3)) + " " if number >= len(real) else ""
+        place = {"start": mention["start"] + len(front), "end": mention["end"] + len(front)}
+        yield {
+            "id": f"{number}",
+            "text": front + row["text"],
+            "image": {"bytes": row["image"], "path": row["image_address"]},
+            "mentions": [place],
+        }

@@ -1,0 +1,169 @@
+"""Large knowledge bases: what N names more cost to build, to hold and to decode under.
+
+A workspace of the given one's names and N made-up ones (of its words, in the same number) is built by
+`gemel-ray build`'s own code; then the same mentions are decoded under either, each in a process of its own,
+without demonstrations, so that their prompts are equal.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemel_ray.config import Config
+from gemel_ray.knowledge.build import build
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.measuring.machine import machine, peaks
+
+Say = Callable[[str], None]
+_SETTINGS = ("retrieve.demonstrations=0", "bank.names=0", "retrieve.sets=0")
+
+
+def trees(
+    configured: Callable[[Sequence[str]], Config],
+    workspace: Path,
+    inputs: Sequence[str],
+    output: Path,
+    names: int,
+    mentions: int,
+    say: Say,
+) -> dict[str, Any]:
+    """All figures, ready for JSON. What was built stays in `output`, and is not built again."""
+    config = configured(_SETTINGS)
+    small = Workspace.open(workspace, config)
+    large = output / f"names-{names}"
+    if not (large / "workspace.json").exists():
+        say(f"writing {names:,} names beside the workspace's {len(small.tree):,}")
+        entities = output / f"entities-{names}.jsonl"
+        _write(small, names, entities)
+        began = time.perf_counter()
+        with peaks() as memory:
+            build(config, str(entities), [], large, say)
+        facts = {"build_seconds": round(time.perf_counter() - began, 1), "build_peak_mib": dict(memory)}
+        (output / f"build-{names}.json").write_text(json.dumps(facts))
+        entities.unlink()
+    built: dict[str, Any] = json.loads((output / f"build-{names}.json").read_text())
+    found: dict[str, Any] = {"machine": machine(), "names": names, **built}
+    for name, folder in (("small", workspace), ("large", large)):
+        say(f"decoding {mentions} mentions under the {name} tree")
+        tree = folder / "tree"
+        size = sum(f.stat().st_size for f in tree.iterdir())
+        count = len(np.load(tree / "leaf.npy", mmap_mode="r"))
+        root = int(np.diff(np.load(tree / "first_child.npy", mmap_mode="r")[:2])[0])
+        found[name] = {
+            "names": count,
+            "tree_mib": round(size / 2**20, 1),
+            "bytes_per_name": round(size / count, 1),
+            "children_of_the_root": root,
+            "second_process": _measured("mapped", folder, config, inputs, mentions),
+            "decoding": _measured("decoded", folder, config, inputs, mentions),
+        }
+    under = {name: found[name]["decoding"]["milliseconds_per_step"] for name in ("small", "large")}
+    return found | {"slowdown_of_a_step": round(under["large"] / under["small"] - 1, 4)}
+
+
+def _write(workspace: Workspace, names: int, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        for identity, name in workspace.entities.of(range(len(workspace.entities))):
+            file.write(json.dumps({"id": identity, "name": name}) + "\n")
+        for number, name in enumerate(_made_up(workspace, names)):
+            file.write(json.dumps({"id": f"made-up-{number}", "name": name}) + "\n")
+
+
+def _made_up(workspace: Workspace, names: int) -> Iterator[str]:
+    """Words of real names, as many as a real name has, mixed."""
+    real = [name.split() for _, name in workspace.entities.of(range(len(workspace.entities)))]
+    words = [word for name in real for word in name]
+    lengths = [len(name) for name in real]
+    dice = random.Random(0)
+    for _ in range(names):
+        yield " ".join(dice.choices(words, k=dice.choice(lengths) + 1))
+
+
+def _measured(
+    what: str, folder: Path, config: Config, inputs: Sequence[str], mentions: int
+) -> dict[str, Any]:
+    """In a process of its own."""
+    asked = json.dumps([what, str(folder), config.plain(), list(inputs), mentions])
+    ended = subprocess.run(
+        [sys.executable, "-m", "gemel_ray.measuring.trees", asked],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ended.returncode:
+        raise RuntimeError(f"measuring {folder} failed:\n{ended.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return answer
+
+
+def mapped(folder: Path, config: Config, inputs: Sequence[str], mentions: int) -> dict[str, Any]:
+    """Memory of a process that maps the tree and walks 10,000 names of it; resident pages are shared with
+    all others that map it, private ones are its own."""
+    import psutil
+
+    from gemel_ray.knowledge.prefix_tree import PrefixTree
+
+    here = psutil.Process()
+    before = here.memory_full_info()
+    tree = PrefixTree.open(folder / "tree")
+    dice = np.random.default_rng(0)
+    began = time.perf_counter()
+    for leaf in dice.choice(np.asarray(tree.leaf), 10_000):
+        assert tree.walk(tree.path(int(leaf))) == leaf
+    seconds, after = time.perf_counter() - began, here.memory_full_info()
+    return {
+        "resident_mib": round((after.rss - before.rss) / 2**20, 1),
+        "private_mib": round((after.uss - before.uss) / 2**20, 1),
+        "names_walked_per_second": round(10_000 / seconds),
+    }
+
+
+def decoded(folder: Path, config: Config, inputs: Sequence[str], mentions: int) -> dict[str, Any]:
+    """Generate on the same mentions, three times; the first warms up."""
+    import asyncio
+    import statistics
+
+    from gemel_ray.graph import Segment
+    from gemel_ray.linking import linking_graph
+    from gemel_ray.readers import documents
+
+    workspace = Workspace.open(folder, config)
+    graph = linking_graph(config, workspace)
+    front = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
+    table = asyncio.run(front.run(next(iter(documents(inputs[0], batch=mentions)))))
+    work: Any = config.generate.start(workspace)
+    segment = Segment(graph, ((4, work),))
+    steps, rates = [], []
+    for number in range(4):
+        before, began = work.engine.measures()["steps"], time.perf_counter()
+        asyncio.run(segment.run(table))
+        seconds = time.perf_counter() - began
+        if number:
+            steps.append(1000 * seconds / (work.engine.measures()["steps"] - before))
+            rates.append(len(table) / seconds)
+    usage = work.usage
+    work.close()
+    return {
+        "milliseconds_per_step": round(statistics.median(steps), 2),
+        "mentions_per_second": round(statistics.median(rates), 2),
+        "decoded_per_mention": round(usage.decoded / work.mentions, 2),
+        "requests_per_mention": round(usage.requests / work.mentions, 2),
+    }
+
+
+if __name__ == "__main__":
+    what, folder, plain, inputs, mentions = json.loads(sys.argv[1])
+    from gemel_ray.checked import made
+
+    config: Config = made(Config, plain, "")
+    print(json.dumps({"mapped": mapped, "decoded": decoded}[what](Path(folder), config, inputs, mentions)))
