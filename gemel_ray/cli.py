@@ -22,6 +22,7 @@ from gemel_ray.commands import (
     import_gemel,
     link,
     say,
+    serve,
     study,
     train,
 )
@@ -35,6 +36,7 @@ _VERBS: dict[str, Callable[[Parser], None]] = {
     "study": study.add,
     "train": train.add,
     "bench": bench.add,
+    "serve": serve.add,
     "import-gemel": import_gemel.add,
     "export-gemel": export_gemel.add,
     "doctor": doctor.add,

@@ -15,8 +15,9 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,16 +66,6 @@ class _Rollout:
         return str(self.name)
 
 
-@dataclass(frozen=True, slots=True)
-class _Abort:
-    request: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Release:
-    hold: int
-
-
 class EngineDied(RuntimeError):
     """The engine's thread has ended; the process must be replaced."""
 
@@ -90,7 +81,7 @@ class Engine:
         self._names = itertools.count()
         self._steps = 0
         self._holds, self._hold_numbers = holds(self._engine), itertools.count(1)
-        self._inbox: queue.SimpleQueue[_Rollout | _Abort | _Release | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Rollout | Callable[[], None] | None] = queue.SimpleQueue()
         self._running: dict[str, _Rollout] = {}
         self._death: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -130,7 +121,7 @@ class Engine:
 
     def release(self, hold: int) -> None:
         """Let the cache do as it likes with what `hold` keeps."""
-        self._inbox.put(_Release(hold))
+        self._inbox.put(partial(self._holds.close, hold))
 
     async def rollout(self, prompt: Prompt, asked: Asked, usage: Usage) -> list[Step]:
         """Continue `prompt` greedily, as asked. Returns one Step a token; the greedy path itself is each
@@ -144,18 +135,18 @@ class Engine:
                 f"the prompt has {len(prompt)} tokens and names up to {asked.limit}, but the engine takes "
                 f"{self.length}: lower retrieve.demonstrations or raise generate.length"
             )
-        self._check_alive()
+        self.check()
         loop = asyncio.get_running_loop()
         name = next(self._names)
         params = sampling(asked, name, self.end_token)
         work = _Rollout(name, prompt, asked.keep, params, loop, loop.create_future(), usage)
         self._inbox.put(work)
         if self._death is not None:  # died between the check and the put: nobody will read the inbox
-            self._check_alive()
+            self.check()
         try:
             return await work.outcome
         except asyncio.CancelledError:
-            self._inbox.put(_Abort(work.request))
+            self._inbox.put(partial(self._abort, work.request))
             raise
 
     def close(self) -> None:
@@ -163,7 +154,8 @@ class Engine:
         self._inbox.put(None)
         self._thread.join(timeout=60)
 
-    def _check_alive(self) -> None:
+    def check(self) -> None:
+        """Raises EngineDied when the engine is gone."""
         if self._death is not None:
             raise EngineDied(f"the engine has stopped: {self._death!r}") from self._death
 
@@ -188,15 +180,12 @@ class Engine:
                 item = self._inbox.get(block=idle)
             except queue.Empty:
                 return True
-            match item:
-                case None:
-                    return False
-                case _Abort(request):
-                    self._abort(request)
-                case _Release(hold):
-                    self._holds.close(hold)
-                case _:
-                    self._add(item)
+            if item is None:
+                return False
+            if isinstance(item, _Rollout):
+                self._add(item)
+            else:
+                item()
 
     def _add(self, work: _Rollout) -> None:
         self._hashes.prompts[work.name] = work.prompt
