@@ -233,3 +233,51 @@ def test_a_cancelled_caller_frees_the_engine(generating: Any, prompts: list[Prom
     asyncio.run(leave())
     assert search(generating, prompts[1], width=2, renormalise=True, penalty=0.0)
     assert not engine._running
+
+
+def test_what_stands_behind_a_held_prompt_is_computed_alone(generating: Any, prompts: list[Prompt]) -> None:
+    """Not its last, half-filled block, whatever else has run; the numbers are the same. Let go, it is."""
+    engine: Engine = generating.engine
+    tree, prompt = generating.tree, prompts[2]
+    first, tokens = tree.children(tree.root)
+    paths = [(int(t),) for i, t in enumerate(tokens) if not tree.is_leaf(first + i)][:6]
+    tail = len(prompt) % generating.stage.block
+    assert tail, "this prompt ends with a block: another one is wanted"
+
+    def asked(path: tuple[int, ...], hold: int, behind: list[tuple[int, int]]) -> tuple[int, list[Any]]:
+        usage = Usage()
+        want = Asked(node=tree.walk(path), limit=1, wide=16, keep=hold, behind=behind)
+        (step,) = asyncio.run(engine.rollout(generating.prompts.extended(prompt, path), want, usage))
+        return usage.asked - usage.cached, [step.tokens, step.log_probs]
+
+    engine.forget()
+    alone = [asked(path, 0, []) for path in paths]
+    assert [computed for computed, _ in alone[1:]] == [tail + 1] * 5
+    engine.forget()
+    hold = engine.hold()
+    asked((), hold, [])
+    search(generating, prompts[3], width=5, renormalise=True, penalty=0.0)  # takes blocks and gives them back
+    held = [asked(path, hold, [(hold, prompt.base)]) for path in paths]
+    assert [computed for computed, _ in held] == [1] * 6
+    for (_, (tokens_held, scores_held)), (_, (tokens_alone, scores_alone)) in zip(held, alone, strict=True):
+        assert tokens_held[:3] == tokens_alone[:3]
+        assert scores_held == pytest.approx(scores_alone, abs=1e-3)
+    engine.release(hold)
+    assert asked(paths[0], 0, [(hold, prompt.base)])[0] == tail + 1
+
+
+def test_a_longer_prompt_hashes_only_what_is_new(generating: Any, prompts: list[Prompt]) -> None:
+    engine: Engine = generating.engine
+    prompt = generating.prompts.extended(prompts[0], ())
+    prompt.hashes.clear()
+
+    def hashed(path: tuple[int, ...]) -> int:
+        before = engine.measures()["hashed"]
+        want = Asked(node=0, limit=1, wide=1)
+        asyncio.run(engine.rollout(generating.prompts.extended(prompt, path), want, Usage()))
+        return engine.measures()["hashed"] - before
+
+    block = 8 * generating.stage.block + 32  # numbers of 8 bytes, and the hash of all before
+    assert hashed(()) == pytest.approx(len(prompt) // generating.stage.block * block, abs=block)
+    assert hashed((5,)) <= block
+    assert hashed(()) <= block

@@ -23,20 +23,13 @@ class SharedSets:
     """At most `number` sets of `size` solved examples of the bank."""
 
     def __init__(self, bank: Bank, number: int, size: int) -> None:
-        from scipy.cluster.vq import kmeans2
-
         random = np.random.default_rng(0)
         count = min(bank.examples, _SAMPLE)
         sample = (
             np.sort(random.choice(bank.examples, count, replace=False)) if count else np.empty(0, np.int64)
         )
         vectors = unit(np.asarray(bank.mention_vectors)[sample])
-        number = min(number, max(1, count))
-        if number == 1 or not count:
-            self._centres = unit(vectors.mean(axis=0, keepdims=True)) if count else vectors
-        else:
-            centres, _ = kmeans2(vectors, number, iter=_ROUNDS, minit="points", rng=random, missing="warn")
-            self._centres = unit(centres.astype(np.float32))
+        self._centres = _centres(vectors, vectors[random.permutation(count)[:number]])
         nearness = vectors @ self._centres.T  # [examples, sets]
         member = nearness.argmax(axis=1) if count else np.empty(0, np.int64)
         self._rows = [
@@ -49,6 +42,16 @@ class SharedSets:
         if not self._rows:
             return [np.empty(0, np.int64)] * len(vectors)
         return [self._rows[i] for i in (unit(vectors) @ self._centres.T).argmax(axis=1)]
+
+
+def _centres(vectors: Vectors, centres: Vectors) -> Vectors:
+    """k-means of unit vectors [n, width] by cosine, from these centres on; one that nobody is near stays."""
+    for _ in range(_ROUNDS):
+        member = (vectors @ centres.T).argmax(axis=1) if len(centres) else np.empty(0, np.int64)
+        sums = np.zeros_like(centres)
+        np.add.at(sums, member, vectors)
+        centres = np.where(sums.any(axis=1, keepdims=True), unit(sums), centres)
+    return centres
 
 
 def _chosen(bank: Bank, sample: Rows, nearness: Vectors, members: Rows, size: int) -> Rows:
