@@ -85,6 +85,13 @@ def write(rows: Iterable[dict[str, Any]], path: Path) -> Entities:
     return Entities.open(path)
 
 
+def save(table: pa.Table, path: Path) -> Entities:
+    """Write a table of entities to `path` and open it."""
+    with pa.ipc.new_file(str(path), SCHEMA) as file:
+        file.write_table(table, max_chunksize=_BATCH)
+    return Entities.open(path)
+
+
 def read(address: str, rejects: list[str]) -> Iterator[dict[str, Any]]:
     """Entities of a JSON file, one a line (or one document, as MIMIC's kb_entity.json). What is none is told
     in `rejects`, and the next is read."""
