@@ -99,12 +99,13 @@ def read(address: str, rejects: list[str]) -> Iterator[dict[str, Any]]:
         try:
             if isinstance(raw, BadRecord):
                 raise raw
-            yield _entity(mimic_entities.renamed(raw) if mimic_entities.fits(raw) else raw)
+            yield entity(mimic_entities.renamed(raw) if mimic_entities.fits(raw) else raw)
         except ValueError as reason:
             rejects.append(f"{address}:{number}: {reason}")
 
 
-def _entity(raw: Any) -> dict[str, Any]:
+def entity(raw: Any) -> dict[str, Any]:
+    """An entity as it is kept. ValueError says what is wrong with it."""
     if not isinstance(raw, dict):
         raise ValueError("not a JSON object")
     identity, name = raw.get("id"), raw.get("name")

@@ -35,6 +35,11 @@ def current(workspace: Path) -> str:
         return FIRST
 
 
+def current_folder(workspace: Path) -> Path:
+    """Where the knowledge in use lies."""
+    return folder(workspace, current(workspace))
+
+
 def known(workspace: Path) -> list[str]:
     """All versions, oldest first."""
     later = (path.name for path in (workspace / _VERSIONS).glob("*") if path.name.isdecimal())
@@ -77,15 +82,20 @@ def locked(workspace: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 def share(former: Path, new: Path, without: str) -> None:
     """Of what is equal in both folders keep one copy on the disk, and in memory where it is mapped; but not
-    in the folder `without`. Where the file system knows no hard links, copies stay."""
+    in the folder `without`."""
     for file in sorted(path for path in new.rglob("*") if path.is_file()):
         inside = file.relative_to(new)
         old = former / inside
         if inside.parts[0] == without or not old.is_file() or not filecmp.cmp(old, file, shallow=False):
             continue
         aside = file.with_name(f".{file.name}")
-        try:
-            os.link(old, aside)
-        except OSError:
-            return
+        linked(old, aside)
         aside.replace(file)
+
+
+def linked(source: str | Path, target: str | Path) -> None:
+    """The file once more under another name; a copy where the file system knows no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -87,7 +87,7 @@ class Workspace:
         inside: Path | None = None,  # where it lies while it is being made
     ) -> None:
         self.folder, self.config, self.facts, self.knowledge = folder, config, facts, knowledge
-        self._inside = inside or versions.folder(folder, knowledge)
+        self.inside = inside or versions.folder(folder, knowledge)
         self._models = resolved(config.models)
         self.sees = self._mapper_file.exists()  # whether pictures stand in prompts; training says yes before
 
@@ -120,7 +120,7 @@ class Workspace:
 
     @property
     def tree_folder(self) -> Path:
-        return self._inside / "tree"
+        return self.inside / "tree"
 
     @cached_property
     def tree(self) -> PrefixTree:
@@ -128,16 +128,16 @@ class Workspace:
 
     @cached_property
     def entities(self) -> Entities:
-        return Entities.open(self._inside / "entities.arrow")
+        return Entities.open(self.inside / "entities.arrow")
 
     @cached_property
     def bank(self) -> Bank:
-        return Bank.open(self._inside / "bank")
+        return Bank.open(self.inside / "bank")
 
     @cached_property
     def features(self) -> Features | None:
         """Pictures' features that came ready-made, by key (import-gemel)."""
-        folder = self._inside / "features"
+        folder = self.inside / "features"
         return Features.open(folder) if folder.exists() else None
 
     @cached_property
@@ -184,7 +184,7 @@ class Workspace:
         from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
         from gemel_ray.knowledge.vectors import Vectors
 
-        at = self._vectors(self.knowledge, self._inside)
+        at = self._vectors(self.knowledge, self.inside)
         store = ServerStore.create(at, widths) if isinstance(at, str) else EdgeStore.create(at, widths)
         return Vectors(store, {}, self.config.vectors.exact_below)
 
