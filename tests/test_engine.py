@@ -63,7 +63,8 @@ def search(
     async def rollout(path: tuple[int, ...], node: int, wide: int = 0) -> Any:
         whole = generating.prompts.extended(prompt, path)
         limit = 1 if wide else tree.depth - len(path)
-        return await engine.rollout(whole, node, limit, renormalise, Usage(), wide)
+        folder = generating.tree_folder
+        return await engine.rollout(whole, folder, node, limit, renormalise, Usage(), wide)
 
     async def run() -> list[Candidate]:
         expansions = Expansions(tree, rollout, renormalise=renormalise)
@@ -157,7 +158,7 @@ def test_greedy_is_the_first_of_one_beam(generating: Any, prompts: list[torch.Te
         engine: Engine = generating.engine
         for depth in range(len(path)):
             extended = generating.prompts.extended(prompt, tuple(path[:depth]))
-            steps = asyncio.run(engine.rollout(extended, node, 1, True, Usage()))
+            steps = asyncio.run(engine.rollout(extended, generating.tree_folder, node, 1, True, Usage()))
             assert steps[0].tokens[0] == path[depth]
             node = generating.tree.step(node, path[depth])
 
@@ -223,7 +224,7 @@ def test_a_cancelled_caller_frees_the_engine(generating: Any, prompts: list[torc
     async def leave() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await engine.rollout(prompts[0].flip(0), 0, 20, True, Usage())
+                await engine.rollout(prompts[0].flip(0), generating.tree_folder, 0, 20, True, Usage())
 
     asyncio.run(leave())
     assert search(generating, prompts[1], width=2, renormalise=True, penalty=0.0)

@@ -54,11 +54,11 @@ class EngineDied(RuntimeError):
 
 
 class Engine:
-    """A running vLLM engine under one prefix tree. Thread-safe; `close()` when done."""
+    """A running vLLM engine; every rollout names its prefix tree. Thread-safe; `close()` when done."""
 
-    def __init__(self, options: EngineOptions, tree: Path, end_token: int) -> None:
+    def __init__(self, options: EngineOptions, end_token: int) -> None:
         self.options, self.end_token = options, end_token
-        self._engine = start(options, tree)
+        self._engine = start(options)
         self._embeddings = embedding_table(self._engine)
         self._names = itertools.count()
         self._inbox: queue.SimpleQueue[_Rollout | str | None] = queue.SimpleQueue()
@@ -88,9 +88,17 @@ class Engine:
         return self._embeddings[torch.as_tensor(np.asarray(tokens, dtype=np.int64))]
 
     async def rollout(
-        self, prompt: torch.Tensor, node: int, limit: int, renormalise: bool, usage: Usage, wide: int = 0
+        self,
+        prompt: torch.Tensor,
+        tree: Path,
+        node: int,
+        limit: int,
+        renormalise: bool,
+        usage: Usage,
+        wide: int = 0,
     ) -> list[Step]:
-        """Continue `prompt` ([tokens, width]) greedily from `node` until a name ends or `limit` tokens.
+        """Continue `prompt` ([tokens, width]) greedily from `node` of the tree in the folder `tree` until a
+        name ends or `limit` tokens.
 
         Returns one Step a token, of the `wide` best tokens (0: the options' `candidates`). The greedy
         path itself is each step's first token. Cancelling the caller aborts the request. Raises
@@ -103,7 +111,8 @@ class Engine:
             )
         self._check_alive()
         loop = asyncio.get_running_loop()
-        params = sampling(node, limit, wide or self.options.candidates, renormalise, self.end_token)
+        wide = wide or self.options.candidates
+        params = sampling(tree, node, limit, wide, renormalise, self.end_token)
         work = _Rollout(prompt, params, loop, loop.create_future(), usage)
         work.request = str(next(self._names))
         self._inbox.put(work)

@@ -54,7 +54,7 @@ class Step:
     log_probs: tuple[float, ...]
 
 
-def start(options: EngineOptions, tree: Path) -> LLMEngine:
+def start(options: EngineOptions) -> LLMEngine:
     """A started engine. Its model runner decides which interface the constraint has to have."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -82,7 +82,6 @@ def start(options: EngineOptions, tree: Path) -> LLMEngine:
         # The V1 constraint walks the tokens sampled so far: they must be there when it is called.
         async_scheduling=False,
         disable_log_stats=True,
-        additional_config={"prefix_tree": str(tree)},
     )
     config = arguments.create_engine_config()
     runner = "V2" if config.use_v2_model_runner else "V1"
@@ -96,9 +95,11 @@ def _longest(model: str) -> int:
     return int(getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", 1 << 30))
 
 
-def sampling(node: int, limit: int, wide: int, renormalise: bool, end_token: int) -> SamplingParams:
-    """What vLLM is told of a rollout: greedy from `node` of the tree, the `wide` best tokens reported a
-    step."""
+def sampling(
+    tree: Path, node: int, limit: int, wide: int, renormalise: bool, end_token: int
+) -> SamplingParams:
+    """What vLLM is told of a rollout: greedy from `node` of the tree in the folder `tree`, the `wide` best
+    tokens reported a step."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -111,7 +112,7 @@ def sampling(node: int, limit: int, wide: int, renormalise: bool, end_token: int
         ignore_eos=True,
         stop_token_ids=[end_token],
         output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args={"tree_node": node, "tree_renormalise": renormalise},
+        extra_args={"tree": str(tree), "tree_node": node, "tree_renormalise": renormalise},
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from gemel_ray.config import Config
-from gemel_ray.graph import Segment, explode
+from gemel_ray.graph import Segment
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import prefix_tree
@@ -30,6 +30,7 @@ from gemel_ray.models.tokenizer import end_token, load_tokenizer, tokenize
 from gemel_ray.progress import Meter, Progress
 from gemel_ray.readers import BATCH, count, documents
 from gemel_ray.records import DOCUMENT
+from gemel_ray.tables import explode
 
 Say = Callable[[str], None]
 _STARTER = Path(__file__).parents[1] / "starter" / "data" / "mapper.safetensors"

@@ -193,7 +193,8 @@ class Workspace:
             return address if version == versions.FIRST else f"{address}-{version}"
         return inside / "vectors"
 
-    def prompt_embeddings(self, engine: Engine) -> PromptEmbeddings:
+    def prompt_embeddings(self, engine: Engine, former: PromptEmbeddings | None = None) -> PromptEmbeddings:
+        """For this engine. What those of another version have computed of the same pictures is taken over."""
         from gemel_ray.engine.prompts import PromptEmbeddings
 
         mapper = FeatureMapper.load(self._mapper_file)[0] if self._mapper_file.exists() else None
@@ -202,7 +203,7 @@ class Workspace:
                 f"{self._mapper_file} writes vectors of {mapper.width}, but the language model's have "
                 f"{engine.width}: train a mapper for this model (gemel-ray train)"
             )
-        return PromptEmbeddings(engine.embed, mapper, self.bank)
+        return PromptEmbeddings(engine.embed, mapper, self.bank, former)
 
 
 def read_facts(folder: Path, knowledge: str | None = None) -> dict[str, Any]:

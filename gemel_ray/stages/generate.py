@@ -20,6 +20,7 @@ import pyarrow as pa
 from gemel_ray.engine.exact import exact
 from gemel_ray.engine.neighbours import Neighbours, interpolated
 from gemel_ray.engine.prior import Prior
+from gemel_ray.engine.prompts import PromptEmbeddings
 from gemel_ray.engine.run import Engine, Usage
 from gemel_ray.engine.search import Candidate, Expansions, Path, Rollout, beam, greedy, probabilities
 from gemel_ray.engine.vllm_engine import EngineOptions, Step
@@ -136,16 +137,22 @@ class _Room:
 
 
 class _Generating(Work):
-    def __init__(self, stage: Generate, workspace: Workspace) -> None:
+    def __init__(self, stage: Generate, workspace: Workspace, former: _Generating | None = None) -> None:
         self.stage, self.tree, self.entities = stage, workspace.tree, workspace.entities
+        self.tree_folder = workspace.tree_folder
         options = stage.engine_options(workspace.language_model)
-        self.engine = Engine(options, workspace.tree_folder, workspace.tree.end_token)
-        self.prompts = workspace.prompt_embeddings(self.engine)
+        self.engine: Engine = former.engine if former else Engine(options, workspace.tree.end_token)
+        self.room: _Room = former.room if former else _Room(self.engine.cache)
+        self.prompts: PromptEmbeddings = workspace.prompt_embeddings(
+            self.engine, former.prompts if former else None
+        )
         self.usage, self.mentions, self.cut = Usage(), 0, 0
-        self.room = _Room(self.engine.cache)
         neutral = self.engine.embed(workspace.tokenize([query_text("", "")])[0])
         self.neighbours = Neighbours(self.tree, workspace.bank, workspace.tokenize)
         self.prior = Prior(self.tree, self._behind(neutral), renormalise=stage.score == "tree")
+
+    def renewed(self, workspace: Workspace) -> Work:
+        return _Generating(self.stage, workspace, self)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         rows = await asyncio.gather(*(self._link(row) for row in batch.to_pylist()))
@@ -190,7 +197,9 @@ class _Generating(Work):
             limit = 1 if wide else self.tree.depth - len(path)
             whole = self.prompts.extended(embeddings, path)
             renormalise = self.stage.score == "tree"
-            return await self.engine.rollout(whole, node, limit, renormalise, self.usage, wide)
+            return await self.engine.rollout(
+                whole, self.tree_folder, node, limit, renormalise, self.usage, wide
+            )
 
         return rollout
 

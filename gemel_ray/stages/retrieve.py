@@ -69,6 +69,9 @@ class _Retrieving(Work):
         searches = wanted and stage.by != "random" and not stage.published
         self.store = workspace.vectors() if searches else None
 
+    def renewed(self, workspace: Workspace) -> Work:
+        return _Retrieving(self.stage, workspace)
+
     def __call__(self, batch: pa.Table) -> pa.Table:
         texts, mentions = batch["text"].to_pylist(), batch["mention"].to_pylist()
         without: list[list[int]] = [[] for _ in texts]
@@ -134,9 +137,12 @@ class _Retrieving(Work):
         drawn = np.random.default_rng(int.from_bytes(seed)).choice(self.bank.examples, count, replace=False)
         return drawn[~np.isin(drawn, without)][: self.stage.demonstrations]
 
-    def close(self) -> None:
+    def retire(self) -> None:
         if self.store is not None:
             self.store.close()
+
+    def close(self) -> None:
+        self.retire()
 
 
 def _words(text: str) -> set[str]:
