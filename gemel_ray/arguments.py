@@ -25,7 +25,8 @@ class Parser(argparse.ArgumentParser):
 def _inner(outer: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     """The verbs' parsers: what the verb did not understand is told by the root."""
     places = [a for a in outer._actions if isinstance(a, argparse._SubParsersAction)]
-    return [verb for place in places for verb in place.choices.values()]
+    verbs = [verb for place in places for verb in place.choices.values()]
+    return [verb for outer in verbs for verb in (outer, *_inner(outer))]
 
 
 def parser(verbs: Mapping[str, Callable[[Parser], None]]) -> Parser:
@@ -37,21 +38,31 @@ def parser(verbs: Mapping[str, Callable[[Parser], None]]) -> Parser:
         epilog="First run: gemel-ray demo. Own data: gemel-ray build, then gemel-ray link.",
         allow_abbrev=False,
     )
-    places = root.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
-    for name, add in verbs.items():
-        add(_verb(places, name, add))
+    add_verbs(root, "verb", verbs)
     return root
 
 
-def _verb(verbs: argparse._SubParsersAction[Parser], name: str, add: Callable[..., None]) -> Parser:
-    about = (add.__doc__ or "").strip()
-    made = verbs.add_parser(
-        name,
-        help=about.splitlines()[0],
-        description=about,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_verbs(
+    outer: argparse.ArgumentParser, kind: str, verbs: Mapping[str, Callable[[Parser], None]]
+) -> None:
+    """Give `outer` these verbs; which was called stands in the options under `kind`. What all share is taken
+    where no further verb follows."""
+    places = outer.add_subparsers(dest=kind, required=True, metavar=kind.upper(), parser_class=Parser)
+    for name, add in verbs.items():
+        about = (add.__doc__ or "").strip()
+        verb = places.add_parser(
+            name,
+            help=about.splitlines()[0],
+            description=about,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        add(verb)
+        if not _inner(verb):
+            _add_shared(verb)
+
+
+def _add_shared(made: Parser) -> None:
     made.add_argument(
         "--config",
         metavar="FILE",
@@ -68,4 +79,3 @@ def _verb(verbs: argparse._SubParsersAction[Parser], name: str, add: Callable[..
     made.add_argument(
         "--paper", action="store_true", help="the paper's settings over the configuration's; --set wins"
     )
-    return made

@@ -11,20 +11,18 @@ import asyncio
 import inspect
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gemel_ray.stage import ERROR, Stage, Work
+from gemel_ray.tables import STATUS, combined, explode, failed, replaced, settled
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
-STATUS = pa.field("status", pa.string())  # null: under way; linked, nil or error: has its answer
 FINGERPRINT = pa.field("fingerprint", pa.string())
 
 
@@ -40,6 +38,7 @@ class Graph:
     source: pa.Schema
     result: pa.Schema
     fingerprint: str  # of configuration, models and knowledge; stands in every result
+    knowledge: str = ""  # the version of it, as people know it
 
     def __post_init__(self) -> None:
         have = {f.name for f in self.source} | {STATUS.name, ERROR.name, FINGERPRINT.name}
@@ -99,10 +98,21 @@ class Segment:
     works: tuple[tuple[int, Work], ...]
     seconds: dict[str, float] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
+    under_way: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self, table: pa.Table, seconds: dict[str, float] | None = None) -> pa.Table:
         """Rows in, rows out, in order; documents become mentions at the stage that explodes them. What
         each stage took goes into `seconds`, too."""
+        self.under_way += 1
+        try:
+            return await self._run(table, {} if seconds is None else seconds)
+        finally:
+            self.under_way -= 1
+            if not self.under_way:
+                self.idle.set()
+
+    async def _run(self, table: pa.Table, seconds: dict[str, float]) -> pa.Table:
         for column in (STATUS, ERROR):
             if column.name not in table.column_names:
                 table = table.append_column(column, pa.nulls(len(table), column.type))
@@ -110,15 +120,17 @@ class Segment:
             stage = self.graph.stages[index]
             if stage.explodes:
                 table = explode(table, stage.explodes)
-            table = _settled(table)
+            table = settled(table)
             began = time.perf_counter()
             table = await self._apply(stage, work, table)
-            for total in (self.seconds, {} if seconds is None else seconds):
+            for total in (self.seconds, seconds):
                 total[stage.name] = total.get(stage.name, 0.0) + time.perf_counter() - began
             kept = self.graph.kept_after(index + 1)
             table = table.select([c for c in table.column_names if c in kept])
         if self.works[-1][0] == len(self.graph.stages) - 1:
-            table = _settled(table).append_column(FINGERPRINT, _repeated(self.graph.fingerprint, len(table)))
+            table = settled(table).append_column(
+                FINGERPRINT, pa.repeat(pa.scalar(self.graph.fingerprint), len(table))
+            )
             table = table.select(self.graph.result.names).cast(self.graph.result)
         return table
 
@@ -133,12 +145,12 @@ class Segment:
         # Row i of the table is row back[i] of what was written, or null where it passed by.
         back = pc.index_in(pa.array(range(len(table)), active.type), value_set=active)
         for column in stage.writes:
-            table = table.append_column(column, _combined(written[column.name]).take(back))
+            table = table.append_column(column, combined(written[column.name]).take(back))
         if STATUS.name in written.column_names:
-            said = _combined(written[STATUS.name]).take(back)
-            table = _replaced(table, STATUS, pc.coalesce(table[STATUS.name], said))
+            said = combined(written[STATUS.name]).take(back)
+            table = replaced(table, STATUS, pc.coalesce(table[STATUS.name], said))
         if ERROR.name in written.column_names:
-            table = _failed(table, _combined(written[ERROR.name]).take(back))
+            table = failed(table, combined(written[ERROR.name]).take(back))
         return table
 
     def check(self) -> None:
@@ -146,8 +158,33 @@ class Segment:
         for _, work in self.works:
             work.check()
 
+    def renewed(self, workspace: Workspace) -> Segment:
+        """The same stages on another version of the knowledge, their models and the engine shared with this
+        segment, which goes on as it is. Takes seconds: call it in a thread, give new batches to the new one,
+        and `retire` this one. Should it fail, this one is as it was."""
+        works: list[tuple[int, Work]] = []
+        try:
+            for index, work in self.works:
+                works.append((index, work.renewed(workspace)))
+        except BaseException:
+            for (_, made), (_, own) in zip(works, self.works, strict=False):
+                if made is not own:
+                    made.retire()
+            raise
+        fingerprint = workspace.config.fingerprint(workspace.version)
+        graph = replace(self.graph, fingerprint=fingerprint, knowledge=workspace.knowledge)
+        return Segment(graph, tuple(works))
+
+    async def retire(self) -> None:
+        """When the batches under way are done, give back what this segment shares with no renewed one."""
+        while self.under_way:
+            self.idle.clear()
+            await self.idle.wait()
+        for _, work in self.works:
+            work.retire()
+
     def close(self) -> None:
-        """Close the stages, last first."""
+        """Close the stages, last first; of segments renewed from each other, the last one's is enough."""
         for _, work in reversed(self.works):
             work.close()
 
@@ -163,62 +200,6 @@ async def _called(work: Work, batch: pa.Table) -> pa.Table:
         outcome: Any = work(batch)
         return await outcome
     return await asyncio.to_thread(work, batch)  # type: ignore[arg-type]
-
-
-def explode(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """One row an element of the list columns; structs become columns of their fields' names, other
-    lists lose their plural s. A document without elements stays one row: with its error, or, when it
-    simply names nothing, with the answer nil. A struct's own `error` becomes the row's error."""
-    count = _lengths(table[columns[0]])
-    kept = np.maximum(count, 1)
-    parent = np.repeat(np.arange(len(table)), kept)
-    position = np.arange(len(parent)) - np.repeat(np.cumsum(kept) - kept, kept)
-    out = table.drop_columns(list(columns)).take(pa.array(parent))
-    for column in columns:
-        flat = _elements(table[column], parent, position)
-        if not pa.types.is_struct(flat.type):
-            out = out.append_column(column.removesuffix("s"), flat)
-            continue
-        for inner in flat.type:
-            made = pc.struct_field(flat, inner.name)
-            out = _failed(out, made) if inner.name == ERROR.name else out.append_column(inner, made)
-    empty = pc.and_(pa.array(count[parent] == 0), pc.is_null(out[ERROR.name]))
-    return _replaced(out, STATUS, pc.if_else(empty, "nil", out[STATUS.name]))
-
-
-def _lengths(lists: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
-
-
-def _elements(
-    lists: pa.ChunkedArray, parent: npt.NDArray[np.int64], position: npt.NDArray[np.int64]
-) -> pa.Array:
-    """Element `position` of list `parent`; null where that list is null (its document failed) or short."""
-    length = _lengths(lists)
-    index = (np.cumsum(length) - length)[parent] + position
-    return pc.list_flatten(_combined(lists)).take(pa.array(index, mask=position >= length[parent]))
-
-
-def _failed(table: pa.Table, reasons: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """The first reason a row was given stays."""
-    return _replaced(table, ERROR, pc.coalesce(table[ERROR.name], reasons))
-
-
-def _replaced(table: pa.Table, column: pa.Field, values: pa.ChunkedArray) -> pa.Table:
-    return table.set_column(table.column_names.index(column.name), column, values)
-
-
-def _settled(table: pa.Table) -> pa.Table:
-    """Rows with an error have the status error."""
-    return _replaced(table, STATUS, pc.if_else(pc.is_valid(table[ERROR.name]), "error", table[STATUS.name]))
-
-
-def _repeated(value: str, times: int) -> pa.Array:
-    return pa.repeat(pa.scalar(value), times)
-
-
-def _combined(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
 def _check(stage: Stage, written: pa.Table, rows: int) -> None:

@@ -21,4 +21,5 @@ def linking_graph(config: Config, workspace: Workspace) -> Graph:
         source=DOCUMENT,
         result=LINK,
         fingerprint=config.fingerprint(workspace.version),
+        knowledge=workspace.knowledge,
     )

@@ -16,6 +16,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import pyarrow as pa
 from gemel_ray import results
 from gemel_ray.config import Config, SegmentOptions
 from gemel_ray.graph import Segment
+from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.progress import Progress
@@ -50,24 +52,31 @@ def link(
 
     started = time.time()
     results.prepare(output)
+    knowledge = versions.current(workspace)  # all workers' to the end, whatever becomes current meanwhile
     # One more than the segments', for reading.
     connect(config, sum(s.workers * s.cpus for s in config.offline.segments) + 1)
     measures: dict[str, Any] = {}
     try:
-        dataset = _dataset(config, workspace.resolve(), inputs, output.resolve(), results.finished(output))
+        opening = _Opening(config, workspace.resolve(), knowledge)
+        dataset = _dataset(opening, inputs, output.resolve(), results.finished(output))
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in batch.to_pylist():
                 measures[row["worker"]] = json.loads(row["measures"])
                 report(Progress(row["documents"], json.loads(row["statuses"])))
     finally:
         ray.shutdown()
-    facts = read_facts(workspace)
+    facts = read_facts(workspace, knowledge)
     manifest = {
         "inputs": list(inputs),
         **results.counts(output),
         "seconds": round(time.time() - started, 2),
         "measures": _summed(list(measures.values())),
-        "workspace": {"path": str(workspace), "version": facts["version"], "models": facts["models"]},
+        "workspace": {
+            "path": str(workspace),
+            "knowledge": knowledge,
+            "version": facts["version"],
+            "models": facts["models"],
+        },
         "configuration": config.plain(),
         "versions": {package: version(package) for package in _PACKAGES},
     }
@@ -97,10 +106,24 @@ def connect(config: Config, cpus: float) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)  # Ray gives them levels of their own on import
 
 
-def _dataset(config: Config, workspace: Path, inputs: Sequence[str], output: Path, done: results.Keys) -> Any:
+@dataclass(frozen=True)
+class _Opening:
+    """What every worker opens."""
+
+    config: Config
+    workspace: Path
+    knowledge: str
+
+    def segment(self, stages: Sequence[str]) -> Segment:
+        opened = Workspace.open(self.workspace, self.config, self.knowledge)
+        return linking_graph(self.config, opened).segment(stages, opened)
+
+
+def _dataset(opening: _Opening, inputs: Sequence[str], output: Path, done: results.Keys) -> Any:
     """Addresses, to documents not yet done, through the segments, to what was written."""
     import ray
 
+    config = opening.config
     skip = ray.put(done)
     dataset = ray.data.from_items([{"address": a} for a in inputs], override_num_blocks=len(inputs))
     dataset = dataset.map_batches(
@@ -115,7 +138,7 @@ def _dataset(config: Config, workspace: Path, inputs: Sequence[str], output: Pat
         calls = max(2, options.overlap)
         dataset = dataset.map_batches(
             _Worker,
-            fn_constructor_args=(config, str(workspace), options, str(output) if last else None),
+            fn_constructor_args=(opening, options, str(output) if last else None),
             batch_size=options.batch,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
@@ -157,9 +180,8 @@ def _read(batch: dict[str, Any], done: Any, fetch: bool) -> Iterator[pa.Table]:
 class _Worker:
     """A segment of the graph in a Ray actor. The last one writes, and returns only what it counted."""
 
-    def __init__(self, config: Config, workspace: str, options: SegmentOptions, output: str | None) -> None:
-        opened = Workspace.open(Path(workspace), config)
-        self.segment: Segment = linking_graph(config, opened).segment(options.stages, opened)
+    def __init__(self, opening: _Opening, options: SegmentOptions, output: str | None) -> None:
+        self.segment: Segment = opening.segment(options.stages)
         self.output = Path(output) if output else None
         self.name = f"{'+'.join(options.stages)}-{os.getpid()}-{time.time_ns()}"
 

@@ -58,8 +58,16 @@ class Work:
     def check(self) -> None:
         """Raise when it can work no more, whatever it is given."""
 
+    def renewed(self, workspace: Workspace) -> Work:
+        """The same on another version of the knowledge: what is heavy, models and engine, is shared with this
+        one, which goes on meanwhile. A stage without knowledge is its own successor."""
+        return self
+
+    def retire(self) -> None:
+        """Give back this version's knowledge; what a renewed one shares stays."""
+
     def close(self) -> None:
-        """Give back what `start` made."""
+        """Give back all that `start` made: of works renewed from each other, the last one's is called."""
 
     def measures(self) -> dict[str, Any]:
         """Counts since the start, for the manifest: whatever adds up over workers."""

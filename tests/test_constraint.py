@@ -31,7 +31,8 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessors, MoveD
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcRequestState
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-from gemel_ray.engine.constraint import UNCONSTRAINED, TreeConstraintV1, TreeConstraintV2, TreeScores
+from gemel_ray.engine.constraint import TreeConstraintV1, TreeConstraintV2
+from gemel_ray.engine.trees import UNCONSTRAINED, Trees, TreeScores
 
 VOCABULARY, END, LETTERS = 30, 29, 8
 LENGTH, ROWS = 64, 6
@@ -48,13 +49,11 @@ def make_tree(seed: int, folder: Path, count: int = 25) -> PrefixTree:
     return build(names, letters, END, folder)
 
 
-def started(folder: Path) -> Any:
-    """Stands for VllmConfig, of which the constraint reads this one field."""
-    return SimpleNamespace(additional_config={"prefix_tree": str(folder)})
+NO_CONFIG: Any = None  # in the place of VllmConfig: the constraint asks nothing of it
 
 
-def wants(node: int, renormalise: bool) -> SamplingParams:
-    extra = {"tree_node": node, "tree_renormalise": renormalise}
+def wants(tree: Path, node: int, renormalise: bool) -> SamplingParams:
+    extra = {"tree": str(tree), "tree_node": node, "tree_renormalise": renormalise}
     return SamplingParams(temperature=0.0, max_tokens=LENGTH, extra_args=extra)
 
 
@@ -140,14 +139,20 @@ def test_step_is_the_tree_s_step(seed: int, count: int) -> None:
 @pytest.mark.parametrize(("node", "renormalise"), [(-1, True), ("0", True), (0, 1), (1.0, False)])
 @pytest.mark.parametrize("constraint", [TreeConstraintV1, TreeConstraintV2])
 def test_a_wrong_request_is_refused(constraint: Any, node: Any, renormalise: Any) -> None:
-    extra = {"tree_node": node, "tree_renormalise": renormalise}
+    extra = {"tree": "here", "tree_node": node, "tree_renormalise": renormalise}
     with pytest.raises(ValueError, match="tree_node and tree_renormalise"):
         constraint.validate_params(SamplingParams(extra_args=extra))
 
 
 @pytest.mark.parametrize("constraint", [TreeConstraintV1, TreeConstraintV2])
+def test_a_request_that_names_no_tree_is_refused(constraint: Any) -> None:
+    with pytest.raises(ValueError, match="tree, tree_node and tree_renormalise"):
+        constraint.validate_params(SamplingParams(extra_args={"tree_node": 0, "tree_renormalise": True}))
+
+
+@pytest.mark.parametrize("constraint", [TreeConstraintV1, TreeConstraintV2])
 def test_a_right_request_is_taken(constraint: Any) -> None:
-    constraint.validate_params(wants(0, True))
+    constraint.validate_params(wants(Path("here"), 0, True))
     constraint.validate_params(FREE)
 
 
@@ -158,6 +163,7 @@ def test_a_right_request_is_taken(constraint: Any) -> None:
 class ByHand:
     """Rows of the first runner, moved as its documentation says: removed, added, then moved."""
 
+    folder: Path
     tree: PrefixTree
     constraint: TreeConstraintV1
     rows: dict[int, tuple[str, int | None, list[int]]] = field(default_factory=dict)  # name, node, output
@@ -177,7 +183,10 @@ class ByHand:
             self.rows[target] = self.rows.pop(source)
             if direction == MoveDirectionality.SWAP and there is not None:
                 self.rows[source] = there
-        new = [(r, FREE if n is None else wants(n, True), [1, 2], out) for r, _, n, out in added or []]
+        new = [
+            (r, FREE if n is None else wants(self.folder, n, True), [1, 2], out)
+            for r, _, n, out in added or []
+        ]
         self.constraint.update_state(BatchUpdate(len(self.rows), removed or [], new, moved or []))
 
     def check(self) -> None:
@@ -195,7 +204,7 @@ class ByHand:
 @pytest.fixture
 def by_hand(tmp_path: Path) -> ByHand:
     tree = build(["abc", "abd", "aef", "b", "bcd", "gh"], letters, END, tmp_path)
-    return ByHand(tree, TreeConstraintV1(started(tmp_path), CPU, False))
+    return ByHand(tmp_path, tree, TreeConstraintV1(NO_CONFIG, CPU, False))
 
 
 def test_rows_are_added_and_grow_with_their_output(by_hand: ByHand) -> None:
@@ -263,9 +272,12 @@ class Request:
     def total(self) -> int:
         return len(self.prompt) + len(self.output)
 
-    def node(self, tree: PrefixTree) -> int | None:
-        extra = self.params.extra_args
-        return None if extra is None else tree.walk(self.output, extra["tree_node"])
+    def allowed(self, trees: dict[str, PrefixTree]) -> list[int] | None:
+        """Tokens that may come next; None without constraint."""
+        if (extra := self.params.extra_args) is None:
+            return None
+        tree = trees[extra["tree"]]
+        return allowed_at(tree, tree.walk(self.output, extra["tree_node"]))
 
     def logits(self, step: int) -> torch.Tensor:
         return random_logits([self.name, self.output, step], 1)[0]
@@ -283,8 +295,8 @@ class Scheduled:
 class FirstRunner:
     """vLLM's own persistent batch, told what its model runner tells it (_update_states)."""
 
-    def __init__(self, folder: Path, rng: random.Random) -> None:
-        self.constraint = TreeConstraintV1(started(folder), CPU, False)
+    def __init__(self, rng: random.Random) -> None:
+        self.constraint = TreeConstraintV1(NO_CONFIG, CPU, False)
         self.batch = InputBatch(
             max_num_reqs=ROWS, max_model_len=LENGTH, max_num_batched_tokens=LENGTH, device=CPU,
             vocab_size=VOCABULARY, block_sizes=[16], max_num_blocks_per_req=[8],
@@ -328,7 +340,7 @@ class SecondRunner:
     CUDA graph the host's sequence lengths are padded with zeros to the graph's size.
     """
 
-    def __init__(self, folder: Path, padded: bool) -> None:
+    def __init__(self, padded: bool) -> None:
         self.padded = padded
         self.free = list(range(ROWS))
         self.slot: dict[str, int] = {}
@@ -339,7 +351,7 @@ class SecondRunner:
             device=CPU, max_num_reqs=ROWS, vocab_size=VOCABULARY, all_token_ids=self.tokens,
             prompt_len=self.prompt, prefill_len=self.prefill, total_len=self.total,
         )  # fmt: skip
-        self.constraint = TreeConstraintV2(started(folder), states)
+        self.constraint = TreeConstraintV2(NO_CONFIG, states)
         self.needs_processing = np.zeros(ROWS, dtype=bool)
 
     @staticmethod
@@ -399,8 +411,10 @@ class Life:
     resumption, requests left out of a step, aborted ones, ended ones that stay a step longer."""
 
     def __init__(self, folder: Path, seed: int, padded: bool) -> None:
-        self.rng, self.tree = random.Random(seed), make_tree(seed, folder)
-        self.first, self.second = FirstRunner(folder, self.rng), SecondRunner(folder, padded)
+        self.rng = random.Random(seed)
+        folders = [folder / "former", folder / "renewed"]
+        self.trees = {str(f): make_tree(seed + i, f) for i, f in enumerate(folders)}
+        self.first, self.second = FirstRunner(self.rng), SecondRunner(padded)
         self.requests: dict[str, Request] = {}
         self.left: list[str] = []  # finished or aborted since the last step
         self.preempted: list[str] = []  # since the last step
@@ -412,9 +426,11 @@ class Life:
                 self._step(plan, step)
 
     def _new(self) -> Request:
-        inner = [n for n in range(len(self.tree.token)) if not self.tree.is_leaf(n)]
+        name = self.rng.choice(list(self.trees))
+        folder, tree = Path(name), self.trees[name]
+        inner = [n for n in range(len(tree.token)) if not tree.is_leaf(n)]
         node = self.rng.choice([0, 0, self.rng.choice(inner)])
-        params = self.rng.choice([FREE, wants(node, True), wants(node, False), wants(node, False)])
+        params = self.rng.choice([FREE, wants(folder, node, True), *[wants(folder, node, False)] * 2])
         prompt = [self.rng.randrange(VOCABULARY) for _ in range(self.rng.randint(1, 12))]
         return Request(f"r{len(self.requests)}", prompt, params)
 
@@ -462,12 +478,11 @@ class Life:
             self._sample(request, one[name])
 
     def _compare(self, request: Request, one: torch.Tensor, two: torch.Tensor, step: int) -> None:
-        raw, node = request.logits(step), request.node(self.tree)
+        raw, allowed = request.logits(step), request.allowed(self.trees)
         want = raw.tolist()
-        if node is not None:
+        if allowed is not None:
             assert request.params.extra_args
-            within = request.params.extra_args["tree_renormalise"]
-            want = plain_scores(want, allowed_at(self.tree, node), within)
+            want = plain_scores(want, allowed, request.params.extra_args["tree_renormalise"])
         for got in (one, two):
             torch.testing.assert_close(got, torch.tensor(want), atol=1e-5, rtol=1e-5)
         assert one.equal(two)
@@ -519,8 +534,8 @@ def test_those_lives_are_eventful(tmp_path: Path) -> None:
 def test_the_second_runner_s_slots_start_anew(tmp_path: Path) -> None:
     """A slot's next request is free of the last one's place in the tree, constrained or not."""
     tree = build(["abc", "abd", "b"], letters, END, tmp_path)
-    runner = SecondRunner(tmp_path, padded=False)
-    old = Request("old", [1, 2, 3], wants(0, True))
+    runner = SecondRunner(padded=False)
+    old = Request("old", [1, 2, 3], wants(tmp_path, 0, True))
     runner.step(Scheduled({"old": 3}, [], []), {"old": old}, 0)
     old.computed = 3
     for token in (0, 1):
@@ -528,7 +543,7 @@ def test_the_second_runner_s_slots_start_anew(tmp_path: Path) -> None:
         old.output.append(token)
         runner.step(Scheduled({"old": 1}, [], []), {"old": old}, 1)
         old.computed += 1
-    for params in (FREE, wants(0, False)):
+    for params in (FREE, wants(tmp_path, 0, False)):
         new = Request("new", [4], params)
         got = runner.step(Scheduled({"new": 1}, [*runner.slot], []), {"new": new}, 2)["new"]
         want = new.logits(2).tolist()
@@ -536,3 +551,20 @@ def test_the_second_runner_s_slots_start_anew(tmp_path: Path) -> None:
             want = plain_scores(want, allowed_at(tree, 0), False)
         torch.testing.assert_close(got, torch.tensor(want), atol=1e-5, rtol=1e-5)
         assert runner.slot == {"new": ROWS - 1}  # the very slot that the old one had
+
+
+def test_a_tree_is_open_while_it_is_used(tmp_path: Path) -> None:
+    """And one that is dropped too early is opened again."""
+    for name in ("former", "renewed"):
+        build(["abc" if name == "former" else "ab"], letters, END, tmp_path / name)
+    former, renewed = (str(tmp_path / name) for name in ("former", "renewed"))
+    trees = Trees(CPU)
+    first = trees[former][0]
+    for _ in range(500):
+        assert trees[former][0] is first
+        trees.end_step()
+    for _ in range(500):
+        assert trees[renewed][0].depth == 3
+        trees.end_step()
+    assert len(trees) == 1
+    assert trees[former][0].depth == 4

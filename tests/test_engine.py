@@ -66,7 +66,11 @@ def search(
         whole = generating.prompts.extended(prompt, path)
         limit = 1 if wide else tree.depth - len(path)
         return await engine.rollout(
-            whole, Asked(node=node, limit=limit, wide=wide or 16, renormalise=renormalise), Usage()
+            whole,
+            Asked(
+                tree=generating.tree_folder, node=node, limit=limit, wide=wide or 16, renormalise=renormalise
+            ),
+            Usage(),
         )
 
     async def run() -> list[Candidate]:
@@ -161,7 +165,11 @@ def test_greedy_is_the_first_of_one_beam(generating: Any, prompts: list[Prompt])
         engine: Engine = generating.engine
         for depth in range(len(path)):
             extended = generating.prompts.extended(prompt, tuple(path[:depth]))
-            steps = asyncio.run(engine.rollout(extended, Asked(node=node, limit=1, wide=16), Usage()))
+            steps = asyncio.run(
+                engine.rollout(
+                    extended, Asked(tree=generating.tree_folder, node=node, limit=1, wide=16), Usage()
+                )
+            )
             assert steps[0].tokens[0] == path[depth]
             node = generating.tree.step(node, path[depth])
 
@@ -228,7 +236,9 @@ def test_a_cancelled_caller_frees_the_engine(generating: Any, prompts: list[Prom
     async def leave() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await engine.rollout(turned, Asked(node=0, limit=20, wide=16), Usage())
+                await engine.rollout(
+                    turned, Asked(tree=generating.tree_folder, node=0, limit=20, wide=16), Usage()
+                )
 
     asyncio.run(leave())
     assert search(generating, prompts[1], width=2, renormalise=True, penalty=0.0)
@@ -246,7 +256,9 @@ def test_what_stands_behind_a_held_prompt_is_computed_alone(generating: Any, pro
 
     def asked(path: tuple[int, ...], hold: int, behind: list[tuple[int, int]]) -> tuple[int, list[Any]]:
         usage = Usage()
-        want = Asked(node=tree.walk(path), limit=1, wide=16, keep=hold, behind=behind)
+        want = Asked(
+            tree=generating.tree_folder, node=tree.walk(path), limit=1, wide=16, keep=hold, behind=behind
+        )
         (step,) = asyncio.run(engine.rollout(generating.prompts.extended(prompt, path), want, usage))
         return usage.asked - usage.cached, [step.tokens, step.log_probs]
 
@@ -273,7 +285,7 @@ def test_a_longer_prompt_hashes_only_what_is_new(generating: Any, prompts: list[
 
     def hashed(path: tuple[int, ...]) -> int:
         before = engine.measures()["hashed"]
-        want = Asked(node=0, limit=1, wide=1)
+        want = Asked(tree=generating.tree_folder, node=0, limit=1, wide=1)
         asyncio.run(engine.rollout(generating.prompts.extended(prompt, path), want, Usage()))
         return engine.measures()["hashed"] - before
 

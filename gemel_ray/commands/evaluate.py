@@ -61,13 +61,14 @@ def _run(options: argparse.Namespace) -> int:
 def _targets(options: argparse.Namespace) -> Any:
     from gemel_ray.knowledge.entities import Entities, read
     from gemel_ray.knowledge.targets import Targets
+    from gemel_ray.knowledge.versions import current_folder
     from gemel_ray.knowledge.workspace import read_facts
 
     if options.entities:
         return Targets((row["id"], row["name"]) for row in read(options.entities, []))
     if options.workspace:
         read_facts(options.workspace)
-        return Targets(Entities.open(options.workspace / "entities.arrow").pairs())
+        return Targets(Entities.open(current_folder(options.workspace) / "entities.arrow").pairs())
     return None
 
 

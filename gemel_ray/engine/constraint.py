@@ -1,11 +1,12 @@
-"""The prefix tree as a constraint inside vLLM: one batched operation a step, for both model runners.
+"""Prefix trees as a constraint inside vLLM: one batched operation a step and tree, for both model runners.
 
-vLLM has two model runners with two interfaces for logits processors. `TreeScores` is the one
+vLLM has two model runners with two interfaces for logits processors. `TreeScores` (trees.py) is the one
 algorithm; `TreeConstraintV1` and `TreeConstraintV2` only tell it which node each row has reached.
 What leaves the processor are not logits but the log-probabilities of the tokens that the tree
 allows, minus infinity elsewhere; with `logprobs_mode="processed_logits"` the engine returns them.
 
 A request asks for it by `SamplingParams.extra_args`:
+    tree        str   the folder of the tree; every worker process maps it when it is first used
     tree_node   int   the node that the prompt's own end stands at
     tree_renormalise bool  False: log-softmax over the whole vocabulary, as the paper's code scores;
                            True: renormalised over what the tree allows at this step
@@ -13,10 +14,11 @@ A request asks for it by `SamplingParams.extra_args`:
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
@@ -24,84 +26,38 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcRequestState
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV2
 
+from gemel_ray.engine.trees import UNCONSTRAINED, Trees, TreeScores
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-UNCONSTRAINED = -1
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a request asks of the constraint."""
 
-class TreeScores:
-    """The prefix tree's arrays on the engine's device, and what a step needs of them."""
-
-    def __init__(self, tree: PrefixTree, device: torch.device) -> None:
-        # int64 indices on the CPU would double the memory that processes share: cast per step.
-        self.token = torch.from_numpy(np.asarray(tree.token)).to(device)
-        self.first_child = torch.from_numpy(np.asarray(tree.first_child)).to(device)
+    tree: str
+    node: int
+    renormalise: bool
 
     @classmethod
-    def of_engine(cls, vllm_config: VllmConfig, device: torch.device) -> TreeScores:
-        """The tree that the engine was started with, mapped in this worker process."""
-        folder = vllm_config.additional_config["prefix_tree"]  # type: ignore[call-overload, index]
-        return cls(PrefixTree.open(Path(folder)), device)
-
-    def step(self, nodes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Children of `nodes` under `tokens`, int64 [rows] each; UNCONSTRAINED where there is none.
-
-        A binary search in all rows at once, so that nothing leaves the device.
-        """
-        here = nodes.clamp(min=0)
-        low, end = self.first_child[here].long(), self.first_child[here + 1].long()
-        high = end
-        for _ in range(int(self.token.numel()).bit_length()):
-            middle = (low + high) // 2
-            below = (middle < high) & (self.token[middle.clamp(max=self.token.numel() - 1)] < tokens)
-            low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
-        found = (low < end) & (self.token[low.clamp(max=self.token.numel() - 1)] == tokens) & (nodes >= 0)
-        return torch.where(found, low, UNCONSTRAINED)
-
-    def score(
-        self, logits: torch.Tensor, rows: torch.Tensor, nodes: torch.Tensor, renormalise: torch.Tensor
-    ) -> None:
-        """Overwrite `logits[rows]` with log-probabilities of the children of `nodes`.
-
-        logits float32 [batch, vocabulary]; rows, nodes int64 [n]; renormalise bool [n].
-        """
-        first = self.first_child[nodes].long()
-        count = self.first_child[nodes + 1].long() - first
-        which = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), count)
-        before = torch.cumsum(count, 0) - count
-        child = torch.arange(len(which), device=rows.device) - before[which] + first[which]
-        token = self.token[child].long()
-
-        whole = torch.logsumexp(logits[rows], dim=-1)
-        allowed = logits[rows[which], token]
-        logits[rows] = -torch.inf
-        logits[rows[which], token] = allowed
-        # Rows of one name's leaf, seen when a finished request is still in the batch, allow nothing:
-        # their sum is minus infinity and they write nothing below.
-        within = torch.logsumexp(logits[rows], dim=-1)
-        logits[rows[which], token] = allowed - torch.where(renormalise, within, whole)[which]
-
-
-def wanted(params: SamplingParams) -> tuple[int, bool] | None:
-    """The request's start node and whether to renormalise; None for a request without constraint."""
-    extra: dict[str, Any] = params.extra_args or {}
-    return (extra["tree_node"], extra["tree_renormalise"]) if "tree_node" in extra else None
-
-
-def _validate(params: SamplingParams) -> None:
-    want = wanted(params)
-    if want is not None and not (isinstance(want[0], int) and want[0] >= 0 and isinstance(want[1], bool)):
-        raise ValueError(f"extra_args: tree_node and tree_renormalise cannot be {want}")
+    def of(cls, params: SamplingParams) -> Wanted | None:
+        """None for a request without constraint. ValueError for one that makes no sense."""
+        extra: dict[str, Any] = params.extra_args or {}
+        if "tree" not in extra and "tree_node" not in extra:
+            return None
+        asked: list[Any] = [extra.get(name) for name in ("tree", "tree_node", "tree_renormalise")]
+        if [type(value) for value in asked] != [str, int, bool] or extra["tree_node"] < 0:
+            raise ValueError(f"extra_args: tree, tree_node and tree_renormalise cannot be {asked}")
+        return cls(*asked)
 
 
 class _Cursor:
     """Where one request of the V1 runner stands; `output` is the runner's own growing list."""
 
-    def __init__(self, node: int, renormalise: bool, output: list[int]) -> None:
-        self.node, self.renormalise, self.output, self.seen = node, renormalise, output, 0
+    def __init__(self, want: Wanted, output: list[int]) -> None:
+        self.want, self.node, self.output, self.seen = want, want.node, output, 0
 
     def advance(self, tree: PrefixTree) -> int:
         while self.seen < len(self.output) and self.node >= 0:
@@ -111,16 +67,15 @@ class _Cursor:
 
 
 class TreeConstraintV1(LogitsProcessorV1):
-    """For the first model runner (CPU, and GPUs without Triton): the host walks the tree."""
+    """For the first model runner (CPU, and GPUs without Triton): the host walks the trees."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
-        self.tree = PrefixTree.open(Path(vllm_config.additional_config["prefix_tree"]))  # type: ignore[call-overload, index]
-        self.scores = TreeScores(self.tree, device)
+        self.trees = Trees(device)
         self.cursors: dict[int, _Cursor] = {}
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        _validate(sampling_params)
+        Wanted.of(sampling_params)
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -132,8 +87,8 @@ class TreeConstraintV1(LogitsProcessorV1):
             self.cursors.pop(index, None)
         for index, params, _, output in batch_update.added:
             self.cursors.pop(index, None)
-            if (want := wanted(params)) is not None:
-                self.cursors[index] = _Cursor(*want, output)
+            if (want := Wanted.of(params)) is not None:
+                self.cursors[index] = _Cursor(want, output)
         for source, target, direction in batch_update.moved:
             moved, displaced = self.cursors.pop(source, None), self.cursors.pop(target, None)
             if moved is not None:
@@ -142,15 +97,18 @@ class TreeConstraintV1(LogitsProcessorV1):
                 self.cursors[source] = displaced
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        at = {row: node for row, c in self.cursors.items() if (node := c.advance(self.tree)) >= 0}
-        if at:
-            device = logits.device
-            self.scores.score(
-                logits,
-                torch.tensor(list(at), device=device),
-                torch.tensor(list(at.values()), device=device),
-                torch.tensor([self.cursors[row].renormalise for row in at], device=device),
-            )
+        for folder in {cursor.want.tree for cursor in self.cursors.values()}:
+            tree, scores = self.trees[folder]
+            own = {row: c for row, c in self.cursors.items() if c.want.tree == folder}
+            at = {row: node for row, cursor in own.items() if (node := cursor.advance(tree)) >= 0}
+            if at:
+                scores.score(
+                    logits,
+                    torch.tensor(list(at), device=logits.device),
+                    torch.tensor(list(at.values()), device=logits.device),
+                    torch.tensor([own[row].want.renormalise for row in at], device=logits.device),
+                )
+        self.trees.end_step()
         return logits
 
 
@@ -158,22 +116,27 @@ class TreeConstraintV2(LogitsProcessorV2):
     """For the second model runner (GPUs): tokens stay on the device, and so does the walk."""
 
     def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
-        self.scores = TreeScores.of_engine(vllm_config, req_states.device)
-        self.states = req_states
-        slots = req_states.max_num_reqs
-        self.node = torch.full((slots,), UNCONSTRAINED, dtype=torch.int64, device=req_states.device)
-        self.renormalise = torch.zeros(slots, dtype=torch.bool, device=req_states.device)
+        device, slots = req_states.device, req_states.max_num_reqs
+        self.states, self.trees = req_states, Trees(device)
+        self.folders: dict[str, int] = {}  # numbers of the trees named so far
+        self.node = torch.full((slots,), UNCONSTRAINED, dtype=torch.int64, device=device)
+        self.tree = torch.full((slots,), UNCONSTRAINED, dtype=torch.int64, device=device)  # its number ...
+        self.tree_np = np.full(slots, UNCONSTRAINED)  # ... and on the host
+        self.renormalise = torch.zeros(slots, dtype=torch.bool, device=device)
         self.seen = np.zeros(slots, dtype=np.int64)  # output tokens already walked, on the host
-        self.constrained = np.zeros(slots, dtype=bool)
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        _validate(sampling_params)
+        Wanted.of(sampling_params)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        want = wanted(sampling_params)
-        self.constrained[req_idx], self.seen[req_idx] = want is not None, 0
-        self.node[req_idx], self.renormalise[req_idx] = want or (UNCONSTRAINED, False)
+        want = Wanted.of(sampling_params)
+        tree, node, renormalise = UNCONSTRAINED, UNCONSTRAINED, False
+        if want is not None:
+            tree = self.folders.setdefault(want.tree, len(self.folders))
+            node, renormalise = want.node, want.renormalise
+        self.seen[req_idx], self.tree_np[req_idx], self.tree[req_idx] = 0, tree, tree
+        self.node[req_idx], self.renormalise[req_idx] = node, renormalise
         return want is not None
 
     def apply(self, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
@@ -181,19 +144,30 @@ class TreeConstraintV2(LogitsProcessorV2):
         # Under a full CUDA graph the lengths are padded to the graph's size.
         lengths = ctx.seq_lens_upper_bound_np[: len(slots)]
         written = np.maximum(lengths - self.states.prompt_len.np[slots], 0)
-        new = np.where(self.constrained[slots], written - self.seen[slots], 0)
-        on_device = ctx.idx_mapping.long()
+        new = np.where(self.tree_np[slots] >= 0, written - self.seen[slots], 0)
+        slot_of_row = ctx.expanded_idx_mapping.long()
+        for folder, number in self.folders.items():
+            own = self.tree_np[slots] == number
+            if not own.any():
+                continue
+            _, scores = self.trees[folder]
+            self._walk(scores, ctx, np.where(own, new, 0))
+            here = (self.tree[slot_of_row] == number) & (self.node[slot_of_row] >= 0)
+            rows = torch.nonzero(here).squeeze(1)
+            if len(rows):
+                slot = slot_of_row[rows]
+                scores.score(logits, rows, self.node[slot], self.renormalise[slot])
+        self.seen[slots] += new
+        self.trees.end_step()
+        return logits
+
+    def _walk(self, scores: TreeScores, ctx: LogitsContext, new: npt.NDArray[np.int64]) -> None:
+        """Take the requests that have `new` tokens, int64 [requests], along them."""
+        slots, on_device = ctx.idx_mapping_np, ctx.idx_mapping.long()
         for i in range(int(new.max(initial=0))):  # 1, but for a request resumed after preemption
             # Which rows still have an i-th new token is known on the host: one small copy.
             walking = on_device[torch.from_numpy(np.flatnonzero(new > i)).to(on_device.device)]
             offset = torch.from_numpy((self.seen[slots] + i)[new > i]).to(on_device.device)
             position = self.states.prompt_len.gpu[walking].long() + offset
             token = self.states.all_token_ids.gpu[walking, position]
-            self.node[walking] = self.scores.step(self.node[walking], token)
-        self.seen[slots] += new
-        slot_of_row = ctx.expanded_idx_mapping.long()
-        rows = torch.nonzero(self.node[slot_of_row] >= 0).squeeze(1)
-        if len(rows):
-            slot = slot_of_row[rows]
-            self.scores.score(logits, rows, self.node[slot], self.renormalise[slot])
-        return logits
+            self.node[walking] = scores.step(self.node[walking], token)

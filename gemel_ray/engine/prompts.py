@@ -56,11 +56,23 @@ class PromptEmbeddings:
         embed: Callable[[Sequence[int] | npt.NDArray[np.int64]], torch.Tensor],
         mapper: FeatureMapper | None,
         bank: Bank,
+        former: PromptEmbeddings | None = None,
     ) -> None:
         self._embed, self._mapper, self._bank = embed, mapper, bank
         self._dtype = embed([0]).dtype
         self._identities: dict[int, npt.NDArray[np.int64]] = {}  # by row of the bank's pictures
-        self._prefixes = self._mapped(bank.image_vectors) if mapper is not None else None
+        self._prefixes = self._all_mapped(former) if mapper is not None else None
+
+    def _all_mapped(self, former: PromptEmbeddings | None) -> torch.Tensor:
+        """The prefixes of the bank's pictures. A bank's next version has its new ones behind the others."""
+        vectors = self._bank.image_vectors
+        if former is None or former._prefixes is None or not _same(self._mapper, former._mapper):
+            return self._mapped(vectors)
+        known = former._bank.image_vectors
+        if not np.array_equal(vectors[: len(known)], known):
+            return self._mapped(vectors)
+        new = vectors[len(known) :]
+        return torch.cat([former._prefixes, self._mapped(new)]) if len(new) else former._prefixes
 
     def _mapped(self, vectors: npt.NDArray[np.float32]) -> torch.Tensor:
         assert self._mapper is not None
@@ -110,3 +122,11 @@ def _identity(feature: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.i
     """Of a picture's visual prefix, by its feature's digest: below zero, where no token is."""
     digest = hashlib.blake2b(np.asarray(feature, np.float32).tobytes(), digest_size=32).digest()
     return np.resize(np.frombuffer(digest, np.int64), length) | np.int64(-(2**63))
+
+
+def _same(one: FeatureMapper | None, other: FeatureMapper | None) -> bool:
+    """Whether both write the same prefixes."""
+    if one is None or other is None:
+        return False
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

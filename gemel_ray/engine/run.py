@@ -18,7 +18,6 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,11 +70,11 @@ class EngineDied(RuntimeError):
 
 
 class Engine:
-    """A running vLLM engine under one prefix tree. Thread-safe; `close()` when done."""
+    """A running vLLM engine; every rollout names its prefix tree. Thread-safe; `close()` when done."""
 
-    def __init__(self, options: EngineOptions, tree: Path, end_token: int) -> None:
+    def __init__(self, options: EngineOptions, end_token: int) -> None:
         self.options, self.end_token = options, end_token
-        self._engine = start(options, tree)
+        self._engine = start(options)
         self._embeddings = embedding_table(self._engine)
         self._hashes = PrefixHashes(self._engine)
         self._names = itertools.count()

@@ -58,7 +58,7 @@ class Step:
     log_probs: tuple[float, ...]
 
 
-def start(options: EngineOptions, tree: Path) -> LLMEngine:
+def start(options: EngineOptions) -> LLMEngine:
     """A started engine. Its model runner decides which interface the constraint has to have."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -87,7 +87,6 @@ def start(options: EngineOptions, tree: Path) -> LLMEngine:
         # The V1 constraint walks the tokens sampled so far: they must be there when it is called.
         async_scheduling=False,
         disable_log_stats=True,
-        additional_config={"prefix_tree": str(tree)},
         kv_transfer_config=KVTransferConfig(
             kv_connector="Holds", kv_connector_module_path="gemel_ray.engine.holds", kv_role="kv_both"
         ),
@@ -106,9 +105,10 @@ def _longest(model: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A rollout: greedy from `node` of the prefix tree until a name ends or `limit` tokens, reporting the
-    `wide` best tokens of every step. `keep` and `behind`: see holds.py."""
+    """A rollout: greedy from `node` of the prefix tree in the folder `tree` until a name ends or `limit`
+    tokens, reporting the `wide` best tokens of every step. `keep` and `behind`: see holds.py."""
 
+    tree: Path
     node: int
     limit: int
     wide: int
@@ -133,6 +133,7 @@ def sampling(asked: Asked, prompt: int, end_token: int) -> SamplingParams:
         output_kind=RequestOutputKind.FINAL_ONLY,
         extra_args={
             "prompt": prompt,
+            "tree": str(asked.tree),
             "tree_node": asked.node,
             "tree_renormalise": asked.renormalise,
             "keep": asked.keep,

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gemel_ray import results
-from gemel_ray.graph import explode
 from gemel_ray.readers import documents
+from gemel_ray.tables import explode
 
 Key = tuple[str, str]
 Row = dict[str, Any]

@@ -27,9 +27,10 @@ from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import features as feature_file
 from gemel_ray.knowledge import prefix_tree
 from gemel_ray.knowledge.features import Features
-from gemel_ray.knowledge.workspace import Workspace, load_tokenizer, revisions
-from gemel_ray.knowledge.writing import BankWriter, Made, new_folder, write_facts
+from gemel_ray.knowledge.workspace import Workspace, revisions
+from gemel_ray.knowledge.writing import BankWriter, Made, index, new_folder, write_facts
 from gemel_ray.models.mapper import FeatureMapper
+from gemel_ray.models.tokenizer import load_tokenizer
 
 Say = Callable[[str], None]
 _ROWS = 512
@@ -178,12 +179,12 @@ def _bank(workspace: Workspace, data: Path, features: Features, made: Made) -> N
             f"{source} has {len(vectors):,} rows, but {train} has {len(lines):,} mentions that are not NIL: "
             "they do not belong together"
         )
-    writer = BankWriter(workspace, made)
+    writer = BankWriter(workspace)
     tables = [writer.table(rows) for rows in _solved(lines, train, features, vectors)]
     folder = workspace.folder / "bank"
-    bank_file.write(tables, (), writer.pictures(), vectors, folder)
+    bank = bank_file.write(tables, (), writer.pictures(), vectors, folder)
     made.demonstrations, made.pictures = len(lines), len(writer.features)
-    writer.finish(made.demonstrations)
+    made.multiplicity = index(bank, workspace.new_vectors)
 
 
 def _solved(

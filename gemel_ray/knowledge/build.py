@@ -17,27 +17,20 @@ from typing import Any
 import pyarrow as pa
 
 from gemel_ray.config import Config
-from gemel_ray.graph import Segment, explode
+from gemel_ray.graph import Segment
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import prefix_tree
-from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.targets import Targets
-from gemel_ray.knowledge.workspace import (
-    Workspace,
-    WorkspaceError,
-    end_token,
-    load_tokenizer,
-    resolved,
-    revisions,
-    tokenize,
-)
-from gemel_ray.knowledge.writing import BankWriter, Made, new_folder, write_facts
+from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, resolved, revisions
+from gemel_ray.knowledge.writing import BankWriter, Made, index, new_folder, write_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.models.mapper import FeatureMapper
+from gemel_ray.models.tokenizer import end_token, load_tokenizer, tokenize
 from gemel_ray.progress import Meter, Progress
 from gemel_ray.readers import BATCH, count, documents
 from gemel_ray.records import DOCUMENT
+from gemel_ray.tables import explode
 
 Say = Callable[[str], None]
 _STARTER = Path(__file__).parents[1] / "starter" / "data" / "mapper.safetensors"
@@ -92,7 +85,7 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
     that of equal mentions those stand first, come the knowledge base's own names."""
     few = len(workspace.entities) <= workspace.config.bank.names
     known = Targets(workspace.entities.pairs() if inputs or few else ())
-    writer = BankWriter(workspace, made)
+    writer = BankWriter(workspace)
     began = time.perf_counter()
     fetch = workspace.config.input.fetch_official_images
     given = (t for f in inputs for t in documents(f, fetch_official_images=fetch))
@@ -101,16 +94,16 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
         examples, names = (
             [
                 writer.table(solved)
-                for table in _encoded(workspace, tables, meter)
-                if (solved := _solved(table, known, made))
+                for table in encoded(workspace, tables, meter)
+                if (solved := demonstrating(table, known, made))
             ]
-            for tables in (given, own_examples(workspace.entities) if few else ())
+            for tables in (given, own_examples(forms(workspace.entities.rows())) if few else ())
         )
     made.demonstrations, made.names = (sum(map(len, tables)) for tables in (examples, names))
-    bank_file.write(
+    bank = bank_file.write(
         examples, names, writer.pictures(), writer.mentions_as_vectors(), workspace.folder / "bank"
     )
-    writer.finish(made.demonstrations)
+    made.multiplicity = index(bank, workspace.new_vectors)
     made.pictures = len(writer.features)
     seconds = time.perf_counter() - began
     say(
@@ -119,22 +112,29 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
     )
 
 
-def own_examples(entities: Entities) -> Iterator[pa.Table]:
-    """Every name and alias as a document that mentions itself: with it in the prompt the language model has
-    read the name, and knows how it is written. (Not in the paper, which shows training mentions only.)"""
-    rows: list[dict[str, Any]] = []
-    for entity in entities.rows():
+def forms(entities: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every entity with its name and with each of its aliases."""
+    for entity in entities:
         for form in dict.fromkeys([entity["name"], *(entity["aliases"] or ())]):
-            text = f"{form}: {entity['description']}" if entity["description"] else form
-            mention = {"mention_id": f"0-{len(form)}", "mention": form, "start": 0, "end": len(form)}
-            rows.append(
-                {
-                    "document_id": entity["id"],
-                    "text": text,
-                    "image_address": entity["image"],
-                    "given": [mention | {"target": entity["name"], "target_id": entity["id"]}],
-                }
-            )
+            yield entity, form
+
+
+def own_examples(named: Iterable[tuple[dict[str, Any], str]]) -> Iterator[pa.Table]:
+    """A name or alias of an entity as a document that mentions itself: with it in the prompt the language
+    model has read the name, and knows how it is written. (Not in the paper, which shows training mentions
+    only.)"""
+    rows: list[dict[str, Any]] = []
+    for entity, form in named:
+        text = f"{form}: {entity['description']}" if entity["description"] else form
+        mention = {"mention_id": f"0-{len(form)}", "mention": form, "start": 0, "end": len(form)}
+        rows.append(
+            {
+                "document_id": entity["id"],
+                "text": text,
+                "image_address": entity["image"],
+                "given": [mention | {"target": entity["name"], "target_id": entity["id"]}],
+            }
+        )
         if len(rows) >= BATCH:
             yield pa.Table.from_pylist(rows, DOCUMENT)
             rows = []
@@ -142,7 +142,7 @@ def own_examples(entities: Entities) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(rows, DOCUMENT)
 
 
-def _encoded(workspace: Workspace, tables: Iterable[pa.Table], meter: Meter) -> Iterator[pa.Table]:
+def encoded(workspace: Workspace, tables: Iterable[pa.Table], meter: Meter) -> Iterator[pa.Table]:
     """The documents' mentions, one a row, with their vectors. The models are loaded for the first of them."""
     segment: Segment | None = None
     try:
@@ -163,7 +163,7 @@ def _encoded(workspace: Workspace, tables: Iterable[pa.Table], meter: Meter) -> 
             segment.close()
 
 
-def _solved(table: pa.Table, known: Targets, made: Made) -> list[dict[str, Any]]:
+def demonstrating(table: pa.Table, known: Targets, made: Made) -> list[dict[str, Any]]:
     """The rows that can demonstrate; targets become names of the knowledge base, where it has them."""
     solved = []
     for row in table.select(_KEPT).to_pylist():

@@ -85,6 +85,13 @@ def write(rows: Iterable[dict[str, Any]], path: Path) -> Entities:
     return Entities.open(path)
 
 
+def save(table: pa.Table, path: Path) -> Entities:
+    """Write a table of entities to `path` and open it."""
+    with pa.ipc.new_file(str(path), SCHEMA) as file:
+        file.write_table(table, max_chunksize=_BATCH)
+    return Entities.open(path)
+
+
 def read(address: str, rejects: list[str]) -> Iterator[dict[str, Any]]:
     """Entities of a JSON file, one a line (or one document, as MIMIC's kb_entity.json). What is none is told
     in `rejects`, and the next is read."""
@@ -92,12 +99,13 @@ def read(address: str, rejects: list[str]) -> Iterator[dict[str, Any]]:
         try:
             if isinstance(raw, BadRecord):
                 raise raw
-            yield _entity(mimic_entities.renamed(raw) if mimic_entities.fits(raw) else raw)
+            yield entity(mimic_entities.renamed(raw) if mimic_entities.fits(raw) else raw)
         except ValueError as reason:
             rejects.append(f"{address}:{number}: {reason}")
 
 
-def _entity(raw: Any) -> dict[str, Any]:
+def entity(raw: Any) -> dict[str, Any]:
+    """An entity as it is kept. ValueError says what is wrong with it."""
     if not isinstance(raw, dict):
         raise ValueError("not a JSON object")
     identity, name = raw.get("id"), raw.get("name")

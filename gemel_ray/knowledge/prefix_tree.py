@@ -105,6 +105,24 @@ class PrefixTree:
             node = int(np.searchsorted(self.first_child, np.int32(node), side="right")) - 1
         return tuple(reversed(tokens))
 
+    def spelled(self) -> tuple[Tokens, npt.NDArray[np.int64]]:
+        """Tokens of the name of every row of the knowledge base, end-of-name token included, end to end,
+        int32 [tokens]; and where each begins, int64 [rows + 1]."""
+        leaf = np.empty(len(self.bearer), np.int32)
+        leaf[self.bearer] = np.repeat(self.leaf, np.diff(self.first_bearer))
+        parent = np.zeros(len(self.token), np.int32)
+        parent[1:] = np.repeat(np.arange(len(self.token), dtype=np.int32), np.diff(self.first_child))
+        start, node = np.zeros(len(leaf) + 1, np.int64), leaf
+        while (inside := node != self.root).any():
+            start[1:] += inside
+            node = parent[node]
+        np.cumsum(start, out=start)
+        tokens, node, at = np.empty(start[-1], np.int32), leaf, start[1:] - 1
+        while (inside := node != self.root).any():
+            tokens[at[inside]] = self.token[node[inside]]
+            node, at = parent[node], at - 1
+        return tokens, start
+
     def names(self) -> Iterator[tuple[list[int], int]]:
         """Every name as (its tokens with the end-of-name token, its leaf): for tests and export."""
         stack: list[tuple[int, list[int]]] = [(self.root, [])]
@@ -123,7 +141,25 @@ def build(names: Iterable[str], tokenize: Tokenize, end_token: int, folder: Path
     Raises ValueError, naming the entity's row, for a name without tokens or one that holds the
     end-of-name token itself (it could never be told from the shorter name).
     """
-    tokens, start = _tokenized(names, tokenize, end_token)
+    return _written(*_tokenized(names, tokenize, end_token), end_token, folder)
+
+
+def revised(
+    tree: PrefixTree, kept: npt.NDArray[np.bool_], names: Iterable[str], tokenize: Tokenize, folder: Path
+) -> PrefixTree:
+    """Write the tree of the rows of `tree` that are `kept`, bool [rows], as they are spelled there, and of
+    the new `names` behind them into `folder` and open it. Errors as of `build`."""
+    tokens, start = tree.spelled()
+    length = np.diff(start)
+    new, new_start = _tokenized(names, tokenize, tree.end_token)
+    lengths = np.concatenate([length[kept], np.diff(new_start)])
+    whole = np.concatenate([tokens[np.repeat(kept, length)], new])
+    return _written(whole, np.concatenate([[0], np.cumsum(lengths)]), tree.end_token, folder)
+
+
+def _written(tokens: Tokens, start: npt.NDArray[np.int64], end_token: int, folder: Path) -> PrefixTree:
+    if len(start) == 1:
+        raise ValueError("the knowledge base has no entities")
     arrays, depth = _levels(tokens, start)
     folder.mkdir(parents=True, exist_ok=True)
     for name in _ARRAYS:
@@ -136,8 +172,8 @@ def _tokenized(
     names: Iterable[str], tokenize: Tokenize, end_token: int
 ) -> tuple[Tokens, npt.NDArray[np.int64]]:
     """Tokens of all names end to end, int32 [tokens]; and where each name starts, int64 [names + 1]."""
-    parts: list[Tokens] = []
-    lengths: list[npt.NDArray[np.int64]] = []
+    parts = [np.empty(0, np.int32)]
+    lengths = [np.zeros(1, np.int64)]
     row = 0
     unread = iter(names)
     while chunk := list(islice(unread, _CHUNK)):
@@ -150,11 +186,7 @@ def _tokenized(
             row += 1
         parts.append(np.fromiter((t for ids in rows for t in ids), dtype=np.int32))
         lengths.append(np.fromiter(map(len, rows), dtype=np.int64))
-    if not parts:
-        raise ValueError("the knowledge base has no entities")
-    start = np.zeros(row + 1, dtype=np.int64)
-    np.cumsum(np.concatenate(lengths), out=start[1:])
-    return np.concatenate(parts), start
+    return np.concatenate(parts), np.cumsum(np.concatenate(lengths))
 
 
 def _levels(tokens: Tokens, start: npt.NDArray[np.int64]) -> tuple[dict[str, Tokens], int]:

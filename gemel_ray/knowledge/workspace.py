@@ -5,6 +5,7 @@
     bank/            demonstrations, tokenised, with features  vectors/         their Qdrant shard
     mapper.safetensors   the feature mapper, where there is one
     features/        pictures' features that came ready-made, by key (import-gemel)
+    versions/        what gemel-ray kb made of it since: see versions.py
     cache/, training/    features of pictures and encoded examples; training's checkpoint, curve and logs
 
 It knows the models' revisions it was made with and refuses others.
@@ -23,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.features import Features
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.models.revision import revision
+from gemel_ray.models.tokenizer import load_tokenizer, tokenize
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -74,17 +77,28 @@ def revisions(names: dict[str, str]) -> dict[str, str]:
 
 
 class Workspace:
-    """An opened workspace under a configuration. Everything in it is made on first use."""
+    """One version of a workspace's knowledge, `knowledge`, opened under a configuration. Everything in it is
+    made on first use."""
 
-    def __init__(self, folder: Path, config: Config, facts: dict[str, Any]) -> None:
-        self.folder, self.config, self.facts = folder, config, facts
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        facts: dict[str, Any],
+        knowledge: str = versions.FIRST,
+        inside: Path | None = None,  # where it lies while it is being made
+    ) -> None:
+        self.folder, self.config, self.facts, self.knowledge = folder, config, facts, knowledge
+        self.inside = inside or versions.folder(folder, knowledge)
         self._models = resolved(config.models)
         self.sees = self._mapper_file.exists()  # whether pictures stand in prompts; training says yes before
 
     @classmethod
-    def open(cls, folder: Path, config: Config) -> Workspace:
-        """Raises WorkspaceError when it was made with other models than the configuration names."""
-        workspace = cls(folder, config, read_facts(folder))
+    def open(cls, folder: Path, config: Config, knowledge: str | None = None) -> Workspace:
+        """The version `knowledge`, or the one that is current now; it stays with it whatever becomes current.
+        Raises WorkspaceError when it was made with other models than the configuration names."""
+        knowledge = knowledge or versions.current(folder)
+        workspace = cls(folder, config, read_facts(folder, knowledge), knowledge)
         now, made = revisions(workspace._models), workspace.facts["revisions"]
         for name, why in _REBUILD.items():
             if now[name] != made[name]:
@@ -108,7 +122,7 @@ class Workspace:
 
     @property
     def tree_folder(self) -> Path:
-        return self.folder / "tree"
+        return self.inside / "tree"
 
     @cached_property
     def tree(self) -> PrefixTree:
@@ -116,16 +130,16 @@ class Workspace:
 
     @cached_property
     def entities(self) -> Entities:
-        return Entities.open(self.folder / "entities.arrow")
+        return Entities.open(self.inside / "entities.arrow")
 
     @cached_property
     def bank(self) -> Bank:
-        return Bank.open(self.folder / "bank")
+        return Bank.open(self.inside / "bank")
 
     @cached_property
     def features(self) -> Features | None:
         """Pictures' features that came ready-made, by key (import-gemel)."""
-        folder = self.folder / "features"
+        folder = self.inside / "features"
         return Features.open(folder) if folder.exists() else None
 
     @cached_property
@@ -169,22 +183,28 @@ class Workspace:
         from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
         from gemel_ray.knowledge.vectors import Vectors
 
-        options = self.config.vectors
-        at = options.address
-        store = ServerStore.open(at) if at else EdgeStore.open(self.folder / "vectors")
+        of = self.facts.get("vectors", versions.FIRST)  # the version that they were written for
+        at = self._vectors(of, versions.folder(self.folder, of))
+        store = ServerStore.open(at) if isinstance(at, str) else EdgeStore.open(at)
         joined = {"mention": "name"} if self.config.retrieve.names else {}
-        return Vectors(store, self.facts["multiplicity"], options.exact_below, joined)
+        return Vectors(store, self.facts["multiplicity"], self.config.vectors.exact_below, joined)
 
     def new_vectors(self, widths: dict[str, int]) -> Vectors:
-        """An empty store for the demonstrations' vectors, to be filled by a build."""
+        """An empty store for the demonstrations' vectors, to be filled once."""
         from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
         from gemel_ray.knowledge.vectors import Vectors
 
-        at = self.config.vectors.address
-        store = ServerStore.create(at, widths) if at else EdgeStore.create(self.folder / "vectors", widths)
+        at = self._vectors(self.knowledge, self.inside)
+        store = ServerStore.create(at, widths) if isinstance(at, str) else EdgeStore.create(at, widths)
         return Vectors(store, {}, self.config.vectors.exact_below)
 
-    def prompt_embeddings(self, engine: Engine) -> PromptEmbeddings:
+    def _vectors(self, version: str, inside: Path) -> str | Path:
+        if address := self.config.vectors.address:
+            return address if version == versions.FIRST else f"{address}-{version}"
+        return inside / "vectors"
+
+    def prompt_embeddings(self, engine: Engine, former: PromptEmbeddings | None = None) -> PromptEmbeddings:
+        """For this engine. What those of another version have computed of the same pictures is taken over."""
         from gemel_ray.engine.prompts import PromptEmbeddings
 
         mapper = FeatureMapper.load(self._mapper_file)[0] if self._mapper_file.exists() else None
@@ -193,13 +213,15 @@ class Workspace:
                 f"{self._mapper_file} writes vectors of {mapper.width}, but the language model's have "
                 f"{engine.width}: train a mapper for this model (gemel-ray train)"
             )
-        return PromptEmbeddings(engine.embed, mapper, self.bank)
+        return PromptEmbeddings(engine.embed, mapper, self.bank, former)
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What workspace.json says. Raises WorkspaceError for a folder that is no workspace of this format."""
+def read_facts(folder: Path, knowledge: str | None = None) -> dict[str, Any]:
+    """What workspace.json says of the version `knowledge`, or of the current one. Raises WorkspaceError for a
+    folder that is no workspace of this format."""
+    inside = versions.folder(folder, knowledge or versions.current(folder))
     try:
-        facts: dict[str, Any] = json.loads((folder / "workspace.json").read_text())
+        facts: dict[str, Any] = json.loads((inside / "workspace.json").read_text())
     except (OSError, ValueError) as fault:
         raise WorkspaceError(
             f"{folder} is not a workspace ({fault}); make one with gemel-ray build"
@@ -209,35 +231,3 @@ def read_facts(folder: Path) -> dict[str, Any]:
             f"{folder} has format {facts.get('format')}; this version reads {FORMAT}: build it again"
         )
     return facts
-
-
-def load_tokenizer(model: str) -> Tokenizer:
-    """The language model's own tokenizer, bare: transformers, which takes 300 MiB, only where a model
-    brings no tokenizer.json and has to be converted."""
-    from tokenizers import Tokenizer
-
-    file = Path(model) / "tokenizer.json"
-    if file.is_file():
-        tokenizer = Tokenizer.from_file(str(file))
-    else:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(model).backend_tokenizer
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # spelled out in a text they are plain text
-    return tokenizer
-
-
-def tokenize(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text alone, without BOS."""
-    return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def end_token(model: str, end_of_name: str) -> int:
-    """The token of language model `model` that ends every name."""
-    if end_of_name == "newline":
-        return tokenize(load_tokenizer(model), ["\n"])[0][-1]
-    from transformers import AutoTokenizer
-
-    return int(AutoTokenizer.from_pretrained(model).eos_token_id)

@@ -1,6 +1,6 @@
 """How a workspace comes into being: whole or not at all, with facts that say what it was made from.
 
-    with new_folder(output) as folder: ...; writer = BankWriter(workspace, made); ...; write_facts(...)
+    with new_folder(output) as folder: ...; BankWriter(workspace); ...; index(bank, ...); write_facts(...)
 
 Knows nothing of where entities, examples and vectors come from: build.py makes them with the models,
 gemel/importing.py takes them from GEMEL's own files.
@@ -13,18 +13,19 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.config import Config
 from gemel_ray.knowledge import bank as bank_file
+from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.vectors import Matrix, Vectors
 from gemel_ray.knowledge.workspace import FORMAT, Workspace, revisions
 from gemel_ray.models.clip import unit
 from gemel_ray.stages.assemble import demonstration_text
@@ -65,7 +66,7 @@ def write_facts(
     """Write workspace.json: what is in the folder, by which models, and the settings it carries (beside its
     models, sections of ray_config.yaml)."""
     models = config.plain()["models"]
-    facts: dict[str, Any] = {
+    facts = {
         "format": FORMAT,
         "models": models,
         "revisions": revisions(names),
@@ -75,26 +76,30 @@ def write_facts(
         "multiplicity": made.multiplicity,
         "settings": {"models": {k: v for k, v in models.items() if k != "mapper"}, **carried},
     }
+    seal(folder, facts)
+
+
+def seal(folder: Path, facts: dict[str, Any], **history: Any) -> None:
+    """Write workspace.json: the facts, what they and the knowledge in the folder are known by (`version`),
+    and how it came to be, its `history`, which is no part of that."""
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
     inside = ("*.arrow", "tree/*", "bank/*", "features/*")
     for file in sorted(file for pattern in inside for file in folder.glob(pattern)):
         with file.open("rb") as content:
             hashlib.file_digest(content, lambda: digest)  # type: ignore[arg-type, return-value]
-    facts["version"] = digest.hexdigest()
-    (folder / "workspace.json").write_text(json.dumps(facts, indent=2))
+    whole = facts | {"version": digest.hexdigest()} | history
+    (folder / "workspace.json").write_text(json.dumps(whole, indent=2))
 
 
 class BankWriter:
-    """Gathers pictures' features (each once) and streams mention vectors into the store."""
+    """Makes the bank's rows of solved mentions, and gathers their vectors and their pictures' features, each
+    feature once and behind those `known` already, float32 [pictures, feature]."""
 
-    def __init__(self, workspace: Workspace, made: Made) -> None:
-        self.workspace, self.made = workspace, made
-        self.features: list[list[float]] = []
-        self.picture_of: dict[bytes, int] = {}
-        self.mentions: Counter[str] = Counter()
-        self.uses: Counter[int] = Counter()
-        self.rows: list[int] = []
-        self.mention_vectors: list[npt.NDArray[np.float32]] = []
+    def __init__(self, workspace: Workspace, known: Matrix | None = None) -> None:
+        self.workspace = workspace
+        self.features: list[Matrix] = list(known) if known is not None else []
+        self.picture_of = {_digest(feature): row for row, feature in enumerate(self.features)}
+        self.mention_vectors: list[Matrix] = []
 
     def table(self, solved: list[dict[str, Any]]) -> pa.Table:
         """The bank's rows of some solved mentions."""
@@ -107,60 +112,63 @@ class BankWriter:
                 "mention": r["mention"],
                 "target": r["target"],
                 "tokens": ids,
-                "image_row": self._picture(r),
+                "image_row": self._picture(r["image_vector"]),
             }
             for r, ids in zip(solved, tokens, strict=True)
         ]
         self.mention_vectors.append(np.array([r["mention_vector"] for r in solved], np.float32))
-        self.mentions.update(r["mention"] for r in solved)
         return pa.Table.from_pylist(rows, bank_file.SCHEMA)
 
-    def _picture(self, row: dict[str, Any]) -> int:
-        vector = row["image_vector"]
+    def _picture(self, vector: Sequence[float] | None) -> int:
         if vector is None:
-            picture = -1
-        else:
-            picture = self.picture_of.setdefault(np.float32(vector).tobytes(), len(self.features))
-            if picture == len(self.features):
-                self.features.append(vector)
-            self.uses[picture] += 1
-        self.rows.append(picture)
-        return picture
+            return -1
+        feature = np.array(vector, np.float32)
+        row = self.picture_of.setdefault(_digest(feature), len(self.features))
+        if row == len(self.features):
+            self.features.append(feature)
+        return row
 
-    def pictures(self) -> npt.NDArray[np.float32]:
+    def pictures(self) -> Matrix:
         """Features of the distinct pictures, float32 [pictures, feature]."""
         return np.array(self.features, np.float32) if self.features else np.empty((0, 1), np.float32)
 
-    def mentions_as_vectors(self) -> npt.NDArray[np.float32]:
+    def mentions_as_vectors(self) -> Matrix:
         """Of all rows, float32 [rows, width]."""
-        return np.concatenate(self.mention_vectors) if self.rows else np.empty((0, 1), np.float32)
+        return np.concatenate(self.mention_vectors) if self.mention_vectors else np.empty((0, 1), np.float32)
 
-    def finish(self, examples: int) -> None:
-        """Fill the vector store, and note how many rows share one vector: it makes ties exact. The first
-        rows are `examples`, found as mentions; the others, the knowledge base's own, as names."""
-        if not self.rows:
-            return
-        self.made.multiplicity = dict.fromkeys(("mention", "name"), max(self.mentions.values()))
-        mentions, features = self.mentions_as_vectors(), unit(self.pictures())
-        widths = {"mention": mentions.shape[1]}
-        if examples < len(self.rows):
-            widths["name"] = mentions.shape[1]
-        if len(features):
-            widths["image"] = features.shape[1]
-            self.made.multiplicity["image"] = max(self.uses.values())
-        store = self.workspace.new_vectors(widths)
-        padded = np.vstack(
-            [features, np.full((1, features.shape[1]), np.nan, np.float32)]
-        )  # [-1]: no picture
-        pictures = np.array(self.rows)
-        for start in range(0, len(pictures), _POINTS):
-            rows = np.arange(start, min(start + _POINTS, len(pictures)))
-            # Vectors reads a row of NaN as a point without a picture.
-            with_image = {"image": padded[pictures[rows]]} if len(features) else {}
-            solved = rows[:, None] < examples
-            both = {"mention": np.where(solved, mentions[rows], np.nan)}
-            if "name" in widths:
-                both["name"] = np.where(solved, np.nan, mentions[rows])
-            store.add(rows, {n: m.astype(np.float32, copy=False) for n, m in (both | with_image).items()})
-        store.finish()
-        store.close()
+
+def _digest(feature: Matrix) -> bytes:
+    return hashlib.blake2b(feature.tobytes(), digest_size=16).digest()
+
+
+def index(bank: Bank, create: Callable[[dict[str, int]], Vectors]) -> dict[str, int]:
+    """Fill a new vector store, made for the widths of its vectors, with all of the bank: solved examples are
+    found as mentions, the knowledge base's own as names. Returns how many rows share one vector: it makes
+    ties exact (see vectors.py)."""
+    if not len(bank):
+        return {}
+    mentions, features = bank.mention_vectors, unit(np.asarray(bank.image_vectors))
+    widths = {"mention": mentions.shape[1]}
+    if bank.examples < len(bank):
+        widths["name"] = mentions.shape[1]
+    if len(features):
+        widths["image"] = features.shape[1]
+    store = create(widths)
+    padded = np.vstack([features, np.full((1, features.shape[1]), np.nan, np.float32)])  # [-1]: no picture
+    pictures = bank.table["image_row"].to_numpy()
+    for start in range(0, len(bank), _POINTS):
+        rows = np.arange(start, min(start + _POINTS, len(bank)))
+        # Vectors reads a row of NaN as a point without a picture.
+        with_image = {"image": padded[pictures[rows]]} if len(features) else {}
+        solved = rows[:, None] < bank.examples
+        both = {"mention": np.where(solved, mentions[rows], np.nan)}
+        if "name" in widths:
+            both["name"] = np.where(solved, np.nan, mentions[rows])
+        store.add(rows, {n: m.astype(np.float32, copy=False) for n, m in (both | with_image).items()})
+    store.finish()
+    store.close()
+    most = Counter(bank.table["mention"].to_pylist()).most_common(1)[0][1]
+    multiplicity = dict.fromkeys(("mention", "name"), most)
+    if len(features):
+        multiplicity["image"] = max(1, int(np.bincount(pictures[pictures >= 0]).max(initial=0)))
+    return multiplicity

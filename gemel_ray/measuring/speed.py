@@ -162,7 +162,12 @@ class _Measuring:
         engine.forget()
 
         async def run() -> None:
-            await asyncio.gather(*(engine.rollout(p, Asked(node=0, limit=1, wide=1), usage) for p in never))
+            await asyncio.gather(
+                *(
+                    engine.rollout(p, Asked(tree=self.generating.tree_folder, node=0, limit=1, wide=1), usage)
+                    for p in never
+                )
+            )
 
         began = time.perf_counter()
         asyncio.run(run())

@@ -53,6 +53,9 @@ class _Assembling(Work):
         self.stage, self.bank, self.tokenize = stage, workspace.bank, workspace.tokenize
         self.images = stage.images and workspace.sees
 
+    def renewed(self, workspace: Workspace) -> Work:
+        return _Assembling(self.stage, workspace)
+
     def __call__(self, batch: pa.Table) -> pa.Table:
         pairs = zip(batch["text"].to_pylist(), batch["mention"].to_pylist(), strict=True)
         queries = self.tokenize([query_text(text, mention) for text, mention in pairs])

@@ -40,6 +40,12 @@ class _Detecting(Work):
     def __init__(self, stage: Detect, workspace: Workspace) -> None:
         self.stage, self.workspace = stage, workspace
 
+    def renewed(self, workspace: Workspace) -> Work:
+        made = _Detecting(self.stage, workspace)
+        if "_automaton" in vars(self):  # names are looked for: the next document shall not wait for it
+            _ = made._automaton
+        return made
+
     def __call__(self, batch: pa.Table) -> pa.Table:
         given, texts = batch["given"].to_pylist(), batch["text"].to_pylist()
         found = [self._find(text) if g is None else g for g, text in zip(given, texts, strict=True)]

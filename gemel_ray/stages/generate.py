@@ -20,7 +20,7 @@ from gemel_ray.engine.beginnings import Beginnings
 from gemel_ray.engine.exact import exact
 from gemel_ray.engine.neighbours import Neighbours, interpolated
 from gemel_ray.engine.prior import Prior
-from gemel_ray.engine.prompts import Prompt
+from gemel_ray.engine.prompts import Prompt, PromptEmbeddings
 from gemel_ray.engine.run import Engine, Usage
 from gemel_ray.engine.search import Candidate, Expansions, Path, Rollout, beam, greedy, probabilities
 from gemel_ray.engine.vllm_engine import Asked, EngineOptions, Step
@@ -102,19 +102,25 @@ class Generate(Stage):
 
 
 class _Generating(Work):
-    def __init__(self, stage: Generate, workspace: Workspace) -> None:
+    def __init__(self, stage: Generate, workspace: Workspace, former: _Generating | None = None) -> None:
         self.stage, self.tree, self.entities = stage, workspace.tree, workspace.entities
+        self.tree_folder = workspace.tree_folder
         options = stage.engine_options(workspace.language_model)
-        self.engine = Engine(options, workspace.tree_folder, workspace.tree.end_token)
-        self.prompts = workspace.prompt_embeddings(self.engine)
+        self.engine: Engine = former.engine if former else Engine(options, workspace.tree.end_token)
+        self.room: Room = former.room if former else Room(self.engine.cache)
+        self.prompts: PromptEmbeddings = workspace.prompt_embeddings(
+            self.engine, former.prompts if former else None
+        )
         self.usage, self.mentions, self.cut = Usage(), 0, 0
-        self.room = Room(self.engine.cache)
         self.beginnings = Beginnings(self._begin, self.engine.hold, self.engine.release)
         neutral = self.prompts(workspace.tokenize([query_text("", "")])[0], None)
         self.neighbours = Neighbours(self.tree, workspace.bank, workspace.tokenize)
         self.prior = Prior(
             self.tree, self._behind(neutral, _reported(stage.beams)), renormalise=stage.score == "tree"
         )
+
+    def renewed(self, workspace: Workspace) -> Work:
+        return _Generating(self.stage, workspace, self)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         rows = await asyncio.gather(*(self._link(row) for row in batch.to_pylist()))
@@ -176,6 +182,7 @@ class _Generating(Work):
 
         async def rollout(path: Path, node: int, wide: int = 0) -> list[Step]:
             asked = Asked(
+                tree=self.tree_folder,
                 node=node,
                 limit=1 if wide else self.tree.depth - len(path),
                 wide=wide or reported,
@@ -190,7 +197,9 @@ class _Generating(Work):
     async def _begin(self, ids: tuple[int, ...], hold: int) -> int:
         """Compute what prompts begin with, and keep it under `hold`; its length in tokens."""
         prompt = self.prompts(ids, None)
-        await self.engine.rollout(prompt, Asked(node=0, limit=1, wide=1, keep=hold), self.usage)
+        await self.engine.rollout(
+            prompt, Asked(tree=self.tree_folder, node=0, limit=1, wide=1, keep=hold), self.usage
+        )
         return prompt.base
 
     def _row(self, found: list[Candidate], nil_threshold: float) -> dict[str, Any]:

@@ -87,6 +87,9 @@ class _Retrieving(Work):
         shared = stage.demonstrations - stage.own
         self.sets = SharedSets(self.bank, stage.sets, shared) if wanted and stage.sets and shared else None
 
+    def renewed(self, workspace: Workspace) -> Work:
+        return _Retrieving(self.stage, workspace)
+
     def __call__(self, batch: pa.Table) -> pa.Table:
         texts, mentions = batch["text"].to_pylist(), batch["mention"].to_pylist()
         without: list[list[int]] = [[] for _ in texts]
@@ -162,9 +165,12 @@ class _Retrieving(Work):
         drawn = np.random.default_rng(int.from_bytes(seed)).choice(self.bank.examples, count, replace=False)
         return drawn[~np.isin(drawn, without)][: self.stage.demonstrations]
 
-    def close(self) -> None:
+    def retire(self) -> None:
         if self.store is not None:
             self.store.close()
+
+    def close(self) -> None:
+        self.retire()
 
 
 def _words(text: str) -> set[str]:

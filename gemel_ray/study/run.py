@@ -102,14 +102,16 @@ class _Judge:
         aside = folder.with_name(f".{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
         leave = shutil.ignore_patterns("mapper.safetensors", "training", "cache")
-        shutil.copytree(self.of.workspace, aside, copy_function=os.link, ignore=leave)
-        shutil.rmtree(aside / "vectors", ignore_errors=True)  # Qdrant writes in it: not to be shared
-        if (self.of.workspace / "vectors").exists():
-            shutil.copytree(self.of.workspace / "vectors", aside / "vectors")
+        shutil.copytree(self.of.workspace, aside, copy_function=_shared, ignore=leave)
         config = self.configured(read_facts(aside)["settings"], [f"train.prefix={prefix}"])
         train(config, self.of.train, self.of.dev, aside, self.say)
         aside.rename(folder)
         return folder
+
+
+def _shared(source: str, target: str) -> None:
+    """A hard link; but in its vectors Qdrant writes, of every version: they are copied."""
+    (shutil.copy2 if "vectors" in Path(source).parts else os.link)(source, target)
 
 
 def _row(group: str, cell: Cell, found: Evaluation, base: Evaluation) -> dict[str, Any]:

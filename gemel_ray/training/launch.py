@@ -42,7 +42,7 @@ def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder
     workspace = Workspace.open(folder, config)
     examples = prepared(config, workspace, files, say)
     dev = prepared(config, workspace, dev_files, say)
-    task = _task(config, folder.resolve(), examples, dev)
+    task = _task(config, workspace, examples, dev)
     say(f"{len(examples):,} training mentions, {len(task.dev_chosen):,} of {len(dev):,} dev mentions")
     found = checkpoint.load(task.folder / CHECKPOINT)
     if found is not None and found.fingerprint != task.fingerprint:
@@ -61,14 +61,15 @@ def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder
     return best
 
 
-def _task(config: Config, folder: Path, examples: Examples, dev: Examples) -> Task:
+def _task(config: Config, workspace: Workspace, examples: Examples, dev: Examples) -> Task:
     options = config.train
     chosen = random.Random(options.seed).sample(range(len(dev)), min(options.dev_mentions, len(dev)))
     meaning = {f.name: getattr(options, f.name) for f in fields(options) if "machine" not in f.metadata}
     facts = json.dumps([meaning, examples.key, dev.key], sort_keys=True)
     fingerprint = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
-    cache = folder / "cache"
-    return Task(config, folder, cache / examples.key, cache / dev.key, tuple(sorted(chosen)), fingerprint)
+    folder = workspace.folder.resolve()
+    train, dev_made = (folder / "cache" / made.key for made in (examples, dev))
+    return Task(config, folder, workspace.knowledge, train, dev_made, tuple(sorted(chosen)), fingerprint)
 
 
 def _run(task: Task, say: Say) -> Point:

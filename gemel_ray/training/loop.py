@@ -37,6 +37,7 @@ class Task:
 
     config: Config
     workspace: Path
+    knowledge: str  # the version of it that the training began with
     train: Path  # folders of prepared examples
     dev: Path
     dev_chosen: tuple[int, ...]
@@ -63,7 +64,7 @@ class Loop:
         self.task, self.team, self.say = task, team, say
         self.options: Train = task.config.train
         torch.manual_seed(self.options.seed)
-        self.workspace = Workspace.open(task.workspace, task.config)
+        self.workspace = Workspace.open(task.workspace, task.config, task.knowledge)
         bank = self.workspace.bank
         self.examples = Examples(task.train, bank)
         dev = Examples(task.dev, bank)

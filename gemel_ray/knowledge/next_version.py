@@ -1,0 +1,191 @@
+"""A version's successor: entities, their names in tree and bank, demonstrations and vectors.
+
+Nothing is trained, and the language model is not loaded: its tokenizer is enough. Only what is new is
+encoded; the rest of tree, bank and vectors is taken over row by row. Knows nothing of which version is in
+use, nor whether what is wanted makes sense: see updating.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gemel_ray.knowledge import bank as bank_file
+from gemel_ray.knowledge import entities as entity_file
+from gemel_ray.knowledge import prefix_tree, versions
+from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.build import demonstrating, encoded, forms, own_examples
+from gemel_ray.knowledge.targets import Targets
+from gemel_ray.knowledge.versions import linked
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.knowledge.writing import BankWriter, Made, index, seal
+from gemel_ray.progress import Meter
+from gemel_ray.readers import count, documents
+
+Entity = dict[str, Any]
+TIME = "%Y-%m-%d %H:%M"
+_OF_ONE_VERSION = ("version", "vectors", "former", "made", "changes")  # of workspace.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a new version has that the former one had not. `entities` as entities.read gives them; `aliases`
+    by the entity's id; `demonstrations`: files of solved documents."""
+
+    entities: Sequence[Entity] = ()
+    removed: Sequence[str] = ()
+    aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    demonstrations: Sequence[str] = ()
+
+
+def rows_of(workspace: Workspace, ids: Iterable[str]) -> list[Entity]:
+    table = workspace.entities.table
+    rows: list[Entity] = table.filter(pc.is_in(table["id"], pa.array(list(ids), pa.string()))).to_pylist()
+    return rows
+
+
+class NextVersion:
+    """The writing of one version into the folder `inside`."""
+
+    def __init__(self, former: Workspace, wanted: Change, version: str, inside: Path) -> None:
+        self.former, self.wanted, self.version, self.inside = former, wanted, version, inside
+        self.made, self.repeated = Made(), 0
+
+    def write(self) -> list[str]:
+        """Fill the folder; returns what changed, in words."""
+        former = self.former
+        facts = {k: v for k, v in former.facts.items() if k not in _OF_ONE_VERSION}
+        self._entities()
+        bank, vectors = self._bank()
+        if vectors == self.version:
+            own = Workspace(former.folder, former.config, facts, self.version, self.inside)
+            facts["multiplicity"] = index(bank, own.new_vectors)
+        facts |= {"demonstrations": bank.examples, "names": len(bank) - bank.examples}
+        facts["pictures"] = len(bank.image_vectors)
+        if former.features is not None:
+            shutil.copytree(former.inside / "features", self.inside / "features", copy_function=linked)
+        changes = self._told(bank.examples - former.bank.examples)
+        history = {"former": former.knowledge, "made": time.strftime(TIME), "changes": changes}
+        seal(self.inside, facts, vectors=vectors, **history)
+        return changes
+
+    def _entities(self) -> None:
+        former, wanted = self.former, self.wanted
+        table = former.entities.table
+        kept = pc.invert(pc.is_in(table["id"], pa.array(wanted.removed, pa.string())))
+        new = pa.Table.from_pylist(list(wanted.entities), entity_file.SCHEMA)
+        whole = pa.concat_tables([_aliased(table.filter(kept), wanted.aliases), new]).combine_chunks()
+        self.entities = entity_file.save(whole, self.inside / "entities.arrow")
+        names = [entity["name"] for entity in wanted.entities]
+        prefix_tree.revised(former.tree, kept.to_numpy(), names, former.tokenize, self.inside / "tree")
+
+    def _bank(self) -> tuple[Bank, str]:
+        """The new bank, and the version whose vectors are those of its rows."""
+        old, folder = self.former.bank, self.inside / "bank"
+        writer = BankWriter(self.former, old.image_vectors)
+        examples, names = self._examples(writer), self._names(writer)
+        kept = self._kept_names()
+        if len(kept) == len(old) - old.examples and not examples and not names:
+            shutil.copytree(self.former.inside / "bank", folder, copy_function=linked)
+            return Bank.open(folder), self.former.facts.get("vectors", versions.FIRST)
+        new, vectors = writer.mention_vectors, old.mention_vectors
+        parts = [vectors[: old.examples], *new[: len(examples)], vectors[kept], *new[len(examples) :]]
+        bank = bank_file.write(
+            [old.table.slice(0, old.examples), *examples],
+            [old.table.take(kept), *names],
+            writer.pictures(),
+            np.concatenate([part for part in parts if len(part)] or [np.empty((0, 1), np.float32)]),
+            folder,
+        )
+        return bank, self.version
+
+    def _kept_names(self) -> npt.NDArray[np.int64]:
+        """Rows of the former bank that are names of entities which stay."""
+        bank, removed = self.former.bank, set(self.wanted.removed)
+        if not removed:
+            return np.arange(bank.examples, len(bank))
+        ids = bank.table["id"].slice(bank.examples).to_pylist()
+        stays = [identity.rpartition("/")[0] not in removed for identity in ids]
+        return bank.examples + np.flatnonzero(stays)
+
+    def _examples(self, writer: BankWriter) -> list[pa.Table]:
+        """The bank's rows of the new demonstrations, but for those that it has."""
+        if not self.wanted.demonstrations:
+            return []
+        known, fetch = Targets(self.entities.pairs()), self.former.config.input.fetch_official_images
+        given = (t for f in self.wanted.demonstrations for t in documents(f, fetch_official_images=fetch))
+        tables = []
+        with Meter("documents", sum(count(f) or 0 for f in self.wanted.demonstrations)) as meter:
+            for table in encoded(self.former, given, meter):
+                if new := self._not_there(demonstrating(table, known, self.made)):
+                    tables.append(writer.table(new))
+        if not tables and not self.wanted.entities:
+            why = "; ".join(self.made.rejects[:3]) or f"all {self.repeated:,} are there already"
+            raise ValueError(f"no demonstration is new: {why}; nothing was changed")
+        return tables
+
+    def _not_there(self, solved: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        bank = self.former.bank
+        new = [
+            row
+            for row in solved
+            if row["target"] not in map(bank.target, bank.same(row["text"], row["mention"]))
+        ]
+        self.repeated += len(solved) - len(new)
+        return new
+
+    def _names(self, writer: BankWriter) -> list[pa.Table]:
+        """The bank's rows of the new names, where it shows the knowledge base's own."""
+        wanted = self.wanted
+        if not self.former.facts["names"]:
+            return []
+        aliased = ((e, a) for e in rows_of(self.former, wanted.aliases) for a in wanted.aliases[e["id"]])
+        new = list(chain(forms(wanted.entities), aliased))
+        if not new:
+            return []
+        known, made = Targets(self.entities.pairs()), Made()
+        with Meter("names", len(new)) as meter:
+            solved = [demonstrating(t, known, made) for t in encoded(self.former, own_examples(new), meter)]
+        if made.rejects:
+            raise ValueError(f"{made.rejects[0]}; nothing was changed")
+        return [writer.table(rows) for rows in solved if rows]
+
+    def _told(self, examples: int) -> list[str]:
+        """What changed, in words."""
+        wanted = self.wanted
+        told = _counted("entities added", [f"{e['id']} ({e['name']})" for e in wanted.entities])
+        told += _counted("entities removed", list(wanted.removed))
+        told += _counted("aliases added", [f"{i} {a!r}" for i, some in wanted.aliases.items() for a in some])
+        if wanted.demonstrations:
+            left = {"there already": self.repeated, "left out": len(self.made.rejects)}
+            left["with a target that is no entity's name"] = self.made.unknown_targets
+            beside = "".join(f", {number:,} {what}" for what, number in left.items() if number)
+            told.append(f"{examples:,} demonstrations added{beside}")
+        return told
+
+
+def _aliased(table: pa.Table, aliases: Mapping[str, Sequence[str]]) -> pa.Table:
+    """The entities with these aliases beside their own."""
+    parts, done = [], 0
+    named = pc.is_in(table["id"], pa.array(list(aliases), pa.string()))
+    for at in np.flatnonzero(named.to_numpy()).tolist():
+        (row,) = table.slice(at, 1).to_pylist()
+        row["aliases"] = [*(row["aliases"] or ()), *aliases[row["id"]]]
+        parts += [table.slice(done, at - done), pa.Table.from_pylist([row], entity_file.SCHEMA)]
+        done = at + 1
+    return pa.concat_tables([*parts, table.slice(done)])
+
+
+def _counted(what: str, items: list[str]) -> list[str]:
+    more = ", ..." if len(items) > 3 else ""
+    return [f"{len(items):,} {what}: {', '.join(items[:3])}{more}"] if items else []

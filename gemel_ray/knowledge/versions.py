@@ -1,0 +1,101 @@
+"""Versions of a workspace's knowledge: where each lies, which is in use, what two of them share.
+
+    WORKSPACE/                    version 0, as build made it
+    WORKSPACE/versions/3/         version 3: workspace.json, tree/, entities.arrow, bank/, features/, vectors/
+    WORKSPACE/versions/current    number of the version in use; without it 0 is
+
+A version is whole and, once it has its number, never changed. Files that equal the former version's are the
+same files (hard links). Knows nothing of what they hold.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+FIRST: Final = "0"
+_VERSIONS, _CURRENT, _LOCK = "versions", "current", "lock"
+
+
+def folder(workspace: Path, version: str) -> Path:
+    """Where the knowledge of this version lies."""
+    return workspace if version == FIRST else workspace / _VERSIONS / version
+
+
+def current(workspace: Path) -> str:
+    """The version in use: one small read, cheap enough to be asked every second."""
+    try:
+        return (workspace / _VERSIONS / _CURRENT).read_text().strip()
+    except FileNotFoundError:
+        return FIRST
+
+
+def current_folder(workspace: Path) -> Path:
+    """Where the knowledge in use lies."""
+    return folder(workspace, current(workspace))
+
+
+def known(workspace: Path) -> list[str]:
+    """All versions, oldest first."""
+    later = (path.name for path in (workspace / _VERSIONS).glob("*") if path.name.isdecimal())
+    return [FIRST, *sorted(later, key=int)]
+
+
+def following(workspace: Path) -> str:
+    """The number that a new version takes: no former version, used or not, had it."""
+    return str(int(known(workspace)[-1]) + 1)
+
+
+def use(workspace: Path, version: str) -> None:
+    """Make this version the current one, in one step for whoever reads. ValueError: there is none such."""
+    if version not in (there := known(workspace)):
+        raise ValueError(f"{workspace} has no version {version}; there are: {', '.join(there)}")
+    pointer = workspace / _VERSIONS / _CURRENT
+    aside = pointer.with_name(f".{_CURRENT}")
+    aside.write_text(f"{version}\n")
+    aside.replace(pointer)
+
+
+@contextmanager
+def locked(workspace: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """One change of the workspace's knowledge at a time: a second waits, and says so. The lock ends with its
+    process, however that ends; what a killed one left half made is cleared away."""
+    import fcntl
+
+    home = workspace / _VERSIONS
+    home.mkdir(exist_ok=True)
+    with (home / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another gemel-ray kb is at work on {workspace}; waiting for it to end ({home / _LOCK})")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in home.glob(".*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
+
+
+def share(former: Path, new: Path, without: str) -> None:
+    """Of what is equal in both folders keep one copy on the disk, and in memory where it is mapped; but not
+    in the folder `without`."""
+    for file in sorted(path for path in new.rglob("*") if path.is_file()):
+        inside = file.relative_to(new)
+        old = former / inside
+        if inside.parts[0] == without or not old.is_file() or not filecmp.cmp(old, file, shallow=False):
+            continue
+        aside = file.with_name(f".{file.name}")
+        linked(old, aside)
+        aside.replace(file)
+
+
+def linked(source: str | Path, target: str | Path) -> None:
+    """The file once more under another name; a copy where the file system knows no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
