@@ -167,14 +167,14 @@ async def _asked(deployment: Any, table: pa.Table) -> Reply:
 
 
 @contextmanager
-def running(config: Config, workspace: Path) -> Iterator[str]:
-    """The application on a Ray of its own, or the cluster's; its address, once a link went through. At the
-    end nobody is let in any more, and what was accepted is finished. Raises RuntimeError when it cannot be
-    started."""
+def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
+    """The application on a Ray of its own, or the cluster's; its address and its logs' folder, once a link
+    went through. At the end nobody is let in any more, and what was accepted is finished. Raises
+    RuntimeError when it cannot be started."""
     import ray
     from ray import serve as ray_serve
 
-    _connect(config)
+    logs = _connect(config)
     online = config.online
     here = "127.0.0.1" if online.host in ("0.0.0.0", "::") else online.host
     place = "HeadOnly" if online.address == "local" else "EveryNode"
@@ -183,7 +183,7 @@ def running(config: Config, workspace: Path) -> Iterator[str]:
         handle = ray_serve.run(deployed(config, workspace), name=NAME, route_prefix="/")
         try:
             _wait(here, online.port)
-            yield f"http://{here}:{online.port}"
+            yield f"http://{here}:{online.port}", logs
         finally:
             handle.drain.remote().result(timeout_s=online.deadline + _GRACE)
             ray_serve.delete(NAME)
@@ -193,11 +193,11 @@ def running(config: Config, workspace: Path) -> Iterator[str]:
         ray.shutdown()
 
 
-def serve(config: Config, workspace: Path, ready: Callable[[str], None]) -> None:
-    """Serve until interrupted or terminated. `ready` is told the address."""
-    with running(config, workspace) as address:
+def serve(config: Config, workspace: Path, ready: Callable[[str, str], None]) -> None:
+    """Serve until interrupted or terminated. `ready` is told the address, and the logs' folder."""
+    with running(config, workspace) as (address, logs):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        ready(address)
+        ready(address, logs)
         with suppress(KeyboardInterrupt):
             signal.pause()
 
@@ -212,15 +212,15 @@ def _wait(host: str, port: int) -> None:
         time.sleep(0.5)
 
 
-def _connect(config: Config) -> None:
-    """Join the configured cluster, or start Ray here, quietly."""
+def _connect(config: Config) -> str:
+    """Join the configured cluster, or start Ray here, quietly. The folder of this node's logs."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     address, segments = config.online.address, config.online.segments
     cpus = int(np.ceil(sum(s.max_replicas * s.cpus for s in segments))) + 1
     local: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
-    ray.init(
+    context = ray.init(
         address=address,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -228,3 +228,4 @@ def _connect(config: Config) -> None:
     )
     for name in ("ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    return f"{context.address_info['session_dir']}/logs"

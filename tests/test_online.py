@@ -71,7 +71,7 @@ def served(workspace_folder: Path, config: Config) -> Iterator[Served]:
     )
     online = replace(config.online, port=port, segments=segments, queue=QUEUE, documents=QUEUE, megabytes=4.0)
     with ExitStack() as stack:
-        address = stack.enter_context(running(replace(config, online=online), workspace_folder))
+        address, _ = stack.enter_context(running(replace(config, online=online), workspace_folder))
         yield Served(stack, address)
 
 

@@ -84,7 +84,7 @@ class Gate:
             told(logging.ERROR, "a fault of ours", fault, request_id=request_id)
             fault = Fault("internal", INTERNAL)
         self.meters.errors.labels(fault.kind).inc()
-        state["told"] |= {"kind": fault.kind, "error": fault.message}
+        state["told"]["kind"] = fault.kind  # not what was said: it quotes the request
         return JSONResponse(fault.body(request_id), fault.status, fault.headers())
 
     def _noted(self, scope: Scope, status: int, seconds: float, state: dict[str, Any]) -> None:
