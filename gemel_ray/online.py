@@ -3,8 +3,8 @@
     proxy -> api (requests, limits, metrics) -> first segment -> ... -> last segment, and back
 
 The API is a process of its own, so that it answers while models load or an engine is down. A segment calls
-its successor itself. Everything about HTTP is in serving/; only Ray is here. `application` is what a Serve
-config file or a RayService names as import_path: gemel_ray.online:application.
+its successor itself. Everything about HTTP is in serving/; only Ray is here. `app` is what a Serve
+config file or a RayService names as import_path: gemel_ray.online:app.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NAME = "gemel-ray"
 _GRACE = 10.0  # seconds beyond the deadline for a replica that stops
 
 
-def application(arguments: Mapping[str, Any]) -> Any:
+def app(arguments: Mapping[str, Any]) -> Any:
     """The Serve application of {workspace: FOLDER, config: FILE or nothing, set: [a.b=value, ...]}."""
     workspace = Path(arguments["workspace"])
     file = arguments.get("config")

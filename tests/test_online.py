@@ -24,7 +24,7 @@ from gemel_ray.config import Config, OnlineSegment
 from gemel_ray.graph import Segment, run_in_process
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
-from gemel_ray.online import running
+from gemel_ray.online import app, running
 from gemel_ray.readers import documents
 from gemel_ray.records import LINK
 
@@ -228,6 +228,25 @@ def test_any_bytes_as_a_picture_are_a_link_or_a_plain_refusal(
             files={"text": (None, TEXT), "mentions": (None, '["Adobe"]'), "image": ("x", sent)}
         )
         assert answer.status_code in (200, 400), answer.text
+
+
+def test_segments_become_deployments(workspace_folder: Path) -> None:
+    """As a Serve config file has it; nothing is started."""
+    from ray.serve._private.build_app import build_app
+
+    segments = "[{stages: [detect, encode], max_replicas: 3, ongoing: 8}, "
+    segments += "{stages: [retrieve, assemble, generate], gpus: 0.5}]"
+    bound = app(
+        {"workspace": str(workspace_folder), "set": [f"online.segments={segments}", "online.deadline=20"]}
+    )
+    built = build_app(bound, name="name", default_runtime_env={})
+    generate, encode, api = built.deployments
+    assert (generate.name, generate.num_replicas, generate.ray_actor_options["num_gpus"]) == (LAST, 1, 0.5)
+    scaled = encode._deployment_config.autoscaling_config
+    assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (1, 3, 4.0)
+    assert (encode.max_ongoing_requests, built.ingress_deployment_name) == (8, api.name)
+    for deployment in built.deployments:  # whoever is stopped has longer than any request
+        assert deployment._deployment_config.graceful_shutdown_timeout_s > 20
 
 
 def flood(served: Served, number: int) -> list[httpx.Response]:
