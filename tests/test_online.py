@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
 import time
@@ -200,20 +201,18 @@ def test_its_states_and_its_page(served: Served) -> None:
 
 
 def test_an_upload_is_cut_off(served: Served) -> None:
-    """A hundred megabytes are not read to their end."""
+    """Gigabytes are not read to their end."""
 
     def parts() -> Iterator[bytes]:
-        for _ in range(100):
+        for _ in range(3000):
             sent.append(1)
             yield b" " * 2**20
 
     sent: list[int] = []
-    try:
+    with contextlib.suppress(httpx.TransportError):  # it hung up while we were still talking
         answer = served.ask(content=parts(), headers={"Content-Type": "application/json"})
         assert answer.json()["error"]["kind"] == "too_large"
-    except httpx.TransportError:  # it hung up while we were still talking
-        pass
-    assert len(sent) < 100
+    assert len(sent) < 3000
     assert served.ask("/healthz").status_code == 200
 
 
