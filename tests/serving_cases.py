@@ -18,6 +18,7 @@ from gemel_ray.serving.desk import Desk
 from gemel_ray.serving.front_page import Page
 from gemel_ray.serving.linker import Linker, Reply
 from gemel_ray.serving.meters import Meters
+from gemel_ray.serving.pictures import Pictures
 
 EXAMPLE = {"id": "one/0-5", "text": "Adobe is here.", "mention": "Adobe", "target": "Adobe"}
 
@@ -38,7 +39,8 @@ def endpoint(folder: Path, linker: Linker, limits: Online, key: str = "", **more
     desk = Desk(linker, limits.queue, limits.deadline, Meters())
     desk.readiness.succeeded()
     page = Page(small_bank(folder / "bank"), folder / "page")
-    return Endpoint(desk, limits, more.get("fetch", nowhere), page, "print", "known", key)
+    pictures = Pictures(more.get("fetch", nowhere), int(limits.megabytes * 2**20))
+    return Endpoint(desk, limits, pictures, page, "print", "known", key)
 
 
 def client(served: Endpoint) -> httpx.AsyncClient:

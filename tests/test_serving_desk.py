@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import re
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pytest
 
 from gemel_ray.config import Online
+from gemel_ray.models.images import ImageError
 from gemel_ray.serving import logs
 from gemel_ray.serving.app import Endpoint, create
 from gemel_ray.serving.linker import Gone, Linker, Reply
@@ -291,3 +293,65 @@ def test_it_is_not_ready_before_a_first_link(tmp_path: Path) -> None:
                 assert (await http.post("/v1/link", json=ONE)).status_code == 200
 
     asyncio.run(started())
+
+
+def test_a_busy_endpoint_is_not_taken_for_a_dead_one(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemel_ray.serving.readiness.PATIENCE", 0.1)
+    monkeypatch.setattr("gemel_ray.serving.readiness._FRESH", 0.0)
+
+    async def scene(served: Endpoint, http: httpx.AsyncClient, slow: Slow) -> None:
+        inside = asyncio.create_task(http.post("/v1/link", json=ONE))
+        await slow.until(1)
+        assert (await http.get("/readyz")).status_code == 200  # though it takes long
+        slow.go.set()
+        assert (await inside).status_code == 200
+
+    play(scene, Slow, Online())
+
+
+def test_one_that_hangs_is_found_out_by_requests_that_run_out_of_time(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemel_ray.serving.readiness.PATIENCE", 0.1)
+
+    async def scene(served: Endpoint, http: httpx.AsyncClient, slow: Slow) -> None:
+        await asyncio.sleep(LIMITS.deadline)
+        assert kind(await http.post("/v1/link", json=ONE)) == (504, "timeout")
+        await asyncio.sleep(0.2)
+        assert kind(await http.post("/v1/link", json=ONE)) == (503, "not_ready")
+        slow.go.set()
+        await asyncio.sleep(0.7)
+        assert (await http.post("/v1/link", json=ONE)).status_code == 200
+
+    play(scene, Slow)
+
+
+def test_pictures_of_slow_hosts_are_fetched_side_by_side(tmp_path: Path) -> None:
+    together = threading.Barrier(3)  # nobody is done before all three are asked
+
+    def fetch(url: str) -> bytes:
+        together.wait(10)
+        if "bad" in url:
+            raise ImageError("the server answered 404")
+        return url.encode()
+
+    async def asked() -> Any:
+        async with client(endpoint(tmp_path, echoed, Online(), fetch=fetch)) as http:
+            urls = ["http://a.test/1", "http://a.test/2", "http://a.test/bad", "http://a.test/1"]
+            return (
+                await http.post("/v1/link", json={"documents": [ONE | {"image": u} for u in urls]})
+            ).json()
+
+    links = asyncio.run(asked())["links"]
+    assert [row["status"] for row in links] == ["nil", "nil", "error", "nil"]
+    assert links[2]["error"] == "cannot read the image http://a.test/bad: the server answered 404"
+
+
+def test_pictures_of_a_request_are_not_too_large_together(tmp_path: Path) -> None:
+    async def asked() -> Any:
+        served = endpoint(tmp_path, echoed, Online(megabytes=0.01), fetch=lambda url: b"x" * 6000)
+        async with client(served) as http:
+            urls = ["http://a.test/1", "http://a.test/2"]
+            return await http.post("/v1/link", json={"documents": [ONE | {"image": u} for u in urls]})
+
+    assert kind(asyncio.run(asked())) == (413, "too_large")

@@ -21,7 +21,7 @@ from gemel_ray.serving.desk import Desk, Place
 from gemel_ray.serving.faults import STATUS, Fault
 from gemel_ray.serving.front_page import Page
 from gemel_ray.serving.gate import Gate
-from gemel_ray.serving.requests import Fetch
+from gemel_ray.serving.pictures import Pictures
 
 _ABOUT = """Names the people, places and things in image-caption pairs.
 
@@ -59,7 +59,7 @@ class Endpoint:
 
     desk: Desk
     limits: Online
-    fetch: Fetch
+    pictures: Pictures
     page: Page
     fingerprint: str
     knowledge: str
@@ -128,7 +128,8 @@ async def _tables(endpoint: Endpoint, request: Request, place: Place) -> Any:
     body = await bodies.read(request.headers, request.stream(), int(limits.megabytes * 2**20))
     asked = requests.call(await bodies.parsed(request.headers, body), request.state.request_id, limits)
     place.take(len(asked.documents) - 1)
-    return asked, await asyncio.to_thread(requests.rows, asked, limits, endpoint.fetch)
+    fetched = await endpoint.pictures.of(asked)
+    return asked, await asyncio.to_thread(requests.rows, asked, limits, fetched)
 
 
 def _states(app: FastAPI, endpoint: Endpoint) -> None:

@@ -101,8 +101,8 @@ def _fields(kind: type[BaseModel]) -> Iterator[str]:
 
 
 def rows(asked: Call, limits: Online, fetch: Fetch) -> list[pa.Table]:
-    """A DOCUMENT table of one row for each document; pictures' URLs are fetched. Takes a while: to be run
-    in a thread. Raises Fault for what is wrong with a document that came alone."""
+    """A DOCUMENT table of one row for each document, with what `fetch` gives for its picture's URL. Raises
+    Fault for what is wrong with a document that came alone."""
     return [
         _table(d, name, asked, limits, fetch) for d, name in zip(asked.documents, asked.names, strict=True)
     ]
