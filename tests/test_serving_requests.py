@@ -144,6 +144,10 @@ def test_forms_with_the_wrong_fields(ask: Any, fields: Any, says: str) -> None:
     assert says in refused(ask(files=fields), 400, "bad_request")
 
 
+def test_a_connection_is_kept_where_all_was_read(ask: Any) -> None:
+    assert "connection" not in ask(json={}).headers
+
+
 def test_a_field_given_twice(ask: Any) -> None:
     answer = ask(files=[("text", (None, TEXT)), ("text", (None, "other"))])
     assert "the form's text is given twice" in refused(answer, 400, "bad_request")
@@ -162,8 +166,10 @@ def test_an_upload_is_read_no_further_than_the_limit(tmp_path: Path) -> None:
         async with client(served) as http:
             return await http.post("/v1/link", content=parts(), headers=JSON)
 
-    refused(asyncio.run(asked()), 413, "too_large")
+    answer = asyncio.run(asked())
+    refused(answer, 413, "too_large")
     assert read < 20_000
+    assert answer.headers["connection"] == "close"  # nor is the rest waited for
 
 
 def test_a_fault_of_one_document_among_several_is_its_row(ask: Any) -> None:
