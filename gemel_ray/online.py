@@ -15,9 +15,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,12 @@ from gemel_ray.config import Config, OnlineSegment, load
 from gemel_ray.engine.run import EngineDied
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
+from gemel_ray.serving import address
 from gemel_ray.serving.linker import Gone, Reply
 from gemel_ray.serving.running import Running
 
 NAME = "gemel-ray"
+STAGES = ("detect", "encode", "retrieve", "assemble", "generate")
 _GRACE = 10.0  # seconds beyond the deadline for a replica that stops
 
 
@@ -45,9 +46,12 @@ def app(arguments: Mapping[str, Any]) -> Any:
 
 
 def deployed(config: Config, workspace: Path) -> Any:
-    """The application, bound; nothing is started yet."""
+    """The application, bound; nothing is started. Raises ValueError for segments that leave out a stage."""
     from ray import serve
 
+    named = [stage for options in config.online.segments for stage in options.stages]
+    if named != list(STAGES):
+        raise ValueError(f"online.segments must hold {', '.join(STAGES)}, in this order and each once")
     folder, following = str(workspace.resolve()), None
     for options in reversed(config.online.segments):
         following = (
@@ -170,19 +174,24 @@ async def _asked(deployment: Any, table: pa.Table) -> Reply:
 def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
     """The application on a Ray of its own, or the cluster's; its address and its logs' folder, once a link
     went through. At the end nobody is let in any more, and what was accepted is finished. Raises
-    RuntimeError when it cannot be started."""
+    ValueError when it cannot be started."""
     import ray
     from ray import serve as ray_serve
 
-    logs = _connect(config)
-    online = config.online
+    online, bound = config.online, deployed(config, workspace)
+    if online.address == "local":
+        address.is_free(online.host, online.port)
     here = "127.0.0.1" if online.host in ("0.0.0.0", "::") else online.host
     place = "HeadOnly" if online.address == "local" else "EveryNode"
     try:
+        logs = _connect(config)
         ray_serve.start(proxy_location=place, http_options={"host": online.host, "port": online.port})
-        handle = ray_serve.run(deployed(config, workspace), name=NAME, route_prefix="/")
         try:
-            _wait(here, online.port)
+            handle = ray_serve.run(bound, name=NAME, route_prefix="/")
+        except RuntimeError as failure:
+            raise ValueError(f"the endpoint did not start, and {logs}/serve says why") from failure
+        try:
+            address.until_ready(here, online.port)
             yield f"http://{here}:{online.port}", logs
         finally:
             handle.drain.remote().result(timeout_s=online.deadline + _GRACE)
@@ -195,21 +204,11 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
 
 def serve(config: Config, workspace: Path, ready: Callable[[str, str], None]) -> None:
     """Serve until interrupted or terminated. `ready` is told the address, and the logs' folder."""
-    with running(config, workspace) as (address, logs):
+    with running(config, workspace) as (at, logs):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        ready(address, logs)
+        ready(at, logs)
         with suppress(KeyboardInterrupt):
             signal.pause()
-
-
-def _wait(host: str, port: int) -> None:
-    """Until a link has gone through; serve.run has seen the models load."""
-    while True:
-        with suppress(OSError, HTTPException), closing(HTTPConnection(host, port, timeout=10)) as http:
-            http.request("GET", "/readyz")
-            if http.getresponse().status == 200:
-                return
-        time.sleep(0.5)
 
 
 def _connect(config: Config) -> str:
@@ -217,15 +216,19 @@ def _connect(config: Config) -> str:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    address, segments = config.online.address, config.online.segments
+    where, segments = config.online.address, config.online.segments
     cpus = int(np.ceil(sum(s.max_replicas * s.cpus for s in segments))) + 1
     local: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
     context = ray.init(
-        address=address,
+        address=where,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        **(local if address == "local" else {}),
+        **(local if where == "local" else {}),
     )
     for name in ("ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if where == "local" and (gpus := sum(s.min_replicas * s.gpus for s in segments)):
+        found = ray.cluster_resources().get("GPU", 0)
+        if gpus > found:  # it would wait for them for ever
+            raise ValueError(f"online.segments take {gpus:g} GPUs; this machine has {found:g}")
     return f"{context.address_info['session_dir']}/logs"

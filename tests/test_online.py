@@ -248,6 +248,25 @@ def test_segments_become_deployments(workspace_folder: Path) -> None:
         assert deployment._deployment_config.graceful_shutdown_timeout_s > 20
 
 
+@pytest.mark.parametrize("segments", ["[]", "[{stages: [detect]}]", "[{stages: [encode, detect]}]"])
+def test_segments_that_leave_out_a_stage(workspace_folder: Path, segments: str) -> None:
+    with pytest.raises(ValueError, match="must hold detect, encode, retrieve, assemble, generate"):
+        app({"workspace": str(workspace_folder), "set": [f"online.segments={segments}"]})
+
+
+def test_a_port_that_is_taken(workspace_folder: Path, config: Config) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        elsewhere = replace(config, online=replace(config.online, port=port))
+        with (
+            pytest.raises(ValueError, match=f"cannot listen at 127.0.0.1:{port}"),
+            running(elsewhere, workspace_folder),
+        ):
+            pass
+
+
 def flood(served: Served, number: int) -> list[httpx.Response]:
     many = {"text": TEXT, "mentions": ["Adobe", "Google", "Paris"]}
     with ThreadPoolExecutor(number) as pool:
