@@ -3,8 +3,8 @@
     proxy -> api (requests, limits, metrics) -> first segment -> ... -> last segment, and back
 
 The API is a process of its own, so that it answers while models load or an engine is down. A segment calls
-its successor itself. Everything about HTTP is in serving/; only Ray is here. `application` is what a Serve
-config file or a RayService names as import_path: gemel_ray.online:application.
+its successor itself. Everything about HTTP is in serving/; only Ray is here. `app` is what a Serve
+config file or a RayService names as import_path: gemel_ray.online:app.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import numpy as np
 import pyarrow as pa
@@ -28,14 +27,16 @@ from gemel_ray.config import Config, OnlineSegment, load
 from gemel_ray.engine.run import EngineDied
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
+from gemel_ray.serving import address
 from gemel_ray.serving.linker import Gone, Reply
 from gemel_ray.serving.running import Running
 
 NAME = "gemel-ray"
+STAGES = ("detect", "encode", "retrieve", "assemble", "generate")
 _GRACE = 10.0  # seconds beyond the deadline for a replica that stops
 
 
-def application(arguments: Mapping[str, Any]) -> Any:
+def app(arguments: Mapping[str, Any]) -> Any:
     """The Serve application of {workspace: FOLDER, config: FILE or nothing, set: [a.b=value, ...]}."""
     workspace = Path(arguments["workspace"])
     file = arguments.get("config")
@@ -45,9 +46,12 @@ def application(arguments: Mapping[str, Any]) -> Any:
 
 
 def deployed(config: Config, workspace: Path) -> Any:
-    """The application, bound; nothing is started yet."""
+    """The application, bound; nothing is started. Raises ValueError for segments that leave out a stage."""
     from ray import serve
 
+    named = [stage for options in config.online.segments for stage in options.stages]
+    if named != list(STAGES):
+        raise ValueError(f"online.segments must hold {', '.join(STAGES)}, in this order and each once")
     folder, following = str(workspace.resolve()), None
     for options in reversed(config.online.segments):
         following = (
@@ -166,54 +170,65 @@ async def _asked(deployment: Any, table: pa.Table) -> Reply:
     return reply
 
 
-def serve(config: Config, workspace: Path, ready: Callable[[str], None]) -> None:
-    """Serve until interrupted or terminated; then finish what was accepted. `ready` is told the address
-    as soon as a link went through. Raises RuntimeError when the application cannot be started."""
+@contextmanager
+def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
+    """The application on a Ray of its own, or the cluster's; its address and its logs' folder, once a link
+    went through. At the end nobody is let in any more, and what was accepted is finished. Raises
+    ValueError when it cannot be started."""
     import ray
     from ray import serve as ray_serve
 
-    _connect(config)
-    online = config.online
+    online, bound = config.online, deployed(config, workspace)
+    if online.address == "local":
+        address.is_free(online.host, online.port)
     here = "127.0.0.1" if online.host in ("0.0.0.0", "::") else online.host
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    place = "HeadOnly" if online.address == "local" else "EveryNode"
     try:
-        place = "HeadOnly" if online.address == "local" else "EveryNode"
+        logs = _connect(config)
         ray_serve.start(proxy_location=place, http_options={"host": online.host, "port": online.port})
-        handle = ray_serve.run(deployed(config, workspace), name=NAME, route_prefix="/")
         try:
-            _wait(f"http://{here}:{online.port}/readyz")
-            ready(f"http://{here}:{online.port}")
-            signal.pause()
-        except KeyboardInterrupt:
+            handle = ray_serve.run(bound, name=NAME, route_prefix="/")
+        except RuntimeError as failure:
+            raise ValueError(f"the endpoint did not start, and {logs}/serve says why") from failure
+        try:
+            address.until_ready(here, online.port)
+            yield f"http://{here}:{online.port}", logs
+        finally:
             handle.drain.remote().result(timeout_s=online.deadline + _GRACE)
-        ray_serve.shutdown()
+            ray_serve.delete(NAME)
+            if online.address != "local":  # else it ends with its Ray, and more quietly
+                ray_serve.shutdown()
     finally:
         ray.shutdown()
 
 
-def _wait(address: str) -> None:
-    """Until a link has gone through; serve.run has seen the models load."""
-    while True:
-        try:
-            with urlopen(address, timeout=10):
-                return
-        except (URLError, TimeoutError, OSError):
-            time.sleep(0.5)
+def serve(config: Config, workspace: Path, ready: Callable[[str, str], None]) -> None:
+    """Serve until interrupted or terminated. `ready` is told the address, and the logs' folder."""
+    with running(config, workspace) as (at, logs):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        ready(at, logs)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
 
 
-def _connect(config: Config) -> None:
-    """Join the configured cluster, or start Ray here, quietly."""
+def _connect(config: Config) -> str:
+    """Join the configured cluster, or start Ray here, quietly. The folder of this node's logs."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    address, segments = config.online.address, config.online.segments
+    where, segments = config.online.address, config.online.segments
     cpus = int(np.ceil(sum(s.max_replicas * s.cpus for s in segments))) + 1
     local: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
-    ray.init(
-        address=address,
+    context = ray.init(
+        address=where,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        **(local if address == "local" else {}),
+        **(local if where == "local" else {}),
     )
     for name in ("ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if where == "local" and (gpus := sum(s.min_replicas * s.gpus for s in segments)):
+        found = ray.cluster_resources().get("GPU", 0)
+        if gpus > found:  # it would wait for them for ever
+            raise ValueError(f"online.segments take {gpus:g} GPUs; this machine has {found:g}")
+    return f"{context.address_info['session_dir']}/logs"

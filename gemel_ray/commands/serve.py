@@ -31,5 +31,9 @@ def _run(options: argparse.Namespace) -> int:
     config = configured(options, read_facts(options.workspace)["settings"])
     Workspace.open(options.workspace, config)  # refuses a mismatch before anything is started
     say("loading the models ...")
-    serve(config, options.workspace, lambda at: say(f"ready: {at} (page), {at}/docs, POST {at}/v1/link"))
+    serve(config, options.workspace, _ready)
     return 0
+
+
+def _ready(address: str, logs: str) -> None:
+    say(f"ready: {address} (page), {address}/docs, POST {address}/v1/link; logs in {logs}")

@@ -4,6 +4,7 @@
     desk                                who is let in, how long, and what comes back
     app                                 the routes, over a `Linker` that is given (online.py has Ray's)
     running                             a segment's stages, fed by many callers at once
+    load                                a load generator
 
 Knows nothing of Ray.
 """

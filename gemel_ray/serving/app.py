@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +18,10 @@ from gemel_ray.config import Online
 from gemel_ray.serving import bodies, requests, schemas
 from gemel_ray.serving.answers import Answering
 from gemel_ray.serving.desk import Desk, Place
-from gemel_ray.serving.faults import STATUS, Fault
+from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.front_page import Page
 from gemel_ray.serving.gate import Gate
-from gemel_ray.serving.requests import Fetch
+from gemel_ray.serving.pictures import Pictures
 
 _ABOUT = """Names the people, places and things in image-caption pairs.
 
@@ -47,9 +47,16 @@ _BODY = {
     "required": True,
     "content": {"application/json": {"schema": _ONE_OR_MANY}, "multipart/form-data": {"schema": _FORM}},
 }
+_SAID = {
+    400: "what is wrong with the request, in one sentence",
+    401: "no API key, or a wrong one",
+    413: "a body, text, picture or number of mentions or documents beyond what is taken",
+    500: "a fault of ours; the log has it under the request's id",
+    503: "busy or not ready: Retry-After says when to ask again",
+    504: "given up at the deadline",
+}
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.Error, "description": ", ".join(k for k, s in STATUS.items() if s == status)}
-    for status in sorted(set(STATUS.values()))
+    status: {"model": schemas.Error, "description": said} for status, said in _SAID.items()
 }
 
 
@@ -59,7 +66,7 @@ class Endpoint:
 
     desk: Desk
     limits: Online
-    fetch: Fetch
+    pictures: Pictures
     page: Page
     fingerprint: str
     knowledge: str
@@ -88,15 +95,27 @@ def create(endpoint: Endpoint) -> FastAPI:
     _links(app, endpoint)
     _states(app, endpoint)
     endpoint.page.add(app)
-    described = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = described()
-        schema["components"]["schemas"].update(schemas.schemas())
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = partial(_described, app, app.openapi, bool(endpoint.key))  # type: ignore[method-assign]
     return app
+
+
+def _described(app: FastAPI, generated: Callable[[], dict[str, Any]], keyed: bool) -> dict[str, Any]:
+    """/openapi.json: what FastAPI sees of the routes, with what only we know."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    schema = generated()
+    parts = schema["components"]
+    parts["schemas"].update(schemas.schemas())
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of errors, which is not ours
+        parts["schemas"].pop(name, None)
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    for route in (r for methods in schema["paths"].values() for r in methods.values()):
+        if route["responses"].pop("422", None):
+            route["responses"]["400"] = {"description": _SAID[400], "content": error}
+    if keyed:
+        parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]
+    return schema
 
 
 def _links(app: FastAPI, endpoint: Endpoint) -> None:
@@ -128,7 +147,8 @@ async def _tables(endpoint: Endpoint, request: Request, place: Place) -> Any:
     body = await bodies.read(request.headers, request.stream(), int(limits.megabytes * 2**20))
     asked = requests.call(await bodies.parsed(request.headers, body), request.state.request_id, limits)
     place.take(len(asked.documents) - 1)
-    return asked, await asyncio.to_thread(requests.rows, asked, limits, endpoint.fetch)
+    fetched = await endpoint.pictures.of(asked)
+    return asked, await asyncio.to_thread(requests.rows, asked, limits, fetched)
 
 
 def _states(app: FastAPI, endpoint: Endpoint) -> None:

@@ -15,6 +15,7 @@ from gemel_ray.serving.desk import Desk
 from gemel_ray.serving.front_page import Page
 from gemel_ray.serving.linker import Linker
 from gemel_ray.serving.meters import Meters
+from gemel_ray.serving.pictures import Pictures
 
 KEY = "GEMEL_RAY_API_KEY"
 
@@ -26,7 +27,7 @@ def endpoint(config: Config, workspace: Workspace, linker: Linker) -> Endpoint:
     return Endpoint(
         desk=Desk(linker, online.queue, online.deadline, Meters()),
         limits=online,
-        fetch=PublicWeb(limits, online.image_hosts).fetch,
+        pictures=Pictures(PublicWeb(limits, online.image_hosts).fetch, int(online.megabytes * 2**20)),
         page=Page(workspace.bank),
         fingerprint=config.fingerprint(workspace.version),
         knowledge=workspace.version,

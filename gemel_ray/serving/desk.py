@@ -79,6 +79,7 @@ class Desk:
                 yield
         except TimeoutError as late:
             if clock.expired():
+                self.readiness.overdue(self.deadline)
                 message = f"it took longer than {self.deadline:g} seconds and was given up"
                 raise Fault("timeout", message) from late
             raise

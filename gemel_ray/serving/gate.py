@@ -48,7 +48,13 @@ class Gate:
         request_id = asked if _ID.fullmatch(asked) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"], state["told"] = request_id, {}
-        began, status = time.monotonic(), 0
+        began, status, unread = time.monotonic(), 0, scope["method"] == "POST"
+
+        async def received() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and bool(message.get("more_body"))
+            return message
 
         async def sent(message: Message) -> None:
             nonlocal status
@@ -58,7 +64,7 @@ class Gate:
         try:
             if path.startswith("/v1/"):
                 self._admit(headers)
-            await self.app(scope, receive, sent)
+            await self.app(scope, received, sent)
         except ClientDisconnect:
             status = _LEFT
         except asyncio.CancelledError:
@@ -68,7 +74,10 @@ class Gate:
             if status:  # the answer has begun: all that can be done is to end it
                 told(logging.ERROR, "failed while answering", fault, request_id=request_id)
                 raise
-            await self._failed(fault, request_id, state)(scope, receive, sent)
+            answer = self._failed(fault, request_id, state)
+            if unread:  # else the server would take the rest of the upload, only to drop it
+                answer.headers["Connection"] = "close"
+            await answer(scope, receive, sent)
         finally:
             self._noted(scope, status, time.monotonic() - began, state)
 
@@ -84,7 +93,7 @@ class Gate:
             told(logging.ERROR, "a fault of ours", fault, request_id=request_id)
             fault = Fault("internal", INTERNAL)
         self.meters.errors.labels(fault.kind).inc()
-        state["told"] |= {"kind": fault.kind, "error": fault.message}
+        state["told"]["kind"] = fault.kind  # not what was said: it quotes the request
         return JSONResponse(fault.body(request_id), fault.status, fault.headers())
 
     def _noted(self, scope: Scope, status: int, seconds: float, state: dict[str, Any]) -> None:

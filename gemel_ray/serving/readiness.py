@@ -18,7 +18,7 @@ from gemel_ray.records import DOCUMENT
 from gemel_ray.serving.linker import Gone, Linker
 from gemel_ray.serving.logs import told
 
-PATIENCE = 3.0  # seconds for a tiny link on an idle machine
+PATIENCE = 5.0  # seconds for a tiny link, where nobody else is served
 _FRESH = 2.0  # seconds for which other people's links are proof enough
 _TEXT = "Adobe opened an office."
 _STARTING = "the models are being loaded"
@@ -36,29 +36,37 @@ class Readiness:
 
     link: Linker
     down: str | None = _STARTING
+    doubted: bool = True  # somebody at work died, and nothing came through since
     _last: float = 0.0
     _probe: asyncio.Task[None] | None = None
     _watch: asyncio.Task[None] | None = field(default=None)
 
     def succeeded(self) -> None:
         """A link came through."""
-        self.down, self._last = None, time.monotonic()
+        self.down, self.doubted, self._last = None, False, time.monotonic()
 
     def suspect(self, reason: str | None = None) -> None:
         """Somebody at work is gone: ask until there is an answer again."""
-        self._last = 0.0
+        self.doubted = True
         if self._watch is None or self._watch.done():
             told(logging.WARNING, "links may not be had; asking until one is", reason=reason or self.down)
             self._watch = asyncio.create_task(self._until_ready())
 
+    def overdue(self, seconds: float) -> None:
+        """A request ran out of its time. If nothing else came through in that time, somebody may hang."""
+        if time.monotonic() - self._last > seconds:
+            self.suspect("nothing came through in a request's time")
+
     async def reason(self, busy: bool = False) -> str | None:
-        """Why not, or None. `busy`: others' links are under way, whose success is proof, too."""
-        if busy and time.monotonic() - self._last < _FRESH:
-            return None
+        """Why not, or None. `busy`: others are being served. Then their links are proof, too, and a late
+        answer is none: whoever dies with work on his desk is told of at once (see `suspect`)."""
+        trusted = busy and not self.doubted
+        if trusted and time.monotonic() - self._last < _FRESH:
+            return self.down
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._ask())
         done, _ = await asyncio.wait({self._probe}, timeout=PATIENCE)
-        if not done and time.monotonic() - self._last > PATIENCE:
+        if not done and not trusted:
             self.down = self.down or f"no link came back within {PATIENCE:.0f} seconds"
             self.suspect()
         return self.down
@@ -72,8 +80,10 @@ class Readiness:
             self.down = f"a link failed: {type(fault).__name__}"
         else:
             error = rows["error"][0].as_py()
-            self.down = f"a link failed: {error}" if error else None
-            self._last = time.monotonic()
+            if error:
+                self.down = f"a link failed: {error}"
+            else:
+                self.succeeded()
 
     async def _until_ready(self) -> None:
         while await self.reason() is not None:

@@ -1,0 +1,57 @@
+"""gemel-ray load."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+from gemel_ray.arguments import Parser
+
+
+def add(verb: Parser) -> None:
+    """Measure an endpoint under load: requests arrive at a rate, whatever the answers do.
+
+    INPUT: documents, as link reads them; without any, the starter's own test set. They are sent round and
+    round. Printed: latencies of what was answered, refusals (503: the queue was full), throughput. The API
+    key, if any, is taken from the environment variable GEMEL_RAY_API_KEY.
+
+      gemel-ray load http://localhost:8000 --rate 2 --seconds 60
+    """
+    verb.add_argument("address", metavar="ADDRESS", help="of the endpoint, as serve tells it")
+    verb.add_argument("inputs", nargs="*", metavar="INPUT", help="file or folder")
+    verb.add_argument("--rate", type=float, default=1.0, help="requests a second (default: 1)")
+    verb.add_argument("--seconds", type=float, default=30.0, help="how long they arrive (default: 30)")
+    verb.add_argument("--documents", type=int, default=200, metavar="N", help="of the inputs (default: 200)")
+    verb.add_argument("--seed", type=int, default=0, help="of the arrivals")
+    verb.add_argument("--json", action="store_true", help="print the figures as JSON")
+    verb.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from gemel_ray.readers import files
+    from gemel_ray.serving import load
+    from gemel_ray.starter.demo import DATA
+
+    if options.rate <= 0 or options.seconds <= 0 or options.documents < 1:
+        raise ValueError("--rate, --seconds and --documents must be more than nothing")
+    sent = load.requests(files(options.inputs or [str(DATA / "test.parquet")]), options.documents)
+    times = load.arrivals(options.rate, options.seconds, options.seed)
+    key = os.environ.get("GEMEL_RAY_API_KEY", "")
+    figures = asyncio.run(load.loaded(options.address, sent, times, key)).figures()
+    print(json.dumps(figures, indent=2) if options.json else _told(figures))
+    return 0
+
+
+def _told(figures: dict[str, Any]) -> str:
+    statuses = ", ".join(
+        f"{n:,} x {s}" if s != "0" else f"{n:,} none" for s, n in figures["statuses"].items()
+    )
+    latency = "  ".join(f"{name} {value} s" for name, value in figures["latency"].items())
+    return (
+        f"{figures['requests']:,} requests; answers: {statuses}\n{latency}\n"
+        f"{figures['answered_per_second']} answered a second, {figures['mentions_per_second']} mentions"
+    )

@@ -1,0 +1,101 @@
+"""A load generator: requests arrive at a given rate whatever the answers do (open loop), as users do.
+
+A closed loop waits for slow answers and so hides them. Gaps between arrivals are exponential. Knows an
+endpoint only by its address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from gemel_ray.readers import documents
+
+_TIMEOUT = 300.0
+
+
+def requests(files: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """The first documents of the files, as requests. Raises ValueError where there are none."""
+    rows = (row for file in files for table in documents(file) for row in table.to_pylist())
+    found = list(itertools.islice((_request(row) for row in rows if row["error"] is None), most))
+    if not found:
+        raise ValueError(f"there are no documents in {', '.join(files)}")
+    return found
+
+
+def _request(row: dict[str, Any]) -> dict[str, Any]:
+    image, mentions = row["image_address"], None
+    if row["image"] is not None or (image and "://" not in image):
+        data = row["image"] if row["image"] is not None else Path(image).read_bytes()
+        image = base64.b64encode(data).decode()
+    if row["given"] is not None:
+        mentions = [{"start": m["start"], "end": m["end"]} for m in row["given"] if m["start"] is not None]
+    return {"text": row["text"], "image": image, "mentions": mentions}
+
+
+@dataclass
+class Load:
+    """What came back: seconds of the answered requests, and every request's status (0: no answer)."""
+
+    seconds: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    rows: int = 0
+    lasted: float = 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """Latencies in seconds, of answers with status 200 alone; rates a second, until the last answer."""
+        at = (50, 95, 99, 100)
+        latencies = np.percentile(self.seconds, at).round(4).tolist() if self.seconds else [None] * len(at)
+        return {
+            "requests": self.statuses.total(),
+            "statuses": {str(status): n for status, n in sorted(self.statuses.items())},
+            "latency": dict(zip(("p50", "p95", "p99", "longest"), latencies, strict=True)),
+            "answered_per_second": round(len(self.seconds) / self.lasted, 3) if self.lasted else 0.0,
+            "mentions_per_second": round(self.rows / self.lasted, 3) if self.lasted else 0.0,
+        }
+
+
+def arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
+    """Times of a Poisson process: `rate` a second, from 0 to `seconds`."""
+    draw, at = np.random.default_rng(seed), 0.0
+    while (at := at + float(draw.exponential(1 / rate))) < seconds:
+        yield at
+
+
+async def loaded(address: str, sent: Sequence[dict[str, Any]], times: Iterable[float], key: str) -> Load:
+    """Send `sent`, round and round, at `times` (seconds from now)."""
+    load, began = Load(), time.monotonic()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(
+        base_url=address, headers=headers, timeout=_TIMEOUT, limits=limits, trust_env=False
+    ) as http:
+        async with asyncio.TaskGroup() as tasks:
+            for at, request in zip(times, itertools.cycle(sent), strict=False):
+                await asyncio.sleep(max(0.0, began + at - time.monotonic()))
+                tasks.create_task(_asked(http, request, load))
+        load.lasted = time.monotonic() - began
+    return load
+
+
+async def _asked(http: httpx.AsyncClient, request: dict[str, Any], load: Load) -> None:
+    began = time.monotonic()
+    try:
+        answer = await http.post("/v1/link", json=request)
+    except httpx.HTTPError:
+        load.statuses[0] += 1
+        return
+    load.statuses[answer.status_code] += 1
+    if answer.status_code == 200:
+        load.seconds.append(time.monotonic() - began)
+        load.rows += len(answer.json()["links"])
