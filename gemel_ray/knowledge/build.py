@@ -20,7 +20,7 @@ from gemel_ray.config import Config
 from gemel_ray.graph import Segment, explode
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
-from gemel_ray.knowledge import prefix_tree
+from gemel_ray.knowledge import prefix_tree, thumbnails
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.workspace import (
@@ -42,7 +42,7 @@ from gemel_ray.records import DOCUMENT
 Say = Callable[[str], None]
 _STARTER = Path(__file__).parents[1] / "starter" / "data" / "mapper.safetensors"
 _KEPT = ["document_id", "text", "mention_id", "mention", "target", "target_id"]
-_KEPT += ["image_vector", "mention_vector", "error"]
+_KEPT += ["image_vector", "mention_vector", "thumbnail", "error"]
 
 
 def build(config: Config, entities: str, demonstrations: list[str], output: Path, say: Say) -> Made:
@@ -92,12 +92,13 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
     that of equal mentions those stand first, come the knowledge base's own names."""
     few = len(workspace.entities) <= workspace.config.bank.names
     known = Targets(workspace.entities.pairs() if inputs or few else ())
-    writer = BankWriter(workspace, made)
     began = time.perf_counter()
     fetch = workspace.config.input.fetch_official_images
     given = (t for f in inputs for t in documents(f, fetch_official_images=fetch))
     total = sum(count(f) or 0 for f in inputs) + few * len(workspace.entities)
-    with Meter("documents", total) as meter:
+    bank = workspace.folder / "bank"
+    with Meter("documents", total) as meter, thumbnails.writing(bank) as kept:
+        writer = BankWriter(workspace, made, kept)
         examples, names = (
             [
                 writer.table(solved)
@@ -107,9 +108,7 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
             for tables in (given, own_examples(workspace.entities) if few else ())
         )
     made.demonstrations, made.names = (sum(map(len, tables)) for tables in (examples, names))
-    bank_file.write(
-        examples, names, writer.pictures(), writer.mentions_as_vectors(), workspace.folder / "bank"
-    )
+    bank_file.write(examples, names, writer.pictures(), writer.mentions_as_vectors(), bank)
     writer.finish(made.demonstrations)
     made.pictures = len(writer.features)
     seconds = time.perf_counter() - began
@@ -145,6 +144,7 @@ def own_examples(entities: Entities) -> Iterator[pa.Table]:
 def _encoded(workspace: Workspace, tables: Iterable[pa.Table], meter: Meter) -> Iterator[pa.Table]:
     """The documents' mentions, one a row, with their vectors. The models are loaded for the first of them."""
     segment: Segment | None = None
+    seen = _watched(workspace)
     try:
         for table in tables:
             given = table.filter(pa.compute.or_(table["given"].is_valid(), table["error"].is_valid()))
@@ -153,7 +153,11 @@ def _encoded(workspace: Workspace, tables: Iterable[pa.Table], meter: Meter) -> 
             if segment is None:
                 graph = linking_graph(workspace.config, workspace)
                 segment = graph.segment(["detect", "encode"], workspace)
-            mentions = explode(asyncio.run(segment.run(given)), ("mentions", "mention_vectors"))
+            encoded = asyncio.run(segment.run(given))
+            pictures = zip(given["image"].to_pylist(), given["image_address"].to_pylist(), strict=True)
+            small = pa.array([seen.get(picture) for picture in pictures], pa.binary())
+            seen.clear()
+            mentions = explode(encoded.append_column("thumbnail", small), ("mentions", "mention_vectors"))
             yield mentions
             wrong = len(mentions) - mentions["error"].null_count
             found = {"solved": len(mentions) - wrong, "error": wrong}
@@ -161,6 +165,15 @@ def _encoded(workspace: Workspace, tables: Iterable[pa.Table], meter: Meter) -> 
     finally:
         if segment is not None:
             segment.close()
+
+
+def _watched(workspace: Workspace) -> dict[tuple[bytes | None, str | None], bytes]:
+    """The thumbnails of the pictures that Encode will decode, by bytes and address; empty if none are to be
+    kept."""
+    seen: dict[tuple[bytes | None, str | None], bytes] = {}
+    if workspace.config.bank.thumbnails:
+        workspace.watch = lambda picture, image: seen.update({picture: thumbnails.thumbnail(image)})
+    return seen
 
 
 def _solved(table: pa.Table, known: Targets, made: Made) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.models.revision import revision
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from tokenizers import Tokenizer
 
     from gemel_ray.config import Config, Models
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from gemel_ray.engine.run import Engine
     from gemel_ray.knowledge.vectors import Vectors
     from gemel_ray.models.clip import Clip
+
+    Watch = Callable[[tuple[bytes | None, str | None], Image], None]  # (bytes, address) and the picture
 
 FORMAT = 1
 _REBUILD = {
@@ -78,6 +81,7 @@ class Workspace:
         self.folder, self.config, self.facts = folder, config, facts
         self._models = resolved(config.models)
         self.sees = self._mapper_file.exists()  # whether pictures stand in prompts; training says yes before
+        self.watch: Watch | None = None  # is shown every picture that Encode decodes
 
     @classmethod
     def open(cls, folder: Path, config: Config) -> Workspace:

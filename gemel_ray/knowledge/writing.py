@@ -25,6 +25,8 @@ import pyarrow as pa
 
 from gemel_ray.config import Config
 from gemel_ray.knowledge import bank as bank_file
+from gemel_ray.knowledge.thumbnails import FILE as THUMBNAILS
+from gemel_ray.knowledge.thumbnails import ThumbnailWriter
 from gemel_ray.knowledge.workspace import FORMAT, Workspace, revisions
 from gemel_ray.models.clip import unit
 from gemel_ray.stages.assemble import demonstration_text
@@ -78,6 +80,8 @@ def write_facts(
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
     inside = ("*.arrow", "tree/*", "bank/*", "features/*")
     for file in sorted(file for pattern in inside for file in folder.glob(pattern)):
+        if file.name == THUMBNAILS:
+            continue  # no answer depends on them
         with file.open("rb") as content:
             hashlib.file_digest(content, lambda: digest)  # type: ignore[arg-type, return-value]
     facts["version"] = digest.hexdigest()
@@ -87,8 +91,8 @@ def write_facts(
 class BankWriter:
     """Gathers pictures' features (each once) and streams mention vectors into the store."""
 
-    def __init__(self, workspace: Workspace, made: Made) -> None:
-        self.workspace, self.made = workspace, made
+    def __init__(self, workspace: Workspace, made: Made, thumbnails: ThumbnailWriter | None = None) -> None:
+        self.workspace, self.made, self.thumbnails = workspace, made, thumbnails
         self.features: list[list[float]] = []
         self.picture_of: dict[bytes, int] = {}
         self.mentions: Counter[str] = Counter()
@@ -123,6 +127,8 @@ class BankWriter:
             picture = self.picture_of.setdefault(np.float32(vector).tobytes(), len(self.features))
             if picture == len(self.features):
                 self.features.append(vector)
+                if self.thumbnails is not None:
+                    self.thumbnails.add(row.get("thumbnail"))
             self.uses[picture] += 1
         self.rows.append(picture)
         return picture
