@@ -85,6 +85,49 @@ class Offline:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnlineSegment:
+    """Adjacent stages in one kind of Serve replica: how many, on what, and how much at once."""
+
+    stages: tuple[str, ...]
+    min_replicas: int = 1
+    max_replicas: int = 1  # more than min_replicas: as many as documents under way ask for
+    cpus: float = 1.0
+    gpus: float = 0.0
+    threads: int = 0  # of torch in each replica; 0: all cores shared among the replicas (on a cluster: cpus)
+    batch: int = 16  # documents that waited meanwhile, encoded in one pass
+    ongoing: int = 64  # documents in a replica at once; from half of it on, more replicas are started
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_replicas <= self.max_replicas:
+            raise ValueError("min_replicas is at least 1, and at most max_replicas")
+        if self.batch < 1 or self.ongoing < 1:
+            raise ValueError("batch and ongoing must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Online:
+    """The endpoint on Ray Serve, and what it takes from strangers."""
+
+    address: str = "local"  # of a Ray cluster (auto: the one this machine is in); local: start one
+    host: str = "127.0.0.1"  # 0.0.0.0: also from other machines
+    port: int = 8000
+    segments: tuple[OnlineSegment, ...] = (
+        OnlineSegment(stages=("detect", "encode", "retrieve", "assemble", "generate")),
+    )
+    queue: int = 128  # documents taken in at once, those under way included; beyond: 503
+    deadline: float = 60.0  # seconds of a request; then it is aborted: 504
+    documents: int = 64  # of one request
+    mentions: int = 50  # of one document
+    characters: int = 20_000  # of one text
+    megabytes: float = 40.0  # of one request
+    image_hosts: tuple[str, ...] = ()  # whose images are fetched, as *.example.org; none: any public host's
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.documents <= self.queue:
+            raise ValueError("online.documents is at least 1, and at most online.queue")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """The feature mapper's training. Steps are optimiser steps; a look measures the dev loss."""
 
@@ -134,6 +177,7 @@ class Config:
     bank: Bank = field(default_factory=Bank)
     vectors: Vectors = field(default_factory=Vectors)
     offline: Offline = field(default_factory=Offline)
+    online: Online = field(default_factory=Online)
     train: Train = field(default_factory=Train)
 
     def plain(self) -> dict[str, Any]:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
 STATUS = pa.field("status", pa.string())  # null: under way; linked, nil or error: has its answer
-
-
 FINGERPRINT = pa.field("fingerprint", pa.string())
 
 
@@ -102,8 +100,9 @@ class Segment:
     seconds: dict[str, float] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
 
-    async def run(self, table: pa.Table) -> pa.Table:
-        """Rows in, rows out, in order; documents become mentions at the stage that explodes them."""
+    async def run(self, table: pa.Table, seconds: dict[str, float] | None = None) -> pa.Table:
+        """Rows in, rows out, in order; documents become mentions at the stage that explodes them. What
+        each stage took goes into `seconds`, too."""
         for column in (STATUS, ERROR):
             if column.name not in table.column_names:
                 table = table.append_column(column, pa.nulls(len(table), column.type))
@@ -112,7 +111,10 @@ class Segment:
             if stage.explodes:
                 table = explode(table, stage.explodes)
             table = _settled(table)
+            began = time.perf_counter()
             table = await self._apply(stage, work, table)
+            for total in (self.seconds, {} if seconds is None else seconds):
+                total[stage.name] = total.get(stage.name, 0.0) + time.perf_counter() - began
             kept = self.graph.kept_after(index + 1)
             table = table.select([c for c in table.column_names if c in kept])
         if self.works[-1][0] == len(self.graph.stages) - 1:
@@ -122,12 +124,10 @@ class Segment:
 
     async def _apply(self, stage: Stage, work: Work, table: pa.Table) -> pa.Table:
         active = pc.indices_nonzero(pc.is_null(table[STATUS.name]))
-        began = time.perf_counter()
         if len(active):
             written = await _called(work, table.select(stage.reads).take(active))
         else:
             written = stage.writes.empty_table()
-        self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + time.perf_counter() - began
         self.rows[stage.name] = self.rows.get(stage.name, 0) + len(active)
         _check(stage, written, len(active))
         # Row i of the table is row back[i] of what was written, or null where it passed by.
@@ -140,6 +140,11 @@ class Segment:
         if ERROR.name in written.column_names:
             table = _failed(table, _combined(written[ERROR.name]).take(back))
         return table
+
+    def check(self) -> None:
+        """Raise when a stage can work no more, and this process must be replaced."""
+        for _, work in self.works:
+            work.check()
 
     def close(self) -> None:
         """Close the stages, last first."""

@@ -16,6 +16,14 @@ MENTION = pa.struct(
         pa.field("error", pa.string()),
     ]
 )
+OPTIONS = pa.struct(  # what one document asks for; null: as configured
+    [
+        pa.field("candidates", pa.int32()),
+        pa.field("nil_threshold", pa.float32()),
+        pa.field("search", pa.string()),  # beam or exact
+        pa.field("demonstrations", pa.bool_()),  # False: without any
+    ]
+)
 DOCUMENT = pa.schema(
     [
         pa.field("document_id", pa.string()),
@@ -24,6 +32,7 @@ DOCUMENT = pa.schema(
         pa.field("image_address", pa.string()),  # path or URL of it, or null
         pa.field("image_key", pa.string()),  # GEMEL's img_name or img_url, of a ready-made feature
         pa.field("given", pa.list_(MENTION)),  # null: to be found by Detect
+        pa.field("options", OPTIONS),
         pa.field("error", pa.string()),
     ]
 )

@@ -55,6 +55,9 @@ class Work:
         """The written columns for a batch of rows, with an `error` column where a row may fail."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Raise when it can work no more, whatever it is given."""
+
     def close(self) -> None:
         """Give back what `start` made."""
 

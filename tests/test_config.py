@@ -93,6 +93,8 @@ WRONG = [
     ("retrieve.by", 3, "cannot be 3; there are mention, image, fused, random"),
     ("offline.segments", "detect", "must be a list, not 'detect'"),
     ("offline.segments", ["detect"], r"offline\.segments\[0\] must hold settings, not 'detect'"),
+    ("online.segments", [{"stages": ["detect"], "max_replicas": 0}], "min_replicas is at least 1"),
+    ("online.queue", 3, "online.documents is at least 1, and at most online.queue"),
     ("offline.segments", [{}], r"offline\.segments\[0\]"),
     ("generate", 5, "generate must hold settings, not 5"),
 ]
@@ -243,7 +245,7 @@ def test_every_default_loads_again() -> None:
     assert json.loads(json.dumps(config.plain())) == config.plain()
 
 
-@pytest.mark.parametrize("name", [n for n in ALL if not n.startswith("offline.segments")])
+@pytest.mark.parametrize("name", [n for n in ALL if not n.endswith(".segments")])
 def test_every_default_can_be_set(name: str) -> None:
     assert loaded("", f"{name}={json.dumps(ALL[name])}") == Config()
 
@@ -283,7 +285,8 @@ def test_any_value_is_taken_as_it_is_or_refused_in_words(name: str, value: Any) 
     except ConfigError:
         return
     got = dict(settings_of(config)).get(name)
-    assert "." not in name or name == "offline.segments" or repr(got) in (repr(value), f"{value!r}.0")
+    got = list(got) if isinstance(got, tuple) else got
+    assert "." not in name or name.endswith(".segments") or repr(got) in (repr(value), f"{value!r}.0")
 
 
 @settings(deadline=None)
@@ -304,12 +307,14 @@ def test_the_repository_s_file_is_the_defaults_in_full() -> None:
     for section in fields(Config):
         there = written[section.name]
         assert there.keys() == {f.name for f in fields(getattr(config, section.name))}, section.name
-    assert written["offline"]["segments"][0].keys() == {f.name for f in fields(config.offline.segments[0])}
+    for way in (config.offline, config.online):
+        there = written[type(way).__name__.lower()]["segments"][0]
+        assert there.keys() == {f.name for f in fields(way.segments[0])}
 
 
 # The fingerprint
 
-PLACES = ("offline.", "vectors.address", "train.", "bank.")  # what a build did, the workspace says
+PLACES = ("offline.", "online.", "vectors.address", "train.", "bank.")  # what a build did, the workspace says
 MACHINE = (
     "encode.device",
     "encode.threads",

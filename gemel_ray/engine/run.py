@@ -101,14 +101,14 @@ class Engine:
                 f"the prompt has {len(prompt)} tokens and names up to {limit}, but the engine takes "
                 f"{self.length}: lower retrieve.demonstrations or raise generate.length"
             )
-        self._check_alive()
+        self.check()
         loop = asyncio.get_running_loop()
         params = sampling(node, limit, wide or self.options.candidates, renormalise, self.end_token)
         work = _Rollout(prompt, params, loop, loop.create_future(), usage)
         work.request = str(next(self._names))
         self._inbox.put(work)
         if self._death is not None:  # died between the check and the put: nobody will read the inbox
-            self._check_alive()
+            self.check()
         try:
             return await work.outcome
         except asyncio.CancelledError:
@@ -120,7 +120,8 @@ class Engine:
         self._inbox.put(None)
         self._thread.join(timeout=60)
 
-    def _check_alive(self) -> None:
+    def check(self) -> None:
+        """Raises EngineDied when the engine is gone."""
         if self._death is not None:
             raise EngineDied(f"the engine has stopped: {self._death!r}") from self._death
 

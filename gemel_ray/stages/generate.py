@@ -213,6 +213,9 @@ class _Generating(Work):
             "status": "linked" if sure else "nil",
         }
 
+    def check(self) -> None:
+        self.engine.check()
+
     def close(self) -> None:
         self.engine.close()
 

@@ -1,0 +1,158 @@
+"""Pictures from strangers' URLs: the strict way to fetch, for a server that anybody may ask.
+
+Only http and https. A host is resolved once, every address it has must be public, and the connection goes to
+the very address that was checked: a name that changes its mind in between (DNS rebinding) leads nowhere.
+Redirections are checked like first addresses. Time and size are bounded as a whole. images.read_http is
+the trusting way, for files of the user's own. Knows nothing of pictures.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import cache
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
+
+from gemel_ray.models.images import HEADERS, LIMITS, ImageError, ImageLimits, reason
+
+Address = IPv4Address | IPv6Address
+REDIRECTS = 5
+_MOVED = (301, 302, 303, 307, 308)
+_NAT64 = ip_network("64:ff9b::/96")
+_OFFERED = {**HEADERS, "Accept": "image/*", "Accept-Encoding": "identity", "Connection": "close"}
+
+
+def resolved(host: str, port: int) -> list[Address]:
+    """All addresses of a host, as the system's resolver knows them."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [ip_address(str(place[4][0]).partition("%")[0]) for place in found]
+
+
+def is_public(address: Address) -> bool:
+    """Whether it can be reached by everybody: no private, loopback, link-local (cloud metadata), shared,
+    reserved or multicast address, nor an IPv6 address that stands for such an IPv4 one."""
+    if isinstance(address, IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+        if address in _NAT64:
+            inner = IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None and not is_public(inner):
+            return False
+        if address.is_site_local:
+            return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+@dataclass(frozen=True)
+class PublicWeb:
+    """Who may be asked: `hosts` (patterns as *.example.org; none: every public host), found by `resolve`,
+    at addresses that are `allowed`. `limits.seconds` and `limits.bytes` hold for redirections and all."""
+
+    limits: ImageLimits = LIMITS
+    hosts: tuple[str, ...] = ()
+    resolve: Callable[[str, int], list[Address]] = field(default=resolved)
+    allowed: Callable[[Address], bool] = field(default=is_public)
+
+    def fetch(self, url: str) -> bytes:
+        """The bytes at the URL; one more than the limit says that there are too many. Raises ImageError."""
+        deadline = time.monotonic() + self.limits.seconds
+        try:
+            for _ in range(REDIRECTS + 1):
+                outcome = self._asked(url, deadline)
+                if isinstance(outcome, bytes):
+                    return outcome
+                url = urljoin(url, outcome)
+        except (OSError, HTTPException, ValueError) as error:
+            if isinstance(error, ImageError):
+                raise
+            late = time.monotonic() >= deadline
+            raise ImageError(reason(TimeoutError() if late else error)) from error
+        raise ImageError(f"it was redirected more than {REDIRECTS} times")
+
+    def _asked(self, url: str, deadline: float) -> bytes | str:
+        """The body, or where a redirection leads."""
+        parts = urlsplit(quote(url, safe="%/:?&=#+~!$,;@()*'[]"))
+        secure, host, port = self._place(parts)
+        address = self._checked(host, port)
+        with _connected(address, host, port, secure, deadline) as connection:
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("GET", path, headers=_OFFERED)
+            answer = connection.getresponse()
+            if answer.status in _MOVED and (place := answer.getheader("Location")):
+                return place
+            if answer.status != 200:
+                raise ImageError(f"the server answered {answer.status}")
+            return self._read(answer, deadline)
+
+    def _place(self, parts: SplitResult) -> tuple[bool, str, int]:
+        if parts.scheme not in ("http", "https"):
+            raise ImageError("image addresses start with http:// or https://")
+        if not parts.hostname or parts.username is not None:
+            raise ImageError("its address has no host, or a user in it")
+        host = parts.hostname.rstrip(".").lower()
+        if self.hosts and not any(fnmatch(host, pattern.lower()) for pattern in self.hosts):
+            raise ImageError("images of its host are not fetched here")
+        secure = parts.scheme == "https"
+        return secure, host, parts.port or (443 if secure else 80)
+
+    def _checked(self, host: str, port: int) -> Address:
+        """The address to connect to. One that is not allowed among several refuses the host."""
+        try:
+            addresses = self.resolve(host, port)
+        except (OSError, UnicodeError) as error:
+            raise ImageError("its host is not known") from error
+        if not addresses or not all(self.allowed(address) for address in addresses):
+            raise ImageError("its host is not a public one")
+        return addresses[0]
+
+    def _read(self, answer: HTTPResponse, deadline: float) -> bytes:
+        received = bytearray()
+        while len(received) <= self.limits.bytes and (part := answer.read1(2**16)):
+            received += part
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        if answer.length and len(received) <= self.limits.bytes:
+            raise ImageError("it is cut short")
+        return bytes(received[: self.limits.bytes + 1])
+
+
+@contextmanager
+def _connected(
+    address: Address, host: str, port: int, secure: bool, deadline: float
+) -> Iterator[HTTPConnection]:
+    """A connection to `address` that speaks to `host`, and ends at the deadline whatever the other side
+    does: one that sends a byte of its headers a second never makes a read time out."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    raw = socket.create_connection((str(address), port), timeout=left)
+    watch = threading.Timer(max(0.0, deadline - time.monotonic()), _cut, [raw])
+    watch.daemon = True
+    watch.start()
+    connection = HTTPConnection(host, port)
+    try:
+        connection.sock = _trust().wrap_socket(raw, server_hostname=host) if secure else raw
+        yield connection
+    finally:
+        watch.cancel()
+        connection.close()
+        raw.close()
+
+
+def _cut(raw: socket.socket) -> None:
+    try:
+        raw.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # closed in the same moment
+
+
+@cache
+def _trust() -> ssl.SSLContext:
+    return ssl.create_default_context()

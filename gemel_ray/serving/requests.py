@@ -1,0 +1,166 @@
+"""From a body to a checked request, and from its documents to DOCUMENT rows.
+
+A document is made by the readers' own functions, so that a row is the same as in the offline job, errors
+included. What is wrong with one of several documents is that document's error; what is wrong with the only
+one, or with the request, is a Fault. Knows nothing of HTTP but bytes and content types.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel, ValidationError
+
+from gemel_ray.config import Online
+from gemel_ray.models.images import ImageError, shown
+from gemel_ray.readers import BadRecord
+from gemel_ray.readers.fields import Row, each_once, is_unicode, made, placed, text_of
+from gemel_ray.records import DOCUMENT
+from gemel_ray.serving.bodies import Body
+from gemel_ray.serving.faults import Fault
+from gemel_ray.serving.schemas import Document, Many, One, Options
+
+TOO_LONG = "the text has {:,} characters; at most {:,} are taken"
+Fetch = Callable[[str], bytes]  # of a picture's URL; raises ImageError
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is asked: documents with the name each answers to, and what they want otherwise."""
+
+    documents: tuple[Document, ...]
+    names: tuple[str, ...]
+    options: Options | None
+    alone: bool  # given as one document: its faults are the request's
+    picture: bytes | None = None  # of the form's document
+
+
+def call(body: Body, request_id: str, limits: Online) -> Call:
+    """The request in a body. Raises Fault with what is wrong, in one sentence."""
+    content = body.content
+    if not isinstance(content, dict):
+        raise Fault("bad_request", f"a request is a JSON object, not {content!r:.60}")
+    if "documents" in content:
+        many = _valid(Many, content)
+        documents, alone = tuple(many.documents), False
+        if len(documents) > limits.documents:
+            raise Fault(
+                "too_large",
+                f"{len(documents)} documents in one request; at most {limits.documents} are taken",
+            )
+        options = many.options
+    else:
+        one = _valid(One, content)
+        documents, alone, options = (one,), True, one.options
+    names = tuple(d.id or (request_id if alone else f"{request_id}:{n}") for n, d in enumerate(documents, 1))
+    for name in names:
+        if not is_unicode(name):
+            raise Fault("bad_request", "an id holds half a surrogate pair: it is not valid Unicode")
+    if len(set(names)) < len(names):
+        raise Fault("bad_request", "two documents have the same id")
+    return Call(documents, names, options, alone, body.picture)
+
+
+def _valid(kind: type[Any], content: dict[str, Any]) -> Any:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise Fault("bad_request", _sentence(kind, error)) from error
+
+
+def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
+    """The first of what pydantic found, in our words where a slip is likely."""
+    # Of a choice of types all are told; what went deepest is what was meant.
+    first = max(
+        error.errors(include_url=False), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"]))
+    )
+    place = [p for p in first["loc"] if isinstance(p, int) or p.islower()]  # without names of types
+    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    if first["type"] == "extra_forbidden":
+        known = sorted(_fields(kind))
+        close = difflib.get_close_matches(str(place[-1]), known, n=1)
+        return f"there is no field {where[:80]}; " + (
+            f"did you mean {close[0]}?" if close else ", ".join(known)
+        )
+    return (
+        f"{where or 'the request'}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r:.60}"
+    )
+
+
+def _fields(kind: type[BaseModel]) -> Iterator[str]:
+    for model in (kind, Document, Options):
+        yield from model.model_fields
+
+
+def rows(asked: Call, limits: Online, fetch: Fetch) -> list[pa.Table]:
+    """A DOCUMENT table of one row for each document; pictures' URLs are fetched. Takes a while: to be run
+    in a thread. Raises Fault for what is wrong with a document that came alone."""
+    return [
+        _table(d, name, asked, limits, fetch) for d, name in zip(asked.documents, asked.names, strict=True)
+    ]
+
+
+def _table(document: Document, name: str, asked: Call, limits: Online, fetch: Fetch) -> pa.Table:
+    row: Row = {column: None for column in DOCUMENT.names} | {"document_id": name}
+    row["options"] = asked.options.model_dump() if asked.options else None
+    try:
+        row |= {"text": text_of({"text": document.text}, "text"), "given": _mentions(document, limits)}
+        row |= _picture(document.image, asked.picture, fetch)
+    except (BadRecord, ImageError) as bad:
+        if asked.alone:
+            raise Fault("bad_request", str(bad)) from bad
+        row["error"] = str(bad)
+    except Fault as fault:
+        if asked.alone:
+            raise
+        row["error"] = fault.message
+    return pa.Table.from_pylist([row], DOCUMENT)
+
+
+def _mentions(document: Document, limits: Online) -> list[Row] | None:
+    text, wanted = document.text, document.mentions
+    if len(text) > limits.characters:
+        raise Fault("too_large", TOO_LONG.format(len(text), limits.characters))
+    if wanted is None:
+        return None
+    if len(wanted) > limits.mentions:
+        raise Fault(
+            "too_large", f"{len(wanted)} mentions in one document; at most {limits.mentions} are taken"
+        )
+    for mention in wanted:
+        if isinstance(mention, str) and not is_unicode(mention):
+            raise BadRecord("a mention holds half a surrogate pair: it is not valid Unicode")
+    return each_once(
+        placed(m, text, {}) if isinstance(m, str) else made(m.model_dump(), text) for m in wanted
+    )
+
+
+def _picture(image: str | None, picture: bytes | None, fetch: Fetch) -> Row:
+    """Image columns. What was fetched keeps its address, for messages."""
+    if picture is not None:
+        return {"image": picture}
+    if image is None:
+        return {}
+    if image.lower().startswith(("http://", "https://")):
+        try:
+            return {"image": fetch(image), "image_address": image}
+        except ImageError as error:
+            raise ImageError(f"cannot read the image {shown(image)}: {error}") from error
+    if image.startswith("data:"):
+        kind, comma, image = image.partition(",")
+        if not comma or not kind.endswith(";base64"):
+            raise BadRecord("a data: URL of an image is in base64: data:image/jpeg;base64,...")
+    elif ":" in image[:32]:
+        raise BadRecord(f"image cannot be {image!r:.60}: it is an http(s) URL, a data: URL or base64")
+    try:
+        return {"image": base64.b64decode("".join(image.split()), validate=True)}
+    except (binascii.Error, ValueError) as error:
+        raise BadRecord("image is neither an http(s) URL nor base64") from error

@@ -1,0 +1,122 @@
+"""What a request and its answer look like: checked on the way in, and told in /openapi.json.
+
+Types are taken at their word (a number is no text) and unknown fields are refused: a misspelled option that
+is silently left out would be a wrong answer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_TEXT = "Adobe and Google met in Paris."
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Span(_Strict):
+    """Where a mention stands in the text, in characters, end exclusive."""
+
+    start: int
+    end: int
+
+
+class Options(_Strict):
+    """What one request wants otherwise than configured."""
+
+    candidates: int | None = Field(None, ge=1, le=64, description="entities in `candidates`; 1 is greedy")
+    nil_threshold: float | None = Field(None, ge=0, le=1, description="below this probability: NIL")
+    search: Literal["beam", "exact"] | None = Field(None, description="how candidates are searched")
+    demonstrations: bool | None = Field(None, description="false: without solved examples in the prompt")
+
+
+class Document(_Strict):
+    """A text and, if there is one, its picture."""
+
+    text: str = Field(description="the caption")
+    image: str | None = Field(
+        None, description="an http(s) URL, a data: URL, or the picture's bytes in base64; or none"
+    )
+    mentions: list[str | Span] | None = Field(
+        None,
+        description="what is to be linked: a string (its first place in the text counts) or a span. "
+        "Without it, names and aliases of the knowledge base are looked for.",
+    )
+    id: str | None = Field(None, description="comes back as document_id")
+
+
+class One(Document):
+    """One document."""
+
+    options: Options | None = None
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"text": _TEXT, "mentions": ["Adobe", {"start": 10, "end": 16}]}]}
+    )
+
+
+class Many(_Strict):
+    """Several documents. A fault of one of them is a row with status error, and the others go on."""
+
+    documents: Annotated[list[Document], Field(min_length=1)]
+    options: Options | None = None
+
+
+class Candidate(BaseModel):
+    entity: str
+    entity_id: str
+    score: float | None = Field(description="log-probability of the name")
+
+
+class Link(BaseModel):
+    """One mention's answer, with the columns of links/*.parquet."""
+
+    document_id: str
+    mention_id: str | None = Field(description="start-end; null: the document as a whole")
+    mention: str | None
+    start: int | None
+    end: int | None
+    status: Literal["linked", "nil", "error"]
+    entity: str | None
+    entity_id: str | None
+    score: float | None = Field(description="log-probability of the entity's name")
+    probability: float | None = Field(description="among the candidates")
+    candidates: list[Candidate] | None
+    demonstrations: list[str] | None = Field(description="solved examples shown, as they stood in the prompt")
+    error: str | None
+    fingerprint: str = Field(description="of configuration, models and knowledge")
+
+
+class Answer(BaseModel):
+    """All documents' rows, in order."""
+
+    request_id: str
+    links: list[Link]
+    timings: dict[str, float] = Field(
+        description="seconds of detect, encode, retrieve, assemble, generate (of the slowest document) "
+        "and of the request as a whole"
+    )
+    fingerprint: str
+    knowledge: str = Field(description="version of the workspace")
+
+
+class ErrorBody(BaseModel):
+    message: str = Field(description="one plain sentence")
+    kind: Literal["bad_request", "too_large", "unauthorized", "busy", "timeout", "not_ready", "internal"]
+    request_id: str
+
+
+class Error(BaseModel):
+    error: ErrorBody
+
+
+def schemas() -> dict[str, Any]:
+    """What the routes do not declare to FastAPI themselves: the requests' schemas, by name."""
+    from pydantic.json_schema import models_json_schema
+
+    pairs: list[Any] = [(One, "validation"), (Many, "validation")]
+    found = models_json_schema(pairs, ref_template="#/components/schemas/{model}")[1]
+    defined: dict[str, Any] = found["$defs"]
+    return defined
