@@ -21,6 +21,7 @@ from gemel_ray.commands import (
     import_gemel,
     link,
     say,
+    serve,
     study,
     train,
 )
@@ -33,6 +34,7 @@ _VERBS: dict[str, Callable[[Parser], None]] = {
     "evaluate": evaluate.add,
     "study": study.add,
     "train": train.add,
+    "serve": serve.add,
     "import-gemel": import_gemel.add,
     "export-gemel": export_gemel.add,
     "doctor": doctor.add,

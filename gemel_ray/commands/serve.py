@@ -1,0 +1,35 @@
+"""gemel-ray serve."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gemel_ray.arguments import Parser
+from gemel_ray.commands import configured, say
+
+
+def add(verb: Parser) -> None:
+    """Answer over HTTP: the same graph on Ray Serve, with a page to try it.
+
+    POST /v1/link takes JSON or a form; /docs describes it. /healthz, /readyz and /metrics are for those
+    who run it. Where it listens and what it takes stand in the configuration's section online; with the
+    environment variable GEMEL_RAY_API_KEY set, requests need that key (Authorization: Bearer KEY).
+    Interrupted or terminated, it finishes what it has accepted.
+
+      gemel-ray serve --workspace my-workspace
+      curl localhost:8000/v1/link -H 'Content-Type: application/json' -d '{"text": "Adobe met Google."}'
+    """
+    verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
+    verb.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gemel_ray.knowledge.workspace import Workspace, read_facts
+    from gemel_ray.online import serve
+
+    config = configured(options, read_facts(options.workspace)["settings"])
+    Workspace.open(options.workspace, config)  # refuses a mismatch before anything is started
+    say("loading the models ...")
+    serve(config, options.workspace, lambda at: say(f"ready: {at} (page), {at}/docs, POST {at}/v1/link"))
+    return 0

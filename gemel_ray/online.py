@@ -1,0 +1,219 @@
+"""The graph as a Ray Serve application: an API in front, and a line of deployments, one a segment.
+
+    proxy -> api (requests, limits, metrics) -> first segment -> ... -> last segment, and back
+
+The API is a process of its own, so that it answers while models load or an engine is down. A segment calls
+its successor itself. Everything about HTTP is in serving/; only Ray is here. `application` is what a Serve
+config file or a RayService names as import_path: gemel_ray.online:application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import numpy as np
+import pyarrow as pa
+
+from gemel_ray.config import Config, OnlineSegment, load
+from gemel_ray.engine.run import EngineDied
+from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.linking import linking_graph
+from gemel_ray.serving.linker import Gone, Reply
+from gemel_ray.serving.running import Running
+
+NAME = "gemel-ray"
+_GRACE = 10.0  # seconds beyond the deadline for a replica that stops
+
+
+def application(arguments: Mapping[str, Any]) -> Any:
+    """The Serve application of {workspace: FOLDER, config: FILE or nothing, set: [a.b=value, ...]}."""
+    workspace = Path(arguments["workspace"])
+    file = arguments.get("config")
+    carried = read_facts(workspace)["settings"]
+    config = load(Path(file) if file else None, carried, arguments.get("set", ()))
+    return deployed(config, workspace)
+
+
+def deployed(config: Config, workspace: Path) -> Any:
+    """The application, bound; nothing is started yet."""
+    from ray import serve
+
+    folder, following = str(workspace.resolve()), None
+    for options in reversed(config.online.segments):
+        following = (
+            serve.deployment(_Stages, name="-".join(options.stages))
+            .options(**_placed(config, options))
+            .bind(config, folder, options, following)
+        )
+    api = serve.deployment(serve.ingress()(_Api), name="api").options(
+        max_ongoing_requests=100_000,  # it says no by itself, with a reason
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=config.online.deadline + _GRACE,
+    )
+    return api.bind(config, folder, following)
+
+
+def _placed(config: Config, options: OnlineSegment) -> dict[str, Any]:
+    """A segment's replicas, as Serve calls it."""
+    scaled: dict[str, Any] = {"num_replicas": options.min_replicas}
+    if options.max_replicas > options.min_replicas:
+        scaled = {
+            "autoscaling_config": {
+                "min_replicas": options.min_replicas,
+                "max_replicas": options.max_replicas,
+                "target_ongoing_requests": max(1.0, options.ongoing / 2),
+            }
+        }
+    return scaled | {
+        "max_ongoing_requests": options.ongoing,
+        "health_check_period_s": 2,  # three in a row that fail, and the replica is replaced
+        "health_check_timeout_s": 30,  # a busy engine is no dead one
+        "graceful_shutdown_timeout_s": config.online.deadline + _GRACE,
+        "ray_actor_options": {
+            "num_cpus": options.cpus,
+            "num_gpus": options.gpus,
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(_threads(config, options))}},
+        },
+    }
+
+
+def _threads(config: Config, options: OnlineSegment) -> int:
+    """Ray gives a worker one thread unless told."""
+    here = (os.cpu_count() or 1) // options.max_replicas if config.online.address == "local" else 0
+    return options.threads or max(1, here, int(options.cpus))
+
+
+class _Stages:
+    """A segment of the graph in a Serve replica."""
+
+    def __init__(self, config: Config, workspace: str, options: OnlineSegment, following: Any) -> None:
+        opened = Workspace.open(Path(workspace), config)
+        segment = linking_graph(config, opened).segment(options.stages, opened)
+        self.running = Running(segment, options.batch)
+        self.following = following
+        self.name = f"{'-'.join(options.stages)}-{os.getpid()}-{time.time_ns()}"
+
+    async def link(self, table: pa.Table) -> Reply:
+        """One document's rows, here and in the segments behind."""
+        rows, seconds = await self.running.run(table)
+        reply = Reply(rows, seconds, {self.name: self.running.segment.measures()})
+        if self.following is None:
+            return reply
+        later = await _asked(self.following, rows)
+        return Reply(later.rows, seconds | later.seconds, reply.measures | later.measures)
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        self.running.check()
+
+    def __del__(self) -> None:
+        if hasattr(self, "running"):
+            self.running.close()
+
+
+class _Api:
+    """The FastAPI app in a Serve replica."""
+
+    def __init__(self, config: Config, workspace: str, first: Any) -> None:
+        self.config, self.workspace, self.first = config, workspace, first
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from gemel_ray.serving import logs
+        from gemel_ray.serving.app import create
+        from gemel_ray.serving.building import endpoint
+
+        logs.start()
+        opened = Workspace.open(Path(self.workspace), self.config)
+        made = endpoint(self.config, opened, partial(_asked, self.first))
+        self.desk = made.desk
+        return create(made)
+
+    async def drain(self) -> None:
+        """Let nobody in any more, and wait for those inside."""
+        self.desk.close()
+        while self.desk.inside:
+            await asyncio.sleep(0.05)
+
+
+async def _asked(deployment: Any, table: pa.Table) -> Reply:
+    """What a deployment replies. Cancelled, so is its work; Gone, when its replica is no more."""
+    from ray.exceptions import RayActorError, TaskCancelledError, WorkerCrashedError
+    from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
+
+    response = deployment.link.remote(table)
+    try:
+        reply: Reply = await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    except EngineDied as death:
+        raise Gone("the engine has stopped; it is being replaced") from death
+    except (RayActorError, WorkerCrashedError, TaskCancelledError, ReplicaUnavailableError) as death:
+        raise Gone("a worker has died; it is being replaced") from death
+    except DeploymentUnavailableError as death:
+        raise Gone("the workers cannot be started; their logs say why") from death
+    return reply
+
+
+def serve(config: Config, workspace: Path, ready: Callable[[str], None]) -> None:
+    """Serve until interrupted or terminated; then finish what was accepted. `ready` is told the address
+    as soon as a link went through. Raises RuntimeError when the application cannot be started."""
+    import ray
+    from ray import serve as ray_serve
+
+    _connect(config)
+    online = config.online
+    here = "127.0.0.1" if online.host in ("0.0.0.0", "::") else online.host
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        place = "HeadOnly" if online.address == "local" else "EveryNode"
+        ray_serve.start(proxy_location=place, http_options={"host": online.host, "port": online.port})
+        handle = ray_serve.run(deployed(config, workspace), name=NAME, route_prefix="/")
+        try:
+            _wait(f"http://{here}:{online.port}/readyz")
+            ready(f"http://{here}:{online.port}")
+            signal.pause()
+        except KeyboardInterrupt:
+            handle.drain.remote().result(timeout_s=online.deadline + _GRACE)
+        ray_serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def _wait(address: str) -> None:
+    """Until a link has gone through; serve.run has seen the models load."""
+    while True:
+        try:
+            with urlopen(address, timeout=10):
+                return
+        except (URLError, TimeoutError, OSError):
+            time.sleep(0.5)
+
+
+def _connect(config: Config) -> None:
+    """Join the configured cluster, or start Ray here, quietly."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    address, segments = config.online.address, config.online.segments
+    cpus = int(np.ceil(sum(s.max_replicas * s.cpus for s in segments))) + 1
+    local: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        **(local if address == "local" else {}),
+    )
+    for name in ("ray.serve", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)

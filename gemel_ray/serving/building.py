@@ -1,0 +1,39 @@
+"""The app of a configuration and a workspace, over a linker that is given."""
+
+from __future__ import annotations
+
+import os
+
+from fastapi import FastAPI
+
+from gemel_ray.config import Config
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.models.images import ImageLimits
+from gemel_ray.models.web import PublicWeb
+from gemel_ray.serving.app import Endpoint, create
+from gemel_ray.serving.desk import Desk
+from gemel_ray.serving.front_page import Page
+from gemel_ray.serving.linker import Linker
+from gemel_ray.serving.meters import Meters
+
+KEY = "GEMEL_RAY_API_KEY"
+
+
+def endpoint(config: Config, workspace: Workspace, linker: Linker) -> Endpoint:
+    """What the routes need. The key is read from the environment: it stands in no file and no log."""
+    online, encode = config.online, config.encode
+    limits = ImageLimits(bytes=int(encode.megabytes * 2**20), seconds=encode.seconds)
+    return Endpoint(
+        desk=Desk(linker, online.queue, online.deadline, Meters()),
+        limits=online,
+        fetch=PublicWeb(limits, online.image_hosts).fetch,
+        page=Page(workspace.bank),
+        fingerprint=config.fingerprint(workspace.version),
+        knowledge=workspace.version,
+        key=os.environ.get(KEY, ""),
+    )
+
+
+def app(config: Config, workspace: Workspace, linker: Linker) -> FastAPI:
+    """The app itself."""
+    return create(endpoint(config, workspace, linker))

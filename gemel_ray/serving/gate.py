@@ -1,0 +1,98 @@
+"""Around every request: its id, its key, its line in the log, and the answer when something fails.
+
+A plain ASGI layer, since those that wrap responses swallow cancellation. X-Request-ID goes back by whoever
+serves the app (Ray Serve's proxy does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gemel_ray.serving.faults import Fault
+from gemel_ray.serving.logs import told
+from gemel_ray.serving.meters import Meters
+
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_QUIET = ("/healthz", "/readyz", "/metrics")
+_ROUTES = ("/v1/link", "/v1/demonstration", "/v1/demonstration/picture", "/v1/examples", "/openapi.json", "/")
+_LEFT = 499  # in the log and the metrics: the client did not wait
+INTERNAL = "something went wrong here; the log has it under the request's id"
+
+
+@dataclass
+class Gate:
+    """Before `app`. Without a `key` everybody may ask."""
+
+    app: ASGIApp
+    meters: Meters
+    key: str
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers, path = Headers(scope=scope), scope["path"]
+        asked = headers.get("x-request-id", "")
+        request_id = asked if _ID.fullmatch(asked) else uuid.uuid4().hex
+        state = scope.setdefault("state", {})
+        state["request_id"], state["told"] = request_id, {}
+        began, status = time.monotonic(), 0
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            if path.startswith("/v1/"):
+                self._admit(headers)
+            await self.app(scope, receive, sent)
+        except ClientDisconnect:
+            status = _LEFT
+        except asyncio.CancelledError:
+            status = _LEFT
+            raise
+        except Exception as fault:
+            if status:  # the answer has begun: all that can be done is to end it
+                told(logging.ERROR, "failed while answering", fault, request_id=request_id)
+                raise
+            await self._failed(fault, request_id, state)(scope, receive, sent)
+        finally:
+            self._noted(scope, status, time.monotonic() - began, state)
+
+    def _admit(self, headers: Headers) -> None:
+        if not self.key:
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.key.encode()):
+            raise Fault("unauthorized", "this endpoint needs its API key: Authorization: Bearer KEY")
+
+    def _failed(self, fault: Exception, request_id: str, state: dict[str, Any]) -> JSONResponse:
+        if not isinstance(fault, Fault):
+            told(logging.ERROR, "a fault of ours", fault, request_id=request_id)
+            fault = Fault("internal", INTERNAL)
+        self.meters.errors.labels(fault.kind).inc()
+        state["told"] |= {"kind": fault.kind, "error": fault.message}
+        return JSONResponse(fault.body(request_id), fault.status, fault.headers())
+
+    def _noted(self, scope: Scope, status: int, seconds: float, state: dict[str, Any]) -> None:
+        route = scope["path"] if scope["path"] in (*_ROUTES, *_QUIET) else "other"
+        self.meters.requests.labels(route, status).inc()
+        self.meters.seconds.labels(route).observe(seconds)
+        if route in _QUIET and status == 200:
+            return
+        fields = {"method": scope["method"], "path": scope["path"][:200], "status": status}
+        fields |= {"seconds": round(seconds, 4), "request_id": state["request_id"]} | state["told"]
+        told(logging.INFO, "request", **fields)

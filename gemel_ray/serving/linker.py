@@ -1,0 +1,25 @@
+"""What the endpoint asks for links: one document in, its rows out. Who answers is not known here."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+
+class Gone(Exception):
+    """Whoever was at work on the document is no more (killed, or its engine died); it may be asked again."""
+
+
+@dataclass
+class Reply:
+    """A document's rows, the seconds of each stage, and what each worker counted since its start."""
+
+    rows: pa.Table
+    seconds: dict[str, float] = field(default_factory=dict)
+    measures: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+Linker = Callable[[pa.Table], Awaitable[Reply]]  # raises Gone; cancelled, it gives up the work

@@ -1,0 +1,70 @@
+"""What Prometheus is told. Workers' own counts come with their replies, so one process tells all.
+
+NIL rate: rate(gemel_ray_links_total{status="nil"}) over rate(gemel_ray_links_total).
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Count
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from gemel_ray.serving.linker import Reply
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_COUNTED = ("asked", "cached", "decoded", "requests", "mentions")
+
+
+class Meters:
+    """One app's counters, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "answered requests", "route", "status")
+        self.errors = self._counter("errors", "requests that failed, by kind", "kind")
+        self.links = self._counter("links", "rows answered, by status (linked, nil, error)", "status")
+        self.asked_again = self._counter("asked_again", "documents whose worker died, asked for again")
+        self.tokens = self._counter(
+            "prompt_tokens", "of the engine: computed, or found in its cache", "source"
+        )
+        self.decoded = self._counter("decoded_tokens", "tokens written by the engine")
+        self.rollouts = self._counter("engine_requests", "requests of the engine")
+        self.seconds = self._histogram(
+            "request_seconds", "a request, from its first byte to its last", "route"
+        )
+        self.stages = self._histogram("stage_seconds", "a document in a stage, waiting included", "stage")
+        self.inside = self._gauge("documents_inside", "documents waiting or under way")
+        self.queue = self._gauge("queue", "documents that are let in at most")
+        self._told: dict[str, Count[str]] = {}
+
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(f"gemel_ray_{name}", about, labels, registry=self.registry)
+
+    def _gauge(self, name: str, about: str) -> Gauge:
+        return Gauge(f"gemel_ray_{name}", about, registry=self.registry)
+
+    def _histogram(self, name: str, about: str, *labels: str) -> Histogram:
+        return Histogram(f"gemel_ray_{name}", about, labels, registry=self.registry, buckets=_SECONDS)
+
+    def replied(self, reply: Reply) -> None:
+        for status, number in Count(reply.rows["status"].to_pylist()).items():
+            self.links.labels(status).inc(number)
+        for stage, seconds in reply.seconds.items():
+            self.stages.labels(stage).observe(seconds)
+        for worker, measures in reply.measures.items():
+            self._counted(worker, measures.get("generate", {}))
+
+    def _counted(self, worker: str, counts: dict[str, Any]) -> None:
+        """What a worker has counted since it last told. Replies may overtake each other."""
+        before = self._told.setdefault(worker, Count())
+        new = {name: max(0, counts.get(name, 0) - before[name]) for name in _COUNTED}
+        before.update(new)
+        self.tokens.labels("cached").inc(new["cached"])
+        self.tokens.labels("computed").inc(max(0, new["asked"] - new["cached"]))
+        self.decoded.inc(new["decoded"])
+        self.rollouts.inc(new["requests"])
+
+    def text(self) -> bytes:
+        """As Prometheus reads it."""
+        return generate_latest(self.registry)

@@ -1,0 +1,80 @@
+"""Whether links can be had right now: found out by asking for one.
+
+A link needs all there is: knowledge loaded, vectors reachable, the engine alive. When none can be had, new
+requests are refused until one has come through again. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from gemel_ray.readers.fields import made
+from gemel_ray.records import DOCUMENT
+from gemel_ray.serving.linker import Gone, Linker
+from gemel_ray.serving.logs import told
+
+PATIENCE = 3.0  # seconds for a tiny link on an idle machine
+_FRESH = 2.0  # seconds for which other people's links are proof enough
+_TEXT = "Adobe opened an office."
+_STARTING = "the models are being loaded"
+
+
+def tiny() -> pa.Table:
+    """A document of one mention."""
+    row = {"document_id": "ready", "text": _TEXT, "given": [made({"start": 0, "end": 5}, _TEXT)]}
+    return pa.Table.from_pylist([{name: None for name in DOCUMENT.names} | row], DOCUMENT)
+
+
+@dataclass
+class Readiness:
+    """`down` says why there are no links to be had; None: there are."""
+
+    link: Linker
+    down: str | None = _STARTING
+    _last: float = 0.0
+    _probe: asyncio.Task[None] | None = None
+    _watch: asyncio.Task[None] | None = field(default=None)
+
+    def succeeded(self) -> None:
+        """A link came through."""
+        self.down, self._last = None, time.monotonic()
+
+    def suspect(self, reason: str | None = None) -> None:
+        """Somebody at work is gone: ask until there is an answer again."""
+        self._last = 0.0
+        if self._watch is None or self._watch.done():
+            told(logging.WARNING, "links may not be had; asking until one is", reason=reason or self.down)
+            self._watch = asyncio.create_task(self._until_ready())
+
+    async def reason(self, busy: bool = False) -> str | None:
+        """Why not, or None. `busy`: others' links are under way, whose success is proof, too."""
+        if busy and time.monotonic() - self._last < _FRESH:
+            return None
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._ask())
+        done, _ = await asyncio.wait({self._probe}, timeout=PATIENCE)
+        if not done and time.monotonic() - self._last > PATIENCE:
+            self.down = self.down or f"no link came back within {PATIENCE:.0f} seconds"
+            self.suspect()
+        return self.down
+
+    async def _ask(self) -> None:
+        try:
+            rows = (await self.link(tiny())).rows
+        except Gone as reason:
+            self.down = str(reason)
+        except Exception as fault:
+            self.down = f"a link failed: {type(fault).__name__}"
+        else:
+            error = rows["error"][0].as_py()
+            self.down = f"a link failed: {error}" if error else None
+            self._last = time.monotonic()
+
+    async def _until_ready(self) -> None:
+        while await self.reason() is not None:
+            await asyncio.sleep(0.5)
