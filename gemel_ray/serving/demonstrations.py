@@ -1,6 +1,6 @@
-"""What the page shows of a workspace: the solved examples behind an answer, and inputs to try.
+"""What the page shows beside links: the solved examples behind an answer, and inputs to try.
 
-Memory-mapped, so that any process may open it. Knows nothing of links.
+A bank is memory-mapped, so that any process may open it. Knows nothing of links.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.serving.schemas import Span
 
 PAGE = Path(__file__).parent / "page"
@@ -41,9 +40,9 @@ class Example(BaseModel):
     picture: str | None
 
 
-def router(workspace: Workspace) -> APIRouter:
+def router(bank: Bank) -> APIRouter:
     """/v1/demonstration, its picture, and /v1/examples."""
-    routes, bank = APIRouter(tags=["page"]), workspace.bank
+    routes = APIRouter(tags=["page"])
 
     @routes.get("/v1/demonstration", summary="A solved example of the prompts", responses={404: {}})
     def demonstration(id: str) -> Demonstration:
@@ -51,9 +50,7 @@ def router(workspace: Workspace) -> APIRouter:
         named = {"text": bank.text(row), "mention": bank.mention(row), "target": bank.target(row)}
         return Demonstration(id=id, picture=bank.thumbnail(row) is not None, **named)
 
-    @routes.get(
-        "/v1/demonstration/picture", summary="Its picture", response_class=Response, responses=_JPEG
-    )
+    @routes.get("/v1/demonstration/picture", summary="Its picture", response_class=Response, responses=_JPEG)
     def picture(id: str) -> Response:
         jpeg = bank.thumbnail(_row(bank, id))
         if jpeg is None:

@@ -90,6 +90,9 @@ function drawn({ text, spans, found }) {
       } }, "×"));
   }));
   at("unmarked").hidden = spans.length > 0;
+  at("unmarked").textContent = found.length
+    ? "None is marked: these were found in the caption."
+    : "None is marked: known names will be looked for in the caption.";
   at("keep").hidden = spans.length > 0 || found.length === 0;
   at("keep").textContent = `Keep the ${found.length} found as mentions`;
   selected();
