@@ -1,4 +1,4 @@
-"""The real endpoint in this process: its app over the stages and the tests' one engine, on a port of its own."""
+"""The real endpoint in this process, over the tests' one engine, on a port of its own."""
 
 from __future__ import annotations
 
