@@ -14,12 +14,12 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from functools import partial
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import numpy as np
 import pyarrow as pa
@@ -166,39 +166,50 @@ async def _asked(deployment: Any, table: pa.Table) -> Reply:
     return reply
 
 
-def serve(config: Config, workspace: Path, ready: Callable[[str], None]) -> None:
-    """Serve until interrupted or terminated; then finish what was accepted. `ready` is told the address
-    as soon as a link went through. Raises RuntimeError when the application cannot be started."""
+@contextmanager
+def running(config: Config, workspace: Path) -> Iterator[str]:
+    """The application on a Ray of its own, or the cluster's; its address, once a link went through. At the
+    end nobody is let in any more, and what was accepted is finished. Raises RuntimeError when it cannot be
+    started."""
     import ray
     from ray import serve as ray_serve
 
     _connect(config)
     online = config.online
     here = "127.0.0.1" if online.host in ("0.0.0.0", "::") else online.host
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    place = "HeadOnly" if online.address == "local" else "EveryNode"
     try:
-        place = "HeadOnly" if online.address == "local" else "EveryNode"
         ray_serve.start(proxy_location=place, http_options={"host": online.host, "port": online.port})
         handle = ray_serve.run(deployed(config, workspace), name=NAME, route_prefix="/")
         try:
-            _wait(f"http://{here}:{online.port}/readyz")
-            ready(f"http://{here}:{online.port}")
-            signal.pause()
-        except KeyboardInterrupt:
+            _wait(here, online.port)
+            yield f"http://{here}:{online.port}"
+        finally:
             handle.drain.remote().result(timeout_s=online.deadline + _GRACE)
-        ray_serve.shutdown()
+            ray_serve.delete(NAME)
+            if online.address != "local":  # else it ends with its Ray, and more quietly
+                ray_serve.shutdown()
     finally:
         ray.shutdown()
 
 
-def _wait(address: str) -> None:
+def serve(config: Config, workspace: Path, ready: Callable[[str], None]) -> None:
+    """Serve until interrupted or terminated. `ready` is told the address."""
+    with running(config, workspace) as address:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        ready(address)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+def _wait(host: str, port: int) -> None:
     """Until a link has gone through; serve.run has seen the models load."""
     while True:
-        try:
-            with urlopen(address, timeout=10):
+        with suppress(OSError, HTTPException), closing(HTTPConnection(host, port, timeout=10)) as http:
+            http.request("GET", "/readyz")
+            if http.getresponse().status == 200:
                 return
-        except (URLError, TimeoutError, OSError):
-            time.sleep(0.5)
+        time.sleep(0.5)
 
 
 def _connect(config: Config) -> None:

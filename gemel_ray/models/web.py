@@ -40,12 +40,10 @@ def is_public(address: Address) -> bool:
     """Whether it can be reached by everybody: no private, loopback, link-local (cloud metadata), shared,
     reserved or multicast address, nor an IPv6 address that stands for such an IPv4 one."""
     if isinstance(address, IPv6Address):
+        if address in _NAT64:  # how a network of IPv6 alone reaches every IPv4 address
+            return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
         inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
-        if address in _NAT64:
-            inner = IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None and not is_public(inner):
-            return False
-        if address.is_site_local:
+        if address.is_site_local or (inner is not None and not is_public(inner)):
             return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
@@ -116,8 +114,8 @@ class PublicWeb:
         received = bytearray()
         while len(received) <= self.limits.bytes and (part := answer.read1(2**16)):
             received += part
-            if time.monotonic() > deadline:
-                raise TimeoutError
+        if time.monotonic() > deadline:  # a connection that was cut looks like one that has ended
+            raise TimeoutError
         if answer.length and len(received) <= self.limits.bytes:
             raise ImageError("it is cut short")
         return bytes(received[: self.limits.bytes + 1])
@@ -133,7 +131,8 @@ def _connected(
     if left <= 0:
         raise TimeoutError
     raw = socket.create_connection((str(address), port), timeout=left)
-    watch = threading.Timer(max(0.0, deadline - time.monotonic()), _cut, [raw])
+    twin = raw.dup()  # TLS takes the socket over
+    watch = threading.Timer(max(0.0, deadline - time.monotonic()), _cut, [twin])
     watch.daemon = True
     watch.start()
     connection = HTTPConnection(host, port)
@@ -144,6 +143,7 @@ def _connected(
         watch.cancel()
         connection.close()
         raw.close()
+        twin.close()
 
 
 def _cut(raw: socket.socket) -> None:

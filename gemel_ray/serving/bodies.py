@@ -105,17 +105,23 @@ async def _fields(body: bytes, boundary: str) -> dict[str, str | bytes]:
     found: dict[str, str | bytes] = {}
     try:
         form = await parser.parse()
-        for raw, value in form.multi_items():
-            name = raw.encode("latin-1").decode()
-            if name not in FIELDS:
-                raise Fault("bad_request", f"there is no form field {name!r:.60}: {', '.join(FIELDS)}")
-            if name in found:
-                raise Fault("bad_request", f"the form's {name} is given twice")
-            read = await value.read() if isinstance(value, UploadFile) else None
-            found[name] = value.encode("latin-1").decode() if isinstance(value, str) else read or b""
+        try:
+            for raw, value in form.multi_items():
+                _once(found, raw.encode("latin-1").decode())
+                read = await value.read() if isinstance(value, UploadFile) else b""
+                found[raw] = value.encode("latin-1").decode() if isinstance(value, str) else read
+        finally:
+            await form.close()
     except UnicodeError as error:
         raise Fault("bad_request", "the form is not valid UTF-8") from error
     except (MultiPartException, ValueError, KeyError) as error:
         said = getattr(error, "message", None) or "it is damaged"
         raise Fault("bad_request", f"the form cannot be read: {said}") from error
     return found
+
+
+def _once(found: dict[str, str | bytes], name: str) -> None:
+    if name not in FIELDS:
+        raise Fault("bad_request", f"there is no form field {name!r:.60}: {', '.join(FIELDS)}")
+    if name in found:
+        raise Fault("bad_request", f"the form's {name} is given twice")

@@ -13,7 +13,7 @@ NAME = "gemel_ray.serving"
 log = logging.getLogger(NAME)
 
 
-class _AsJson(logging.Formatter):
+class AsJson(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {"time": at, "level": record.levelname.lower(), "message": record.getMessage()}
@@ -28,7 +28,7 @@ def start() -> None:
     if log.handlers:
         return
     stream = logging.StreamHandler(sys.stderr)
-    stream.setFormatter(_AsJson())
+    stream.setFormatter(AsJson())
     log.addHandler(stream)
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -112,7 +112,10 @@ def _table(document: Document, name: str, asked: Call, limits: Online, fetch: Fe
     row: Row = {column: None for column in DOCUMENT.names} | {"document_id": name}
     row["options"] = asked.options.model_dump() if asked.options else None
     try:
-        row |= {"text": text_of({"text": document.text}, "text"), "given": _mentions(document, limits)}
+        given = _mentions(document, limits)
+        row |= {"text": text_of({"text": document.text}, "text"), "given": given}
+        if asked.alone and (errors := [m["error"] for m in given or () if m["error"]]):
+            raise BadRecord(errors[0])
         row |= _picture(document.image, asked.picture, fetch)
     except (BadRecord, ImageError) as bad:
         if asked.alone:
@@ -138,9 +141,21 @@ def _mentions(document: Document, limits: Online) -> list[Row] | None:
     for mention in wanted:
         if isinstance(mention, str) and not is_unicode(mention):
             raise BadRecord("a mention holds half a surrogate pair: it is not valid Unicode")
-    return each_once(
-        placed(m, text, {}) if isinstance(m, str) else made(m.model_dump(), text) for m in wanted
+    return _apart(
+        each_once(placed(m, text, {}) if isinstance(m, str) else made(m.model_dump(), text) for m in wanted)
     )
+
+
+def _apart(mentions: list[Row]) -> list[Row]:
+    """The mentions; one that shares characters with one that begins before it is an error."""
+    placed_ones = [m for m in mentions if m["error"] is None and m["start"] is not None]
+    end, before = 0, ""
+    for mention in sorted(placed_ones, key=lambda m: (m["start"], -m["end"])):
+        if mention["start"] < end:
+            mention["error"] = f"the mention {mention['mention_id']} overlaps {before}"
+        else:
+            end, before = mention["end"], mention["mention_id"]
+    return mentions
 
 
 def _picture(image: str | None, picture: bytes | None, fetch: Fetch) -> Row:
@@ -149,6 +164,8 @@ def _picture(image: str | None, picture: bytes | None, fetch: Fetch) -> Row:
         return {"image": picture}
     if image is None:
         return {}
+    if not image:
+        raise BadRecord("image is empty")
     if image.lower().startswith(("http://", "https://")):
         try:
             return {"image": fetch(image), "image_address": image}

@@ -1,0 +1,284 @@
+"""The endpoint on Ray Serve with a real engine: the same rows as in process, under load, when things die."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gemel_ray.config import Config, OnlineSegment
+from gemel_ray.graph import Segment, run_in_process
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.linking import linking_graph
+from gemel_ray.online import running
+from gemel_ray.readers import documents
+from gemel_ray.records import LINK
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+TEXT = "Adobe and Google met in Paris."
+QUEUE = 12
+LAST = "retrieve-assemble-generate"
+
+
+class Served:
+    """The running endpoint, and a way to end it early."""
+
+    def __init__(self, stack: ExitStack, address: str) -> None:
+        self.address, self.stop = address, stack.close
+
+    def ask(self, path: str = "/v1/link", **request: Any) -> httpx.Response:
+        """POST where there is something to send."""
+        method = "POST" if request.keys() & {"json", "content", "files"} else "GET"
+        return httpx.request(method, self.address + path, timeout=120, **request)
+
+    def inside_replica(self, function: Callable[[Any], Any]) -> Any:
+        """What `function` gives of the engine, in the process that has it."""
+        import ray
+
+        names = ray.util.list_named_actors(all_namespaces=True)
+        name = next(n for n in names if LAST in n["name"])
+        replica = ray.get_actor(name["name"], namespace=name["namespace"])
+
+        def called(actor: Any) -> Any:
+            callable_ = actor._replica_impl._user_callable_wrapper._callable
+            return function(callable_.running.segment.works[-1][1].engine)
+
+        return ray.get(replica.__ray_call__.remote(called))
+
+
+@pytest.fixture(scope="module")
+def served(workspace_folder: Path, config: Config) -> Iterator[Served]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    segments = (
+        OnlineSegment(stages=("detect", "encode"), threads=1),
+        OnlineSegment(stages=("retrieve", "assemble", "generate")),
+    )
+    online = replace(config.online, port=port, segments=segments, queue=QUEUE, documents=QUEUE, megabytes=4.0)
+    with ExitStack() as stack:
+        address = stack.enter_context(running(replace(config, online=online), workspace_folder))
+        yield Served(stack, address)
+
+
+@pytest.fixture(scope="module")
+def messy(
+    messy_inputs: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, list[dict[str, Any]]]:
+    """Good documents and every kind of bad one with their pictures: as a file, and as HTTP takes them."""
+    folder = Path(messy_inputs[0]).parent
+    rows = []
+    for line in Path(messy_inputs[0]).read_text().splitlines()[:13]:
+        row = json.loads(line)
+        picture = folder / (row.get("image") or "nowhere")
+        rows.append(row | {"image": picture.read_bytes() if picture.is_file() else None})
+    file = tmp_path_factory.mktemp("messy") / "messy.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    sent = [r | {"image": base64.b64encode(r["image"]).decode() if r["image"] else None} for r in rows]
+    return str(file), sent
+
+
+@pytest.fixture(scope="module")
+def in_process(config: Config, workspace: Workspace, generating: Any, messy: Any) -> list[dict[str, Any]]:
+    graph = linking_graph(config, workspace)
+    first = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
+    segment = Segment(graph, (*first.works, (4, generating)))
+    rows = [row for table in run_in_process(segment, documents(messy[0])) for row in table.to_pylist()]
+    first.close()
+    return rows
+
+
+def same(there: list[dict[str, Any]], here: list[dict[str, Any]]) -> None:
+    assert [(r["document_id"], r["mention_id"]) for r in there] == [
+        (r["document_id"], r["mention_id"]) for r in here
+    ]
+    for got, wanted in zip(there, here, strict=True):
+        assert list(got) == LINK.names
+        for name in LINK.names:
+            if name in ("score", "probability"):
+                assert got[name] == pytest.approx(wanted[name], abs=1e-4), wanted
+            elif name == "candidates":
+                assert scored(got[name]) == pytest.approx(scored(wanted[name]), abs=1e-4), wanted
+            else:
+                assert got[name] == wanted[name], (wanted, name)
+
+
+def scored(candidates: list[dict[str, Any]] | None) -> dict[tuple[str, str], float]:
+    return {(c["entity"], c["entity_id"]): c["score"] for c in candidates or []}
+
+
+def in_parts(documents: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    yield documents[:QUEUE]
+    yield documents[QUEUE:]
+
+
+def test_many_documents_give_the_rows_of_one_process(served: Served, messy: Any, in_process: Any) -> None:
+    rows: list[dict[str, Any]] = []
+    for part in in_parts(messy[1]):
+        answer = served.ask(json={"documents": part})
+        assert answer.status_code == 200, answer.text
+        rows += answer.json()["links"]
+    same(rows, in_process)
+    assert {row["status"] for row in rows} == {"linked", "nil", "error"}
+
+
+def test_documents_alone_give_the_same_rows_or_are_refused_for_the_same_reason(
+    served: Served, messy: Any, in_process: Any
+) -> None:
+    for document in messy[1]:
+        wanted = [row for row in in_process if row["document_id"] == document["id"]]
+        answer = served.ask(json=document)
+        if errors := [row["error"] for row in wanted if row["error"]]:
+            assert answer.status_code == 400, answer.text
+            assert answer.json()["error"]["message"] == errors[0]
+        else:
+            same(answer.json()["links"], wanted)
+            assert answer.json()["timings"].keys() == {
+                "detect", "encode", "retrieve", "assemble", "generate", "total",
+            }  # fmt: skip
+
+
+def test_a_form_gives_the_same_as_json(served: Served, messy: Any, in_process: Any) -> None:
+    one = messy[1][0]
+    fields = {
+        "text": (None, one["text"]),
+        "mentions": (None, json.dumps(one["mentions"])),
+        "id": (None, "plain"),
+    }
+    answer = served.ask(files=fields | {"image": ("logo.jpg", base64.b64decode(one["image"]))})
+    same(answer.json()["links"], [row for row in in_process if row["document_id"] == "plain"])
+
+
+def test_lines_hold_the_same_rows(served: Served, messy: Any, in_process: Any) -> None:
+    some = messy[1][:5]
+    answer = served.ask(json={"documents": some}, headers={"Accept": "application/x-ndjson"})
+    *lines, last = [json.loads(line) for line in answer.text.splitlines()]
+    by_name = {line["document_id"]: line["links"] for line in lines}
+    same(
+        [row for document in some for row in by_name[document["id"]]],
+        [row for row in in_process if row["document_id"] in by_name],
+    )
+    assert last["fingerprint"] == in_process[0]["fingerprint"]
+
+
+def test_options_of_a_request(served: Served) -> None:
+    def asked(**options: Any) -> Any:
+        return served.ask(json={"text": TEXT, "mentions": ["Adobe"], "options": options}).json()["links"][0]
+
+    assert len({c["entity"] for c in asked(candidates=2)["candidates"]}) == 2
+    assert asked(nil_threshold=1.0)["status"] == "nil"
+    assert asked(demonstrations=False)["demonstrations"] == []
+    assert asked()["status"] == "linked"
+
+
+def test_its_states_and_its_page(served: Served) -> None:
+    assert served.ask("/healthz").status_code == 200
+    assert served.ask("/readyz").json()["status"] == "ready"
+    assert served.ask("/", follow_redirects=True).headers["content-type"].startswith("text/html")
+    told = served.ask("/metrics").text
+    computed = [
+        n for n in told.splitlines() if n.startswith('gemel_ray_prompt_tokens_total{source="computed"}')
+    ]
+    assert float(computed[0].split()[-1]) > 0
+    answer = served.ask(json={"text": TEXT}, headers={"X-Request-ID": "mine"})
+    assert answer.headers.get_list("x-request-id") == ["mine"]
+    assert answer.json()["request_id"] == "mine"
+
+
+def test_an_upload_is_cut_off(served: Served) -> None:
+    """A hundred megabytes are not read to their end."""
+
+    def parts() -> Iterator[bytes]:
+        for _ in range(100):
+            sent.append(1)
+            yield b" " * 2**20
+
+    sent: list[int] = []
+    try:
+        answer = served.ask(content=parts(), headers={"Content-Type": "application/json"})
+        assert answer.json()["error"]["kind"] == "too_large"
+    except httpx.TransportError:  # it hung up while we were still talking
+        pass
+    assert len(sent) < 100
+    assert served.ask("/healthz").status_code == 200
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@given(data=st.binary(max_size=60), cut=st.integers(0, 400))
+def test_any_bytes_as_a_picture_are_a_link_or_a_plain_refusal(
+    served: Served, messy: Any, data: bytes, cut: int
+) -> None:
+    picture = base64.b64decode(messy[1][0]["image"])
+    for sent in (data, picture[:cut] + data + picture[cut + len(data) :]):
+        answer = served.ask(
+            files={"text": (None, TEXT), "mentions": (None, '["Adobe"]'), "image": ("x", sent)}
+        )
+        assert answer.status_code in (200, 400), answer.text
+
+
+def flood(served: Served, number: int) -> list[httpx.Response]:
+    many = {"text": TEXT, "mentions": ["Adobe", "Google", "Paris"]}
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(lambda _: served.ask(json=many), range(number)))
+
+
+def test_more_than_the_queue_holds_is_refused_and_the_rest_is_answered(served: Served) -> None:
+    answers = flood(served, 3 * QUEUE)
+    refused = [a for a in answers if a.status_code == 503]
+    assert {a.json()["error"]["kind"] for a in refused} == {"busy"}
+    assert all(int(a.headers["retry-after"]) >= 1 for a in refused)
+    assert sum(a.status_code == 200 for a in answers) == len(answers) - len(refused) >= QUEUE
+
+
+def until(true: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.1)
+
+
+def test_a_client_that_leaves_takes_its_work_out_of_the_engine(served: Served) -> None:
+    mentions = [{"start": n, "end": n + 2} for n in range(0, 24, 3)]
+    many = {"documents": [{"text": f"{n} {TEXT}", "mentions": mentions} for n in range(QUEUE)]}
+    before = served.inside_replica(lambda engine: engine._steps)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(served.address + "/v1/link", json=many, timeout=1.5)
+    until(lambda: "gemel_ray_documents_inside 0.0" in served.ask("/metrics").text)
+    until(lambda: served.inside_replica(lambda engine: len(engine._running)) == 0)
+    assert served.inside_replica(lambda engine: engine._steps) > before
+    assert 'status="499"' in served.ask("/metrics").text
+
+
+def test_an_engine_that_dies_is_replaced_and_its_documents_are_asked_again(served: Served) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        accepted = [pool.submit(served.ask, json={"text": TEXT, "mentions": ["Adobe"]}) for _ in range(3)]
+        served.inside_replica(lambda engine: engine._inbox.put(object()))  # nothing it could add
+        until(lambda: served.ask("/readyz").status_code == 503)
+        assert served.ask("/healthz").status_code == 200
+        assert served.ask(json={"text": TEXT}).json()["error"]["kind"] == "not_ready"
+        until(lambda: served.ask("/readyz").status_code == 200)
+        assert [a.result().status_code for a in accepted] == [200] * 3
+    assert served.ask(json={"text": TEXT}).status_code == 200
+
+
+def test_at_the_end_what_was_accepted_is_finished(served: Served) -> None:
+    """The module's last: nothing is served afterwards."""
+    with ThreadPoolExecutor(QUEUE) as pool:
+        accepted = [pool.submit(served.ask, json={"text": TEXT}) for _ in range(QUEUE - 2)]
+        until(lambda: f"gemel_ray_documents_inside {QUEUE - 2}.0" in served.ask("/metrics").text)
+        served.stop()
+        assert [a.result().status_code for a in accepted] == [200] * (QUEUE - 2)

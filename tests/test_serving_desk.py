@@ -1,0 +1,293 @@
+"""Who is let in, for how long, and what happens when those who work die. The linkers are the tests' own: an
+engine that dies in the right moment cannot be had otherwise (test_online.py kills real ones)."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pytest
+
+from gemel_ray.config import Online
+from gemel_ray.serving import logs
+from gemel_ray.serving.app import Endpoint, create
+from gemel_ray.serving.linker import Gone, Linker, Reply
+from tests.serving_cases import client, echoed, endpoint
+
+LIMITS = Online(documents=3, queue=3, deadline=0.3)
+ONE = {"text": "Adobe is here.", "mentions": ["Adobe"]}
+
+
+class Slow:
+    """A linker that answers when it is told to, and knows who was cancelled."""
+
+    def __init__(self) -> None:
+        self.go, self.asked, self.left = asyncio.Event(), 0, 0
+
+    async def __call__(self, table: pa.Table) -> Reply:
+        self.asked += 1
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+        return await echoed(table)
+
+    async def until(self, asked: int) -> None:
+        while self.asked < asked:
+            await asyncio.sleep(0.01)
+
+
+Scene = Callable[[Endpoint, httpx.AsyncClient, Any], Awaitable[None]]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[..., None]:
+    """Run a scene against an endpoint over the linker that `make` makes."""
+
+    def play(scene: Scene, make: Callable[[], Linker], limits: Online = LIMITS, key: str = "") -> None:
+        async def played() -> None:
+            linker = make()
+            served = endpoint(tmp_path, linker, limits, key)
+            async with client(served) as http:
+                await scene(served, http, linker)
+            assert served.desk.inside == 0
+
+        asyncio.run(played())
+
+    return play
+
+
+def kind(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["kind"]
+
+
+def test_beyond_the_queue_it_is_said_at_once(play: Any) -> None:
+    async def scene(served: Endpoint, http: httpx.AsyncClient, slow: Slow) -> None:
+        inside = [asyncio.create_task(http.post("/v1/link", json=ONE)) for _ in range(2)]
+        await slow.until(2)
+        two = await http.post("/v1/link", json={"documents": [ONE, ONE]})  # there is room for one
+        assert kind(two) == (503, "busy")
+        assert int(two.headers["retry-after"]) >= 1
+        slow.go.set()
+        assert [(await one).status_code for one in inside] == [200, 200]
+        assert (await http.post("/v1/link", json={"documents": [ONE, ONE]})).status_code == 200
+
+    play(scene, Slow)
+
+
+def test_what_takes_too_long_is_given_up_down_to_the_engine(play: Any) -> None:
+    async def scene(served: Endpoint, http: httpx.AsyncClient, slow: Slow) -> None:
+        answer = await http.post("/v1/link", json={"documents": [ONE, ONE]})
+        assert kind(answer) == (504, "timeout")
+        assert slow.left == 2
+
+    play(scene, Slow)
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+def test_a_client_that_leaves_takes_its_work_along(play: Any, accept: str) -> None:
+    async def scene(served: Endpoint, http: httpx.AsyncClient, slow: Slow) -> None:
+        asked = http.post("/v1/link", json={"documents": [ONE, ONE]}, headers={"Accept": accept})
+        leaving = asyncio.create_task(asked)
+        await slow.until(2)
+        leaving.cancel()
+        await asyncio.wait({leaving})
+        assert slow.left == 2
+
+    play(scene, Slow, Online(documents=3, queue=3))
+
+
+def test_lines_come_as_documents_are_done(play: Any) -> None:
+    async def uneven(table: pa.Table) -> Reply:
+        await asyncio.sleep(0.2 if table["document_id"][0].as_py() == "slow" else 0)
+        return await echoed(table)
+
+    async def scene(served: Endpoint, http: httpx.AsyncClient, linker: Any) -> None:
+        many = {"documents": [ONE | {"id": "slow"}, ONE | {"id": "fast"}, {"text": "", "id": "bad"}]}
+        answer = await http.post("/v1/link", json=many, headers={"Accept": "application/x-ndjson"})
+        lines = [json.loads(line) for line in answer.text.splitlines()]
+        assert [line.get("document_id") for line in lines[:-1]][-1] == "slow"
+        assert {line["document_id"]: line["links"][0]["status"] for line in lines[:-1]} == {
+            "slow": "nil", "fast": "nil", "bad": "error",
+        }  # fmt: skip
+        assert lines[-1].keys() == {"request_id", "timings", "fingerprint", "knowledge"}
+
+    play(scene, lambda: uneven)
+
+
+def test_a_stream_that_takes_too_long_ends_with_the_reason(play: Any) -> None:
+    async def some(table: pa.Table) -> Reply:
+        await asyncio.sleep(9 if table["document_id"][0].as_py() == "slow" else 0)
+        return await echoed(table)
+
+    async def scene(served: Endpoint, http: httpx.AsyncClient, linker: Any) -> None:
+        many = {"documents": [ONE | {"id": "slow"}, ONE]}
+        answer = await http.post("/v1/link", json=many, headers={"Accept": "application/x-ndjson"})
+        assert json.loads(answer.text.splitlines()[-1])["error"]["kind"] == "timeout"
+
+    play(scene, lambda: some)
+
+
+def dying(times: int) -> Linker:
+    """A linker that is gone so many times."""
+    left = times
+
+    async def linker(table: pa.Table) -> Reply:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise Gone("a worker has died")
+        return await echoed(table)
+
+    return linker
+
+
+def test_an_accepted_document_survives_the_death_of_a_worker(play: Any) -> None:
+    async def scene(served: Endpoint, http: httpx.AsyncClient, linker: Any) -> None:
+        assert (await http.post("/v1/link", json=ONE)).status_code == 200
+        assert b"asked_again_total 1.0" in served.desk.meters.text()
+
+    play(scene, lambda: dying(1), Online())
+
+
+def test_while_nobody_works_it_is_not_ready_and_says_so(play: Any) -> None:
+    async def scene(served: Endpoint, http: httpx.AsyncClient, linker: Any) -> None:
+        state = await http.get("/readyz")
+        assert (state.status_code, state.json()["reason"]) == (503, "a worker has died")
+        assert kind(await http.post("/v1/link", json=ONE)) == (503, "not_ready")
+        assert (await http.get("/healthz")).status_code == 200
+        served.desk.readiness.suspect()
+        while served.desk.readiness.down:  # it asks by itself until a link comes through
+            await asyncio.sleep(0.05)
+        assert (await http.get("/readyz")).json()["status"] == "ready"
+        assert (await http.post("/v1/link", json=ONE)).status_code == 200
+
+    play(scene, lambda: dying(3), Online())
+
+
+def test_a_link_that_never_comes_back_is_not_ready(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemel_ray.serving.readiness.PATIENCE", 0.1)
+
+    async def scene(served: Endpoint, http: httpx.AsyncClient, slow: Slow) -> None:
+        assert (await http.get("/readyz")).status_code == 503
+        slow.go.set()
+        await asyncio.sleep(0.01)
+        assert (await http.get("/readyz")).status_code == 200
+
+    play(scene, Slow)
+
+
+def test_a_fault_of_ours_is_told_to_the_log_and_not_to_the_client(play: Any) -> None:
+    async def broken(table: pa.Table) -> Reply:
+        raise KeyError("the secret inside")
+
+    async def scene(served: Endpoint, http: httpx.AsyncClient, linker: Any) -> None:
+        written = io.StringIO()
+        stream = logging.StreamHandler(written)
+        stream.setFormatter(logs.AsJson())
+        logs.log.addHandler(stream)
+        logs.log.setLevel(logging.INFO)
+        answer = await http.post("/v1/link", json=ONE, headers={"X-Request-ID": "mine"})
+        logs.log.removeHandler(stream)
+        assert kind(answer) == (500, "internal")
+        assert "secret" not in answer.text
+        lines = [json.loads(line) for line in written.getvalue().splitlines()]
+        assert all(line["request_id"] == "mine" for line in lines)
+        assert "the secret inside" in lines[0]["traceback"]
+        assert (lines[1]["status"], lines[1]["path"], lines[1]["kind"]) == (500, "/v1/link", "internal")
+        assert ONE["text"] not in written.getvalue()
+
+    play(scene, lambda: broken)
+
+
+def test_the_key_is_asked_for(play: Any) -> None:
+    async def scene(served: Endpoint, http: httpx.AsyncClient, linker: Any) -> None:
+        for wrong in ({}, {"Authorization": "Bearer else"}, {"Authorization": "Basic word"}):
+            answer = await http.post("/v1/link", json=ONE, headers=wrong)
+            assert kind(answer) == (401, "unauthorized")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        right = {"Authorization": "Bearer word"}
+        assert (await http.post("/v1/link", json=ONE, headers=right)).status_code == 200
+        assert (await http.get("/v1/examples")).status_code == 401
+        assert (await http.get("/healthz")).status_code == 200
+
+    play(scene, lambda: echoed, key="word")
+
+
+def test_request_ids_come_back(play: Any) -> None:
+    async def scene(served: Endpoint, http: httpx.AsyncClient, linker: Any) -> None:
+        first = await http.post("/v1/link", json=ONE, headers={"X-Request-ID": "a-1"})
+        assert (first.json()["request_id"], first.json()["links"][0]["document_id"]) == ("a-1", "a-1")
+        odd = (await http.post("/v1/link", json=ONE, headers={"X-Request-ID": '"}{'})).json()["request_id"]
+        assert re.fullmatch("[0-9a-f]{32}", odd)
+
+    play(scene, lambda: echoed)
+
+
+def test_what_prometheus_is_told(play: Any) -> None:
+    counts = iter([{"asked": 10, "cached": 4, "decoded": 2}, {"asked": 30, "cached": 14, "decoded": 5}])
+
+    async def counting(table: pa.Table) -> Reply:
+        reply = await echoed(table)
+        return Reply(reply.rows, {"encode": 0.25}, {"worker": {"generate": next(counts)}})
+
+    async def scene(served: Endpoint, http: httpx.AsyncClient, linker: Any) -> None:
+        for _ in range(2):
+            await http.post("/v1/link", json=ONE)
+        await http.post("/v1/link", json={})
+        told = (await http.get("/metrics")).text
+        for line in (
+            'gemel_ray_requests_total{route="/v1/link",status="200"} 2.0',
+            'gemel_ray_requests_total{route="/v1/link",status="400"} 1.0',
+            'gemel_ray_errors_total{kind="bad_request"} 1.0',
+            'gemel_ray_links_total{status="nil"} 2.0',
+            'gemel_ray_prompt_tokens_total{source="computed"} 16.0',
+            'gemel_ray_prompt_tokens_total{source="cached"} 14.0',
+            "gemel_ray_decoded_tokens_total 5.0",
+            'gemel_ray_stage_seconds_sum{stage="encode"} 0.5',
+            "gemel_ray_documents_inside 0.0",
+            "gemel_ray_queue 3.0",
+        ):
+            assert line in told.splitlines(), told
+
+    play(scene, lambda: counting)
+
+
+def test_nobody_is_let_in_any_more_when_it_closes(play: Any) -> None:
+    async def scene(served: Endpoint, http: httpx.AsyncClient, slow: Slow) -> None:
+        inside = asyncio.create_task(http.post("/v1/link", json=ONE))
+        await slow.until(1)
+        served.desk.close()
+        assert kind(await http.post("/v1/link", json=ONE)) == (503, "not_ready")
+        slow.go.set()
+        assert (await inside).status_code == 200
+
+    play(scene, Slow)
+
+
+def test_it_is_not_ready_before_a_first_link(tmp_path: Path) -> None:
+    async def started() -> None:
+        slow = Slow()
+        served = endpoint(tmp_path, slow, LIMITS)
+        served.desk.readiness.down = "the models are being loaded"
+        app = create(served)
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
+                await slow.until(1)  # it asks by itself
+                refused = await http.post("/v1/link", json=ONE)
+                assert refused.json()["error"]["message"] == "not ready: the models are being loaded"
+                slow.go.set()
+                await asyncio.sleep(0.05)
+                assert (await http.post("/v1/link", json=ONE)).status_code == 200
+
+    asyncio.run(started())

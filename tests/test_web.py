@@ -1,0 +1,215 @@
+"""Strangers' URLs: only public addresses, and only the one that was checked."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from gemel_ray.models.images import ImageError, ImageLimits
+from gemel_ray.models.web import Address, PublicWeb, is_public, resolved
+
+LIMITS = ImageLimits(bytes=1000, seconds=1.0)
+BYTES = b"picture" * 20
+
+
+class _Answers(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.seen.append((self.path, self.headers["Host"]))  # type: ignore[attr-defined]
+        kind, _, rest = self.path[1:].partition("/")
+        if kind == "to":
+            self.send_response(302)
+            self.send_header("Location", rest)
+            self.end_headers()
+            return
+        if kind == "drip":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            for _ in range(100):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                time.sleep(0.1)
+            return
+        body = {"large": b"x" * 5000}.get(kind, BYTES)
+        self.send_response(404 if kind == "missing" else 200)
+        self.send_header("Content-Length", str(len(body) * (2 if kind == "short" else 1)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *parts: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
+        server.seen = []  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def names(*pairs: tuple[str, str]) -> Any:
+    """A resolver of its own: what each name stands for."""
+
+    def resolve(host: str, port: int) -> list[Address]:
+        found = [ip_address(address) for name, address in pairs if name == host]
+        if not found:
+            raise socket.gaierror("no such name")
+        return found
+
+    return resolve
+
+
+def open_to(address: str) -> Any:
+    """As if this one address were public: the server here has no other."""
+    return lambda asked: str(asked) == address
+
+
+@pytest.fixture
+def web(server: Any) -> PublicWeb:
+    server.seen.clear()
+    known = names(("pictures.test", "127.0.0.1"), ("inside.test", "127.0.0.2"))
+    return PublicWeb(LIMITS, resolve=known, allowed=open_to("127.0.0.1"))
+
+
+def url(server: Any, path: str, host: str = "pictures.test") -> str:
+    return f"http://{host}:{server.server_port}/{path}"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "127.9.9.9",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "255.255.255.255",
+        "224.0.0.1",
+        "192.0.2.1",
+        "198.18.0.1",
+        "240.0.0.1",
+        "::1",
+        "::",
+        "fe80::1",
+        "fc00::1",
+        "fd00:ec2::254",
+        "ff02::1",
+        "fec0::1",
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        "64:ff9b::7f00:1",
+        "64:ff9b::a9fe:a9fe",
+        "2002:7f00:1::",
+        "2001:db8::1",
+    ],
+)
+def test_addresses_that_are_not_public(address: str) -> None:
+    assert not is_public(ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "1.1.1.1", "2606:4700:4700::1111", "64:ff9b::101:101"])
+def test_addresses_that_are_public(address: str) -> None:
+    assert is_public(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::1]", "[::ffff:7f00:1]"]
+)
+def test_this_machine_is_refused_however_it_is_written(server: Any, host: str) -> None:
+    server.seen.clear()
+    with pytest.raises(ImageError, match="its host is not"):
+        PublicWeb(LIMITS).fetch(url(server, "picture", host))
+    assert server.seen == []
+
+
+def test_what_is_there_comes_back(web: PublicWeb, server: Any) -> None:
+    assert web.fetch(url(server, "a picture?x=ü")) == BYTES
+    assert server.seen == [("/a%20picture?x=%C3%BC", f"pictures.test:{server.server_port}")]
+
+
+def test_one_private_address_among_several_refuses_the_host(server: Any) -> None:
+    known = names(("both.test", "127.0.0.1"), ("both.test", "10.0.0.1"))
+    web = PublicWeb(LIMITS, resolve=known, allowed=open_to("127.0.0.1"))
+    with pytest.raises(ImageError, match="not a public one"):
+        web.fetch(url(server, "picture", "both.test"))
+
+
+def test_a_name_is_resolved_once_and_the_checked_address_is_asked(server: Any) -> None:
+    """A name that would lead elsewhere the second time has no second time."""
+    answers = iter([[ip_address("127.0.0.1")], [ip_address("10.0.0.1")]])
+    web = PublicWeb(LIMITS, resolve=lambda host, port: next(answers), allowed=open_to("127.0.0.1"))
+    assert web.fetch(url(server, "picture", "turning.test")) == BYTES
+    assert next(answers) == [ip_address("10.0.0.1")]
+
+
+@pytest.mark.parametrize("target", ["http://inside.test/x", "http://127.0.0.2/x", "//inside.test/x"])
+def test_a_redirection_is_checked_like_a_first_address(web: PublicWeb, server: Any, target: str) -> None:
+    with pytest.raises(ImageError, match="its host is not"):
+        web.fetch(url(server, f"to/{target}"))
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://pictures.test/x", "gopher://pictures.test"])
+def test_a_redirection_stays_with_http(web: PublicWeb, server: Any, target: str) -> None:
+    with pytest.raises(ImageError, match="start with http"):
+        web.fetch(url(server, f"to/{target}"))
+
+
+def test_redirections_are_followed_but_not_for_ever(web: PublicWeb, server: Any) -> None:
+    assert web.fetch(url(server, "to//picture")) == BYTES
+    with pytest.raises(ImageError, match="redirected more than 5 times"):
+        web.fetch(url(server, "to/" + "/to/" * 20))
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("file:///etc/passwd", "start with http"),
+        ("/etc/passwd", "start with http"),
+        ("http://user:word@pictures.test/x", "a user in it"),
+        ("http:///x", "has no host"),
+        ("http://unknown.test/x", "its host is not known"),
+        ("http://pictures.test:99999/x", "Port out of range"),
+        ("http://[::1/x", "Invalid IPv6 URL"),
+        ("http://pictures.test:1/x", "Connection refused"),
+        ("http://a\r\nb.test/", "its host is not known"),
+        (f"http://{'x' * 70}.test/", "its host is not known"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_in_a_line(web: PublicWeb, address: str, says: str) -> None:
+    with pytest.raises(ImageError, match=says):
+        web.fetch(address)
+
+
+def test_only_the_hosts_allowed_are_asked(web: PublicWeb, server: Any) -> None:
+    some = PublicWeb(LIMITS, ("*.example.org", "PICTURES.test"), web.resolve, web.allowed)
+    assert some.fetch(url(server, "picture")) == BYTES
+    with pytest.raises(ImageError, match="not fetched here"):
+        some.fetch(url(server, "picture", "inside.test"))
+
+
+def test_no_more_than_the_limit_is_read(web: PublicWeb, server: Any) -> None:
+    assert len(web.fetch(url(server, "large"))) == LIMITS.bytes + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("missing", "answered 404"), ("short", "cut short"), ("drip", "did not arrive in time")],
+)
+def test_a_server_that_does_not_deliver(web: PublicWeb, server: Any, path: str, says: str) -> None:
+    with pytest.raises(ImageError, match=says):
+        web.fetch(url(server, path))
+
+
+def test_the_system_s_resolver() -> None:
+    assert ip_address("127.0.0.1") in resolved("localhost", 80)
