@@ -86,9 +86,9 @@ def test_a_busy_server_is_asked_again_when_it_says() -> None:
 
 def test_patience_ends() -> None:
     app, asked = replies(busy("20"))
-    with listening(app) as url, Client(url, patience=5) as client:
-        with pytest.raises(ServerError, match="100 documents are waiting") as refused:
-            client.link("Adobe")
+    waiting = pytest.raises(ServerError, match="100 documents are waiting")
+    with listening(app) as url, Client(url, patience=5) as client, waiting as refused:
+        client.link("Adobe")
     assert (refused.value.kind, len(asked)) == ("busy", 1)
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser, over the real endpoint: by mouse, by keyboard, on a narrow screen, with errors."""
+"""The page in a real browser, over the real endpoint: by mouse, by keyboard, narrow, and with errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(found() is None, reason="there is no Chromium on this machine"),
 ]
-ANSWERED = "document.getElementById('answer').getAttribute('aria-busy') === 'false' && !!document.querySelector('.card')"
+ANSWERED = "!!document.querySelector('#answer[aria-busy=false] .card')"
 ROWS = "JSON.parse(document.querySelector('#links pre').textContent).links"
 
 
@@ -123,7 +123,7 @@ def test_the_shares_of_the_candidates_make_a_whole(page: Page) -> None:
 
 
 def test_the_keyboard_is_enough(page: Page) -> None:
-    """In the order of the page; the mention stands behind a character that Python and browsers count apart."""
+    """In the page's order; before the mention is a character that Python and browsers count differently."""
     passed = tab_to(page, "text")
     assert passed.index("file") > 0
     page.write("\U0001f600 Adobe opened an office.")
