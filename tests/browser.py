@@ -45,6 +45,7 @@ def chromium() -> Iterator[Page]:
             "--no-sandbox",
             "--disable-gpu",
             "--no-first-run",
+            "--hide-scrollbars",
             "--disable-dev-shm-usage",
         ]
         options += ["--remote-debugging-port=0", f"--user-data-dir={folder}", "--lang=en", "about:blank"]

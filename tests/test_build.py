@@ -13,6 +13,7 @@ from PIL import Image
 
 from gemel_ray.config import load
 from gemel_ray.knowledge.build import build
+from gemel_ray.knowledge.thumbnails import Collected
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
@@ -150,3 +151,11 @@ def test_thumbnails_are_left_out_when_so_configured_and_change_no_version(tmp_pa
     assert not (without.folder / "bank" / "thumbnails.arrow").exists()
     assert without.bank.thumbnail(0) is None
     assert without.version == pictured(tmp_path / "with").version
+
+
+def test_a_picture_that_nobody_decoded_has_its_thumbnail_all_the_same(tmp_path: Path) -> None:
+    """As where its feature was there already."""
+    workspace = pictured(tmp_path)
+    made, documents_ = Collected(workspace), next(documents(str(tmp_path / "train.jsonl")))
+    found = made.of(documents_, [True, False, True]).to_pylist()
+    assert found == [workspace.bank.thumbnail(0), None, None]

@@ -144,7 +144,7 @@ def own_examples(entities: Entities) -> Iterator[pa.Table]:
 def _encoded(workspace: Workspace, tables: Iterable[pa.Table], meter: Meter) -> Iterator[pa.Table]:
     """The documents' mentions, one a row, with their vectors. The models are loaded for the first of them."""
     segment: Segment | None = None
-    seen = _watched(workspace)
+    small = thumbnails.Collected(workspace)
     try:
         for table in tables:
             given = table.filter(pa.compute.or_(table["given"].is_valid(), table["error"].is_valid()))
@@ -154,10 +154,8 @@ def _encoded(workspace: Workspace, tables: Iterable[pa.Table], meter: Meter) -> 
                 graph = linking_graph(workspace.config, workspace)
                 segment = graph.segment(["detect", "encode"], workspace)
             encoded = asyncio.run(segment.run(given))
-            pictures = zip(given["image"].to_pylist(), given["image_address"].to_pylist(), strict=True)
-            small = pa.array([seen.get(picture) for picture in pictures], pa.binary())
-            seen.clear()
-            mentions = explode(encoded.append_column("thumbnail", small), ("mentions", "mention_vectors"))
+            column = small.of(given, encoded["error"].is_null().to_pylist())
+            mentions = explode(encoded.append_column("thumbnail", column), ("mentions", "mention_vectors"))
             yield mentions
             wrong = len(mentions) - mentions["error"].null_count
             found = {"solved": len(mentions) - wrong, "error": wrong}
@@ -165,15 +163,6 @@ def _encoded(workspace: Workspace, tables: Iterable[pa.Table], meter: Meter) -> 
     finally:
         if segment is not None:
             segment.close()
-
-
-def _watched(workspace: Workspace) -> dict[tuple[bytes | None, str | None], bytes]:
-    """The thumbnails of the pictures that Encode will decode, by bytes and address; empty if none are to be
-    kept."""
-    seen: dict[tuple[bytes | None, str | None], bytes] = {}
-    if workspace.config.bank.thumbnails:
-        workspace.watch = lambda picture, image: seen.update({picture: thumbnails.thumbnail(image)})
-    return seen
 
 
 def _solved(table: pa.Table, known: Targets, made: Made) -> list[dict[str, Any]]:

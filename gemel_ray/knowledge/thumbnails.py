@@ -6,13 +6,19 @@ workspace that was built before they were kept, or without pictures, has none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from PIL import Image
+
+from gemel_ray.models.images import ImageError, ImageLimits, read_image
+
+if TYPE_CHECKING:
+    from gemel_ray.knowledge.workspace import Workspace
 
 FILE = "thumbnails.arrow"
 _SIDE = 160  # pixels, the longest
@@ -26,6 +32,41 @@ def thumbnail(image: Image.Image) -> bytes:
     small.thumbnail((_SIDE, _SIDE))
     small.save(out, "JPEG", quality=80)
     return out.getvalue()
+
+
+class Collected:
+    """Thumbnails of the documents that a build encodes, from the pictures that Encode decodes anyway."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.wanted, encode = workspace.config.bank.thumbnails, workspace.config.encode
+        self._limits = ImageLimits(
+            int(encode.megapixels * 1e6), int(encode.megabytes * 2**20), encode.seconds
+        )
+        self._made: dict[str | bytes | None, bytes | None] = {None: None}
+        if self.wanted:
+            workspace.watch = self._watch
+
+    def of(self, documents: pa.Table, good: Sequence[bool]) -> pa.Array:
+        """A JPEG or null for each of the documents that were encoded last; `good` are those that could be."""
+        pictures = zip(
+            documents["image"].to_pylist(), documents["image_address"].to_pylist(), good, strict=True
+        )
+        found = [self._of(data, at) if fine and self.wanted else None for data, at, fine in pictures]
+        self._made = {None: None}
+        return pa.array(found, pa.binary())
+
+    def _watch(self, picture: tuple[bytes | None, str | None], image: Image.Image) -> None:
+        data, address = picture
+        self._made[address or data] = thumbnail(image)
+
+    def _of(self, data: bytes | None, address: str | None) -> bytes | None:
+        name = address or data
+        if name not in self._made:  # its feature was there already, so nobody decoded it
+            try:
+                self._made[name] = thumbnail(read_image(data, address, self._limits, _SIDE))
+            except ImageError:
+                self._made[name] = None
+        return self._made[name]
 
 
 class Thumbnails:
