@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import uvicorn
 
@@ -31,6 +32,8 @@ def served(config: Config, workspace: Workspace, generating: Any) -> Iterator[st
         return Reply(*await running.run(table))
 
     with listening(app(config, workspace, linked)) as url:
+        while httpx.get(f"{url}/readyz", timeout=60).status_code != httpx.codes.OK:
+            time.sleep(0.2)
         yield url
     before.close()
 
