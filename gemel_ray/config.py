@@ -49,6 +49,7 @@ class Bank:
     """What a build puts beside the demonstrations it is given."""
 
     names: int = 100_000  # a knowledge base of at most so many entities shows its own names as examples
+    thumbnails: bool = True  # keep the examples' pictures, small, for people who look at an answer
 
 
 @dataclass(frozen=True, kw_only=True)

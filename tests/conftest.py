@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from live import served
 from PIL import Image
 
 from gemel_ray.config import Config, load
@@ -52,6 +53,13 @@ def generating(workspace: Workspace, config: Config) -> Iterator[Any]:
     work = config.generate.start(workspace)
     yield work
     work.close()
+
+
+@pytest.fixture(scope="session")
+def live_url(workspace: Workspace, config: Config, generating: Any) -> Iterator[str]:
+    """The real endpoint in this process."""
+    with served(config, workspace, generating) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from gemel_ray.config import load
 from gemel_ray.knowledge.build import build
+from gemel_ray.knowledge.thumbnails import Collected
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
@@ -113,3 +116,46 @@ def test_an_example_that_holds_all_words_is_nearer(workspace: Workspace, tmp_pat
     for name, cosine in alone.items():
         assert with_words[name] == pytest.approx(cosine + (0.5 if name == "Q2/0-9" else 0.0), abs=1e-5)
     assert list(with_words)[-1] == "Q2/0-9"
+
+
+def pictured(folder: Path, *settings: str) -> Workspace:
+    """A workspace of three examples: a wide red picture, the same once more, and none."""
+    Image.new("RGB", (640, 320), "red").save(folder / "red.png")
+    lines = [
+        {"id": name, "text": "Paris", "image": image, "mentions": [{"start": 0, "end": 5, "target": "Paris"}]}
+        for name, image in (("e1", "red.png"), ("e2", "red.png"), ("e3", None))
+    ]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "kb.jsonl").write_text(json.dumps(ENTITIES[2]))
+    output, asked = folder / "workspace", ("bank.names=0", *settings)
+    build(load(None, {}, asked), str(folder / "kb.jsonl"), [str(folder / "train.jsonl")], output, print)
+    return Workspace.open(output, load(None, read_facts(output)["settings"], asked))
+
+
+def test_a_demonstration_is_found_by_its_id_and_shows_its_picture(tmp_path: Path) -> None:
+    bank = pictured(tmp_path).bank
+    assert [bank.row(f"{name}/0-5") for name in ("e1", "e2", "e3", "e4")] == [0, 1, 2, None]
+    small = bank.thumbnail(0)
+    assert small is not None
+    image = Image.open(BytesIO(small))
+    assert (image.format, image.size) == ("JPEG", (160, 80))
+    assert image.getpixel((80, 40))[0] > 200  # type: ignore[index]  # still red
+    assert bank.thumbnail(1) == small
+    assert bank.thumbnail(2) is None
+
+
+def test_thumbnails_are_left_out_when_so_configured_and_change_no_version(tmp_path: Path) -> None:
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    without = pictured(tmp_path / "without", "bank.thumbnails=false")
+    assert not (without.folder / "bank" / "thumbnails.arrow").exists()
+    assert without.bank.thumbnail(0) is None
+    assert without.version == pictured(tmp_path / "with").version
+
+
+def test_a_picture_that_nobody_decoded_has_its_thumbnail_all_the_same(tmp_path: Path) -> None:
+    """As where its feature was there already."""
+    workspace = pictured(tmp_path)
+    made, documents_ = Collected(workspace), next(documents(str(tmp_path / "train.jsonl")))
+    found = made.of(documents_, [True, False, True]).to_pylist()
+    assert found == [workspace.bank.thumbnail(0), None, None]

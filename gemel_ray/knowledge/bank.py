@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from gemel_ray.knowledge.thumbnails import Thumbnails
 
 SCHEMA = pa.schema(
     [
@@ -37,9 +40,11 @@ class Bank:
         keys: npt.NDArray[np.uint64],
         key_rows: npt.NDArray[np.int64],
         mention_vectors: npt.NDArray[np.float32],
+        thumbnails: Thumbnails | None = None,
     ) -> None:
         self.table, self.image_vectors = table, image_vectors
         self.mention_vectors = mention_vectors  # [rows, width]
+        self.thumbnails = thumbnails  # of the pictures
         self._keys, self._key_rows = keys, key_rows
         self._ids, self._mentions, self._targets = (table[name] for name in ("id", "mention", "target"))
         tokens: pa.ListArray = table["tokens"].combine_chunks() if len(table) else None
@@ -52,7 +57,8 @@ class Bank:
         """Map the bank in `folder`."""
         table = pa.ipc.open_file(pa.memory_map(str(folder / "bank.arrow"))).read_all()
         names = ("image_vectors", "keys", "key_rows", "mention_vectors")
-        return cls(table, *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
+        vectors, keys, rows, mentions = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in names)
+        return cls(table, vectors, keys, rows, mentions, Thumbnails.open(folder))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -65,6 +71,16 @@ class Bank:
     def ids(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> list[str]:
         """Identifiers of `rows`."""
         return [self._ids[int(row)].as_py() for row in rows]
+
+    def row(self, identifier: str) -> int | None:
+        """The first row of that id, or None."""
+        row = int(pc.index(self._ids, identifier).as_py())
+        return row if row >= 0 else None
+
+    def text(self, row: int) -> str:
+        """The example's whole text."""
+        text: str = self.table["text"][row].as_py()
+        return text
 
     def tokens(self, row: int) -> list[int]:
         """Token ids of the example's text piece."""
@@ -87,6 +103,10 @@ class Bank:
     def image_row(self, row: int) -> int:
         """Row of `image_vectors`, or -1."""
         return int(self._image_row[row])
+
+    def thumbnail(self, row: int) -> bytes | None:
+        """The example's picture as a small JPEG, where it has one and it was kept."""
+        return self.thumbnails.of(self.image_row(row)) if self.thumbnails is not None else None
 
     def same(self, text: str, mention: str) -> list[int]:
         """Rows with this very text and mention: they must not demonstrate themselves."""

@@ -20,7 +20,7 @@ from gemel_ray.config import Config
 from gemel_ray.graph import Segment
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
-from gemel_ray.knowledge import prefix_tree
+from gemel_ray.knowledge import prefix_tree, thumbnails
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, resolved, revisions
 from gemel_ray.knowledge.writing import BankWriter, Made, index, new_folder, write_facts
@@ -35,7 +35,7 @@ from gemel_ray.tables import explode
 Say = Callable[[str], None]
 _STARTER = Path(__file__).parents[1] / "starter" / "data" / "mapper.safetensors"
 _KEPT = ["document_id", "text", "mention_id", "mention", "target", "target_id"]
-_KEPT += ["image_vector", "mention_vector", "error"]
+_KEPT += ["image_vector", "mention_vector", "thumbnail", "error"]
 
 
 def build(config: Config, entities: str, demonstrations: list[str], output: Path, say: Say) -> Made:
@@ -85,12 +85,13 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
     that of equal mentions those stand first, come the knowledge base's own names."""
     few = len(workspace.entities) <= workspace.config.bank.names
     known = Targets(workspace.entities.pairs() if inputs or few else ())
-    writer = BankWriter(workspace)
     began = time.perf_counter()
     fetch = workspace.config.input.fetch_official_images
     given = (t for f in inputs for t in documents(f, fetch_official_images=fetch))
     total = sum(count(f) or 0 for f in inputs) + few * len(workspace.entities)
-    with Meter("documents", total) as meter:
+    folder = workspace.folder / "bank"
+    with Meter("documents", total) as meter, thumbnails.writing(folder) as kept:
+        writer = BankWriter(workspace, kept)
         examples, names = (
             [
                 writer.table(solved)
@@ -100,9 +101,7 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
             for tables in (given, own_examples(forms(workspace.entities.rows())) if few else ())
         )
     made.demonstrations, made.names = (sum(map(len, tables)) for tables in (examples, names))
-    bank = bank_file.write(
-        examples, names, writer.pictures(), writer.mentions_as_vectors(), workspace.folder / "bank"
-    )
+    bank = bank_file.write(examples, names, writer.pictures(), writer.mentions_as_vectors(), folder)
     made.multiplicity = index(bank, workspace.new_vectors)
     made.pictures = len(writer.features)
     seconds = time.perf_counter() - began
@@ -145,6 +144,7 @@ def own_examples(named: Iterable[tuple[dict[str, Any], str]]) -> Iterator[pa.Tab
 def encoded(workspace: Workspace, tables: Iterable[pa.Table], meter: Meter) -> Iterator[pa.Table]:
     """The documents' mentions, one a row, with their vectors. The models are loaded for the first of them."""
     segment: Segment | None = None
+    small = thumbnails.Collected(workspace)
     try:
         for table in tables:
             given = table.filter(pa.compute.or_(table["given"].is_valid(), table["error"].is_valid()))
@@ -153,7 +153,9 @@ def encoded(workspace: Workspace, tables: Iterable[pa.Table], meter: Meter) -> I
             if segment is None:
                 graph = linking_graph(workspace.config, workspace)
                 segment = graph.segment(["detect", "encode"], workspace)
-            mentions = explode(asyncio.run(segment.run(given)), ("mentions", "mention_vectors"))
+            encoded = asyncio.run(segment.run(given))
+            column = small.of(given, encoded["error"].is_null().to_pylist())
+            mentions = explode(encoded.append_column("thumbnail", column), ("mentions", "mention_vectors"))
             yield mentions
             wrong = len(mentions) - mentions["error"].null_count
             found = {"solved": len(mentions) - wrong, "error": wrong}

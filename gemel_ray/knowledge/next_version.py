@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
-from gemel_ray.knowledge import prefix_tree, versions
+from gemel_ray.knowledge import prefix_tree, thumbnails, versions
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.build import demonstrating, encoded, forms, own_examples
 from gemel_ray.knowledge.targets import Targets
@@ -92,10 +92,14 @@ class NextVersion:
     def _bank(self) -> tuple[Bank, str]:
         """The new bank, and the version whose vectors are those of its rows."""
         old, folder = self.former.bank, self.inside / "bank"
-        writer = BankWriter(self.former, old.image_vectors)
-        examples, names = self._examples(writer), self._names(writer)
+        with thumbnails.writing(folder) as small:
+            for picture in range(len(old.image_vectors)):
+                small.add(old.thumbnails.of(picture) if old.thumbnails else None)
+            writer = BankWriter(self.former, small, old.image_vectors)
+            examples, names = self._examples(writer), self._names(writer)
         kept = self._kept_names()
         if len(kept) == len(old) - old.examples and not examples and not names:
+            shutil.rmtree(folder)
             shutil.copytree(self.former.inside / "bank", folder, copy_function=linked)
             return Bank.open(folder), self.former.facts.get("vectors", versions.FIRST)
         new, vectors = writer.mention_vectors, old.mention_vectors

@@ -34,6 +34,7 @@ from gemel_ray.models.revision import revision
 from gemel_ray.models.tokenizer import load_tokenizer, tokenize
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from tokenizers import Tokenizer
 
     from gemel_ray.config import Config, Models
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from gemel_ray.knowledge.vectors import Vectors
     from gemel_ray.models.clip import Clip
     from gemel_ray.models.remembered import PictureCache
+
+    Watch = Callable[[tuple[bytes | None, str | None], Image], None]  # (bytes, address) and the picture
 
 FORMAT = 1
 _REBUILD = {
@@ -92,6 +95,7 @@ class Workspace:
         self.inside = inside or versions.folder(folder, knowledge)
         self._models = resolved(config.models)
         self.sees = self._mapper_file.exists()  # whether pictures stand in prompts; training says yes before
+        self.watch: Watch | None = None  # is shown every picture that Encode decodes
 
     @classmethod
     def open(cls, folder: Path, config: Config, knowledge: str | None = None) -> Workspace:

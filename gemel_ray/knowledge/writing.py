@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,8 @@ import pyarrow as pa
 from gemel_ray.config import Config
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.thumbnails import FILE as THUMBNAILS
+from gemel_ray.knowledge.thumbnails import ThumbnailWriter
 from gemel_ray.knowledge.vectors import Matrix, Vectors
 from gemel_ray.knowledge.workspace import FORMAT, Workspace, revisions
 from gemel_ray.models.clip import unit
@@ -85,6 +87,8 @@ def seal(folder: Path, facts: dict[str, Any], **history: Any) -> None:
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
     inside = ("*.arrow", "tree/*", "bank/*", "features/*")
     for file in sorted(file for pattern in inside for file in folder.glob(pattern)):
+        if file.name == THUMBNAILS:
+            continue  # no answer depends on them
         with file.open("rb") as content:
             hashlib.file_digest(content, lambda: digest)  # type: ignore[arg-type, return-value]
     whole = facts | {"version": digest.hexdigest()} | history
@@ -95,8 +99,10 @@ class BankWriter:
     """Makes the bank's rows of solved mentions, and gathers their vectors and their pictures' features, each
     feature once and behind those `known` already, float32 [pictures, feature]."""
 
-    def __init__(self, workspace: Workspace, known: Matrix | None = None) -> None:
-        self.workspace = workspace
+    def __init__(
+        self, workspace: Workspace, thumbnails: ThumbnailWriter | None = None, known: Matrix | None = None
+    ) -> None:
+        self.workspace, self.thumbnails = workspace, thumbnails
         self.features: list[Matrix] = list(known) if known is not None else []
         self.picture_of = {_digest(feature): row for row, feature in enumerate(self.features)}
         self.mention_vectors: list[Matrix] = []
@@ -112,21 +118,23 @@ class BankWriter:
                 "mention": r["mention"],
                 "target": r["target"],
                 "tokens": ids,
-                "image_row": self._picture(r["image_vector"]),
+                "image_row": self._picture(r),
             }
             for r, ids in zip(solved, tokens, strict=True)
         ]
         self.mention_vectors.append(np.array([r["mention_vector"] for r in solved], np.float32))
         return pa.Table.from_pylist(rows, bank_file.SCHEMA)
 
-    def _picture(self, vector: Sequence[float] | None) -> int:
-        if vector is None:
+    def _picture(self, row: dict[str, Any]) -> int:
+        if row["image_vector"] is None:
             return -1
-        feature = np.array(vector, np.float32)
-        row = self.picture_of.setdefault(_digest(feature), len(self.features))
-        if row == len(self.features):
+        feature = np.array(row["image_vector"], np.float32)
+        picture = self.picture_of.setdefault(_digest(feature), len(self.features))
+        if picture == len(self.features):
             self.features.append(feature)
-        return row
+            if self.thumbnails is not None:
+                self.thumbnails.add(row.get("thumbnail"))
+        return picture
 
     def pictures(self) -> Matrix:
         """Features of the distinct pictures, float32 [pictures, feature]."""

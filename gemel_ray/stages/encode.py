@@ -166,7 +166,10 @@ class _Encoding(Work):
         try:
             with self.lock:
                 clip = self.clip
-            return clip.prepare(read_image(*picture, self.limits, clip.side))
+            image = read_image(*picture, self.limits, clip.side)
+            if self.workspace.watch is not None:
+                self.workspace.watch(picture, image)
+            return clip.prepare(image)
         except ImageError as reason:
             return str(reason)
 

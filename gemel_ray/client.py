@@ -1,0 +1,136 @@
+"""A client of the endpoint, for programs that should not load a model themselves.
+
+    with Client("http://127.0.0.1:8000") as client:
+        links = client.link("A flag with the mark of AWS.", image=Path("flag.jpg"), mentions=["AWS"])
+
+Needs httpx and nothing else of the project: no torch, no Ray, no Arrow.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+Link = dict[str, Any]  # the columns of links/*.parquet
+Image = str | bytes | Path  # an http(s) or data: URL, the picture's bytes, or its file
+_LONGEST = 30.0  # seconds between two tries, whatever the server asks for
+
+
+class ServerError(RuntimeError):
+    """What the endpoint refused: its sentence, `kind`, HTTP `status` and `request_id`."""
+
+    def __init__(self, message: str, kind: str, status: int, request_id: str) -> None:
+        super().__init__(message)
+        self.kind, self.status, self.request_id = kind, status, request_id
+
+
+class Client:
+    """Of the endpoint at `url`. A server that is busy (503) is asked again, as its Retry-After says, for
+    `patience` seconds in all; `timeout` are seconds of one request."""
+
+    def __init__(
+        self, url: str, api_key: str | None = None, *, timeout: float = 90.0, patience: float = 120.0
+    ) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+        self.patience = patience
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.http.close()
+
+    def link(
+        self,
+        text: str,
+        image: Image | None = None,
+        mentions: Iterable[str | tuple[int, int]] | None = None,
+        **options: Any,
+    ) -> list[Link]:
+        """Links of one document, a row a mention. `mentions`: strings, or (start, end) in characters; None
+        lets the server find them. `options`: candidates, nil_threshold, search, demonstrations. Raises
+        ServerError."""
+        content = document(text, image, mentions) | {"options": options}
+        with self._asked(content) as answer:
+            links: list[Link] = json.loads(answer.read())["links"]
+        return links
+
+    def link_many(self, documents: Iterable[Mapping[str, Any]], **options: Any) -> Iterator[list[Link]]:
+        """Links of each document, in the order in which they are done; a row's document_id says whose they
+        are. A document: text and, if wanted, image, mentions and id, as `link` takes them. All of them are
+        one request; what is wrong with one of them is a row of status error. Raises ServerError."""
+        content = {"documents": [document(**d) for d in documents], "options": options}
+        with self._asked(content, Accept="application/x-ndjson") as answer:
+            for line in answer.iter_lines():
+                said = json.loads(line)
+                if "error" in said:
+                    raise _error(said, answer.status_code)
+                if "links" in said:
+                    yield said["links"]
+
+    @contextmanager
+    def _asked(self, content: dict[str, Any], **headers: str) -> Iterator[httpx.Response]:
+        """The answer, when it is one; its body is still to be read."""
+        end = time.monotonic() + self.patience
+        while True:
+            with self.http.stream("POST", "/v1/link", json=content, headers=headers) as answer:
+                if answer.status_code == httpx.codes.OK:
+                    yield answer
+                    return
+                answer.read()
+                pause = _pause(answer)
+                if pause is None or time.monotonic() + pause > end:
+                    raise _error(_said(answer), answer.status_code)
+            time.sleep(pause)
+
+
+def document(
+    text: str,
+    image: Image | None = None,
+    mentions: Iterable[str | tuple[int, int]] | None = None,
+    id: str | None = None,
+) -> dict[str, Any]:
+    """A document as the endpoint takes it."""
+    made: dict[str, Any] = {"text": text}
+    if isinstance(image, Path):
+        image = image.read_bytes()
+    if image is not None:
+        made["image"] = base64.b64encode(image).decode() if isinstance(image, bytes) else image
+    if mentions is not None:
+        made["mentions"] = [m if isinstance(m, str) else {"start": m[0], "end": m[1]} for m in mentions]
+    return made if id is None else made | {"id": id}
+
+
+def _pause(answer: httpx.Response) -> float | None:
+    """Seconds until it may be asked again; None: it is no use."""
+    if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+        return None
+    try:
+        return min(_LONGEST, max(0.1, float(answer.headers.get("Retry-After", 1))))
+    except ValueError:  # a date
+        return 1.0
+
+
+def _said(answer: httpx.Response) -> Any:
+    try:
+        return answer.json()
+    except ValueError:  # a proxy's page
+        return {}
+
+
+def _error(said: Any, status: int) -> ServerError:
+    found = said.get("error") if isinstance(said, dict) else None
+    error = found if isinstance(found, dict) else {}
+    message = error.get("message", f"the server answered {status}")
+    return ServerError(message, error.get("kind", "internal"), status, error.get("request_id", ""))

@@ -1,0 +1,117 @@
+"""Small JPEG pictures of the demonstrations, for people who look at an answer: no stage reads them.
+
+One file, bank/thumbnails.arrow, memory-mapped: row i is the picture of row i of image_vectors.npy. A
+workspace that was built before they were kept, or without pictures, has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from PIL import Image
+
+from gemel_ray.models.images import ImageError, ImageLimits, read_image
+
+if TYPE_CHECKING:
+    from gemel_ray.knowledge.workspace import Workspace
+
+FILE = "thumbnails.arrow"
+_SIDE = 160  # pixels, the longest
+_SCHEMA = pa.schema([pa.field("jpeg", pa.binary())])
+_ROWS = 1024  # written at once
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """The picture as a JPEG whose longest side is 160 pixels at most."""
+    small, out = image.copy(), BytesIO()
+    small.thumbnail((_SIDE, _SIDE))
+    small.save(out, "JPEG", quality=80)
+    return out.getvalue()
+
+
+class Collected:
+    """Thumbnails of the documents that a build encodes, from the pictures that Encode decodes anyway."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.wanted, encode = workspace.config.bank.thumbnails, workspace.config.encode
+        self._limits = ImageLimits(
+            int(encode.megapixels * 1e6), int(encode.megabytes * 2**20), encode.seconds
+        )
+        self._made: dict[str | bytes | None, bytes | None] = {None: None}
+        if self.wanted:
+            workspace.watch = self._watch
+
+    def of(self, documents: pa.Table, good: Sequence[bool]) -> pa.Array:
+        """A JPEG or null for each of the documents that were encoded last; `good` are those that could be."""
+        pictures = zip(
+            documents["image"].to_pylist(), documents["image_address"].to_pylist(), good, strict=True
+        )
+        found = [self._of(data, at) if fine and self.wanted else None for data, at, fine in pictures]
+        self._made = {None: None}
+        return pa.array(found, pa.binary())
+
+    def _watch(self, picture: tuple[bytes | None, str | None], image: Image.Image) -> None:
+        data, address = picture
+        self._made[address or data] = thumbnail(image)
+
+    def _of(self, data: bytes | None, address: str | None) -> bytes | None:
+        name = address or data
+        if name not in self._made:  # its feature was there already, so nobody decoded it
+            try:
+                self._made[name] = thumbnail(read_image(data, address, self._limits, _SIDE))
+            except ImageError:
+                self._made[name] = None
+        return self._made[name]
+
+
+class Thumbnails:
+    """A read-only view of the file that `writing` made."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._pictures = table["jpeg"]
+
+    @classmethod
+    def open(cls, folder: Path) -> Thumbnails | None:
+        """Map the bank's thumbnails, where it has any."""
+        file = folder / FILE
+        return cls(pa.ipc.open_file(pa.memory_map(str(file))).read_all()) if file.exists() else None
+
+    def of(self, picture: int) -> bytes | None:
+        """The JPEG of a row of image_vectors.npy; None where none was kept."""
+        jpeg: bytes | None = self._pictures[picture].as_py() if 0 <= picture < len(self._pictures) else None
+        return jpeg
+
+
+class ThumbnailWriter:
+    """Takes them in the order of their pictures, and writes as it goes."""
+
+    def __init__(self, file: pa.ipc.RecordBatchFileWriter) -> None:
+        self._file, self._waiting = file, list[bytes | None]()
+        self.kept = 0
+
+    def add(self, jpeg: bytes | None) -> None:
+        self._waiting.append(jpeg)
+        self.kept += jpeg is not None
+        if len(self._waiting) >= _ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._file.write_batch(pa.record_batch([pa.array(self._waiting, pa.binary())], schema=_SCHEMA))
+        self._waiting.clear()
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[ThumbnailWriter]:
+    """Write the bank's thumbnails; without a single one there is no file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with pa.ipc.new_file(str(folder / FILE), _SCHEMA) as file:
+        writer = ThumbnailWriter(file)
+        yield writer
+        writer.flush()
+    if not writer.kept:
+        (folder / FILE).unlink()

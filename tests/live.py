@@ -1,0 +1,54 @@
+"""The real endpoint in this process, over the tests' one engine, on a port of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import uvicorn
+
+from gemel_ray.config import Config
+from gemel_ray.graph import Segment
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.linking import linking_graph
+from gemel_ray.serving.building import app
+from gemel_ray.serving.linker import Reply
+from gemel_ray.serving.running import Running
+
+
+@contextmanager
+def served(config: Config, workspace: Workspace, generating: Any) -> Iterator[str]:
+    """Its address, when it is ready."""
+    graph = linking_graph(config, workspace)
+    before = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
+    running = Running(Segment(graph, (*before.works, (4, generating))), 16)
+
+    async def linked(table: pa.Table) -> Reply:
+        return Reply(*await running.run(table))
+
+    with listening(app(config, workspace, linked)) as url:
+        while httpx.get(f"{url}/readyz", timeout=60).status_code != httpx.codes.OK:
+            time.sleep(0.2)
+        yield url
+    before.close()
+
+
+@contextmanager
+def listening(application: Any) -> Iterator[str]:
+    """The address of an ASGI app that a thread serves."""
+    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
