@@ -1,7 +1,7 @@
 """The command line: its verbs, and how a run ends.
 
-Exit status: 0 done, 1 finished with error rows under --strict or with something found by check, 2 wrong
-usage or configuration.
+Exit status: 0 done, 1 finished with error rows under --strict, or with something found by check or
+lint-deploy, 2 wrong usage or configuration.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gemel_ray.commands import (
     export_gemel,
     import_gemel,
     link,
+    lint_deploy,
     say,
     study,
     train,
@@ -35,6 +36,7 @@ _VERBS: dict[str, Callable[[Parser], None]] = {
     "train": train.add,
     "import-gemel": import_gemel.add,
     "export-gemel": export_gemel.add,
+    "lint-deploy": lint_deploy.add,
     "doctor": doctor.add,
 }
 
