@@ -10,10 +10,10 @@ from gemel_ray.arguments import Parser
 
 
 def add(verb: Parser) -> None:
-    """Check the Kubernetes manifests before a cluster is asked: schemas, KubeRay's rules, references, versions.
+    """Check the Kubernetes manifests before a cluster is asked: schemas, KubeRay's rules, references...
 
-    FOLDER and what is under it is rendered with `kubectl kustomize`, which needs no cluster. Your own overlays
-    in it are checked as well. Exit status: 0 when nothing was found, 1 when something was.
+    FOLDER and what is under it is rendered with `kubectl kustomize`, which needs no cluster; your own
+    overlays in it, too. Exit status: 0 when nothing was found, 1 when something was.
     """
     verb.add_argument("folder", nargs="?", type=Path, default=Path("deploy"), metavar="FOLDER")
     verb.add_argument("--json", action="store_true", help="print what was found as JSON")

@@ -11,7 +11,7 @@ _TOKENS = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 def sizes(manifests: Manifests) -> Found:
-    """Bounds in order; a size that nobody changes is said alike thrice, one that the autoscaler keeps never."""
+    """Bounds in order; a size that nobody changes said thrice alike, one that the autoscaler keeps never."""
     for where, cluster in manifests.clusters():
         scaled = cluster.get("enableInTreeAutoscaling", False)
         for group in groups(cluster):

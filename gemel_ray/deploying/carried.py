@@ -14,7 +14,7 @@ import yaml
 from gemel_ray.checked import ConfigError, made, merged, parsed
 from gemel_ray.config import Config
 from gemel_ray.deploying import placement
-from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod
+from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod, cluster
 
 _TOLERANCE = 1e-6
 
@@ -34,7 +34,7 @@ def command(manifests: Manifests) -> Found:
 
 
 def configuration(manifests: Manifests) -> Found:
-    """It loads, joins the cluster it is in, and says threads: else the cores of a head's node are shared out."""
+    """It loads, joins its cluster, and says threads: else the cores of the head's node are shared out."""
     for where, document in manifests.of("RayJob", "RayService"):
         try:
             config = carried(manifests, where, document)
@@ -54,9 +54,8 @@ def configuration(manifests: Manifests) -> Found:
 def gpus(manifests: Manifests) -> Found:
     """As many GPUs, at most, as the segments take: each one more is paid for and idle."""
     for where, document, config in _configured(manifests):
-        cluster = document["spec"].get("rayClusterSpec") or document["spec"]["rayClusterConfig"]
         asked = sum(count * s.gpus for s, count in _most(document, config))
-        there = placement.gpus(placement.room(cluster, "maxReplicas"))
+        there = placement.gpus(placement.room(cluster(document), "maxReplicas"))
         if abs(asked - there) > _TOLERANCE:
             yield where, f"its groups have {there:g} GPUs at most, and its segments take {asked:g}"
 
@@ -64,9 +63,10 @@ def gpus(manifests: Manifests) -> Found:
 def room(manifests: Manifests) -> Found:
     """All workers find room, however Ray places them."""
     for where, document, config in _configured(manifests):
-        cluster = document["spec"].get("rayClusterSpec") or document["spec"]["rayClusterConfig"]
         spare = placement.READING if document["kind"] == "RayJob" else 0.0
-        if not placement.fits(placement.room(cluster, "maxReplicas"), _most(document, config), spare):
+        if not placement.fits(
+            placement.room(cluster(document), "maxReplicas"), _most(document, config), spare
+        ):
             yield where, "its workers can be placed so that one of them, or reading, finds no room"
 
 
@@ -147,10 +147,11 @@ def _configured(manifests: Manifests) -> Any:
             yield where, document, carried(manifests, where, document)
 
 
-def _segments(document: Json, config: Config) -> Any:
+def _segments(document: Json, config: Any) -> Any:
     return config.offline.segments if document["kind"] == "RayJob" else config.online.segments
 
 
-def _most(document: Json, config: Config) -> Any:
+def _most(document: Json, config: Config) -> list[tuple[Any, int]]:
     """Each segment with the number of its workers, at most."""
-    return [(s, s.workers) for s in _segments(document, config)]
+    job = document["kind"] == "RayJob"
+    return [(s, s.workers if job else s.max_replicas) for s in _segments(document, config)]

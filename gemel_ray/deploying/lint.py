@@ -89,7 +89,7 @@ def lint(deploy: Path) -> list[Fault]:
 
 
 def refused(manifests: Manifests) -> list[Fault]:
-    """By every rule; by the schema alone where it refuses, for the others take a document's shape for granted."""
+    """By every rule; by the schema alone where it refuses: the others take shapes for granted."""
     broken = [Fault("schema", manifests.folder, *found) for found in schemas(manifests)]
     return broken or [
         Fault(name, manifests.folder, where, what)

@@ -152,9 +152,9 @@ def fault_tolerance(manifests: Manifests) -> Found:
 def serve_port(manifests: Manifests) -> Found:
     for pod in manifests.pods():
         ports = [port.get("name", "") for port in pod.main.get("ports", ())]
-        if pod.role == "head" and pod.where.startswith("RayService/") and ports:
-            if not any(name == "serve" or name.startswith("serve-") for name in ports):
-                yield pod.where, "lists ports, but none called serve: the serve Service is not made"
+        serves = any(name == "serve" or name.startswith("serve-") for name in ports)
+        if pod.role == "head" and pod.where.startswith("RayService/") and ports and not serves:
+            yield pod.where, "lists ports, but none called serve: the serve Service is not made"
 
 
 def ray_container(manifests: Manifests) -> Found:

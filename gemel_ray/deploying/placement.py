@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
-from gemel_ray.config import SegmentOptions
 from gemel_ray.deploying.manifests import Json, groups
 
 READING = 1.5  # CPUs: a task that reads, and one that cuts what was read into blocks
@@ -31,8 +31,9 @@ def gpus(room: Room) -> float:
     return sum(gpus for _, gpus in room)
 
 
-def fits(room: Room, segments: Sequence[tuple[SegmentOptions, int]], spare: float) -> bool:
-    """Whether all workers (segment, how many) find room in every order and place, and `spare` CPUs are left."""
+def fits(room: Room, segments: Sequence[tuple[Any, int]], spare: float) -> bool:
+    """Whether all workers (segment with cpus and gpus, how many) find room in every order and place, and
+    `spare` CPUs are left."""
     return _never_stuck(
         room, tuple((s.cpus, s.gpus) for s, _ in segments), tuple(n for _, n in segments), spare
     )

@@ -7,8 +7,15 @@ from __future__ import annotations
 
 from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod
 
-_HOMES = ("HOME", "HF_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR")
-_HOMES += ("TORCHINDUCTOR_CACHE_DIR",)
+_HOMES = (
+    "HOME",
+    "HF_HOME",
+    "XDG_CACHE_HOME",
+    "MPLCONFIGDIR",
+    "VLLM_CACHE_ROOT",
+    "TRITON_CACHE_DIR",
+    "TORCHINDUCTOR_CACHE_DIR",
+)
 
 
 def non_root(manifests: Manifests) -> Found:

@@ -144,18 +144,13 @@ def budgets(manifests: Manifests) -> Found:
 
 def claims(manifests: Manifests) -> Found:
     """Pods on several nodes need a volume that several may write."""
-    shared = {
-        d["metadata"]["name"]: d["spec"]["accessModes"]
-        for d in (*manifests.around, *manifests.documents)
-        if d["kind"] == "PersistentVolumeClaim"
-    }
+    shared: set[str] = set()
+    for document in (*manifests.around, *manifests.documents):
+        if document["kind"] == "PersistentVolumeClaim" and "ReadWriteMany" in document["spec"]["accessModes"]:
+            shared.add(document["metadata"]["name"])
     for pod in manifests.pods():
         for kind, name, _ in _of_volumes(pod):
-            if (
-                kind == "PersistentVolumeClaim"
-                and pod.role != "plain"
-                and "ReadWriteMany" not in shared.get(name, ())
-            ):
+            if kind == "PersistentVolumeClaim" and pod.role != "plain" and name not in shared:
                 yield pod.where, f"claim {name} must offer ReadWriteMany: several pods write to it"
 
 
