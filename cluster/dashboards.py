@@ -18,21 +18,41 @@ _CLUSTER = 'ray_io_cluster=~"$cluster"'
 PANELS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
     "Service": [
         (
-            "Requests by status",
+            "Requests",
             "reqps",
-            {
-                "{{route}} {{status_code}}": "sum by (route, status_code) "
-                "(rate(ray_serve_num_http_requests_total{%s}[5m]))"
-            },
+            {"{{route}} {{status}}": "sum by (route, status) (rate(gemel_ray_requests_total{%s}[5m]))"},
         ),
         (
             "Time to answer",
-            "ms",
+            "s",
             {
                 f"p{quantile}": f"histogram_quantile(0.{quantile}, sum by (le) "
-                "(rate(ray_serve_http_request_latency_ms_bucket{%s}[5m])))"
+                '(rate(gemel_ray_request_seconds_bucket{%s, route="/v1/link"}[5m])))'
                 for quantile in (50, 95, 99)
             },
+        ),
+        (
+            "Of a document, mean",
+            "s",
+            {
+                "{{stage}}": "sum by (stage) (rate(gemel_ray_stage_seconds_sum{%s}[5m])) "
+                "/ sum by (stage) (rate(gemel_ray_stage_seconds_count{%s}[5m]))"
+            },
+        ),
+        ("Links", "ops", {"{{status}}": "sum by (status) (rate(gemel_ray_links_total{%s}[5m]))"}),
+        (
+            "NIL",
+            "percentunit",
+            {
+                "share": 'sum(rate(gemel_ray_links_total{%s, status="nil"}[15m])) '
+                "/ sum(rate(gemel_ray_links_total{%s}[15m]))"
+            },
+        ),
+        ("Errors", "reqps", {"{{kind}}": "sum by (kind) (rate(gemel_ray_errors_total{%s}[5m]))"}),
+        (
+            "Documents inside",
+            "short",
+            {"inside": "sum(gemel_ray_documents_inside{%s})", "let in at most": "sum(gemel_ray_queue{%s})"},
         ),
         (
             "Replicas",
@@ -43,6 +63,19 @@ PANELS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
             "Waiting",
             "short",
             {"{{deployment}}": "sum by (deployment) (ray_serve_deployment_queued_queries{%s})"},
+        ),
+    ],
+    "Engine": [
+        (
+            "Prompt tokens",
+            "short",
+            {"{{source}}": "sum by (source) (rate(gemel_ray_prompt_tokens_total{%s}[5m]))"},
+        ),
+        ("Tokens written", "short", {"tokens/s": "sum(rate(gemel_ray_decoded_tokens_total{%s}[5m]))"}),
+        (
+            "Asked again",
+            "short",
+            {"documents whose worker died": "sum(increase(gemel_ray_asked_again_total{%s}[15m]))"},
         ),
     ],
     "Job": [
@@ -121,7 +154,7 @@ def _panel(title: str, unit: str, queries: dict[str, str]) -> dict[str, Any]:
         "datasource": "${datasource}",
         "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
         "targets": [
-            {"refId": chr(ord("A") + number), "expr": query % _CLUSTER, "legendFormat": legend}
+            {"refId": chr(ord("A") + number), "expr": query.replace("%s", _CLUSTER), "legendFormat": legend}
             for number, (legend, query) in enumerate(queries.items())
         ],
     }

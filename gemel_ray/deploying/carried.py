@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import shlex
 from pathlib import PurePosixPath
 from typing import Any
@@ -68,6 +69,24 @@ def room(manifests: Manifests) -> Found:
             placement.room(cluster(document), "maxReplicas"), _most(document, config), spare
         ):
             yield where, "its workers can be placed so that one of them, or reading, finds no room"
+
+
+def drain(manifests: Manifests) -> Found:
+    """Nothing that answers is taken away before the longest request (online.deadline) has ended."""
+    for where, document, config in _configured(manifests):
+        if document["kind"] != "RayService":
+            continue
+        longest = config.online.deadline
+        if document["spec"].get("rayClusterDeletionDelaySeconds", 60) <= longest:
+            yield where, f"rayClusterDeletionDelaySeconds must be above online.deadline ({longest:g})"
+        for pod in (pod for pod in _ray(manifests, where) if pod.role == "worker"):
+            stop = pod.main.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [""])
+            waits = max(map(int, re.findall(r"sleep (\d+)", stop[-1])), default=0)
+            if not longest < waits < pod.spec.get("terminationGracePeriodSeconds", 30):
+                yield (
+                    pod.where,
+                    "preStop must sleep above online.deadline, and the grace period be longer",
+                )
 
 
 def carried(manifests: Manifests, where: str, document: Json) -> Config:

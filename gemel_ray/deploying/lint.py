@@ -63,6 +63,7 @@ RULES: dict[str, Callable[[Manifests], Found]] = {
     "configuration": carried.configuration,
     "gpu-count": carried.gpus,
     "room": carried.room,
+    "drain": carried.drain,
     "image-version": versions.images,
     "ray-version": versions.ray,
     "qdrant-version": versions.qdrant,

@@ -1,6 +1,6 @@
 """Alerts and dashboards ask for metrics that somebody writes: a misspelt one is an alert that never comes.
 
-Ray's are those of its own dashboards, which stand in deploy/monitoring; ours those in the package's sources.
+Ray's are those of its own dashboards, which stand in deploy/monitoring; ours what the endpoint registers.
 """
 
 from __future__ import annotations
@@ -8,12 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from gemel_ray.deploying.manifests import Found, Json, Manifests
 
-_PACKAGE = Path(__file__).parent.parent
 # By whom: Prometheus, KubeRay's operator (controllers/ray/metrics), the kubelet, Qdrant (/metrics).
 _OTHERS = {
     "up",
@@ -45,8 +42,11 @@ _SUFFIX = re.compile(r"_(bucket|sum|count|total)$")
 
 
 def known(manifests: Manifests) -> Found:
+    expressions = [*_alerts(manifests), *_panels(manifests)]
+    if not expressions:
+        return
     there = {_SUFFIX.sub("", name) for name in _OTHERS | _rays(manifests) | _ours()}
-    for where, expression in (*_alerts(manifests), *_panels(manifests)):
+    for where, expression in expressions:
         for name in sorted(names(expression)):
             if _SUFFIX.sub("", name) not in there:
                 yield where, f"nobody writes the metric {name}"
@@ -90,5 +90,6 @@ def _rays(manifests: Manifests) -> set[str]:
 
 
 def _ours() -> set[str]:
-    sources: Any = (_PACKAGE / "serving").glob("*.py")
-    return {name for file in sources for name in re.findall(r"\bgemel_ray_[a-z0-9_]+", file.read_text())}
+    from gemel_ray.serving.meters import Meters
+
+    return {metric.name for metric in Meters().registry.collect()}

@@ -13,6 +13,8 @@ from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod
 # Ports that a Ray pod has without saying so (KubeRay's common/pod.go), where it lists none itself.
 _RAY_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": 8000, "metrics": 8080}
 
+_EVERYWHERE = "kube-root-ca.crt"  # which Kubernetes puts into every namespace
+
 
 def names(manifests: Manifests) -> Found:
     """Every ConfigMap, Secret and claim that is named, with the key that is asked of it."""
@@ -52,6 +54,10 @@ def _of_volumes(pod: Pod) -> Iterator[tuple[str, str, str]]:
             yield "ConfigMap", volume["configMap"]["name"], ""
         if "secret" in volume:
             yield "Secret", volume["secret"]["secretName"], ""
+        for source in volume.get("projected", {}).get("sources", ()):
+            name = source.get("configMap", {}).get("name", _EVERYWHERE)
+            if name != _EVERYWHERE:
+                yield "ConfigMap", name, ""
         if "persistentVolumeClaim" in volume:
             yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"], ""
 
