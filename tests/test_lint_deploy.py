@@ -240,8 +240,8 @@ CASES: list[tuple[str, str, Edit, str]] = [
         swap(
             "RayService",
             CONFIG,
-            "route_prefix: /",
-            "deployments: [{name: x, autoscaling_config: {max_replica: 2}}]\n    route_prefix: /",
+            "{num_cpus: 0.1}",
+            "{num_cpus: 0.1}, autoscaling_config: {max_replica: 2}",
         ),
         "max_replica",
     ),
@@ -252,6 +252,7 @@ CASES: list[tuple[str, str, Edit, str]] = [
         "gemel_ray.offline:app is no function",
     ),
     ("serve-arguments", SERVICE, swap("RayService", CONFIG, "workspace:", "space:"), "space"),
+    ("serve-arguments", SERVICE, swap("RayService", CONFIG, "name: api", "name: encode"), "online.segments"),
     ("command", JOB, swap("RayJob", "spec/entrypoint", "--output", "--out"), "refused"),
     ("command", JOB, swap("RayJob", "spec/entrypoint", "gemel-ray", "python"), "must start with gemel-ray"),
     ("command", JOB, swap("RayJob", "spec/entrypoint", "/data/linked", "/linked"), "on no claim"),

@@ -64,7 +64,7 @@ def gpus(manifests: Manifests) -> Found:
 def room(manifests: Manifests) -> Found:
     """All workers find room, however Ray places them."""
     for where, document, config in _configured(manifests):
-        spare = placement.READING if document["kind"] == "RayJob" else 0.0
+        spare = placement.READING if document["kind"] == "RayJob" else placement.API
         if not placement.fits(
             placement.room(cluster(document), "maxReplicas"), _most(document, config), spare
         ):
@@ -96,7 +96,8 @@ def carried(manifests: Manifests, where: str, document: Json) -> Config:
         path, overrides = str(options.config), list(options.set)
         readers = [pod for pod in _ray(manifests, where) if pod.role == "head"]
     else:
-        path, overrides = _arguments(document).get("config", ""), []
+        arguments = _arguments(document)
+        path, overrides = arguments.get("config", ""), arguments.get("set", [])
         readers = _ray(manifests, where)  # a replica may be on any of them
     texts = {_text(manifests, pod, path) for pod in readers}
     if len(texts) != 1:

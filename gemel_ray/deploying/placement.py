@@ -13,6 +13,7 @@ from typing import Any
 from gemel_ray.deploying.manifests import Json, groups
 
 READING = 1.5  # CPUs: a task that reads, and one that cuts what was read into blocks
+API = 0.1  # CPUs: the service's front, on a worker, for the head has no CPUs to give
 Room = tuple[tuple[float, float], ...]  # CPUs and GPUs
 
 

@@ -19,6 +19,8 @@ _FLAG: Json = {"type": "boolean"}
 _NUMBER: Json = {"type": "integer", "format": "int32"}
 _TEXTS: Json = {"type": "object", "additionalProperties": _TEXT}
 _EITHER: Json = {"anyOf": [_NUMBER, _TEXT]}
+_TEMPLATE = "spec.headGroupSpec.template"  # where in a RayCluster Kubernetes' own parts are
+_POLICY = "spec.networkPolicy.head"
 
 
 def faults(document: Json) -> Iterator[tuple[str, str]]:
@@ -44,59 +46,56 @@ def _list(items: Json) -> Json:
 def _schemas() -> tuple[dict[str, Json], dict[str, Json]]:
     """Schemas by apiVersion and kind, and the definitions that they refer to."""
     crds: dict[str, Json] = json.loads(Path(__file__).with_name("crds.json").read_text())
-
-    def at(kind: str, path: str) -> Json:
-        """The schema of a field; of a list, that of its items."""
-        schema = crds[f"ray.io/v1 {kind}"]
-        for field in path.split("."):
-            schema = _resolved(schema, crds)["properties"][field]
-            schema = _resolved(schema, crds).get("items", schema)
-        return schema
-
-    template = at("RayCluster", "spec.headGroupSpec.template")
-    pod = at("RayCluster", "spec.headGroupSpec.template.spec")
-    metadata = at("RayCluster", "spec.headGroupSpec.template.metadata")
-    claim = at("RayCluster", "spec.headGroupSpec.template.spec.volumes.ephemeral.volumeClaimTemplate.spec")
-    selector = at("RayCluster", "spec.networkPolicy.head.ingressRules.from.podSelector")
-    service = at("RayService", "spec.serveService.spec")
-    ingress = at("RayCluster", "spec.networkPolicy.head.ingressRules")
-    egress = at("RayCluster", "spec.networkPolicy.head.egressRules")
-    job = _job(template)
-    kinds: dict[str, Json] = {
-        "v1 ConfigMap": {"data": _TEXTS, "binaryData": _TEXTS, "immutable": _FLAG},
-        "v1 Secret": {"data": _TEXTS, "stringData": _TEXTS, "type": _TEXT, "immutable": _FLAG},
-        "v1 PersistentVolumeClaim": {"spec": claim},
-        "v1 Pod": {"spec": pod},
-        "v1 Service": {"spec": service},
-        "apps/v1 StatefulSet": {
-            "spec": _stateful_set(template, selector, _object(metadata=metadata, spec=claim))
-        },
-        "batch/v1 Job": {"spec": job},
-        "batch/v1 CronJob": {"spec": _cron_job(_object(metadata=metadata, spec=job))},
-        "policy/v1 PodDisruptionBudget": {
-            "spec": _object(
-                minAvailable=_EITHER,
-                maxUnavailable=_EITHER,
-                selector=selector,
-                unhealthyPodEvictionPolicy={"enum": ["IfHealthyBudget", "AlwaysAllow"]},
-            )
-        },
-        "networking.k8s.io/v1 NetworkPolicy": {
-            "spec": _object(
-                ("podSelector",),
-                podSelector=selector,
-                policyTypes=_list({"enum": ["Ingress", "Egress"]}),
-                ingress=_list(ingress),
-                egress=_list(egress),
-            )
-        },
-    }
-    own = {name: _object(("metadata",), **fields) for name, fields in kinds.items()}
+    metadata = _at(crds, "RayCluster", f"{_TEMPLATE}.metadata")
+    own = {name: _object(("metadata",), **fields) for name, fields in _kubernetes(crds, metadata).items()}
     custom = {name: schema for name, schema in crds.items() if " " in name}
     for schema in (own | custom).values():
         schema["properties"] |= {"apiVersion": _TEXT, "kind": _TEXT, "metadata": metadata}
         schema["properties"].pop("status", None)
     return own | custom, crds
+
+
+def _kubernetes(crds: dict[str, Json], metadata: Json) -> dict[str, dict[str, Json]]:
+    """The fields of Kubernetes' own kinds."""
+    template = _at(crds, "RayCluster", _TEMPLATE)
+    claim = _at(crds, "RayCluster", f"{_TEMPLATE}.spec.volumes.ephemeral.volumeClaimTemplate.spec")
+    selector = _at(crds, "RayCluster", f"{_POLICY}.ingressRules.from.podSelector")
+    job = _job(template)
+    stateful = _stateful_set(template, selector, _object(metadata=metadata, spec=claim))
+    policy = _object(
+        ("podSelector",),
+        podSelector=selector,
+        policyTypes=_list({"enum": ["Ingress", "Egress"]}),
+        ingress=_list(_at(crds, "RayCluster", f"{_POLICY}.ingressRules")),
+        egress=_list(_at(crds, "RayCluster", f"{_POLICY}.egressRules")),
+    )
+    budget = _object(
+        minAvailable=_EITHER,
+        maxUnavailable=_EITHER,
+        selector=selector,
+        unhealthyPodEvictionPolicy={"enum": ["IfHealthyBudget", "AlwaysAllow"]},
+    )
+    return {
+        "v1 ConfigMap": {"data": _TEXTS, "binaryData": _TEXTS, "immutable": _FLAG},
+        "v1 Secret": {"data": _TEXTS, "stringData": _TEXTS, "type": _TEXT, "immutable": _FLAG},
+        "v1 PersistentVolumeClaim": {"spec": claim},
+        "v1 Pod": {"spec": _at(crds, "RayCluster", f"{_TEMPLATE}.spec")},
+        "v1 Service": {"spec": _at(crds, "RayService", "spec.serveService.spec")},
+        "apps/v1 StatefulSet": {"spec": stateful},
+        "batch/v1 Job": {"spec": job},
+        "batch/v1 CronJob": {"spec": _cron_job(_object(metadata=metadata, spec=job))},
+        "policy/v1 PodDisruptionBudget": {"spec": budget},
+        "networking.k8s.io/v1 NetworkPolicy": {"spec": policy},
+    }
+
+
+def _at(crds: dict[str, Json], kind: str, path: str) -> Json:
+    """The schema of a field of one of Ray's kinds; of a list, that of its items."""
+    schema = crds[f"ray.io/v1 {kind}"]
+    for field in path.split("."):
+        schema = _resolved(schema, crds)["properties"][field]
+        schema = _resolved(schema, crds).get("items", schema)
+    return schema
 
 
 def _resolved(schema: Json, crds: dict[str, Json]) -> Json:

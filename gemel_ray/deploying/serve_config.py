@@ -24,7 +24,7 @@ _DEPRECATED = (
     "upscale_smoothing_factor",
     "downscale_smoothing_factor",
 )
-_ARGUMENTS = {"workspace", "config"}  # of gemel_ray.online:app
+_NEEDED = {"workspace", "config"}  # by gemel_ray.online
 
 
 def options(manifests: Manifests) -> Found:
@@ -49,15 +49,17 @@ def import_paths(manifests: Manifests) -> Found:
 
 
 def arguments(manifests: Manifests) -> Found:
+    """The builder's arguments; and no numbers of segments, which stand in the configuration."""
     for where, application in _applications(manifests):
         given = set(application.get("args") or {})
-        if given != _ARGUMENTS:
+        if not _NEEDED <= given <= _NEEDED | {"set"}:
             yield (
                 where,
-                f"args must be {', '.join(sorted(_ARGUMENTS))}, not {', '.join(sorted(given)) or 'none'}",
+                f"args are workspace, config and perhaps set, not {', '.join(sorted(given)) or 'none'}",
             )
-        if application.get("deployments"):
-            yield where, "deployments stand in the configuration (online.segments), not here"
+        for deployment in application.get("deployments") or ():
+            if deployment.keys() - {"name", "ray_actor_options"} or deployment.get("name") != "api":
+                yield where, "only the api's place stands here; segments stand in online.segments"
 
 
 def _configs(manifests: Manifests) -> Iterator[tuple[str, Json]]:
