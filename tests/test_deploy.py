@@ -1,4 +1,4 @@
-"""deploy/ and what goes with it: clean under lint-deploy, its copied and generated files as they should be."""
+"""deploy/ and what goes with it: clean under lint-deploy, copied and generated files as they should be."""
 
 from __future__ import annotations
 
