@@ -200,6 +200,12 @@ CASES: list[tuple[str, str, Edit, str]] = [
     ("selector", QDRANT, put("Service", "spec/selector", {"app": "qdrant"}), "selects no pod"),
     ("selector", QDRANT, put("StatefulSet", "spec/selector/matchLabels", {"a": "b"}), "its own pods"),
     ("selector", MONITORING, put("PodMonitor", "spec/selector/matchLabels", {"a": "b"}), "selects no pod"),
+    (
+        "selector",
+        QDRANT,
+        put("NetworkPolicy", "spec/ingress/0/from/0/podSelector/matchExpressions/0/values", ["on"]),
+        "selects no pod",
+    ),
     ("port", QDRANT, put("Service", "spec/ports/0/targetPort", "web"), "port web"),
     ("port", MONITORING, put("PodMonitor", "spec/podMetricsEndpoints/0/port", "metric"), "port metric"),
     (
@@ -256,6 +262,7 @@ CASES: list[tuple[str, str, Edit, str]] = [
     ("command", JOB, swap("RayJob", "spec/entrypoint", "--output", "--out"), "refused"),
     ("command", JOB, swap("RayJob", "spec/entrypoint", "gemel-ray", "python"), "must start with gemel-ray"),
     ("command", JOB, swap("RayJob", "spec/entrypoint", "/data/linked", "/linked"), "on no claim"),
+    ("command", SERVICE, swap("RayService", CONFIG, "/data/workspace", "/workspace"), "on no claim"),
     ("configuration", JOB, swap("RayJob", "spec/entrypoint", "job_config", "config"), "no ConfigMap's file"),
     (
         "configuration",

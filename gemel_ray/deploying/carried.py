@@ -21,14 +21,15 @@ _TOLERANCE = 1e-6
 
 
 def command(manifests: Manifests) -> Found:
-    """A job's command line is understood, and what it names is on a volume that all pods share."""
-    for where, document in manifests.of("RayJob"):
+    """A job's command line is understood; and what is named there, or by a service, is on a volume that all
+    pods share. Addresses of object stores (s3://...) are nobody's volume."""
+    for where, document in manifests.of("RayJob", "RayService"):
         try:
-            options = _options(document)
+            paths = _paths(document)
         except ValueError as fault:
             yield where, str(fault)
             continue
-        for path in (options.workspace, options.output, *options.inputs):
+        for path in (path for path in paths if "://" not in path):
             for pod in _ray(manifests, where):
                 if "persistentVolumeClaim" not in (_volume(pod, PurePosixPath(path)) or {}):
                     yield pod.where, f"{path} is on no claim there"
@@ -46,10 +47,8 @@ def configuration(manifests: Manifests) -> Found:
             yield where, f"offline.address must be auto, the cluster it is in, not {config.offline.address}"
         for segment in _segments(document, config):
             if not 0 < segment.threads <= segment.cpus:
-                yield (
-                    where,
-                    f"segment {', '.join(segment.stages)}: threads must be 1 to its cpus ({segment.cpus})",
-                )
+                name = ", ".join(segment.stages)
+                yield where, f"segment {name}: threads must be 1 to its cpus ({segment.cpus})"
 
 
 def gpus(manifests: Manifests) -> Found:
@@ -65,9 +64,8 @@ def room(manifests: Manifests) -> Found:
     """All workers find room, however Ray places them."""
     for where, document, config in _configured(manifests):
         spare = placement.READING if document["kind"] == "RayJob" else placement.API
-        if not placement.fits(
-            placement.room(cluster(document), "maxReplicas"), _most(document, config), spare
-        ):
+        most = placement.room(cluster(document), "maxReplicas")
+        if not placement.fits(most, _most(document, config), spare):
             yield where, "its workers can be placed so that one of them, or reading, finds no room"
 
 
@@ -83,10 +81,7 @@ def drain(manifests: Manifests) -> Found:
             stop = pod.main.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [""])
             waits = max(map(int, re.findall(r"sleep (\d+)", stop[-1])), default=0)
             if not longest < waits < pod.spec.get("terminationGracePeriodSeconds", 30):
-                yield (
-                    pod.where,
-                    "preStop must sleep above online.deadline, and the grace period be longer",
-                )
+                yield pod.where, "preStop must sleep above online.deadline, and the grace period be longer"
 
 
 def carried(manifests: Manifests, where: str, document: Json) -> Config:
@@ -129,6 +124,14 @@ def _options(document: Json) -> Any:
     if options.config is None:
         raise ValueError("the entrypoint must name its configuration with --config")
     return options
+
+
+def _paths(document: Json) -> list[str]:
+    """What is read and written."""
+    if document["kind"] == "RayService":
+        return [_arguments(document).get("workspace", "")]
+    options = _options(document)
+    return [str(options.workspace), str(options.output), *options.inputs]
 
 
 def _arguments(document: Json) -> Json:

@@ -13,6 +13,7 @@ from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod
 # Ports that a Ray pod has without saying so (KubeRay's common/pod.go), where it lists none itself.
 _RAY_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": 8000, "metrics": 8080}
 
+_PART = "app.kubernetes.io/part-of"
 _EVERYWHERE = "kube-root-ca.crt"  # which Kubernetes puts into every namespace
 
 
@@ -88,7 +89,13 @@ def _selecting(manifests: Manifests) -> Iterator[tuple[str, Json]]:
     for where, document in manifests.of("PodDisruptionBudget", "PodMonitor"):
         yield where, document["spec"]["selector"]
     for where, document in manifests.of("NetworkPolicy"):
-        yield where, document["spec"]["podSelector"]
+        spec = document["spec"]
+        yield where, spec["podSelector"]
+        peers = [peer for rule in spec.get("ingress", ()) for peer in rule.get("from", ())]
+        peers += [peer for rule in spec.get("egress", ()) for peer in rule.get("to", ())]
+        for selector in (peer.get("podSelector", {}) for peer in peers):
+            if _PART in selector.get("matchLabels", {}):  # the others are not ours to know
+                yield where, selector
 
 
 def matches(selector: Json, labels: Json) -> bool:
