@@ -1,7 +1,7 @@
 """The command line: its verbs, and how a run ends.
 
-Exit status: 0 done, 1 finished with error rows under --strict or with something found by check, 2 wrong
-usage or configuration.
+Exit status: 0 done, 1 finished with error rows under --strict, or with something found by check or
+lint-deploy, 2 wrong usage or configuration.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gemel_ray.commands import (
     import_gemel,
     kb,
     link,
+    lint_deploy,
     load,
     say,
     serve,
@@ -43,6 +44,7 @@ _VERBS: dict[str, Callable[[Parser], None]] = {
     "load": load.add,
     "import-gemel": import_gemel.add,
     "export-gemel": export_gemel.add,
+    "lint-deploy": lint_deploy.add,
     "doctor": doctor.add,
 }
 

@@ -17,7 +17,7 @@ from gemel_ray.cli import _VERBS, main
 from gemel_ray.commands import configured
 from gemel_ray.records import LINK
 
-VERBS = ("demo", "build", "check", "link", "evaluate", "study", "train", "doctor")
+VERBS = ("demo", "build", "check", "link", "evaluate", "study", "train", "lint-deploy", "doctor")
 VERBS += ("import-gemel", "export-gemel")
 
 

@@ -318,6 +318,7 @@ PLACES = ("offline.", "online.", "vectors.address", "train.", "bank.")  # what a
 MACHINE = (
     "encode.device",
     "encode.threads",
+    "encode.cache",
     "generate.cache_gib",
     "generate.gpu_memory",
     "generate.tensor_parallel",

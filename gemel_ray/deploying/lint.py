@@ -1,0 +1,99 @@
+"""All rules over all that deploy/ holds. A rule is a function of the rendered manifests, and has a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemel_ray.deploying import (
+    autoscaling,
+    carried,
+    metrics,
+    operator,
+    pods,
+    references,
+    schema,
+    serve_config,
+    versions,
+)
+from gemel_ray.deploying.manifests import Found, Manifests, called, rendered
+
+
+def schemas(manifests: Manifests) -> Found:
+    for document in manifests.documents:
+        for path, what in schema.faults(document):
+            yield called(document), f"{path}: {what}"
+
+
+RULES: dict[str, Callable[[Manifests], Found]] = {
+    "schema": schemas,
+    "name": operator.names,
+    "start-parameters": operator.start_parameters,
+    "ray-container": operator.ray_container,
+    "whole-cpus": operator.whole_cpus,
+    "job-end": operator.job_end,
+    "job-retry": operator.job_retry,
+    "entrypoint": operator.entrypoint,
+    "submission": operator.submission,
+    "upgrade": operator.upgrade,
+    "serve-port": operator.serve_port,
+    "authentication": operator.authentication,
+    "fault-tolerance": operator.fault_tolerance,
+    "group-size": autoscaling.sizes,
+    "autoscaler-version": autoscaling.version,
+    "idle-timeout": autoscaling.idleness,
+    "autoscaler-sidecar": autoscaling.sidecar,
+    "non-root": pods.non_root,
+    "read-only-root": pods.read_only_root,
+    "resources": pods.resources,
+    "scratch-limit": pods.scratch,
+    "api-token": pods.tokens,
+    "mounts": pods.mounts,
+    "reference": references.names,
+    "selector": references.selectors,
+    "port": references.ports,
+    "disruption-budget": references.budgets,
+    "shared-claim": references.claims,
+    "network-policy": references.policies,
+    "serve-options": serve_config.options,
+    "import-path": serve_config.import_paths,
+    "serve-arguments": serve_config.arguments,
+    "command": carried.command,
+    "configuration": carried.configuration,
+    "gpu-count": carried.gpus,
+    "room": carried.room,
+    "drain": carried.drain,
+    "image-version": versions.images,
+    "ray-version": versions.ray,
+    "qdrant-version": versions.qdrant,
+    "metric": metrics.known,
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a rule refuses."""
+
+    rule: str
+    folder: str  # of deploy/
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.folder}: {self.where}: {self.what} ({self.rule})"
+
+
+def lint(deploy: Path) -> list[Fault]:
+    """Everything wrong with the manifests under `deploy`. ValueError where they cannot be rendered."""
+    return [fault for manifests in rendered(deploy) for fault in refused(manifests)]
+
+
+def refused(manifests: Manifests) -> list[Fault]:
+    """By every rule; by the schema alone where it refuses: the others take shapes for granted."""
+    broken = [Fault("schema", manifests.folder, *found) for found in schemas(manifests)]
+    return broken or [
+        Fault(name, manifests.folder, where, what)
+        for name, rule in RULES.items()
+        for where, what in rule(manifests)
+    ]

@@ -1,0 +1,179 @@
+"""What KubeRay 1.7 asks beyond its schema: it refuses these when they are applied, or later, in silence.
+
+Sources: KubeRay's ray-operator/controllers/ray/utils/validation.go, common/job.go, common/service.go,
+common/pod.go at 1.7.0; what is ours to ask (retries, a head without work) says so.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod, groups
+
+_LONGEST = {"RayJob": 47, "RayService": 47, "RayCluster": 53}
+_STRATEGIES = ("NewCluster", "NewClusterWithIncrementalUpgrade", "None")
+
+
+def names(manifests: Manifests) -> Found:
+    """Short enough for what KubeRay appends, and good for a Service's name."""
+    for where, document in manifests.of(*_LONGEST):
+        name, most = document["metadata"].get("name", ""), _LONGEST[document["kind"]]
+        if len(name) > most or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+            yield where, f"the name must be a DNS label of at most {most} characters"
+    for where, document in manifests.of("RayService"):
+        head = document["spec"]["rayClusterConfig"]["headGroupSpec"]
+        if head.get("headService", {}).get("metadata", {}).get("name"):
+            yield where, "headService must not have a name: clusters of an upgrade need one each"
+
+
+def start_parameters(manifests: Manifests) -> Found:
+    """Resources said once, and (ours) none on the head: what runs there goes down with it."""
+    for where, cluster in manifests.clusters():
+        if cluster["headGroupSpec"].get("rayStartParams", {}).get("num-cpus") != "0":
+            yield f"{where} head", 'rayStartParams must say num-cpus: "0", so that no work is put there'
+        for group in (cluster["headGroupSpec"], *groups(cluster)):
+            params = group.get("rayStartParams") or {}
+            name = f"{where} {group.get('groupName', 'head')}"
+            if "labels" in params:
+                yield name, "rayStartParams must not hold labels"
+            if group.get("resources") and params.keys() & {"num-cpus", "num-gpus", "memory", "resources"}:
+                yield name, "resources stand in rayStartParams and in resources; KubeRay takes one of them"
+
+
+def job_end(manifests: Manifests) -> Found:
+    for where, document in manifests.of("RayJob"):
+        spec = document["spec"]
+        ends = spec.get("shutdownAfterJobFinishes", False)
+        ttl = spec.get("ttlSecondsAfterFinished", 0)
+        if "deletionStrategy" in spec and (ends or ttl):
+            yield where, "deletionStrategy excludes shutdownAfterJobFinishes and ttlSecondsAfterFinished"
+        elif "deletionStrategy" not in spec and not ends:
+            yield where, "without shutdownAfterJobFinishes the cluster stays when the job is done"
+        if spec.get("suspend") and not ends:
+            yield where, "suspend needs shutdownAfterJobFinishes"
+        for name in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
+            if spec.get(name, 1) <= 0:
+                yield where, f"{name} must be above 0"
+
+
+def job_retry(manifests: Manifests) -> Found:
+    """Ours: a retry is a new cluster, and the job goes on from what is there."""
+    for where, document in manifests.of("RayJob"):
+        spec = document["spec"]
+        if spec.get("backoffLimit", 0) < 1:
+            yield where, "backoffLimit must be at least 1: a retry is a new cluster that resumes"
+        if "activeDeadlineSeconds" in spec:
+            yield where, "activeDeadlineSeconds ends a job for good, without a retry"
+        if "gcsFaultToleranceOptions" in spec["rayClusterSpec"]:
+            yield where, "GCS fault tolerance is for services: a job resumes from its output"
+
+
+def entrypoint(manifests: Manifests) -> Found:
+    for where, document in manifests.of("RayJob"):
+        line = document["spec"].get("entrypoint", "")
+        try:
+            plain = shlex.join(shlex.split(line)) == line
+        except ValueError:
+            plain = False
+        if not line or not plain:
+            yield where, "entrypoint is pasted into a shell of the submitter's pod: write one plain command"
+
+
+def submission(manifests: Manifests) -> Found:
+    for where, document in manifests.of("RayJob"):
+        spec = document["spec"]
+        mode = spec.get("submissionMode", "K8sJobMode")
+        if mode not in ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"):
+            yield where, f"there is no submissionMode {mode}"
+        for name in ("submitterPodTemplate", "submitterConfig", "clusterSelector"):
+            if mode == "SidecarMode" and name in spec:
+                yield where, f"SidecarMode refuses {name}"
+        if spec.get("entrypointNumCpus"):
+            yield where, "entrypointNumCpus makes the driver wait for CPUs, and the head has none"
+
+
+def upgrade(manifests: Manifests) -> Found:
+    for where, document in manifests.of("RayService"):
+        strategy = document["spec"].get("upgradeStrategy", {})
+        kind, options = strategy.get("type", "NewCluster"), strategy.get("clusterUpgradeOptions")
+        incremental = kind == "NewClusterWithIncrementalUpgrade"
+        if kind not in _STRATEGIES:
+            yield where, f"upgradeStrategy.type must be one of {', '.join(_STRATEGIES)}"
+        if incremental != (options is not None):
+            yield where, "clusterUpgradeOptions belong to NewClusterWithIncrementalUpgrade, and to it alone"
+        if incremental and not document["spec"]["rayClusterConfig"].get("enableInTreeAutoscaling"):
+            yield where, "an incremental upgrade needs enableInTreeAutoscaling"
+        if incremental and options and not _gradual(options):
+            yield (
+                where,
+                "stepSizePercent must be at most maxSurgePercent, that at most 100, intervalSeconds above 0",
+            )
+    for where, cluster in manifests.clusters():
+        if "upgradeStrategy" in cluster and not where.startswith("RayCluster/"):
+            yield where, "upgradeStrategy stands in the service's spec, not in its cluster's"
+
+
+def _gradual(options: Json) -> bool:
+    step, surge = options.get("stepSizePercent", 0), options.get("maxSurgePercent", 100)
+    return bool(0 < step <= surge <= 100 and options.get("intervalSeconds", 0) > 0)
+
+
+def authentication(manifests: Manifests) -> Found:
+    for where, cluster in manifests.clusters():
+        options = cluster.get("authOptions", {})
+        if options.get("mode") != "token":
+            yield where, "authOptions.mode must be token: who reaches the dashboard runs code"
+        if options.get("enableK8sTokenAuth") and not where.startswith("RayCluster/"):
+            yield where, "enableK8sTokenAuth is refused for a RayJob and a RayService"
+
+
+def fault_tolerance(manifests: Manifests) -> Found:
+    for where, document in manifests.of("RayService", "RayCluster"):
+        options = (document["spec"].get("rayClusterConfig") or document["spec"]).get(
+            "gcsFaultToleranceOptions"
+        )
+        if options is None:
+            continue
+        for pod in manifests.pods():
+            if pod.where.startswith(f"{where} ") and (
+                clash := pod.environment.keys() & {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD"}
+            ):
+                yield pod.where, f"{', '.join(sorted(clash))} is set beside gcsFaultToleranceOptions"
+        if "ray.io/ft-enabled" in document["metadata"].get("annotations", {}):
+            yield where, "the annotation ray.io/ft-enabled is set beside gcsFaultToleranceOptions"
+        if "externalStorageNamespace" in options:
+            yield where, "a fixed externalStorageNamespace breaks upgrades: two clusters would share it"
+        if "valueFrom" not in options.get("redisPassword", {}):
+            yield where, "redisPassword must come from a Secret (valueFrom.secretKeyRef)"
+
+
+def serve_port(manifests: Manifests) -> Found:
+    for pod in manifests.pods():
+        ports = [port.get("name", "") for port in pod.main.get("ports", ())]
+        serves = any(name == "serve" or name.startswith("serve-") for name in ports)
+        if pod.role == "head" and pod.where.startswith("RayService/") and ports and not serves:
+            yield pod.where, "lists ports, but none called serve: the serve Service is not made"
+
+
+def ray_container(manifests: Manifests) -> Found:
+    for pod in manifests.pods():
+        if pod.role in ("head", "worker") and pod.main["name"] != f"ray-{pod.role}":
+            yield pod.where, f"KubeRay takes the first container for Ray's: it must be ray-{pod.role}"
+
+
+def whole_cpus(manifests: Manifests) -> Found:
+    """KubeRay reads the limit, else the request, and rounds up; memory and GPUs it reads from limits."""
+    for pod in (pod for pod in manifests.pods() if pod.role == "worker"):
+        cpus = _cpus(pod)
+        if not str(cpus).isdigit() or int(cpus) < 1:
+            yield (
+                pod.where,
+                f"a worker needs whole CPUs, not {cpus!r}: Ray rounds up, and places too much there",
+            )
+
+
+def _cpus(pod: Pod) -> Any:
+    resources = pod.main.get("resources", {})
+    return resources.get("limits", {}).get("cpu", resources.get("requests", {}).get("cpu", ""))

@@ -1,0 +1,113 @@
+"""What every pod of ours promises its cluster: no root, no writing but where it says, no more than asked.
+
+Knows nothing of Ray but that its groups' pods need a place for its sessions.
+"""
+
+from __future__ import annotations
+
+from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod
+
+_HOMES = (
+    "HOME",
+    "HF_HOME",
+    "XDG_CACHE_HOME",
+    "MPLCONFIGDIR",
+    "VLLM_CACHE_ROOT",
+    "TRITON_CACHE_DIR",
+    "TORCHINDUCTOR_CACHE_DIR",
+)
+
+
+def non_root(manifests: Manifests) -> Found:
+    """As the Restricted Pod Security Standard asks."""
+    for pod in manifests.pods():
+        whole = pod.spec.get("securityContext", {})
+        if whole.get("runAsNonRoot") is not True or not whole.get("runAsUser"):
+            yield pod.where, "securityContext must say runAsNonRoot and a runAsUser"
+        if whole.get("seccompProfile") != {"type": "RuntimeDefault"}:
+            yield pod.where, "securityContext must say seccompProfile RuntimeDefault"
+        for container in _containers(pod):
+            context = container.get("securityContext", {})
+            if context.get("allowPrivilegeEscalation") is not False:
+                yield pod.where, f"{container['name']} must say allowPrivilegeEscalation: false"
+            if context.get("capabilities") != {"drop": ["ALL"]}:
+                yield pod.where, f"{container['name']} must drop ALL capabilities"
+
+
+def read_only_root(manifests: Manifests) -> Found:
+    """And then a place for what is written: /tmp, and homes and caches under what is mounted."""
+    for pod in manifests.pods():
+        for container in _containers(pod):
+            if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
+                yield pod.where, f"{container['name']} must say readOnlyRootFilesystem: true"
+        if pod.role not in ("head", "worker"):
+            continue
+        writable = [m["mountPath"] for m in pod.main.get("volumeMounts", ()) if not m.get("readOnly")]
+        if "/tmp" not in writable:
+            yield pod.where, "/tmp must be a volume: Ray writes its sessions there, and its root is read-only"
+        for name in _HOMES:
+            value = pod.environment.get(name, {}).get("value", "")
+            if not any(value == path or value.startswith(f"{path}/") for path in writable):
+                yield pod.where, f"{name} ({value or 'not set'}) is not under a writable mount"
+
+
+def resources(manifests: Manifests) -> Found:
+    """Asked for, and bounded: memory and GPUs alike in both, for KubeRay reads the limits."""
+    for pod in manifests.pods():
+        for container in _containers(pod):
+            said = container.get("resources", {})
+            asked, most = said.get("requests", {}), said.get("limits", {})
+            if "cpu" not in asked or "memory" not in most:
+                yield pod.where, f"{container['name']} must request CPUs and limit memory"
+            for name in sorted((asked.keys() | most.keys()) - {"cpu"}):
+                if asked.get(name) != most.get(name):
+                    yield pod.where, f"{container['name']}'s request and limit of {name} must be equal"
+
+
+def scratch(manifests: Manifests) -> Found:
+    """What is written to a node's disk is bounded: a pod over it is evicted, not its node filled."""
+    for pod in manifests.pods():
+        for volume in pod.spec.get("volumes", ()):
+            if "emptyDir" in volume and "sizeLimit" not in (volume["emptyDir"] or {}):
+                yield pod.where, f"volume {volume['name']} needs a sizeLimit"
+
+
+def tokens(manifests: Manifests) -> Found:
+    for pod in manifests.pods():
+        if pod.spec.get("automountServiceAccountToken") is not False:
+            yield (
+                pod.where,
+                "automountServiceAccountToken must be false: the API server is none of its business",
+            )
+
+
+def mounts(manifests: Manifests) -> Found:
+    for pod in manifests.pods():
+        volumes = {v["name"] for v in pod.spec.get("volumes", ())} | pod_claims(manifests, pod)
+        mounted = {m["name"] for container in _containers(pod) for m in container.get("volumeMounts", ())}
+        for name in sorted(mounted - volumes):
+            yield pod.where, f"there is no volume {name}"
+        for name in sorted(volumes - mounted - _sidecars(manifests, pod)):
+            yield pod.where, f"volume {name} is mounted nowhere"
+
+
+def pod_claims(manifests: Manifests, pod: Pod) -> set[str]:
+    """Volumes that a StatefulSet makes for its pods."""
+    return {
+        claim["metadata"]["name"]
+        for where, document in manifests.of("StatefulSet")
+        if where == pod.where
+        for claim in document["spec"].get("volumeClaimTemplates", ())
+    }
+
+
+def _sidecars(manifests: Manifests, pod: Pod) -> set[str]:
+    """Volumes for the autoscaler, which KubeRay puts beside the head."""
+    for where, cluster in manifests.clusters():
+        if pod.where == f"{where} head":
+            return {m["name"] for m in cluster.get("autoscalerOptions", {}).get("volumeMounts", ())}
+    return set()
+
+
+def _containers(pod: Pod) -> list[Json]:
+    return [*pod.spec.get("initContainers", ()), *pod.spec["containers"]]

@@ -1,0 +1,180 @@
+"""Manifests against their schemas, as strictly as `kubectl apply --validate=strict` takes them: unknown
+fields, wrong types, numbers out of range, list items with the same key.
+
+Custom resources have the schemas of their definitions (crds.json). Kubernetes' own kinds are put together
+from the parts of these that are Kubernetes' (a pod, a service, a claim) and the few fields around them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+_TEXT: Json = {"type": "string"}
+_FLAG: Json = {"type": "boolean"}
+_NUMBER: Json = {"type": "integer", "format": "int32"}
+_TEXTS: Json = {"type": "object", "additionalProperties": _TEXT}
+_EITHER: Json = {"anyOf": [_NUMBER, _TEXT]}
+_TEMPLATE = "spec.headGroupSpec.template"  # where in a RayCluster Kubernetes' own parts are
+_POLICY = "spec.networkPolicy.head"
+
+
+def faults(document: Json) -> Iterator[tuple[str, str]]:
+    """Path in the document, and what is wrong there."""
+    kind = f"{document.get('apiVersion')} {document.get('kind')}"
+    validator = _validators().get(kind)
+    if validator is None:
+        yield "$", f"there is no kind {kind} that lint-deploy knows"
+        return
+    for fault in validator.iter_errors(document):
+        yield fault.json_path, fault.message
+
+
+def _object(required: tuple[str, ...] = (), **properties: Json) -> Json:
+    schema: Json = {"type": "object", "properties": properties}
+    return schema | ({"required": list(required)} if required else {})
+
+
+def _list(items: Json) -> Json:
+    return {"type": "array", "items": items}
+
+
+def _schemas() -> tuple[dict[str, Json], dict[str, Json]]:
+    """Schemas by apiVersion and kind, and the definitions that they refer to."""
+    crds: dict[str, Json] = json.loads(Path(__file__).with_name("crds.json").read_text())
+    metadata = _at(crds, "RayCluster", f"{_TEMPLATE}.metadata")
+    own = {name: _object(("metadata",), **fields) for name, fields in _kubernetes(crds, metadata).items()}
+    custom = {name: schema for name, schema in crds.items() if " " in name}
+    for schema in (own | custom).values():
+        schema["properties"] |= {"apiVersion": _TEXT, "kind": _TEXT, "metadata": metadata}
+        schema["properties"].pop("status", None)
+    return own | custom, crds
+
+
+def _kubernetes(crds: dict[str, Json], metadata: Json) -> dict[str, dict[str, Json]]:
+    """The fields of Kubernetes' own kinds."""
+    template = _at(crds, "RayCluster", _TEMPLATE)
+    claim = _at(crds, "RayCluster", f"{_TEMPLATE}.spec.volumes.ephemeral.volumeClaimTemplate.spec")
+    selector = _at(crds, "RayCluster", f"{_POLICY}.ingressRules.from.podSelector")
+    job = _job(template)
+    stateful = _stateful_set(template, selector, _object(metadata=metadata, spec=claim))
+    policy = _object(
+        ("podSelector",),
+        podSelector=selector,
+        policyTypes=_list({"enum": ["Ingress", "Egress"]}),
+        ingress=_list(_at(crds, "RayCluster", f"{_POLICY}.ingressRules")),
+        egress=_list(_at(crds, "RayCluster", f"{_POLICY}.egressRules")),
+    )
+    budget = _object(
+        minAvailable=_EITHER,
+        maxUnavailable=_EITHER,
+        selector=selector,
+        unhealthyPodEvictionPolicy={"enum": ["IfHealthyBudget", "AlwaysAllow"]},
+    )
+    return {
+        "v1 ConfigMap": {"data": _TEXTS, "binaryData": _TEXTS, "immutable": _FLAG},
+        "v1 Secret": {"data": _TEXTS, "stringData": _TEXTS, "type": _TEXT, "immutable": _FLAG},
+        "v1 PersistentVolumeClaim": {"spec": claim},
+        "v1 Pod": {"spec": _at(crds, "RayCluster", f"{_TEMPLATE}.spec")},
+        "v1 Service": {"spec": _at(crds, "RayService", "spec.serveService.spec")},
+        "apps/v1 StatefulSet": {"spec": stateful},
+        "batch/v1 Job": {"spec": job},
+        "batch/v1 CronJob": {"spec": _cron_job(_object(metadata=metadata, spec=job))},
+        "policy/v1 PodDisruptionBudget": {"spec": budget},
+        "networking.k8s.io/v1 NetworkPolicy": {"spec": policy},
+    }
+
+
+def _at(crds: dict[str, Json], kind: str, path: str) -> Json:
+    """The schema of a field of one of Ray's kinds; of a list, that of its items."""
+    schema = crds[f"ray.io/v1 {kind}"]
+    for field in path.split("."):
+        schema = _resolved(schema, crds)["properties"][field]
+        schema = _resolved(schema, crds).get("items", schema)
+    return schema
+
+
+def _resolved(schema: Json, crds: dict[str, Json]) -> Json:
+    while "$ref" in schema:
+        schema = crds[schema["$ref"].removeprefix("#/definitions/")]
+    return schema
+
+
+def _job(template: Json) -> Json:
+    numbers = ("backoffLimit", "ttlSecondsAfterFinished", "completions", "parallelism")
+    seconds = {"activeDeadlineSeconds": {"type": "integer", "format": "int64"}}
+    return _object(("template",), template=template, **dict.fromkeys(numbers, _NUMBER), **seconds)
+
+
+def _cron_job(job_template: Json) -> Json:
+    return _object(
+        ("schedule", "jobTemplate"),
+        schedule=_TEXT,
+        timeZone=_TEXT,
+        jobTemplate=job_template,
+        concurrencyPolicy={"enum": ["Allow", "Forbid", "Replace"]},
+        startingDeadlineSeconds={"type": "integer", "format": "int64"},
+        successfulJobsHistoryLimit=_NUMBER,
+        failedJobsHistoryLimit=_NUMBER,
+        suspend=_FLAG,
+    )
+
+
+def _stateful_set(template: Json, selector: Json, claim: Json) -> Json:
+    kept = {"enum": ["Retain", "Delete"]}
+    return _object(
+        ("selector", "template", "serviceName"),
+        serviceName=_TEXT,
+        replicas=_NUMBER,
+        selector=selector,
+        template=template,
+        volumeClaimTemplates=_list(claim),
+        podManagementPolicy={"enum": ["OrderedReady", "Parallel"]},
+        updateStrategy=_object(type={"enum": ["RollingUpdate", "OnDelete"]}),
+        persistentVolumeClaimRetentionPolicy=_object(whenDeleted=kept, whenScaled=kept),
+    )
+
+
+@cache
+def _validators() -> dict[str, Any]:
+    import jsonschema
+
+    plain = jsonschema.Draft4Validator.VALIDATORS
+    kinds, shared = _schemas()
+
+    def known(validator: Any, properties: Json, value: Any, schema: Json) -> Iterator[Any]:
+        if isinstance(value, dict) and "additionalProperties" not in schema:
+            for name in value.keys() - properties.keys():
+                yield jsonschema.ValidationError(f"unknown field {name}")
+        yield from plain["properties"](validator, properties, value, schema)
+
+    def required(validator: Any, names: list[str], value: Any, schema: Json) -> Iterator[Any]:
+        fields = schema.get("properties", {})
+        absent = [n for n in names if "default" not in fields.get(n, {})]  # which is filled in before
+        yield from plain["required"](validator, absent, value, schema)
+
+    def distinct(validator: Any, keys: list[str], value: Any, schema: Json) -> Iterator[Any]:
+        defaults = _resolved(schema["items"], shared)["properties"]
+        items = [tuple(i.get(k, defaults[k].get("default")) for k in keys) for i in value]
+        if len(items) != len(set(items)):
+            yield jsonschema.ValidationError(f"two items have the same {', '.join(keys)}")
+
+    strict = jsonschema.validators.extend(
+        jsonschema.Draft4Validator,
+        {"properties": known, "required": required, "x-kubernetes-list-map-keys": distinct},
+    )
+    formats = jsonschema.FormatChecker(formats=())
+    for bits in (32, 64):
+        formats.checkers[f"int{bits}"] = (_within(bits), ())
+    return {
+        name: strict(schema | {"definitions": shared}, format_checker=formats)
+        for name, schema in kinds.items()
+    }
+
+
+def _within(bits: int) -> Any:
+    return lambda value: not isinstance(value, int) or -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)

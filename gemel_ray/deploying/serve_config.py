@@ -1,0 +1,120 @@
+"""A RayService's serveConfigV2 against Ray Serve's own models, strictly. To the CRD it is a string, and
+Serve passes over keys that it does not know: a misspelt limit would be no limit.
+
+The only file here that imports ray: nobody else knows what Serve of this version takes.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import typing
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gemel_ray.deploying.manifests import Found, Json, Manifests
+
+_DEPRECATED = (
+    "metrics_interval_s",
+    "smoothing_factor",
+    "upscale_smoothing_factor",
+    "downscale_smoothing_factor",
+)
+_NEEDED = {"workspace", "config"}  # by gemel_ray.online
+
+
+def options(manifests: Manifests) -> Found:
+    """Every key is one of Ray's, every value one that it takes."""
+    from ray.serve.schema import ServeDeploySchema
+
+    for where, config in _configs(manifests):
+        yield from ((where, f"{path}: {what}") for path, what in _strictly(config, ServeDeploySchema, "$"))
+        try:
+            ServeDeploySchema.model_validate(config)
+        except ValueError as fault:
+            yield where, " ".join(str(fault).split())
+
+
+def import_paths(manifests: Manifests) -> Found:
+    """What is served is there, and is a function of one argument: the builder."""
+    for where, application in _applications(manifests):
+        path = application.get("import_path", "")
+        module, _, name = path.partition(":")
+        if _parameters(module, name) != 1:
+            yield where, f"import_path {path} is no function of one argument"
+
+
+def arguments(manifests: Manifests) -> Found:
+    """The builder's arguments; and no numbers of segments, which stand in the configuration."""
+    for where, application in _applications(manifests):
+        given = set(application.get("args") or {})
+        if not _NEEDED <= given <= _NEEDED | {"set"}:
+            yield (
+                where,
+                f"args are workspace, config and perhaps set, not {', '.join(sorted(given)) or 'none'}",
+            )
+        for deployment in application.get("deployments") or ():
+            if deployment.keys() - {"name", "ray_actor_options"} or deployment.get("name") != "api":
+                yield where, "only the api's place stands here; segments stand in online.segments"
+
+
+def _configs(manifests: Manifests) -> Iterator[tuple[str, Json]]:
+    for where, document in manifests.of("RayService"):
+        yield where, yaml.safe_load(document["spec"].get("serveConfigV2", "")) or {}
+
+
+def _applications(manifests: Manifests) -> Iterator[tuple[str, Json]]:
+    for where, config in _configs(manifests):
+        yield from ((where, application) for application in config.get("applications") or ())
+
+
+def _strictly(value: Any, kind: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Keys that no model has, and what a model says where Ray's own schema takes any dictionary."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _strictly(item, kind, f"{path}[{number}]")
+    model = _model(kind)
+    if model is None or not isinstance(value, dict):
+        return
+    for name, inner in value.items():
+        if name not in model.model_fields:
+            yield path, f"there is no option {name}"
+        elif name in _DEPRECATED:
+            yield path, f"{name} is deprecated"
+        else:
+            yield from _strictly(inner, model.model_fields[name].annotation, f"{path}.{name}")
+    if dict in _parts(kind):
+        try:
+            model.model_validate(value)
+        except ValueError as fault:
+            yield path, " ".join(str(fault).split())
+
+
+def _parts(kind: Any) -> list[Any]:
+    """The types that an annotation is made of: of a list its items', of a dictionary only that it is one."""
+    origin = typing.get_origin(kind)
+    if origin is dict:
+        return [dict]
+    return [part for inner in typing.get_args(kind) for part in _parts(inner)] if origin else [kind]
+
+
+def _model(kind: Any) -> Any:
+    return next((p for p in _parts(kind) if inspect.isclass(p) and hasattr(p, "model_fields")), None)
+
+
+def _parameters(module: str, name: str) -> int | None:
+    """Of a module's function; None where there is none. Nothing is run but the packages around it."""
+    try:
+        spec = find_spec(module)
+    except (ModuleNotFoundError, ValueError):
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    for node in ast.parse(Path(spec.origin).read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return len(node.args.args)
+    return None

@@ -1,0 +1,96 @@
+"""CustomResourceDefinitions to the one file that `schema` reads: types and ranges, no prose.
+
+    python -m gemel_ray.deploying.trimming FOLDER...      # of CRDs, for a newer KubeRay
+
+Kept of each kind is the version that is stored. Schemas that occur more than once, such as a pod's, are
+written once. Descriptions and CEL rules are left out: what of the latter matters is in `operator`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Json = dict[str, Any]
+KINDS = ("RayCluster", "RayJob", "RayService", "PodMonitor", "PrometheusRule")
+FILE = Path(__file__).with_name("crds.json")
+_SHORT = 200  # characters of a schema that is not worth a name
+_PROSE = ("description", "x-kubernetes-validations")
+
+
+def trimmed(folders: Sequence[Path]) -> str:
+    """The definitions in `folders` as the text of FILE."""
+    found: dict[str, Json] = {}
+    for file in sorted(file for folder in folders for file in folder.glob("*.yaml")):
+        definition = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]
+        kind = definition["names"]["kind"]
+        if kind in KINDS:
+            (stored,) = [v for v in definition["versions"] if v["storage"]]
+            found[f"{definition['group']}/{stored['name']} {kind}"] = _bare(
+                stored["schema"]["openAPIV3Schema"]
+            )
+    counts: Counter[str] = Counter()
+    for schema in found.values():
+        _count(schema, counts)
+    shared: dict[str, Json] = {}
+    kinds = {name: _referring(schema, counts, shared, []) for name, schema in sorted(found.items())}
+    lines = [f"{json.dumps(n)}:{json.dumps(s, separators=(',', ':'))}" for n, s in (kinds | shared).items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _bare(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_bare(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    bare = {}
+    for name, value in schema.items():
+        if name == "properties":  # names here are fields, one of which may be called description
+            bare[name] = {field: _bare(inner) for field, inner in value.items()}
+        elif name not in _PROSE:
+            bare[name] = _bare(value)
+    return bare
+
+
+def _key(schema: Any) -> str:
+    return json.dumps(schema, sort_keys=True)
+
+
+def _sharable(schema: Any) -> bool:
+    return isinstance(schema, dict) and isinstance(schema.get("type"), str) and len(_key(schema)) > _SHORT
+
+
+def _count(schema: Any, counts: Counter[str]) -> None:
+    if _sharable(schema):
+        counts[_key(schema)] += 1
+        if counts[_key(schema)] > 1:
+            return
+    for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _count(inner, counts)
+
+
+def _referring(schema: Any, counts: Counter[str], shared: dict[str, Json], path: list[str]) -> Any:
+    """`schema` with references for what is shared, each named by the first place it is found at."""
+    if isinstance(schema, list):
+        return [_referring(item, counts, shared, path) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {name: _referring(value, counts, shared, [*path, name]) for name, value in schema.items()}
+    if not (_sharable(schema) and counts[_key(schema)] > 1):
+        return inner
+    same = [name for name, known in shared.items() if known == inner]
+    if not same:
+        word = next((p for p in reversed(path) if p not in ("items", "properties")), "schema")
+        same = [f"{word}{sum(n.rstrip('0123456789') == word for n in shared) or ''}"]
+        shared[same[0]] = inner
+    return {"$ref": f"#/definitions/{same[0]}"}
+
+
+if __name__ == "__main__":
+    FILE.write_text(trimmed([Path(folder) for folder in sys.argv[1:]]))
