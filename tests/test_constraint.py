@@ -76,8 +76,11 @@ def random_logits(seed: object, rows: int) -> torch.Tensor:
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 10**6), batch=st.integers(1, 7), data=st.data())
-def test_scores_are_those_of_each_row_alone(seed: int, batch: int, data: st.DataObject) -> None:
+@given(
+    seed=st.integers(0, 10**6), batch=st.integers(1, 7), wide=st.sampled_from([1, 3, 1024]), data=st.data()
+)
+def test_scores_are_those_of_each_row_alone(seed: int, batch: int, wide: int, data: st.DataObject) -> None:
+    """Also where a node of `wide` children is done with as a block."""
     with tempfile.TemporaryDirectory() as folder:
         tree = make_tree(seed, Path(folder))
     rows = data.draw(st.lists(st.integers(0, batch - 1), unique=True))
@@ -87,7 +90,7 @@ def test_scores_are_those_of_each_row_alone(seed: int, batch: int, data: st.Data
     expected = logits.clone()
     for row, node, within in zip(rows, nodes, renormalise, strict=True):
         expected[row] = torch.tensor(plain_scores(logits[row].tolist(), allowed_at(tree, node), within))
-    TreeScores(tree, CPU).score(
+    TreeScores(tree, CPU, wide).score(
         logits,
         torch.tensor(rows, dtype=torch.int64),
         torch.tensor(nodes, dtype=torch.int64),

@@ -82,6 +82,7 @@ def _settings(demonstrations: int) -> dict[str, dict[str, Any]]:
     return {
         "retrieve": {
             "demonstrations": demonstrations,
+            "sets": 0,
             "by": "mention",
             "words": 0.0,
             "names": False,

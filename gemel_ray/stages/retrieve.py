@@ -55,8 +55,8 @@ class Retrieve(Stage):
         ]
     )
     demonstrations: int = 16
-    sets: int = 0
-    own: int = 4
+    sets: int = 1
+    own: int = 0
     by: Literal["mention", "image", "fused", "random"] = "fused"
     mention_weight: float = 1.0
     image_weight: float = 1.0

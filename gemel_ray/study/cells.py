@@ -21,14 +21,20 @@ def _each(setting: str, *values: object) -> tuple[Cell, ...]:
     return tuple(Cell(str(v), (f"{setting}={v}",)) for v in values)
 
 
+_OWN = "retrieve.sets=0"  # each mention is shown its own nearest examples
 BASE = Cell("as configured")
 GROUPS: dict[str, tuple[Cell, ...]] = {
     "demonstrations": _each("retrieve.demonstrations", 0, 1, 4, 8, 16),
+    "sets": (
+        Cell("own lists", (_OWN,)),
+        *(Cell(f"{n:,} shared", (f"retrieve.sets={n}", "retrieve.own=0")) for n in (1, 64, 512, 4096)),
+        *(Cell(f"1 shared, {n} own", ("retrieve.sets=1", f"retrieve.own={n}")) for n in (1, 4)),
+    ),
     "retrieval": (
-        Cell("random", ("retrieve.by=random", "retrieve.published=false")),
-        Cell("mention", ("retrieve.by=mention",)),
-        Cell("image", ("retrieve.by=image", "retrieve.published=false"), sees=True),
-        Cell("fused", ("retrieve.by=fused", "retrieve.published=false"), sees=True),
+        Cell("random", ("retrieve.by=random", "retrieve.published=false", _OWN)),
+        Cell("mention", ("retrieve.by=mention", _OWN)),
+        Cell("image", ("retrieve.by=image", "retrieve.published=false", _OWN), sees=True),
+        Cell("fused", ("retrieve.by=fused", "retrieve.published=false", _OWN), sees=True),
     ),
     "pictures": (
         Cell("right", sees=True),
