@@ -17,17 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gemel_ray.knowledge.bank import QUERY_IMAGE, image_of
+
 if TYPE_CHECKING:
     from gemel_ray.knowledge.bank import Bank
     from gemel_ray.models.mapper import FeatureMapper
 
-QUERY_IMAGE = -1
 _CHUNK = 4096
-
-
-def image_of(row: int) -> int:
-    """How a prompt refers to the picture of row `row` of the bank."""
-    return -2 - row
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,14 @@ SCHEMA = pa.schema(
 )
 
 
+QUERY_IMAGE = -1  # how a prompt refers to the picture of the mention asked about
+
+
+def image_of(row: int) -> int:
+    """How a prompt refers to the picture of row `row` of the bank; and back."""
+    return -2 - row
+
+
 class Bank:
     """A read-only view of the files that `write` made."""
 

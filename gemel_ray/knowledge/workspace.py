@@ -29,7 +29,6 @@ from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.features import Features
 from gemel_ray.knowledge.prefix_tree import PrefixTree
-from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.models.revision import revision
 from gemel_ray.models.tokenizer import load_tokenizer, tokenize
 
@@ -210,6 +209,7 @@ class Workspace:
     def prompt_embeddings(self, engine: Engine, former: PromptEmbeddings | None = None) -> PromptEmbeddings:
         """For this engine. What those of another version have computed of the same pictures is taken over."""
         from gemel_ray.engine.prompts import PromptEmbeddings
+        from gemel_ray.models.mapper import FeatureMapper
 
         mapper = FeatureMapper.load(self._mapper_file)[0] if self._mapper_file.exists() else None
         if mapper is not None and mapper.width != engine.width:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gemel_ray.engine.prompts import QUERY_IMAGE, image_of
+from gemel_ray.knowledge.bank import QUERY_IMAGE, image_of
 from gemel_ray.stage import Stage, Work, answer
 
 if TYPE_CHECKING:

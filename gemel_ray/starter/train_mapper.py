@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gemel_ray.config import Config, load
-from gemel_ray.engine.prompts import QUERY_IMAGE
+from gemel_ray.knowledge.bank import QUERY_IMAGE
 from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.models.mapper import FeatureMapper

@@ -22,9 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.config import Config
-from gemel_ray.engine.prompts import QUERY_IMAGE, image_of
 from gemel_ray.graph import run_in_process
-from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.bank import QUERY_IMAGE, Bank, image_of
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph

@@ -1,0 +1,177 @@
+"""Generate at work: one engine, and the search of every mention.
+
+Asynchronous by row: each mention's search runs on its own, prompts enter the engine while others
+decode, across batches. Prompt embeddings are built here, in the engine's own process, and never
+leave it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from gemel_ray.engine.admission import Room
+from gemel_ray.engine.beginnings import Beginnings
+from gemel_ray.engine.exact import exact
+from gemel_ray.engine.neighbours import Neighbours, interpolated
+from gemel_ray.engine.prior import Prior
+from gemel_ray.engine.prompts import Prompt, PromptEmbeddings
+from gemel_ray.engine.run import Engine, Usage
+from gemel_ray.engine.search import Candidate, Expansions, Path, Rollout, beam, greedy, probabilities
+from gemel_ray.engine.vllm_engine import Asked, EngineOptions, Step
+from gemel_ray.stage import Work, answer
+from gemel_ray.stages.assemble import query_text
+from gemel_ray.stages.generate import Generate
+
+if TYPE_CHECKING:
+    from gemel_ray.knowledge.workspace import Workspace
+
+Held = Sequence[tuple[int, int]]  # what a prompt stands behind in the cache: see engine/holds.py
+_FIELDS = ("entity", "entity_id", "score", "probability", "candidates")
+
+
+class Generating(Work):
+    def __init__(self, stage: Generate, workspace: Workspace, former: Generating | None = None) -> None:
+        self.stage, self.tree, self.entities = stage, workspace.tree, workspace.entities
+        self.tree_folder = workspace.tree_folder
+        options = _engine_options(stage, workspace.language_model)
+        self.engine: Engine = former.engine if former else Engine(options, workspace.tree.end_token)
+        self.room: Room = former.room if former else Room(self.engine.cache)
+        self.prompts: PromptEmbeddings = workspace.prompt_embeddings(
+            self.engine, former.prompts if former else None
+        )
+        self.usage, self.mentions, self.cut = Usage(), 0, 0
+        self.beginnings = Beginnings(self._begin, self.engine.hold, self.engine.release)
+        neutral = self.prompts(workspace.tokenize([query_text("", "")])[0], None)
+        self.neighbours = Neighbours(self.tree, workspace.bank, workspace.tokenize)
+        self.prior = Prior(
+            self.tree, self._behind(neutral, _reported(stage.beams)), renormalise=stage.score == "tree"
+        )
+
+    def renewed(self, workspace: Workspace) -> Work:
+        return Generating(self.stage, workspace, self)
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = await asyncio.gather(*(self._link(row) for row in batch.to_pylist()))
+        columns = {name: [row.get(name) for row in rows] for name in _FIELDS}
+        table = answer(self.stage.writes, columns, [row.get("error") for row in rows])
+        return table.append_column("status", pa.array([row.get("status") for row in rows], pa.string()))
+
+    async def _link(self, row: dict[str, Any]) -> dict[str, Any]:
+        self.mentions += 1
+        try:
+            asked = self._asked(row["options"] or {})
+        except ValueError as reason:  # options that do not go together
+            return {"error": str(reason)}
+        prompt = row["prompt"]
+        beginning = tuple(prompt[: row["beginning"]])
+        # What is its own, with a picture's few vectors for one number each, and what its beams write.
+        tokens = len(prompt) - len(beginning) + asked.beams * (self.tree.depth + asked.block)
+        room = self.room.taken(tokens, tuple(row["shots"]), beginning)
+        try:
+            async with room, self.beginnings.kept(beginning) as held:
+                found = await self._search(asked, prompt, row["image_vector"], held)
+        except ValueError as reason:  # this prompt's own fault: too long
+            return {"error": str(reason)}
+        if weight := asked.neighbours:
+            shares = self.neighbours.shares(row["nearest"], row["similarities"])
+            found = interpolated(found, shares, weight, asked.beams)
+        return self._row(found, asked.nil_threshold)
+
+    def _asked(self, options: dict[str, Any]) -> Generate:
+        """The stage as this row's document wants it."""
+        names = {"candidates": "beams", "search": "search", "nil_threshold": "nil_threshold"}
+        own = {names[k]: v for k, v in options.items() if k in names and v is not None}
+        return replace(self.stage, **own) if own else self.stage
+
+    async def _search(
+        self, asked: Generate, prompt: list[int], image: list[float] | None, held: Held
+    ) -> list[Candidate]:
+        whole = self.prompts(prompt, None if image is None else np.asarray(image, np.float32))
+        tree, penalty, hold = self.tree, asked.length_penalty, self.engine.hold()
+        rollout = self._behind(whole, _reported(asked.beams), hold, held)
+        expansions = Expansions(tree, rollout, renormalise=asked.score == "tree")
+        try:
+            if asked.search == "exact":
+                found = await exact(tree, expansions, penalty, asked.beams, asked.requests)
+                self.cut += expansions.cut
+            elif asked.beams == 1:
+                found = await greedy(tree, expansions, penalty)
+            else:
+                found = await beam(tree, expansions, penalty, asked.beams)
+        finally:
+            self.engine.release(hold)
+        if asked.prior_weight:
+            return await self.prior.corrected(found, asked.prior_weight, penalty)
+        return found
+
+    def _behind(self, prompt: Prompt, reported: int, hold: int = 0, held: Held = ()) -> Rollout:
+        """The engine, continuing this prompt, with so many of the best tokens reported a step. Its first
+        request is kept under `hold`, and later ones stand behind that; the first behind what is `held`."""
+
+        async def rollout(path: Path, node: int, wide: int = 0) -> list[Step]:
+            asked = Asked(
+                tree=self.tree_folder,
+                node=node,
+                limit=1 if wide else self.tree.depth - len(path),
+                wide=wide or reported,
+                renormalise=self.stage.score == "tree",
+                keep=hold,
+                behind=[(hold, prompt.base), *held],
+            )
+            return await self.engine.rollout(self.prompts.extended(prompt, path), asked, self.usage)
+
+        return rollout
+
+    async def _begin(self, ids: tuple[int, ...], hold: int) -> int:
+        """Compute what prompts begin with, and keep it under `hold`; its length in tokens."""
+        prompt = self.prompts(ids, None)
+        await self.engine.rollout(
+            prompt, Asked(tree=self.tree_folder, node=0, limit=1, wide=1, keep=hold), self.usage
+        )
+        return prompt.base
+
+    def _row(self, found: list[Candidate], nil_threshold: float) -> dict[str, Any]:
+        """The answer's columns. A name that several entities bear stands once for each of them, in the
+        knowledge base's order; the probability is the name's."""
+        candidates = [
+            {"entity": name, "entity_id": identity, "score": candidate.score}
+            for candidate in found
+            for identity, name in self.entities.of(self.tree.entities(candidate.leaf))
+        ]
+        probability = probabilities(found)[0]
+        sure = probability >= nil_threshold
+        best = candidates[0] if sure else {"entity": None, "entity_id": None}
+        return {
+            **best,
+            "score": found[0].score,
+            "probability": probability,
+            "candidates": candidates,
+            "status": "linked" if sure else "nil",
+        }
+
+    def check(self) -> None:
+        self.engine.check()
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def measures(self) -> dict[str, Any]:
+        own = {"mentions": self.mentions, "cut": self.cut, "shared": self.room.shared}
+        return own | asdict(self.usage) | self.engine.measures()
+
+
+def _reported(beams: int) -> int:
+    """Tokens reported a step: at least twice the beam width."""
+    return max(16, 2 * beams)
+
+
+def _engine_options(stage: Generate, model: str) -> EngineOptions:
+    """The engine's share of the stage's fields."""
+    own = {k: v for k, v in asdict(stage).items() if k in EngineOptions.__dataclass_fields__}
+    return EngineOptions(model=model, **own)
