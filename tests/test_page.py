@@ -203,8 +203,8 @@ def test_nil_is_an_answer(page: Page) -> None:
     )
     page.click("#examples li:nth-child(6) button")
     assert {row["status"] for row in answered(page)} == {"nil"}
-    assert page.text(".headline h3") == "Not in the knowledge base"
-    assert page.text("#said").startswith("2 not in the knowledge base")
+    assert page.text(".headline h3") == "No entity fits well enough"
+    assert page.text("#said").startswith("2 without an entity (NIL)")
 
 
 def test_what_is_wrong_is_said_in_plain_words(page: Page, document: dict[str, Any], tmp_path: Path) -> None:

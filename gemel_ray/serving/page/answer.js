@@ -63,7 +63,7 @@ function headline(row) {
     : best ? `The most likely one, ${best.entity}, has a probability of ${percent(row.probability)}: below the threshold.`
       : "Nothing in the knowledge base fits.";
   return el("div", { class: "headline nil" },
-    el("div", {}, el("h3", {}, row.mention === null ? "Nothing to link" : "Not in the knowledge base"), el("p", {}, why)),
+    el("div", {}, el("h3", {}, row.mention === null ? "Nothing to link" : "No entity fits well enough"), el("p", {}, why)),
     el("p", { class: "probability" }, "NIL"));
 }
 
@@ -144,7 +144,7 @@ export const cards = (answer, text, ask) => [...answer.links.map((row) => card(r
 // One sentence, for the status line.
 export function summary(answer) {
   const count = (status) => answer.links.filter((row) => row.status === status && row.mention !== null).length;
-  const parts = [[count("linked"), "linked"], [count("nil"), "not in the knowledge base"], [count("error"), "failed"]];
+  const parts = [[count("linked"), "linked"], [count("nil"), "without an entity (NIL)"], [count("error"), "failed"]];
   const told = parts.filter(([n]) => n).map(([n, what]) => `${n} ${what}`).join(", ") || "No mention found";
   return `${told}, in ${seconds(answer.timings.total)}.`;
 }
