@@ -68,12 +68,12 @@ def scale(
 def _write(inputs: Sequence[str], size: int, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with pq.ParquetWriter(path, _FORM) as writer:
-        rows = itertools.islice(_edited(inputs), size)
+        rows = itertools.islice(edited(inputs), size)
         while some := list(itertools.islice(rows, _ROWS)):
             writer.write_table(pa.Table.from_pylist(some, _FORM))
 
 
-def _edited(inputs: Sequence[str]) -> Iterator[dict[str, Any]]:
+def edited(inputs: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Documents of one mention without end, no two alike."""
     real = [
         (row, mention)

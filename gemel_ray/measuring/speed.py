@@ -68,7 +68,7 @@ def speed(
         },
     }
     say("starting the models in this process")
-    measuring = _Measuring(config, opened, table, rounds)
+    measuring = Measuring(config, opened, config.generate.start(opened), table, rounds)
     try:
         found |= measuring.rounds(say)
     finally:
@@ -79,14 +79,16 @@ def speed(
     return found | {"ratios": _ratios(found)}
 
 
-class _Measuring:
-    """One engine and one reference model, on the same prompts."""
+class Measuring:
+    """One engine, in the started Generate, and one reference model, on the same prompts."""
 
-    def __init__(self, config: Config, workspace: Workspace, table: pa.Table, rounds: Rounds) -> None:
+    def __init__(
+        self, config: Config, workspace: Workspace, generating: Any, table: pa.Table, rounds: Rounds
+    ) -> None:
         self.config, self.sizes, self.table = config, rounds, table
         self.graph: Graph = linking_graph(config, workspace)
         self.front = self.graph.segment(_FRONT, workspace)
-        self.generating: Any = config.generate.start(workspace)
+        self.generating = generating
         self.reference = Reference(
             workspace.language_model, config.generate.dtype, workspace.tree, config.generate.beams
         )

@@ -75,11 +75,11 @@ def _write(workspace: Workspace, names: int, path: Path) -> None:
     with path.open("w") as file:
         for identity, name in workspace.entities.of(range(len(workspace.entities))):
             file.write(json.dumps({"id": identity, "name": name}) + "\n")
-        for number, name in enumerate(_made_up(workspace, names)):
+        for number, name in enumerate(made_up(workspace, names)):
             file.write(json.dumps({"id": f"made-up-{number}", "name": name}) + "\n")
 
 
-def _made_up(workspace: Workspace, names: int) -> Iterator[str]:
+def made_up(workspace: Workspace, names: int) -> Iterator[str]:
     """Words of real names, as many as a real name has, mixed."""
     real = [name.split() for _, name in workspace.entities.of(range(len(workspace.entities)))]
     words = [word for name in real for word in name]
