@@ -46,13 +46,14 @@ def test_memory_of_this_process_and_of_those_it_starts() -> None:
 
 
 def test_repeated_documents_are_never_alike_and_keep_their_mention(tmp_path: Path) -> None:
+    more = " ".join(f"word{i}" for i in range(99))
     lines = [
         {
             "id": "a",
-            "text": "Adobe met Google.",
+            "text": f"Adobe met Google. {more}",
             "mentions": [{"start": 0, "end": 5}, {"start": 10, "end": 16}],
         },
-        {"id": "b", "text": " ".join(f"word{i}" for i in range(99)), "mentions": []},
+        {"id": "b", "text": "No mention here.", "mentions": []},
     ]
     file = tmp_path / "documents.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
