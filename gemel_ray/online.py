@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from gemel_ray.engine.run import EngineDied
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.serving import address
+from gemel_ray.serving.following import Following
 from gemel_ray.serving.linker import Gone, Reply
-from gemel_ray.serving.running import Running
 
 NAME = "gemel-ray"
 STAGES = ("detect", "encode", "retrieve", "assemble", "generate")
@@ -104,26 +105,26 @@ class _Stages:
     def __init__(self, config: Config, workspace: str, options: OnlineSegment, following: Any) -> None:
         opened = Workspace.open(Path(workspace), config)
         segment = linking_graph(config, opened).segment(options.stages, opened)
-        self.running = Running(segment, options.batch)
+        self.here = Following(segment, options.batch, opened)
         self.following = following
         self.name = f"{'-'.join(options.stages)}-{os.getpid()}-{time.time_ns()}"
 
-    async def link(self, table: pa.Table) -> Reply:
-        """One document's rows, here and in the segments behind."""
-        rows, seconds = await self.running.run(table)
-        reply = Reply(rows, seconds, {self.name: self.running.segment.measures()})
+    async def link(self, table: pa.Table, knowledge: str | None = None) -> Reply:
+        """One document's rows, here and in the segments behind, which are told by which knowledge."""
+        reply = await self.here.link(table, knowledge, self.name)
         if self.following is None:
             return reply
-        later = await _asked(self.following, rows)
-        return Reply(later.rows, seconds | later.seconds, reply.measures | later.measures)
+        later = await _asked(self.following, reply.rows, reply.knowledge)
+        seconds, measures = reply.seconds | later.seconds, reply.measures | later.measures
+        return replace(later, seconds=seconds, measures=measures)
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises."""
-        self.running.check()
+        self.here.check()
 
     def __del__(self) -> None:
-        if hasattr(self, "running"):
-            self.running.close()
+        if hasattr(self, "here"):
+            self.here.close()
 
 
 class _Api:
@@ -150,12 +151,12 @@ class _Api:
             await asyncio.sleep(0.05)
 
 
-async def _asked(deployment: Any, table: pa.Table) -> Reply:
+async def _asked(deployment: Any, table: pa.Table, knowledge: str | None = None) -> Reply:
     """What a deployment replies. Cancelled, so is its work; Gone, when its replica is no more."""
     from ray.exceptions import RayActorError, TaskCancelledError, WorkerCrashedError
     from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 
-    response = deployment.link.remote(table)
+    response = deployment.link.remote(table, knowledge)
     try:
         reply: Reply = await response
     except asyncio.CancelledError:

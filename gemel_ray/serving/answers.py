@@ -31,9 +31,9 @@ class Answering:
     desk: Desk
     asking: Asking
     request_id: str
-    known: dict[str, str]
     told: Row
     seconds: dict[str, float] = field(default_factory=dict)
+    known: dict[str, str] = field(default_factory=dict)  # of the newest knowledge that answered
     began: float = field(default_factory=time.monotonic)
 
     async def whole(self) -> Response:
@@ -83,6 +83,8 @@ class Answering:
                 errors = [row["error"] for row in rows if row["status"] == "error"]
                 if asked.alone and len(errors) == len(rows):
                     raise Fault("bad_request", errors[0])
+                if reply.knowledge:
+                    self.known = reply.known
                 for stage, took in reply.seconds.items():
                     self.seconds[stage] = max(took, self.seconds.get(stage, 0.0))
                 self.told["rows"] += len(rows)
@@ -91,7 +93,7 @@ class Answering:
     def _rest(self) -> Row:
         total = time.monotonic() - self.began
         timings = {name: round(took, 6) for name, took in (*self.seconds.items(), ("total", total))}
-        return {"request_id": self.request_id, "timings": timings, **self.known}
+        return {"request_id": self.request_id, "timings": timings, **(self.known or self.desk.known)}
 
 
 class _Lines(StreamingResponse):

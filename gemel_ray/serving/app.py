@@ -68,8 +68,6 @@ class Endpoint:
     limits: Online
     pictures: Pictures
     page: Page
-    fingerprint: str
-    knowledge: str
     key: str = ""
 
 
@@ -133,10 +131,9 @@ def _links(app: FastAPI, endpoint: Endpoint) -> None:
         tags=["links"],
     )
     async def link(request: Request) -> Response:
-        known = {"fingerprint": endpoint.fingerprint, "knowledge": endpoint.knowledge}
         asking = partial(_tables, endpoint, request)
         state = request.state
-        answer = Answering(endpoint.desk, asking, state.request_id, known, state.told)
+        answer = Answering(endpoint.desk, asking, state.request_id, state.told)
         streamed = "application/x-ndjson" in request.headers.get("accept", "")
         return await (answer.streamed() if streamed else answer.whole())
 
@@ -161,7 +158,7 @@ def _states(app: FastAPI, endpoint: Endpoint) -> None:
     @app.get("/readyz", summary="Whether a link went through just now", responses={503: {}}, tags=["state"])
     async def readyz() -> JSONResponse:
         reason = await desk.readiness.reason(busy=desk.inside > 0)
-        known = {"fingerprint": endpoint.fingerprint, "knowledge": endpoint.knowledge}
+        known = desk.known
         if reason is not None:
             return JSONResponse({"status": "not ready", "reason": reason} | known, 503, {"Retry-After": "5"})
         return JSONResponse({"status": "ready"} | known)

@@ -12,7 +12,7 @@ from gemel_ray.models.images import ImageLimits
 from gemel_ray.models.web import PublicWeb
 from gemel_ray.serving.app import Endpoint, create
 from gemel_ray.serving.desk import Desk
-from gemel_ray.serving.front_page import Page
+from gemel_ray.serving.front_page import CurrentBank, Page
 from gemel_ray.serving.linker import Linker
 from gemel_ray.serving.meters import Meters
 from gemel_ray.serving.pictures import Pictures
@@ -24,13 +24,12 @@ def endpoint(config: Config, workspace: Workspace, linker: Linker) -> Endpoint:
     """What the routes need. The key is read from the environment: it stands in no file and no log."""
     online, encode = config.online, config.encode
     limits = ImageLimits(bytes=int(encode.megabytes * 2**20), seconds=encode.seconds)
+    known = {"fingerprint": config.fingerprint(workspace.version), "knowledge": workspace.knowledge}
     return Endpoint(
-        desk=Desk(linker, online.queue, online.deadline, Meters()),
+        desk=Desk(linker, online.queue, online.deadline, Meters(), known),
         limits=online,
         pictures=Pictures(PublicWeb(limits, online.image_hosts).fetch, int(online.megabytes * 2**20)),
-        page=Page(workspace.bank),
-        fingerprint=config.fingerprint(workspace.version),
-        knowledge=workspace.version,
+        page=Page(CurrentBank(workspace)),
         key=os.environ.get(KEY, ""),
     )
 

@@ -6,6 +6,7 @@ A bank is memory-mapped, so that any process may open it. Knows nothing of links
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,20 @@ class Example(BaseModel):
     picture: str | None
 
 
-def router(bank: Bank) -> APIRouter:
+def router(current: Callable[[], Bank]) -> APIRouter:
     """/v1/demonstration, its picture, and /v1/examples."""
     routes = APIRouter(tags=["page"])
 
     @routes.get("/v1/demonstration", summary="A solved example of the prompts", responses={404: {}})
     def demonstration(id: str) -> Demonstration:
+        bank = current()
         row = _row(bank, id)
         named = {"text": bank.text(row), "mention": bank.mention(row), "target": bank.target(row)}
         return Demonstration(id=id, picture=bank.thumbnail(row) is not None, **named)
 
     @routes.get("/v1/demonstration/picture", summary="Its picture", response_class=Response, responses=_JPEG)
     def picture(id: str) -> Response:
+        bank = current()
         jpeg = bank.thumbnail(_row(bank, id))
         if jpeg is None:
             raise HTTPException(404, "this demonstration has no picture")

@@ -44,7 +44,10 @@ class Place:
 class Desk:
     """Over a `linker`; `queue` documents inside, `deadline` seconds a request."""
 
-    def __init__(self, linker: Linker, queue: int, deadline: float, meters: Meters) -> None:
+    def __init__(
+        self, linker: Linker, queue: int, deadline: float, meters: Meters, known: dict[str, str] | None = None
+    ) -> None:
+        self.known = known or {}  # knowledge and fingerprint of the last answer
         self.linker, self.queue, self.deadline, self.meters = linker, queue, deadline, meters
         self.readiness = Readiness(linker)
         self.inside, self.closed = 0, False
@@ -98,6 +101,8 @@ class Desk:
         self.readiness.succeeded()
         self.usual += 0.1 * (time.monotonic() - began - self.usual)
         self.meters.replied(reply)
+        if reply.knowledge:
+            self.known = reply.known
         return reply
 
     async def as_done(self, documents: Sequence[pa.Table]) -> AsyncGenerator[tuple[int, Reply], None]:

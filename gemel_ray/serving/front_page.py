@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
+from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.serving import demonstrations
 from gemel_ray.serving.demonstrations import PAGE
 
 
+@dataclass
+class CurrentBank:
+    """The demonstrations of a workspace, of whichever version is in use when they are asked for."""
+
+    workspace: Workspace
+
+    def __call__(self) -> Bank:
+        current = versions.current(self.workspace.folder)
+        if current != self.workspace.knowledge:
+            self.workspace = Workspace.open(self.workspace.folder, self.workspace.config, current)
+        return self.workspace.bank
+
+
 @dataclass(frozen=True)
 class Page:
-    """Over the demonstrations of a workspace."""
+    """Over the demonstrations that `bank` gives."""
 
-    bank: Bank
+    bank: Callable[[], Bank]
 
     def add(self, app: FastAPI) -> None:
         """Its routes."""

@@ -15,11 +15,18 @@ class Gone(Exception):
 
 @dataclass
 class Reply:
-    """A document's rows, the seconds of each stage, and what each worker counted since its start."""
+    """A document's rows, the seconds of each stage, what each worker counted since its start, and which
+    knowledge, under which fingerprint, answered."""
 
     rows: pa.Table
     seconds: dict[str, float] = field(default_factory=dict)
     measures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    knowledge: str = ""
+    fingerprint: str = ""
+
+    @property
+    def known(self) -> dict[str, str]:
+        return {"fingerprint": self.fingerprint, "knowledge": self.knowledge}
 
 
 Linker = Callable[[pa.Table], Awaitable[Reply]]  # raises Gone; cancelled, it gives up the work
