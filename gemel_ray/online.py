@@ -63,6 +63,7 @@ def deployed(config: Config, workspace: Path) -> Any:
     api = serve.deployment(serve.ingress()(_Api), name="api").options(
         max_ongoing_requests=100_000,  # it says no by itself, with a reason
         ray_actor_options={"num_cpus": 0},
+        max_surge_percent=100,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=config.online.deadline + _GRACE,
     )
@@ -85,6 +86,9 @@ def _placed(config: Config, options: OnlineSegment) -> dict[str, Any]:
         "health_check_period_s": 2,  # three in a row that fail, and the replica is replaced
         "health_check_timeout_s": 30,  # a busy engine is no dead one
         "graceful_shutdown_timeout_s": config.online.deadline + _GRACE,
+        # Another configuration's replicas are started beside the old ones, which serve until they are
+        # there. A second GPU is seldom free, and Serve would wait for it: there the old ones go first.
+        "max_surge_percent": 0 if options.gpus else 100,
         "ray_actor_options": {
             "num_cpus": options.cpus,
             "num_gpus": options.gpus,

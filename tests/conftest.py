@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import live
+import on_serve
 import pyarrow.parquet as pq
 import pytest
-from live import served
 from PIL import Image
 
 from gemel_ray.config import Config, load
@@ -58,8 +59,15 @@ def generating(workspace: Workspace, config: Config) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def live_url(workspace: Workspace, config: Config, generating: Any) -> Iterator[str]:
     """The real endpoint in this process."""
-    with served(config, workspace, generating) as url:
+    with live.served(config, workspace, generating) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def served(config: Config, workspace_folder: Path) -> Iterator[on_serve.Served]:
+    """The real endpoint on Ray Serve. test_online_upgrade.py is the last to need it, and ends it."""
+    with on_serve.endpoint(config, workspace_folder) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def nowhere(url: str) -> bytes:
 def endpoint(folder: Path, linker: Linker, limits: Online, key: str = "", **more: Any) -> Endpoint:
     desk = Desk(linker, limits.queue, limits.deadline, Meters())
     desk.readiness.succeeded()
-    page = Page(small_bank(folder / "bank"), folder / "page")
+    page = Page(small_bank(folder / "bank"))
     pictures = Pictures(more.get("fetch", nowhere), int(limits.megabytes * 2**20))
     return Endpoint(desk, limits, pictures, page, "print", "known", key)
 

@@ -1,4 +1,6 @@
-"""The endpoint on Ray Serve with a real engine: the same rows as in process, under load, when things die."""
+"""The endpoint on Ray Serve with a real engine: the same rows as in process, under load, when things die.
+
+Its server goes on to test_online_schema.py and test_online_upgrade.py, which end it."""
 
 from __future__ import annotations
 
@@ -6,10 +8,8 @@ import base64
 import contextlib
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from on_serve import LAST, QUEUE, Served, until
 
-from gemel_ray.config import Config, OnlineSegment
+from gemel_ray.config import Config
 from gemel_ray.graph import Segment, run_in_process
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
@@ -31,49 +32,6 @@ from gemel_ray.records import LINK
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 TEXT = "Adobe and Google met in Paris."
-QUEUE = 12
-LAST = "retrieve-assemble-generate"
-
-
-class Served:
-    """The running endpoint, and a way to end it early."""
-
-    def __init__(self, stack: ExitStack, address: str) -> None:
-        self.address, self.stop = address, stack.close
-
-    def ask(self, path: str = "/v1/link", **request: Any) -> httpx.Response:
-        """POST where there is something to send."""
-        method = "POST" if request.keys() & {"json", "content", "files"} else "GET"
-        return httpx.request(method, self.address + path, timeout=120, **request)
-
-    def inside_replica(self, function: Callable[[Any], Any]) -> Any:
-        """What `function` gives of the engine, in the process that has it."""
-        import ray
-
-        names = ray.util.list_named_actors(all_namespaces=True)
-        name = next(n for n in names if LAST in n["name"])
-        replica = ray.get_actor(name["name"], namespace=name["namespace"])
-
-        def called(actor: Any) -> Any:
-            callable_ = actor._replica_impl._user_callable_wrapper._callable
-            return function(callable_.running.segment.works[-1][1].engine)
-
-        return ray.get(replica.__ray_call__.remote(called))
-
-
-@pytest.fixture(scope="module")
-def served(workspace_folder: Path, config: Config) -> Iterator[Served]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    segments = (
-        OnlineSegment(stages=("detect", "encode"), threads=1),
-        OnlineSegment(stages=("retrieve", "assemble", "generate")),
-    )
-    online = replace(config.online, port=port, segments=segments, queue=QUEUE, documents=QUEUE, megabytes=4.0)
-    with ExitStack() as stack:
-        address, _ = stack.enter_context(running(replace(config, online=online), workspace_folder))
-        yield Served(stack, address)
 
 
 @pytest.fixture(scope="module")
@@ -281,13 +239,6 @@ def test_more_than_the_queue_holds_is_refused_and_the_rest_is_answered(served: S
     assert sum(a.status_code == 200 for a in answers) == len(answers) - len(refused) >= QUEUE
 
 
-def until(true: Callable[[], bool], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.1)
-
-
 def test_a_client_that_leaves_takes_its_work_out_of_the_engine(served: Served) -> None:
     mentions = [{"start": n, "end": n + 2} for n in range(0, 24, 3)]
     many = {"documents": [{"text": f"{n} {TEXT}", "mentions": mentions} for n in range(QUEUE)]}
@@ -310,12 +261,3 @@ def test_an_engine_that_dies_is_replaced_and_its_documents_are_asked_again(serve
         until(lambda: served.ask("/readyz").status_code == 200)
         assert [a.result().status_code for a in accepted] == [200] * 3
     assert served.ask(json={"text": TEXT}).status_code == 200
-
-
-def test_at_the_end_what_was_accepted_is_finished(served: Served) -> None:
-    """The module's last: nothing is served afterwards."""
-    with ThreadPoolExecutor(QUEUE) as pool:
-        accepted = [pool.submit(served.ask, json={"text": TEXT}) for _ in range(QUEUE - 2)]
-        until(lambda: f"gemel_ray_documents_inside {QUEUE - 2}.0" in served.ask("/metrics").text)
-        served.stop()
-        assert [a.result().status_code for a in accepted] == [200] * (QUEUE - 2)

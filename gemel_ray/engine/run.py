@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,10 @@ from gemel_ray.engine.vllm_engine import (
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
+
+# Seconds. A step takes milliseconds, on a slow machine a few seconds, and whatever an engine compiles it
+# compiles before its first one. What takes longer (a GPU that does not answer) never comes back.
+HUNG = 120.0
 
 
 @dataclass(slots=True)
@@ -78,7 +83,7 @@ class Engine:
         self._embeddings = embedding_table(self._engine)
         self._hashes = PrefixHashes(self._engine)
         self._names = itertools.count()
-        self._steps = 0
+        self._steps, self._stepped = 0, time.monotonic()
         self._holds, self._hold_numbers = holds(self._engine), itertools.count(1)
         self._inbox: queue.SimpleQueue[_Rollout | Callable[[], None] | None] = queue.SimpleQueue()
         self._running: dict[str, _Rollout] = {}
@@ -154,15 +159,17 @@ class Engine:
         self._thread.join(timeout=60)
 
     def check(self) -> None:
-        """Raises EngineDied when the engine is gone."""
+        """Raises EngineDied when the engine is gone, or hangs in a step."""
         if self._death is not None:
             raise EngineDied(f"the engine has stopped: {self._death!r}") from self._death
+        if self._running and time.monotonic() - self._stepped > HUNG:
+            raise EngineDied(f"the engine hangs: no step has ended for {HUNG:.0f} seconds")
 
     def _run(self) -> None:
         try:
             while self._admit():
                 finished = [out for out in self._engine.step() if out.finished]
-                self._steps += 1
+                self._steps, self._stepped = self._steps + 1, time.monotonic()
                 self._deliver(finished)
             raise EngineDied("closed")
         except BaseException as death:  # a dead engine must fail everybody who waits, never hang them
@@ -181,6 +188,8 @@ class Engine:
                 return True
             if item is None:
                 return False
+            if idle:
+                self._stepped = time.monotonic()  # till now there was nothing to step for
             if isinstance(item, _Rollout):
                 self._add(item)
             else:

@@ -88,6 +88,7 @@ class Answering:
                 for stage, took in reply.seconds.items():
                     self.seconds[stage] = max(took, self.seconds.get(stage, 0.0))
                 self.told["rows"] += len(rows)
+                self.known["fingerprint"] = rows[0]["fingerprint"]  # in an upgrade not always the endpoint's
                 yield number, rows
 
     def _rest(self) -> Row:

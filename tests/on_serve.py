@@ -1,0 +1,70 @@
+"""The endpoint on a Ray of its own, shared by the tests of several files: it takes half a minute to start."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from gemel_ray.config import Config, OnlineSegment
+from gemel_ray.online import running
+
+QUEUE = 12
+LAST = "retrieve-assemble-generate"
+
+
+class Served:
+    """The running endpoint, and a way to end it early."""
+
+    def __init__(self, stack: ExitStack, address: str, config: Config) -> None:
+        self.address, self.stop, self.config = address, stack.close, config
+
+    def ask(self, path: str = "/v1/link", **request: Any) -> httpx.Response:
+        """POST where there is something to send."""
+        method = "POST" if request.keys() & {"json", "content", "files"} else "GET"
+        return httpx.request(method, self.address + path, timeout=120, **request)
+
+    def inside_replica(self, function: Callable[[Any], Any]) -> Any:
+        """What `function` gives of the engine, in the process that has it."""
+        import ray
+
+        names = ray.util.list_named_actors(all_namespaces=True)
+        name = next(n for n in names if LAST in n["name"])
+        replica = ray.get_actor(name["name"], namespace=name["namespace"])
+
+        def called(actor: Any) -> Any:
+            callable_ = actor._replica_impl._user_callable_wrapper._callable
+            return function(callable_.running.segment.works[-1][1].engine)
+
+        return ray.get(replica.__ray_call__.remote(called))
+
+
+@contextmanager
+def endpoint(config: Config, workspace: Path) -> Iterator[Served]:
+    """Ready, in two segments beside the API."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    segments = (
+        OnlineSegment(stages=("detect", "encode"), threads=1),
+        OnlineSegment(stages=("retrieve", "assemble", "generate")),
+    )
+    online = replace(config.online, port=port, segments=segments, queue=QUEUE, documents=QUEUE, megabytes=4.0)
+    serving = replace(config, online=online)
+    with ExitStack() as stack:
+        address, _ = stack.enter_context(running(serving, workspace))
+        yield Served(stack, address, serving)
+
+
+def until(true: Callable[[], bool], seconds: float = 90) -> None:
+    """Look again and again."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.1)

@@ -1,0 +1,68 @@
+"""Another configuration over the running endpoint, as a RayService gives it; then the end.
+
+After test_online.py, whose server it shares; nothing is served when it is done."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from on_serve import QUEUE, Served, until
+
+from gemel_ray.config import Config
+from gemel_ray.online import NAME, deployed
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+TEXT = "Adobe and Google met in Paris."
+
+
+def deploy(config: Config, workspace: Path) -> None:
+    """Until all of it is there."""
+    from ray import serve
+
+    serve.run(deployed(config, workspace), name=NAME, route_prefix="/")
+
+
+def rows_say(answer: Any) -> set[str]:
+    return {row["fingerprint"] for row in answer["links"]}
+
+
+def test_another_configuration_loses_no_accepted_request(served: Served, workspace_folder: Path) -> None:
+    before = served.ask(json={"text": TEXT, "mentions": ["Adobe"]}).json()
+    changed = replace(served.config, generate=replace(served.config.generate, beams=3))
+    over = threading.Event()
+
+    def visitor(number: int) -> list[Any]:
+        answers = []
+        while not over.is_set():
+            answers.append(served.ask(json={"text": f"{TEXT} {number}", "mentions": ["Adobe", "Paris"]}))
+        return answers
+
+    with ThreadPoolExecutor(3) as pool:
+        visitors = [pool.submit(visitor, number) for number in range(3)]
+        try:
+            deploy(changed, workspace_folder)
+        finally:
+            over.set()
+        answers = [answer for v in visitors for answer in v.result()]
+    refused = [a.json()["error"]["kind"] for a in answers if a.status_code != 200]
+    assert set(refused) <= {"not_ready"}, refused  # not let in: none was accepted and lost
+    for answer in (a.json() for a in answers if a.status_code == 200):
+        assert rows_say(answer) == {answer["fingerprint"]}
+
+    until(lambda: served.ask("/readyz").status_code == 200)
+    after = served.ask(json={"text": TEXT, "mentions": ["Adobe"]}).json()
+    assert rows_say(after) == {after["fingerprint"]} != {before["fingerprint"]} == rows_say(before)
+    assert [link["entity"] for link in after["links"]] == [link["entity"] for link in before["links"]]
+
+
+def test_at_the_end_what_was_accepted_is_finished(served: Served) -> None:
+    with ThreadPoolExecutor(QUEUE) as pool:
+        accepted = [pool.submit(served.ask, json={"text": TEXT}) for _ in range(QUEUE - 2)]
+        until(lambda: f"gemel_ray_documents_inside {QUEUE - 2}.0" in served.ask("/metrics").text)
+        served.stop()
+        assert [a.result().status_code for a in accepted] == [200] * (QUEUE - 2)
