@@ -36,11 +36,13 @@ def nowhere(url: str) -> bytes:
 
 
 def endpoint(folder: Path, linker: Linker, limits: Online, key: str = "", **more: Any) -> Endpoint:
-    desk = Desk(linker, limits.queue, limits.deadline, Meters())
+    known = {"fingerprint": "print", "knowledge": "known"}
+    desk = Desk(linker, limits.queue, limits.deadline, Meters(), known)
     desk.readiness.succeeded()
-    page = Page(small_bank(folder / "bank"))
+    examples = small_bank(folder / "bank")
+    page = Page(lambda: examples)
     pictures = Pictures(more.get("fetch", nowhere), int(limits.megabytes * 2**20))
-    return Endpoint(desk, limits, pictures, page, "print", "known", key)
+    return Endpoint(desk, limits, pictures, page, key)
 
 
 def client(served: Endpoint) -> httpx.AsyncClient:

@@ -46,6 +46,11 @@ class Following:
         measures = {f"{name}-{version}": running.segment.measures()}
         return Reply(rows, seconds, measures, version, running.segment.graph.fingerprint)
 
+    @property
+    def segment(self) -> Segment:
+        """On the newest knowledge."""
+        return self._running[self._newest].segment
+
     def check(self) -> None:
         """Raise when this process must be replaced."""
         self._running[self._newest].check()
@@ -74,7 +79,7 @@ class Following:
         async with self._taking:
             if version in self._running:
                 return
-            former = self._running[self._newest].segment
+            former = self.segment
             segment = await asyncio.to_thread(_renewed, former, self._folder, self._config, version)
             self._running[version] = Running(segment, self._batch)
             # The one before stays: a document may have begun by it in the replica in front.
