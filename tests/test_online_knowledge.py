@@ -1,4 +1,4 @@
-"""Knowledge changed while the endpoint serves: taken over within seconds, and nobody notices but by the answers."""
+"""Knowledge changed while the endpoint serves: taken over within seconds, seen by the answers alone."""
 
 from __future__ import annotations
 
