@@ -35,7 +35,7 @@ def add(verb: Parser) -> None:
     verb.add_argument("inputs", nargs="*", metavar="INPUT", help="documents with mentions")
     verb.add_argument("--workspace", type=Path, help="made by gemel-ray build")
     verb.add_argument("--output", type=Path, default=Path("bench"), metavar="DIR", help="folder (bench)")
-    verb.add_argument("--limit", type=int, default=320, help="speed: documents of the job (320)")
+    verb.add_argument("--limit", type=int, default=960, help="speed: documents of the job (960)")
     verb.add_argument("--rounds", type=int, default=3, help="speed: rounds that count (3)")
     verb.add_argument("--names", type=int, default=1_000_000, help="trees: names made up (1000000)")
     verb.add_argument(
