@@ -17,7 +17,7 @@ from gemel_ray.cli import _VERBS, main
 from gemel_ray.commands import configured
 from gemel_ray.records import LINK
 
-VERBS = ("demo", "build", "check", "link", "evaluate", "study", "train", "doctor")
+VERBS = ("demo", "build", "check", "link", "evaluate", "study", "train", "kb", "doctor")
 VERBS += ("import-gemel", "export-gemel")
 
 
@@ -38,6 +38,9 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["lnk"], "did you mean link?"),
         (["link", "x", "--workspace", "w", "--output", "o", "--strct"], "did you mean --strict?"),
         (["link", "x", "--output", "o"], "--workspace"),
+        (["kb", "lst"], "did you mean list?"),
+        (["kb", "list", "--workspace", "w", "--jsn"], "did you mean --json?"),
+        (["kb", "remove", "--workspace", "nowhere", "Q1"], "make one with gemel-ray build"),
         (
             ["build", "--entities", "e", "--output", "o", "--set", "retreive.by=image"],
             "did you mean retrieve?",
