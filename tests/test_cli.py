@@ -17,8 +17,21 @@ from gemel_ray.cli import _VERBS, main
 from gemel_ray.commands import configured
 from gemel_ray.records import LINK
 
-VERBS = ("demo", "build", "check", "link", "evaluate", "study", "train", "lint-deploy", "doctor")
-VERBS += ("import-gemel", "export-gemel")
+VERBS = (
+    "demo",
+    "build",
+    "check",
+    "link",
+    "evaluate",
+    "study",
+    "train",
+    "bench",
+    "serve",
+    "load",
+    "kb",
+    "doctor",
+)
+VERBS += ("import-gemel", "export-gemel", "lint-deploy")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -38,6 +51,9 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["lnk"], "did you mean link?"),
         (["link", "x", "--workspace", "w", "--output", "o", "--strct"], "did you mean --strict?"),
         (["link", "x", "--output", "o"], "--workspace"),
+        (["kb", "lst"], "did you mean list?"),
+        (["kb", "list", "--workspace", "w", "--jsn"], "did you mean --json?"),
+        (["kb", "remove", "--workspace", "nowhere", "Q1"], "make one with gemel-ray build"),
         (
             ["build", "--entities", "e", "--output", "o", "--set", "retreive.by=image"],
             "did you mean retrieve?",

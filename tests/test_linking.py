@@ -56,6 +56,7 @@ def on_ray(
     output = tmp_path_factory.mktemp("job") / "out"
     told: list[Progress] = []
     manifest = link(cut, workspace_folder, messy_inputs, output, told.append)
+    assert manifest["workspace"]["knowledge"] == "0"
     assert manifest["rows"] == sum(sum(p.statuses.values()) for p in told)
     return output, cut
 
