@@ -52,7 +52,9 @@ def endpoint(config: Config, workspace: Path) -> Iterator[Served]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     segments = (
-        OnlineSegment(stages=("detect", "encode"), threads=1),
+        OnlineSegment(
+            stages=("detect", "encode"), threads=1, cpus=0.5
+        ),  # twice both fit in Ray's three cores
         OnlineSegment(stages=("retrieve", "assemble", "generate")),
     )
     online = replace(config.online, port=port, segments=segments, queue=QUEUE, documents=QUEUE, megabytes=4.0)

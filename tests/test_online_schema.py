@@ -20,7 +20,7 @@ positive_data_acceptance.enabled = false
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503]
 """
 COMMAND = "--config-file settings.toml run {}/openapi.json --phases examples,coverage,fuzzing \
---max-examples 25 --seed 1 --request-timeout 60 --max-time 100 --suppress-health-check all --no-color"
+--max-examples 15 --seed 1 --request-timeout 60 --max-time 100 --suppress-health-check all --no-color"
 
 
 def test_it_does_what_its_description_says(served: Served, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
@@ -118,6 +119,28 @@ def test_a_lone_document_waits_for_nobody(running: Running) -> None:
     split.go.set()
     rows, _ = asyncio.run(running.run(document("one", "a")))
     assert (rows["said"].to_pylist(), split.passes) == (["A"], [["a"]])
+
+
+def test_who_comes_while_all_passes_end_is_served_as_well() -> None:
+    graph = Graph((Split(), Say()), SOURCE, RESULT, "print")
+    segment = graph.segment(["split"], cast(Any, None))
+    running, (split,) = Running(segment, batch=3), [cast(_Splitting, work) for _, work in segment.works]
+
+    async def twice() -> None:
+        for text in ("a", "c"):
+            await running.run(document("one", text))
+
+    async def scene() -> None:
+        first = asyncio.create_task(twice())
+        await asyncio.sleep(0.05)
+        second = asyncio.create_task(running.run(document("other", "b")))
+        await asyncio.sleep(0.05)
+        split.go.set()
+        time.sleep(0.2)  # meanwhile both passes are done, so that the loop hears of them in one turn
+        await asyncio.wait_for(asyncio.gather(first, second), 10)
+
+    asyncio.run(scene())
+    assert split.passes == [["a"], ["b"], ["c"]]
 
 
 def test_one_document_s_fault_is_not_its_neighbours(running: Running) -> None:

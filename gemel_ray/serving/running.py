@@ -84,19 +84,24 @@ class Gathering:
         one = _Waiting(table, seconds, asyncio.get_running_loop().create_future())
         self.waiting.append(one)
         if len(self.lanes) < _LANES:
-            lane = asyncio.create_task(self._work_off())
-            self.lanes.add(lane)
-            lane.add_done_callback(self.lanes.discard)
+            self.lanes.add(asyncio.create_task(self._work_off()))
         return await one.outcome
 
     async def _work_off(self) -> None:
-        while self.waiting:
-            taken: list[_Waiting] = []
-            while self.waiting and len(taken) < self.batch:
-                one = self.waiting.popleft()
-                taken += [] if one.outcome.done() else [one]
-            if taken:
-                await self._pass(taken)
+        """Until nobody waits. The lane is given back in the same breath: a document that came between the two
+        would find all lanes taken, and wait for the next one to come."""
+        lane = asyncio.current_task()
+        assert lane is not None
+        try:
+            while self.waiting:
+                taken: list[_Waiting] = []
+                while self.waiting and len(taken) < self.batch:
+                    one = self.waiting.popleft()
+                    taken += [] if one.outcome.done() else [one]
+                if taken:
+                    await self._pass(taken)
+        finally:
+            self.lanes.remove(lane)
 
     async def _pass(self, taken: list[_Waiting]) -> None:
         seconds: dict[str, float] = {}
