@@ -94,7 +94,7 @@ class Answering:
     def _rest(self) -> Row:
         total = time.monotonic() - self.began
         timings = {name: round(took, 6) for name, took in (*self.seconds.items(), ("total", total))}
-        return {"request_id": self.request_id, "timings": timings, **(self.known or self.desk.known)}
+        return {"request_id": self.request_id, "timings": timings, **self.desk.known, **self.known}
 
 
 class _Lines(StreamingResponse):
