@@ -5,7 +5,7 @@ Sources: KubeRay 1.7.0, controllers/ray/utils/util.go, validation.go, common/pod
 
 from __future__ import annotations
 
-from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod, groups
+from gemel_ray.deploying.manifests import Found, Json, Manifests, groups
 
 _TOKENS = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -34,7 +34,7 @@ def version(manifests: Manifests) -> Found:
             continue
         if (options or {}).get("version") != "v2":
             yield where, "autoscalerOptions.version must be v2, written out: KubeRay acts on what it reads"
-        for pod in _pods(manifests, where):
+        for pod in manifests.nodes(where):
             if pod.spec.get("restartPolicy", "Never") != "Never":
                 yield pod.where, "autoscaler v2 needs restartPolicy Never, or none"
             if "RAY_enable_autoscaler_v2" in pod.environment:
@@ -75,7 +75,3 @@ def _projects_token(head: Json, volume: str | None) -> bool:
         for source in v.get("projected", {}).get("sources", ())
     ]
     return any("serviceAccountToken" in source for source in sources)
-
-
-def _pods(manifests: Manifests, where: str) -> list[Pod]:
-    return [pod for pod in manifests.pods() if pod.where.startswith(f"{where} ") and pod.role != "submitter"]

@@ -15,7 +15,7 @@ import yaml
 from gemel_ray.checked import ConfigError, made, merged, parsed
 from gemel_ray.config import Config
 from gemel_ray.deploying import placement
-from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod, cluster
+from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod, cluster, serve_config
 
 _TOLERANCE = 1e-6
 
@@ -30,7 +30,7 @@ def command(manifests: Manifests) -> Found:
             yield where, str(fault)
             continue
         for path in (path for path in paths if "://" not in path):
-            for pod in _ray(manifests, where):
+            for pod in manifests.nodes(where):
                 if "persistentVolumeClaim" not in (_volume(pod, PurePosixPath(path)) or {}):
                     yield pod.where, f"{path} is on no claim there"
 
@@ -77,7 +77,7 @@ def drain(manifests: Manifests) -> Found:
         longest = config.online.deadline
         if document["spec"].get("rayClusterDeletionDelaySeconds", 60) <= longest:
             yield where, f"rayClusterDeletionDelaySeconds must be above online.deadline ({longest:g})"
-        for pod in (pod for pod in _ray(manifests, where) if pod.role == "worker"):
+        for pod in (pod for pod in manifests.nodes(where) if pod.role == "worker"):
             stop = pod.main.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [""])
             waits = max(map(int, re.findall(r"sleep (\d+)", stop[-1])), default=0)
             if not longest < waits < pod.spec.get("terminationGracePeriodSeconds", 30):
@@ -89,11 +89,11 @@ def carried(manifests: Manifests, where: str, document: Json) -> Config:
     if document["kind"] == "RayJob":
         options = _options(document)
         path, overrides = str(options.config), list(options.set)
-        readers = [pod for pod in _ray(manifests, where) if pod.role == "head"]
+        readers = [pod for pod in manifests.nodes(where) if pod.role == "head"]
     else:
         arguments = _arguments(document)
         path, overrides = arguments.get("config", ""), arguments.get("set", [])
-        readers = _ray(manifests, where)  # a replica may be on any of them
+        readers = manifests.nodes(where)  # a replica may be on any of them
     texts = {_text(manifests, pod, path) for pod in readers}
     if len(texts) != 1:
         raise ValueError(f"pods of one cluster see different files at {path}")
@@ -135,14 +135,8 @@ def _paths(document: Json) -> list[str]:
 
 
 def _arguments(document: Json) -> Json:
-    applications = (yaml.safe_load(document["spec"].get("serveConfigV2", "")) or {}).get("applications") or [
-        {}
-    ]
+    applications = serve_config(document).get("applications") or [{}]
     return applications[0].get("args") or {}
-
-
-def _ray(manifests: Manifests, where: str) -> list[Pod]:
-    return [p for p in manifests.pods() if p.where.startswith(f"{where} ") and p.role in ("head", "worker")]
 
 
 def _volume(pod: Pod, path: PurePosixPath) -> Json | None:

@@ -32,9 +32,15 @@ class Manifests:
             if document["kind"] in kinds:
                 yield called(document), document
 
-    def pods(self) -> Iterator[Pod]:
+    def pods(self, where: str | None = None) -> Iterator[Pod]:
+        """All of them, or those of the document of this name."""
         for document in self.documents:
-            yield from _pods(document)
+            if where in (None, called(document)):
+                yield from _pods(document)
+
+    def nodes(self, where: str) -> list[Pod]:
+        """The pods that are nodes of the Ray cluster which the document of this name makes."""
+        return [pod for pod in self.pods(where) if pod.role in ("head", "worker")]
 
     def clusters(self) -> Iterator[tuple[str, Json]]:
         """The specs of Ray clusters, with the name of what makes them."""
@@ -56,6 +62,10 @@ class Pod:
         """The container that the pod is for: KubeRay takes the first for Ray's."""
         container: Json = self.spec["containers"][0]
         return container
+
+    @property
+    def containers(self) -> list[Json]:
+        return [*self.spec.get("initContainers", ()), *self.spec["containers"]]
 
     @property
     def environment(self) -> Json:
@@ -97,6 +107,12 @@ def cluster(document: Json) -> Json:
     field = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}.get(document["kind"])
     spec: Json = document["spec"]
     return spec[field] if field else spec
+
+
+def serve_config(service: Json) -> Json:
+    """What a RayService's serveConfigV2 says."""
+    said: Json = yaml.safe_load(service["spec"].get("serveConfigV2", "")) or {}
+    return said
 
 
 def groups(cluster: Json) -> list[Json]:

@@ -136,10 +136,8 @@ def fault_tolerance(manifests: Manifests) -> Found:
         )
         if options is None:
             continue
-        for pod in manifests.pods():
-            if pod.where.startswith(f"{where} ") and (
-                clash := pod.environment.keys() & {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD"}
-            ):
+        for pod in manifests.pods(where):
+            if clash := pod.environment.keys() & {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD"}:
                 yield pod.where, f"{', '.join(sorted(clash))} is set beside gcsFaultToleranceOptions"
         if "ray.io/ft-enabled" in document["metadata"].get("annotations", {}):
             yield where, "the annotation ray.io/ft-enabled is set beside gcsFaultToleranceOptions"

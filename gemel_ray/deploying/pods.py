@@ -5,7 +5,7 @@ Knows nothing of Ray but that its groups' pods need a place for its sessions.
 
 from __future__ import annotations
 
-from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod
+from gemel_ray.deploying.manifests import Found, Manifests, Pod
 
 _HOMES = (
     "HOME",
@@ -26,7 +26,7 @@ def non_root(manifests: Manifests) -> Found:
             yield pod.where, "securityContext must say runAsNonRoot and a runAsUser"
         if whole.get("seccompProfile") != {"type": "RuntimeDefault"}:
             yield pod.where, "securityContext must say seccompProfile RuntimeDefault"
-        for container in _containers(pod):
+        for container in pod.containers:
             context = container.get("securityContext", {})
             if context.get("allowPrivilegeEscalation") is not False:
                 yield pod.where, f"{container['name']} must say allowPrivilegeEscalation: false"
@@ -37,7 +37,7 @@ def non_root(manifests: Manifests) -> Found:
 def read_only_root(manifests: Manifests) -> Found:
     """And then a place for what is written: /tmp, and homes and caches under what is mounted."""
     for pod in manifests.pods():
-        for container in _containers(pod):
+        for container in pod.containers:
             if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
                 yield pod.where, f"{container['name']} must say readOnlyRootFilesystem: true"
         if pod.role not in ("head", "worker"):
@@ -54,7 +54,7 @@ def read_only_root(manifests: Manifests) -> Found:
 def resources(manifests: Manifests) -> Found:
     """Asked for, and bounded: memory and GPUs alike in both, for KubeRay reads the limits."""
     for pod in manifests.pods():
-        for container in _containers(pod):
+        for container in pod.containers:
             said = container.get("resources", {})
             asked, most = said.get("requests", {}), said.get("limits", {})
             if "cpu" not in asked or "memory" not in most:
@@ -84,7 +84,7 @@ def tokens(manifests: Manifests) -> Found:
 def mounts(manifests: Manifests) -> Found:
     for pod in manifests.pods():
         volumes = {v["name"] for v in pod.spec.get("volumes", ())} | pod_claims(manifests, pod)
-        mounted = {m["name"] for container in _containers(pod) for m in container.get("volumeMounts", ())}
+        mounted = {m["name"] for container in pod.containers for m in container.get("volumeMounts", ())}
         for name in sorted(mounted - volumes):
             yield pod.where, f"there is no volume {name}"
         for name in sorted(volumes - mounted - _sidecars(manifests, pod)):
@@ -107,7 +107,3 @@ def _sidecars(manifests: Manifests, pod: Pod) -> set[str]:
         if pod.where == f"{where} head":
             return {m["name"] for m in cluster.get("autoscalerOptions", {}).get("volumeMounts", ())}
     return set()
-
-
-def _containers(pod: Pod) -> list[Json]:
-    return [*pod.spec.get("initContainers", ()), *pod.spec["containers"]]

@@ -32,7 +32,7 @@ def _named(manifests: Manifests) -> Iterator[tuple[str, str, str, str]]:
     """Where, kind, name, key ('' for all)."""
     for pod in manifests.pods():
         yield from ((pod.where, *found) for found in _of_volumes(pod))
-        for container in (*pod.spec.get("initContainers", ()), *pod.spec["containers"]):
+        for container in pod.containers:
             yield from ((pod.where, *found) for found in _key_references(container.get("env", ())))
             for source in container.get("envFrom", ()):
                 for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):

@@ -14,9 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from gemel_ray.deploying.manifests import Found, Json, Manifests
+from gemel_ray.deploying.manifests import Found, Json, Manifests, serve_config
 
 _DEPRECATED = (
     "metrics_interval_s",
@@ -64,7 +62,7 @@ def arguments(manifests: Manifests) -> Found:
 
 def _configs(manifests: Manifests) -> Iterator[tuple[str, Json]]:
     for where, document in manifests.of("RayService"):
-        yield where, yaml.safe_load(document["spec"].get("serveConfigV2", "")) or {}
+        yield where, serve_config(document)
 
 
 def _applications(manifests: Manifests) -> Iterator[tuple[str, Json]]:

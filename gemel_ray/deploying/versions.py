@@ -13,7 +13,7 @@ from gemel_ray.doctor import PINS
 def images(manifests: Manifests) -> Found:
     """Every image says its version."""
     for pod in manifests.pods():
-        for container in (*pod.spec.get("initContainers", ()), *pod.spec["containers"]):
+        for container in pod.containers:
             tag = container.get("image", "").rpartition("/")[2].partition(":")[2]
             if not tag or tag.startswith("latest"):
                 yield pod.where, f"{container['name']}'s image {container.get('image')} needs a version"
@@ -27,11 +27,8 @@ def ray(manifests: Manifests) -> Found:
             yield where, f"rayVersion must be {PINS['ray']}, which is pinned"
         build = "gpu" if gpus(room(spec, "maxReplicas")) else "cpu"
         tag = f"{version('gemel-ray')}-ray{PINS['ray']}-{build}"
-        for pod in manifests.pods():
-            if (
-                pod.where.startswith(f"{where} ")
-                and pod.main["image"].rpartition("/")[2] != f"gemel-ray:{tag}"
-            ):
+        for pod in manifests.pods(where):
+            if pod.main["image"].rpartition("/")[2] != f"gemel-ray:{tag}":
                 yield pod.where, f"its image must be gemel-ray:{tag}, not {pod.main['image']}"
 
 
