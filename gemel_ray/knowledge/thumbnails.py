@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from PIL import Image
 
-from gemel_ray.models.images import ImageError, ImageLimits, read_image
+from gemel_ray.models.images import ImageError, read_image
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
@@ -26,10 +26,10 @@ _SCHEMA = pa.schema([pa.field("jpeg", pa.binary())])
 _ROWS = 1024  # written at once
 
 
-def thumbnail(image: Image.Image) -> bytes:
-    """The picture as a JPEG whose longest side is 160 pixels at most."""
+def thumbnail(image: Image.Image, side: int = _SIDE) -> bytes:
+    """The picture as a JPEG whose longest side is so many pixels at most."""
     small, out = image.copy(), BytesIO()
-    small.thumbnail((_SIDE, _SIDE))
+    small.thumbnail((side, side))
     small.save(out, "JPEG", quality=80)
     return out.getvalue()
 
@@ -38,10 +38,7 @@ class Collected:
     """Thumbnails of the documents that a build encodes, from the pictures that Encode decodes anyway."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self.wanted, encode = workspace.config.bank.thumbnails, workspace.config.encode
-        self._limits = ImageLimits(
-            int(encode.megapixels * 1e6), int(encode.megabytes * 2**20), encode.seconds
-        )
+        self.wanted, self._limits = workspace.config.bank.thumbnails, workspace.config.encode.limits
         self._made: dict[str | bytes | None, bytes | None] = {None: None}
         if self.wanted:
             workspace.watch = self._watch

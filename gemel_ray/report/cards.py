@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Callable, Sequence
 from math import exp
 from typing import Any
 
 from gemel_ray.evaluation.evaluate import Evaluation
 from gemel_ray.evaluation.judged import Judged, pictures, whole_links
+from gemel_ray.knowledge import thumbnails
 from gemel_ray.models.images import ImageError, read_image
 
 Picture = Callable[[str], str | None]  # a demonstration's id to its picture as a data address
@@ -91,7 +91,4 @@ def thumbnail(data: bytes | None, address: str | None) -> str | None:
         image = read_image(data, address, target=_SIDE)
     except ImageError:
         return None
-    image.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(thumbnails.thumbnail(image, _SIDE)).decode()

@@ -8,7 +8,6 @@ from fastapi import FastAPI
 
 from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.models.images import ImageLimits
 from gemel_ray.models.web import PublicWeb
 from gemel_ray.serving.app import Endpoint, create
 from gemel_ray.serving.desk import Desk
@@ -22,13 +21,13 @@ KEY = "GEMEL_RAY_API_KEY"
 
 def endpoint(config: Config, workspace: Workspace, linker: Linker) -> Endpoint:
     """What the routes need. The key is read from the environment: it stands in no file and no log."""
-    online, encode = config.online, config.encode
-    limits = ImageLimits(bytes=int(encode.megabytes * 2**20), seconds=encode.seconds)
+    online = config.online
+    web = PublicWeb(config.encode.limits, online.image_hosts)
     known = {"fingerprint": config.fingerprint(workspace.version), "knowledge": workspace.knowledge}
     return Endpoint(
         desk=Desk(linker, online.queue, online.deadline, Meters(), known),
         limits=online,
-        pictures=Pictures(PublicWeb(limits, online.image_hosts).fetch, int(online.megabytes * 2**20)),
+        pictures=Pictures(web.fetch, int(online.megabytes * 2**20)),
         page=Page(CurrentBank(workspace)),
         key=os.environ.get(KEY, ""),
     )

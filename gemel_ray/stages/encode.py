@@ -56,6 +56,11 @@ class Encode(Stage):
     megabytes: float = 32.0
     seconds: float = 10.0
 
+    @property
+    def limits(self) -> ImageLimits:
+        """Of one picture, wherever it is read."""
+        return ImageLimits(int(self.megapixels * 1e6), int(self.megabytes * 2**20), self.seconds)
+
     def start(self, workspace: Workspace) -> Work:
         return _Encoding(self, workspace)
 
@@ -65,9 +70,6 @@ class _Encoding(Work):
         self.stage = stage
         self.encode_mentions = Remembered(workspace.mention_encoder(stage.device, stage.dtype))
         self.workspace, self.lock = workspace, threading.Lock()
-        self.limits = ImageLimits(
-            pixels=int(stage.megapixels * 1e6), bytes=int(stage.megabytes * 2**20), seconds=stage.seconds
-        )
         self.threads = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
         self.cache = workspace.picture_cache(stage.dtype, stage.cache) if stage.cache else None
         self.under_way: dict[bytes, Future[Vector | str]] = {}
@@ -123,7 +125,7 @@ class _Encoding(Work):
     def _read(self, picture: Picture) -> tuple[bytes, bytes] | str:
         """The encoded picture and its digest, or why it cannot be had."""
         try:
-            data = image_bytes(*picture, self.limits)
+            data = image_bytes(*picture, self.stage.limits)
         except ImageError as reason:
             return str(reason)
         return hashlib.blake2b(data, digest_size=16).digest(), data
@@ -166,7 +168,7 @@ class _Encoding(Work):
         try:
             with self.lock:
                 clip = self.clip
-            image = read_image(*picture, self.limits, clip.side)
+            image = read_image(*picture, self.stage.limits, clip.side)
             if self.workspace.watch is not None:
                 self.workspace.watch(picture, image)
             return clip.prepare(image)
