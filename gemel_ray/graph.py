@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -104,9 +105,15 @@ class Segment:
     async def run(self, table: pa.Table, seconds: dict[str, float] | None = None) -> pa.Table:
         """Rows in, rows out, in order; documents become mentions at the stage that explodes them. What
         each stage took goes into `seconds`, too."""
+        with self.occupied():
+            return await self._run(table, {} if seconds is None else seconds)
+
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """While inside, `retire` waits."""
         self.under_way += 1
         try:
-            return await self._run(table, {} if seconds is None else seconds)
+            yield
         finally:
             self.under_way -= 1
             if not self.under_way:

@@ -83,12 +83,10 @@ class Answering:
                 errors = [row["error"] for row in rows if row["status"] == "error"]
                 if asked.alone and len(errors) == len(rows):
                     raise Fault("bad_request", errors[0])
-                if reply.knowledge:
-                    self.known = reply.known
+                self.known |= reply.known
                 for stage, took in reply.seconds.items():
                     self.seconds[stage] = max(took, self.seconds.get(stage, 0.0))
                 self.told["rows"] += len(rows)
-                self.known["fingerprint"] = rows[0]["fingerprint"]  # in an upgrade not always the endpoint's
                 yield number, rows
 
     def _rest(self) -> Row:

@@ -101,8 +101,7 @@ class Desk:
         self.readiness.succeeded()
         self.usual += 0.1 * (time.monotonic() - began - self.usual)
         self.meters.replied(reply)
-        if reply.knowledge:
-            self.known = reply.known
+        self.known |= reply.known
         return reply
 
     async def as_done(self, documents: Sequence[pa.Table]) -> AsyncGenerator[tuple[int, Reply], None]:

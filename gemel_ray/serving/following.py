@@ -44,7 +44,7 @@ class Following:
         running = self._running[version]
         rows, seconds = await running.run(table)
         measures = {f"{name}-{version}": running.segment.measures()}
-        return Reply(rows, seconds, measures, version, running.segment.graph.fingerprint)
+        return Reply(rows, seconds, measures, version)
 
     @property
     def segment(self) -> Segment:
@@ -63,13 +63,13 @@ class Following:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(_EVERY)
-            current = await asyncio.to_thread(versions.current, self._folder)
-            if current == self._looked:
-                continue
-            self._looked = current  # one that cannot be taken is not tried again every second
             try:
+                current = await asyncio.to_thread(versions.current, self._folder)
+                if current == self._looked:
+                    continue
+                self._looked = current  # one that cannot be taken is not tried again every second
                 await self._take(current)
-            except Exception as fault:
+            except Exception as fault:  # else nobody would look any more
                 told(logging.ERROR, "a version of the knowledge cannot be taken over", reason=repr(fault))
             else:
                 self._newest = current

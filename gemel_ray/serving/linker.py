@@ -16,17 +16,18 @@ class Gone(Exception):
 @dataclass
 class Reply:
     """A document's rows, the seconds of each stage, what each worker counted since its start, and which
-    knowledge, under which fingerprint, answered."""
+    version of the knowledge answered."""
 
     rows: pa.Table
     seconds: dict[str, float] = field(default_factory=dict)
     measures: dict[str, dict[str, Any]] = field(default_factory=dict)
     knowledge: str = ""
-    fingerprint: str = ""
 
     @property
     def known(self) -> dict[str, str]:
-        return {"fingerprint": self.fingerprint, "knowledge": self.knowledge}
+        """By what the rows were made. In an upgrade not always what the endpoint itself would say."""
+        named = {"knowledge": self.knowledge} if self.knowledge else {}
+        return named | {"fingerprint": self.rows["fingerprint"][0].as_py()}
 
 
 Linker = Callable[[pa.Table], Awaitable[Reply]]  # raises Gone; cancelled, it gives up the work

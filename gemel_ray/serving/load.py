@@ -7,7 +7,6 @@ endpoint only by its address.
 from __future__ import annotations
 
 import asyncio
-import base64
 import itertools
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from gemel_ray.client import document
 from gemel_ray.readers import documents
 
 _TIMEOUT = 300.0
@@ -34,13 +34,12 @@ def requests(files: Sequence[str], most: int) -> list[dict[str, Any]]:
 
 
 def _request(row: dict[str, Any]) -> dict[str, Any]:
-    image, mentions = row["image_address"], None
-    if row["image"] is not None or (image and "://" not in image):
-        data = row["image"] if row["image"] is not None else Path(image).read_bytes()
-        image = base64.b64encode(data).decode()
+    address, mentions = row["image_address"], None
+    there = Path(address) if address and "://" not in address else address
+    image = there if row["image"] is None else row["image"]
     if row["given"] is not None:
-        mentions = [{"start": m["start"], "end": m["end"]} for m in row["given"] if m["start"] is not None]
-    return {"text": row["text"], "image": image, "mentions": mentions}
+        mentions = [(m["start"], m["end"]) for m in row["given"] if m["start"] is not None]
+    return document(row["text"], image, mentions)
 
 
 @dataclass

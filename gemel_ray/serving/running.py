@@ -37,30 +37,20 @@ class Running:
         self.segment = segment
         self.gathering = Gathering(Segment(segment.graph, works[:cut]), batch) if cut else None
         self.streaming = Segment(segment.graph, works[cut:]) if cut < len(works) else None
-        self.under_way, self.idle = 0, asyncio.Event()
 
     async def run(self, table: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Rows of one document, and the seconds each stage took."""
         seconds: dict[str, float] = {}
-        self.under_way += 1
-        try:
+        with self.segment.occupied():  # also while it waits for its pass
             if self.gathering is not None:
                 table = await self.gathering.run(table, seconds)
             if self.streaming is not None:
                 table = await self.streaming.run(table, seconds)
-        finally:
-            self.under_way -= 1
-            self.idle.set()
         return table, seconds
 
     async def retire(self) -> None:
         """When the documents under way are done, give back what no renewed segment shares."""
-        while self.under_way:
-            self.idle.clear()
-            await self.idle.wait()
-        for part in (self.gathering.segment if self.gathering else None, self.streaming):
-            if part is not None:
-                await part.retire()
+        await self.segment.retire()
 
     def check(self) -> None:
         """Raise when this process must be replaced."""
