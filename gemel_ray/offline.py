@@ -54,7 +54,7 @@ def link(
     results.prepare(output)
     knowledge = versions.current(workspace)  # all workers' to the end, whatever becomes current meanwhile
     # One more than the segments', for reading.
-    connect(config, sum(s.workers * s.cpus for s in config.offline.segments) + 1)
+    _prepare(config, sum(s.workers * s.cpus for s in config.offline.segments) + 1)
     measures: dict[str, Any] = {}
     try:
         opening = _Opening(config, workspace.resolve(), knowledge)
@@ -84,20 +84,35 @@ def link(
     return manifest
 
 
-def connect(config: Config, cpus: float) -> None:
-    """Join the configured cluster, or start Ray here, quietly, with as many CPUs as asked for at least."""
+def connect(address: str, cpus: float) -> Any:
+    """Join the cluster at `address`, or, for `local`, start Ray here, quietly, with as many CPUs as asked for
+    at least; Ray's context."""
     # Ray logs an error for every actor that Ray Data itself starts (its issue 53727): not ours to mend.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    address = config.offline.address
-    local: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, int(np.ceil(cpus)))}
-    ray.init(
+    cores = max(os.cpu_count() or 1, int(np.ceil(cpus)))
+    local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False}
+    return ray.init(
         address=address,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        **(local | {"include_dashboard": False} if address == "local" else {}),
+        **(local if address == "local" else {}),
     )
+
+
+def threads(asked: int, cpus: float, processes: int, address: str) -> int:
+    """Of torch in a process, where Ray gives it one unless told: as many as `asked`; else what `cpus` say,
+    or, on a Ray of our own, its share of the cores."""
+    here = (os.cpu_count() or 1) // processes if address == "local" else 0
+    return asked or max(1, here, int(cpus))
+
+
+def _prepare(config: Config, cpus: float) -> None:
+    """Connect, and make Ray Data quiet."""
+    connect(config.offline.address, cpus)
+    import ray
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -154,11 +169,10 @@ def _dataset(opening: _Opening, inputs: Sequence[str], output: Path, done: resul
 
 
 def _environment(config: Config, options: SegmentOptions) -> dict[str, str]:
-    """Ray gives a worker one thread unless told; the engine's other settings are its own."""
-    here = (os.cpu_count() or 1) // options.workers if config.offline.address == "local" else 0
-    threads = options.threads or max(1, here, int(options.cpus))
+    """The engine's other settings are its own."""
+    count = threads(options.threads, options.cpus, options.workers, config.offline.address)
     return {
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(count),
         "RAY_DATA_DEFAULT_ASYNC_BATCH_UDF_MAX_CONCURRENCY": str(options.overlap),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -21,13 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from gemel_ray.config import Config, OnlineSegment, load
 from gemel_ray.engine.run import EngineDied
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
+from gemel_ray.offline import connect, threads
 from gemel_ray.serving import address
 from gemel_ray.serving.following import Following
 from gemel_ray.serving.linker import Gone, Reply
@@ -72,6 +72,7 @@ def deployed(config: Config, workspace: Path) -> Any:
 
 def _placed(config: Config, options: OnlineSegment) -> dict[str, Any]:
     """A segment's replicas, as Serve calls it."""
+    count = threads(options.threads, options.cpus, options.max_replicas, config.online.address)
     scaled: dict[str, Any] = {"num_replicas": options.min_replicas}
     if options.max_replicas > options.min_replicas:
         scaled = {
@@ -92,15 +93,9 @@ def _placed(config: Config, options: OnlineSegment) -> dict[str, Any]:
         "ray_actor_options": {
             "num_cpus": options.cpus,
             "num_gpus": options.gpus,
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(_threads(config, options))}},
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(count)}},
         },
     }
-
-
-def _threads(config: Config, options: OnlineSegment) -> int:
-    """Ray gives a worker one thread unless told."""
-    here = (os.cpu_count() or 1) // options.max_replicas if config.online.address == "local" else 0
-    return options.threads or max(1, here, int(options.cpus))
 
 
 class _Stages:
@@ -218,18 +213,10 @@ def serve(config: Config, workspace: Path, ready: Callable[[str, str], None]) ->
 
 def _connect(config: Config) -> str:
     """Join the configured cluster, or start Ray here, quietly. The folder of this node's logs."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    where, segments = config.online.address, config.online.segments
+    context = connect(where, sum(s.max_replicas * s.cpus for s in segments) + 1)
     import ray
 
-    where, segments = config.online.address, config.online.segments
-    cpus = int(np.ceil(sum(s.max_replicas * s.cpus for s in segments))) + 1
-    local: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
-    context = ray.init(
-        address=where,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **(local if where == "local" else {}),
-    )
     for name in ("ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if where == "local" and (gpus := sum(s.min_replicas * s.gpus for s in segments)):

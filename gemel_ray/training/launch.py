@@ -78,7 +78,8 @@ def _run(task: Task, say: Say) -> Point:
         return _fit(task, say)
     from gemel_ray.offline import connect
 
-    connect(task.config, task.config.train.workers * task.config.train.cpus + 1)  # one for the controller
+    train, address = task.config.train, task.config.offline.address
+    connect(address, train.workers * train.cpus + 1)  # one for the controller
     import ray
     from ray.util.queue import Queue
 
