@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gemel_ray.config import Config
-from gemel_ray.measuring.machine import machine, peaks
-from gemel_ray.progress import Progress
+from gemel_ray.measuring.job import timed
+from gemel_ray.measuring.machine import machine
 from gemel_ray.readers import documents
+from gemel_ray.study.variants import SCHEMA
 
 Say = Callable[[str], None]
-_FORM = pa.schema(
-    [
-        ("id", pa.string()),
-        ("text", pa.string()),
-        ("image", pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])),
-        ("mentions", pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32())]))),
-    ]
-)
 _ROWS = 1000  # of the written file, at once
 
 
@@ -39,38 +31,22 @@ def scale(
     config: Config, workspace: Path, inputs: Sequence[str], output: Path, sizes: Sequence[int], say: Say
 ) -> dict[str, Any]:
     """All figures, ready for JSON."""
-    from gemel_ray.offline import link
-
     found: dict[str, Any] = {"machine": machine(), "sizes": {}}
     for size in sizes:
         file, linked = output / f"mentions-{size}.parquet", output / f"linked-{size}"
         shutil.rmtree(linked, ignore_errors=True)
         _write(inputs, size, file)
         say(f"{size:,} mentions")
-        told: list[tuple[float, int]] = []
-
-        def report(progress: Progress, told: list[tuple[float, int]] = told) -> None:
-            told.append((time.perf_counter(), sum(progress.statuses.values())))
-
-        began = time.perf_counter()
-        with peaks() as memory:
-            manifest = link(config, workspace, [str(file)], linked, report)
-        first, last = told[0][0], told[-1][0]
-        found["sizes"][size] = {
-            "rows": manifest["rows"],
-            "seconds_to_first_batch": round(first - began, 1),
-            "mentions_per_second": round(sum(n for _, n in told[1:]) / max(last - first, 1e-9), 2),
-            "peak_mib": dict(memory),
-        }
+        found["sizes"][size], _ = timed(config, workspace, [str(file)], linked)
     return found
 
 
 def _write(inputs: Sequence[str], size: int, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(path, _FORM) as writer:
+    with pq.ParquetWriter(path, SCHEMA) as writer:
         rows = itertools.islice(edited(inputs), size)
         while some := list(itertools.islice(rows, _ROWS)):
-            writer.write_table(pa.Table.from_pylist(some, _FORM))
+            writer.write_table(pa.Table.from_pylist(some, SCHEMA))
 
 
 def edited(inputs: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -95,5 +71,6 @@ def edited(inputs: Sequence[str]) -> Iterator[dict[str, Any]]:
             "id": f"{number}",
             "text": front + row["text"],
             "image": {"bytes": row["image"], "path": row["image_address"]},
+            "image_key": row["image_key"],
             "mentions": [place],
         }

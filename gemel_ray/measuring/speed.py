@@ -23,10 +23,10 @@ from gemel_ray.engine.vllm_engine import Asked
 from gemel_ray.graph import Graph, Segment
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
-from gemel_ray.measuring.machine import machine, middle, peaks
+from gemel_ray.measuring.job import timed
+from gemel_ray.measuring.machine import machine, middle
 from gemel_ray.measuring.reference import Reference
 from gemel_ray.measuring.stages import encoding
-from gemel_ray.progress import Progress
 
 Say = Callable[[str], None]
 _FRONT = ("detect", "encode", "retrieve", "assemble")
@@ -158,18 +158,14 @@ class Measuring:
     def _raw(self, prompts: Sequence[Prompt]) -> float:
         """Prompt tokens a second that the engine computes with nothing around it: none is known to it."""
         engine, usage = self.generating.engine, Usage()
+        asked = Asked(tree=self.generating.tree_folder, node=0, limit=1, wide=1)
         never = [
             Prompt(p.embeddings, p.identity + (i + 1) * 1_000_000, p.base) for i, p in enumerate(prompts)
         ]
         engine.forget()
 
         async def run() -> None:
-            await asyncio.gather(
-                *(
-                    engine.rollout(p, Asked(tree=self.generating.tree_folder, node=0, limit=1, wide=1), usage)
-                    for p in never
-                )
-            )
+            await asyncio.gather(*(engine.rollout(p, asked, usage) for p in never))
 
         began = time.perf_counter()
         asyncio.run(run())
@@ -181,32 +177,14 @@ class Measuring:
 
 
 def _job(config: Config, workspace: Path, inputs: Sequence[str], output: Path) -> dict[str, Any]:
-    """The offline job: when the first batch was there, and the pace of all that came after it."""
-    from gemel_ray.offline import link
-
-    told: list[tuple[float, int]] = []
-    began = time.perf_counter()
-
-    def report(progress: Progress) -> None:
-        told.append((time.perf_counter() - began, sum(progress.statuses.values())))
-
-    with peaks() as memory:
-        manifest = link(config, workspace, inputs, output, report)
+    """The offline job, with the tokens of its engine."""
+    found, manifest = timed(config, workspace, inputs, output)
     usage = manifest["measures"]["generate"]
-    first, last = told[0][0], told[-1][0]
-    # The first batches come together, being under way together: the pace is that of those behind them.
-    together = max(s.overlap for s in config.offline.segments)
-    pace, begin = told[together:], told[min(together, len(told)) - 1][0]
-    return {
-        "mentions": manifest["rows"],
-        "seconds_to_first_batch": round(first, 2),
-        "mentions_per_second": round(sum(n for _, n in pace) / (last - begin), 3) if pace else None,
-        "seconds": manifest["seconds"],
+    return found | {
         "tokens_asked": usage["asked"],
         "tokens_cached": usage["cached"],
         "tokens_computed": usage["asked"] - usage["cached"],
         "tokens_decoded": usage["decoded"],
-        "peak_mib": dict(memory),
     }
 
 

@@ -67,14 +67,14 @@ def write(rows: list[Row], variant: str, path: Path) -> None:
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
-    pq.write_table(pa.Table.from_pylist(table, _SCHEMA), aside)
+    pq.write_table(pa.Table.from_pylist(table, SCHEMA), aside)
     aside.replace(path)
 
 
 _MENTION = pa.struct(
     [("start", pa.int32()), ("end", pa.int32()), ("target", pa.string()), ("target_id", pa.string())]
 )
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("text", pa.string()),
