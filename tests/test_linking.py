@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from parity import same_row
 
 from gemel_ray import results
 from gemel_ray.config import Config, SegmentOptions
@@ -18,7 +19,6 @@ from gemel_ray.linking import linking_graph
 from gemel_ray.offline import link
 from gemel_ray.progress import Progress
 from gemel_ray.readers import documents
-from gemel_ray.records import LINK
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 Rows = dict[tuple[str, str], dict[str, Any]]
@@ -65,18 +65,7 @@ def test_ray_data_gives_the_same_rows_as_one_process(in_process: Rows, on_ray: t
     job = keyed(list(results.tables(on_ray[0])))
     assert job.keys() == in_process.keys()
     for key, here in in_process.items():
-        there = job[key]
-        for field in LINK.names:
-            if field in ("score", "probability"):
-                assert there[field] == pytest.approx(here[field], abs=1e-4), key
-            elif field == "candidates":
-                assert scored(there[field]) == pytest.approx(scored(here[field]), abs=1e-4), key
-            else:
-                assert there[field] == here[field], (key, field)
-
-
-def scored(candidates: list[dict[str, Any]] | None) -> dict[tuple[str, str], float]:
-    return {(c["entity"], c["entity_id"]): c["score"] for c in candidates or []}
+        same_row(job[key], here)
 
 
 @pytest.mark.parametrize(

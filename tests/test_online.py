@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from on_serve import LAST, QUEUE, Served, until
+from parity import same_row
 
 from gemel_ray.config import Config
 from gemel_ray.graph import Segment, run_in_process
@@ -28,7 +29,6 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.online import app, running
 from gemel_ray.readers import documents
-from gemel_ray.records import LINK
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 TEXT = "Adobe and Google met in Paris."
@@ -66,18 +66,7 @@ def same(there: list[dict[str, Any]], here: list[dict[str, Any]]) -> None:
         (r["document_id"], r["mention_id"]) for r in here
     ]
     for got, wanted in zip(there, here, strict=True):
-        assert list(got) == LINK.names
-        for name in LINK.names:
-            if name in ("score", "probability"):
-                assert got[name] == pytest.approx(wanted[name], abs=1e-4), wanted
-            elif name == "candidates":
-                assert scored(got[name]) == pytest.approx(scored(wanted[name]), abs=1e-4), wanted
-            else:
-                assert got[name] == wanted[name], (wanted, name)
-
-
-def scored(candidates: list[dict[str, Any]] | None) -> dict[tuple[str, str], float]:
-    return {(c["entity"], c["entity_id"]): c["score"] for c in candidates or []}
+        same_row(got, wanted)
 
 
 def in_parts(documents: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
