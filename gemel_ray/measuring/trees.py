@@ -52,19 +52,16 @@ def trees(
         entities.unlink()
     built: dict[str, Any] = json.loads((output / f"build-{names}.json").read_text())
     found: dict[str, Any] = {"machine": machine(), "names": names, **built}
-    for name, folder in (("small", workspace), ("large", large)):
+    for name, opened in (("small", small), ("large", Workspace.open(large, config))):
         say(f"decoding {mentions} mentions under the {name} tree")
-        tree = folder / "tree"
-        size = sum(f.stat().st_size for f in tree.iterdir())
-        count = len(np.load(tree / "leaf.npy", mmap_mode="r"))
-        root = int(np.diff(np.load(tree / "first_child.npy", mmap_mode="r")[:2])[0])
+        size, count = sum(f.stat().st_size for f in opened.tree_folder.iterdir()), len(opened.tree)
         found[name] = {
             "names": count,
             "tree_mib": round(size / 2**20, 1),
             "bytes_per_name": round(size / count, 1),
-            "children_of_the_root": root,
-            "second_process": _measured("mapped", folder, config, inputs, mentions),
-            "decoding": _measured("decoded", folder, config, inputs, mentions),
+            "children_of_the_root": len(opened.tree.children(opened.tree.root)[1]),
+            "second_process": _measured("mapped", opened.folder, config, inputs, mentions),
+            "decoding": _measured("decoded", opened.folder, config, inputs, mentions),
         }
     under = {name: found[name]["decoding"]["milliseconds_per_step"] for name in ("small", "large")}
     return found | {"slowdown_of_a_step": round(under["large"] / under["small"] - 1, 4)}
@@ -113,9 +110,9 @@ def mapped(folder: Path, config: Config, inputs: Sequence[str], mentions: int) -
 
     from gemel_ray.knowledge.prefix_tree import PrefixTree
 
-    here = psutil.Process()
+    here, tree_folder = psutil.Process(), Workspace.open(folder, config).tree_folder
     before = here.memory_full_info()
-    tree = PrefixTree.open(folder / "tree")
+    tree = PrefixTree.open(tree_folder)
     dice = np.random.default_rng(0)
     began = time.perf_counter()
     for leaf in dice.choice(np.asarray(tree.leaf), 10_000):
