@@ -49,11 +49,12 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.knowledge.workspace import read_facts
     from gemel_ray.readers import files
 
-    options.output.mkdir(parents=True, exist_ok=True)
-    workspace: Path = options.workspace or _starter(options)
     if options.workspace and not options.inputs:
         raise ValueError("with --workspace, say what to measure on: gemel-ray bench ... INPUT")
-    inputs = files(options.inputs) if options.inputs else [str(options.output / "documents.parquet")]
+    given = files(options.inputs)  # refused before anything is built
+    options.output.mkdir(parents=True, exist_ok=True)
+    workspace: Path = options.workspace or _starter(options)
+    inputs = given or [str(options.output / "documents.parquet")]
     settings = partial(configured, options, read_facts(workspace)["settings"])
     found = {"speed": _speed, "trees": _trees, "scale": _scale}[options.what](
         options, settings, workspace, inputs
