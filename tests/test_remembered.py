@@ -92,9 +92,15 @@ def batch(tmp_path: Path) -> pa.Table:
 
 @pytest.fixture
 def stage(config: Config, workspace: Workspace) -> Iterator[Encode]:
+    """On a cache that no other test has filled, and that none finds filled."""
+
+    def emptied() -> None:
+        for file in (workspace.folder / "cache").glob("pictures-*"):
+            file.unlink()
+
+    emptied()
     yield config.encode
-    for file in (workspace.folder / "cache").glob("pictures-*"):
-        file.unlink()
+    emptied()
 
 
 def test_equal_pictures_are_encoded_once_within_a_job_and_across_jobs(

@@ -130,7 +130,8 @@ def test_killed_and_run_again_is_undisturbed(undisturbed: list[dict[str, float]]
 def test_finished_says_so_and_other_settings_start_anew_but_encode_nothing(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = ("train.epochs=0.4", "train.decode_every=0")
+    # Of training's own cache: the pictures' would know them in any case.
+    quick = ("train.epochs=0.4", "train.decode_every=0", "encode.cache=0")
     encoded: list[int] = []
     whole = Clip.encode_images
     monkeypatch.setattr(Clip, "encode_images", lambda c, i: encoded.append(len(i)) or whole(c, i))

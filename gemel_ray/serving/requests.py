@@ -80,12 +80,15 @@ def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
     first = max(
         error.errors(include_url=False), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"]))
     )
-    place = [p for p in first["loc"] if isinstance(p, int) or p.islower()]  # without names of types
+    *outer, last = first["loc"] or ("",)
+    place = [p for p in outer if isinstance(p, int) or p.islower()]  # without names of types
+    # A field that is not known may be called anything: its name is no type's.
+    place += [last] if isinstance(last, int) or last.islower() or first["type"] == "extra_forbidden" else []
     where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
     if first["type"] == "missing":
         return f"{where} is missing"
     if first["type"] == "extra_forbidden":
-        known = sorted(_fields(kind))
+        known = sorted(set(_fields(kind)))
         close = difflib.get_close_matches(str(place[-1]), known, n=1)
         return f"there is no field {where[:80]}; " + (
             f"did you mean {close[0]}?" if close else ", ".join(known)
