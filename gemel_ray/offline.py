@@ -3,9 +3,9 @@
     read (tasks, one a file) -> segment -> ... -> last segment, which writes its own results
 
 Every worker starts its segment's stages once and takes several batches at a time, so the engine is
-fed across batches. The last segment's worker writes (see results.py), and only counts come back to
-the driver. Run again, the job reads which documents are there and does the rest. Only this file, online.py
-and training/launch.py import ray.
+fed across batches; what it does when it dies, and how, stands in job/worker.py. The last segment's worker
+writes (job/results.py), and only counts come back to the driver. Run again, the job reads which documents
+are there and does the rest. Only this file, online.py and training/launch.py import ray.
 """
 
 from __future__ import annotations
@@ -14,27 +14,32 @@ import json
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from gemel_ray import results
 from gemel_ray.config import Config, SegmentOptions
-from gemel_ray.graph import Segment
+from gemel_ray.graph import Graph
+from gemel_ray.job import record, results
+from gemel_ray.job.attempts import Attempts
+from gemel_ray.job.inputs import absolute, unchanged
+from gemel_ray.job.manifest import write_manifest
+from gemel_ray.job.metrics import Metrics
+from gemel_ray.job.record import Record
+from gemel_ray.job.selection import Selection, Share
+from gemel_ray.job.stopping import TooManyErrors, plainly
+from gemel_ray.job.worker import Worker
 from gemel_ray.knowledge import versions
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.progress import Progress
-from gemel_ray.readers import documents
 
 _BLOCK = 128  # documents that travel together, and are told of together: some for every worker
-_PACKAGES = ("gemel-ray", "ray", "torch", "transformers", "open_clip_torch", "qdrant-edge-py")
+_ALL = Selection()
 
 
 def link(
@@ -43,45 +48,39 @@ def link(
     inputs: Sequence[str],
     output: Path,
     report: Callable[[Progress], None],
+    *,
+    selection: Selection = _ALL,
+    max_error_rate: float = 1.0,
 ) -> dict[str, Any]:
-    """Link all documents of `inputs` that `output` does not hold yet; returns the manifest.
+    """Link the documents of `inputs` that are selected and that `output` does not hold yet; returns the
+    manifest.
 
-    Raises whatever stops the job: a fault of a stage, or of the cluster. Rows' own errors are rows.
+    Raises Stopped where the job cannot go on, and TooManyErrors, a Stopped, beyond `max_error_rate` of its
+    rows: what is written stays, and the same call goes on. Rows' own errors are rows.
     """
-    import ray
-
-    started = time.time()
-    results.prepare(output)
+    addresses = [absolute(address) for address in inputs]
+    run = results.prepare(output)
+    unchanged(output, addresses)
+    record.workers(output).mkdir(exist_ok=True)
     knowledge = versions.current(workspace)  # all workers' to the end, whatever becomes current meanwhile
-    # One more than the segments', for reading.
-    _prepare(config, sum(s.workers * s.cpus for s in config.offline.segments) + 1)
-    measures: dict[str, Any] = {}
+    done = results.finished(output)
+    told = Record(output, max(0, selection.total(addresses) - len(done)), len(done))
+    opening = Opening(config, workspace.resolve(), knowledge, output.resolve(), run)
     try:
-        opening = _Opening(config, workspace.resolve(), knowledge)
-        dataset = _dataset(opening, inputs, output.resolve(), results.finished(output))
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for row in batch.to_pylist():
-                measures[row["worker"]] = json.loads(row["measures"])
-                report(Progress(row["documents"], json.loads(row["statuses"])))
+        with plainly(told):
+            # One more CPU than the segments', for reading.
+            told.metrics = _prepare(config, sum(s.workers * s.cpus for s in config.offline.segments) + 1)
+            data = dataset(opening, selection.of(addresses), done)
+            for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for row in batch.to_pylist():
+                    counts = json.loads(row["counts"])
+                    told.add(counts)
+                    report(Progress(counts["documents"], counts["statuses"]))
+                    TooManyErrors.unless(told, max_error_rate)
+            TooManyErrors.unless(told, max_error_rate, least=1)
     finally:
-        ray.shutdown()
-    facts = read_facts(workspace, knowledge)
-    manifest = {
-        "inputs": list(inputs),
-        **results.counts(output),
-        "seconds": round(time.time() - started, 2),
-        "measures": _summed(list(measures.values())),
-        "workspace": {
-            "path": str(workspace),
-            "knowledge": knowledge,
-            "version": facts["version"],
-            "models": facts["models"],
-        },
-        "configuration": config.plain(),
-        "versions": {package: version(package) for package in _PACKAGES},
-    }
-    (output / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    return manifest
+        _shutdown()
+    return write_manifest(config, workspace, inputs, told, knowledge)
 
 
 def connect(address: str, cpus: float) -> Any:
@@ -108,8 +107,8 @@ def threads(asked: int, cpus: float, processes: int, address: str) -> int:
     return asked or max(1, here, int(cpus))
 
 
-def _prepare(config: Config, cpus: float) -> None:
-    """Connect, and make Ray Data quiet."""
+def _prepare(config: Config, cpus: float) -> Metrics:
+    """Connect, and make Ray Data quiet; the job's metrics, told through Ray."""
     connect(config.offline.address, cpus)
     import ray
 
@@ -119,42 +118,63 @@ def _prepare(config: Config, cpus: float) -> None:
     context.execution_no_progress_timeout_s = int(config.offline.stall_minutes * 60)
     for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
         logging.getLogger(name).setLevel(logging.ERROR)  # Ray gives them levels of their own on import
+    from ray.util.metrics import Gauge
+
+    return Metrics(Gauge)
+
+
+def _shutdown() -> None:
+    import ray
+
+    ray.shutdown()
 
 
 @dataclass(frozen=True)
-class _Opening:
+class Opening:
     """What every worker opens."""
 
     config: Config
     workspace: Path
     knowledge: str
+    output: Path
+    run: str
 
-    def segment(self, stages: Sequence[str]) -> Segment:
+    def worker(self, stages: Sequence[str]) -> Worker:
         opened = Workspace.open(self.workspace, self.config, self.knowledge)
-        return linking_graph(self.config, opened).segment(stages, opened)
+        graph = traced(linking_graph(self.config, opened))
+        attempts = Attempts(results.attempts(self.output), "+".join(stages))
+        last = stages[-1] == graph.stages[-1].name
+        output = self.output if last else None
+        return Worker(graph.segment(stages, opened), attempts, output, self.run)
 
 
-def _dataset(opening: _Opening, inputs: Sequence[str], output: Path, done: results.Keys) -> Any:
-    """Addresses, to documents not yet done, through the segments, to what was written."""
+def traced(graph: Graph) -> Graph:
+    """The graph whose results know, beside what they say, where they came from."""
+    return replace(graph, result=graph.result.append(graph.source.field(results.SOURCE)))
+
+
+def dataset(opening: Opening, shares: Sequence[Share], done: results.Keys) -> Any:
+    """Ray's dataset from files, to documents not yet done, through the segments, to what was written: a row
+    with `counts` for each batch. `opening` says what a worker is, and may be another's."""
     import ray
 
     config = opening.config
     skip = ray.put(done)
-    dataset = ray.data.from_items([{"address": a} for a in inputs], override_num_blocks=len(inputs))
-    dataset = dataset.map_batches(
+    data = ray.data.from_items([{"share": s} for s in shares], override_num_blocks=max(1, len(shares)))
+    data = data.map_batches(
         _read,
         batch_size=1,
         fn_kwargs={"done": skip, "fetch": config.input.fetch_official_images},
         num_cpus=0.5,
     ).repartition(target_num_rows_per_block=_BLOCK)
-    segments = config.offline.segments
-    for number, options in enumerate(segments):
-        last = number == len(segments) - 1
+    whole = True  # a row is a document
+    for options in config.offline.segments:
         calls = max(2, options.overlap)
-        dataset = dataset.map_batches(
-            _Worker,
-            fn_constructor_args=(opening, options, str(output) if last else None),
-            batch_size=options.batch,
+        data = data.map_batches(
+            _Actor,
+            fn_constructor_args=(opening, options.stages),
+            # Behind Retrieve a block is whole documents, each of several rows: it stays whole.
+            batch_size=options.batch if whole else None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
                 size=options.workers,
@@ -165,7 +185,8 @@ def _dataset(opening: _Opening, inputs: Sequence[str], output: Path, done: resul
             num_gpus=options.gpus,
             runtime_env={"env_vars": _environment(config, options)},
         )
-    return dataset
+        whole = whole and "retrieve" not in options.stages
+    return data
 
 
 def _environment(config: Config, options: SegmentOptions) -> dict[str, str]:
@@ -180,49 +201,30 @@ def _environment(config: Config, options: SegmentOptions) -> dict[str, str]:
 
 
 def _read(batch: dict[str, Any], done: Any, fetch: bool) -> Iterator[pa.Table]:
-    """Documents of one file that are not done yet; `done` refers to their sorted hashes."""
+    """The documents that a run takes of a file; `done` refers to the sorted keys of those that are there."""
     import ray
 
     finished = ray.get(done)
-    for address in batch["address"]:
-        for table in documents(str(address), fetch_official_images=fetch):
-            new = ~np.isin(results.keys(table["document_id"].to_pylist()), finished)
-            if new.any():
-                yield table.filter(pa.array(new))
+    for share in batch["share"]:
+        yield from share.tables(finished, fetch_official_images=fetch)
 
 
-class _Worker:
-    """A segment of the graph in a Ray actor. The last one writes, and returns only what it counted."""
+class _Actor:
+    """A worker in a Ray actor. Of the last segment, it returns only what it counted."""
 
-    def __init__(self, opening: _Opening, options: SegmentOptions, output: str | None) -> None:
-        self.segment: Segment = opening.segment(options.stages)
-        self.output = Path(output) if output else None
-        self.name = f"{'+'.join(options.stages)}-{os.getpid()}-{time.time_ns()}"
+    def __init__(self, opening: Opening, stages: Sequence[str]) -> None:
+        self.worker = opening.worker(stages)
+        self.folder = record.workers(opening.output)
+        self.name = f"{'+'.join(stages)}-{os.getpid()}-{time.time_ns()}"
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
-        rows = await self.segment.run(batch)
-        if self.output is None:
+        rows = await self.worker(batch)
+        record.told(self.folder, self.name, self.worker.segment.measures())
+        if self.worker.output is None:
             yield rows
-            return
-        results.write(rows, self.output)
-        counted = {
-            "worker": self.name,
-            "documents": len(rows["document_id"].unique()),
-            "statuses": json.dumps(Counter(rows["status"].to_pylist())),
-            "measures": json.dumps(self.segment.measures()),
-        }
-        yield pa.Table.from_pylist([counted])
+        else:
+            yield pa.table({"counts": [json.dumps(record.counted(rows))]})
 
     def __del__(self) -> None:
-        if hasattr(self, "segment"):
-            self.segment.close()
-
-
-def _summed(parts: Sequence[Any]) -> dict[str, Any]:
-    """Nested numbers of all workers, added up."""
-    total: dict[str, Any] = {}
-    for part in parts:
-        for name, value in part.items():
-            nested = isinstance(value, dict)
-            total[name] = _summed([total.get(name, {}), value]) if nested else total.get(name, 0) + value
-    return total
+        if hasattr(self, "worker"):
+            self.worker.segment.close()

@@ -27,6 +27,7 @@ OPTIONS = pa.struct(  # what one document asks for; null: as configured
 DOCUMENT = pa.schema(
     [
         pa.field("document_id", pa.string()),
+        pa.field("source", pa.string()),  # the file and the row in it, by which a resumed job knows it
         pa.field("text", pa.string()),
         pa.field("image", pa.large_binary()),  # encoded picture, or null
         pa.field("image_address", pa.string()),  # path or URL of it, or null

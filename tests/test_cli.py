@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gemel_ray import results
 from gemel_ray.arguments import parser
 from gemel_ray.cli import _VERBS, main
 from gemel_ray.commands import configured
+from gemel_ray.job import results
 from gemel_ray.records import LINK
 
 VERBS = (

@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from gemel_ray import results
 from gemel_ray.evaluation import Judged, Known, compare, evaluate, gold_mentions, known
 from gemel_ray.evaluation.baseline import Baseline
 from gemel_ray.evaluation.breakdowns import breakdowns
@@ -27,6 +26,7 @@ from gemel_ray.evaluation.figures import popularity
 from gemel_ray.evaluation.judged import dataset, links_of
 from gemel_ray.evaluation.known import named_in, named_in_workspace
 from gemel_ray.evaluation.resampling import Resampling
+from gemel_ray.job import results
 from gemel_ray.knowledge import entities
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.records import LINK

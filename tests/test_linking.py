@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from parity import same_row
 
-from gemel_ray import results
 from gemel_ray.config import Config, SegmentOptions
 from gemel_ray.graph import Segment, run_in_process
+from gemel_ray.job import results
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.offline import link

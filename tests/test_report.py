@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from gemel_ray import results
 from gemel_ray.cli import main
+from gemel_ray.job import results
 from gemel_ray.records import LINK
 
 EMPTY = {"meta", "img", "br", "path", "use", "rect", "circle", "line"}

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gemel_ray.arguments import Parser
-from gemel_ray.commands import configured
+from gemel_ray.commands import configured, say
+
+if TYPE_CHECKING:
+    from gemel_ray.config import Config
+    from gemel_ray.job.selection import Selection
 
 
 def add(verb: Parser) -> None:
@@ -14,32 +19,93 @@ def add(verb: Parser) -> None:
 
     INPUT: JSON lines or Parquet files (or folders of them) with id, text, image (path, URL or bytes) and
     mentions ([{start, end}]; without them the knowledge base's names are looked for), or lines in the
-    official GEMEL form. Results: OUTPUT/links/*.parquet, one row a mention, and OUTPUT/manifest.json.
+    official GEMEL form. Results: OUTPUT/links/*.parquet, one row a mention, OUTPUT/manifest.json, and
+    OUTPUT/report.html to look at; while it goes, OUTPUT/progress.json.
 
       gemel-ray link photos.jsonl --workspace my-workspace --output linked
+      gemel-ray link photos.jsonl --workspace my-workspace --output linked --retry-failed --reason timeout
     """
     verb.add_argument("inputs", nargs="+", metavar="INPUT", help="file or folder")
     verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
     verb.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     verb.add_argument("--strict", action="store_true", help="exit with 1 if any row is an error")
+    verb.add_argument("--limit", type=int, metavar="N", help="only the first N documents of the input")
+    verb.add_argument(
+        "--sample", type=float, default=1.0, metavar="SHARE", help="only this share of them, always the same"
+    )
+    verb.add_argument(
+        "--retry-failed", action="store_true", help="do the documents anew that have an error row in DIR"
+    )
+    verb.add_argument("--reason", default="", metavar="TEXT", help="of these, those whose error holds TEXT")
+    verb.add_argument(
+        "--max-error-rate", type=float, default=1.0, metavar="SHARE",
+        help="stop, with 1, when more of the rows (of at least 200) are errors",
+    )  # fmt: skip
+    verb.add_argument("--dry-run", action="store_true", help="say what would be done, and start nothing")
     verb.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from gemel_ray import results
+    from gemel_ray.job import results
+    from gemel_ray.job.selection import Selection
     from gemel_ray.knowledge.workspace import Workspace, read_facts
-    from gemel_ray.offline import link
-    from gemel_ray.progress import Meter
-    from gemel_ray.readers import count, files
+    from gemel_ray.readers import files
 
+    if options.reason and not options.retry_failed:
+        raise ValueError("--reason says which rows --retry-failed takes: give both")
+    if not 0 <= options.max_error_rate <= 1:
+        raise ValueError(f"--max-error-rate is a share from 0 to 1, not {options.max_error_rate:g}")
+    selection = Selection(options.limit, options.sample)
     config = configured(options, read_facts(options.workspace)["settings"])
     Workspace.open(options.workspace, config)  # refuses a mismatch before anything is started
     inputs = files(options.inputs)
-    results.prepare(options.output)
-    done = len(results.finished(options.output))
-    with Meter("documents", sum(count(f) or 0 for f in inputs) - done) as meter:
-        manifest = link(config, options.workspace, inputs, options.output, meter.add)
+    if options.dry_run:
+        from gemel_ray.job.preview import preview
+
+        print(preview(config, inputs, options.output, selection))
+        return 0
+    if options.retry_failed and results.folder(options.output).is_dir():
+        say(
+            f"{results.forget_failed(options.output, options.reason):,} documents with an error are done anew"
+        )
+    return _linked(options, config, inputs, selection)
+
+
+def _linked(options: argparse.Namespace, config: Config, inputs: list[str], selection: Selection) -> int:
+    from gemel_ray.job.page import write_page
+    from gemel_ray.job.results import finished
+    from gemel_ray.job.stopping import Stopped
+    from gemel_ray.offline import link
+    from gemel_ray.progress import Meter
+
+    to_do = selection.total(inputs) - len(finished(options.output))
+    with Meter("documents", max(0, to_do)) as meter:
+        try:
+            manifest = link(
+                config, options.workspace, inputs, options.output, meter.add,
+                selection=selection, max_error_rate=options.max_error_rate,
+            )  # fmt: skip
+        except Stopped as reason:
+            say(f"\ngemel-ray link: {reason}")
+            say(f"What is done stays in {options.output}, and the same command goes on from there.")
+            return 1
+    write_page(options.output)
+    print(_told(manifest))
+    print(f"{options.output}\nto look at: {options.output / 'report.html'}")
+    return 1 if options.strict and manifest["statuses"].get("error") else 0
+
+
+def _told(manifest: dict[str, Any]) -> str:
+    """What stands in the output, in words."""
     statuses = manifest["statuses"]
-    told = ", ".join(f"{n:,} {status}" for status, n in sorted(statuses.items())) or "nothing"
-    print(f"{manifest['documents']:,} documents, {manifest['rows']:,} rows: {told}\n{options.output}")
-    return 1 if options.strict and statuses.get("error") else 0
+    lines = [
+        f"{manifest['documents']:,} documents, {manifest['rows']:,} rows: "
+        + (", ".join(f"{n:,} {status}" for status, n in sorted(statuses.items())) or "nothing")
+    ]
+    lines += [f"  {number:,} x {reason}" for reason, number in list(manifest["errors"].items())[:5]]
+    if len(manifest["fingerprints"]) > 1:
+        lines.append(
+            f"The rows are of {len(manifest['fingerprints'])} configurations or versions of the knowledge "
+            f"(see fingerprints in the manifest): do not compare them as one."
+        )
+    return "\n".join(lines)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gemel_ray import results
+from gemel_ray.job import results
 from gemel_ray.readers import documents
 from gemel_ray.tables import explode
 

@@ -7,7 +7,7 @@ of models.
 """
 
 from gemel_ray.readers.fields import BadRecord
-from gemel_ray.readers.reading import BATCH, documents
+from gemel_ray.readers.reading import BATCH, REST, documents
 from gemel_ray.readers.sources import READ, count, files
 
-__all__ = ["BATCH", "READ", "BadRecord", "count", "documents", "files"]
+__all__ = ["BATCH", "READ", "REST", "BadRecord", "count", "documents", "files"]

@@ -9,27 +9,32 @@ from typing import Any
 import pyarrow as pa
 
 from gemel_ray.readers import melbench, official, own, wikidiverse
-from gemel_ray.readers.containers import plain, rows
+from gemel_ray.readers.again import Unreachable, steady_rows
+from gemel_ray.readers.containers import plain
 from gemel_ray.readers.fields import BadRecord, Row, is_unicode
 from gemel_ray.readers.pictures import Place
 from gemel_ray.records import DOCUMENT
 
 BATCH = 256
+REST = "rest"  # in place of a row's number: what of a file could not be had, and may be another time
 _FORMS = (wikidiverse, melbench, official, own)  # the first that fits
 
 
 def documents(address: str, *, fetch_official_images: bool = False, batch: int = BATCH) -> Iterator[pa.Table]:
     """Documents of one file, `batch` rows at a time. Never raises for what the file holds: an
-    unreadable file is one document with an error, after the rows that could be read."""
+    unreadable file is one document with an error, after the rows that could be read. Storage that fails is
+    asked again, and read on where it stopped."""
     at, made = Place(address, fetch_official_images), list[Row]()
-    source = rows(address)
+    source, number = steady_rows(address), 0
     while True:
         try:
             number, raw = next(source)
         except StopIteration:
             break
         except Exception as fault:  # a truncated or foreign file, a lost connection
-            made.append(_row(PurePosixPath(address).name, error=f"cannot read {address}: {plain(fault)}"))
+            behind = REST if isinstance(fault, Unreachable) else number + 1
+            reason = f"cannot read {address}: {plain(fault)}"
+            made.append(_row(PurePosixPath(address).name, f"{address}:{behind}", error=reason))
             break
         made.append(_document(raw, at, number))
         if len(made) == batch:
@@ -40,7 +45,7 @@ def documents(address: str, *, fetch_official_images: bool = False, batch: int =
 
 
 def _document(raw: Any, at: Place, number: int) -> Row:
-    name = f"{PurePosixPath(at.address).name}:{number}"
+    name, source = f"{PurePosixPath(at.address).name}:{number}", f"{at.address}:{number}"
     try:
         if isinstance(raw, BadRecord):
             raise raw
@@ -48,9 +53,9 @@ def _document(raw: Any, at: Place, number: int) -> Row:
         if form is None:
             raise BadRecord(f"line {number} is not a JSON object, nor an item of a known data set")
         name = _name(raw, name)
-        return _row(name, **form.columns(raw, at))
+        return _row(name, source, **form.columns(raw, at))
     except BadRecord as bad:
-        return _row(name, error=str(bad))
+        return _row(name, source, error=str(bad))
 
 
 def _name(raw: Any, name: str) -> str:
@@ -59,5 +64,5 @@ def _name(raw: Any, name: str) -> str:
     return name if identity in (None, "") or not is_unicode(str(identity)) else str(identity)
 
 
-def _row(document_id: str, **values: Any) -> Row:
-    return {name: None for name in DOCUMENT.names} | {"document_id": document_id} | values
+def _row(document_id: str, source: str, **values: Any) -> Row:
+    return {n: None for n in DOCUMENT.names} | {"document_id": document_id, "source": source} | values

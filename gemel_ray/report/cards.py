@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import exp
 from typing import Any
 
@@ -38,15 +38,16 @@ def _card(judged: Judged, link: dict[str, Any], image: str | None, picture: Pict
     verdict = "right" if judged.right else "wrong"
     why = f'<p class="wrong small">{html.escape(link["error"])}</p>' if link.get("error") else ""
     return (
-        f'<div class="card"><div>{_image(image)}</div>'
-        f'<div><p>{_marked(gold)}</p><p><b class="{verdict}">{html.escape(answer)}</b>'
+        f'<div class="card"><div>{image_tag(image)}</div>'
+        f'<div><p>{marked(gold)}</p><p><b class="{verdict}">{html.escape(answer)}</b>'
         f"{'' if judged.right else ' &mdash; should be ' + html.escape(gold['target'] or _NIL)}</p>{why}"
         f'<p class="small">{html.escape(gold["document_id"])} {html.escape(gold["mention_id"])}</p></div>'
-        f"<div>{_candidates(link)}{_demonstrations(link, picture)}</div></div>"
+        f"<div>{candidate_bars(link)}{_demonstrations(link, picture)}</div></div>"
     )
 
 
-def _marked(gold: dict[str, Any]) -> str:
+def marked(gold: Mapping[str, Any]) -> str:
+    """The text with the mention in it, as HTML."""
     text: str = gold["text"]
     if gold["mention"] is None:  # its place is none in this text
         return html.escape(text)
@@ -57,7 +58,8 @@ def _marked(gold: dict[str, Any]) -> str:
     return "{}<mark>{}</mark>{}".format(*parts)
 
 
-def _candidates(link: dict[str, Any]) -> str:
+def candidate_bars(link: Mapping[str, Any]) -> str:
+    """A link's candidates and their probabilities, as HTML."""
     candidates: Sequence[dict[str, Any]] = link.get("candidates") or []
     scores = [float(c["score"]) for c in candidates]
     weights = [exp(s - max(scores)) for s in scores]
@@ -73,13 +75,14 @@ def _demonstrations(link: dict[str, Any], picture: Picture) -> str:
     if not ids:
         return ""
     shown = "".join(
-        f"<figure>{_image(picture(i))}<figcaption>{html.escape(i)}</figcaption></figure>" for i in ids
+        f"<figure>{image_tag(picture(i))}<figcaption>{html.escape(i)}</figcaption></figure>" for i in ids
     )
     summary = f'<summary class="small">{len(ids)} demonstrations</summary>'
     return f'<details>{summary}<div class="shots">{shown}</div></details>'
 
 
-def _image(address: str | None) -> str:
+def image_tag(address: str | None) -> str:
+    """A picture of a data address, or nothing."""
     return f'<img loading="lazy" alt="" src="{address}">' if address else ""
 
 

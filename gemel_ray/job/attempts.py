@@ -1,0 +1,34 @@
+"""What a worker has begun and not ended, in files: how a row that kills its worker is found.
+
+Ray starts a dead worker again and gives it the same batches. That it has had them before, only a file can
+tell it. The files are of one run: a run that is killed as a whole accuses no row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """The attempts at batches of one segment, in `folder`."""
+
+    folder: Path
+    segment: str
+
+    def begin(self, sources: Sequence[str]) -> int:
+        """Note that a batch of these documents is begun; how often it was begun before and did not end."""
+        with self._file(sources).open("ab") as file:
+            file.write(b".")
+            return file.tell() - 1
+
+    def end(self, sources: Sequence[str]) -> None:
+        """The worker has lived through it."""
+        self._file(sources).unlink(missing_ok=True)
+
+    def _file(self, sources: Sequence[str]) -> Path:
+        digest = hashlib.blake2b("\n".join(sources).encode(), digest_size=12).hexdigest()
+        return self.folder / f"{self.segment}-{digest}"

@@ -1,0 +1,40 @@
+"""DIR/manifest.json: what stands in the output folder, and what made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gemel_ray.config import Config
+from gemel_ray.job import results
+from gemel_ray.job.record import Record
+from gemel_ray.knowledge.workspace import read_facts
+
+_PACKAGES = ("gemel-ray", "ray", "torch", "transformers", "open_clip_torch", "qdrant-edge-py")
+
+
+def write_manifest(
+    config: Config, workspace: Path, inputs: Sequence[str], told: Record, knowledge: str
+) -> dict[str, Any]:
+    """Write it and return it: counts over the whole output, the last run's measures and seconds."""
+    done = told.write("finished")
+    facts = read_facts(workspace, knowledge)
+    manifest = {
+        "inputs": list(inputs),
+        **results.counts(told.output),
+        "seconds": done["seconds"],
+        "measures": done["measures"],
+        "workspace": {
+            "path": str(workspace),
+            "knowledge": knowledge,
+            "version": facts["version"],
+            "models": facts["models"],
+        },
+        "configuration": config.plain(),
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
+    (told.output / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    return manifest

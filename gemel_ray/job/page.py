@@ -1,0 +1,159 @@
+"""DIR/report.html: what a job did, to look at. One file that needs nothing else; it computes nothing but
+counts over the links that are there."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from gemel_ray.job import results
+from gemel_ray.plots import Axis, Series, bars, lines
+from gemel_ray.readers import documents
+from gemel_ray.report.cards import candidate_bars, image_tag, marked, thumbnail
+from gemel_ray.report.page import page, section
+from gemel_ray.report.tables import table
+
+Row = dict[str, Any]
+_TOP = 25  # entities shown
+_SAMPLES = 24
+_NEAR = 1000  # rows from a file's beginning that a sample is taken of: its text and picture are read again
+
+
+def write_page(output: Path) -> None:
+    """Write the page of a finished job's folder."""
+    manifest = json.loads((output / "manifest.json").read_text())
+    progress = json.loads((output / "progress.json").read_text())
+    entities = Counter[str]()
+    for links in results.tables(output, ["entity"]):
+        entities.update(e for e in links["entity"].to_pylist() if e)
+    plots = "".join(f"<figure>{svg}</figure>" for svg in _plots(progress))
+    body = [
+        section("", _tiles(manifest, progress)),
+        section("The run", f'<div class="plots">{plots}</div>{_slowest(progress)}' if plots else ""),
+        section("Errors", _errors(manifest, progress)),
+        section("Entities", _entities(entities)),
+        section("Samples", "".join(_samples(output))),
+    ]
+    title = f"gemel-ray link: {output.resolve().name}"
+    path = output / "report.html"
+    path.write_text(page(title, _subtitle(manifest), "".join(body)), encoding="utf-8")
+
+
+def _subtitle(manifest: Row) -> str:
+    knowledge = manifest["workspace"]
+    return (
+        f"{', '.join(Path(i).name for i in manifest['inputs'][:5])}; knowledge {knowledge['knowledge']} of "
+        f"{Path(knowledge['path']).name}; fingerprint {', '.join(map(str, manifest['fingerprints']))}"
+    )
+
+
+def _tiles(manifest: Row, progress: Row) -> str:
+    rows, statuses = manifest["rows"] or 1, manifest["statuses"]
+    shown = [
+        ("documents", f"{manifest['documents']:,}", f"{progress['documents']['done']:,} in this run"),
+        ("mentions", f"{manifest['rows']:,}", f"{progress['rows_per_second'] or 0:.1f} a second"),
+        *(
+            (name, f"{statuses.get(name, 0) / rows:.1%}", f"{statuses.get(name, 0):,}")
+            for name in ("linked", "nil", "error")
+        ),
+        ("seconds", f"{progress['seconds']:,.0f}", "start-up included"),
+    ]
+    tiles = "".join(f"<div><span>{n}</span><b>{v}</b><small>{s}</small></div>" for n, v, s in shown)
+    return f'<div class="tiles">{tiles}</div>'
+
+
+def _plots(progress: Row) -> Iterator[str]:
+    moments = [(a, b) for a, b in pairwise(progress["timeline"]) if b[0] > a[0]]
+    if moments:
+        rate = Series("mentions", [(b[1] - a[1]) / (b[0] - a[0]) for a, b in moments],
+                      x=[b[0] for _, b in moments])  # fmt: skip
+        wrong = Series("errors", [(b[2] - a[2]) / (b[0] - a[0]) for a, b in moments], x=rate.x)
+        yield lines([rate, wrong], title="A second, over time", x=Axis("seconds"), y=Axis(ends=None))
+    if shares := progress["stage_shares"]:
+        series = Series("share", list(shares.values()))
+        yield bars(list(shares), [series], title="Of a document's time, in each stage", y=Axis(percent=True))
+
+
+def _slowest(progress: Row) -> str:
+    """The bottleneck in words."""
+    shares = progress["stage_shares"]
+    if not shares:
+        return ""
+    name = max(shares, key=shares.__getitem__)
+    memory = max((w["peak_mib"] for w in progress["workers"].values()), default=0)
+    return (
+        f"<p>A document spends most of its time in <b>{html.escape(name)}</b> ({shares[name]:.0%}, waiting "
+        f"for its turn there included). {len(progress['workers'])} workers, of at most {memory:,} MiB.</p>"
+    )
+
+
+def _errors(manifest: Row, progress: Row) -> str:
+    examples = {entry["kind"]: entry["examples"] for entry in progress["errors"]}
+    rows = []
+    for reason, number in manifest["errors"].items():
+        shown = "<br>".join(
+            f"<small>{html.escape(e['source'] or e['document_id'])}: {html.escape(e['error'][:300])}</small>"
+            for e in examples.get(reason, ())
+        )
+        rows.append((f"{number:,}", html.escape(reason), shown))
+    if not rows:
+        return "<p>None.</p>"
+    note = "<p>Examples are of the last run. Once mended: <code>gemel-ray link ... --retry-failed</code></p>"
+    return table(("rows", "kind", "examples"), rows, raw=range(3)) + note
+
+
+def _entities(entities: Counter[str]) -> str:
+    if not entities:
+        return ""
+    whole = sum(entities.values())
+    rows = [(name, f"{number:,}", f"{number / whole:.1%}") for name, number in entities.most_common(_TOP)]
+    return f"<p>{len(entities):,} different ones.</p>" + table(("most often linked", "mentions", ""), rows)
+
+
+def _samples(output: Path) -> Iterator[str]:
+    """Mentions from all over the output, with their texts and pictures read again from the input."""
+    chosen: dict[str, Row] = {}
+    written = results.files(output)
+    for file in written[:: max(1, len(written) // (2 * _SAMPLES))]:
+        links, at = results.whole(file), 0
+        for source, number in results.documents(file):
+            if len(chosen) < _SAMPLES and source not in chosen and links[at]["status"] != "error":
+                chosen[source] = links[at]
+                if number:
+                    break
+            at += number
+    for source, document in _read_again(chosen):
+        link = chosen[source]
+        shown = {**link, "text": document["text"]}
+        picture = image_tag(thumbnail(document["image"], document["image_address"]))
+        answer = html.escape(link["entity"] or "NIL: none of them")
+        probability = f" ({link['probability']:.0%})" if link["probability"] is not None else ""
+        yield (
+            f'<div class="card"><div>{picture}</div>'
+            f"<div><p>{marked(shown)}</p><p><b>{answer}</b>{probability}</p>"
+            f'<p class="small">{html.escape(link["document_id"])}</p></div>'
+            f"<div>{candidate_bars(link)}</div></div>"
+        )
+
+
+def _read_again(sources: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
+    """The documents of these sources that stand near the beginning of their files."""
+    rows: dict[str, set[str]] = {}
+    for source in sources:
+        address, _, number = source.rpartition(":")
+        if number.isdigit() and int(number) <= _NEAR:
+            rows.setdefault(address, set()).add(source)
+    for address, wanted in rows.items():
+        left = set(wanted)
+        for batch in documents(address):
+            for document in batch.to_pylist():
+                if document["source"] in left:
+                    left.discard(document["source"])
+                    yield document["source"], document
+            if not left:
+                break

@@ -1,0 +1,144 @@
+"""What a run knows of itself while it goes: DIR/progress.json, rewritten every few seconds.
+
+One JSON object: how far it is, at what pace, what failed and why, where the time goes, what each worker
+does. The same figures are Prometheus metrics (job/metrics.py), and the report's source (job/page.py).
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gemel_ray.job.metrics import Metrics
+from gemel_ray.job.reasons import kind
+from gemel_ray.job.results import SOURCE
+
+_EVERY = 2.0  # seconds between two records
+_MOMENTS = 400  # of the timeline; then every second one is left out
+Measures = dict[str, Any]
+
+
+def workers(output: Path) -> Path:
+    """Where workers tell what they measure: a file each."""
+    return output / ".workers"
+
+
+def told(folder: Path, name: str, measures: Measures) -> None:
+    """Of a worker: its measures since it started, and its memory's peak."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+    aside = folder / f".{name}"
+    aside.write_text(json.dumps({"peak_mib": round(peak), "measures": measures}))
+    aside.replace(folder / f"{name}.json")
+
+
+def summed(parts: Sequence[Mapping[str, Any]]) -> Measures:
+    """Nested numbers, added up."""
+    total: Measures = {}
+    for part in parts:
+        for name, value in part.items():
+            nested = isinstance(value, Mapping)
+            total[name] = summed([total.get(name, {}), value]) if nested else total.get(name, 0) + value
+    return total
+
+
+def counted(rows: pa.Table) -> dict[str, Any]:
+    """What a batch's rows add: documents, statuses, and errors by kind, with the first of each."""
+    errors: dict[str, list[Any]] = {}
+    for row in rows.select(["document_id", "source", "mention", "error"]).to_pylist():
+        if row["error"]:
+            errors.setdefault(kind(row["error"]), [0, row])[0] += 1
+    return {
+        "documents": len(rows[SOURCE].unique()),
+        "statuses": Counter(rows["status"].to_pylist()),
+        "errors": errors,
+    }
+
+
+class Record:
+    """One run's. `total`: documents to do, 0 where it is not known."""
+
+    def __init__(self, output: Path, total: int, before: int) -> None:
+        self.output, self.total = output, total
+        self.metrics: Metrics | None = None
+        self.began, self.written = time.time(), 0.0
+        self.before, self.documents, self.rows = before, 0, 0
+        self.statuses, self.errors = Counter[str](), Counter[str]()
+        self.examples: dict[str, list[dict[str, Any]]] = {}
+        self.timeline: list[tuple[float, int, int]] = []  # seconds, rows, errors
+        self.step = _EVERY
+
+    def add(self, batch: Mapping[str, Any]) -> None:
+        """Count a batch (see `counted`), and write, if the last writing is some time ago."""
+        self.documents += batch["documents"]
+        self.statuses.update(batch["statuses"])
+        self.rows = sum(self.statuses.values())
+        for reason, (number, example) in batch["errors"].items():
+            self.errors[reason] += number
+            some = self.examples.setdefault(reason, [])
+            if len(some) < 3:
+                some.append(example)
+        if time.time() - self.written > _EVERY:
+            self.write("running")
+
+    @property
+    def error_rate(self) -> float:
+        return self.statuses["error"] / self.rows if self.rows else 0.0
+
+    def write(self, state: str, why: str = "") -> dict[str, Any]:
+        """Rewrite the file; what it says. `state`: running, finished or stopped."""
+        self.written = time.time()
+        passed = self.written - self.began
+        if not self.timeline or passed - self.timeline[-1][0] >= self.step or state != "running":
+            self.timeline.append((round(passed, 1), self.rows, self.statuses["error"]))
+        if len(self.timeline) > _MOMENTS:
+            self.timeline, self.step = self.timeline[::2], 2 * self.step
+        plain = self._plain(state, why, passed)
+        if self.metrics:
+            self.metrics.show(plain)
+        aside = self.output / ".progress.json"
+        aside.write_text(json.dumps(plain, indent=1))
+        aside.replace(self.output / "progress.json")
+        return plain
+
+    def _plain(self, state: str, why: str, passed: float) -> dict[str, Any]:
+        told = self.workers()
+        measures = summed([w["measures"] for w in told.values()])
+        seconds = measures.get("seconds", {})
+        whole = sum(seconds.values()) or 1.0
+        engine = measures.get("generate", {})
+        pace = self.documents / passed if passed else 0.0
+        left = max(0, self.total - self.documents) if self.total else None
+        return {
+            "state": state,
+            "why": why,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.began)),
+            "seconds": round(passed, 1),
+            "documents": {"total": self.total or None, "done": self.documents, "done_before": self.before},
+            "rows": self.rows,
+            "statuses": dict(sorted(self.statuses.items())),
+            "errors": [
+                {"kind": reason, "rows": number, "examples": self.examples[reason]}
+                for reason, number in self.errors.most_common(50)
+            ],
+            "rows_per_second": round(self.rows / passed, 3) if passed else None,
+            "seconds_left": round(left / pace) if left is not None and pace else None,
+            "stage_shares": {name: round(value / whole, 4) for name, value in seconds.items()},
+            "prompt_tokens": {k: engine[k] for k in ("asked", "cached") if k in engine},
+            "measures": measures,
+            "workers": {name: {"peak_mib": w["peak_mib"]} for name, w in told.items()},
+            "timeline": self.timeline,
+        }
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """What each worker of this run, dead ones included, told last."""
+        found = {}
+        for file in sorted(workers(self.output).glob("*.json")):
+            found[file.stem] = json.loads(file.read_text())
+        return found

@@ -1,0 +1,143 @@
+"""A segment at work in a process that may die: batches in, rows out, whatever happens to it.
+
+Three things happen to a worker beside its rows' own errors:
+- It runs out of memory at a batch: the batch is halved, down to one document, which then has an error.
+- It dies (a crash in a library, the system's out-of-memory killer), or its engine does, and then it ends
+  itself. Ray starts it anew and gives it its batches again. Those it tries in parts, with nothing else under
+  way; the document that kills it twice alone gets an error, and the others go on.
+- It fails: a fault of a stage, or of what all stages need. That is raised, and ends the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+
+from gemel_ray.graph import Segment
+from gemel_ray.job import results
+from gemel_ray.job.attempts import Attempts
+from gemel_ray.stage import ERROR
+
+_PARTS = 8  # of a batch that a worker has died of
+_DEATHS = 2  # of a worker that had the document alone
+_FULL = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+
+
+@dataclass
+class Worker:
+    """One worker of a segment. `output`: where the last segment's worker writes, for `run`."""
+
+    segment: Segment
+    attempts: Attempts
+    output: Path | None = None
+    run: str | None = None
+    under_way: int = 0
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    alone: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        """The batch's rows; of the last segment, those that are written. Many may be under way at once."""
+        sources = _sources(batch)
+        if self.output and (file := results.path(self.output, sources)).exists():
+            return results.with_sources(file)  # written before its worker died
+        deaths = self.attempts.begin(sources)
+        if deaths == 0:
+            async with self._together():
+                rows = await self._computed(batch)
+        else:
+            async with self._alone():
+                rows = pa.concat_tables([await self._tried(part) for part in _parts(batch)])
+        if self.output:
+            await asyncio.to_thread(results.write, rows, self.output, self.run)
+        self.attempts.end(sources)
+        return rows
+
+    async def _tried(self, batch: pa.Table) -> pa.Table:
+        """The batch while nothing else is under way: should the worker die, it is of this."""
+        sources = _sources(batch)
+        deaths = self.attempts.begin(sources)
+        if deaths and len(sources) > 1:
+            rows = pa.concat_tables([await self._tried(part) for part in _parts(batch)])
+        elif deaths >= _DEATHS:
+            rows = await self._set_aside(batch, f"a worker died {deaths} times with this document alone")
+        else:
+            rows = await self._computed(batch)
+        self.attempts.end(sources)
+        return rows
+
+    async def _computed(self, batch: pa.Table) -> pa.Table:
+        """The batch, in halves where its memory does not suffice."""
+        try:
+            return await self.segment.run(batch)
+        except Exception as fault:
+            self._live()
+            if not _is_full(fault):
+                raise
+            shown = f"out of memory with this document alone: {str(fault).splitlines()[0]:.160}"
+        halves = _parts(batch, 2)
+        if len(halves) == 1:
+            return await self._set_aside(batch, shown)
+        return pa.concat_tables([await self._computed(half) for half in halves])
+
+    async def _set_aside(self, batch: pa.Table, reason: str) -> pa.Table:
+        """The documents with an error: they pass by all stages."""
+        if ERROR.name in batch.column_names:
+            batch = batch.drop_columns([ERROR.name])
+        errors = pa.array([reason] * len(batch), ERROR.type)
+        return await self.segment.run(batch.append_column(ERROR, errors))
+
+    def _live(self) -> None:
+        """End the process where a stage can work no more, an engine that has died: a new one can."""
+        try:
+            self.segment.check()
+        except Exception:
+            logging.getLogger(__name__).exception("this worker ends: Ray starts another")
+            logging.shutdown()
+            os._exit(1)
+
+    @asynccontextmanager
+    async def _together(self) -> AsyncIterator[None]:
+        async with self.alone, self.changed:
+            self.under_way += 1
+        try:
+            yield
+        finally:
+            async with self.changed:
+                self.under_way -= 1
+                self.changed.notify_all()
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        async with self.alone:
+            async with self.changed:
+                await self.changed.wait_for(lambda: self.under_way == 0)
+            yield
+
+
+def _sources(batch: pa.Table) -> list[str]:
+    """The documents, in order; after Retrieve a document is several rows."""
+    return list(dict.fromkeys(batch[results.SOURCE].to_pylist()))
+
+
+def _parts(batch: pa.Table, number: int = _PARTS) -> list[pa.Table]:
+    """At most `number` parts of whole documents."""
+    listed = batch[results.SOURCE].to_pylist()
+    first = [i for i, source in enumerate(listed) if i == 0 or source != listed[i - 1]]
+    size = -(-len(first) // number)
+    cuts: Sequence[int] = [*first[::size], len(batch)]
+    return [batch.slice(a, b - a) for a, b in pairwise(cuts)]
+
+
+def _is_full(fault: BaseException) -> bool:
+    """Torch has classes for a GPU's memory, and only words for the machine's."""
+    if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(fault, RuntimeError) and any(words in str(fault).lower() for words in _FULL)

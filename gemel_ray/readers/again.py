@@ -1,0 +1,40 @@
+"""A file's rows in spite of storage that fails: opened again, read on behind the last row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from gzip import BadGzipFile
+
+from gemel_ray.readers.containers import Numbered, rows
+
+_PAUSES = (0.5, 2.0, 8.0)  # seconds before a file is opened again
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, BadGzipFile)
+
+
+class Unreachable(OSError):
+    """Storage did not give the rest of a file: another run may read it."""
+
+
+def steady_rows(address: str) -> Iterator[Numbered]:
+    """The file's rows, each once. Raises Unreachable when storage goes on failing, and whatever a file that
+    is foreign or cut short makes its library raise."""
+    seen = 0
+    for pause in (*_PAUSES, None):
+        try:
+            for position, row in enumerate(rows(address)):
+                if position >= seen:
+                    seen += 1
+                    yield row
+            return
+        except OSError as fault:
+            if isinstance(fault, _LASTING) or not _is_from_storage(fault):
+                raise
+            if pause is None:
+                raise Unreachable(str(fault)) from fault
+            time.sleep(pause)
+
+
+def _is_from_storage(fault: OSError) -> bool:
+    """Arrow says with an OSError, without a number, that a file's content is damaged."""
+    return fault.errno is not None or isinstance(fault, (ConnectionError, TimeoutError))

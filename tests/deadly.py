@@ -1,0 +1,93 @@
+"""A job whose one stage does to its worker what its texts say: real processes that really die, without the
+cost of a language model. As a command: python tests/deadly.py INPUT OUTPUT runs it to its end.
+
+Texts: "sleep", "dies" (its worker is killed, always), "full" (out of memory unless alone), "bursts" (out of
+memory even alone), "fails" (the stage's own fault).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from gemel_ray import offline
+from gemel_ray.config import Config, SegmentOptions
+from gemel_ray.graph import Graph
+from gemel_ray.job import record, results
+from gemel_ray.job.attempts import Attempts
+from gemel_ray.job.selection import Selection
+from gemel_ray.job.worker import Worker
+from gemel_ray.records import DOCUMENT, LINK
+from gemel_ray.stage import Stage, Work, answer
+
+_ANSWER = [f for f in LINK if f.name not in ("document_id", "error", "fingerprint", "status")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadly(Stage):
+    reads: ClassVar = ("document_id", "text")
+    writes: ClassVar = pa.schema(_ANSWER)
+
+    def start(self, workspace: Any) -> Work:
+        return _Dying(self)
+
+
+class _Dying(Work):
+    def __init__(self, stage: Deadly) -> None:
+        self.stage = stage
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        texts = batch["text"].to_pylist()
+        if "dies" in texts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "bursts" in texts or ("full" in texts and len(texts) > 1):
+            raise MemoryError("4 GiB asked for")
+        if "fails" in texts:
+            raise KeyError("a fault of the stage")
+        time.sleep(0.002 * len(texts))
+        columns: dict[str, Any] = {name: [None] * len(batch) for name in self.stage.writes.names}
+        columns["entity"] = [f"entity of {identity}" for identity in batch["document_id"].to_pylist()]
+        table = answer(self.stage.writes, columns)
+        return table.append_column("status", pa.array(["linked"] * len(batch)))
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What offline.dataset asks of its own."""
+
+    config: Config
+    output: Path
+    run: str
+
+    def worker(self, stages: Any) -> Worker:
+        graph = offline.traced(Graph((Deadly(),), DOCUMENT, LINK, "deadly"))
+        segment = graph.segment(["deadly"], None)  # type: ignore[arg-type]
+        return Worker(segment, Attempts(results.attempts(self.output), "deadly"), self.output, self.run)
+
+
+def main(address: str, output: Path) -> None:
+    import ray
+
+    segment = SegmentOptions(stages=("deadly",), workers=2, batch=32, cpus=0.5)
+    config = replace(Config(), offline=replace(Config().offline, segments=(segment,)))
+    run = results.prepare(output)
+    record.workers(output).mkdir(exist_ok=True)
+    offline.connect("local", 2)
+    opening: Any = Opening(config, output, run)
+    data = offline.dataset(opening, Selection().of([address]), results.finished(output))
+    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for row in batch.to_pylist():
+            print(json.loads(row["counts"])["documents"], flush=True)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

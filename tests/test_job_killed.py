@@ -1,0 +1,146 @@
+"""Whatever dies, and whenever: the same command again, and every row is there once, as if nothing had been.
+
+Real processes of a real Ray job, killed for real; only the language model is left out (deadly.py), so that
+there can be thousands of rows and many deaths. With the model: test_linking.py and test_cluster.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+
+from gemel_ray.job import results
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+COMMAND = [sys.executable, str(Path(__file__).with_name("deadly.py"))]
+ROWS = 3000
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}  # workers import deadly, too
+
+
+def written(folder: Path, texts: dict[int, str] | None = None, rows: int = ROWS) -> Path:
+    """Documents d0, d1, ... without pictures."""
+    file = folder / "in.jsonl"
+    lines = ({"id": f"d{i}", "text": (texts or {}).get(i, "sleep"), "mentions": []} for i in range(rows))
+    file.write_text("\n".join(map(json.dumps, lines)))
+    return file
+
+
+def started(file: Path, output: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*COMMAND, str(file), str(output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    )
+
+
+def ended(file: Path, output: Path) -> None:
+    process = started(file, output)
+    _, said = process.communicate(timeout=180)
+    assert process.returncode == 0, said.decode()[-2000:]
+
+
+def rows_of(output: Path) -> dict[str, dict[str, Any]]:
+    found = pa.concat_tables(results.tables(output)).to_pylist()
+    by_id = {row["document_id"]: row for row in found}
+    assert len(by_id) == len(found), "a row is there twice"
+    return by_id
+
+
+def first_links(output: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until something is written."""
+    until = time.monotonic() + 120
+    while not results.files(output):
+        assert process.poll() is None, process.communicate()[1].decode()[-2000:]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def processes(parent: int, title: str) -> list[psutil.Process]:
+    """Its children, and theirs, whose command line begins so."""
+    found = []
+    for process in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith(title):
+                found.append(process)
+    return found
+
+
+def kill_workers(process: subprocess.Popen[bytes], dice: random.Random) -> None:
+    """Some of the job's workers, one after the other."""
+    for _ in range(3):
+        alive = processes(process.pid, "ray::")
+        if alive:
+            with contextlib.suppress(psutil.Error):
+                dice.choice(alive).kill()
+        time.sleep(dice.uniform(0.2, 1.0))
+
+
+def kill_driver(process: subprocess.Popen[bytes], dice: random.Random) -> None:
+    process.send_signal(signal.SIGKILL)
+
+
+def kill_node(process: subprocess.Popen[bytes], dice: random.Random) -> None:
+    """Ray's own process on this node, and with it all workers."""
+    for raylet in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if raylet.name() == "raylet":
+                raylet.kill()
+    time.sleep(2)
+    process.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("job")
+    file = written(folder)
+    ended(file, folder / "undisturbed")
+    return file, rows_of(folder / "undisturbed")
+
+
+@pytest.mark.parametrize("kill", [kill_workers, kill_driver, kill_node])
+def test_killed_at_random_times(
+    undisturbed: tuple[Path, dict[str, dict[str, Any]]],
+    tmp_path: Path,
+    kill: Callable[[subprocess.Popen[bytes], random.Random], None],
+) -> None:
+    file, expected = undisturbed
+    dice, output = random.Random(kill.__name__), tmp_path / "out"
+    rounds = int(os.environ.get("GEMEL_RAY_KILLS", "2"))
+    for _ in range(rounds):
+        process = started(file, output)
+        first_links(output, process)
+        time.sleep(dice.uniform(0, 2))
+        kill(process, dice)
+        process.wait(timeout=180)
+    ended(file, output)
+    assert rows_of(output) == expected
+
+
+def test_rows_that_kill_their_worker_are_set_aside(tmp_path: Path) -> None:
+    file = written(tmp_path, {50: "dies", 300: "full", 301: "bursts"}, 400)
+    ended(file, tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 400
+    failed = {identity: row["error"] for identity, row in rows.items() if row["status"] == "error"}
+    assert failed == {
+        "d50": "a worker died 2 times with this document alone",
+        "d301": "out of memory with this document alone: 4 GiB asked for",
+    }
+
+
+def test_a_fault_of_a_stage_ends_the_job(tmp_path: Path) -> None:
+    process = started(written(tmp_path, {50: "fails"}, 100), tmp_path / "out")
+    _, said = process.communicate(timeout=180)
+    assert process.returncode
+    assert b"a fault of the stage" in said
