@@ -80,8 +80,7 @@ def write(rows: pa.Table, output: Path, run: str | None = None) -> Path:
             return _written(table, target, _mark(output), run)
         except OSError as fault:
             if pause is None:
-                said = fault.strerror or fault
-                raise OSError(f"cannot write to {output}: {said}. The same command goes on.") from fault
+                raise OSError(f"cannot write to {output}: {fault}. The same command goes on.") from fault
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
 

@@ -9,6 +9,7 @@ from gzip import BadGzipFile
 from gemel_ray.readers.containers import Numbered, rows
 
 _PAUSES = (0.5, 2.0, 8.0)  # seconds before a file is opened again
+_CLIENTS = ("aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3")
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, BadGzipFile)
 
 
@@ -27,14 +28,19 @@ def steady_rows(address: str) -> Iterator[Numbered]:
                     seen += 1
                     yield row
             return
-        except OSError as fault:
-            if isinstance(fault, _LASTING) or not _is_from_storage(fault):
+        except Exception as fault:
+            if not _is_from_storage(fault):
                 raise
             if pause is None:
                 raise Unreachable(str(fault)) from fault
             time.sleep(pause)
 
 
-def _is_from_storage(fault: OSError) -> bool:
-    """Arrow says with an OSError, without a number, that a file's content is damaged."""
-    return fault.errno is not None or isinstance(fault, (ConnectionError, TimeoutError))
+def _is_from_storage(fault: Exception) -> bool:
+    """Arrow says with an OSError, without a number, that a file's content is damaged; clients of object
+    stores have errors of their own."""
+    if isinstance(fault, _LASTING):
+        return False
+    if isinstance(fault, OSError):
+        return fault.errno is not None or isinstance(fault, (ConnectionError, TimeoutError))
+    return type(fault).__module__.partition(".")[0] in _CLIENTS

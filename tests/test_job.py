@@ -1,0 +1,360 @@
+"""What belongs to one run: the documents it takes, its worker, the output folder, the record."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import deadly
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from gemel_ray import offline
+from gemel_ray.cli import main
+from gemel_ray.graph import Graph
+from gemel_ray.job import record, results
+from gemel_ray.job.attempts import Attempts
+from gemel_ray.job.inputs import unchanged
+from gemel_ray.job.reasons import kind
+from gemel_ray.job.record import Record
+from gemel_ray.job.selection import Selection
+from gemel_ray.job.stopping import Stopped, TooManyErrors, plainly
+from gemel_ray.job.worker import Worker
+from gemel_ray.readers import documents
+from gemel_ray.records import DOCUMENT, LINK
+
+Row = dict[str, Any]
+
+
+def lines(folder: Path, texts: list[str], name: str = "in.jsonl") -> str:
+    file = folder / name
+    rows = ({"id": f"{name}-{i}", "text": text, "mentions": []} for i, text in enumerate(texts))
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return str(file)
+
+
+def batches(file: str, size: int) -> Iterator[pa.Table]:
+    yield from documents(file, batch=size)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def worker(output: Path, run: str | None = None) -> Worker:
+    graph = offline.traced(Graph((deadly.Deadly(),), DOCUMENT, LINK, "deadly"))
+    segment = graph.segment(["deadly"], None)  # type: ignore[arg-type]
+    return Worker(segment, Attempts(results.attempts(output), "deadly"), output, run)
+
+
+def done(worker: Worker, file: str, size: int = 16) -> list[Row]:
+    """The file's rows, all batches under way together."""
+
+    async def run() -> list[pa.Table]:
+        return await asyncio.gather(*(worker(batch) for batch in batches(file, size)))
+
+    return [row for table in asyncio.run(run()) for row in table.to_pylist()]
+
+
+def errors(rows: list[Row]) -> dict[str, str]:
+    return {row["document_id"]: row["error"] for row in rows if row["status"] == "error"}
+
+
+# A worker
+
+
+def test_a_batch_that_is_too_large_for_the_memory_is_halved(tmp_path: Path, output: Path) -> None:
+    results.prepare(output)
+    texts = ["sleep"] * 5 + ["full"] + ["sleep"] * 4 + ["bursts"] + ["sleep"] * 5
+    rows = done(worker(output), lines(tmp_path, texts))
+    assert [row["document_id"] for row in rows] == [f"in.jsonl-{i}" for i in range(16)]
+    assert errors(rows) == {"in.jsonl-10": "out of memory with this document alone: 4 GiB asked for"}
+
+
+def test_a_document_that_was_alone_when_a_worker_died_twice_is_set_aside(
+    tmp_path: Path, output: Path
+) -> None:
+    results.prepare(output)
+    file = lines(tmp_path, ["sleep"] * 3 + ["dies"] + ["sleep"] * 28)
+    dead = worker(output).attempts  # what workers that died of it leave behind
+    whole = [f"{file}:{i}" for i in range(1, 17)]
+    for begun in (whole, whole[2:4], whole[3:4], whole[3:4]):
+        dead.begin(begun)
+    rows = done(worker(output), file)
+    assert len(rows) == 32
+    assert errors(rows) == {"in.jsonl-3": "a worker died 2 times with this document alone"}
+    assert not list(results.attempts(output).iterdir())
+
+
+def test_a_batch_whose_worker_died_once_is_tried_again_and_nobody_is_accused(
+    tmp_path: Path, output: Path
+) -> None:
+    results.prepare(output)
+    file = lines(tmp_path, ["sleep"] * 32)
+    worker(output).attempts.begin([f"{file}:{i}" for i in range(1, 17)])
+    rows = done(worker(output), file)
+    assert len(rows) == 32
+    assert not errors(rows)
+
+
+def test_what_was_written_before_the_worker_died_is_not_computed_again(tmp_path: Path, output: Path) -> None:
+    results.prepare(output)
+    file = lines(tmp_path, ["sleep"] * 16)
+    first = done(worker(output), file)
+    second = worker(output)
+    assert done(second, file) == first
+    assert second.segment.rows == {}
+
+
+def test_a_fault_of_the_stage_is_raised(tmp_path: Path, output: Path) -> None:
+    results.prepare(output)
+    with pytest.raises(KeyError, match="a fault of the stage"):
+        done(worker(output), lines(tmp_path, ["fails"]))
+
+
+def test_a_worker_of_an_earlier_run_writes_no_more(tmp_path: Path, output: Path) -> None:
+    former = worker(output, results.prepare(output))
+    results.prepare(output)
+    with pytest.raises(results.TakenOver, match="another run of gemel-ray link has taken over"):
+        done(former, lines(tmp_path, ["sleep"]))
+    assert not results.files(output)
+
+
+# The output folder
+
+
+def test_a_document_that_two_runs_wrote_is_kept_once(tmp_path: Path, output: Path) -> None:
+    results.prepare(output)
+    file = lines(tmp_path, ["sleep"] * 20)
+    done(worker(output), file, 8)
+    done(worker(output), file, 5)  # as of a run that did not know of the first
+    assert sum(len(t) for t in results.tables(output)) == 40
+    assert len(results.finished(output)) == 20
+    names = [i for t in results.tables(output) for i in t["document_id"].to_pylist()]
+    assert sorted(names) == sorted({f"in.jsonl-{i}" for i in range(20)})
+    assert results.counts(output)["documents"] == 20
+
+
+def test_equal_ids_in_two_files_are_two_documents(tmp_path: Path, output: Path) -> None:
+    results.prepare(output)
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        done(worker(output), lines(tmp_path / part, ["sleep"] * 3))
+    assert len(results.finished(output)) == 6
+    assert results.counts(output)["rows"] == 6
+
+
+def test_failed_documents_are_forgotten_by_reason(tmp_path: Path, output: Path) -> None:
+    results.prepare(output)
+    file = lines(tmp_path, ["sleep", "bursts", "sleep", " ", "sleep"])
+    done(worker(output), file)
+    assert results.forget_failed(output, "no such reason") == 0
+    assert results.forget_failed(output, "Out of Memory") == 1
+    assert len(results.finished(output)) == 4
+    assert results.forget_failed(output) == 1
+    left = {i for t in results.tables(output) for i in t["document_id"].to_pylist()}
+    assert left == {"in.jsonl-0", "in.jsonl-2", "in.jsonl-4"}
+
+
+def test_a_foreign_file_among_the_links_is_named(output: Path) -> None:
+    results.prepare(output)
+    pa.parquet.write_table(pa.table({"a": [1]}), results.folder(output) / "foreign.parquet")
+    with pytest.raises(ValueError, match=r"foreign\.parquet was not written by this gemel-ray's link"):
+        results.finished(output)
+
+
+_FULL = """
+import resource, sys
+from pathlib import Path
+import pyarrow as pa
+from gemel_ray.job import results
+from gemel_ray.records import LINK
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+rows = [{"document_id": f"{i:032x}" * 8} for i in range(300)]
+results.write(pa.Table.from_pylist(rows, LINK), Path(sys.argv[1]))
+"""
+
+
+def test_storage_that_is_full_is_said_and_leaves_nothing_half_written(output: Path) -> None:
+    """The system itself refuses to let the file grow."""
+    results.prepare(output)
+    code = f"import gemel_ray.job.results as r; r._PAUSES = (0.01,)\n{_FULL}"
+    command = [sys.executable, "-c", code, str(output)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode
+    said = ran.stderr.strip().splitlines()[-1]
+    assert said.startswith(f"OSError: cannot write to {output}: ")
+    assert said.endswith("File too large. The same command goes on.")
+    assert not list(results.folder(output).iterdir())
+
+
+def test_inputs_must_stay_what_they_were(tmp_path: Path, output: Path) -> None:
+    results.prepare(output)
+    file = lines(tmp_path, ["sleep"] * 3)
+    unchanged(output, [file])
+    with Path(file).open("a") as more:
+        more.write('{"text": "one more"}\n')
+    unchanged(output, [file])  # it has grown: its first rows are what they were
+    lines(tmp_path, ["other"] * 9)
+    with pytest.raises(ValueError, match=r"in\.jsonl is not the file it was when .* was begun"):
+        unchanged(output, [file])
+
+
+# Which documents
+
+
+def taken(selection: Selection, files: list[str], done: list[str] | None = None) -> list[str]:
+    found = np.sort(results.keys(done or []))
+    tables = (t for s in selection.of(files) for t in s.tables(found, fetch_official_images=False))
+    return [source for t in tables for source in t["source"].to_pylist()]
+
+
+def test_a_limit_takes_the_first_documents_of_the_whole_input(tmp_path: Path) -> None:
+    files = [lines(tmp_path, ["text"] * 300, f"{n}.jsonl") for n in "abc"]
+    assert taken(Selection(limit=350), files) == [
+        *(f"{files[0]}:{i}" for i in range(1, 301)),
+        *(f"{files[1]}:{i}" for i in range(1, 51)),
+    ]
+    assert Selection(limit=350).total(files) == 350
+
+
+def test_a_limit_counts_what_is_done(tmp_path: Path) -> None:
+    file = lines(tmp_path, ["text"] * 20)
+    already = [f"{file}:{i}" for i in range(1, 8)]
+    assert taken(Selection(limit=10), [file], already) == [f"{file}:{i}" for i in (8, 9, 10)]
+
+
+def test_a_sample_is_always_the_same_and_of_its_size(tmp_path: Path) -> None:
+    file = lines(tmp_path, ["text"] * 4000)
+    tenth = taken(Selection(sample=0.1), [file])
+    assert tenth == taken(Selection(sample=0.1), [file])
+    assert 320 < len(tenth) < 480
+    assert set(tenth) < set(taken(Selection(sample=0.5), [file]))
+    assert len(taken(Selection(), [file])) == 4000
+
+
+@pytest.mark.parametrize("wrong", [{"limit": 0}, {"sample": 0.0}, {"sample": 1.5}])
+def test_a_selection_that_takes_nothing_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"--limit takes|--sample takes"):
+        Selection(**wrong)
+
+
+# The record
+
+
+@pytest.mark.parametrize(
+    ("error", "of_kind"),
+    [
+        ("cannot read the image /a/b c/d.jpg: there is no such file", "cannot read the image … c/d.jpg"),
+        ("cannot read the image https://x.org/a.jpg?b: the server answered 404", "cannot read the image …"),
+        ("line 15 is not JSON: Expecting value", "line … is not JSON: Expecting value"),
+    ],
+)
+def test_errors_of_a_kind_are_counted_together(error: str, of_kind: str) -> None:
+    other = error.replace("15", "4,711").replace("d.jpg", "e.png").replace("x.org/a", "y.org/c")
+    assert kind(error) == kind(other)
+    assert kind(error).startswith(of_kind[:20])
+
+
+def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output: Path) -> None:
+    run = results.prepare(output)
+    record.workers(output).mkdir()
+    told = Record(output, 4_000_000, 7)
+    segment = worker(output, run)
+    for batch in batches(lines(tmp_path, ["sleep"] * 9 + ["bursts"]), 10):
+        rows = asyncio.run(segment(batch))
+        record.told(record.workers(output), "a-worker", segment.segment.measures())
+        told.add(json.loads(json.dumps(record.counted(rows))))
+    told.write("running")
+    said = json.loads((output / "progress.json").read_text())
+    assert said["state"] == "running"
+    assert said["documents"] == {"total": 4_000_000, "done": 10, "done_before": 7}
+    assert said["statuses"] == {"error": 1, "linked": 9}
+    (error,) = said["errors"]
+    assert (error["kind"], error["rows"]) == ("out of memory with this document alone: … GiB asked for", 1)
+    assert error["examples"][0]["source"].endswith("in.jsonl:10")
+    assert said["seconds_left"] > 0
+    assert said["stage_shares"] == {"deadly": 1.0}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    assert said["workers"]["a-worker"]["peak_mib"] == pytest.approx(peak, rel=0.2)
+
+
+def test_a_timeline_stays_short_however_long_the_run(output: Path) -> None:
+    results.prepare(output)
+    record.workers(output).mkdir()
+    told = Record(output, 0, 0)
+    told.timeline = [(float(i), i, 0) for i in range(400)]
+    told.began -= 1e6
+    said = told.write("running")
+    assert len(said["timeline"]) == 201
+    assert said["timeline"][-1][0] >= 1e6
+
+
+def test_too_many_errors_stop_a_job_and_say_which(output: Path) -> None:
+    results.prepare(output)
+    record.workers(output).mkdir()
+    told = Record(output, 0, 0)
+    batch = {"documents": 100, "statuses": {"linked": 60, "error": 40}, "errors": {"no …": [40, {}]}}
+    told.add(batch)
+    TooManyErrors.unless(told, 0.1)  # 100 rows say little yet
+    told.add(batch)
+    TooManyErrors.unless(told, 0.4)
+    with (
+        pytest.raises(TooManyErrors, match=r"80 of 200 rows are errors \(40.0%\).* 80 of them: no …"),
+        plainly(told),
+    ):
+        TooManyErrors.unless(told, 0.3)
+    said = json.loads((output / "progress.json").read_text())
+    assert said["state"] == "stopped"
+    assert said["why"].startswith("80 of 200")
+
+
+def test_a_fault_that_ray_wraps_is_said_in_its_own_words(output: Path) -> None:
+    results.prepare(output)
+    record.workers(output).mkdir()
+    with pytest.raises(Stopped, match=r"^the disk is full$"), plainly(Record(output, 0, 0)):
+        try:
+            raise OSError("the disk is full")
+        except OSError as inner:
+            raise RuntimeError("a page of traceback") from inner
+
+
+# The command
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    workspace_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = lines(tmp_path, ["Adobe"] * 30)
+    common = [file, "--workspace", str(workspace_folder), "--output", str(tmp_path / "out"), "--dry-run"]
+    assert main(["link", *common, "--limit", "12"]) == 0
+    said = capsys.readouterr().out
+    assert "1 files with 12 documents, of which 0 are in" in said
+    assert "[detect encode retrieve assemble generate]" in said
+    assert "no estimate" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--reason", "timeout"], "--reason says which rows --retry-failed takes"),
+        (["--max-error-rate", "5"], "--max-error-rate is a share from 0 to 1, not 5"),
+        (["--sample", "0"], "--sample takes a share above 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    workspace_folder: Path, tmp_path: Path, options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = lines(tmp_path, ["Adobe"])
+    common = [file, "--workspace", str(workspace_folder), "--output", str(tmp_path / "out")]
+    assert main(["link", *common, *options]) == 2
+    assert says in capsys.readouterr().err
