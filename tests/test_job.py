@@ -253,9 +253,9 @@ def test_a_selection_that_takes_nothing_is_refused(wrong: Any) -> None:
 @pytest.mark.parametrize(
     ("error", "of_kind"),
     [
-        ("cannot read the image /a/b c/d.jpg: there is no such file", "cannot read the image … c/d.jpg"),
-        ("cannot read the image https://x.org/a.jpg?b: the server answered 404", "cannot read the image …"),
-        ("line 15 is not JSON: Expecting value", "line … is not JSON: Expecting value"),
+        ("cannot read the image /a/b c/d.jpg: there is no such file", "cannot read the image ... c/d.jpg"),
+        ("cannot read the image https://x.org/a.jpg?b: the server answered 404", "cannot read the image ..."),
+        ("line 15 is not JSON: Expecting value", "line ... is not JSON: Expecting value"),
     ],
 )
 def test_errors_of_a_kind_are_counted_together(error: str, of_kind: str) -> None:
@@ -279,7 +279,7 @@ def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output
     assert said["documents"] == {"total": 4_000_000, "done": 10, "done_before": 7}
     assert said["statuses"] == {"error": 1, "linked": 9}
     (error,) = said["errors"]
-    assert (error["kind"], error["rows"]) == ("out of memory with this document alone: … GiB asked for", 1)
+    assert (error["kind"], error["rows"]) == ("out of memory with this document alone: ... GiB asked for", 1)
     assert error["examples"][0]["source"].endswith("in.jsonl:10")
     assert said["seconds_left"] > 0
     assert said["stage_shares"] == {"deadly": 1.0}
@@ -302,13 +302,13 @@ def test_too_many_errors_stop_a_job_and_say_which(output: Path) -> None:
     results.prepare(output)
     record.workers(output).mkdir()
     told = Record(output, 0, 0)
-    batch = {"documents": 100, "statuses": {"linked": 60, "error": 40}, "errors": {"no …": [40, {}]}}
+    batch = {"documents": 100, "statuses": {"linked": 60, "error": 40}, "errors": {"no ...": [40, {}]}}
     told.add(batch)
     TooManyErrors.unless(told, 0.1)  # 100 rows say little yet
     told.add(batch)
     TooManyErrors.unless(told, 0.4)
     with (
-        pytest.raises(TooManyErrors, match=r"80 of 200 rows are errors \(40.0%\).* 80 of them: no …"),
+        pytest.raises(TooManyErrors, match=r"80 of 200 rows are errors \(40.0%\).* 80 of them: no ..."),
         plainly(told),
     ):
         TooManyErrors.unless(told, 0.3)

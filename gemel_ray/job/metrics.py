@@ -40,4 +40,5 @@ class Metrics:
             self._made[name] = self._make(f"gemel_ray_job_{name}", about, (tag,))
         for label, value in values.items():
             if value is not None:
-                self._made[name].set(float(value), {tag: label})
+                plain = label.encode("ascii", "replace").decode()  # Ray takes nothing else
+                self._made[name].set(float(value), {tag: plain})

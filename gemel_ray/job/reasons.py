@@ -19,4 +19,4 @@ _OWN = re.compile(
 def kind(error: str) -> str:
     """The error with an ellipsis for each address, path, file, quotation and number in it, so that rows that
     failed alike are counted together."""
-    return re.sub(r"…(?:[\s,-]*…)+", "…", _OWN.sub("…", error))
+    return re.sub(r"\.\.\.(?:[\s,-]*\.\.\.)+", "...", _OWN.sub("...", error))
