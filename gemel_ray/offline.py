@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,20 +68,12 @@ def link(
     done = results.finished(output)
     told = Record(output, max(0, selection.total(addresses) - len(done)), len(done))
     opening = Opening(config, workspace.resolve(), knowledge, output.resolve(), run)
-    try:
-        with plainly(told):
-            # One more CPU than the segments', for reading.
-            told.metrics = _prepare(config, sum(s.workers * s.cpus for s in config.offline.segments) + 1)
-            data = dataset(opening, selection.of(addresses), done)
-            for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for row in batch.to_pylist():
-                    counts = json.loads(row["counts"])
-                    told.add(counts)
-                    report(Progress(counts["documents"], counts["statuses"]))
-                    TooManyErrors.unless(told, max_error_rate)
-            TooManyErrors.unless(told, max_error_rate, least=1)
-    finally:
-        _shutdown()
+    with plainly(told), running(config) as told.metrics:
+        for counts in counted(dataset(opening, selection.of(addresses), done)):
+            told.add(counts)
+            report(Progress(counts["documents"], counts["statuses"]))
+            TooManyErrors.unless(told, max_error_rate)
+        TooManyErrors.unless(told, max_error_rate, least=1)
     return write_manifest(config, workspace, inputs, told, knowledge)
 
 
@@ -107,10 +101,13 @@ def threads(asked: int, cpus: float, processes: int, address: str) -> int:
     return asked or max(1, here, int(cpus))
 
 
-def _prepare(config: Config, cpus: float) -> Metrics:
-    """Connect, and make Ray Data quiet; the job's metrics, told through Ray."""
-    connect(config.offline.address, cpus)
+@contextmanager
+def running(config: Config) -> Iterator[Metrics]:
+    """Ray, joined or started, and Ray Data quiet; what a job tells Prometheus. Leaves Ray at the end."""
+    # One CPU more than the segments', for reading.
+    connect(config.offline.address, sum(s.workers * s.cpus for s in config.offline.segments) + 1)
     import ray
+    from ray.util.metrics import Gauge
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -118,15 +115,10 @@ def _prepare(config: Config, cpus: float) -> Metrics:
     context.execution_no_progress_timeout_s = int(config.offline.stall_minutes * 60)
     for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
         logging.getLogger(name).setLevel(logging.ERROR)  # Ray gives them levels of their own on import
-    from ray.util.metrics import Gauge
-
-    return Metrics(Gauge)
-
-
-def _shutdown() -> None:
-    import ray
-
-    ray.shutdown()
+    try:
+        yield Metrics(Gauge)
+    finally:
+        ray.shutdown()
 
 
 @dataclass(frozen=True)
@@ -139,9 +131,12 @@ class Opening:
     output: Path
     run: str
 
+    def graph(self, opened: Workspace) -> Graph:
+        return linking_graph(self.config, opened)
+
     def worker(self, stages: Sequence[str]) -> Worker:
         opened = Workspace.open(self.workspace, self.config, self.knowledge)
-        graph = traced(linking_graph(self.config, opened))
+        graph = traced(self.graph(opened))
         attempts = Attempts(results.attempts(self.output), "+".join(stages))
         last = stages[-1] == graph.stages[-1].name
         output = self.output if last else None
@@ -187,6 +182,21 @@ def dataset(opening: Opening, shares: Sequence[Share], done: results.Keys) -> An
         )
         whole = whole and "retrieve" not in options.stages
     return data
+
+
+def counted(data: Any) -> Iterator[dict[str, Any]]:
+    """Run the dataset; what each batch added (job/record.py), as it is written."""
+    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for row in batch.to_pylist():
+            yield json.loads(row["counts"])
+
+
+def spilled_mib() -> int:
+    """What Ray's object store has put on disk for want of memory, on all nodes."""
+    from ray._private.internal_api import memory_summary
+
+    found = re.search(r"Spilled (\d+) MiB", memory_summary(stats_only=True))
+    return int(found[1]) if found else 0
 
 
 def _environment(config: Config, options: SegmentOptions) -> dict[str, str]:

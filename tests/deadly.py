@@ -7,7 +7,6 @@ memory even alone), "fails" (the stage's own fault).
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -74,19 +73,15 @@ class Opening:
 
 
 def main(address: str, output: Path) -> None:
-    import ray
-
     segment = SegmentOptions(stages=("deadly",), workers=2, batch=32, cpus=0.5)
     config = replace(Config(), offline=replace(Config().offline, segments=(segment,)))
     run = results.prepare(output)
     record.workers(output).mkdir(exist_ok=True)
-    offline.connect("local", 2)
     opening: Any = Opening(config, output, run)
-    data = offline.dataset(opening, Selection().of([address]), results.finished(output))
-    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for row in batch.to_pylist():
-            print(json.loads(row["counts"])["documents"], flush=True)
-    ray.shutdown()
+    with offline.running(config):
+        data = offline.dataset(opening, Selection().of([address]), results.finished(output))
+        for counts in offline.counted(data):
+            print(counts["documents"], flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def add(verb: Parser) -> None:
             every stage, and the whole offline job with its start-up and memory
     trees   a knowledge base of so many names more: build, bytes, memory, decoding
     scale   the offline job on inputs of growing size
+    flow    every stage but the language model on so many pairs without mentions: rows a second, memory
 
     Without INPUT and --workspace: the starter's. Use the machine for nothing else meanwhile. INPUT's own
     links are not judged: gemel-ray study puts accuracy beside speed.
@@ -30,8 +31,9 @@ def add(verb: Parser) -> None:
       gemel-ray bench speed dev.json --workspace kb --json
       gemel-ray bench trees --names 10000000 --output bench
       gemel-ray bench scale dev.json --workspace kb --sizes 1000 10000
+      gemel-ray bench flow --pairs 1000000
     """
-    verb.add_argument("what", choices=("speed", "trees", "scale"), help="what is measured")
+    verb.add_argument("what", choices=("speed", "trees", "scale", "flow"), help="what is measured")
     verb.add_argument("inputs", nargs="*", metavar="INPUT", help="documents with mentions")
     verb.add_argument("--workspace", type=Path, help="made by gemel-ray build")
     verb.add_argument("--output", type=Path, default=Path("bench"), metavar="DIR", help="folder (bench)")
@@ -41,6 +43,7 @@ def add(verb: Parser) -> None:
     verb.add_argument(
         "--sizes", type=int, nargs="+", default=[1000, 10_000], help="scale: mentions (1000 10000)"
     )
+    verb.add_argument("--pairs", type=int, default=100_000, help="flow: pairs made up (100000)")
     verb.add_argument("--json", action="store_true", help="all figures, as JSON")
     verb.set_defaults(run=_run)
 
@@ -56,9 +59,8 @@ def _run(options: argparse.Namespace) -> int:
     workspace: Path = options.workspace or _starter(options)
     inputs = given or [str(options.output / "documents.parquet")]
     settings = partial(configured, options, read_facts(workspace)["settings"])
-    found = {"speed": _speed, "trees": _trees, "scale": _scale}[options.what](
-        options, settings, workspace, inputs
-    )
+    measured = {"speed": _speed, "trees": _trees, "scale": _scale, "flow": _flow}[options.what]
+    found = measured(options, settings, workspace, inputs)
     print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))
     return 0
 
@@ -106,6 +108,12 @@ def _scale(options: argparse.Namespace, settings: Any, workspace: Path, inputs: 
     from gemel_ray.measuring.scale import scale
 
     return scale(settings(), workspace, inputs, options.output, options.sizes, say)
+
+
+def _flow(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:
+    from gemel_ray.measuring.flow import flow
+
+    return flow(settings(), workspace, inputs, options.output, options.pairs, say)
 
 
 def _lines(found: Any, before: str = "") -> Iterator[str]:

@@ -45,19 +45,24 @@ def peaks() -> Iterator[dict[str, float]]:
 
 
 def _look(found: dict[str, float], end: threading.Event) -> None:
+    while not end.wait(_EVERY):
+        for name, size in memory().items():
+            found[name] = max(found.get(name, 0.0), size)
+
+
+def memory() -> dict[str, float]:
+    """Resident MiB now, of this process and of the largest of each kind of process it started."""
     import psutil
 
     here = psutil.Process()
-    while not end.wait(_EVERY):
-        sums: dict[str, float] = {"this process": here.memory_info().rss}
-        for process in here.children(recursive=True):
-            try:
-                name, size = _kind(process.cmdline()), process.memory_info().rss
-            except psutil.Error:  # it has ended meanwhile
-                continue
-            sums[name] = max(sums.get(name, 0.0), size)
-        for name, size in sums.items():
-            found[name] = max(found.get(name, 0.0), round(size / 2**20, 1))
+    sizes: dict[str, float] = {"this process": here.memory_info().rss}
+    for process in here.children(recursive=True):
+        try:
+            name, size = _kind(process.cmdline()), process.memory_info().rss
+        except psutil.Error:  # it has ended meanwhile
+            continue
+        sizes[name] = max(sizes.get(name, 0.0), size)
+    return {name: round(size / 2**20, 1) for name, size in sizes.items()}
 
 
 def _kind(command: Sequence[str]) -> str:
