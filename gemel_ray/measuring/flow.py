@@ -28,7 +28,7 @@ from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.measuring.machine import machine, memory
-from gemel_ray.measuring.scale import edited
+from gemel_ray.measuring.scale import Say, edited
 from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.stages.generate import Generate
 from gemel_ray.study.variants import SCHEMA
