@@ -2,7 +2,7 @@
 cost of a language model. As a command: python tests/deadly.py INPUT OUTPUT runs it to its end.
 
 Texts: "sleep", "dies" (its worker is killed, always), "full" (out of memory unless alone), "bursts" (out of
-memory even alone), "fails" (the stage's own fault).
+memory even alone), "breaks" (the stage can work no more, as when an engine dies), "fails" (its own fault).
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ class Deadly(Stage):
 
 class _Dying(Work):
     def __init__(self, stage: Deadly) -> None:
-        self.stage = stage
+        self.stage, self.broken = stage, False
+
+    def check(self) -> None:
+        if self.broken:
+            raise RuntimeError("the engine is dead")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         texts = batch["text"].to_pylist()
@@ -49,6 +53,9 @@ class _Dying(Work):
             os.kill(os.getpid(), signal.SIGKILL)
         if "bursts" in texts or ("full" in texts and len(texts) > 1):
             raise MemoryError("4 GiB asked for")
+        if "breaks" in texts or self.broken:
+            self.broken = True
+            raise ValueError("no answer")
         if "fails" in texts:
             raise KeyError("a fault of the stage")
         time.sleep(0.002 * len(texts))

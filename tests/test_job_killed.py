@@ -129,13 +129,14 @@ def test_killed_at_random_times(
 
 
 def test_rows_that_kill_their_worker_are_set_aside(tmp_path: Path) -> None:
-    file = written(tmp_path, {50: "dies", 300: "full", 301: "bursts"}, 400)
+    file = written(tmp_path, {50: "dies", 180: "breaks", 300: "full", 301: "bursts"}, 400)
     ended(file, tmp_path / "out")
     rows = rows_of(tmp_path / "out")
     assert len(rows) == 400
     failed = {identity: row["error"] for identity, row in rows.items() if row["status"] == "error"}
     assert failed == {
         "d50": "a worker died 2 times with this document alone",
+        "d180": "a worker died 2 times with this document alone: RuntimeError: the engine is dead",
         "d301": "out of memory with this document alone: 4 GiB asked for",
     }
 

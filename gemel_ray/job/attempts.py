@@ -25,9 +25,20 @@ class Attempts:
             file.write(b".")
             return file.tell() - 1
 
+    def leave(self, sources: Sequence[str], words: str) -> None:
+        """Why the worker is about to end itself."""
+        self._file(sources).with_suffix(".why").write_text(words)
+
+    def left(self, sources: Sequence[str]) -> str:
+        """What a worker said before it ended itself; nothing of one that was killed."""
+        why = self._file(sources).with_suffix(".why")
+        return why.read_text() if why.exists() else ""
+
     def end(self, sources: Sequence[str]) -> None:
         """The worker has lived through it."""
-        self._file(sources).unlink(missing_ok=True)
+        file = self._file(sources)
+        file.unlink(missing_ok=True)
+        file.with_suffix(".why").unlink(missing_ok=True)
 
     def _file(self, sources: Sequence[str]) -> Path:
         digest = hashlib.blake2b("\n".join(sources).encode(), digest_size=12).hexdigest()

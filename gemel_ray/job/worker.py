@@ -67,7 +67,9 @@ class Worker:
         if deaths and len(sources) > 1:
             rows = pa.concat_tables([await self._tried(part) for part in _parts(batch)])
         elif deaths >= _DEATHS:
-            rows = await self._set_aside(batch, f"a worker died {deaths} times with this document alone")
+            why = self.attempts.left(sources)
+            died = f"a worker died {deaths} times with this document alone"
+            rows = await self._set_aside(batch, f"{died}: {why}" if why else died)
         else:
             rows = await self._computed(batch)
         self.attempts.end(sources)
@@ -78,7 +80,7 @@ class Worker:
         try:
             return await self.segment.run(batch)
         except Exception as fault:
-            self._live()
+            self._live(_sources(batch))
             if not _is_full(fault):
                 raise
             shown = f"out of memory with this document alone: {str(fault).splitlines()[0]:.160}"
@@ -94,11 +96,12 @@ class Worker:
         errors = pa.array([reason] * len(batch), ERROR.type)
         return await self.segment.run(batch.append_column(ERROR, errors))
 
-    def _live(self) -> None:
-        """End the process where a stage can work no more, an engine that has died: a new one can."""
+    def _live(self, sources: Sequence[str]) -> None:
+        """End the process where a stage can work no more, as one whose engine has died: a new one can."""
         try:
             self.segment.check()
-        except Exception:
+        except Exception as fault:
+            self.attempts.leave(sources, f"{type(fault).__name__}: {fault}"[:300])
             logging.getLogger(__name__).exception("this worker ends: Ray starts another")
             logging.shutdown()
             os._exit(1)
