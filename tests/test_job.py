@@ -22,6 +22,7 @@ from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
 from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.inputs import unchanged
+from gemel_ray.job.page import write_page
 from gemel_ray.job.reasons import kind
 from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Selection
@@ -325,6 +326,30 @@ def test_a_fault_that_ray_wraps_is_said_in_its_own_words(output: Path) -> None:
             raise OSError("the disk is full")
         except OSError as inner:
             raise RuntimeError("a page of traceback") from inner
+
+
+# The report
+
+
+def test_the_report_shows_errors_entities_and_samples_with_their_texts(tmp_path: Path, output: Path) -> None:
+    run = results.prepare(output)
+    record.workers(output).mkdir()
+    told, segment = Record(output, 40, 0), worker(output, run)
+    file = lines(tmp_path, ["sleep <b>"] * 30 + ["bursts"])
+    for batch in batches(file, 8):
+        told.add(record.counted(asyncio.run(segment(batch))))
+    told.write("finished")
+    known = {"inputs": [file], "workspace": {"path": "kb", "knowledge": "3"}}
+    (output / "manifest.json").write_text(json.dumps(known | results.counts(output)))
+    write_page(output)
+    page = (output / "report.html").read_text()
+    assert "96.8%" in page  # linked
+    assert "out of memory with this document alone: ... GiB asked for" in page
+    assert f"{file}:31" in page
+    assert "30 different ones" in page
+    assert page.count('class="card"') == 24
+    assert "sleep &lt;b&gt;" in page
+    assert page.count("<svg") == 1  # the pace; there is no telling where the time went
 
 
 # The command

@@ -146,3 +146,40 @@ def test_a_fault_of_a_stage_ends_the_job(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=180)
     assert process.returncode
     assert b"a fault of the stage" in said
+
+
+def test_prometheus_finds_the_record_on_rays_metrics_port() -> None:
+    """In a process of its own: Ray's metrics are of a process, not of a session."""
+    ran = subprocess.run(
+        [sys.executable, "-c", _SCRAPED], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert "ray_gemel_ray_job_rows{" in ran.stdout
+    assert 'status="linked"' in ran.stdout
+    assert 'kind="cannot read the image ...: ?"' in ran.stdout
+
+
+_SCRAPED = """
+import time, urllib.request
+from gemel_ray import offline
+from gemel_ray.config import Config
+with offline.running(Config()) as metrics:
+    import ray
+    metrics.show({
+        "documents": {"done": 5, "total": None, "done_before": 1}, "statuses": {"linked": 3},
+        "errors": [{"kind": "cannot read the image ...: \u00e9", "rows": 2}],
+        "prompt_tokens": {}, "stage_shares": {}, "seconds_left": None,
+    })
+    address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    until = time.monotonic() + 100
+    while time.monotonic() < until:
+        try:
+            text = urllib.request.urlopen(address).read().decode()
+        except OSError:
+            text = ""
+        told = [line for line in text.splitlines() if line.startswith("ray_gemel_ray_job")]
+        if any("job_errors" in line for line in told) and any("job_rows" in line for line in told):
+            print("\\n".join(told))
+            break
+        time.sleep(1)
+"""

@@ -73,7 +73,7 @@ def _plots(progress: Row) -> Iterator[str]:
         rate = Series("mentions", [(b[1] - a[1]) / (b[0] - a[0]) for a, b in moments],
                       x=[b[0] for _, b in moments])  # fmt: skip
         wrong = Series("errors", [(b[2] - a[2]) / (b[0] - a[0]) for a, b in moments], x=rate.x)
-        yield lines([rate, wrong], title="A second, over time", x=Axis("seconds"), y=Axis(ends=None))
+        yield lines([rate, wrong], title="A second, over time", x=Axis("seconds"), y=Axis(), dots=True)
     if shares := progress["stage_shares"]:
         series = Series("share", list(shares.values()))
         yield bars(list(shares), [series], title="Of a document's time, in each stage", y=Axis(percent=True))
@@ -119,14 +119,11 @@ def _samples(output: Path) -> Iterator[str]:
     """Mentions from all over the output, with their texts and pictures read again from the input."""
     chosen: dict[str, Row] = {}
     written = results.files(output)
-    for file in written[:: max(1, len(written) // (2 * _SAMPLES))]:
-        links, at = results.whole(file), 0
-        for source, number in results.documents(file):
-            if len(chosen) < _SAMPLES and source not in chosen and links[at]["status"] != "error":
-                chosen[source] = links[at]
-                if number:
-                    break
-            at += number
+    for file in written[:: max(1, len(written) // _SAMPLES)]:
+        rows = results.with_sources(file).to_pylist()
+        good = {row["source"]: row for row in rows if row["status"] != "error" and _is_near(row["source"])}
+        some = list(good)[:: max(1, len(good) * len(written) // _SAMPLES)]
+        chosen |= {source: good[source] for source in some[: _SAMPLES - len(chosen)]}
     for source, document in _read_again(chosen):
         link = chosen[source]
         shown = {**link, "text": document["text"]}
@@ -142,12 +139,10 @@ def _samples(output: Path) -> Iterator[str]:
 
 
 def _read_again(sources: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
-    """The documents of these sources that stand near the beginning of their files."""
+    """The documents of these sources, which stand near the beginning of their files."""
     rows: dict[str, set[str]] = {}
     for source in sources:
-        address, _, number = source.rpartition(":")
-        if number.isdigit() and int(number) <= _NEAR:
-            rows.setdefault(address, set()).add(source)
+        rows.setdefault(source.rpartition(":")[0], set()).add(source)
     for address, wanted in rows.items():
         left = set(wanted)
         for batch in documents(address):
@@ -157,3 +152,8 @@ def _read_again(sources: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
                     yield document["source"], document
             if not left:
                 break
+
+
+def _is_near(source: str) -> bool:
+    number = source.rpartition(":")[2]
+    return number.isdigit() and int(number) <= _NEAR

@@ -71,7 +71,7 @@ class Record:
         self.before, self.documents, self.rows = before, 0, 0
         self.statuses, self.errors = Counter[str](), Counter[str]()
         self.examples: dict[str, list[dict[str, Any]]] = {}
-        self.timeline: list[tuple[float, int, int]] = []  # seconds, rows, errors
+        self.timeline: list[tuple[float, int, int]] = [(0.0, 0, 0)]  # seconds, rows, errors
         self.step = _EVERY
 
     def add(self, batch: Mapping[str, Any]) -> None:
@@ -95,7 +95,7 @@ class Record:
         """Rewrite the file; what it says. `state`: running, finished or stopped."""
         self.written = time.time()
         passed = self.written - self.began
-        if not self.timeline or passed - self.timeline[-1][0] >= self.step or state != "running":
+        if passed - self.timeline[-1][0] >= self.step or state != "running":
             self.timeline.append((round(passed, 1), self.rows, self.statuses["error"]))
         if len(self.timeline) > _MOMENTS:
             self.timeline, self.step = self.timeline[::2], 2 * self.step

@@ -116,11 +116,6 @@ def _read(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise ValueError(f"cannot read {file}: {fault}") from fault
 
 
-def whole(file: Path) -> list[dict[str, Any]]:
-    """A batch's rows with all their columns. Raises ValueError for a file that cannot be read."""
-    return list(_read(file).to_pylist())
-
-
 def with_sources(file: Path) -> pa.Table:
     """A batch's rows as they were given to `write`."""
     sources = [source for source, rows in documents(file) for _ in range(rows)]
