@@ -1,0 +1,62 @@
+"""The estimate of how long newcomers will wait. The clock is the tests' own: no test waits."""
+
+from __future__ import annotations
+
+import pytest
+
+from gemel_ray.serving.pace import Pace
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at = 100.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+def worked(pace: Pace, clock: Clock, rate: float, seconds: float, took: float, inside: int) -> None:
+    """Documents are done at `rate`, for so long, each after `took` seconds."""
+    for _ in range(round(rate * seconds)):
+        clock.at += 1 / rate
+        pace.done(took, inside)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def pace(clock: Clock) -> Pace:
+    return Pace(long=5.0, now=clock)
+
+
+def test_a_rush_is_measured(pace: Pace, clock: Clock) -> None:
+    worked(pace, clock, rate=4, seconds=20, took=8, inside=40)
+    assert pace.wait(40) == pytest.approx(10, rel=0.05)
+
+
+@pytest.mark.parametrize(("took", "inside"), [(1.0, 40), (30.0, 1)])
+def test_without_a_rush_nothing_is_known(pace: Pace, clock: Clock, took: float, inside: int) -> None:
+    """A quick answer waited for nobody, and one slow document alone is slow of itself."""
+    worked(pace, clock, rate=0.2, seconds=60, took=took, inside=inside)
+    assert pace.wait(1000) == 0
+
+
+def test_a_quiet_night_does_not_lower_it(pace: Pace, clock: Clock) -> None:
+    worked(pace, clock, rate=10, seconds=20, took=8, inside=80)
+    worked(pace, clock, rate=0.1, seconds=3600, took=1, inside=1)
+    assert pace.rate == pytest.approx(10, rel=0.05)
+
+
+def test_more_done_in_less_time_raises_it_at_once(pace: Pace, clock: Clock) -> None:
+    worked(pace, clock, rate=4, seconds=20, took=8, inside=40)
+    worked(pace, clock, rate=20, seconds=6, took=2, inside=40)
+    assert pace.rate == pytest.approx(20, rel=0.05)
+
+
+def test_a_machine_that_grows_slower_is_found_out(pace: Pace, clock: Clock) -> None:
+    worked(pace, clock, rate=20, seconds=20, took=8, inside=100)
+    worked(pace, clock, rate=2, seconds=30, took=20, inside=100)
+    assert pace.rate == pytest.approx(2, rel=0.1)
