@@ -87,7 +87,7 @@ def test_beyond_the_queue_it_is_said_at_once(play: Any) -> None:
 
 
 def test_behind_too_much_work_nobody_is_let_in(play: Any) -> None:
-    """By what was measured, and told how long it will take; an idle house takes as much as the queue allows."""
+    """By what was measured, and told how long it will take; an idle house takes all the queue allows."""
 
     async def scene(served: Endpoint, http: httpx.AsyncClient, slow: Slow) -> None:
         served.desk.pace.rate = 0.25  # as a rush has shown: 4 seconds a document

@@ -1,8 +1,9 @@
 """The front desk: who is let in, how long it may take, and who is asked again.
 
 At most `queue` documents are inside, and nobody is let in behind more than `wait` seconds of work: beyond, a
-request is refused at once, and told when to come again. A request that runs out of time, or whose client leaves, is cancelled down to the engine. A document whose worker died is asked for again,
-since links have no side effects. Knows nothing of HTTP.
+request is refused at once, and told when to come again. A request that runs out of time, or whose client
+leaves, is cancelled down to the engine. A document whose worker died is asked for again, since links have no
+side effects. Knows nothing of HTTP.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def _apart(mentions: list[Row]) -> list[Row]:
     for mention in sorted(placed_ones, key=lambda m: (m["start"], -m["end"])):
         if mention["start"] < end:
             mention["error"] = (
-                f"the mention {mention['mention_id']} overlaps {before}: here mentions may not share characters; "
+                f"the mention {mention['mention_id']} overlaps {before}: they may not share characters here; "
                 "ask for them in two requests, or by gemel-ray link, which links both"
             )
         else:
