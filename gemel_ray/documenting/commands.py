@@ -13,8 +13,8 @@ from gemel_ray.cli import _VERBS
 
 _HEAD = """# Every command
 
-Made from the parsers of the command line by `make docs`; a test holds it against them. `gemel-ray VERB --help`
-says the same.
+Made from the parsers of the command line by `make docs`; a test holds it against them. `gemel-ray
+VERB --help` says the same.
 
 Exit status: 0 done; 1 finished with error rows under `--strict`, or with something found by `check` or
 `lint-deploy`; 2 wrong usage or configuration; 130 interrupted, and the same command goes on. All verbs take

@@ -5,8 +5,9 @@ import { el } from "./answer.js";
 const main = document.getElementById("api");
 const nameOf = (schema) => schema.$ref?.split("/").pop();
 
-// `words` in a description are code.
-const prose = (text = "") => text.split("`").map((part, n) => (n % 2 ? el("code", {}, part) : part));
+// `words` in a description are code; its lines are broken anew, its paragraphs stay.
+const prose = (text = "") => text.replace(/([^\n])\n(?!\n)/g, "$1 ").split("`")
+  .map((part, n) => (n % 2 ? el("code", {}, part) : part));
 
 // A type in words; the types that have a name are links to it.
 function typed(schema) {
@@ -55,7 +56,7 @@ function curl(path, method, operation, schemas, keyed) {
 function route(path, method, operation, schemas, keyed) {
   const bodies = Object.entries(operation.requestBody?.content ?? {});
   const parts = [
-    el("h3", {}, el("span", { class: "verb" }, method.toUpperCase()), el("code", {}, path)),
+    el("h3", {}, el("span", { class: "verb" }, method.toUpperCase()), " ", el("code", {}, path)),
     el("p", {}, operation.summary ?? ""),
     el("p", { class: "about" }, ...prose(operation.description)),
   ];
