@@ -13,7 +13,7 @@ from pathlib import Path
 
 HOUSE = Path(__file__).parents[1]
 PAGES = [HOUSE / "README.md", *sorted((HOUSE / "docs").rglob("*.md"))]
-# Right before a block, why it is not run: <!-- needs a GPU -->, <!-- needs a cluster -->, <!-- long: trains -->
+# Right before a block, why it is not run: <!-- not run: why -->, <!-- long: why -->, <!-- needs a GPU -->
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>(?:not run: |long: |needs a )[^\n]+) -->\n)?"
     r"^```(?P<language>\w*)\n(?P<text>.*?)^```$",
@@ -48,12 +48,12 @@ def commands(block: Block) -> Iterator[list[str]]:
     """The words behind every gemel-ray of a bash block. What goes into files is no command."""
     text = re.sub(r"<<'(\w+)'\n.*?^\1$", "", block.text, flags=re.MULTILINE | re.DOTALL)
     for line in text.replace("\\\n", " ").splitlines():
-        if not re.search(r"(^|[\s/])gemel-ray\s", line):
+        if not re.search(r"(^|\s|bin/)gemel-ray\s", line):
             continue
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         words = list(lexer)
-        for start in (n for n, word in enumerate(words) if word.rpartition("/")[2] == "gemel-ray"):
+        for start in (n for n, word in enumerate(words) if re.fullmatch(r"(.*bin/)?gemel-ray", word)):
             end = next((n for n in range(start, len(words)) if words[n][0] in "&|;<>()"), len(words))
             yield words[start + 1 : end]
 
