@@ -74,6 +74,11 @@ def test_made_pages_are_fresh(name: str) -> None:
     assert file.read_text() == pages(HOUSE)[file], f"{file} is not what the code says: make docs"
 
 
+def test_every_verb_has_an_example() -> None:
+    shown = {words[0] for b in blocks(HOUSE / "docs" / "commands.md") for words in commands(b) if words}
+    assert sorted(set(_VERBS) - shown) == []
+
+
 def test_the_example_of_a_stage(tmp_path: Path) -> None:
     """Its programs, one after the other, print what stands behind them."""
     page = blocks(HOUSE / "docs" / "adding_a_stage.md")
