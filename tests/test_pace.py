@@ -60,3 +60,17 @@ def test_a_machine_that_grows_slower_is_found_out(pace: Pace, clock: Clock) -> N
     worked(pace, clock, rate=20, seconds=20, took=8, inside=100)
     worked(pace, clock, rate=2, seconds=30, took=20, inside=100)
     assert pace.rate == pytest.approx(2, rel=0.1)
+
+
+def test_a_standstill_is_soon_forgotten(pace: Pace, clock: Clock) -> None:
+    """An engine that compiles: nothing for a while, then as before."""
+    worked(pace, clock, rate=5, seconds=20, took=8, inside=40)
+    clock.at += 20
+    worked(pace, clock, rate=5, seconds=7, took=25, inside=40)
+    assert pace.rate == pytest.approx(5, rel=0.1)
+
+
+def test_a_rush_that_begins_with_a_standstill(pace: Pace, clock: Clock) -> None:
+    clock.at += 6
+    worked(pace, clock, rate=5, seconds=6, took=7, inside=40)
+    assert pace.rate == pytest.approx(5, rel=0.1)

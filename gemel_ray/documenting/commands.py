@@ -22,7 +22,6 @@ Exit status: 0 done; 1 finished with error rows under `--strict`, or with someth
 | option | |
 |---|---|
 """
-OR = "\\|"  # as tables take it
 _MARK = "<!-- not run: with files of your own -->"
 
 
@@ -76,6 +75,5 @@ def _row(action: argparse.Action) -> str:
     needed = "required. " if action.required and action.option_strings else ""
     usual = action.default if isinstance(action.default, int | float) and action.default else None
     default = f" (default: {usual})" if usual and str(usual) not in about else ""
-    return "| `{}` | {} |\n".format(
-        *(cell.replace("|", "\\|") for cell in (spelled, needed + about + default))
-    )
+    spelled, about = (cell.replace("|", "\\|") for cell in (spelled, needed + about + default))
+    return f"| `{spelled}` | {about} |\n"

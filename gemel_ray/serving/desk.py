@@ -40,15 +40,13 @@ class Place:
         own documents are not before it: an idle house takes all that `queue` allows."""
         desk, ahead = self.desk, self.desk.inside - self.documents
         wait = desk.pace.wait(ahead)
+        later = min(_LATEST, max(1, math.ceil(wait)))
         if desk.inside + documents > desk.queue:
-            said = f"{desk.inside} documents are inside, of {desk.queue} at most (online.queue)"
-        elif wait > desk.wait:
-            said = f"{ahead} documents are ahead, about {wait:.0f} seconds of work; {desk.wait:g} are waited "
-            said += "for at most (online.wait)"
-        else:
-            said = ""
-        if said:
-            raise Fault("busy", said, min(_LATEST, max(1, math.ceil(wait))))
+            full = f"{desk.inside} documents are inside, of {desk.queue} at most (online.queue)"
+            raise Fault("busy", full, later)
+        if wait > desk.wait:
+            long = f"{ahead} documents are ahead, about {wait:.0f} seconds of work: too long (online.wait)"
+            raise Fault("busy", long, later)
         self.documents += documents
         self.desk.inside += documents
         self.desk.meters.inside.set(self.desk.inside)

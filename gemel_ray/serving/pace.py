@@ -14,7 +14,7 @@ from time import monotonic
 
 _SPAN = 5.0  # seconds over which documents are counted
 _CROWD = 4  # documents inside; fewer do not show what many at once would come to
-_WEIGHT = 0.1  # of one document's span in the estimate
+_UP, _DOWN = 0.3, 0.1  # weight of one document's span; a standstill is soon forgotten
 
 
 @dataclass
@@ -34,7 +34,8 @@ class Pace:
             self._done.popleft()
         seen = len(self._done) / _SPAN
         if seconds >= self.long and inside >= _CROWD:
-            self.rate += (_WEIGHT if self.rate else 1.0) * (seen - self.rate)
+            weight = (_UP if seen > self.rate else _DOWN) if self.rate else 1.0
+            self.rate += weight * (seen - self.rate)
         elif self.rate:
             self.rate = max(self.rate, seen)
 
