@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from gemel_ray.serving.pace import Pace
@@ -74,3 +76,42 @@ def test_a_rush_that_begins_with_a_standstill(pace: Pace, clock: Clock) -> None:
     clock.at += 6
     worked(pace, clock, rate=5, seconds=6, took=7, inside=40)
     assert pace.rate == pytest.approx(5, rel=0.1)
+
+
+def played(rate: float, asked: float, limit: float) -> tuple[list[float], int, float]:
+    """Five minutes of an endpoint that does `rate` documents a second, one after the other, and is asked for
+    `asked`: waits of those done after the first minute, number of those refused, documents done a second."""
+    clock, draw = Clock(), random.Random(0)
+    pace, line, waits = Pace(long=limit / 2, now=clock), list[float](), list[tuple[float, float]]()
+    end, arrival, ready, refused = clock.at + 300, clock.at, clock.at, 0
+    while clock.at < end:
+        if line and ready <= arrival:
+            clock.at = ready
+            waits.append((clock.at, clock.at - line[0]))
+            pace.done(clock.at - line.pop(0), len(line) + 1)
+            ready = clock.at + draw.uniform(0.7, 1.3) / rate
+            continue
+        clock.at = arrival
+        arrival += draw.expovariate(asked)
+        if pace.wait(len(line)) > limit:
+            refused += 1
+            continue
+        if not line:
+            ready = clock.at + draw.uniform(0.7, 1.3) / rate
+        line.append(clock.at)
+    return [wait for at, wait in waits if at > end - 240], refused, len(waits) / 300
+
+
+@pytest.mark.parametrize("rate", [0.5, 5, 50])
+def test_on_any_machine_a_rush_waits_as_long_and_no_longer(rate: float) -> None:
+    waits, refused, done = played(rate, asked=3 * rate, limit=10)
+    assert refused > 0
+    assert done == pytest.approx(rate, rel=0.05)  # nobody is refused for whom there was time
+    assert 8 < sorted(waits)[len(waits) // 2] < 14
+    assert max(waits) < 20
+
+
+@pytest.mark.parametrize("rate", [0.5, 5, 50])
+def test_what_can_be_done_is_never_refused(rate: float) -> None:
+    _, refused, _ = played(rate, asked=0.6 * rate, limit=10)
+    assert refused == 0
