@@ -23,7 +23,10 @@ from gemel_ray.config import Online
 from gemel_ray.serving.app import create
 from gemel_ray.serving.linker import Reply
 
-pytestmark = pytest.mark.skipif(found() is None, reason="there is no Chromium on this machine")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(found() is None, reason="there is no Chromium on this machine"),
+]
 CHOSEN = "document.getElementById('preview').naturalWidth"
 
 
