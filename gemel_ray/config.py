@@ -115,6 +115,7 @@ class Online:
         OnlineSegment(stages=("detect", "encode", "retrieve", "assemble", "generate")),
     )
     queue: int = 128  # documents taken in at once, those under way included; beyond: 503
+    wait: float = 10.0  # seconds of work, as estimated, ahead of a request that is let in; beyond: 503
     deadline: float = 60.0  # seconds of a request; then it is aborted: 504
     documents: int = 64  # of one request
     mentions: int = 50  # of one document
@@ -125,6 +126,8 @@ class Online:
     def __post_init__(self) -> None:
         if not 1 <= self.documents <= self.queue:
             raise ValueError("online.documents is at least 1, and at most online.queue")
+        if self.wait <= 0:
+            raise ValueError("online.wait must be more than 0 seconds")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,14 +70,16 @@ def _port(file: Path) -> tuple[str, str]:
 
 
 class Page:
-    """One page. What its script says in the console as an error is kept in `complaints`."""
+    """One page. What its script says in the console as an error is kept in `complaints`, and the address of
+    whatever it asks for in `asked`."""
 
     def __init__(self, socket: Any) -> None:
         self.socket, self.numbers, self.session = socket, count(1), ""
         self.complaints: list[str] = []
+        self.asked: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "DOM", "Log"):
+        for domain in ("Page", "Runtime", "DOM", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -97,6 +99,8 @@ class Page:
         if said.get("method") == "Runtime.exceptionThrown":
             details = told["exceptionDetails"]
             self.complaints.append(details.get("exception", {}).get("description") or details["text"])
+        elif said.get("method") == "Network.requestWillBeSent":
+            self.asked.append(told["request"]["url"])
         elif said.get("method") == "Log.entryAdded" and told["entry"]["level"] == "error":
             self.complaints.append(f"{told['entry']['text']} {told['entry'].get('url', '')}")
 
@@ -150,6 +154,29 @@ class Page:
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
+    def drop(self, selector: str, file: Path) -> None:
+        """A file dragged from elsewhere onto the middle of the element."""
+        box = self.value(f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()")
+        at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, data=data, **at)
+
+    def paste(self, picture: bytes) -> None:
+        """A PNG, put into the clipboard and pasted from it into what has the focus."""
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
+        allowed = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+        self.call("Browser.grantPermissions", permissions=allowed)
+        coded = base64.b64encode(picture).decode()
+        self.value(
+            f"(async () => {{ const bytes = Uint8Array.from(atob('{coded}'), c => c.charCodeAt(0));"
+            "await navigator.clipboard.write([new ClipboardItem("
+            "{'image/png': new Blob([bytes], {type: 'image/png'})})]); })()"
+        )
+        held = {"key": "v", "code": "KeyV", "windowsVirtualKeyCode": 86, "modifiers": MODIFIERS["Ctrl"]}
+        self.call("Input.dispatchKeyEvent", type="rawKeyDown", commands=["paste"], **held)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **held)
 
     def look(self, width: int, height: int, dark: bool = False) -> None:
         """The size of the window, and the colours preferred."""

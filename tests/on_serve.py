@@ -57,7 +57,11 @@ def endpoint(config: Config, workspace: Path) -> Iterator[Served]:
         ),  # twice both fit in Ray's three cores
         OnlineSegment(stages=("retrieve", "assemble", "generate")),
     )
-    online = replace(config.online, port=port, segments=segments, queue=QUEUE, documents=QUEUE, megabytes=4.0)
+    limits: dict[str, Any] = {"queue": QUEUE, "documents": QUEUE, "megabytes": 4.0}
+    limits["wait"] = (
+        600.0  # else what is let in depends on how busy the machine is; test_pace.py has the rest
+    )
+    online = replace(config.online, port=port, segments=segments, **limits)
     serving = replace(config, online=online)
     with ExitStack() as stack:
         address, _ = stack.enter_context(running(serving, workspace))

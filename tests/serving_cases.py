@@ -37,7 +37,7 @@ def nowhere(url: str) -> bytes:
 
 def endpoint(folder: Path, linker: Linker, limits: Online, key: str = "", **more: Any) -> Endpoint:
     known = {"fingerprint": "print", "knowledge": "known"}
-    desk = Desk(linker, limits.queue, limits.deadline, Meters(), known)
+    desk = Desk(linker, limits, Meters(), known)
     desk.readiness.succeeded()
     examples = small_bank(folder / "bank")
     page = Page(lambda: examples)

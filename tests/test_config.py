@@ -95,6 +95,7 @@ WRONG = [
     ("offline.segments", ["detect"], r"offline\.segments\[0\] must hold settings, not 'detect'"),
     ("online.segments", [{"stages": ["detect"], "max_replicas": 0}], "min_replicas is at least 1"),
     ("online.queue", 3, "online.documents is at least 1, and at most online.queue"),
+    ("online.wait", 0, "online.wait must be more than 0 seconds"),
     ("offline.segments", [{}], r"offline\.segments\[0\]"),
     ("generate", 5, "generate must hold settings, not 5"),
 ]

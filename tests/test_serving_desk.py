@@ -86,6 +86,48 @@ def test_beyond_the_queue_it_is_said_at_once(play: Any) -> None:
     play(scene, Slow)
 
 
+def test_behind_too_much_work_nobody_is_let_in(play: Any) -> None:
+    """By what was measured, and told how long it will take; an idle house takes all the queue allows."""
+
+    async def scene(served: Endpoint, http: httpx.AsyncClient, slow: Slow) -> None:
+        served.desk.pace.rate = 0.25  # as a rush has shown: 4 seconds a document
+        many = asyncio.create_task(http.post("/v1/link", json={"documents": [ONE] * 3}))
+        await slow.until(3)
+        refused = await http.post("/v1/link", json=ONE)
+        assert kind(refused) == (503, "busy")
+        assert refused.headers["retry-after"] == "12"
+        said = refused.json()["error"]["message"]
+        assert said.startswith("3 documents are ahead, about 12 seconds of work")
+        assert "online.wait" in said
+        served.desk.pace.rate = 0.5  # now 6 seconds
+        small = asyncio.create_task(http.post("/v1/link", json=ONE))
+        await slow.until(4)
+        slow.go.set()
+        assert [(await answer).status_code for answer in (many, small)] == [200, 200]
+
+    play(scene, Slow, Online(wait=10.0))
+
+
+def test_a_rush_sets_the_pace(play: Any) -> None:
+    """Documents that wait for each other, one after the other through a linker."""
+    one_by_one = asyncio.Lock()
+
+    async def single(table: pa.Table) -> Reply:
+        async with one_by_one:
+            await asyncio.sleep(0.02)
+            return await echoed(table)
+
+    async def scene(served: Endpoint, http: httpx.AsyncClient, linker: Any) -> None:
+        assert (await http.post("/v1/link", json=ONE)).status_code == 200
+        assert served.desk.pace.rate == 0
+        answers = await asyncio.gather(*(http.post("/v1/link", json=ONE) for _ in range(12)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert 0 < served.desk.pace.rate < 5
+        assert b"gemel_ray_documents_per_second 0.0" not in served.desk.meters.text()
+
+    play(scene, lambda: single, Online(wait=0.1))
+
+
 def test_what_takes_too_long_is_given_up_down_to_the_engine(play: Any) -> None:
     async def scene(served: Endpoint, http: httpx.AsyncClient, slow: Slow) -> None:
         answer = await http.post("/v1/link", json={"documents": [ONE, ONE]})

@@ -11,17 +11,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import HOUSE, blocks
 
 from gemel_ray.records import LINK
 
-HOUSE = Path(__file__).parents[1]
-TEXT = (HOUSE / "docs" / "serving.md").read_text()
+PAGE = HOUSE / "docs" / "serving.md"
 ADDRESS = "http://127.0.0.1:8000"
 pytestmark = pytest.mark.slow
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+def of(language: str) -> list[str]:
+    return [b.text for b in blocks(PAGE) if b.language == language and not b.mark]
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -35,7 +35,7 @@ def run(command: list[str], folder: Path) -> str:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
 def test_the_commands(live_url: str, tmp_path: Path) -> None:
-    commands = blocks("bash")
+    commands = of("bash")
     assert len(commands) >= 4
     said = [run(["bash", "-ec", c.replace(ADDRESS, live_url)], tmp_path) for c in commands]
     found, pictured = json.loads(said[0]), json.loads(said[1])
@@ -50,7 +50,7 @@ def test_the_commands(live_url: str, tmp_path: Path) -> None:
 
 
 def test_the_program(live_url: str, tmp_path: Path) -> None:
-    (program,) = blocks("python")
+    (program,) = of("python")
     printed = run([sys.executable, "-c", program.replace(ADDRESS, live_url)], tmp_path).splitlines()
     assert printed[0].startswith("AWS linked ")
     assert {line.partition(" ")[0] for line in printed[1:3]} == {"a", "b"}
@@ -60,6 +60,6 @@ def test_the_program(live_url: str, tmp_path: Path) -> None:
 def test_the_errors_are_those_there_are() -> None:
     from gemel_ray.serving.faults import STATUS
 
-    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\d{3}) \|", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\d{3}) \|", PAGE.read_text(), re.MULTILINE)
     told = {kind.strip("`"): int(status) for kinds, status in rows for kind in kinds.split(", ")}
     assert told == STATUS

@@ -14,6 +14,8 @@ def add(verb: Parser) -> None:
 
     Prints the first links, the accuracy with the right pictures and with shuffled ones, and the path of
     an HTML page with pictures, answers, candidates and demonstrations.
+
+      gemel-ray demo --limit 50
     """
     verb.add_argument(
         "--output", type=Path, default=Path("demo"), help="folder for everything it makes (demo)"

@@ -10,7 +10,12 @@ from gemel_ray.commands import configured
 
 
 def add(verb: Parser) -> None:
-    """Tell in plain words what fits on this machine and what does not."""
+    """Tell in plain words what fits on this machine and what does not.
+
+    Looks at Python, packages, models, memory and, given one, a workspace; changes nothing.
+
+      gemel-ray doctor --workspace my-workspace
+    """
     verb.add_argument("--workspace", type=Path, help="look at this workspace, too")
     verb.set_defaults(run=_run)
 

@@ -14,6 +14,8 @@ def add(verb: Parser) -> None:
 
     FOLDER and what is under it is rendered with `kubectl kustomize`, which needs no cluster; your own
     overlays in it, too. Exit status: 0 when nothing was found, 1 when something was.
+
+      gemel-ray lint-deploy deploy
     """
     verb.add_argument("folder", nargs="?", type=Path, default=Path("deploy"), metavar="FOLDER")
     verb.add_argument("--json", action="store_true", help="print what was found as JSON")

@@ -14,7 +14,7 @@ def add(verb: Parser) -> None:
     """Measure an endpoint under load: requests arrive at a rate, whatever the answers do.
 
     INPUT: documents, as link reads them; without any, the starter's own test set. They are sent round and
-    round. Printed: latencies of what was answered, refusals (503: the queue was full), throughput. The API
+    round. Printed: latencies of what was answered, refusals (503: too much was ahead), throughput. The API
     key, if any, is taken from the environment variable GEMEL_RAY_API_KEY.
 
       gemel-ray load http://localhost:8000 --rate 2 --seconds 60

@@ -84,6 +84,7 @@ def create(endpoint: Endpoint) -> FastAPI:
         title="gemel-ray",
         version=version("gemel-ray"),
         description=_ABOUT,
+        docs_url=None,  # FastAPI's own pages load their script from elsewhere; ours is front_page.described
         redoc_url=None,
         lifespan=lifespan,
     )

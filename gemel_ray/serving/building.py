@@ -25,7 +25,7 @@ def endpoint(config: Config, workspace: Workspace, linker: Linker) -> Endpoint:
     web = PublicWeb(config.encode.limits, online.image_hosts)
     known = {"fingerprint": config.fingerprint(workspace.version), "knowledge": workspace.knowledge}
     return Endpoint(
-        desk=Desk(linker, online.queue, online.deadline, Meters(), known),
+        desk=Desk(linker, online, Meters(), known),
         limits=online,
         pictures=Pictures(web.fetch, int(online.megabytes * 2**20)),
         page=Page(CurrentBank(workspace)),

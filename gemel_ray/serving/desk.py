@@ -1,8 +1,9 @@
 """The front desk: who is let in, how long it may take, and who is asked again.
 
-At most `queue` documents are inside; beyond, a request is refused at once. A request that runs out of time,
-or whose client leaves, is cancelled down to the engine. A document whose worker died is asked for again,
-since links have no side effects. Knows nothing of HTTP.
+At most `queue` documents are inside, and nobody is let in behind more than `wait` seconds of work: beyond, a
+request is refused at once, and told when to come again. A request that runs out of time, or whose client
+leaves, is cancelled down to the engine. A document whose worker died is asked for again, since links have no
+side effects. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from gemel_ray.config import Online
 from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.linker import Gone, Linker, Reply
 from gemel_ray.serving.meters import Meters
+from gemel_ray.serving.pace import Pace
 from gemel_ray.serving.readiness import Readiness
 
 _PAUSE = 0.5  # seconds before a document is asked for again
+_LATEST = 30  # seconds after which whoever was refused is asked to try again at the latest
 
 
 @dataclass
@@ -32,27 +36,35 @@ class Place:
     documents: int = 0
 
     def take(self, documents: int) -> None:
-        """Raises Fault when there is no room for so many more."""
-        if self.desk.inside + documents > self.desk.queue:
-            wait = self.desk.usual
-            raise Fault("busy", f"{self.desk.inside} documents are waiting already", min(30, math.ceil(wait)))
+        """Raises Fault when there is no room for so many more, or too much to do before them. A request's
+        own documents are not before it: an idle house takes all that `queue` allows."""
+        desk, ahead = self.desk, self.desk.inside - self.documents
+        wait = desk.pace.wait(ahead)
+        later = min(_LATEST, max(1, math.ceil(wait)))
+        if desk.inside + documents > desk.queue:
+            full = f"{desk.inside} documents are inside, of {desk.queue} at most (online.queue)"
+            raise Fault("busy", full, later)
+        if wait > desk.wait:
+            long = f"{ahead} documents are ahead, about {wait:.0f} seconds of work: too long (online.wait)"
+            raise Fault("busy", long, later)
         self.documents += documents
         self.desk.inside += documents
         self.desk.meters.inside.set(self.desk.inside)
 
 
 class Desk:
-    """Over a `linker`; `queue` documents inside, `deadline` seconds a request."""
+    """Over a `linker`, with the limits of `online`: `queue`, `wait`, `deadline`."""
 
     def __init__(
-        self, linker: Linker, queue: int, deadline: float, meters: Meters, known: dict[str, str] | None = None
+        self, linker: Linker, online: Online, meters: Meters, known: dict[str, str] | None = None
     ) -> None:
         self.known = known or {}  # knowledge and fingerprint of the last answer
-        self.linker, self.queue, self.deadline, self.meters = linker, queue, deadline, meters
+        self.linker, self.meters = linker, meters
+        self.queue, self.wait, self.deadline = online.queue, online.wait, online.deadline
         self.readiness = Readiness(linker)
         self.inside, self.closed = 0, False
-        self.usual = 1.0  # seconds of a document, as they have lately been
-        meters.queue.set(queue)
+        self.pace = Pace(long=online.wait / 2)
+        meters.queue.set(self.queue)
 
     def close(self) -> None:
         """Let nobody in any more; those inside are finished."""
@@ -99,7 +111,8 @@ class Desk:
                 self.readiness.suspect(str(gone))
                 await asyncio.sleep(_PAUSE)
         self.readiness.succeeded()
-        self.usual += 0.1 * (time.monotonic() - began - self.usual)
+        self.pace.done(time.monotonic() - began, self.inside)
+        self.meters.pace.set(self.pace.rate)
         self.meters.replied(reply)
         self.known |= reply.known
         return reply

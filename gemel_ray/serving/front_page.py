@@ -1,4 +1,4 @@
-"""The page at / with its files, and what it shows of the knowledge."""
+"""The pages at / and /docs with their files, and what is shown of the knowledge."""
 
 from __future__ import annotations
 
@@ -39,9 +39,15 @@ class Page:
         """Its routes."""
         app.mount("/page", StaticFiles(directory=PAGE), name="page")
         app.get("/", include_in_schema=False)(index)
+        app.get("/docs", include_in_schema=False)(described)
         app.include_router(demonstrations.router(self.bank))
 
 
 async def index() -> FileResponse:
     """The page. Its addresses are relative, so that it works behind a prefix."""
     return FileResponse(PAGE / "index.html")
+
+
+async def described() -> FileResponse:
+    """What /openapi.json says, to be read. Nothing of it is loaded from another place."""
+    return FileResponse(PAGE / "api.html")

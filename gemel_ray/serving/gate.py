@@ -26,7 +26,15 @@ from gemel_ray.serving.meters import Meters
 
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _QUIET = ("/healthz", "/readyz", "/metrics")
-_ROUTES = ("/v1/link", "/v1/demonstration", "/v1/demonstration/picture", "/v1/examples", "/openapi.json", "/")
+_ROUTES = (
+    "/v1/link",
+    "/v1/demonstration",
+    "/v1/demonstration/picture",
+    "/v1/examples",
+    "/openapi.json",
+    "/docs",
+    "/",
+)
 _LEFT = 499  # in the log and the metrics: the client did not wait
 INTERNAL = "something went wrong here; the log has it under the request's id"
 

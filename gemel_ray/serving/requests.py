@@ -155,7 +155,10 @@ def _apart(mentions: list[Row]) -> list[Row]:
     end, before = 0, ""
     for mention in sorted(placed_ones, key=lambda m: (m["start"], -m["end"])):
         if mention["start"] < end:
-            mention["error"] = f"the mention {mention['mention_id']} overlaps {before}"
+            mention["error"] = (
+                f"the mention {mention['mention_id']} overlaps {before}: they may not share characters here; "
+                "ask for them in two requests, or by gemel-ray link, which links both"
+            )
         else:
             end, before = mention["end"], mention["mention_id"]
     return mentions

@@ -1,0 +1,120 @@
+"""The documentation: its commands run, or at least parse, its links lead somewhere, what is made is fresh."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pages import HOUSE, PAGES, Block, blocks, commands, prepared, run
+
+from gemel_ray.arguments import parser
+from gemel_ray.cli import _VERBS
+from gemel_ray.config import load
+from gemel_ray.documenting import pages
+
+RUN = ("docs/guide.md", "docs/knowledge_base.md", "docs/adding_a_stage.md")  # each in a folder of its own
+ELSEWHERE = ("docs/serving.md",)  # test_serving_docs.py, against a running endpoint
+AWAITED = ("inputs.md", "jobs.md", "cluster.md", "planning.md")  # linked to, and not written yet
+ALL = [block for page in PAGES for block in blocks(page)]
+BASH = [block for block in ALL if block.language == "bash"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    fences = re.findall(r"^```", page.read_text(), re.MULTILINE)
+    assert len(fences) == 2 * len(blocks(page))
+    assert [str(b) for b in blocks(page) if not b.language] == []
+
+
+@pytest.mark.parametrize("block", BASH, ids=str)
+def test_a_command_is_run_or_says_why_not(block: Block) -> None:
+    assert block.mark or block.page in (*RUN, *ELSEWHERE), f"{block}: no test runs it, and no mark says why"
+
+
+@pytest.mark.parametrize("block", BASH, ids=str)
+def test_options_are_those_there_are(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in commands(block):
+        try:
+            options = parser(_VERBS).parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{block}: gemel-ray {' '.join(words)}\n{capsys.readouterr().err}")
+        load(None, {}, options.set)  # raises for a setting that is not
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_verbs_in_the_text_are_those_there_are(page: Path) -> None:
+    assert set(re.findall(r"`gemel-ray ([a-z][a-z-]*)", page.read_text())) <= set(_VERBS)
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.language in ("json", "yaml")], ids=str)
+def test_examples_are_what_they_say(block: Block) -> None:
+    read = json.loads if block.language == "json" else yaml.safe_load
+    assert read(block.text.replace("[...]", "[]")) is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    lost = [link for link in links if not (page.parent / link).exists()]
+    assert [link for link in lost if Path(link).name not in AWAITED] == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (HOUSE / "docs" / "README.md").read_text()
+    names = {page.name for page in PAGES if page.parent == HOUSE / "docs"} - {"README.md"}
+    assert [name for name in sorted(names) if f"]({name})" not in index] == []
+
+
+@pytest.mark.parametrize("name", ["configuration.md", "commands.md"])
+def test_made_pages_are_fresh(name: str) -> None:
+    file = HOUSE / "docs" / name
+    assert file.read_text() == pages(HOUSE)[file], f"{file} is not what the code says: make docs"
+
+
+def test_every_verb_has_an_example() -> None:
+    shown = {words[0] for b in blocks(HOUSE / "docs" / "commands.md") for words in commands(b) if words}
+    assert sorted(set(_VERBS) - shown) == []
+
+
+def test_the_example_of_a_stage(tmp_path: Path) -> None:
+    """Its programs, one after the other, print what stands behind them."""
+    page = blocks(HOUSE / "docs" / "adding_a_stage.md")
+    programs, outputs = ([b for b in page if b.language == kind] for kind in ("python", "text"))
+    assert len(programs) == len(outputs) == 2
+    whole = "".join(b.text for b in programs)
+    printed = run(Block(page[0].page, page[0].line, "python", whole, None), tmp_path)
+    assert printed == "".join(b.text for b in outputs)
+
+
+@pytest.mark.slow
+def test_the_knowledge_base(tmp_path: Path) -> None:
+    folder = prepared(tmp_path)
+    said = [run(b, folder) for b in blocks(HOUSE / "docs" / "knowledge_base.md") if not b.mark]
+    assert said[0].splitlines()[-1] == "cities"
+    versions = said[1].splitlines()
+    assert [line.split()[0] for line in versions[:3]] == ["1", "2", "3"]
+    assert "* " in versions[-2]
+    assert "3 entities" in versions[-2]  # one came, one went
+    assert versions[-1] == "2"  # and back again
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_guide(tmp_path: Path) -> None:
+    """From a knowledge base to links and their evaluation, as it stands there."""
+    folder = prepared(tmp_path)
+    said = {b.text: run(b, folder) for b in blocks(HOUSE / "docs" / "guide.md") if not b.mark}
+    (rows,) = (text for block, text in said.items() if "read_table" in block)
+    lines = [line.split(maxsplit=3) for line in rows.splitlines()]
+    assert [(d, m, s) for d, m, s, _ in lines] == [
+        ("p1", "Adobe", "linked"),
+        ("p2", "AWS", "linked"),
+        ("p3", "Adobe", "linked"),
+        ("p3", "Honda", "linked"),
+        ("p4", "Honda", "error"),
+    ]
+    assert "none.jpg: there is no such file" in lines[-1][3]
+    assert "<html" in (folder / "report.html").read_text()
