@@ -93,7 +93,7 @@ def flow(
         for counts in offline.counted(data):
             told.add(counts)
             if not looks or time.time() - told.began - looks[-1][0] > _LOOKS:
-                looks.append((time.time() - told.began, told.documents, memory()))
+                looks.append((time.time() - told.began, told.documents, memory(own=True)))
                 say(f"{told.documents:,} pairs, {looks[-1][2]}")
         spilled = offline.spilled_mib()
     measures = told.write("finished")["measures"]
@@ -106,7 +106,7 @@ def flow(
         "rows_per_second_of_stage": {
             name: round(rows / measures["seconds"][name], 1) for name, rows in measures["rows"].items()
         },
-        "memory_mib": _quarters(looks),
+        "own_memory_mib": _quarters(looks),
         "spilled_mib": spilled,
     }
 
@@ -121,7 +121,7 @@ def _paces(looks: list[tuple[float, int, dict[str, float]]]) -> dict[str, float]
 
 
 def _quarters(looks: list[tuple[float, int, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """The most that each kind of process had in the second quarter, and in the last."""
+    """The most that each kind of process had of its own in the second quarter, and in the last."""
     whole = looks[-1][1]
     second = [m for _, n, m in looks if whole / 4 <= n < whole / 2]
     last = [m for _, n, m in looks if n >= 3 * whole / 4]

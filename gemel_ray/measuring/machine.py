@@ -50,15 +50,20 @@ def _look(found: dict[str, float], end: threading.Event) -> None:
             found[name] = max(found.get(name, 0.0), size)
 
 
-def memory() -> dict[str, float]:
-    """Resident MiB now, of this process and of the largest of each kind of process it started."""
+def memory(own: bool = False) -> dict[str, float]:
+    """Resident MiB now, of this process and of the largest of each kind of process it started; `own`
+    without what it shares with others (the object store, mapped files), as far as the system tells."""
     import psutil
 
+    def size_of(process: Any) -> float:
+        held = process.memory_info()
+        return float(held.rss - (getattr(held, "shared", 0) if own else 0))
+
     here = psutil.Process()
-    sizes: dict[str, float] = {"this process": here.memory_info().rss}
+    sizes: dict[str, float] = {"this process": size_of(here)}
     for process in here.children(recursive=True):
         try:
-            name, size = _kind(process.cmdline()), process.memory_info().rss
+            name, size = _kind(process.cmdline()), size_of(process)
         except psutil.Error:  # it has ended meanwhile
             continue
         sizes[name] = max(sizes.get(name, 0.0), size)
