@@ -1,4 +1,4 @@
-"""A file's rows, whatever their form: JSON lines, one JSON document, Parquet.
+"""A file's rows, whatever their form: JSON lines, one JSON document, Parquet, tar shards (shards.py).
 
 One JSON document is an array of rows or an object of them by id. It is told by its first characters (a file
 whose first line is JSON by itself, with more behind it, is lines), read once, and given row by row, so that
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gemel_ray.readers.fields import BadRecord
+from gemel_ray.readers.shards import SHARDS, tar_rows
 
 Numbered = tuple[int, Any]  # the line or item, from 1, and the row or the BadRecord in its place
 _BATCH = 256
@@ -32,6 +33,8 @@ def rows(address: str) -> Iterator[Numbered]:
     """The file's rows. Raises whatever a file that is truncated, foreign or gone makes its library raise."""
     if address.endswith((".parquet", ".pq")):
         return _parquet(address)
+    if address.endswith(SHARDS):
+        return tar_rows(address)
     return json_rows(address)
 
 

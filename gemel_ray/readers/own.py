@@ -18,10 +18,11 @@ def columns(raw: Row, at: Place) -> Row:
     """The document's columns. Raises BadRecord."""
     text = text_of(raw, "text")
     key = typed(raw, "image_key", str)
-    return {"text": text, "given": _mentions(raw, text), "image_key": key, **_picture(raw, at)}
+    return {"text": text, "given": mentions_of(raw, text), "image_key": key, **_picture(raw, at)}
 
 
-def _mentions(raw: Row, text: str) -> list[Row] | None:
+def mentions_of(raw: Row, text: str) -> list[Row] | None:
+    """The mentions that came with the text; None: they are to be found. Raises BadRecord."""
     mentions = typed(raw, "mentions", list)
     if mentions is None:
         return None

@@ -44,6 +44,11 @@ class Place:
         found = _first([f + n for f in folders for n in spellings(key)])
         return {"image_key": key, "image_address": found} if found else self.keyed(key)
 
+    def downloaded(self, key: str) -> str | None:
+        """The picture that img2dataset's files format keeps beside its Parquet: 00000/000000123.jpg."""
+        home = self.address.removesuffix(".parquet")
+        return _first([f"{home}/{key}.{kind}" for kind in ("jpg", "png", "webp")])
+
 
 def spellings(key: str) -> list[str]:
     """The names a release may have given the picture's file: as it is called, its last part, and the JPEG

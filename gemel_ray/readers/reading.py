@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from gemel_ray.readers import melbench, official, own, wikidiverse
+from gemel_ray.readers import captions, melbench, official, own, wikidiverse
 from gemel_ray.readers.again import Unreachable, steady_rows
 from gemel_ray.readers.containers import plain
 from gemel_ray.readers.fields import BadRecord, Row, is_unicode
@@ -16,8 +16,9 @@ from gemel_ray.readers.pictures import Place
 from gemel_ray.records import DOCUMENT
 
 BATCH = 256
+_HELD = 64 * 2**20  # bytes of pictures in one table
 REST = "rest"  # in place of a row's number: what of a file could not be had, and may be another time
-_FORMS = (wikidiverse, melbench, official, own)  # the first that fits
+_FORMS = (wikidiverse, melbench, official, captions, own)  # the first that fits
 
 
 def documents(address: str, *, fetch_official_images: bool = False, batch: int = BATCH) -> Iterator[pa.Table]:
@@ -25,7 +26,7 @@ def documents(address: str, *, fetch_official_images: bool = False, batch: int =
     unreadable file is one document with an error, after the rows that could be read. Storage that fails is
     asked again, and read on where it stopped."""
     at, made = Place(address, fetch_official_images), list[Row]()
-    source, number = steady_rows(address), 0
+    source, number, held = steady_rows(address), 0, 0
     while True:
         try:
             number, raw = next(source)
@@ -37,9 +38,10 @@ def documents(address: str, *, fetch_official_images: bool = False, batch: int =
             made.append(_row(PurePosixPath(address).name, f"{address}:{behind}", error=reason))
             break
         made.append(_document(raw, at, number))
-        if len(made) == batch:
+        held += len(made[-1]["image"] or b"")
+        if len(made) == batch or held > _HELD:
             yield pa.Table.from_pylist(made, DOCUMENT)
-            made = []
+            made, held = [], 0
     if made:
         yield pa.Table.from_pylist(made, DOCUMENT)
 
@@ -61,6 +63,8 @@ def _document(raw: Any, at: Place, number: int) -> Row:
 def _name(raw: Any, name: str) -> str:
     """The row's own id, where it has one that can be written."""
     identity = raw.get("id") if isinstance(raw, dict) else None
+    if identity in (None, "") and isinstance(raw, dict) and isinstance(raw.get("key"), str):
+        identity = f"{name.rpartition(':')[0]}:{raw['key']}"  # img2dataset's
     return name if identity in (None, "") or not is_unicode(str(identity)) else str(identity)
 
 

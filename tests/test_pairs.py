@@ -1,0 +1,206 @@
+"""Image-caption pairs as they come: tar shards, what img2dataset writes, released captions."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gemel_ray.readers import count, documents, files
+from gemel_ray.records import DOCUMENT
+
+Row = dict[str, Any]
+
+
+def read(address: Path | str) -> list[Row]:
+    rows: list[Row] = []
+    for table in documents(str(address)):
+        assert table.schema == DOCUMENT
+        table.validate(full=True)
+        rows += table.to_pylist()
+    return rows
+
+
+def shard(path: Path, *members: tuple[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def pair(key: str, /, caption: str = "A caption.", **fields: Any) -> list[tuple[str, bytes]]:
+    more = [(f"{key}.json", json.dumps(fields).encode())] if fields else []
+    return [(f"{key}.jpg", b"picture of " + key.encode()), (f"{key}.txt", caption.encode()), *more]
+
+
+def test_a_shard_s_pairs(tmp_path: Path) -> None:
+    path = shard(tmp_path / "00000.tar", *pair("a/000", "Straße in München"), *pair("a/001"), *pair("b/001"))
+    rows = read(path)
+    assert [r["document_id"] for r in rows] == [f"00000.tar:{key}" for key in ("a/000", "a/001", "b/001")]
+    assert [r["source"] for r in rows] == [f"{path}:{i}" for i in (1, 2, 3)]
+    assert rows[0]["text"] == "Straße in München"
+    assert rows[0]["image"] == b"picture of a/000"
+    assert rows[0]["given"] is None
+    assert not any(r["error"] for r in rows)
+
+
+def test_a_shard_may_be_compressed(tmp_path: Path) -> None:
+    path = shard(tmp_path / "x.tar.gz", *pair("a"), mode="w:gz")
+    assert [r["document_id"] for r in read(path)] == ["x.tar.gz:a"]
+
+
+def test_fields_of_a_pair_s_json(tmp_path: Path) -> None:
+    given = pair("a", "Adobe here", id="own-id", mentions=[{"start": 0, "end": 5}], url="https://x.org/a.jpg")
+    (row,) = read(shard(tmp_path / "s.tar", *given))
+    assert row["document_id"] == "own-id"
+    assert [m["mention"] for m in row["given"]] == ["Adobe"]
+    assert (row["image"], row["image_address"]) == (b"picture of a", None)
+
+
+def test_halves_of_pairs(tmp_path: Path) -> None:
+    path = shard(
+        tmp_path / "s.tar", ("a.jpg", b"x"), ("b.txt", b"Only words."), ("c.json", b'{"caption": "C"}')
+    )
+    lonely, words, described = read(path)
+    assert lonely["error"] == "the text is empty"
+    assert (words["text"], words["image"], words["error"]) == ("Only words.", None, None)
+    assert described["text"] == "C"
+
+
+def test_a_shard_that_ends_too_soon_keeps_what_was_before(tmp_path: Path) -> None:
+    path = shard(tmp_path / "s.tar", *(m for i in range(50) for m in pair(f"{i:03}")))
+    path.write_bytes(path.read_bytes()[: 60 * 1024 + 100])
+    rows = read(path)
+    assert 10 < len(rows) < 50
+    assert all(r["error"] is None for r in rows[:-1])
+    assert f"cannot read {path}" in rows[-1]["error"]
+
+
+def test_a_hostile_shard_reads_no_other_file_and_costs_only_its_rows(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as tar:
+        for kind, name in (
+            (tarfile.SYMTYPE, "a.txt"),
+            (tarfile.LNKTYPE, "b.txt"),
+            (tarfile.FIFOTYPE, "c.txt"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, str(secret)
+            tar.addfile(info)
+        for name, data in (
+            ("../../d.txt", b"Up."),
+            ("/e.txt", b"Root."),
+            ("f.txt", b"\xff\xfe"),
+            ("g.json", b"{"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        large = tarfile.TarInfo("h.jpg")
+        large.size = 80 * 2**20
+        tar.addfile(large, io.BytesIO(bytes(large.size)))
+        tar.addfile(tarfile.TarInfo("i.txt"), io.BytesIO())
+    rows = {r["document_id"]: r for r in read(path)}
+    assert "secret" not in {r["text"] for r in rows.values()}
+    assert rows["s.tar:../../d"]["text"] == "Up."
+    wrong = {name: r["error"] for name, r in rows.items() if r["error"]}
+    assert rows["s.tar:/e"]["text"] == "Root."
+    assert "f.txt cannot be read" in wrong["s.tar:3"]
+    assert "g.json cannot be read" in wrong["s.tar:4"]
+    assert "h.jpg declares 83,886,080 bytes" in wrong["s.tar:5"]
+    assert wrong["s.tar:i"] == "the text is empty"
+    assert not list(tmp_path.parent.glob("d.txt"))
+
+
+def test_what_img2dataset_writes_as_shards(tmp_path: Path) -> None:
+    shard(tmp_path / "00000.tar", *pair("000000000", key="000000000", status="success"))
+    shard(tmp_path / "00001.tar", *pair("000010000"), *pair("000010001"))
+    for name in ("00000", "00001"):
+        pq.write_table(pa.table({"caption": ["A", "B", "C"], "status": ["success", "success", "failed"]}),
+                       tmp_path / f"{name}.parquet")  # fmt: skip
+    (tmp_path / "00000_stats.json").write_text('{"count": 3, "successes": 1}')
+    found = files([str(tmp_path)])
+    assert [Path(f).name for f in found] == ["00000.tar", "00001.tar"]
+    assert [count(f) for f in found] == [1, 2]
+    assert [r["document_id"] for f in found for r in read(f)] == [
+        "00000.tar:000000000", "00001.tar:000010000", "00001.tar:000010001",
+    ]  # fmt: skip
+
+
+def test_what_img2dataset_writes_as_parquet(tmp_path: Path) -> None:
+    rows = [
+        {"jpg": b"bytes", "caption": "A", "key": "0", "status": "success", "error_message": None},
+        {"jpg": None, "caption": "B", "key": "1", "status": "failed_to_download",
+         "error_message": "HTTP Error 404: Not Found"},
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "00000.parquet")
+    first, second = read(files([str(tmp_path)])[0])
+    assert (first["document_id"], first["text"], first["image"]) == ("00000.parquet:0", "A", b"bytes")
+    assert second["error"] == "img2dataset could not get its picture: HTTP Error 404: Not Found"
+
+
+def test_what_img2dataset_writes_as_files(tmp_path: Path) -> None:
+    (tmp_path / "00000").mkdir()
+    for name, data in (("000.jpg", b"picture"), ("000.txt", b"A"), ("000.json", b'{"caption": "A"}')):
+        (tmp_path / "00000" / name).write_bytes(data)
+    rows = [{"caption": "A", "url": "https://x.org/a.jpg", "key": "000", "status": "success"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "00000.parquet")
+    (address,) = files([str(tmp_path)])
+    (row,) = read(address)
+    assert Path(row["image_address"]) == tmp_path / "00000" / "000.jpg"
+
+
+@pytest.mark.parametrize(
+    ("raw", "text", "address"),
+    [
+        ({"TEXT": "A cat.", "URL": "https://x.org/a.jpg"}, "A cat.", "https://x.org/a.jpg"),
+        ({"caption": "A cat.", "url": "https://x.org/a.jpg"}, "A cat.", "https://x.org/a.jpg"),
+        ({"text": "A cat.", "image_url": "https://x.org/a.jpg"}, "A cat.", "https://x.org/a.jpg"),
+        ({"alt_text": "A cat.", "image": "a.jpg"}, "A cat.", "FOLDER/a.jpg"),
+        ({"text": "A cat.", "url": "https://x.org/the-page"}, "A cat.", None),
+        ({"text": "A cat.", "caption": "other"}, "A cat.", None),
+    ],
+)
+def test_released_captions(tmp_path: Path, raw: Row, text: str, address: str | None) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps(raw))
+    (row,) = read(file)
+    assert (row["text"], row["error"], row["given"]) == (text, None, None)
+    assert row["image_address"] == (address and address.replace("FOLDER", str(tmp_path)))
+
+
+def test_a_picture_s_address_must_be_words(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"caption": "A", "url": 5}')
+    (row,) = read(tmp_path / "in.jsonl")
+    assert row["error"] == "url cannot be 5"
+
+
+def test_braces_stand_for_files(tmp_path: Path) -> None:
+    for number in range(8, 12):
+        shard(tmp_path / f"part-{number:04}.tar", *pair("a"))
+    asked = f"{tmp_path}/part-{{0008..0010}}.tar"
+    assert [Path(f).name for f in files([asked])] == [f"part-{n:04}.tar" for n in (8, 9, 10)]
+    assert len(files([f"{tmp_path}/part-{{0008,0011}}.tar"])) == 2
+    with pytest.raises(ValueError, match=r"there is no .*part-0012\.tar"):
+        files([f"{tmp_path}/part-{{0010..0012}}.tar"])
+    with pytest.raises(ValueError, match="stands for no files"):
+        files([f"{tmp_path}/part-{{0012..0010}}.tar"])
+
+
+def test_a_shard_in_object_storage(tmp_path: Path) -> None:
+    data = shard(tmp_path / "s.tar", *pair("a"), *pair("b")).read_bytes()
+    with fsspec.open("memory://shards/s.tar", "wb") as file:
+        file.write(data)
+    assert files(["memory://shards/*.tar"]) == ["memory:///shards/s.tar"]
+    assert [r["document_id"] for r in read("memory://shards/s.tar")] == ["s.tar:a", "s.tar:b"]
