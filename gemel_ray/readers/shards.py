@@ -25,10 +25,9 @@ _LARGEST = 64 * 2**20  # bytes of a member that is read: what a stream claims is
 def tar_rows(address: str) -> Iterator[tuple[int, Any]]:
     """The pairs, numbered from 1, as the fields of their .json with `key`, `caption` and `image`. Raises
     tarfile's errors for a shard that is damaged or ends too soon, after the pairs before that."""
-    with (
-        fsspec.open(address, "rb") as file,
-        tarfile.open(fileobj=(raw := _Watched(file)), mode="r|*") as shard,
-    ):
+    with fsspec.open(address, "rb") as file:
+        raw: Any = _Watched(file)
+        shard = tarfile.open(fileobj=raw, mode="r|*")  # noqa: SIM115  # a stream of ours: nothing to close
         number, last, pair = 0, None, dict[str, Any]()
         for member in shard:
             shard.members = []  # type: ignore[attr-defined]  # a stream goes back to none of them
