@@ -42,6 +42,9 @@ class Input:
     """How documents are read."""
 
     fetch_official_images: bool = False  # img_url of the official form is a key; True downloads it
+    shortest: int = 0  # characters of a text; one of fewer is filtered
+    longest: int = 0  # one of more is filtered; 0: none is
+    duplicates: Literal["keep", "drop"] = "keep"  # drop filters a pair whose text and picture came before
 
 
 @dataclass(frozen=True, kw_only=True)

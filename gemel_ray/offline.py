@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gemel_ray.config import Config, SegmentOptions
+from gemel_ray.config import Config, Input, SegmentOptions
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
 from gemel_ray.job.attempts import Attempts
+from gemel_ray.job.filters import Filters, digests, repeated
 from gemel_ray.job.inputs import absolute, unchanged
 from gemel_ray.job.manifest import write_manifest
 from gemel_ray.job.metrics import Metrics
@@ -69,7 +70,8 @@ def link(
     told = Record(output, max(0, selection.total(addresses) - len(done)), len(done))
     opening = Opening(config, workspace.resolve(), knowledge, output.resolve(), run)
     with plainly(told), running(config) as told.metrics:
-        for counts in counted(dataset(opening, selection.of(addresses), done)):
+        filters = Filters(config.input, *_repeated(addresses, config.input))
+        for counts in counted(dataset(opening, selection.of(addresses), done, filters)):
             told.add(counts)
             report(Progress(counts["documents"], counts["statuses"]))
             TooManyErrors.unless(told, max_error_rate)
@@ -148,18 +150,18 @@ def traced(graph: Graph) -> Graph:
     return replace(graph, result=graph.result.append(graph.source.field(results.SOURCE)))
 
 
-def dataset(opening: Opening, shares: Sequence[Share], done: results.Keys) -> Any:
-    """Ray's dataset from files, to documents not yet done, through the segments, to what was written: a row
-    with `counts` for each batch. `opening` says what a worker is, and may be another's."""
+def dataset(opening: Opening, shares: Sequence[Share], done: results.Keys, filters: Filters) -> Any:
+    """From files, to documents not yet done, through the segments, to what was written: a row with `counts`
+    for each batch. `opening` says what a worker is."""
     import ray
 
     config = opening.config
-    skip = ray.put(done)
+    common = ray.put((done, filters))
     data = ray.data.from_items([{"share": s} for s in shares], override_num_blocks=max(1, len(shares)))
     data = data.map_batches(
         _read,
         batch_size=1,
-        fn_kwargs={"done": skip, "fetch": config.input.fetch_official_images},
+        fn_kwargs={"common": common},
         num_cpus=0.5,
     ).repartition(target_num_rows_per_block=_BLOCK)
     whole = True  # a row is a document
@@ -195,8 +197,7 @@ def spilled_mib() -> int:
     """What Ray's object store has put on disk for want of memory, on all nodes."""
     from ray._private.internal_api import memory_summary
 
-    found = re.search(r"Spilled (\d+) MiB", memory_summary(stats_only=True))
-    return int(found[1]) if found else 0
+    return sum(map(int, re.findall(r"Spilled (\d+) MiB", memory_summary(stats_only=True))))
 
 
 def _environment(config: Config, options: SegmentOptions) -> dict[str, str]:
@@ -210,13 +211,22 @@ def _environment(config: Config, options: SegmentOptions) -> dict[str, str]:
     }
 
 
-def _read(batch: dict[str, Any], done: Any, fetch: bool) -> Iterator[pa.Table]:
-    """The documents that a run takes of a file; `done` refers to the sorted keys of those that are there."""
+def _read(batch: dict[str, Any], common: Any) -> Iterator[pa.Table]:
+    """The documents that a run takes of a file; `common` refers to keys of those done, and the filters."""
     import ray
 
-    finished = ray.get(done)
+    done, filters = ray.get(common)
     for share in batch["share"]:
-        yield from share.tables(finished, fetch_official_images=fetch)
+        yield from share.tables(done, filters)
+
+
+def _repeated(addresses: Sequence[str], asked: Input) -> Iterator[results.Keys]:
+    """Where asked for, the documents whose content came before, by a first pass of tasks over all files."""
+    import ray
+
+    if asked.duplicates == "drop":
+        read = ray.remote(num_cpus=0.5)(digests)
+        yield repeated(ray.get([read.remote(a, asked.fetch_official_images) for a in addresses]))
 
 
 class _Actor:

@@ -22,6 +22,7 @@ from gemel_ray.config import Config, SegmentOptions
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
 from gemel_ray.job.attempts import Attempts
+from gemel_ray.job.filters import Filters
 from gemel_ray.job.selection import Selection
 from gemel_ray.job.worker import Worker
 from gemel_ray.records import DOCUMENT, LINK
@@ -86,7 +87,9 @@ def main(address: str, output: Path) -> None:
     record.workers(output).mkdir(exist_ok=True)
     opening: Any = Opening(config, output, run)
     with offline.running(config):
-        data = offline.dataset(opening, Selection().of([address]), results.finished(output))
+        data = offline.dataset(
+            opening, Selection().of([address]), results.finished(output), Filters(config.input)
+        )
         for counts in offline.counted(data):
             print(counts["documents"], flush=True)
 

@@ -456,3 +456,17 @@ def test_truncated_and_mutated_pictures(sample: bytes, cut: float, changes: list
 def test_random_addresses(address: str, scheme: str) -> None:
     with pytest.raises(ImageError):
         read_image(None, f"{scheme}{address}/absent.png")
+
+
+def test_pictures_that_are_too_small_or_too_narrow_are_filtered() -> None:
+    def picture(width: int, height: int) -> bytes:
+        data = io.BytesIO()
+        Image.new("RGB", (width, height)).save(data, "PNG")
+        return data.getvalue()
+
+    limits = ImageLimits(smallest=10, aspect=3.0)
+    assert read_image(picture(10, 30), None, limits).size == (10, 30)
+    with pytest.raises(ImageError, match=r"^filtered: a side of 9 pixels, less than encode.smallest 10"):
+        read_image(picture(9, 20), None, limits)
+    with pytest.raises(ImageError, match=r"^filtered: 31 by 10 pixels, narrower than encode.aspect 3"):
+        read_image(picture(31, 10), None, limits)

@@ -18,9 +18,11 @@ import pytest
 
 from gemel_ray import offline
 from gemel_ray.cli import main
+from gemel_ray.config import Input
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
 from gemel_ray.job.attempts import Attempts
+from gemel_ray.job.filters import Filters, digests, repeated
 from gemel_ray.job.inputs import unchanged
 from gemel_ray.job.page import write_page
 from gemel_ray.job.reasons import kind
@@ -214,7 +216,7 @@ def test_inputs_must_stay_what_they_were(tmp_path: Path, output: Path) -> None:
 
 def taken(selection: Selection, files: list[str], done: list[str] | None = None) -> list[str]:
     found = np.sort(results.keys(done or []))
-    tables = (t for s in selection.of(files) for t in s.tables(found, fetch_official_images=False))
+    tables = (t for s in selection.of(files) for t in s.tables(found, Filters(Input())))
     return [source for t in tables for source in t["source"].to_pylist()]
 
 
@@ -246,6 +248,51 @@ def test_a_sample_is_always_the_same_and_of_its_size(tmp_path: Path) -> None:
 def test_a_selection_that_takes_nothing_is_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"--limit takes|--sample takes"):
         Selection(**wrong)
+
+
+# Filters
+
+
+def reasons(filters: Filters, file: str) -> dict[str, str | None]:
+    (share,) = Selection().of([file])
+    rows = [row for t in share.tables(np.empty(0, np.uint64), filters) for row in t.to_pylist()]
+    return {row["document_id"].rpartition("-")[2]: row["error"] for row in rows}
+
+
+def test_texts_too_short_or_too_long_are_filtered(tmp_path: Path) -> None:
+    file = lines(tmp_path, ["ab", "abc", "abcdef", "abcdefg", "日本語"])
+    assert reasons(Filters(Input(shortest=3, longest=6)), file) == {
+        "0": "filtered: a text of 2 characters, less than input.shortest 3",
+        "1": None,
+        "2": None,
+        "3": "filtered: a text of 7 characters, more than input.longest 6",
+        "4": None,
+    }
+
+
+def test_a_pair_that_came_before_is_filtered_whatever_is_done_already(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    pairs = [("x", "1.jpg"), ("y", "1.jpg"), ("x", "2.jpg"), ("x", "1.jpg"), ("", "1.jpg"), ("", "1.jpg")]
+    for file in (first, second):
+        rows = [{"id": f"{file.stem}-{i}", "text": t, "image": p} for i, (t, p) in enumerate(pairs)]
+        file.write_text("\n".join(map(json.dumps, rows)))
+    found = repeated(digests(str(file), False) for file in (first, second))
+    told = reasons(Filters(Input(), found), str(first))
+    assert {i for i, why in told.items() if why and why.startswith("filtered:")} == {"3"}
+    assert told["4"] == "the text is empty"
+    told = reasons(Filters(Input(), found), str(second))
+    assert {i for i, why in told.items() if why and why.startswith("filtered:")} == {"0", "1", "2", "3"}
+
+
+def test_the_filtered_are_no_failures(output: Path) -> None:
+    results.prepare(output)
+    record.workers(output).mkdir()
+    told = Record(output, 0, 0)
+    errors = {"filtered: ...": [90, {}], "no ...": [10, {}]}
+    told.add({"documents": 200, "statuses": {"linked": 100, "error": 100}, "errors": errors})
+    TooManyErrors.unless(told, 0.06)
+    with pytest.raises(TooManyErrors, match=r"10 of 200 rows are errors \(5\.0%\).* 10 of them: no"):
+        TooManyErrors.unless(told, 0.04)
 
 
 # The record

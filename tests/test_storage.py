@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from gemel_ray.config import Input
 from gemel_ray.job import results
+from gemel_ray.job.filters import Filters
 from gemel_ray.job.selection import Selection
 from gemel_ray.readers import again, documents
 
@@ -66,5 +68,5 @@ def test_what_cannot_be_had_is_a_row_and_is_asked_for_by_the_next_run(address: s
     assert len(done) == sum(map(len, tables)) - 1
     _Breaking.breaks = 0
     (share,) = Selection().of([address])
-    new = [i for t in share.tables(done, fetch_official_images=False) for i in t["document_id"].to_pylist()]
+    new = [i for t in share.tables(done, Filters(Input())) for i in t["document_id"].to_pylist()]
     assert new == [f"d{i}" for i in range(len(done), 2000)]

@@ -18,9 +18,10 @@ def add(verb: Parser) -> None:
     """Link documents: the offline job on Ray Data. Run again, it does what is missing.
 
     INPUT: JSON lines or Parquet files (or folders of them) with id, text, image (path, URL or bytes) and
-    mentions ([{start, end}]; without them the knowledge base's names are looked for), or lines in the
-    official GEMEL form. Results: OUTPUT/links/*.parquet, one row a mention, OUTPUT/manifest.json, and
-    OUTPUT/report.html to look at; while it goes, OUTPUT/progress.json.
+    mentions ([{start, end}]; without them the knowledge base's names are looked for), lines in the official
+    GEMEL form, released captions (caption, url), WebDataset shards, or what img2dataset wrote: paths or
+    addresses (s3://...), with * and {00000..00099}. Results: OUTPUT/links/*.parquet, one row a mention,
+    OUTPUT/manifest.json, and OUTPUT/report.html to look at; while it goes, OUTPUT/progress.json.
 
       gemel-ray link photos.jsonl --workspace my-workspace --output linked
       gemel-ray link photos.jsonl --workspace my-workspace --output linked --retry-failed --reason timeout
@@ -28,7 +29,7 @@ def add(verb: Parser) -> None:
     verb.add_argument("inputs", nargs="+", metavar="INPUT", help="file or folder")
     verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
     verb.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    verb.add_argument("--strict", action="store_true", help="exit with 1 if any row is an error")
+    verb.add_argument("--strict", action="store_true", help="exit with 1 if any row failed")
     verb.add_argument("--limit", type=int, metavar="N", help="only the first N documents of the input")
     verb.add_argument(
         "--sample", type=float, default=1.0, metavar="SHARE", help="only this share of them, always the same"
@@ -72,6 +73,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _linked(options: argparse.Namespace, config: Config, inputs: list[str], selection: Selection) -> int:
+    from gemel_ray.job.filters import FILTERED
     from gemel_ray.job.page import write_page
     from gemel_ray.job.results import finished
     from gemel_ray.job.stopping import Stopped
@@ -92,7 +94,8 @@ def _linked(options: argparse.Namespace, config: Config, inputs: list[str], sele
     write_page(options.output)
     print(_told(manifest))
     print(f"{options.output}\nto look at: {options.output / 'report.html'}")
-    return 1 if options.strict and manifest["statuses"].get("error") else 0
+    failed = any(not reason.startswith(FILTERED) for reason in manifest["errors"])
+    return 1 if options.strict and failed else 0
 
 
 def _told(manifest: dict[str, Any]) -> str:

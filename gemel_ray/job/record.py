@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from gemel_ray.job.filters import FILTERED
 from gemel_ray.job.metrics import Metrics
 from gemel_ray.job.reasons import kind
 from gemel_ray.job.results import SOURCE
@@ -88,8 +89,10 @@ class Record:
             self.write("running")
 
     @property
-    def error_rate(self) -> float:
-        return self.statuses["error"] / self.rows if self.rows else 0.0
+    def failures(self) -> int:
+        """Rows that are errors, but for the filtered."""
+        filtered = sum(n for reason, n in self.errors.items() if reason.startswith(FILTERED))
+        return self.statuses["error"] - filtered
 
     def write(self, state: str, why: str = "") -> dict[str, Any]:
         """Rewrite the file; what it says. `state`: running, finished or stopped."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gemel_ray.job.filters import Filters
 from gemel_ray.job.results import Keys, keys
 from gemel_ray.readers import count, documents
 
@@ -56,14 +57,14 @@ class Share:
     limit: int | None = None
     sample: float = 1.0
 
-    def tables(self, done: Keys, *, fetch_official_images: bool) -> Iterator[pa.Table]:
-        """The file's documents that are taken and not `done` (sorted keys of sources)."""
+    def tables(self, done: Keys, filters: Filters) -> Iterator[pa.Table]:
+        """The file's documents that are taken and not `done` (sorted keys), the filtered marked."""
         left = self.limit
-        for table in documents(self.address, fetch_official_images=fetch_official_images):
+        for table in documents(self.address, fetch_official_images=filters.input.fetch_official_images):
             taken = table if left is None else table.slice(0, left)
             new = self._taken(keys(taken["source"].to_pylist()), done)
             if new.any():
-                yield taken.filter(pa.array(new))
+                yield filters.marked(taken.filter(pa.array(new)))
             if left is not None and (left := left - len(taken)) <= 0:
                 return
 

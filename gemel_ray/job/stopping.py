@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gemel_ray.job.filters import FILTERED
 from gemel_ray.job.record import Record
 
 _ENOUGH = 200  # rows, before their share of errors says anything
@@ -20,12 +21,12 @@ class TooManyErrors(Stopped):
     @classmethod
     def unless(cls, told: Record, allowed: float, least: int = _ENOUGH) -> None:
         """Raise it when, of at least `least` rows, more than the share `allowed` are errors."""
-        if told.rows < least or told.error_rate <= allowed:
+        if told.rows < least or told.failures <= allowed * told.rows:
             return
-        most, number = told.errors.most_common(1)[0]
+        most, number = next(e for e in told.errors.most_common() if not e[0].startswith(FILTERED))
         raise cls(
-            f"{told.statuses['error']:,} of {told.rows:,} rows are errors ({told.error_rate:.1%}), more than "
-            f"--max-error-rate {allowed:g} allows; {number:,} of them: {most}"
+            f"{told.failures:,} of {told.rows:,} rows are errors ({told.failures / told.rows:.1%}), more "
+            f"than --max-error-rate {allowed:g} allows; {number:,} of them: {most}"
         )
 
 

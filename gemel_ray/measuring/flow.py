@@ -23,6 +23,7 @@ from gemel_ray import offline
 from gemel_ray.config import Config
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
+from gemel_ray.job.filters import Filters
 from gemel_ray.job.selection import Selection
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace
@@ -89,7 +90,9 @@ def flow(
     opening = _Opening(config, workspace.resolve(), versions.current(workspace), linked.resolve(), run)
     looks: list[tuple[float, int, dict[str, float]]] = []
     with offline.running(config):
-        data = offline.dataset(opening, Selection().of(files), results.finished(linked))
+        data = offline.dataset(
+            opening, Selection().of(files), results.finished(linked), Filters(config.input)
+        )
         for counts in offline.counted(data):
             told.add(counts)
             if not looks or time.time() - told.began - looks[-1][0] > _LOOKS:

@@ -37,11 +37,14 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What one image may cost: declared pixels, encoded bytes, seconds of fetching over http."""
+    """What one image may cost: declared pixels, encoded bytes, seconds of fetching over http; and what is
+    too little to be one: pixels of the shorter side, and how often that goes into the longer (0: any)."""
 
     pixels: int = 64_000_000
     bytes: int = 32 * 2**20
     seconds: float = 10.0
+    smallest: int = 0
+    aspect: float = 0.0
 
 
 LIMITS = ImageLimits()
@@ -58,13 +61,13 @@ def read_image(
     Raises ImageError, whatever is wrong with the image.
     """
     data = image_bytes(data, address, limits)
-    with _told_of(address):
+    with told_of(address):
         return decode(data, limits, target)
 
 
 def image_bytes(data: bytes | None, address: str | None, limits: ImageLimits = LIMITS) -> bytes:
     """The encoded picture that `read_image` would decode. Raises ImageError as it does."""
-    with _told_of(address):
+    with told_of(address):
         if data is None:
             data = fetch(address, limits)
         if not data:
@@ -75,10 +78,12 @@ def image_bytes(data: bytes | None, address: str | None, limits: ImageLimits = L
 
 
 @contextmanager
-def _told_of(address: str | None) -> Iterator[None]:
+def told_of(address: str | None) -> Iterator[None]:
     """An ImageError from inside names the image."""
     try:
         yield
+    except Filtered:
+        raise
     except ImageError as error:
         raise ImageError(f"cannot read the image {shown(address)}: {error}") from error.__cause__
 
@@ -112,6 +117,11 @@ def fetch(address: str | None, limits: ImageLimits) -> bytes:
     if scheme in ("http", "https"):
         return read_http(address, limits)
     return read_remote(address, limits)
+
+
+def is_web(address: str) -> bool:
+    """Whether it is fetched over http."""
+    return address.lower().startswith(("http://", "https://"))
 
 
 def read_file(path: Path, limits: ImageLimits) -> bytes:
@@ -182,6 +192,7 @@ def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
             image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
             if image.width * image.height > limits.pixels:
                 raise ImageError(too_large)
+            _worth_it(image.size, limits)
             if target is not None:
                 image.draft(None, (2 * target, 2 * target))
             image.load()
@@ -195,6 +206,18 @@ def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
     except Exception as error:  # Pillow meets damage with half of Python's exceptions
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise ImageError("it is cut short" if cut else f"it is damaged ({reason(error)})") from error
+
+
+class Filtered(ImageError):
+    """A whole image that is not wanted; the message begins with "filtered:"."""
+
+
+def _worth_it(size: tuple[int, int], limits: ImageLimits) -> None:
+    short, long = sorted(size)
+    if short < limits.smallest:
+        raise Filtered(f"filtered: a side of {short} pixels, less than encode.smallest {limits.smallest}")
+    if limits.aspect and long > limits.aspect * short:
+        raise Filtered(f"filtered: {long} by {short} pixels, narrower than encode.aspect {limits.aspect:g}")
 
 
 class Silence:

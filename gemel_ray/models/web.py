@@ -3,7 +3,7 @@
 Only http and https. A host is resolved once, every address it has must be public, and the connection goes to
 the very address that was checked: a name that changes its mind in between (DNS rebinding) leads nowhere.
 Redirections are checked like first addresses. Time and size are bounded as a whole. images.read_http is
-the trusting way, for files of the user's own. Knows nothing of pictures.
+the trusting way, through a proxy. Knows nothing of pictures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ Address = IPv4Address | IPv6Address
 REDIRECTS = 5
 _MOVED = (301, 302, 303, 307, 308)
 _NAT64 = ip_network("64:ff9b::/96")
+_BUSY = (429, 502, 503, 504)
 _OFFERED = {**HEADERS, "Accept": "image/*", "Accept-Encoding": "identity", "Connection": "close"}
+
+
+class Busy(ImageError):
+    """A server, or the way to it, that may answer another time: after `wait` seconds, if it says so."""
+
+    def __init__(self, why: str, wait: float | None = None) -> None:
+        super().__init__(why)
+        self.wait = wait
 
 
 def resolved(host: str, port: int) -> list[Address]:
@@ -71,7 +80,8 @@ class PublicWeb:
             if isinstance(error, ImageError):
                 raise
             late = time.monotonic() >= deadline
-            raise ImageError(reason(TimeoutError() if late else error)) from error
+            kind = Busy if isinstance(error, (ConnectionError, HTTPException)) and not late else ImageError
+            raise kind(reason(TimeoutError() if late else error)) from error
         raise ImageError(f"it was redirected more than {REDIRECTS} times")
 
     def _asked(self, url: str, deadline: float) -> bytes | str:
@@ -85,6 +95,8 @@ class PublicWeb:
             answer = connection.getresponse()
             if answer.status in _MOVED and (place := answer.getheader("Location")):
                 return place
+            if answer.status in _BUSY:
+                raise Busy(f"the server answered {answer.status}", _seconds(answer.getheader("Retry-After")))
             if answer.status != 200:
                 raise ImageError(f"the server answered {answer.status}")
             return self._read(answer, deadline)
@@ -119,6 +131,11 @@ class PublicWeb:
         if answer.length and len(received) <= self.limits.bytes:
             raise ImageError("it is cut short")
         return bytes(received[: self.limits.bytes + 1])
+
+
+def _seconds(said: str | None) -> float | None:
+    """Of Retry-After; its other form, a date, is not worth a clock that may be wrong."""
+    return float(said) if said and said.isascii() and said.isdigit() else None
 
 
 @contextmanager

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gemel_ray.models.images import ImageError, ImageLimits, image_bytes, read_image
+from gemel_ray.models.fetching import Fetching, Manners, fetched
+from gemel_ray.models.images import ImageError, ImageLimits, image_bytes, is_web, read_image, told_of
 from gemel_ray.models.remembered import Remembered
 from gemel_ray.stage import MACHINE, Stage, Work, answer
 
@@ -33,12 +34,14 @@ VECTOR = pa.list_(pa.float32())
 Picture = tuple[bytes | None, str | None]
 Vector = npt.NDArray[np.float32]
 _NONE: Picture = (None, None)
+_SEEN = 100_000  # URLs remembered
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encode(Stage):
     """`batch`: pictures in one pass of CLIP; `threads`: pictures decoded at once; `cache`: pictures whose
-    features the workspace keeps for later jobs; limits of one picture."""
+    features the workspace keeps for later jobs; limits of one picture; `fetch`, `per_host`, `pause`,
+    `public_hosts`: of pictures by URL (models/fetching.py)."""
 
     reads: ClassVar = ("image", "image_address", "image_key", "mentions")
     writes: ClassVar = pa.schema(
@@ -55,11 +58,28 @@ class Encode(Stage):
     megapixels: float = 64.0
     megabytes: float = 32.0
     seconds: float = 10.0
+    smallest: int = 0
+    aspect: float = 0.0
+    fetch: int = field(default=32, metadata=MACHINE)
+    per_host: int = field(default=4, metadata=MACHINE)
+    pause: float = field(default=0.0, metadata=MACHINE)
+    public_hosts: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "threads", "fetch", "per_host"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"encode.{name} must be at least 1")
+
+    @property
+    def manners(self) -> Manners:
+        """Towards other people's servers."""
+        return Manners(self.fetch, self.per_host, self.pause, self.public_hosts)
 
     @property
     def limits(self) -> ImageLimits:
         """Of one picture, wherever it is read."""
-        return ImageLimits(int(self.megapixels * 1e6), int(self.megabytes * 2**20), self.seconds)
+        pixels, size = int(self.megapixels * 1e6), int(self.megabytes * 2**20)
+        return ImageLimits(pixels, size, self.seconds, self.smallest, self.aspect)
 
     def start(self, workspace: Workspace) -> Work:
         return _Encoding(self, workspace)
@@ -71,7 +91,9 @@ class _Encoding(Work):
         self.encode_mentions = Remembered(workspace.mention_encoder(stage.device, stage.dtype))
         self.workspace, self.lock = workspace, threading.Lock()
         self.threads = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
+        self.fetching = Fetching(stage.limits, stage.manners)
         self.cache = workspace.picture_cache(stage.dtype, stage.cache) if stage.cache else None
+        self.seen: dict[str, bytes] = {}  # URLs, and the digests of what was there
         self.under_way: dict[bytes, Future[Vector | str]] = {}
         self.counts = {"features": 0, "images": 0, "images_encoded": 0, "documents_without_image": 0}
 
@@ -110,10 +132,15 @@ class _Encoding(Work):
     def _image_vectors(self, pictures: list[Picture]) -> tuple[list[Any], list[str | None]]:
         """Vector or None, and reason or None, of each document's picture; equal pictures are one."""
         distinct = list(dict.fromkeys(p for p in pictures if p != _NONE))
-        read = dict(zip(distinct, self.threads.map(self._read, distinct), strict=True))
+        known = self._known(distinct)
+        distinct = [p for p in distinct if p not in known]
+        asked = {a: self.fetching.ask(a) for d, a in distinct if d is None and a and is_web(a)}
+        beside = [p for p in distinct if p[1] not in asked]
+        read = dict(zip(beside, self.threads.map(self._read, beside), strict=True))
+        read |= {p: self._read(p, asked[p[1] or ""]) for p in distinct if p not in read}
         whole = {p: r for p, r in read.items() if not isinstance(r, str)}
         found = self._vectors({digest: (data, p[1]) for p, (digest, data) in whole.items()})
-        outcome: dict[Picture, Vector | str] = {
+        outcome: dict[Picture, Vector | str] = known | {
             p: r if isinstance(r, str) else found[r[0]] for p, r in read.items()
         }
         self.counts["images"] += sum(p != _NONE for p in pictures)
@@ -122,13 +149,27 @@ class _Encoding(Work):
         vectors = [None if isinstance(o, str) else o for o in all_of]
         return vectors, [o if isinstance(o, str) else None for o in all_of]
 
-    def _read(self, picture: Picture) -> tuple[bytes, bytes] | str:
+    def _known(self, pictures: list[Picture]) -> dict[Picture, Vector | str]:
+        """Of pictures by URL that this process has fetched before, and whose vectors are kept."""
+        seen = {p: self.seen[p[1]] for p in pictures if p[0] is None and p[1] in self.seen}
+        vectors = self.cache.get(set(seen.values())) if self.cache and seen else {}
+        return {p: vectors[digest] for p, digest in seen.items() if digest in vectors}
+
+    def _read(self, picture: Picture, asked: Future[bytes] | None = None) -> tuple[bytes, bytes] | str:
         """The encoded picture and its digest, or why it cannot be had."""
+        data, address = picture
         try:
-            data = image_bytes(*picture, self.stage.limits)
+            with told_of(address):
+                data = fetched(asked) if asked else data
+            data = image_bytes(data, address, self.stage.limits)
         except ImageError as reason:
             return str(reason)
-        return hashlib.blake2b(data, digest_size=16).digest(), data
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        if asked and address:
+            self.seen[address] = digest
+            while len(self.seen) > _SEEN:
+                self.seen.pop(next(iter(self.seen)), None)
+        return digest, data
 
     def _vectors(self, pictures: dict[bytes, tuple[bytes, str | None]]) -> dict[bytes, Vector | str]:
         """Feature, or why there is none, of each picture by its digest. One that another batch has under
@@ -182,6 +223,7 @@ class _Encoding(Work):
 
     def close(self) -> None:
         self.threads.shutdown()
+        self.fetching.close()
         if self.cache:
             self.cache.close()
 

@@ -1,0 +1,152 @@
+"""Pictures by URL in a job: patience, manners, each once; a real server that misbehaves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from gemel_ray.models import fetching
+from gemel_ray.models.fetching import Fetching, Manners, fetched, is_somebody
+from gemel_ray.models.images import ImageError, ImageLimits
+
+LIMITS = ImageLimits(bytes=1000, seconds=2.0)
+
+
+class _Server(ThreadingHTTPServer):
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.seen, self.times = Counter[str](), list[tuple[str, float]]()
+        self.lock, self.inside, self.most = threading.Lock(), 0, 0
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_GET(self) -> None:
+        with self.server.lock:
+            self.server.seen[self.path] += 1
+            self.server.times.append((self.path, time.monotonic()))
+            self.server.inside += 1
+            self.server.most = max(self.server.most, self.server.inside)
+        kind, turn = self.path[1:].partition("-")[0], self.server.seen[self.path]
+        time.sleep(0.05)
+        with self.server.lock:
+            self.server.inside -= 1
+        if kind == "breaks" and turn < 3:
+            self.close_connection = True  # without a word
+            return
+        status = {"busy": 503 if turn < 3 else 200, "wait": 429 if turn < 2 else 200, "gone": 404,
+                  "never": 503}.get(kind, 200)  # fmt: skip
+        self.send_response(status)
+        if kind == "wait":
+            self.send_header("Retry-After", "1")
+        self.send_header("Content-Length", "7")
+        self.end_headers()
+        self.wfile.write(b"picture")
+
+    def log_message(self, *parts: object) -> None: ...
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Server]:
+    monkeypatch.setattr(fetching, "_PAUSES", (0.02, 0.02))
+    with _Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def asking() -> Iterator[Fetching]:
+    made = Fetching(LIMITS, Manners(threads=16, per_host=3))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("path", ["busy", "breaks"])
+def test_a_server_in_trouble_is_asked_again(server: _Server, asking: Fetching, path: str) -> None:
+    assert fetched(asking.ask(server.url(path))) == b"picture"
+    assert server.seen[f"/{path}"] == 3
+
+
+def test_a_server_says_how_long_to_wait(server: _Server, asking: Fetching) -> None:
+    assert fetched(asking.ask(server.url("wait"))) == b"picture"
+    first, second = (t for _, t in server.times)
+    assert second - first >= 1
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "says"),
+    [("gone", 1, "the server answered 404"), ("never", 3, "the server answered 503")],
+)
+def test_what_cannot_be_had_says_why(
+    server: _Server, asking: Fetching, path: str, asked: int, says: str
+) -> None:
+    with pytest.raises(ImageError, match=says):
+        fetched(asking.ask(server.url(path)))
+    assert server.seen[f"/{path}"] == asked
+
+
+def test_a_host_is_asked_by_a_few_at_a_time(server: _Server, asking: Fetching) -> None:
+    answers = [asking.ask(server.url(f"a-{i}")) for i in range(20)]
+    assert [fetched(a) for a in answers] == [b"picture"] * 20
+    assert server.most == 3
+
+
+def test_a_slow_host_keeps_no_other_waiting(server: _Server) -> None:
+    """More pictures of one host than there are threads, and one of another."""
+    asking = Fetching(LIMITS, Manners(threads=4, per_host=2))
+    slow = [asking.ask(server.url(f"a-{i}")) for i in range(30)]
+    other = asking.ask(server.url("b").replace("127.0.0.1", "localhost"))
+    assert fetched(other) == b"picture"
+    assert not all(answer.done() for answer in slow)
+    assert [fetched(a) for a in slow] == [b"picture"] * 30
+    asking.close()
+
+
+def test_a_pause_between_pictures_of_a_host(server: _Server) -> None:
+    asking = Fetching(LIMITS, Manners(threads=8, per_host=1, pause=0.3))
+    answers = [asking.ask(server.url(f"a-{i}")) for i in range(3)]
+    assert [fetched(a) for a in answers] == [b"picture"] * 3
+    times = [t for _, t in server.times]
+    assert times[2] - times[0] >= 0.6
+    asking.close()
+
+
+def test_a_url_under_way_is_not_asked_for_again(server: _Server, asking: Fetching) -> None:
+    answers = [asking.ask(server.url("a")) for _ in range(8)]
+    assert {fetched(a) for a in answers} == {b"picture"}
+    assert server.seen["/a"] == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [("169.254.169.254", False), ("fe80::1", False), ("::ffff:169.254.169.254", False), ("0.0.0.0", False),
+     ("224.0.0.1", False), ("127.0.0.1", True), ("10.1.2.3", True), ("93.184.216.34", True)],
+)  # fmt: skip
+def test_a_cloud_s_credentials_are_nobody_s_picture(address: str, allowed: bool) -> None:
+    assert is_somebody(ip_address(address)) is allowed
+
+
+def test_private_hosts_are_refused_where_so_configured(server: _Server) -> None:
+    asking = Fetching(LIMITS, Manners(public=True))
+    with pytest.raises(ImageError, match="its host is not a public one"):
+        fetched(asking.ask(server.url("a")))
+    assert not server.seen
+    asking.close()
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://", "https://no host/", "http://user@127.0.0.1/x"])
+def test_broken_urls_are_errors_of_their_own(asking: Fetching, url: Any) -> None:
+    with pytest.raises(ImageError):
+        fetched(asking.ask(url))
