@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.config import Config, ConfigError, load
+from gemel_ray.stages.detect import Detect
 
 REPOSITORY = Path(__file__).parents[1] / "ray_config.yaml"
 
@@ -321,6 +322,8 @@ MACHINE = (
     "encode.threads",
     "encode.cache",
     "encode.fetch",
+    "detect.device",
+    "detect.batch",
     "encode.per_host",
     "encode.pause",
     "generate.cache_gib",
@@ -335,6 +338,8 @@ MACHINE = (
 
 def other(name: str) -> Any:
     """Another value of a setting, right for its type."""
+    if name == "detect.by":
+        return "names"  # of a base that has it otherwise
     value = ALL[name]
     section, _, setting = name.partition(".")
     hint = typing.get_type_hints(type(getattr(Config(), section)))[setting]
@@ -352,6 +357,8 @@ def other(name: str) -> Any:
 @pytest.mark.parametrize("name", [n for n in ALL if not n.startswith((*PLACES, *MACHINE))])
 def test_the_fingerprint_changes_with_meaning(name: str) -> None:
     base = changed(Config(), "generate.neighbours", 0.0 if name == "generate.prior_weight" else 0.5)
+    if name == "detect.by":
+        base = replace(base, detect=Detect(by="both", model="some/model"))
     base = changed(base, "retrieve.sets", 0 if name == "retrieve.published" else 1)  # not both
     assert changed(base, name, other(name)).fingerprint("facts") != base.fingerprint("facts")
 

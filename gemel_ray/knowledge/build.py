@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from gemel_ray.config import Config
+from gemel_ray.detecting.linked import Learnt
 from gemel_ray.graph import Segment
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
@@ -87,7 +88,8 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
     known = Targets(workspace.entities.pairs() if inputs or few else ())
     began = time.perf_counter()
     fetch = workspace.config.input.fetch_official_images
-    given = (t for f in inputs for t in documents(f, fetch_official_images=fetch))
+    learnt = Learnt()
+    given = learnt.noting(t for f in inputs for t in documents(f, fetch_official_images=fetch))
     total = sum(count(f) or 0 for f in inputs) + few * len(workspace.entities)
     folder = workspace.folder / "bank"
     with Meter("documents", total) as meter, thumbnails.writing(folder) as kept:
@@ -100,6 +102,8 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
             ]
             for tables in (given, own_examples(forms(workspace.entities.rows())) if few else ())
         )
+    if inputs:
+        learnt.write(workspace.entities.surface_forms(), workspace.folder)
     made.demonstrations, made.names = (sum(map(len, tables)) for tables in (examples, names))
     bank = bank_file.write(examples, names, writer.pictures(), writer.mentions_as_vectors(), folder)
     made.multiplicity = index(bank, workspace.new_vectors)

@@ -1,84 +1,103 @@
 """Detect: which spans of a text are mentions.
 
-Takes the mentions that came with the document; where none were given, finds the names and aliases
-of the knowledge base in the text: whole words only, the longest match, one automaton pass however
-many names there are.
+Takes the mentions that came with the document. Where none were given: the names and aliases of the
+knowledge base in the text, or what a model of the hub tags as a name, or both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
 
 from gemel_ray.records import MENTION
-from gemel_ray.stage import Stage, Work, answer
+from gemel_ray.stage import MACHINE, Stage, Work, answer
 
 if TYPE_CHECKING:
-    from ahocorasick_rs import AhoCorasick
-
+    from gemel_ray.detecting.names import Names, Span
+    from gemel_ray.detecting.tagger import Tagger
     from gemel_ray.knowledge.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detect(Stage):
-    """`shortest`: names of fewer characters are not looked for; `most`: mentions kept of one text."""
+    """`by`: names of the knowledge base, a token-classification `model`, or both. Of names: `shortest`, in
+    characters; `case`, their own or any; `link_probability`, of those whose share of being a mention, where
+    the demonstrations tell it, is at least that; none in the file `stop`, one a line. Of tags: `tag`, their
+    least probability. `most`: mentions kept of one text."""
 
     reads: ClassVar = ("text", "given")
     writes: ClassVar = pa.schema([pa.field("mentions", pa.list_(MENTION))])
+    by: Literal["names", "model", "both"] = "names"
     shortest: int = 3
+    case: Literal["own", "any"] = "own"
+    link_probability: float = 0.05
+    stop: str = ""
+    model: str = ""
+    tag: float = 0.5
     most: int = 50
+    device: str = field(default="auto", metadata=MACHINE)
+    batch: int = field(default=32, metadata=MACHINE)
+
+    def __post_init__(self) -> None:
+        if self.by != "names" and not self.model:
+            raise ValueError(f"detect.by={self.by} needs detect.model: a folder or hub name")
 
     def start(self, workspace: Workspace) -> Work:
         return _Detecting(self, workspace)
 
 
 class _Detecting(Work):
-    def __init__(self, stage: Detect, workspace: Workspace) -> None:
+    def __init__(self, stage: Detect, workspace: Workspace, former: _Detecting | None = None) -> None:
         self.stage, self.workspace = stage, workspace
+        if former is not None and "_tagger" in vars(former):
+            self._tagger = former._tagger
 
     def renewed(self, workspace: Workspace) -> Work:
-        made = _Detecting(self.stage, workspace)
-        if "_automaton" in vars(self):  # names are looked for: the next document shall not wait for it
-            _ = made._automaton
+        made = _Detecting(self.stage, workspace, self)
+        if "_names" in vars(self):  # names are looked for: the next document shall not wait for it
+            _ = made._names
         return made
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         given, texts = batch["given"].to_pylist(), batch["text"].to_pylist()
-        found = [self._find(text) if g is None else g for g, text in zip(given, texts, strict=True)]
-        return answer(self.stage.writes, {"mentions": found})
+        bare = [i for i, mentions in enumerate(given) if mentions is None]
+        for i, spans in zip(bare, self._spans([texts[i] for i in bare]), strict=True):
+            given[i] = [
+                {"mention_id": f"{a}-{b}", "mention": texts[i][a:b], "start": a, "end": b}
+                for a, b in spans[: self.stage.most]
+            ]
+        return answer(self.stage.writes, {"mentions": given})
 
-    def _find(self, text: str) -> list[dict[str, Any]]:
-        return [
-            {"mention_id": f"{start}-{end}", "mention": text[start:end], "start": start, "end": end}
-            for start, end in self._spans(text)
-        ][: self.stage.most]
+    def _spans(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Of each text, in order, not overlapping."""
+        from gemel_ray.detecting.names import longest
 
-    def _spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Leftmost, longest, whole words, not overlapping. The automaton reports overlapping matches,
-        since its own longest match may be cut off by a word's edge where a shorter one is not."""
-        whole = [
-            (start, end)
-            for _, start, end in self._automaton.find_matches_as_indexes(text, overlapping=True)
-            if _edge(text, start) and _edge(text, end)
-        ]
-        free = 0
-        for start, end in sorted(whole, key=lambda span: (span[0], -span[1])):
-            if start >= free:
-                yield start, end
-                free = end
+        found: list[list[Any]] = [[] for _ in texts]
+        if self.stage.by != "names":
+            found = [list(spans) for spans in self._tagger(texts)]
+        if self.stage.by != "model":
+            for spans, text in zip(found, texts, strict=True):
+                spans.extend(self._names.whole_words(text))
+        return [list(longest(spans)) for spans in found]
 
     @cached_property
-    def _automaton(self) -> AhoCorasick:
-        from ahocorasick_rs import AhoCorasick, MatchKind
+    def _names(self) -> Names:
+        from gemel_ray.detecting.linked import rarely_linked
+        from gemel_ray.detecting.names import Names, width
 
-        names = {n for n in self.workspace.entities.surface_forms() if len(n) >= self.stage.shortest}
-        return AhoCorasick(sorted(names), matchkind=MatchKind.Standard)
+        stage = self.stage
+        forms = {n for n in self.workspace.entities.surface_forms() if width(n) >= stage.shortest}
+        stopped = set(Path(stage.stop).read_text().splitlines()) if stage.stop else set()
+        stopped |= rarely_linked(self.workspace.folder, stage.link_probability)
+        return Names(forms - stopped, any_case=stage.case == "any")
 
+    @cached_property
+    def _tagger(self) -> Tagger:
+        from gemel_ray.detecting.tagger import Tagger
 
-def _edge(text: str, at: int) -> bool:
-    """Whether no word goes on across position `at`."""
-    return at in (0, len(text)) or not (text[at - 1].isalnum() and text[at].isalnum())
+        return Tagger(self.stage.model, self.stage.device, self.stage.batch, self.stage.tag)

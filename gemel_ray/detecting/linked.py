@@ -1,0 +1,56 @@
+"""How often a name, where it stands in a text, is a mention: learnt from texts whose mentions are known.
+
+Of a name that is an ordinary word as well (Orange, Apple, It) most occurrences are none. The share of the
+texts with the name in which it is a mention is its link probability (Mihalcea and Csomai, CIKM 2007,
+"keyphraseness"; Milne and Witten, CIKM 2008).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from gemel_ray.detecting.names import Names, Span
+
+_FILE = "surface_forms.json"
+_SEEN = 5  # texts, before their share says anything
+
+
+class Learnt:
+    """What the demonstrations' texts tell of names."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, set[Span]] = {}
+
+    def noting(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """The DOCUMENT tables as they pass. A text may come in several rows, each with a mention of it."""
+        for table in tables:
+            for row in table.select(["text", "given"]).to_pylist():
+                spans = {(m["start"], m["end"]) for m in row["given"] or () if m["start"] is not None}
+                if row["text"] and spans:
+                    self._known.setdefault(row["text"], set()).update(spans)
+            yield table
+
+    def write(self, forms: Iterable[str], folder: Path) -> None:
+        """Of names that came in some texts: in how many as a mention, and in how many at all."""
+        names, seen, linked = Names(forms), Counter[str](), Counter[str]()
+        for text, known in self._known.items():
+            found: dict[str, bool] = {}
+            for start, end in names.whole_words(text):
+                inside = any(a <= start and end <= b for a, b in known)
+                found[text[start:end]] = found.get(text[start:end], False) or inside
+            seen.update(found.keys())
+            linked.update(form for form, inside in found.items() if inside)
+        told = {form: [linked[form], number] for form, number in seen.items() if number >= _SEEN}
+        (folder / _FILE).write_text(json.dumps(told, ensure_ascii=False))
+
+
+def rarely_linked(folder: Path, least: float) -> set[str]:
+    """The names of a workspace whose link probability is known, and less than `least`."""
+    file = folder / _FILE
+    told: Mapping[str, tuple[int, int]] = json.loads(file.read_text()) if file.exists() else {}
+    return {form for form, (linked, seen) in told.items() if linked < least * seen}
