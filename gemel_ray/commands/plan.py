@@ -1,0 +1,137 @@
+"""gemel-ray plan."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from gemel_ray.arguments import Parser
+
+if TYPE_CHECKING:
+    from gemel_ray.planning.cost import Cost, Troubles
+    from gemel_ray.planning.rates import Node
+
+
+def add(verb: Parser) -> None:
+    """Say how many machines, hours and how much money N pairs take, and what to run where.
+
+    From what was measured (--rates, of gemel-ray bench speed --json), each node being a machine like that; or
+    from published figures of a GPU, which is no more than a first idea. All assumptions are printed.
+
+      gemel-ray plan --pairs 10000000 --gpu a100 --gpus-per-node 8 --cpus-per-node 96
+      gemel-ray plan --pairs 10000000 --gpu l4 --hours 24 --config-out segments.yaml
+      gemel-ray plan --pairs 1000000 --rates bench.json --price 0.4 --simulate
+    """
+    verb.add_argument("--pairs", type=int, required=True, metavar="N", help="image-caption pairs")
+    verb.add_argument("--mentions", type=float, default=2.0, metavar="M", help="of a pair (2)")
+    verb.add_argument("--rates", type=Path, metavar="FILE", help="what bench speed --json printed")
+    verb.add_argument("--gpu", choices=("l4", "a10", "a100", "h100"), default="a100", help="kind (a100)")
+    verb.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="(1)")
+    verb.add_argument("--cpus-per-node", type=int, default=12, metavar="C", help="(12)")
+    verb.add_argument("--parameters", type=float, default=7e9, metavar="P", help="of the model (7e9)")
+    verb.add_argument("--tokens", type=float, default=150, metavar="T", help="computed a mention (150)")
+    verb.add_argument("--efficiency", type=float, default=0.35, metavar="E", help="of a GPU, reached (0.35)")
+    verb.add_argument("--megabytes", type=float, default=0.1, metavar="MB", help="of a pair (0.1)")
+    verb.add_argument("--gigabits", type=float, default=10, metavar="GB", help="a second, of a node (10)")
+    verb.add_argument("--price", type=float, metavar="USD", help="of a node and hour (the GPU's list price)")
+    verb.add_argument("--nodes", type=int, nargs="+", metavar="N", help="numbers of nodes (1 to 1000)")
+    verb.add_argument("--hours", type=float, metavar="H", help="the fewest nodes that are done by then")
+    verb.add_argument("--budget", type=float, metavar="USD", help="the most nodes that cost no more")
+    verb.add_argument(
+        "--between-failures", type=float, default=200, metavar="H", help="of a node; 0: never (200)"
+    )
+    verb.add_argument("--simulate", action="store_true", help="hold the hours against a simulation")
+    verb.add_argument("--config-out", type=Path, metavar="FILE", help="write offline.segments, for --config")
+    verb.add_argument("--json", action="store_true", help="all figures, as JSON")
+    verb.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gemel_ray.planning.cost import NODES, Troubles, table, within
+
+    _check(options)
+    node, troubles = _node(options), Troubles(between_failures=options.between_failures)
+    if options.hours is not None or options.budget is not None:
+        found = within(options.pairs, node, troubles, hours=options.hours, budget=options.budget)
+        if found is None:
+            raise ValueError("no number of nodes from 1 to 1,000 does that: see the table without --hours")
+        costs = [found]
+    else:
+        costs = table(options.pairs, node, troubles, options.nodes or NODES)
+    if options.config_out:
+        options.config_out.write_text(yaml.safe_dump(_segments(node, costs[0].nodes), sort_keys=False))
+    hours = _simulated(options, node, troubles, costs) if options.simulate else {}
+    print(_as_json(node, costs, hours) if options.json else _as_text(options, node, costs, hours))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    names = ("pairs", "mentions", "gpus_per_node", "cpus_per_node", "parameters", "tokens", "megabytes",
+             "gigabits")  # fmt: skip
+    for name in names:
+        if getattr(options, name) <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be more than 0")
+    if not 0 < options.efficiency <= 1:
+        raise ValueError("--efficiency is a share above 0, and at most 1")
+    if any(n < 1 for n in options.nodes or ()):
+        raise ValueError("--nodes are at least 1")
+
+
+def _node(options: argparse.Namespace) -> Node:
+    from dataclasses import replace
+
+    from gemel_ray.planning.rates import Model, measured, published
+
+    if options.rates:
+        return measured(options.rates, options.mentions, options.price or 0.0)
+    model = Model(parameters=options.parameters, computed=options.tokens, efficiency=options.efficiency)
+    node = published(
+        options.gpu, model, options.mentions, options.gpus_per_node, options.cpus_per_node,
+        options.megabytes, options.gigabits,
+    )  # fmt: skip
+    if options.price is None:
+        return node
+    said = (*node.assumptions[:-1], f"{options.price:g} dollars a node and hour")
+    return replace(node, price=options.price, assumptions=said)
+
+
+def _simulated(
+    options: argparse.Namespace, node: Node, troubles: Troubles, costs: list[Cost]
+) -> dict[int, float]:
+    from gemel_ray.planning.simulation import simulated
+
+    return {c.nodes: simulated(options.pairs, node, c.nodes, troubles) for c in costs}
+
+
+def _segments(node: Node, nodes: int) -> dict[str, Any]:
+    """As the configuration has them, for all nodes together."""
+    segments = [{**s, "workers": s["workers"] * nodes} for s in node.segments]
+    return {"offline": {"address": "auto" if nodes > 1 else "local", "segments": segments}}
+
+
+def _as_json(node: Node, costs: list[Cost], hours: dict[int, float]) -> str:
+    told = [asdict(c) | ({"simulated_hours": hours[c.nodes]} if hours else {}) for c in costs]
+    return json.dumps({"node": asdict(node) | {"bottleneck": node.bottleneck}, "costs": told}, indent=2)
+
+
+def _as_text(options: argparse.Namespace, node: Node, costs: list[Cost], hours: dict[int, float]) -> str:
+    kind = "measured" if node.measured else "PUBLISHED figures, nothing measured: a first idea"
+    lines = [f"{options.pairs:,} pairs; one node ({kind}):"]
+    lines += [f"  {name:<34} {rate:>10,.1f} pairs a second" for name, rate in node.stations.items()]
+    lines += [f"  bottleneck: {node.bottleneck}", "assuming"]
+    lines += [f"  - {said}" for said in node.assumptions]
+    lines.append(f"  - a node fails every {options.between_failures:g} hours, and is replaced in 5 minutes"
+                 if options.between_failures else "  - no node ever fails")  # fmt: skip
+    head = f"\n{'nodes':>6} {'GPUs':>6} {'pairs/s':>10} {'hours':>9} {'dollars':>10} {'lost':>6}"
+    lines.append(head + (f" {'simulated':>10}" if hours else ""))
+    for c in costs:
+        line = (f"{c.nodes:>6} {c.nodes * node.gpus:>6} {c.pairs_per_second:>10,.1f} {c.hours:>9,.2f} "
+                f"{c.money:>10,.0f} {c.lost:>6.2%}")  # fmt: skip
+        lines.append(line + (f" {hours[c.nodes]:>9,.2f}h" if hours else ""))
+    cut = yaml.safe_dump(_segments(node, costs[0].nodes), sort_keys=False, default_flow_style=None)
+    return "\n".join([*lines, f"\nfor {costs[0].nodes} nodes:", cut.rstrip()])

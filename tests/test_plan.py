@@ -1,0 +1,175 @@
+"""The plan in closed form, held against hand-made sums and against a simulation of the same machines."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemel_ray.cli import main
+from gemel_ray.config import load
+from gemel_ray.planning.cost import NODES, Troubles, cost, table, within
+from gemel_ray.planning.rates import Model, Node, measured, published
+from gemel_ray.planning.simulation import simulated
+
+QUIET = Troubles(between_failures=0, spread=0.0)
+USUAL = Troubles(between_failures=0, spread=0.3)
+
+
+def node(**stations: float) -> Node:
+    return Node(stations, price=3.0, gpus=1, cpus=8, segments=(), assumptions=(), started=100.0)
+
+
+def test_one_node_is_the_sum_one_does_by_hand() -> None:
+    """10,000 pairs at 10 a second behind a station of 40, 100 s to start; a block of 64 passes the other
+    station in 1.6 s, and half of one is the tail, 3.2 s; at 3 dollars an hour."""
+    found = cost(10_000, node(generate=10.0, encode=40.0), 1, QUIET)
+    assert found.hours * 3600 == pytest.approx(100 + 1.6 + 1000 + 3.2)
+    assert found.money == pytest.approx(3 * 1104.8 / 3600)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rate", "front", "pairs"),
+    list(itertools.product((1, 4, 30), (5.0, 80.0), (1.05, 1.5, 10.0), (20_000, 400_000))),
+)
+def test_without_failures_the_plan_is_within_a_tenth_of_the_simulation(
+    nodes: int, rate: float, front: float, pairs: int
+) -> None:
+    machine = node(encode=front * rate, generate=rate)
+    planned, seen = cost(pairs, machine, nodes, USUAL).hours, simulated(pairs, machine, nodes, USUAL)
+    assert planned == pytest.approx(seen, rel=0.1)
+
+
+@pytest.mark.parametrize(("nodes", "between"), list(itertools.product((1, 8, 40), (1.0, 5.0))))
+def test_with_failures_the_plan_is_within_a_fifth_of_the_simulation(nodes: int, between: float) -> None:
+    """Machines that fail every hour, as the cheapest rented ones may; the mean of several simulations."""
+    machine, troubles = node(encode=60.0, generate=20.0), Troubles(between_failures=between)
+    pairs = nodes * 500_000
+    seen = [simulated(pairs, machine, nodes, troubles, seed) for seed in range(3)]
+    planned = cost(pairs, machine, nodes, troubles)
+    assert planned.hours == pytest.approx(sum(seen) / 3, rel=0.2)
+    assert planned.hours > cost(pairs, machine, nodes, USUAL).hours
+
+
+def test_a_simulation_without_spread_and_failures_is_exact() -> None:
+    """Two stations of 64 pairs in 4 and in 8 s: 100 blocks leave every 8 s, the first after 12."""
+    seen = simulated(6400, node(encode=16.0, generate=8.0), 1, QUIET) * 3600
+    assert seen == pytest.approx(100 + 12 + 99 * 8)
+
+
+def test_a_simulation_does_all_pairs_whatever_fails() -> None:
+    """Failing every six minutes, and away for five: about half of the time is lost, and no pair."""
+    machine = node(generate=20.0)
+    troubled = simulated(100_000, machine, 3, Troubles(between_failures=0.1))
+    assert troubled > 1.5 * simulated(100_000, machine, 3, USUAL)
+
+
+@pytest.mark.parametrize("troubles", [QUIET, USUAL, Troubles(between_failures=20)])
+def test_more_nodes_are_never_slower_and_never_cheaper_than_the_work(troubles: Troubles) -> None:
+    machine = node(encode=90.0, generate=30.0)
+    costs = table(5_000_000, machine, troubles)
+    assert [c.nodes for c in costs] == list(NODES)
+    hours = [c.hours for c in costs]
+    assert hours == sorted(hours, reverse=True)
+    least = 5_000_000 / 30.0 / 3600 * machine.price
+    assert all(c.money > least for c in costs)
+
+
+def test_the_fewest_nodes_in_time_and_the_most_for_the_money() -> None:
+    machine = node(generate=30.0)
+    found = within(5_000_000, machine, USUAL, hours=5.0)
+    assert found is not None
+    assert found.hours <= 5.0 < cost(5_000_000, machine, found.nodes - 1, USUAL).hours
+    found = within(5_000_000, machine, USUAL, budget=150.0)
+    assert found is not None
+    assert found.money <= 150.0 < cost(5_000_000, machine, found.nodes + 1, USUAL).money
+    assert within(5_000_000, machine, USUAL, budget=10.0) is None
+
+
+def usual(**other: Any) -> Node:
+    sizes = {"mentions": 2.0, "gpus": 4, "cpus": 48, "megabytes": 0.1, "gigabits": 10.0} | other
+    return published(sizes.pop("gpu", "a100"), sizes.pop("model", Model()), **sizes)
+
+
+def test_a_gpu_s_rate_from_published_figures_by_hand() -> None:
+    """312 TFLOP/s, 35% of them, 95% for the engine; 2 x 7e9 x (150 + 25 / 0.25) operations a mention, two of
+    them a pair; four GPUs."""
+    by_hand = 4 * 0.95 * 312e12 * 0.35 / (2 * 7e9 * 250 * 2)
+    assert usual().stations["generate"] == pytest.approx(by_hand)
+    assert usual().bottleneck == "generate"
+
+
+def test_the_bottleneck_moves() -> None:
+    assert usual(cpus=1, model=Model(parameters=1e8)).bottleneck == "encode (decoding pictures)"
+    assert usual(megabytes=50.0).bottleneck == "network"
+    small = usual(model=Model(parameters=1e8))
+    assert small.segments[0]["gpus"] > usual().segments[0]["gpus"]  # CLIP needs more of each GPU
+
+
+def test_a_model_that_no_gpu_holds_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"13\.0 billion parameters take 24 GiB, and an l4 has 24"):
+        usual(gpu="l4", model=Model(parameters=13e9))
+
+
+def bench(folder: Path) -> Path:
+    told = {
+        "machine": {"cores": 2, "gpus": []},
+        "rounds": {"graph_mentions_per_second": {"median": 9.0}},
+        "job": {"mentions_per_second": 8.0, "seconds_to_first_batch": 50.0},
+        "ratios": {"bottleneck": "generate"},
+    }
+    file = folder / "bench.json"
+    file.write_text(json.dumps(told))
+    return file
+
+
+def test_what_bench_measured_is_a_node(tmp_path: Path) -> None:
+    found = measured(bench(tmp_path), 2.0, 0.4)
+    assert (found.rate, found.started, found.price) == (4.0, 50.0, 0.4)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"other\.json is not what gemel-ray bench speed --json writes"):
+        measured(tmp_path / "other.json", 2.0, 0.4)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = tmp_path / "segments.yaml"
+    common = ["plan", "--pairs", "3000000", "--gpu", "l4", "--gpus-per-node", "4", "--cpus-per-node", "48"]
+    assert main([*common, "--hours", "24", "--simulate", "--config-out", str(cut)]) == 0
+    said = capsys.readouterr().out
+    assert "PUBLISHED figures, nothing measured" in said
+    assert "bottleneck: generate" in said
+    assert "simulated" in said
+    config = load(cut, {}, [])
+    front, back = config.offline.segments
+    assert front.gpus + back.gpus == pytest.approx(1.0)
+    assert front.workers == back.workers
+    assert main([*common, "--nodes", "1", "7", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [c["nodes"] for c in told["costs"]] == [1, 7]
+    assert main(["plan", "--pairs", "1000", "--rates", str(bench(tmp_path))]) == 0
+    assert "one node (measured)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--pairs", "0"], "--pairs must be more than 0"),
+        (["--pairs", "9", "--efficiency", "2"], "--efficiency is a share"),
+        (["--pairs", "9", "--nodes", "0"], "--nodes are at least 1"),
+        (["--pairs", "9000000000", "--hours", "0.1"], "no number of nodes from 1 to 1,000 does that"),
+        (["--pairs", "9", "--rates", "nowhere.json"], "nowhere.json is not what gemel-ray bench"),
+    ],
+)
+def test_what_cannot_be_planned(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *options]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_price_of_one_s_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--pairs", "1000000", "--price", "9", "--nodes", "1"]) == 0
+    assert "9 dollars a node and hour" in capsys.readouterr().out
+    assert replace(usual(), price=9.0).price == 9.0
