@@ -234,12 +234,14 @@ class _Actor:
 
     def __init__(self, opening: Opening, stages: Sequence[str]) -> None:
         self.worker = opening.worker(stages)
-        self.folder = record.workers(opening.output)
+        import ray
+
+        self.folder, self.node = record.workers(opening.output), ray.get_runtime_context().get_node_id()
         self.name = f"{'+'.join(stages)}-{os.getpid()}-{time.time_ns()}"
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         rows = await self.worker(batch)
-        record.told(self.folder, self.name, self.worker.segment.measures())
+        record.told(self.folder, self.name, self.node, self.worker.segment.measures())
         if self.worker.output is None:
             yield rows
         else:

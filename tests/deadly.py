@@ -82,7 +82,8 @@ class Opening:
 
 def main(address: str, output: Path) -> None:
     segment = SegmentOptions(stages=("deadly",), workers=2, batch=32, cpus=0.5)
-    config = replace(Config(), offline=replace(Config().offline, segments=(segment,)))
+    ours = replace(Config().offline, segments=(segment,), address=os.environ.get("CLUSTER", "local"))
+    config = replace(Config(), offline=ours)
     run = results.prepare(output)
     record.workers(output).mkdir(exist_ok=True)
     opening: Any = Opening(config, output, run)

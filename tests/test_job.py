@@ -319,7 +319,7 @@ def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output
     segment = worker(output, run)
     for batch in batches(lines(tmp_path, ["sleep"] * 9 + ["bursts"]), 10):
         rows = asyncio.run(segment(batch))
-        record.told(record.workers(output), "a-worker", segment.segment.measures())
+        record.told(record.workers(output), "a-worker", "a-node", segment.segment.measures())
         told.add(json.loads(json.dumps(record.counted(rows))))
     told.write("running")
     said = json.loads((output / "progress.json").read_text())
@@ -332,6 +332,7 @@ def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output
     assert said["seconds_left"] > 0
     assert said["stage_shares"] == {"deadly": 1.0}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    assert said["workers"]["a-worker"]["node"] == "a-node"
     assert said["workers"]["a-worker"]["peak_mib"] == pytest.approx(peak, rel=0.2)
 
 

@@ -31,11 +31,11 @@ def workers(output: Path) -> Path:
     return output / ".workers"
 
 
-def told(folder: Path, name: str, measures: Measures) -> None:
-    """Of a worker: its measures since it started, and its memory's peak."""
+def told(folder: Path, name: str, node: str, measures: Measures) -> None:
+    """Of a worker: the Ray node it runs on, its measures since it started, and its memory's peak."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
     aside = folder / f".{name}"
-    aside.write_text(json.dumps({"peak_mib": round(peak), "measures": measures}))
+    aside.write_text(json.dumps({"node": node, "peak_mib": round(peak), "measures": measures}))
     aside.replace(folder / f"{name}.json")
 
 
@@ -135,7 +135,7 @@ class Record:
             "stage_shares": {name: round(value / whole, 4) for name, value in seconds.items()},
             "prompt_tokens": {k: engine[k] for k in ("asked", "cached") if k in engine},
             "measures": measures,
-            "workers": {name: {"peak_mib": w["peak_mib"]} for name, w in told.items()},
+            "workers": {n: {k: w[k] for k in ("node", "peak_mib")} for n, w in told.items()},
             "timeline": self.timeline,
         }
 

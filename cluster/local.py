@@ -1,0 +1,76 @@
+"""A Ray cluster of many nodes on one machine: real Ray nodes, that can be killed and joined by others.
+
+    python -m cluster.local --nodes 3 --cpus 2 --gpus 1
+
+prints its address, for offline.address, and stays until Ctrl-C. GPUs are made up: Ray places as if they were
+there, and CUDA finds none. So a configuration's placement can be tried, not its arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+_STORE = 200 * 2**20  # bytes of a node's object store: many nodes share the machine's memory
+
+
+@dataclass
+class LocalCluster:
+    """A head without work of its own, and nodes that are added, killed, and replaced while jobs run."""
+
+    cluster: Any
+    nodes: list[Any] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """For ray.init and offline.address."""
+        return str(self.cluster.address)
+
+    def add(self, cpus: float = 1, gpus: float = 0) -> str:
+        """Start a node, with made-up GPUs; its id."""
+        node = self.cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=_STORE)
+        self.nodes.append(node)
+        return str(node.node_id)
+
+    def kill(self, number: int) -> None:
+        """SIGKILL to the processes of a node: as when its machine is gone."""
+        self.cluster.remove_node(self.nodes.pop(number), allow_graceful=False)
+
+
+@contextmanager
+def local_cluster(nodes: int, cpus: float = 1, gpus: float = 0) -> Iterator[LocalCluster]:
+    """A cluster of `nodes` nodes beside its head, ended with the block."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": _STORE}
+    made = LocalCluster(Cluster(initialize_head=True, head_node_args=head))
+    try:
+        for _ in range(nodes):
+            made.add(cpus, gpus)
+        yield made
+    finally:
+        made.cluster.shutdown()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.local", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--nodes", type=int, default=2, help="beside the head (2)")
+    parser.add_argument("--cpus", type=float, default=1, help="of a node (1)")
+    parser.add_argument("--gpus", type=float, default=0, help="of a node, made up (0)")
+    options = parser.parse_args(arguments)
+    with local_cluster(options.nodes, options.cpus, options.gpus) as cluster:
+        print(f"gemel-ray link ... --set offline.address={cluster.address}", flush=True)
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

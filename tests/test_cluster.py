@@ -1,0 +1,78 @@
+"""The job on a cluster of many nodes, on this machine: placed as configured, and alive when a node is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_job_killed import COMMAND, ENVIRONMENT, ended, first_links, rows_of, written
+
+from cluster.local import LocalCluster, local_cluster
+from gemel_ray.config import Config, SegmentOptions
+from gemel_ray.offline import link
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
+
+
+@pytest.fixture
+def three_nodes() -> Iterator[LocalCluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])  # workers import deadly
+        with local_cluster(2, cpus=2) as cluster:
+            yield cluster
+
+
+def test_a_node_is_lost_while_a_job_runs_and_another_joins(three_nodes: LocalCluster, tmp_path: Path) -> None:
+    file = written(tmp_path)
+    ended(file, tmp_path / "undisturbed")
+    output = tmp_path / "out"
+    environment = ENVIRONMENT | {"CLUSTER": three_nodes.address}
+    job = subprocess.Popen(
+        [*COMMAND, str(file), str(output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    first_links(output, job)
+    time.sleep(1)
+    three_nodes.kill(0)
+    three_nodes.add(cpus=2)
+    _, said = job.communicate(timeout=180)
+    if job.returncode:  # Ray gave the job up: the same command goes on
+        assert b"node" in said.lower()
+        subprocess.run([*COMMAND, str(file), str(output)], env=environment, check=True, timeout=180)
+    assert rows_of(output) == rows_of(tmp_path / "undisturbed")
+
+
+def test_segments_are_placed_as_configured(
+    workspace_folder: Path, config: Config, messy_inputs: list[str], tmp_path: Path
+) -> None:
+    """A node with CPUs alone, and one with a GPU, made up: the engine's segment asks for its larger part, so
+    CLIP's finds room beside it, and detecting none."""
+    segments = (
+        SegmentOptions(stages=("detect",), batch=7, threads=1, cpus=0.5),
+        SegmentOptions(stages=("encode",), batch=7, threads=1, cpus=0.5, gpus=0.25),
+        SegmentOptions(
+            stages=("retrieve", "assemble", "generate"),
+            batch=7,
+            threads=os.cpu_count() or 1,
+            cpus=0.5,
+            gpus=0.75,
+        ),
+    )
+    with local_cluster(1, cpus=1) as cluster:
+        with_gpu = cluster.add(cpus=2, gpus=1)
+        ours = replace(config.offline, segments=segments, address=cluster.address)
+        manifest = link(
+            replace(config, offline=ours), workspace_folder, messy_inputs, tmp_path / "out", lambda _: None
+        )
+    told = json.loads((tmp_path / "out" / "progress.json").read_text())["workers"]
+    nodes = {name.rsplit("-", 2)[0]: worker["node"] for name, worker in told.items()}
+    assert nodes["encode"] == nodes["retrieve+assemble+generate"] == with_gpu
+    assert manifest["statuses"]["linked"] > 10
+    assert manifest["measures"]["rows"]["encode"] >= manifest["statuses"]["linked"] / 2
+    assert set(manifest["measures"]["seconds"]) == {"detect", "encode", "retrieve", "assemble", "generate"}
