@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from gemel_ray.job.metrics import Metrics
 from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Selection, Share
 from gemel_ray.job.stopping import TooManyErrors, plainly
-from gemel_ray.job.worker import Worker
+from gemel_ray.job.worker import Worker, traced
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
@@ -143,11 +143,6 @@ class Opening:
         last = stages[-1] == graph.stages[-1].name
         output = self.output if last else None
         return Worker(graph.segment(stages, opened), attempts, output, self.run)
-
-
-def traced(graph: Graph) -> Graph:
-    """The graph whose results know, beside what they say, where they came from."""
-    return replace(graph, result=graph.result.append(graph.source.field(results.SOURCE)))
 
 
 def dataset(opening: Opening, shares: Sequence[Share], done: results.Keys, filters: Filters) -> Any:

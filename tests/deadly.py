@@ -24,7 +24,7 @@ from gemel_ray.job import record, results
 from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.filters import Filters
 from gemel_ray.job.selection import Selection
-from gemel_ray.job.worker import Worker
+from gemel_ray.job.worker import Worker, traced
 from gemel_ray.records import DOCUMENT, LINK
 from gemel_ray.stage import Stage, Work, answer
 
@@ -75,7 +75,7 @@ class Opening:
     run: str
 
     def worker(self, stages: Any) -> Worker:
-        graph = offline.traced(Graph((Deadly(),), DOCUMENT, LINK, "deadly"))
+        graph = traced(Graph((Deadly(),), DOCUMENT, LINK, "deadly"))
         segment = graph.segment(["deadly"], None)  # type: ignore[arg-type]
         return Worker(segment, Attempts(results.attempts(self.output), "deadly"), self.output, self.run)
 

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gemel_ray import offline
 from gemel_ray.cli import main
 from gemel_ray.config import Input
 from gemel_ray.graph import Graph
@@ -29,7 +28,7 @@ from gemel_ray.job.reasons import kind
 from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Selection
 from gemel_ray.job.stopping import Stopped, TooManyErrors, plainly
-from gemel_ray.job.worker import Worker
+from gemel_ray.job.worker import Worker, traced
 from gemel_ray.readers import documents
 from gemel_ray.records import DOCUMENT, LINK
 
@@ -53,7 +52,7 @@ def output(tmp_path: Path) -> Path:
 
 
 def worker(output: Path, run: str | None = None) -> Worker:
-    graph = offline.traced(Graph((deadly.Deadly(),), DOCUMENT, LINK, "deadly"))
+    graph = traced(Graph((deadly.Deadly(),), DOCUMENT, LINK, "deadly"))
     segment = graph.segment(["deadly"], None)  # type: ignore[arg-type]
     return Worker(segment, Attempts(results.attempts(output), "deadly"), output, run)
 

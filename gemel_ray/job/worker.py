@@ -15,13 +15,13 @@ import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
 
-from gemel_ray.graph import Segment
+from gemel_ray.graph import Graph, Segment
 from gemel_ray.job import results
 from gemel_ray.job.attempts import Attempts
 from gemel_ray.stage import ERROR
@@ -123,6 +123,11 @@ class Worker:
             async with self.changed:
                 await self.changed.wait_for(lambda: self.under_way == 0)
             yield
+
+
+def traced(graph: Graph) -> Graph:
+    """The graph whose results know, beside what they say, where they came from."""
+    return replace(graph, result=graph.result.append(graph.source.field(results.SOURCE)))
 
 
 def _sources(batch: pa.Table) -> list[str]:
