@@ -79,6 +79,14 @@ PANELS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         ),
     ],
     "Job": [
+        ("Rows", "short", {"{{status}}": "sum by (status) (ray_gemel_ray_job_rows{%s})"}),
+        ("Rows that failed", "short", {"{{kind}}": "sum by (kind) (ray_gemel_ray_job_errors{%s})"}),
+        ("Time left", "s", {"{{SessionName}}": "max by (SessionName) (ray_gemel_ray_job_seconds_left{%s})"}),
+        (
+            "Where documents spend their time",
+            "percentunit",
+            {"{{stage}}": "avg by (stage) (ray_gemel_ray_job_stage_share{%s})"},
+        ),
         ("Rows done", "rowsps", {"{{operator}}": "sum by (operator) (rate(ray_data_output_rows{%s}[5m]))"}),
         ("Tasks failed", "short", {"{{operator}}": "sum by (operator) (ray_data_num_tasks_failed{%s})"}),
         ("Spilled to disk", "bytes", {"{{dataset}}": "sum by (dataset) (ray_data_spilled_bytes{%s})"}),

@@ -225,3 +225,11 @@ def test_pods_run_as_the_images_user() -> None:
     ours = [pod for pod in pods if "gemel-ray:" in pod.main["image"]]
     assert ours
     assert {pod.spec["securityContext"]["runAsUser"] for pod in ours} == {user}
+
+
+def test_the_image_is_clean_to_hadolint() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    ran = subprocess.run(
+        [hadolint, HOUSE / "cluster" / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")

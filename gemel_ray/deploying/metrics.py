@@ -1,6 +1,7 @@
 """Alerts and dashboards ask for metrics that somebody writes: a misspelt one is an alert that never comes.
 
-Ray's are those of its own dashboards, which stand in deploy/monitoring; ours what the endpoint registers.
+Ray's are those of its own dashboards, which stand in deploy/monitoring; ours what the endpoint and the job
+register.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ def _rays(manifests: Manifests) -> set[str]:
 
 
 def _ours() -> set[str]:
+    from gemel_ray.job.metrics import METRICS
     from gemel_ray.serving.meters import Meters
 
-    return {metric.name for metric in Meters().registry.collect()}
+    return {metric.name for metric in Meters().registry.collect()} | {f"ray_{name}" for name in METRICS}
