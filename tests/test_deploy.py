@@ -233,3 +233,29 @@ def test_the_image_is_clean_to_hadolint() -> None:
         [hadolint, HOUSE / "cluster" / "Dockerfile"], capture_output=True, text=True, check=False
     )
     assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["on_premises.yaml", "aws.yaml"])
+def test_the_launchers_are_what_ray_takes(name: str) -> None:
+    """Ray's own schema, which refuses unknown fields; and what a job on them asks for is there."""
+    import jsonschema
+    import ray
+
+    launcher = yaml.safe_load((HOUSE / "cluster" / name).read_text())
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(launcher, schema)
+    image = launcher["docker"]["image"].rpartition("/")[2]
+    assert image in (HOUSE / "cluster" / "README.md").read_text().replace("-cpu", "-gpu")
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(launcher | {"max_worker": 2}, schema)
+
+
+def test_the_rented_gpus_hold_the_job_s_segments() -> None:
+    launcher = yaml.safe_load((HOUSE / "cluster" / "aws.yaml").read_text())
+    node = launcher["available_node_types"]["gpu"]["resources"]
+    job = HOUSE / "deploy" / "overlays" / "gpu" / "offline" / "job_config.yaml"
+    front, back = yaml.safe_load(job.read_text())["offline"]["segments"]
+    assert front["cpus"] + back["cpus"] <= node["CPU"]
+    assert front["gpus"] + back["gpus"] <= node["GPU"]
+    assert 2 * front["cpus"] > node["CPU"]  # two encoders fit no machine, and two engines no GPU
+    assert 2 * back["gpus"] > node["GPU"]
