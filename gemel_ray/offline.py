@@ -64,7 +64,6 @@ def link(
     addresses = [absolute(address) for address in inputs]
     run = results.prepare(output)
     unchanged(output, addresses)
-    record.workers(output).mkdir(exist_ok=True)
     knowledge = versions.current(workspace)  # all workers' to the end, whatever becomes current meanwhile
     done = results.finished(output)
     told = Record(output, max(0, selection.total(addresses) - len(done)), len(done))
@@ -231,7 +230,7 @@ class _Actor:
         self.worker = opening.worker(stages)
         import ray
 
-        self.folder, self.node = record.workers(opening.output), ray.get_runtime_context().get_node_id()
+        self.folder, self.node = results.workers(opening.output), ray.get_runtime_context().get_node_id()
         self.name = f"{'+'.join(stages)}-{os.getpid()}-{time.time_ns()}"
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:

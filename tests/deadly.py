@@ -20,7 +20,7 @@ import pyarrow as pa
 from gemel_ray import offline
 from gemel_ray.config import Config, SegmentOptions
 from gemel_ray.graph import Graph
-from gemel_ray.job import record, results
+from gemel_ray.job import results
 from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.filters import Filters
 from gemel_ray.job.selection import Selection
@@ -85,7 +85,6 @@ def main(address: str, output: Path) -> None:
     ours = replace(Config().offline, segments=(segment,), address=os.environ.get("CLUSTER", "local"))
     config = replace(Config(), offline=ours)
     run = results.prepare(output)
-    record.workers(output).mkdir(exist_ok=True)
     opening: Any = Opening(config, output, run)
     with offline.running(config):
         data = offline.dataset(

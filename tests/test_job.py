@@ -285,7 +285,6 @@ def test_a_pair_that_came_before_is_filtered_whatever_is_done_already(tmp_path: 
 
 def test_the_filtered_are_no_failures(output: Path) -> None:
     results.prepare(output)
-    record.workers(output).mkdir()
     told = Record(output, 0, 0)
     errors = {"filtered: ...": [90, {}], "no ...": [10, {}]}
     told.add({"documents": 200, "statuses": {"linked": 100, "error": 100}, "errors": errors})
@@ -313,12 +312,11 @@ def test_errors_of_a_kind_are_counted_together(error: str, of_kind: str) -> None
 
 def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output: Path) -> None:
     run = results.prepare(output)
-    record.workers(output).mkdir()
     told = Record(output, 4_000_000, 7)
     segment = worker(output, run)
     for batch in batches(lines(tmp_path, ["sleep"] * 9 + ["bursts"]), 10):
         rows = asyncio.run(segment(batch))
-        record.told(record.workers(output), "a-worker", "a-node", segment.segment.measures())
+        record.told(results.workers(output), "a-worker", "a-node", segment.segment.measures())
         told.add(json.loads(json.dumps(record.counted(rows))))
     told.write("running")
     said = json.loads((output / "progress.json").read_text())
@@ -335,9 +333,16 @@ def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output
     assert said["workers"]["a-worker"]["peak_mib"] == pytest.approx(peak, rel=0.2)
 
 
+def test_a_run_counts_none_of_another_s_workers(output: Path) -> None:
+    results.prepare(output)
+    record.told(results.workers(output), "former", "a-node", {"rows": {"generate": 5}})
+    assert Record(output, 0, 0).write("running")["measures"] == {"rows": {"generate": 5}}
+    results.prepare(output)
+    assert Record(output, 0, 0).write("running")["measures"] == {}
+
+
 def test_a_timeline_stays_short_however_long_the_run(output: Path) -> None:
     results.prepare(output)
-    record.workers(output).mkdir()
     told = Record(output, 0, 0)
     told.timeline = [(float(i), i, 0) for i in range(400)]
     told.began -= 1e6
@@ -348,7 +353,6 @@ def test_a_timeline_stays_short_however_long_the_run(output: Path) -> None:
 
 def test_too_many_errors_stop_a_job_and_say_which(output: Path) -> None:
     results.prepare(output)
-    record.workers(output).mkdir()
     told = Record(output, 0, 0)
     batch = {"documents": 100, "statuses": {"linked": 60, "error": 40}, "errors": {"no ...": [40, {}]}}
     told.add(batch)
@@ -367,7 +371,6 @@ def test_too_many_errors_stop_a_job_and_say_which(output: Path) -> None:
 
 def test_a_fault_that_ray_wraps_is_said_in_its_own_words(output: Path) -> None:
     results.prepare(output)
-    record.workers(output).mkdir()
     with pytest.raises(Stopped, match=r"^the disk is full$"), plainly(Record(output, 0, 0)):
         try:
             raise OSError("the disk is full")
@@ -380,7 +383,6 @@ def test_a_fault_that_ray_wraps_is_said_in_its_own_words(output: Path) -> None:
 
 def test_the_report_shows_errors_entities_and_samples_with_their_texts(tmp_path: Path, output: Path) -> None:
     run = results.prepare(output)
-    record.workers(output).mkdir()
     told, segment = Record(output, 40, 0), worker(output, run)
     file = lines(tmp_path, ["sleep <b>"] * 30 + ["bursts"])
     for batch in batches(file, 8):

@@ -19,16 +19,11 @@ import pyarrow as pa
 from gemel_ray.job.filters import FILTERED
 from gemel_ray.job.metrics import Metrics
 from gemel_ray.job.reasons import kind
-from gemel_ray.job.results import SOURCE
+from gemel_ray.job.results import SOURCE, workers
 
 _EVERY = 2.0  # seconds between two records
 _MOMENTS = 400  # of the timeline; then every second one is left out
 Measures = dict[str, Any]
-
-
-def workers(output: Path) -> Path:
-    """Where workers tell what they measure: a file each."""
-    return output / ".workers"
 
 
 def told(folder: Path, name: str, node: str, measures: Measures) -> None:

@@ -49,6 +49,11 @@ def attempts(output: Path) -> Path:
     return output / ".attempts"
 
 
+def workers(output: Path) -> Path:
+    """Where they tell what they measure (job/record.py): a file each."""
+    return output / ".workers"
+
+
 def prepare(output: Path) -> str:
     """Make the folder this run's, and clear away what a killed one was writing; the run's name."""
     run = uuid.uuid4().hex
@@ -56,8 +61,9 @@ def prepare(output: Path) -> str:
     _mark(output).write_text(run)
     for aside in folder(output).glob(".*"):
         aside.unlink(missing_ok=True)
-    rmtree(attempts(output), ignore_errors=True)
-    attempts(output).mkdir()
+    for told in (attempts(output), workers(output)):
+        rmtree(told, ignore_errors=True)
+        told.mkdir()
     return run
 
 

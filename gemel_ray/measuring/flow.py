@@ -85,7 +85,6 @@ def flow(
     files, linked = _written(inputs, pairs, output / f"pairs-{pairs}"), output / "flowed"
     shutil.rmtree(linked, ignore_errors=True)
     run = results.prepare(linked)
-    record.workers(linked).mkdir()
     told = record.Record(linked, pairs, 0)
     opening = _Opening(config, workspace.resolve(), versions.current(workspace), linked.resolve(), run)
     looks: list[tuple[float, int, dict[str, float]]] = []
