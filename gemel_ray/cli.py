@@ -30,6 +30,7 @@ from gemel_ray.commands import (
     study,
     train,
 )
+from gemel_ray.job.stopped import Stopped
 
 _VERBS: dict[str, Callable[[Parser], None]] = {
     "demo": demo.add,
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as reason:
         say(f"gemel-ray {options.verb}: {reason}")
         return 2
+    except Stopped as reason:
+        say(f"gemel-ray {options.verb}: {reason}\nWhat is done stays; the same command goes on from there.")
+        return 1
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         return 130

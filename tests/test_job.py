@@ -27,7 +27,8 @@ from gemel_ray.job.page import write_page
 from gemel_ray.job.reasons import kind
 from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Selection
-from gemel_ray.job.stopping import Stopped, TooManyErrors, plainly
+from gemel_ray.job.stopped import Stopped
+from gemel_ray.job.stopping import TooManyErrors, plainly
 from gemel_ray.job.worker import Worker, traced
 from gemel_ray.readers import documents
 from gemel_ray.records import DOCUMENT, LINK

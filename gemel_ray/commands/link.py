@@ -76,21 +76,15 @@ def _linked(options: argparse.Namespace, config: Config, inputs: list[str], sele
     from gemel_ray.job.filters import FILTERED
     from gemel_ray.job.page import write_page
     from gemel_ray.job.results import finished
-    from gemel_ray.job.stopping import Stopped
     from gemel_ray.offline import link
     from gemel_ray.progress import Meter
 
     to_do = selection.total(inputs) - len(finished(options.output))
     with Meter("documents", max(0, to_do)) as meter:
-        try:
-            manifest = link(
-                config, options.workspace, inputs, options.output, meter.add,
-                selection=selection, max_error_rate=options.max_error_rate,
-            )  # fmt: skip
-        except Stopped as reason:
-            say(f"\ngemel-ray link: {reason}")
-            say(f"What is done stays in {options.output}, and the same command goes on from there.")
-            return 1
+        manifest = link(
+            config, options.workspace, inputs, options.output, meter.add,
+            selection=selection, max_error_rate=options.max_error_rate,
+        )  # fmt: skip
     write_page(options.output)
     print(_told(manifest))
     print(f"{options.output}\nto look at: {options.output / 'report.html'}")

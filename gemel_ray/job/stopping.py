@@ -7,12 +7,9 @@ from contextlib import contextmanager
 
 from gemel_ray.job.filters import FILTERED
 from gemel_ray.job.record import Record
+from gemel_ray.job.stopped import Stopped
 
 _ENOUGH = 200  # rows, before their share of errors says anything
-
-
-class Stopped(RuntimeError):
-    """The job could not go on. What is written stays, and the same command goes on from there."""
 
 
 class TooManyErrors(Stopped):

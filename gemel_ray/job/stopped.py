@@ -1,0 +1,5 @@
+"""What the command line must know of jobs without importing anything else."""
+
+
+class Stopped(RuntimeError):
+    """The job could not go on. What is written stays, and the same command goes on from there."""
