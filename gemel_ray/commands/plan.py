@@ -78,6 +78,8 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be more than 0")
     if not 0 < options.efficiency <= 1:
         raise ValueError("--efficiency is a share above 0, and at most 1")
+    if options.rates and options.budget is not None and options.price is None:
+        raise ValueError("--budget with --rates needs --price: what a node like that costs an hour")
     if any(n < 1 for n in options.nodes or ()):
         raise ValueError("--nodes are at least 1")
 

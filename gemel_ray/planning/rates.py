@@ -92,12 +92,16 @@ def published(
         "encode (decoding pictures)": cpus * 0.8 * model.images_per_cpu,
         "network": gigabits / 8 * 1000 / megabytes,
     }
-    front = max(1, int(cpus * 0.6 / gpus))
+    front = (cpus - 2 * gpus - 2) // gpus  # two for each engine, and two for reading
+    if front < 1:
+        raise ValueError(f"--cpus-per-node {cpus}: {gpus} GPUs need at least {3 * gpus + 2} CPUs")
+    # What Ray is asked for is not what is used: Ray puts fractions of a GPU together on the first that holds
+    # them, so all of a node's encoders must leave room for an engine there, and no two engines on one.
     segments = (
-        {"stages": ["detect", "encode"], "workers": gpus, "cpus": float(front), "gpus": round(share, 2),
-         "batch": 128},
-        {"stages": ["retrieve", "assemble", "generate"], "workers": gpus, "cpus": 2.0,
-         "gpus": round(1 - share, 2), "batch": 64},
+        {"stages": ["detect", "encode"], "workers": gpus, "cpus": float(front),
+         "gpus": 4 * 100 // (cpus // front) / 1000, "batch": 128},
+        {"stages": ["retrieve", "assemble", "generate"], "workers": gpus, "cpus": 2.0, "gpus": 0.6,
+         "batch": 64},
     )  # fmt: skip
     return Node(stations, kind.price * gpus, gpus, cpus, segments, (
         f"{gpu}: {kind.flops / 1e12:.0f} TFLOP/s (published), of which {model.efficiency:.0%} are reached",
