@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -85,6 +86,36 @@ def test_a_shard_that_ends_too_soon_keeps_what_was_before(tmp_path: Path) -> Non
     assert f"cannot read {path}" in rows[-1]["error"]
 
 
+@pytest.mark.parametrize("blocks", range(2, 42, 2))
+def test_a_whole_shard_ends_well_wherever_its_last_block_falls(tmp_path: Path, blocks: int) -> None:
+    path = shard(tmp_path / "s.tar", *((f"{i:03}.txt", b"A caption.") for i in range(blocks // 2)))
+    assert [r["error"] for r in read(path)] == [None] * (blocks // 2)
+
+
+@pytest.mark.parametrize("name", ["s.tar", "s.tar.gz"])
+def test_no_pair_is_lost_without_a_word(tmp_path: Path, name: str) -> None:
+    members = [m for i in range(30) for m in pair(f"{i:03}")]
+    path = shard(tmp_path / name, *members, mode="w:gz" if name.endswith("gz") else "w")
+    whole = path.read_bytes()
+    for end in range(200, len(whole), len(whole) // 60):
+        path.write_bytes(whole[:end])
+        rows = read(path)
+        assert rows[-1]["error"] or len(rows) == 30, end
+
+
+@pytest.mark.parametrize("name", ["s.tar", "s.tar.gz"])
+def test_a_damaged_member_is_said(tmp_path: Path, name: str) -> None:
+    path = shard(tmp_path / "whole.tar", *(m for i in range(30) for m in pair(f"{i:03}")))
+    data = bytearray(path.read_bytes())
+    at = data.find(b"010.jpg")
+    data[at : at + 512] = b"\xff" * 512
+    damaged = tmp_path / name
+    damaged.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    rows = read(damaged)
+    assert [r["error"] for r in rows[:-1]] == [None] * 9  # of 009 it is not known that it was whole
+    assert "it is damaged" in rows[-1]["error"]
+
+
 def test_a_hostile_shard_reads_no_other_file_and_costs_only_its_rows(tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
@@ -136,6 +167,15 @@ def test_what_img2dataset_writes_as_shards(tmp_path: Path) -> None:
     assert [r["document_id"] for f in found for r in read(f)] == [
         "00000.tar:000000000", "00001.tar:000010000", "00001.tar:000010001",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", ["*", "0000*"])
+def test_a_pattern_passes_over_what_stands_beside_a_shard(tmp_path: Path, pattern: str) -> None:
+    shard(tmp_path / "00000.tar", *pair("000000000"))
+    pq.write_table(pa.table({"key": ["000000000"], "status": ["success"]}), tmp_path / "00000.parquet")
+    (tmp_path / "00000_stats.json").write_text(json.dumps({"successes": 1}))
+    assert files([str(tmp_path / pattern)]) == [str(tmp_path / "00000.tar")]
+    assert files([str(tmp_path / "*.parquet")]) == [str(tmp_path / "00000.parquet")]
 
 
 def test_what_img2dataset_writes_as_parquet(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import fsspec
 
@@ -26,8 +26,9 @@ def tar_rows(address: str) -> Iterator[tuple[int, Any]]:
     """The pairs, numbered from 1, as the fields of their .json with `key`, `caption` and `image`. Raises
     tarfile's errors for a shard that is damaged or ends too soon, after the pairs before that."""
     with fsspec.open(address, "rb") as file:
-        raw: Any = _Watched(file)
-        shard = tarfile.open(fileobj=raw, mode="r|*")  # noqa: SIM115  # a stream of ours: nothing to close
+        source: Any = file
+        # A stream of ours: nothing to close.
+        shard = tarfile.open(fileobj=source, mode="r|*", tarinfo=_Member)  # noqa: SIM115
         number, last, pair = 0, None, dict[str, Any]()
         for member in shard:
             shard.members = []  # type: ignore[attr-defined]  # a stream goes back to none of them
@@ -42,22 +43,24 @@ def tar_rows(address: str) -> Iterator[tuple[int, Any]]:
                 pair = {}
             last = key
             _add(pair, kind.lower(), member, shard)
-        if not address.endswith((".gz", ".tgz")) and any(raw.last):
-            raise tarfile.ReadError("it ends too soon")  # tarfile itself takes a lost header for the end
         if last is not None:
             yield number + 1, _row(last, pair)
 
 
-class _Watched:
-    """A stream that remembers the last 1,024 bytes it gave: of a whole tar file they are zeros."""
+class _Member(tarfile.TarInfo):
+    """Of a stream that must end in a block of zeros: tarfile takes a header that is damaged or missing for
+    the end as well, and what is behind it would be lost without a word."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream, self.last = stream, b""
-
-    def read(self, size: int) -> bytes:
-        data: bytes = self._stream.read(size)
-        self.last = (self.last + data)[-1024:]
-        return data
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.InvalidHeaderError as fault:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"it is damaged: {fault}") from fault
+        except tarfile.HeaderError as fault:
+            raise tarfile.ReadError("it ends too soon") from fault
 
 
 def _add(pair: dict[str, Any], kind: str, member: tarfile.TarInfo, shard: tarfile.TarFile) -> None:

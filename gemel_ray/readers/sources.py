@@ -28,7 +28,8 @@ def files(inputs: Sequence[str]) -> list[str]:
     for address in itertools.chain.from_iterable(map(_spelled_out, inputs)):
         filesystem, path = fsspec.core.url_to_fs(address)
         if not filesystem.exists(path) and has_magic(path) and (matches := sorted(filesystem.glob(path))):
-            found += files([filesystem.unstrip_protocol(p) if "://" in address else p for p in matches])
+            wanted = _documents(matches)
+            found += files([filesystem.unstrip_protocol(p) if "://" in address else p for p in wanted])
         elif filesystem.isdir(path):
             inside = _documents(sorted(p for p in filesystem.find(path) if p.endswith(READ)))
             if not inside:
@@ -65,8 +66,9 @@ def _spelled_out(address: str) -> Iterator[str]:
 
 
 def _documents(inside: Sequence[str]) -> list[str]:
-    """Without what img2dataset writes beside the pairs: counts, the Parquet that repeats a shard's rows,
-    and the files in a folder whose rows are in a Parquet of its name."""
+    """Of what a folder holds or a pattern matches, without what img2dataset writes beside the pairs: counts,
+    the Parquet that repeats a shard's rows, and the files in a folder whose rows are in a Parquet of its
+    name."""
     there = set(inside)
     stems = {p.removesuffix(".parquet") for p in inside if p.endswith(".parquet")}
     return [
@@ -74,7 +76,7 @@ def _documents(inside: Sequence[str]) -> list[str]:
         for p in inside
         if not p.endswith("_stats.json")
         and p.removesuffix(".parquet") + ".tar" not in there
-        and p.rpartition("/")[0] not in stems
+        and not {p, p.rpartition("/")[0]} & stems
     ]
 
 
