@@ -132,6 +132,8 @@ def test_a_url_under_way_is_not_asked_for_again(server: _Server, asking: Fetchin
 @pytest.mark.parametrize(
     ("address", "allowed"),
     [("169.254.169.254", False), ("fe80::1", False), ("::ffff:169.254.169.254", False), ("0.0.0.0", False),
+     ("64:ff9b::a9fe:a9fe", False), ("2002:a9fe:a9fe::1", False), ("fd00:ec2::254", False),
+     ("fd20:ce::254", False), ("100.100.100.200", False), ("168.63.129.16", False),
      ("224.0.0.1", False), ("127.0.0.1", True), ("10.1.2.3", True), ("93.184.216.34", True)],
 )  # fmt: skip
 def test_a_cloud_s_credentials_are_nobody_s_picture(address: str, allowed: bool) -> None:

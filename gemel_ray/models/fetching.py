@@ -2,8 +2,8 @@
 
 A host is asked by a few at a time however many threads there are, and a slow one keeps none waiting but its
 own pictures. Where a server says that it is busy (429, 502, 503, 504), or a connection breaks, it is asked
-again after a pause, as long as it says itself. Addresses of link-local networks, where clouds keep their
-machines' credentials, are never asked. Knows nothing of what is in a picture.
+again after a pause, as long as it says itself. Addresses where clouds keep their machines' credentials are
+never asked. Knows nothing of what is in a picture.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from gemel_ray.models.images import ImageError, ImageLimits, read_http
-from gemel_ray.models.web import Address, Busy, PublicWeb, is_public
+from gemel_ray.models.web import METADATA, Address, Busy, PublicWeb, inner, is_public
 
 _PAUSES = (1.0, 4.0)  # seconds before a busy server is asked again, where it does not say
 _LONGEST = 60.0  # that a server may have us wait
@@ -114,8 +114,8 @@ class Fetching:
 
 def is_somebody(address: Address) -> bool:
     """Any host, of a private network or this machine too, but no cloud's metadata, and no group."""
-    inner = getattr(address, "ipv4_mapped", None) or address
-    return not (inner.is_link_local or inner.is_multicast or inner.is_unspecified)
+    place = inner(address) or address
+    return place not in METADATA and not (place.is_link_local or place.is_multicast or place.is_unspecified)
 
 
 def _host(url: str) -> str:

@@ -27,6 +27,17 @@ Address = IPv4Address | IPv6Address
 REDIRECTS = 5
 _MOVED = (301, 302, 303, 307, 308)
 _NAT64 = ip_network("64:ff9b::/96")
+METADATA = {  # where clouds keep a machine's credentials, beside the link-local 169.254.0.0/16
+    ip_address(place)
+    for place in (
+        "fd00:ec2::254",  # AWS
+        "fd00:ec2::23",  # AWS, of a pod
+        "fd20:ce::254",  # Google Cloud
+        "fd00:c1::a9fe:a9fe",  # Oracle
+        "100.100.100.200",  # Alibaba
+        "168.63.129.16",  # Azure: a public address that only its machines reach
+    )
+}
 _BUSY = (429, 502, 503, 504)
 _OFFERED = {**HEADERS, "Accept": "image/*", "Accept-Encoding": "identity", "Connection": "close"}
 
@@ -49,12 +60,23 @@ def is_public(address: Address) -> bool:
     """Whether it can be reached by everybody: no private, loopback, link-local (cloud metadata), shared,
     reserved or multicast address, nor an IPv6 address that stands for such an IPv4 one."""
     if isinstance(address, IPv6Address):
-        if address in _NAT64:  # how a network of IPv6 alone reaches every IPv4 address
-            return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
-        inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
-        if address.is_site_local or (inner is not None and not is_public(inner)):
+        held = inner(address)
+        if address in _NAT64 and held is not None:
+            return is_public(held)
+        if address.is_site_local or (held is not None and not is_public(held)):
             return False
+    if address in METADATA:
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def inner(address: Address) -> IPv4Address | None:
+    """The IPv4 address that an IPv6 one stands for."""
+    if isinstance(address, IPv4Address):
+        return None
+    if address in _NAT64:  # how a network of IPv6 alone reaches every IPv4 address
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
 
 
 @dataclass(frozen=True)
