@@ -51,9 +51,15 @@ def test_whole_words_in_many_scripts(text: str, forms: list[str], expected: list
 @pytest.mark.parametrize("written", ["NFC", "NFD"])
 @pytest.mark.parametrize("named", ["NFC", "NFD"])
 def test_an_accent_may_be_written_either_way(written: Any, named: Any) -> None:
-    text = unicodedata.normalize(written, "Der Zürcher See bei Zürich, 𝄞 und Málaga.")
-    forms = [unicodedata.normalize(named, form) for form in ("Zürich", "Málaga")]
-    assert found(text, *forms) == [unicodedata.normalize(written, form) for form in ("Zürich", "Málaga")]
+    text = unicodedata.normalize(written, "Der Zürcher See bei Zürich, 𝄞, Málaga, 서울에서.")
+    names = ("Zürich", "Málaga", "서울")
+    forms = [unicodedata.normalize(named, form) for form in names]
+    assert found(text, *forms) == [unicodedata.normalize(written, form) for form in names]
+
+
+def test_an_apostrophe_may_be_written_either_way() -> None:
+    assert found("at O\u2019Hare, O'Hare", "O'Hare") == found("at O\u2019Hare, O'Hare", "O\u2019Hare")
+    assert found("at O\u2019Hare, O'Hare", "O'Hare") == ["O\u2019Hare", "O'Hare"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Names found in texts: whole words, the longest match, one automaton pass however many names there are.
 
-Texts and names are compared in Unicode's composed form (NFC), so that an accent may be written either way;
+Texts and names are compared in Unicode's composed form (NFC), so that an accent or a Korean syllable may be
+written either way, and so may an apostrophe;
 what is found stands in characters of the text as it is.
 """
 
@@ -17,6 +18,7 @@ Span = tuple[int, int]  # characters, end exclusive
 _UNSPACED = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Burmese
+    (0x1100, 0x11FF),  # Korean, syllables in parts
     (0x1780, 0x17FF),  # Khmer
     (0x2E80, 0x9FFF),  # Chinese, Japanese
     (0xAC00, 0xD7AF),  # Korean
@@ -67,7 +69,7 @@ def folded(text: str, any_case: bool) -> tuple[str, list[int] | None]:
     starts = [i for i, c in enumerate(text) if i == 0 or not _continues(c)]
     parts, origin = [], list[int]()
     for start, end in pairwise([*starts, len(text)]):
-        part = unicodedata.normalize("NFC", text[start:end])
+        part = unicodedata.normalize("NFC", text[start:end]).replace("\u2019", "'")
         part = part.casefold() if any_case else part
         parts.append(part)
         origin += [start] * len(part)
@@ -85,9 +87,11 @@ def is_edge(text: str, at: int) -> bool:
 
 
 def _continues(character: str) -> bool:
-    """A mark over, under or behind the character before."""
+    """A mark over, under or behind the character before, or a Korean syllable's vowel or end by itself."""
     return not character.isascii() and (
-        unicodedata.category(character).startswith("M") or character in _JOINING
+        unicodedata.category(character).startswith("M")
+        or character in _JOINING
+        or "\u1160" <= character <= "\u11ff"
     )
 
 
