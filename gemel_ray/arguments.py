@@ -7,11 +7,24 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """Names the nearest right option or verb beside a wrong one."""
+    """Names the nearest right option or verb beside a wrong one. Inputs stand before or after options."""
+
+    _intermixed = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's own, which would refuse `bench speed --json INPUT`."""
+        # argparse calls this again from within, and mixes no verbs, nor what stands behind a --.
+        if self._intermixed or _inner(self) or "--" in (args or ()):
+            return super().parse_known_args(args, namespace)
+        self._intermixed = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixed = False
 
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"unrecognized arguments: (\S+)|invalid choice: '([^']+)'", message)

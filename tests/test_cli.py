@@ -13,7 +13,7 @@ import pytest
 
 from gemel_ray.arguments import parser
 from gemel_ray.cli import _VERBS, main
-from gemel_ray.commands import configured
+from gemel_ray.commands import bench, configured
 from gemel_ray.job import results
 from gemel_ray.records import LINK
 
@@ -74,6 +74,25 @@ def test_wrong_words(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert hint in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "bench speed a b --workspace w --json",
+        "bench speed --workspace w a --json b",
+        "bench --json speed --workspace w a b",
+        "bench --workspace w --json -- speed a b",
+    ],
+)
+def test_inputs_stand_before_and_after_options(words: str) -> None:
+    options = parser({"bench": bench.add}).parse_args(words.split())
+    assert (options.what, options.inputs, options.workspace, options.json) == (
+        "speed",
+        ["a", "b"],
+        Path("w"),
+        True,
+    )
 
 
 def test_the_verbs_are_those_people_rely_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,12 @@ class Detect(Stage):
             raise ValueError(f"detect.by={self.by} needs detect.model: a folder or hub name")
 
     def start(self, workspace: Workspace) -> Work:
-        return _Detecting(self, workspace)
+        if self.stop and not Path(self.stop).is_file():
+            raise ValueError(f"detect.stop: there is no file {self.stop}")
+        made = _Detecting(self, workspace)
+        if self.by != "names":  # a model that cannot be loaded is said before the first document
+            _ = made._tagger
+        return made
 
 
 class _Detecting(Work):
