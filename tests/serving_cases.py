@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from gemel_ray.config import Online
 from gemel_ray.knowledge import bank
-from gemel_ray.models.images import ImageError
+from gemel_ray.models.limits import ImageError
 from gemel_ray.records import LINK
 from gemel_ray.serving.app import Endpoint, create
 from gemel_ray.serving.desk import Desk

@@ -147,6 +147,13 @@ def test_a_model_is_asked_for_by_name() -> None:
         Detect(by="model")
 
 
+def test_what_is_not_there_is_said_before_the_first_document(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"detect\.stop: there is no file .*/words\.txt"):
+        Detect(stop=str(tmp_path / "words.txt")).start(knowing(tmp_path))
+    with pytest.raises(ValueError, match=r"detect\.model .*/tagger cannot be loaded"):
+        Detect(by="both", model=str(tmp_path / "tagger")).start(knowing(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def tagging_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A real BERT for token classification, of two layers and twenty words, whose weights are set by hand:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 
 from gemel_ray.models import fetching
 from gemel_ray.models.fetching import Fetching, Manners, fetched, is_somebody
-from gemel_ray.models.images import ImageError, ImageLimits
+from gemel_ray.models.limits import ImageError, ImageLimits
 
 LIMITS = ImageLimits(bytes=1000, seconds=2.0)
 
@@ -38,18 +40,21 @@ class _Answers(BaseHTTPRequestHandler):
             self.server.times.append((self.path, time.monotonic()))
             self.server.inside += 1
             self.server.most = max(self.server.most, self.server.inside)
-        kind, turn = self.path[1:].partition("-")[0], self.server.seen[self.path]
+        kind, turn = self.path.rpartition("/")[2].partition("-")[0], self.server.seen[self.path]
         time.sleep(0.05)
         with self.server.lock:
             self.server.inside -= 1
         if kind == "breaks" and turn < 3:
             self.close_connection = True  # without a word
             return
-        status = {"busy": 503 if turn < 3 else 200, "wait": 429 if turn < 2 else 200, "gone": 404,
+        status = {"busy": 503 if turn < 3 else 200, "wait": 429 if turn < 2 else 200,
+                  "until": 429 if turn < 2 else 200, "gone": 404,
                   "never": 503}.get(kind, 200)  # fmt: skip
         self.send_response(status)
         if kind == "wait":
             self.send_header("Retry-After", "1")
+        if kind == "until":
+            self.send_header("Retry-After", formatdate(time.time() + 2, usegmt=True))
         self.send_header("Content-Length", "7")
         self.end_headers()
         self.wfile.write(b"picture")
@@ -68,7 +73,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Server]:
 
 @pytest.fixture
 def asking() -> Iterator[Fetching]:
-    made = Fetching(LIMITS, Manners(threads=16, per_host=3))
+    made = Fetching(LIMITS, Manners(threads=16, per_host=3, public=False))
     yield made
     made.close()
 
@@ -79,8 +84,9 @@ def test_a_server_in_trouble_is_asked_again(server: _Server, asking: Fetching, p
     assert server.seen[f"/{path}"] == 3
 
 
-def test_a_server_says_how_long_to_wait(server: _Server, asking: Fetching) -> None:
-    assert fetched(asking.ask(server.url("wait"))) == b"picture"
+@pytest.mark.parametrize("path", ["wait", "until"])
+def test_a_server_says_how_long_to_wait(server: _Server, asking: Fetching, path: str) -> None:
+    assert fetched(asking.ask(server.url(path))) == b"picture"
     first, second = (t for _, t in server.times)
     assert second - first >= 1
 
@@ -105,7 +111,7 @@ def test_a_host_is_asked_by_a_few_at_a_time(server: _Server, asking: Fetching) -
 
 def test_a_slow_host_keeps_no_other_waiting(server: _Server) -> None:
     """More pictures of one host than there are threads, and one of another."""
-    asking = Fetching(LIMITS, Manners(threads=4, per_host=2))
+    asking = Fetching(LIMITS, Manners(threads=4, per_host=2, public=False))
     slow = [asking.ask(server.url(f"a-{i}")) for i in range(30)]
     other = asking.ask(server.url("b").replace("127.0.0.1", "localhost"))
     assert fetched(other) == b"picture"
@@ -114,8 +120,54 @@ def test_a_slow_host_keeps_no_other_waiting(server: _Server) -> None:
     asking.close()
 
 
+@pytest.mark.parametrize("waits", ["busy", "done"])
+def test_no_thread_sits_a_pause_out(server: _Server, monkeypatch: pytest.MonkeyPatch, waits: str) -> None:
+    """Two threads: one host makes two pictures wait, or is left alone for a while after either."""
+    monkeypatch.setattr(fetching, "_PAUSES", (30.0,))
+    asking = Fetching(
+        LIMITS, Manners(threads=2, per_host=2, pause=0.0 if waits == "busy" else 30.0, public=False)
+    )
+    for number in range(2):
+        asking.ask(server.url(f"{'never' if waits == 'busy' else 'a'}-{number}"))
+    while sum(server.seen.values()) < 2:
+        time.sleep(0.01)
+    other = asking.ask(server.url("b").replace("127.0.0.1", "localhost"))
+    assert other.result(timeout=10) == b"picture"
+    asking.close()
+
+
+@pytest.mark.parametrize("path", ["busy", "breaks", "wait"])
+def test_patience_behind_a_proxy(server: _Server, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """The server plays the proxy: it is asked for another host's URL as a whole."""
+    monkeypatch.setenv("http_proxy", server.url(""))
+    monkeypatch.setenv("no_proxy", "")
+    asking = Fetching(LIMITS, Manners())
+    url = f"http://pictures.invalid/{path}"
+    assert fetched(asking.ask(url)) == b"picture"
+    assert server.seen[url] == (2 if path == "wait" else 3)
+    asking.close()
+
+
+@pytest.mark.parametrize(("code", "asked"), [(socket.EAI_AGAIN, 3), (socket.EAI_NONAME, 1)])
+def test_a_resolver_may_answer_another_time(
+    server: _Server, monkeypatch: pytest.MonkeyPatch, code: int, asked: int
+) -> None:
+    questions = []
+
+    def resolve(host: str, *rest: object, **more: object) -> list[Any]:
+        questions.append(host)
+        raise socket.gaierror(code, "no")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    asking = Fetching(LIMITS, Manners())
+    with pytest.raises(ImageError, match="its host is not known"):
+        fetched(asking.ask("http://pictures.invalid/a.jpg"))
+    assert questions == ["pictures.invalid"] * asked
+    asking.close()
+
+
 def test_a_pause_between_pictures_of_a_host(server: _Server) -> None:
-    asking = Fetching(LIMITS, Manners(threads=8, per_host=1, pause=0.3))
+    asking = Fetching(LIMITS, Manners(threads=8, per_host=1, pause=0.3, public=False))
     answers = [asking.ask(server.url(f"a-{i}")) for i in range(3)]
     assert [fetched(a) for a in answers] == [b"picture"] * 3
     times = [t for _, t in server.times]
@@ -140,9 +192,9 @@ def test_a_cloud_s_credentials_are_nobody_s_picture(address: str, allowed: bool)
     assert is_somebody(ip_address(address)) is allowed
 
 
-def test_private_hosts_are_refused_where_so_configured(server: _Server) -> None:
-    asking = Fetching(LIMITS, Manners(public=True))
-    with pytest.raises(ImageError, match="its host is not a public one"):
+def test_private_hosts_are_refused_unless_configured(server: _Server) -> None:
+    asking = Fetching(LIMITS, Manners())
+    with pytest.raises(ImageError, match=r"its host is not a public one \(encode\.public_hosts=false"):
         fetched(asking.ask(server.url("a")))
     assert not server.seen
     asking.close()

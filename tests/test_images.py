@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from gemel_ray.models.images import ImageError, ImageLimits, read_image
+from gemel_ray.models.images import read_image
+from gemel_ray.models.limits import ImageError, ImageLimits
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from gemel_ray.config import Online
-from gemel_ray.models.images import ImageError
+from gemel_ray.models.limits import ImageError
 from gemel_ray.serving import logs
 from gemel_ray.serving.app import Endpoint, create
 from gemel_ray.serving.linker import Gone, Linker, Reply

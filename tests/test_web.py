@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gemel_ray.models.images import ImageError, ImageLimits
+from gemel_ray.models.limits import ImageError, ImageLimits
 from gemel_ray.models.web import Address, PublicWeb, is_public, resolved
 
 LIMITS = ImageLimits(bytes=1000, seconds=1.0)

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from gemel_ray.models.images import FORMATS, LIMITS, ImageError, fetch, read_image
+from gemel_ray.models.images import FORMATS, fetch, read_image
+from gemel_ray.models.limits import LIMITS, ImageError
 from gemel_ray.readers.pictures import spellings
 
 _ENDINGS = {".jpg", ".jpeg", ".tif", ".svg", *(f".{name.lower()}" for name in FORMATS)}

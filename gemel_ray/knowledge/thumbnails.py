@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from PIL import Image
 
-from gemel_ray.models.images import ImageError, read_image
+from gemel_ray.models.images import read_image
+from gemel_ray.models.limits import ImageError
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace

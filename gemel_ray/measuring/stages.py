@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.models.images import ImageError, read_image
+from gemel_ray.models.images import read_image
+from gemel_ray.models.limits import ImageError
 from gemel_ray.stages.encode import Encode
 
 _BATCHES = (16, 32, 64, 128)

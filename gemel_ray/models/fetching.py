@@ -1,15 +1,15 @@
 """Pictures by URL for a job of millions: many hosts at once, each politely, with patience, each URL once.
 
 A host is asked by a few at a time however many threads there are, and a slow one keeps none waiting but its
-own pictures. Where a server says that it is busy (429, 502, 503, 504), or a connection breaks, it is asked
-again after a pause, as long as it says itself. Addresses where clouds keep their machines' credentials are
-never asked. Knows nothing of what is in a picture.
+own pictures. Where a server says that it is busy (429, 502, 503, 504), or the way to it breaks, it is asked
+again after a pause, as long as it says itself; no thread sits the pause out. Addresses where clouds keep
+their machines' credentials are never asked. Knows nothing of what is in a picture.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from gemel_ray.models.images import ImageError, ImageLimits, read_http
-from gemel_ray.models.web import METADATA, Address, Busy, PublicWeb, inner, is_public
+from gemel_ray.models.http import read_http
+from gemel_ray.models.limits import Busy, ImageError, ImageLimits
+from gemel_ray.models.web import METADATA, Address, PublicWeb, inner, is_public
 
 _PAUSES = (1.0, 4.0)  # seconds before a busy server is asked again, where it does not say
+_REFUSAL = "its host is not a public one (encode.public_hosts=false lets private ones be asked)"
 _LONGEST = 60.0  # that a server may have us wait
 
 
@@ -32,7 +34,7 @@ class Manners:
     threads: int = 32
     per_host: int = 4
     pause: float = 0.0
-    public: bool = False
+    public: bool = True
 
 
 @dataclass
@@ -46,11 +48,13 @@ class Fetching:
 
     def __init__(self, limits: ImageLimits, manners: Manners) -> None:
         self._manners = manners
-        web = PublicWeb(limits, allowed=is_public if manners.public else is_somebody)
+        web = PublicWeb(limits, allowed=is_public if manners.public else is_somebody, refusal=_REFUSAL)
         self._fetch: Callable[[str], bytes] = lambda url: (
             read_http(url, limits) if _has_proxy(url) else web.fetch(url)
         )
         self._threads = ThreadPoolExecutor(manners.threads, thread_name_prefix="fetch")
+        self._clock = asyncio.new_event_loop()
+        threading.Thread(target=self._tick, name="fetch clock", daemon=True).start()
         self._lock = threading.Lock()
         self._hosts: dict[str, _Host] = {}
         self._asked: dict[str, Future[bytes]] = {}
@@ -80,35 +84,46 @@ class Fetching:
                 host.under_way += 1
                 urls.append(host.waiting.popleft())
         for url in urls:
-            self._threads.submit(self._done, name, url)
+            self._threads.submit(self._fetched, name, url, _PAUSES)
 
-    def _done(self, name: str, url: str) -> None:
+    def _fetched(self, name: str, url: str, pauses: tuple[float, ...]) -> None:
+        """The URL asked for; of a busy server once more after each of the `pauses`. It keeps its place among
+        the host's few meanwhile."""
         try:
-            outcome: bytes | Exception = self._patiently(url)
+            outcome: bytes | Exception = self._fetch(url)
         except Exception as fault:  # whatever it is, whoever waits for the picture must learn it
             outcome = fault
+        if isinstance(outcome, Busy) and pauses:
+            wait = min(pauses[0] if outcome.wait is None else outcome.wait, _LONGEST)
+            self._later(wait, self._threads.submit, self._fetched, name, url, pauses[1:])
+            return
         with self._lock:
             answer = self._asked.pop(url)
         if isinstance(outcome, bytes):
             answer.set_result(outcome)
         else:
             answer.set_exception(outcome)
-        if self._manners.pause:
-            time.sleep(self._manners.pause)
+        self._later(self._manners.pause, self._left, name)
+
+    def _left(self, name: str) -> None:
+        """A place of the host is free."""
         with self._lock:
             self._hosts[name].under_way -= 1
         self._start(name)
 
-    def _patiently(self, url: str) -> bytes:
-        for pause in _PAUSES:
-            try:
-                return self._fetch(url)
-            except Busy as busy:
-                time.sleep(min(busy.wait if busy.wait is not None else pause, _LONGEST))
-        return self._fetch(url)
+    def _later(self, seconds: float, doing: Callable[..., object], *given: object) -> None:
+        if not seconds:
+            doing(*given)
+            return
+        self._clock.call_soon_threadsafe(self._clock.call_later, seconds, doing, *given)
+
+    def _tick(self) -> None:
+        self._clock.run_forever()
+        self._clock.close()
 
     def close(self) -> None:
         """Ask for nothing more."""
+        self._clock.call_soon_threadsafe(self._clock.stop)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 

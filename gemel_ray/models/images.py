@@ -10,44 +10,19 @@ yet which hosts may be asked: `read_http` follows any http(s) address.
 from __future__ import annotations
 
 import threading
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 from urllib import request
-from urllib.error import HTTPError, URLError
-from urllib.parse import quote
 
 from PIL import Image, UnidentifiedImageError
 
+from gemel_ray.models.http import read_http
+from gemel_ray.models.limits import LIMITS, Filtered, ImageError, ImageLimits, reason, told_of
 from gemel_ray.models.pixels import rgb, upright
 
 # Not the formats that run other programs (EPS) or hide a second size inside (ICO, JPEG 2000).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
-HEADERS = {"User-Agent": "gemel-ray (image reader)"}  # Wikimedia refuses urllib's own
-
-
-class ImageError(ValueError):
-    """An image that cannot be had; the message names it and says why."""
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """What one image may cost: declared pixels, encoded bytes, seconds of fetching over http; and what is
-    too little to be one: pixels of the shorter side, and how often that goes into the longer (0: any)."""
-
-    pixels: int = 64_000_000
-    bytes: int = 32 * 2**20
-    seconds: float = 10.0
-    smallest: int = 0
-    aspect: float = 0.0
-
-
-LIMITS = ImageLimits()
 
 
 def read_image(
@@ -75,29 +50,6 @@ def image_bytes(data: bytes | None, address: str | None, limits: ImageLimits = L
         if len(data) > limits.bytes:
             raise ImageError(f"it is larger than {limits.bytes:,} bytes")
         return data
-
-
-@contextmanager
-def told_of(address: str | None) -> Iterator[None]:
-    """An ImageError from inside names the image."""
-    try:
-        yield
-    except Filtered:
-        raise
-    except ImageError as error:
-        raise ImageError(f"cannot read the image {shown(address)}: {error}") from error.__cause__
-
-
-def shown(address: str | None) -> str:
-    """The address as a message may show it: short, one line, without password or query."""
-    if not address:
-        return "(bytes)"
-    if "://" in address:
-        scheme, _, rest = address.partition("://")
-        host, slash, path = rest.partition("?")[0].partition("/")
-        address = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-    address = "".join(letter if letter.isprintable() else "?" for letter in address)
-    return address if len(address) <= 80 else f"{address[:38]}...{address[-39:]}"
 
 
 def fetch(address: str | None, limits: ImageLimits) -> bytes:
@@ -134,36 +86,6 @@ def read_file(path: Path, limits: ImageLimits) -> bytes:
         raise ImageError(reason(error)) from error
 
 
-def read_http(address: str, limits: ImageLimits) -> bytes:
-    deadline = time.monotonic() + limits.seconds
-    try:
-        asked = request.Request(quote(address, safe="%/:?&=#+~!$,;@()*'[]"), headers=HEADERS)
-        with web().open(asked, timeout=limits.seconds) as answer:
-            received = bytearray()
-            # read1 returns with what has come: a server that drips cannot outlast the deadline.
-            while len(received) <= limits.bytes and (part := answer.read1(2**16)):
-                received += part
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-            return bytes(received[: limits.bytes + 1])
-    except HTTPError as error:
-        error.close()
-        raise ImageError(f"the server answered {error.code}") from error
-    except (OSError, HTTPException, ValueError) as error:
-        raise ImageError(reason(error)) from error
-
-
-def web() -> request.OpenerDirector:
-    """An opener of http and https alone: a redirection leads to no file and no FTP server."""
-    opener = request.OpenerDirector()
-    for part in (
-        request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, request.UnknownHandler,
-        request.HTTPRedirectHandler, request.HTTPDefaultErrorHandler, request.HTTPErrorProcessor,
-    ):  # fmt: skip
-        opener.add_handler(part())
-    return opener
-
-
 def read_remote(address: str, limits: ImageLimits) -> bytes:
     import fsspec
 
@@ -172,16 +94,6 @@ def read_remote(address: str, limits: ImageLimits) -> bytes:
             return bytes(file.read(limits.bytes + 1))
     except Exception as error:  # every store has its own errors
         raise ImageError(reason(error)) from error
-
-
-def reason(error: BaseException) -> str:
-    """What went wrong, as one short line."""
-    if isinstance(error, URLError) and isinstance(error.reason, BaseException):
-        error = error.reason
-    if isinstance(error, TimeoutError):
-        return "it did not arrive in time"
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return " ".join(said.split())[:120] or type(error).__name__
 
 
 def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
@@ -206,10 +118,6 @@ def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
     except Exception as error:  # Pillow meets damage with half of Python's exceptions
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise ImageError("it is cut short" if cut else f"it is damaged ({reason(error)})") from error
-
-
-class Filtered(ImageError):
-    """A whole image that is not wanted; the message begins with "filtered:"."""
 
 
 def _worth_it(size: tuple[int, int], limits: ImageLimits) -> None:

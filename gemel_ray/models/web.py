@@ -2,7 +2,7 @@
 
 Only http and https. A host is resolved once, every address it has must be public, and the connection goes to
 the very address that was checked: a name that changes its mind in between (DNS rebinding) leads nowhere.
-Redirections are checked like first addresses. Time and size are bounded as a whole. images.read_http is
+Redirections are checked like first addresses. Time and size are bounded as a whole. models/http.py is
 the trusting way, through a proxy. Knows nothing of pictures.
 """
 
@@ -21,7 +21,8 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
-from gemel_ray.models.images import HEADERS, LIMITS, ImageError, ImageLimits, reason
+from gemel_ray.models.http import HEADERS, broken, unanswered
+from gemel_ray.models.limits import LIMITS, ImageError, ImageLimits
 
 Address = IPv4Address | IPv6Address
 REDIRECTS = 5
@@ -38,16 +39,7 @@ METADATA = {  # where clouds keep a machine's credentials, beside the link-local
         "168.63.129.16",  # Azure: a public address that only its machines reach
     )
 }
-_BUSY = (429, 502, 503, 504)
 _OFFERED = {**HEADERS, "Accept": "image/*", "Accept-Encoding": "identity", "Connection": "close"}
-
-
-class Busy(ImageError):
-    """A server, or the way to it, that may answer another time: after `wait` seconds, if it says so."""
-
-    def __init__(self, why: str, wait: float | None = None) -> None:
-        super().__init__(why)
-        self.wait = wait
 
 
 def resolved(host: str, port: int) -> list[Address]:
@@ -82,12 +74,14 @@ def inner(address: Address) -> IPv4Address | None:
 @dataclass(frozen=True)
 class PublicWeb:
     """Who may be asked: `hosts` (patterns as *.example.org; none: every public host), found by `resolve`,
-    at addresses that are `allowed`. `limits.seconds` and `limits.bytes` hold for redirections and all."""
+    at addresses that are `allowed`; `refusal` is said of others. `limits.seconds` and `limits.bytes` hold
+    for redirections and all."""
 
     limits: ImageLimits = LIMITS
     hosts: tuple[str, ...] = ()
     resolve: Callable[[str, int], list[Address]] = field(default=resolved)
     allowed: Callable[[Address], bool] = field(default=is_public)
+    refusal: str = "its host is not a public one"
 
     def fetch(self, url: str) -> bytes:
         """The bytes at the URL; one more than the limit says that there are too many. Raises ImageError."""
@@ -101,9 +95,7 @@ class PublicWeb:
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, ImageError):
                 raise
-            late = time.monotonic() >= deadline
-            kind = Busy if isinstance(error, (ConnectionError, HTTPException)) and not late else ImageError
-            raise kind(reason(TimeoutError() if late else error)) from error
+            raise broken(TimeoutError() if time.monotonic() >= deadline else error) from error
         raise ImageError(f"it was redirected more than {REDIRECTS} times")
 
     def _asked(self, url: str, deadline: float) -> bytes | str:
@@ -117,10 +109,8 @@ class PublicWeb:
             answer = connection.getresponse()
             if answer.status in _MOVED and (place := answer.getheader("Location")):
                 return place
-            if answer.status in _BUSY:
-                raise Busy(f"the server answered {answer.status}", _seconds(answer.getheader("Retry-After")))
             if answer.status != 200:
-                raise ImageError(f"the server answered {answer.status}")
+                raise unanswered(answer.status, answer.getheader("Retry-After"))
             return self._read(answer, deadline)
 
     def _place(self, parts: SplitResult) -> tuple[bool, str, int]:
@@ -138,10 +128,10 @@ class PublicWeb:
         """The address to connect to. One that is not allowed among several refuses the host."""
         try:
             addresses = self.resolve(host, port)
-        except (OSError, UnicodeError) as error:
+        except UnicodeError as error:
             raise ImageError("its host is not known") from error
         if not addresses or not all(self.allowed(address) for address in addresses):
-            raise ImageError("its host is not a public one")
+            raise ImageError(self.refusal)
         return addresses[0]
 
     def _read(self, answer: HTTPResponse, deadline: float) -> bytes:
@@ -153,11 +143,6 @@ class PublicWeb:
         if answer.length and len(received) <= self.limits.bytes:
             raise ImageError("it is cut short")
         return bytes(received[: self.limits.bytes + 1])
-
-
-def _seconds(said: str | None) -> float | None:
-    """Of Retry-After; its other form, a date, is not worth a clock that may be wrong."""
-    return float(said) if said and said.isascii() and said.isdigit() else None
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from typing import Any
 from gemel_ray.evaluation.evaluate import Evaluation
 from gemel_ray.evaluation.judged import Judged, pictures, whole_links
 from gemel_ray.knowledge import thumbnails
-from gemel_ray.models.images import ImageError, read_image
+from gemel_ray.models.images import read_image
+from gemel_ray.models.limits import ImageError
 
 Picture = Callable[[str], str | None]  # a demonstration's id to its picture as a data address
 _SIDE = 96

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from gemel_ray.config import Online
-from gemel_ray.models.images import ImageError, shown
+from gemel_ray.models.limits import ImageError, shown
 from gemel_ray.readers import BadRecord
 from gemel_ray.readers.fields import Row, each_once, is_unicode, made, placed, text_of
 from gemel_ray.records import DOCUMENT

@@ -20,7 +20,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.models.fetching import Fetching, Manners, fetched
-from gemel_ray.models.images import ImageError, ImageLimits, image_bytes, is_web, read_image, told_of
+from gemel_ray.models.images import image_bytes, is_web, read_image
+from gemel_ray.models.limits import ImageError, ImageLimits, told_of
 from gemel_ray.models.remembered import Remembered
 from gemel_ray.stage import MACHINE, Stage, Work, answer
 
@@ -63,7 +64,7 @@ class Encode(Stage):
     fetch: int = field(default=32, metadata=MACHINE)
     per_host: int = field(default=4, metadata=MACHINE)
     pause: float = field(default=0.0, metadata=MACHINE)
-    public_hosts: bool = False
+    public_hosts: bool = True
 
     def __post_init__(self) -> None:
         for name in ("batch", "threads", "fetch", "per_host"):

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gemel_ray.models.images import ImageError, read_image
+from gemel_ray.models.images import read_image
+from gemel_ray.models.limits import ImageError
 from gemel_ray.readers import documents
 
 Row = dict[str, Any]

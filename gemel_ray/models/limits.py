@@ -1,0 +1,72 @@
+"""What one image may cost, and how it is said that it cannot be had: in one sentence that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.error import URLError
+
+
+class ImageError(ValueError):
+    """An image that cannot be had; the message names it and says why."""
+
+
+class Busy(ImageError):
+    """Of a server, or the way to it, that may answer another time: after `wait` seconds, if it says so."""
+
+    def __init__(self, why: str, wait: float | None = None) -> None:
+        super().__init__(why)
+        self.wait = wait
+
+
+class Filtered(ImageError):
+    """A whole image that is not wanted; the message begins with "filtered:"."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What one image may cost: declared pixels, encoded bytes, seconds of fetching over http; and what is
+    too little to be one: pixels of the shorter side, and how often that goes into the longer (0: any)."""
+
+    pixels: int = 64_000_000
+    bytes: int = 32 * 2**20
+    seconds: float = 10.0
+    smallest: int = 0
+    aspect: float = 0.0
+
+
+LIMITS = ImageLimits()
+
+
+@contextmanager
+def told_of(address: str | None) -> Iterator[None]:
+    """An ImageError from inside names the image."""
+    try:
+        yield
+    except Filtered:
+        raise
+    except ImageError as error:
+        raise ImageError(f"cannot read the image {shown(address)}: {error}") from error.__cause__
+
+
+def shown(address: str | None) -> str:
+    """The address as a message may show it: short, one line, without password or query."""
+    if not address:
+        return "(bytes)"
+    if "://" in address:
+        scheme, _, rest = address.partition("://")
+        host, slash, path = rest.partition("?")[0].partition("/")
+        address = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    address = "".join(letter if letter.isprintable() else "?" for letter in address)
+    return address if len(address) <= 80 else f"{address[:38]}...{address[-39:]}"
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, as one short line."""
+    if isinstance(error, URLError) and isinstance(error.reason, BaseException):
+        error = error.reason
+    if isinstance(error, TimeoutError):
+        return "it did not arrive in time"
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(said.split())[:120] or type(error).__name__
