@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,27 @@ def test_a_damaged_member_is_said(tmp_path: Path, name: str) -> None:
     rows = read(damaged)
     assert [r["error"] for r in rows[:-1]] == [None] * 9  # of 009 it is not known that it was whole
     assert "it is damaged" in rows[-1]["error"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, b"S"])
+def test_a_header_is_not_believed_to_be_endless(tmp_path: Path, kind: bytes) -> None:
+    """It takes next to nothing compressed."""
+    header = tarfile.TarInfo("long")
+    header.type, header.size = kind, 2**30
+    path = shard(tmp_path / "whole.tar", *pair("a"), *pair("b"))
+    whole = path.read_bytes()
+    at = whole.index(b"b.txt")
+    long = tmp_path / "long.tar.gz"
+    with gzip.open(long, "wb", 1) as file:
+        file.write(whole[:at] + header.tobuf())
+        for _ in range(200):
+            file.write(b"\1" * 2**20)
+    tracemalloc.start()
+    first, last = read(long)
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+    assert first["text"] == "A caption."
+    assert "sparse" in last["error"] if kind == b"S" else "a name of 1,073,741,824 bytes" in last["error"]
 
 
 def test_a_hostile_shard_reads_no_other_file_and_costs_only_its_rows(tmp_path: Path) -> None:

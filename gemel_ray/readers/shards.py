@@ -20,6 +20,14 @@ SHARDS = (".tar", ".tar.gz", ".tgz")
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 _TEXTS = ("txt", "text", "caption")
 _LARGEST = 64 * 2**20  # bytes of a member that is read: what a stream claims is not believed beyond that
+_LONG = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_LONGEST = 2**20  # bytes of a header: a name, or a set of properties
 
 
 def tar_rows(address: str) -> Iterator[tuple[int, Any]]:
@@ -49,7 +57,17 @@ def tar_rows(address: str) -> Iterator[tuple[int, Any]]:
 
 class _Member(tarfile.TarInfo):
     """Of a stream that must end in a block of zeros: tarfile takes a header that is damaged or missing for
-    the end as well, and what is behind it would be lost without a word."""
+    the end as well, and what is behind it would be lost without a word. It also reads a long header as long
+    as it claims to be."""
+
+    @classmethod
+    def frombuf(cls, *header: Any) -> Self:
+        made = super().frombuf(*header)
+        if made.type in _LONG and made.size > _LONGEST:
+            raise tarfile.ReadError(f"it is damaged: a name of {made.size:,} bytes")
+        if made.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("it holds sparse files: write it without tar's --sparse")
+        return made
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
