@@ -97,6 +97,14 @@ def test_random_ones_are_examples(workspace: Workspace, tmp_path: Path) -> None:
     assert shown(workspace, tmp_path, "retrieve.by=random", "retrieve.itself=true") == ["e1/0-5"]
 
 
+def test_a_bank_may_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "kb.jsonl").write_text("\n".join(map(json.dumps, ENTITIES)))
+    config = load(None, {}, ["bank.names=0"])
+    build(config, str(tmp_path / "kb.jsonl"), [], tmp_path / "workspace", print)
+    row = retrieved(Workspace.open(tmp_path / "workspace", config), tmp_path, PARIS)
+    assert (row["demonstrations"], row["similarities"]) == ([], [])
+
+
 def test_a_large_knowledge_base_is_not_shown(tmp_path: Path) -> None:
     assert made(tmp_path, "bank.names=2").bank.table["id"].to_pylist() == ["e1/0-5"]
 

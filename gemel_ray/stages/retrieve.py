@@ -123,6 +123,8 @@ class _Retrieving(Work):
 
     def _near(self, vector: Vectors, rows: Rows, mention: str) -> Vectors:
         rows = np.asarray(rows, np.int64)
+        if not len(rows):  # also of an empty bank, whose vectors have no width
+            return np.zeros(0, np.float32)
         cosines: Vectors = unit(self.bank.mention_vectors[rows]) @ unit(vector)
         return cosines + self._shared(mention, rows)
 
