@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,12 @@ from gemel_ray.linking import linking_graph
 from gemel_ray.serving.building import app
 from gemel_ray.serving.linker import Reply
 from gemel_ray.serving.running import Running
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 @contextmanager

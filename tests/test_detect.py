@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from gemel_ray.cli import main
 from gemel_ray.detecting.linked import Learnt, rarely_linked
 from gemel_ray.detecting.names import Names, longest
 from gemel_ray.detecting.tagger import Tagger
@@ -152,6 +153,16 @@ def test_what_is_not_there_is_said_before_the_first_document(tmp_path: Path) -> 
         Detect(stop=str(tmp_path / "words.txt")).start(knowing(tmp_path))
     with pytest.raises(ValueError, match=r"detect\.model .*/tagger cannot be loaded"):
         Detect(by="both", model=str(tmp_path / "tagger")).start(knowing(tmp_path))
+
+
+def test_a_job_here_is_refused_at_once(
+    workspace_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "Adobe"}')
+    asked = ["link", str(tmp_path / "in.jsonl"), "--workspace", str(workspace_folder)]
+    assert main([*asked, "--output", str(tmp_path / "out"), "--set", "detect.stop=nowhere.txt"]) == 2
+    assert "detect.stop: there is no file nowhere.txt" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,25 @@ def test_a_document_that_was_alone_when_a_worker_died_twice_is_set_aside(
     rows = done(worker(output), file)
     assert len(rows) == 32
     assert errors(rows) == {"in.jsonl-3": "a worker died 2 times with this document alone"}
-    assert not list(results.attempts(output).iterdir())
+    assert not list(results.attempts(output).glob("deadly-*"))
+
+
+@pytest.mark.parametrize("lived", [False, True])
+def test_where_no_worker_has_lived_no_document_is_to_blame(tmp_path: Path, output: Path, lived: bool) -> None:
+    """As with an engine that this machine cannot run: a million rows would be set aside in months."""
+    results.prepare(output)
+    file = lines(tmp_path, ["sleep"] * 3)
+    dead = worker(output).attempts
+    whole = [f"{file}:{i}" for i in range(1, 4)]
+    for begun in (whole, *(whole[i : i + 1] for i in (0, 0, 1, 1, 2, 2))):
+        dead.begin(begun)
+    dead.leave(whole[2:], "EngineDied: no kernel")
+    if lived:
+        dead.lived()
+        assert len(errors(done(worker(output), file))) == 3
+        return
+    with pytest.raises(Stopped, match=r"3 documents killed .*, and none went well: EngineDied: no k"):
+        done(worker(output), file)
 
 
 def test_a_batch_whose_worker_died_once_is_tried_again_and_nobody_is_accused(

@@ -46,22 +46,21 @@ def test_without_a_rush_nothing_is_known(pace: Pace, clock: Clock, took: float, 
     assert pace.wait(1000) == 0
 
 
-def test_a_quiet_night_does_not_lower_it(pace: Pace, clock: Clock) -> None:
-    worked(pace, clock, rate=10, seconds=20, took=8, inside=80)
-    worked(pace, clock, rate=0.1, seconds=3600, took=1, inside=1)
-    assert pace.rate == pytest.approx(10, rel=0.05)
-
-
-def test_more_done_in_less_time_raises_it_at_once(pace: Pace, clock: Clock) -> None:
-    worked(pace, clock, rate=4, seconds=20, took=8, inside=40)
-    worked(pace, clock, rate=20, seconds=6, took=2, inside=40)
-    assert pace.rate == pytest.approx(20, rel=0.05)
-
-
-def test_a_machine_that_grows_slower_is_found_out(pace: Pace, clock: Clock) -> None:
-    worked(pace, clock, rate=20, seconds=20, took=8, inside=100)
-    worked(pace, clock, rate=2, seconds=30, took=20, inside=100)
-    assert pace.rate == pytest.approx(2, rel=0.1)
+@pytest.mark.parametrize(
+    ("before", "after", "rate"),
+    [
+        ((10, 20, 8, 80), (0.1, 3600, 1, 1), 10),
+        ((4, 20, 8, 40), (20, 6, 2, 40), 20),
+        ((20, 20, 8, 100), (2, 30, 20, 100), 2),
+    ],
+    ids=["a quiet night does not lower it", "more done raises it at once", "a slower machine is found out"],
+)
+def test_it_follows_the_work(
+    pace: Pace, clock: Clock, before: tuple[float, ...], after: tuple[float, ...], rate: float
+) -> None:
+    for a_second, seconds, took, inside in (before, after):
+        worked(pace, clock, rate=a_second, seconds=seconds, took=took, inside=int(inside))
+    assert pace.rate == pytest.approx(rate, rel=0.1)
 
 
 def test_a_standstill_is_soon_forgotten(pace: Pace, clock: Clock) -> None:

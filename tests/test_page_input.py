@@ -125,22 +125,25 @@ def test_a_picture_can_be_taken_away_again(page: Page, linker: Watched, tmp_path
     assert linked(page, linker) is None
 
 
+def sent(page: Page, text: str) -> None:
+    """A caption written and given to be linked."""
+    page.click("#text")
+    page.write(text)
+    page.click("#link")
+
+
 def test_a_picture_that_is_too_large_is_refused_in_words(page: Page, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(picture((1400, 1400), noise=True))
     page.drop("#drop", tmp_path / "large.png")
     page.until(f"{CHOSEN} === 1400")
-    page.click("#text")
-    page.write("Adobe is here.")
-    page.click("#link")
+    sent(page, "Adobe is here.")
     page.until("!document.getElementById('fault').hidden")
     assert "the request is larger than 1,048,576 bytes" in page.text("#fault")
 
 
 def test_stop_gives_the_answer_up_and_the_page_goes_on(page: Page, linker: Watched) -> None:
     """Of the page; that the work ends when a client leaves is Ray Serve's part (test_online.py)."""
-    page.click("#text")
-    page.write("Take your time.")
-    page.click("#link")
+    sent(page, "Take your time.")
     assert linker.waiting.wait(10)
     assert page.text("#link") == "Stop"
     page.click("#link")
@@ -155,9 +158,7 @@ def test_a_server_that_has_gone_is_told(browser: Page, tmp_path: Path) -> None:
     with listening(create(endpoint(tmp_path, echoed, Online()))) as address:
         browser.open(address)
         browser.until("document.querySelectorAll('#examples button').length > 0")
-    browser.click("#text")
-    browser.write("Adobe is here.")
-    browser.click("#link")
+    sent(browser, "Adobe is here.")
     browser.until("!document.getElementById('fault').hidden")
     assert "The server cannot be reached. Is it still running?" in browser.text("#fault")
 

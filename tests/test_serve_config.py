@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 
 import pytest
 import yaml
+from live import free_port
 
 from gemel_ray.config import Config
 from gemel_ray.deploying.manifests import cluster, groups, rendered
@@ -48,12 +48,6 @@ class Service:
     cpus: int  # of its workers
     port: int
     stages: list[str]  # names of its segments' deployments
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qdrant_server import Imitation
 
 from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
 from gemel_ray.knowledge.vectors import Hits, Matrix, Vectors, fuse
@@ -41,73 +42,12 @@ def brute(bank: Matrix, query: Matrix, limit: int, without: set[int] | None = No
     return best[~np.isnan(score[best])][:limit].tolist()
 
 
-class FakeServer(BaseHTTPRequestHandler):
-    """Qdrant's HTTP interface, as far as it is used, over qdrant-client's local mode. Fails first."""
-
-    wbufsize = -1  # header and body in one packet
-    local: Any
-    failures: int
-    keys: set[str | None]
-
-    def _serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        type(self).keys.add(self.headers.get("api-key"))
-        if type(self).failures > 0:
-            type(self).failures -= 1
-            return self._reply(503, {"status": {"error": "busy"}})
-        try:
-            result = self._result(json.loads(body or "{}"))
-        except ValueError as error:
-            return self._reply(404, {"status": {"error": str(error)}})
-        self._reply(200, {"result": result, "status": "ok", "time": 0.0})
-
-    def _result(self, body: dict[str, Any]) -> Any:
-        from qdrant_client import models as m
-
-        parts = self.path.partition("?")[0].strip("/").split("/")
-        name, verb, local = parts[1], "/".join([self.command, *parts[2:]]), self.local
-        if verb == "GET/exists":
-            return {"exists": local.collection_exists(name)}
-        if verb == "PUT":
-            vectors = {k: m.VectorParams(**v) for k, v in body["vectors"].items()}
-            return local.create_collection(name, vectors)
-        if verb == "GET":
-            return json.loads(local.get_collection(name).model_dump_json())
-        if verb == "PUT/points":
-            local.upsert(name, [m.PointStruct(**p) for p in body["points"]])
-            return {"operation_id": 0, "status": "completed"}
-        if verb == "POST/points/count":
-            return {"count": local.count(name).count}
-        if verb == "POST/points/query/batch":
-            searches = [m.QueryRequest(**s) for s in body["searches"]]
-            for search in searches:
-                assert isinstance(search.params.exact, bool)
-                search.params = None
-            return [json.loads(a.model_dump_json()) for a in local.query_batch_points(name, searches)]
-        assert verb == "PATCH"
-        return True
-
-    do_GET = do_PUT = do_POST = do_PATCH = _serve
-
-    def _reply(self, status: int, answer: Any) -> None:
-        text = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-        self.wfile.flush()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def server() -> Iterator[tuple[str, type[FakeServer]]]:
+def server() -> Iterator[tuple[str, type[Imitation]]]:
     from qdrant_client import QdrantClient
 
     state = {"local": QdrantClient(":memory:"), "failures": 0, "keys": set()}
-    handler = type("Handler", (FakeServer,), state)
+    handler = type("Handler", (Imitation,), state)
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{http.server_port}", handler
@@ -412,7 +352,7 @@ def test_imitation_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_busy_server_is_asked_again_and_key_is_sent(
-    server: tuple[str, type[FakeServer]], monkeypatch: pytest.MonkeyPatch
+    server: tuple[str, type[Imitation]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QDRANT_API_KEY", "sesame")
     address, handler = server

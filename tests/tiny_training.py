@@ -31,12 +31,13 @@ FEW = [
 ]
 
 
-def tiny_language_model(folder: Path) -> Path:
-    """Two layers of 32, with weights large enough that its answers depend on its prompts."""
+def tiny_language_model(folder: Path, head: int = 8) -> Path:
+    """Two layers of 4 heads, with weights large enough that its answers depend on its prompts. vLLM has no
+    kernel for heads of less than 32."""
     made = LlamaConfig(
         vocab_size=49152,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=4 * head,
+        intermediate_size=8 * head,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

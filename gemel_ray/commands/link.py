@@ -59,6 +59,8 @@ def _run(options: argparse.Namespace) -> int:
     selection = Selection(options.limit, options.sample)
     config = configured(options, read_facts(options.workspace)["settings"])
     Workspace.open(options.workspace, config)  # refuses a mismatch before anything is started
+    if config.offline.address == "local":
+        config.detect.check()
     inputs = files(options.inputs)
     if options.dry_run:
         from gemel_ray.job.preview import preview

@@ -40,6 +40,17 @@ class Attempts:
         file.unlink(missing_ok=True)
         file.with_suffix(".why").unlink(missing_ok=True)
 
+    def lived(self) -> None:
+        """Note that a worker of this run has lived through documents."""
+        (self.folder / f"{self.segment}.lived").touch()
+
+    def set_aside(self) -> int:
+        """Note a document that killed its worker; how many did in a run in which no worker has lived yet."""
+        with (self.folder / f"{self.segment}.aside").open("ab") as file:
+            file.write(b".")
+            number = file.tell()
+        return 0 if (self.folder / f"{self.segment}.lived").exists() else number
+
     def _file(self, sources: Sequence[str]) -> Path:
         digest = hashlib.blake2b("\n".join(sources).encode(), digest_size=12).hexdigest()
         return self.folder / f"{self.segment}-{digest}"

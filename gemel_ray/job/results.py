@@ -143,10 +143,14 @@ def finished(output: Path) -> Keys:
     """Sorted keys of the documents that are there, 8 bytes each. A document that two runs wrote, as when the
     first had only been cut off, is taken out of one of its files; and the row that says what of an input
     could not be had from its storage is taken out, to be asked for again."""
+    found = dict[Path, Keys]()
     for file in files(output):
-        if lost := [source for source, _ in documents(file) if source.endswith(f":{REST}")]:
+        sources = [source for source, _ in documents(file)]
+        if lost := [source for source in sources if source.endswith(f":{REST}")]:
             _drop(file, lost)
-    found = {file: keys([source for source, _ in documents(file)]) for file in files(output)}
+            sources = [source for source in sources if source not in lost]
+        if sources:
+            found[file] = keys(sources)
     if not found:
         return np.empty(0, np.uint64)
     unique, times = np.unique(np.concatenate(list(found.values())), return_counts=True)

@@ -4,7 +4,8 @@ Three things happen to a worker beside its rows' own errors:
 - It runs out of memory at a batch: the batch is halved, down to one document, which then has an error.
 - It dies (a crash in a library, the system's out-of-memory killer), or its engine does, and then it ends
   itself. Ray starts it anew and gives it its batches again. Those it tries in parts, with nothing else under
-  way; the document that kills it twice alone gets an error, and the others go on.
+  way; the document that kills it twice alone gets an error, and the others go on. Where three did, and no
+  worker of the run has lived through any, it is no fault of the documents: that ends the job.
 - It fails: a fault of a stage, or of what all stages need. That is raised, and ends the job.
 """
 
@@ -24,10 +25,12 @@ import pyarrow as pa
 from gemel_ray.graph import Graph, Segment
 from gemel_ray.job import results
 from gemel_ray.job.attempts import Attempts
+from gemel_ray.job.stopped import Stopped
 from gemel_ray.stage import ERROR
 
 _PARTS = 8  # of a batch that a worker has died of
 _DEATHS = 2  # of a worker that had the document alone
+_HOPELESS = 3  # documents set aside, when none has gone well
 _FULL = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -40,6 +43,7 @@ class Worker:
     output: Path | None = None
     run: str | None = None
     under_way: int = 0
+    lived: bool = False
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -52,6 +56,7 @@ class Worker:
         if deaths == 0:
             async with self._together():
                 rows = await self._computed(batch)
+            self._well()
         else:
             async with self._alone():
                 rows = pa.concat_tables([await self._tried(part) for part in _parts(batch)])
@@ -69,9 +74,14 @@ class Worker:
         elif deaths >= _DEATHS:
             why = self.attempts.left(sources)
             died = f"a worker died {deaths} times with this document alone"
+            if (number := self.attempts.set_aside()) >= _HOPELESS:
+                raise Stopped(
+                    f"{number} documents killed their workers, and none went well{why and ': '}{why}"
+                )
             rows = await self._set_aside(batch, f"{died}: {why}" if why else died)
         else:
             rows = await self._computed(batch)
+            self._well()
         self.attempts.end(sources)
         return rows
 
@@ -95,6 +105,11 @@ class Worker:
             batch = batch.drop_columns([ERROR.name])
         errors = pa.array([reason] * len(batch), ERROR.type)
         return await self.segment.run(batch.append_column(ERROR, errors))
+
+    def _well(self) -> None:
+        if not self.lived:
+            self.attempts.lived()
+            self.lived = True
 
     def _live(self, sources: Sequence[str]) -> None:
         """End the process where a stage can work no more, as one whose engine has died: a new one can."""

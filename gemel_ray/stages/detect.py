@@ -47,9 +47,13 @@ class Detect(Stage):
         if self.by != "names" and not self.model:
             raise ValueError(f"detect.by={self.by} needs detect.model: a folder or hub name")
 
-    def start(self, workspace: Workspace) -> Work:
+    def check(self) -> None:
+        """Raise ValueError where the file of stopped names is not on this machine."""
         if self.stop and not Path(self.stop).is_file():
             raise ValueError(f"detect.stop: there is no file {self.stop}")
+
+    def start(self, workspace: Workspace) -> Work:
+        self.check()
         made = _Detecting(self, workspace)
         if self.by != "names":  # a model that cannot be loaded is said before the first document
             _ = made._tagger

@@ -1,0 +1,88 @@
+"""The real graph with a real engine in a job whose parts are taken away: its worker, engine and all, and the
+Qdrant server. The rows are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from live import free_port
+from test_job_killed import first_links, processes, rows_of
+from tiny_training import tiny_language_model
+
+from gemel_ray.config import load
+from gemel_ray.knowledge.build import build
+from gemel_ray.starter.demo import DATA
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+SERVER = Path(__file__).with_name("qdrant_server.py")
+ROWS = 1500
+
+
+@contextlib.contextmanager
+def serving(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The vectors' server, until it answers, and killed in the end."""
+    server = subprocess.Popen([sys.executable, str(SERVER), str(port), str(folder)])
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"http://127.0.0.1:{port}/collections/bank/exists")
+                break
+            time.sleep(0.1)
+        yield server
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_worker_and_the_vectors_server_are_taken_away(tmp_path: Path) -> None:
+    port, vectors = free_port(), tmp_path / "qdrant"
+    workspace, output, file = tmp_path / "workspace", tmp_path / "out", tmp_path / "in.jsonl"
+    pairs = zip(range(ROWS), pq.read_table(DATA / "test.parquet")["text"].to_pylist() * ROWS, strict=False)
+    file.write_text("\n".join(json.dumps({"id": f"d{i}", "text": f"{i}. {text}"}) for i, text in pairs))
+
+    def linking(to: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "gemel_ray.cli", "link", str(file), "--workspace", str(workspace)]
+        return subprocess.Popen(
+            [*command, "--output", str(to)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    with serving(port, vectors) as server:
+        lm = tiny_language_model(tmp_path / "lm", head=32)
+        config = load(None, {}, [f"models.language={lm}", f"vectors.address=http://127.0.0.1:{port}/bank"])
+        build(config, str(DATA / "entities.jsonl"), [str(DATA / "train.parquet")], workspace, print)
+        undisturbed = linking(tmp_path / "undisturbed")
+        _, said = undisturbed.communicate(timeout=300)
+        assert undisturbed.returncode == 0, said.decode()[-2000:]
+
+        disturbed = linking(output)
+        first_links(output, disturbed)
+        workers = processes(disturbed.pid, "ray::")
+        assert workers
+        for worker in workers:
+            with contextlib.suppress(psutil.Error):
+                worker.kill()
+        before = len(rows_of(output))
+        while len(rows_of(output)) == before:  # another worker, with an engine of its own, has taken over
+            assert disturbed.poll() is None
+            time.sleep(0.2)
+        server.kill()
+        _, said = disturbed.communicate(timeout=300)
+        assert disturbed.returncode
+        assert f"no Qdrant server answers at http://127.0.0.1:{port}/bank" in said.decode()
+        assert "Traceback" not in said.decode()
+    with serving(port, vectors):
+        again = linking(output)
+        _, said = again.communicate(timeout=300)
+        assert again.returncode == 0, said.decode()[-2000:]
+    assert rows_of(output) == rows_of(tmp_path / "undisturbed")
