@@ -101,7 +101,7 @@ def _speed(options: argparse.Namespace, settings: Any, workspace: Path, inputs: 
 def _trees(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:
     from gemel_ray.measuring.trees import trees
 
-    return trees(settings, workspace, inputs, options.output, options.names, 96, say)
+    return trees(settings, workspace, inputs, options.output, options.names, 480, say)
 
 
 def _scale(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:

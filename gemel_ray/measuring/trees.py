@@ -7,6 +7,7 @@ without demonstrations, so that their prompts are equal.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import subprocess
@@ -127,8 +128,7 @@ def mapped(folder: Path, config: Config, inputs: Sequence[str], mentions: int) -
 
 
 def decoded(folder: Path, config: Config, inputs: Sequence[str], mentions: int) -> dict[str, Any]:
-    """Generate on the same mentions, five times; the first warms up, and leaves the prompts in the cache."""
-    import asyncio
+    """Generate on the same mentions, four times; the first warms up, and leaves the prompts in the cache."""
     import statistics
 
     from gemel_ray.graph import Segment
@@ -142,13 +142,11 @@ def decoded(folder: Path, config: Config, inputs: Sequence[str], mentions: int) 
     work: Any = config.generate.start(workspace)
     segment = Segment(graph, ((4, work),))
     tokens, rates = [], []
-    for number in range(6):
-        before, began = work.usage.decoded, time.perf_counter()
-        asyncio.run(segment.run(table))
-        seconds = time.perf_counter() - began
+    for number in range(4):
+        moments = asyncio.run(_watched(segment, table, work))
         if number:
-            tokens.append(1000 * seconds / (work.usage.decoded - before))
-            rates.append(len(table) / seconds)
+            tokens.append(_steady(moments))
+            rates.append(len(table) / (moments[-1][0] - moments[0][0]))
     usage = work.usage
     work.close()
     return {
@@ -157,6 +155,25 @@ def decoded(folder: Path, config: Config, inputs: Sequence[str], mentions: int) 
         "decoded_per_mention": round(usage.decoded / work.mentions, 2),
         "requests_per_mention": round(usage.requests / work.mentions, 2),
     }
+
+
+async def _watched(segment: Any, table: Any, work: Any) -> list[tuple[float, int]]:
+    """Of a run: seconds, and the tokens decoded until then."""
+    run, moments = asyncio.ensure_future(segment.run(table)), []
+    while not run.done():
+        moments.append((time.perf_counter(), work.usage.decoded))
+        await asyncio.wait([run], timeout=0.05)
+    await run
+    return [*moments, (time.perf_counter(), work.usage.decoded)]
+
+
+def _steady(moments: Sequence[tuple[float, int]]) -> float:
+    """Milliseconds a token while the engine is full: between a quarter of the tokens and three quarters.
+    Before and behind that a step has fewer rows, and more of them the more names there are."""
+    first, last = moments[0][1], moments[-1][1]
+    at = [next(m for m in moments if m[1] - first >= share * (last - first)) for share in (0.25, 0.75)]
+    (began, before), (ended, then) = at
+    return 1000 * (ended - began) / (then - before)
 
 
 if __name__ == "__main__":
