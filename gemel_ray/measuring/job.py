@@ -25,7 +25,7 @@ def timed(
     def report(progress: Progress) -> None:
         told.append((time.perf_counter() - began, sum(progress.statuses.values())))
 
-    with peaks() as memory:
+    with peaks() as memory, peaks(own=True) as own:
         manifest = link(config, workspace, inputs, output, report)
     # The first batches come together, being under way together: the pace is that of those behind them.
     together = max(s.overlap for s in config.offline.segments)
@@ -36,5 +36,6 @@ def timed(
         "mentions_per_second": round(sum(n for _, n in pace) / (told[-1][0] - begin), 3) if pace else None,
         "seconds": manifest["seconds"],
         "peak_mib": dict(memory),
+        "own_peak_mib": dict(own),  # without the object store's pages, which every process maps
     }
     return found, manifest

@@ -30,12 +30,11 @@ def machine() -> dict[str, Any]:
 
 
 @contextmanager
-def peaks() -> Iterator[dict[str, float]]:
-    """Resident MiB, at most while inside, of this process and of each kind of process it started; filled
-    in as they are seen."""
+def peaks(own: bool = False) -> Iterator[dict[str, float]]:
+    """What `memory` says at most while inside; filled in as processes are seen."""
     found: dict[str, float] = {}
     end = threading.Event()
-    looking = threading.Thread(target=_look, args=(found, end), daemon=True)
+    looking = threading.Thread(target=_look, args=(found, own, end), daemon=True)
     looking.start()
     try:
         yield found
@@ -44,9 +43,9 @@ def peaks() -> Iterator[dict[str, float]]:
         looking.join()
 
 
-def _look(found: dict[str, float], end: threading.Event) -> None:
+def _look(found: dict[str, float], own: bool, end: threading.Event) -> None:
     while not end.wait(_EVERY):
-        for name, size in memory().items():
+        for name, size in memory(own).items():
             found[name] = max(found.get(name, 0.0), size)
 
 
