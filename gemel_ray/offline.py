@@ -34,7 +34,7 @@ from gemel_ray.job.manifest import write_manifest
 from gemel_ray.job.metrics import Metrics
 from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Selection, Share
-from gemel_ray.job.stopping import TooManyErrors, plainly
+from gemel_ray.job.stopping import TooManyErrors, note, plainly
 from gemel_ray.job.worker import Worker, traced
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace
@@ -86,13 +86,8 @@ def connect(address: str, cpus: float) -> Any:
     import ray
 
     cores = max(os.cpu_count() or 1, int(np.ceil(cpus)))
-    local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False}
-    return ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **(local if address == "local" else {}),
-    )
+    ours: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False} if address == "local" else {}
+    return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
 
 
 def threads(asked: int, cpus: float, processes: int, address: str) -> int:
@@ -114,8 +109,8 @@ def running(config: Config) -> Iterator[Metrics]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = int(config.offline.stall_minutes * 60)
-    for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # Ray gives them levels of their own on import
+    for name in ("", "._internal.execution.streaming_executor", ".exceptions"):
+        logging.getLogger(f"ray.data{name}").setLevel(logging.CRITICAL)  # we say ourselves what went wrong
     try:
         yield Metrics(Gauge)
     finally:
@@ -152,12 +147,8 @@ def dataset(opening: Opening, shares: Sequence[Share], done: results.Keys, filte
     config = opening.config
     common = ray.put((done, filters))
     data = ray.data.from_items([{"share": s} for s in shares], override_num_blocks=max(1, len(shares)))
-    data = data.map_batches(
-        _read,
-        batch_size=1,
-        fn_kwargs={"common": common},
-        num_cpus=0.5,
-    ).repartition(target_num_rows_per_block=_BLOCK)
+    data = data.map_batches(_read, batch_size=1, fn_kwargs={"common": common}, num_cpus=0.5)
+    data = data.repartition(target_num_rows_per_block=_BLOCK)
     whole = True  # a row is a document
     for options in config.offline.segments:
         calls = max(2, options.overlap)
@@ -224,17 +215,28 @@ def _repeated(addresses: Sequence[str], asked: Input) -> Iterator[results.Keys]:
 
 
 class _Actor:
-    """A worker in a Ray actor. Of the last segment, it returns only what it counted."""
+    """A worker in a Ray actor. Of the last segment, it returns only what it counted. That it cannot start is
+    said at its first batch: Ray Data takes an actor that fails before that for a fault of Ray's."""
 
     def __init__(self, opening: Opening, stages: Sequence[str]) -> None:
-        self.worker = opening.worker(stages)
         import ray
 
+        self.fault: Exception | None = None
+        try:
+            self.worker = opening.worker(stages)
+        except Exception as fault:
+            self.fault = fault
         self.folder, self.node = results.workers(opening.output), ray.get_runtime_context().get_node_id()
         self.name = f"{'+'.join(stages)}-{os.getpid()}-{time.time_ns()}"
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
-        rows = await self.worker(batch)
+        try:
+            if self.fault:
+                raise self.fault
+            rows = await self.worker(batch)
+        except Exception as fault:
+            note(self.folder, fault)
+            raise
         record.told(self.folder, self.name, self.node, self.worker.segment.measures())
         if self.worker.output is None:
             yield rows

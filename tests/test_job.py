@@ -28,7 +28,7 @@ from gemel_ray.job.reasons import kind
 from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Selection
 from gemel_ray.job.stopped import Stopped
-from gemel_ray.job.stopping import TooManyErrors, plainly
+from gemel_ray.job.stopping import TooManyErrors, note, plainly
 from gemel_ray.job.worker import Worker, traced
 from gemel_ray.readers import documents
 from gemel_ray.records import DOCUMENT, LINK
@@ -388,13 +388,20 @@ def test_too_many_errors_stop_a_job_and_say_which(output: Path) -> None:
     assert said["why"].startswith("80 of 200")
 
 
-def test_a_fault_that_ray_wraps_is_said_in_its_own_words(output: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (OSError("the disk is full"), r"^the disk is full\nWhere it came from: .*traceback\.txt$"),
+        (KeyError("x"), r"^KeyError: 'x'\nWhere it came from: .*traceback\.txt$"),
+    ],
+)
+def test_a_worker_s_fault_is_said_in_its_own_words(output: Path, fault: Exception, words: str) -> None:
     results.prepare(output)
-    with pytest.raises(Stopped, match=r"^the disk is full$"), plainly(Record(output, 0, 0)):
-        try:
-            raise OSError("the disk is full")
-        except OSError as inner:
-            raise RuntimeError("a page of traceback") from inner
+    note(results.workers(output), fault)
+    with pytest.raises(Stopped, match=words), plainly(Record(output, 0, 0)):
+        raise RuntimeError("a page of Ray's")
+    assert type(fault).__name__ in (output / "traceback.txt").read_text()
+    assert json.loads((output / "progress.json").read_text())["why"] == f"{type(fault).__name__}: {fault}"
 
 
 # The report

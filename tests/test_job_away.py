@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -47,23 +49,26 @@ def serving(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_worker_and_the_vectors_server_are_taken_away(tmp_path: Path) -> None:
     port, vectors = free_port(), tmp_path / "qdrant"
+    at = f"http://127.0.0.1:{port}/bank"
     workspace, output, file = tmp_path / "workspace", tmp_path / "out", tmp_path / "in.jsonl"
     pairs = zip(range(ROWS), pq.read_table(DATA / "test.parquet")["text"].to_pylist() * ROWS, strict=False)
     file.write_text("\n".join(json.dumps({"id": f"d{i}", "text": f"{i}. {text}"}) for i, text in pairs))
 
     def linking(to: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "gemel_ray.cli", "link", str(file), "--workspace", str(workspace)]
-        return subprocess.Popen(
-            [*command, "--output", str(to)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        command += ["--set", f"vectors.address={at}"]
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+        return subprocess.Popen([*command, "--output", str(to)], **pipes, env=environment)
 
     with serving(port, vectors) as server:
         lm = tiny_language_model(tmp_path / "lm", head=32)
-        config = load(None, {}, [f"models.language={lm}", f"vectors.address=http://127.0.0.1:{port}/bank"])
+        config = load(None, {}, [f"models.language={lm}", f"vectors.address={at}"])
         build(config, str(DATA / "entities.jsonl"), [str(DATA / "train.parquet")], workspace, print)
         undisturbed = linking(tmp_path / "undisturbed")
         _, said = undisturbed.communicate(timeout=300)
         assert undisturbed.returncode == 0, said.decode()[-2000:]
+        assert not (tmp_path / "compiled").exists()  # no kernel was: a CPU's start-up would wait for it
 
         disturbed = linking(output)
         first_links(output, disturbed)
@@ -79,7 +84,7 @@ def test_a_worker_and_the_vectors_server_are_taken_away(tmp_path: Path) -> None:
         server.kill()
         _, said = disturbed.communicate(timeout=300)
         assert disturbed.returncode
-        assert f"no Qdrant server answers at http://127.0.0.1:{port}/bank" in said.decode()
+        assert f"no Qdrant server answers at {at}" in said.decode()
         assert "Traceback" not in said.decode()
     with serving(port, vectors):
         again = linking(output)

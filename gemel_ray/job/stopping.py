@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from traceback import format_exception
 
 from gemel_ray.job.filters import FILTERED
 from gemel_ray.job.record import Record
+from gemel_ray.job.results import workers
 from gemel_ray.job.stopped import Stopped
 
+_FAULT = ".fault"
+_PLAIN = (ValueError, OSError, RuntimeError)  # whose words say what to do
 _ENOUGH = 200  # rows, before their share of errors says anything
 
 
@@ -27,10 +33,19 @@ class TooManyErrors(Stopped):
         )
 
 
+def note(folder: Path, fault: Exception) -> None:
+    """Of a worker, in the folder where they tell what they measure: what ends it, and with it the job. Of an
+    exception with causes Ray brings no more than a text, and Ray Data puts its own words before it."""
+    name, words = type(fault).__name__, str(fault)
+    plain = words if words and isinstance(fault, _PLAIN) else f"{name}: {words}"
+    told = {"why": f"{name}: {words}", "plain": plain, "trace": "".join(format_exception(fault))}
+    (folder / _FAULT).write_text(json.dumps(told))
+
+
 @contextmanager
 def plainly(told: Record) -> Iterator[None]:
-    """What ends the job inside is noted in its record; a worker's own fault, which Ray wraps in its own, is
-    raised as Stopped, with its words."""
+    """What ends the job inside is noted in its record. A fault is raised as Stopped, with the words of the
+    worker that met it, if one did; where it came from is written to DIR/traceback.txt."""
     try:
         yield
     except Stopped as reason:
@@ -40,18 +55,11 @@ def plainly(told: Record) -> Iterator[None]:
         told.write("stopped", "interrupted")
         raise
     except Exception as fault:
-        inner = _innermost(fault)
-        told.write("stopped", f"{type(inner).__name__}: {inner}")
-        raise Stopped(str(inner)) from fault
-
-
-def _innermost(fault: BaseException) -> BaseException:
-    """What was raised in the worker: Ray's errors carry it as `cause`, Ray Data's as Python's cause."""
-    seen = set[int]()
-    while id(fault) not in seen:
-        seen.add(id(fault))
-        inner = getattr(fault, "cause", None) or fault.__cause__
-        if not isinstance(inner, BaseException):
-            break
-        fault = inner
-    return fault
+        noted = workers(told.output) / _FAULT
+        if not noted.exists():
+            note(noted.parent, fault)
+        said = json.loads(noted.read_text())
+        told.write("stopped", said["why"])
+        trace = told.output / "traceback.txt"
+        trace.write_text(said["trace"])
+        raise Stopped(f"{said['plain']}\nWhere it came from: {trace}") from fault
