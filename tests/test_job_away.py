@@ -68,7 +68,9 @@ def test_a_worker_and_the_vectors_server_are_taken_away(tmp_path: Path) -> None:
         undisturbed = linking(tmp_path / "undisturbed")
         _, said = undisturbed.communicate(timeout=300)
         assert undisturbed.returncode == 0, said.decode()[-2000:]
-        assert not list((tmp_path / "compiled").iterdir())  # no kernel was: a CPU's start-up would wait for it
+        assert not list(
+            (tmp_path / "compiled").iterdir()
+        )  # no kernel was: a CPU's start-up would wait for it
 
         disturbed = linking(output)
         first_links(output, disturbed)
