@@ -68,7 +68,7 @@ def link(
     done = results.finished(output)
     told = Record(output, max(0, selection.total(addresses) - len(done)), len(done))
     opening = Opening(config, workspace.resolve(), knowledge, output.resolve(), run)
-    with plainly(told), running(config) as told.metrics:
+    with plainly(told, run), running(config) as told.metrics:
         filters = Filters(config.input, *_repeated(addresses, config.input))
         for counts in counted(dataset(opening, selection.of(addresses), done, filters)):
             told.add(counts)
@@ -221,7 +221,7 @@ class _Actor:
     def __init__(self, opening: Opening, stages: Sequence[str]) -> None:
         import ray
 
-        self.fault: Exception | None = None
+        self.opening, self.fault = opening, None
         try:
             self.worker = opening.worker(stages)
         except Exception as fault:
@@ -235,7 +235,7 @@ class _Actor:
                 raise self.fault
             rows = await self.worker(batch)
         except Exception as fault:
-            note(self.folder, fault)
+            note(self.opening.output, self.opening.run, fault)
             raise
         record.told(self.folder, self.name, self.node, self.worker.segment.measures())
         if self.worker.output is None:

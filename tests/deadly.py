@@ -23,7 +23,9 @@ from gemel_ray.graph import Graph
 from gemel_ray.job import results
 from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.filters import Filters
+from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Selection
+from gemel_ray.job.stopping import plainly
 from gemel_ray.job.worker import Worker, traced
 from gemel_ray.records import DOCUMENT, LINK
 from gemel_ray.stage import Stage, Work, answer
@@ -37,6 +39,8 @@ class Deadly(Stage):
     writes: ClassVar = pa.schema(_ANSWER)
 
     def start(self, workspace: Any) -> Work:
+        if "UNSTARTED" in os.environ:
+            raise ValueError("there is no such model")
         return _Dying(self)
 
 
@@ -86,7 +90,7 @@ def main(address: str, output: Path) -> None:
     config = replace(Config(), offline=ours)
     run = results.prepare(output)
     opening: Any = Opening(config, output, run)
-    with offline.running(config):
+    with plainly(Record(output, 0, 0), run), offline.running(config):
         data = offline.dataset(
             opening, Selection().of([address]), results.finished(output), Filters(config.input)
         )

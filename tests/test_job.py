@@ -380,7 +380,7 @@ def test_too_many_errors_stop_a_job_and_say_which(output: Path) -> None:
     TooManyErrors.unless(told, 0.4)
     with (
         pytest.raises(TooManyErrors, match=r"80 of 200 rows are errors \(40.0%\).* 80 of them: no ..."),
-        plainly(told),
+        plainly(told, "run"),
     ):
         TooManyErrors.unless(told, 0.3)
     said = json.loads((output / "progress.json").read_text())
@@ -397,8 +397,8 @@ def test_too_many_errors_stop_a_job_and_say_which(output: Path) -> None:
 )
 def test_a_worker_s_fault_is_said_in_its_own_words(output: Path, fault: Exception, words: str) -> None:
     results.prepare(output)
-    note(results.workers(output), fault)
-    with pytest.raises(Stopped, match=words), plainly(Record(output, 0, 0)):
+    note(output, "run", fault)
+    with pytest.raises(Stopped, match=words), plainly(Record(output, 0, 0), "run"):
         raise RuntimeError("a page of Ray's")
     assert type(fault).__name__ in (output / "traceback.txt").read_text()
     assert json.loads((output / "progress.json").read_text())["why"] == f"{type(fault).__name__}: {fault}"

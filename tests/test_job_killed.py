@@ -39,9 +39,12 @@ def written(folder: Path, texts: dict[int, str] | None = None, rows: int = ROWS)
     return file
 
 
-def started(file: Path, output: Path) -> subprocess.Popen[bytes]:
+def started(file: Path, output: Path, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [*COMMAND, str(file), str(output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+        [*COMMAND, str(file), str(output)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT | environment,
     )
 
 
@@ -141,11 +144,28 @@ def test_rows_that_kill_their_worker_are_set_aside(tmp_path: Path) -> None:
     }
 
 
-def test_a_fault_of_a_stage_ends_the_job(tmp_path: Path) -> None:
-    process = started(written(tmp_path, {50: "fails"}, 100), tmp_path / "out")
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, "Stopped: KeyError: 'a fault of the stage'"),
+        ({"UNSTARTED": "1"}, "Stopped: there is no such model"),
+    ],
+)
+def test_a_fault_of_a_stage_ends_the_job(tmp_path: Path, environment: dict[str, str], says: str) -> None:
+    process = started(written(tmp_path, {50: "fails"}, 100), tmp_path / "out", **environment)
     _, said = process.communicate(timeout=180)
     assert process.returncode
-    assert b"a fault of the stage" in said
+    assert f"{says}\nWhere it came from: {tmp_path}/out/traceback.txt" in said.decode()
+    assert "deadly.py" in (tmp_path / "out" / "traceback.txt").read_text()
+
+
+def test_where_every_worker_dies_the_job_ends(tmp_path: Path) -> None:
+    """Without it, each document in turn would cost two workers."""
+    process = started(written(tmp_path, dict.fromkeys(range(40), "breaks"), 40), tmp_path / "out")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode
+    assert "3 documents killed their workers, and none went well: RuntimeError: the engine" in said.decode()
+    assert not results.files(tmp_path / "out")
 
 
 def test_prometheus_finds_the_record_on_rays_metrics_port() -> None:

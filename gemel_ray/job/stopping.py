@@ -13,7 +13,6 @@ from gemel_ray.job.record import Record
 from gemel_ray.job.results import workers
 from gemel_ray.job.stopped import Stopped
 
-_FAULT = ".fault"
 _PLAIN = (ValueError, OSError, RuntimeError)  # whose words say what to do
 _ENOUGH = 200  # rows, before their share of errors says anything
 
@@ -33,17 +32,21 @@ class TooManyErrors(Stopped):
         )
 
 
-def note(folder: Path, fault: Exception) -> None:
-    """Of a worker, in the folder where they tell what they measure: what ends it, and with it the job. Of an
-    exception with causes Ray brings no more than a text, and Ray Data puts its own words before it."""
+def note(output: Path, run: str, fault: Exception) -> None:
+    """Of a run's worker: what ends it, and with it the job. Of an exception with causes Ray brings no more
+    than a text, and Ray Data puts its own words before it."""
     name, words = type(fault).__name__, str(fault)
     plain = words if words and isinstance(fault, _PLAIN) else f"{name}: {words}"
     told = {"why": f"{name}: {words}", "plain": plain, "trace": "".join(format_exception(fault))}
-    (folder / _FAULT).write_text(json.dumps(told))
+    _noted(output, run).write_text(json.dumps(told))
+
+
+def _noted(output: Path, run: str) -> Path:
+    return workers(output) / f".fault-{run}"
 
 
 @contextmanager
-def plainly(told: Record) -> Iterator[None]:
+def plainly(told: Record, run: str) -> Iterator[None]:
     """What ends the job inside is noted in its record. A fault is raised as Stopped, with the words of the
     worker that met it, if one did; where it came from is written to DIR/traceback.txt."""
     try:
@@ -55,9 +58,9 @@ def plainly(told: Record) -> Iterator[None]:
         told.write("stopped", "interrupted")
         raise
     except Exception as fault:
-        noted = workers(told.output) / _FAULT
+        noted = _noted(told.output, run)
         if not noted.exists():
-            note(noted.parent, fault)
+            note(told.output, run, fault)
         said = json.loads(noted.read_text())
         told.write("stopped", said["why"])
         trace = told.output / "traceback.txt"
