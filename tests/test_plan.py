@@ -108,9 +108,32 @@ def test_the_bottleneck_moves() -> None:
     assert usual(megabytes=50.0).bottleneck == "network"
 
 
-def test_a_model_that_no_gpu_holds_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"13\.0 billion parameters take 24 GiB, and an l4 has 24"):
-        usual(gpu="l4", model=Model(parameters=13e9))
+def test_a_model_that_no_node_holds_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"13\.0 billion parameters take 24 GiB, and an l4 has 24.* more of"):
+        usual(gpu="l4", gpus=1, model=Model(parameters=13e9))
+    with pytest.raises(ValueError, match="an engine of 2 GPUs leaves none for CLIP in a node of 2"):
+        usual(gpu="l4", gpus=2, model=Model(parameters=13e9))
+
+
+def test_an_engine_of_several_gpus_leaves_some_for_clip() -> None:
+    """24 GiB on L4s of 24: two for an engine, worth 1.6, so three on eight; one for CLIP is plenty."""
+    node = usual(gpu="l4", gpus=8, cpus=96, model=Model(parameters=13e9))
+    by_hand = 3 * 1.6 * 121e12 * 0.35 / (2 * 13e9 * 250 * 2)
+    assert node.stations["generate"] == pytest.approx(by_hand)
+    assert node.stations["encode (GPU)"] == pytest.approx(121e12 * 0.35 / 162e9)
+    front, back = node.segments
+    assert (front["workers"], front["gpus"], back["workers"], back["gpus"]) == (1, 1.0, 3, 2.0)
+    assert front["workers"] * front["cpus"] + back["workers"] * back["cpus"] <= 96 - 2
+    assert node.parallel == 2
+
+
+def test_its_configuration_is_one_that_is_read(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.yaml"
+    many = ["--gpu", "l4", "--gpus-per-node", "8", "--cpus-per-node", "96", "--parameters", "13e9"]
+    assert main(["plan", "--pairs", "1000000", *many, "--nodes", "3", "--config-out", str(cut)]) == 0
+    config = load(cut, {}, [])
+    assert config.generate.tensor_parallel == 2
+    assert [(s.workers, s.gpus) for s in config.offline.segments] == [(3, 1.0), (9, 2.0)]
 
 
 def bench(folder: Path) -> Path:
@@ -159,7 +182,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     [
         (["--pairs", "0"], "--pairs must be more than 0"),
         (["--pairs", "9", "--efficiency", "2"], "--efficiency is a share"),
-        (["--pairs", "9", "--cpus-per-node", "4", "--gpus-per-node", "4"], "4 GPUs need at least 14 CPUs"),
+        (
+            ["--pairs", "9", "--cpus-per-node", "4", "--gpus-per-node", "4"],
+            "4 encoders and 4 engines need at least 14 CPUs",
+        ),
         (["--pairs", "9", "--rates", "x.json", "--budget", "5"], "--budget with --rates needs --price"),
         (["--pairs", "9", "--nodes", "0"], "--nodes are at least 1"),
         (["--pairs", "9000000000", "--hours", "0.1"], "no number of nodes from 1 to 1,000 does that"),

@@ -111,9 +111,10 @@ def _simulated(
 
 
 def _segments(node: Node, nodes: int) -> dict[str, Any]:
-    """As the configuration has them, for all nodes together."""
+    """As the configuration has them, for all nodes together, with what goes with them."""
     segments = [{**s, "workers": s["workers"] * nodes} for s in node.segments]
-    return {"offline": {"address": "auto" if nodes > 1 else "local", "segments": segments}}
+    found: dict[str, Any] = {"offline": {"address": "auto" if nodes > 1 else "local", "segments": segments}}
+    return found | ({"generate": {"tensor_parallel": node.parallel}} if node.parallel > 1 else {})
 
 
 def _as_json(node: Node, costs: list[Cost], hours: dict[int, float]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _CLIP = 162e9  # floating-point operations of ViT-L/14 for a picture (Radford et al., 2021: 81 G MACs)
 _SHARE = 0.05  # of a GPU: CLIP's share is a multiple of it
+_TOGETHER = 0.8  # of their speed that GPUs reach who compute one model together
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Node:
     started: float = 180.0  # seconds until it links
     block: int = 64
     overlap: int = 4
-    extra: dict[str, Any] = field(default_factory=dict)
+    parallel: int = 1  # GPUs of an engine: generate.tensor_parallel
 
     @property
     def rate(self) -> float:
@@ -68,50 +69,96 @@ class Node:
         return min(self.stations, key=lambda name: self.stations[name])
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """How a node's GPUs are cut up: worth how many of them engines and encoders are, each in its segment."""
+
+    engines: float
+    encoders: float
+    segments: tuple[dict[str, Any], ...]
+    told: str
+
+
 def published(
     gpu: str, model: Model, mentions: float, gpus: int, cpus: int, megabytes: float, gigabits: float
 ) -> Node:
-    """A node of `gpus` GPUs of a kind and `cpus` cores, each GPU shared by one engine and one CLIP. Of a
-    pair: `mentions`, `megabytes`; `gigabits` a second of the node's network. Raises ValueError for a GPU that
-    is too small."""
+    """A node of `gpus` GPUs of a kind and `cpus` cores: each GPU shared by one engine and one CLIP, or, where
+    the language model needs several, some of them CLIP's. Of a pair: `mentions`, `megabytes`; `gigabits` a
+    second of the node's network. Raises ValueError for a node that is too small."""
     kind = GPUS[gpu]
     held = 2 * model.parameters / 2**30
-    if held > 0.8 * kind.memory:
+    parallel = next((n for n in (1, 2, 4, 8) if n <= gpus and held <= 0.8 * n * kind.memory), None)
+    if parallel is None:
         raise ValueError(
             f"{model.parameters / 1e9:.1f} billion parameters take {held:.0f} GiB, and an {gpu} has "
-            f"{kind.memory:.0f}: take a larger one (planning for generate.tensor_parallel is not done)"
+            f"{kind.memory:.0f}: take a larger one, or more of them in a node (--gpus-per-node)"
         )
     reached = kind.flops * model.efficiency
     operations = 2 * model.parameters * (model.computed + model.decoded / model.decoding) * mentions
     engine, clip = reached / operations, reached / _CLIP
-    # A share for CLIP that keeps up with the engine on the rest, rounded up.
-    share = min(0.5, max(_SHARE, -(-(engine / (clip + engine)) // _SHARE) * _SHARE))
+    cut = _shared(gpus, cpus, engine, clip) if parallel == 1 else _apart(gpus, cpus, engine, clip, parallel)
     stations = {
-        "generate": gpus * (1 - share) * engine,
-        "encode (GPU)": gpus * share * clip,
+        "generate": cut.engines * engine,
+        "encode (GPU)": cut.encoders * clip,
         "encode (decoding pictures)": cpus * 0.8 * model.images_per_cpu,
         "network": gigabits / 8 * 1000 / megabytes,
     }
-    front = (cpus - 2 * gpus - 2) // gpus  # two for each engine, and two for reading
-    if front < 1:
-        raise ValueError(f"--cpus-per-node {cpus}: {gpus} GPUs need at least {3 * gpus + 2} CPUs")
-    # What Ray is asked for is not what is used: Ray puts fractions of a GPU together on the first that holds
-    # them, so all of a node's encoders must leave room for an engine there, and no two engines on one.
-    segments = (
-        {"stages": ["detect", "encode"], "workers": gpus, "cpus": float(front),
-         "gpus": 4 * 100 // (cpus // front) / 1000, "batch": 128},
-        {"stages": ["retrieve", "assemble", "generate"], "workers": gpus, "cpus": 2.0, "gpus": 0.6,
-         "batch": 64},
-    )  # fmt: skip
-    return Node(stations, kind.price * gpus, gpus, cpus, segments, (
+    return Node(stations, kind.price * gpus, gpus, cpus, cut.segments, (
         f"{gpu}: {kind.flops / 1e12:.0f} TFLOP/s (published), of which {model.efficiency:.0%} are reached",
         f"language model of {model.parameters / 1e9:g} billion parameters; {model.computed:g} prompt tokens "
         f"a mention computed, {model.decoded:g} decoded at {model.decoding:.0%} of that speed",
-        f"CLIP ViT-L/14, {share:.0%} of each GPU; {model.images_per_cpu:g} pictures a second decoded by each "
+        f"CLIP ViT-L/14, {cut.told}; {model.images_per_cpu:g} pictures a second decoded by each "
         f"of {cpus} cores, 80% of the time",
         f"{megabytes:g} MB a pair over {gigabits:g} Gbit/s; {mentions:g} mentions a pair",
         f"{kind.price * gpus:g} dollars a node and hour",
-    ))  # fmt: skip
+    ), parallel=parallel)  # fmt: skip
+
+
+def _shared(gpus: int, cpus: int, engine: float, clip: float) -> _Cut:
+    """A share of each GPU for CLIP that keeps up with the engine on the rest, rounded up."""
+    share = min(0.5, max(_SHARE, -(-(engine / (clip + engine)) // _SHARE) * _SHARE))
+    front = _front(cpus, gpus, gpus)
+    # What Ray is asked for is not what is used: Ray puts fractions of a GPU together on the first that holds
+    # them, so all of a node's encoders must leave room for an engine there, and no two engines on one.
+    segments = _segments(gpus, front, 4 * 100 // (cpus // front) / 1000, gpus, 0.6)
+    return _Cut(gpus * (1 - share), gpus * share, segments, f"{share:.0%} of each GPU")
+
+
+def _apart(gpus: int, cpus: int, engine: float, clip: float, parallel: int) -> _Cut:
+    """Engines of `parallel` GPUs each, and whole GPUs for CLIP: the fewest that make the slower fastest."""
+    cuts = [((gpus - own) // parallel, own) for own in range(1, gpus - parallel + 1)]
+    if not cuts:
+        raise ValueError(
+            f"an engine of {parallel} GPUs leaves none for CLIP in a node of {gpus}: see --gpus-per-node"
+        )
+    worth = parallel * _TOGETHER
+    engines, own = max(cuts, key=lambda cut: (min(cut[0] * worth * engine, cut[1] * clip), -cut[1]))
+    segments = _segments(own, _front(cpus, own, engines), 1.0, engines, float(parallel))
+    told = f"{own} of {gpus} GPUs; engines of {parallel}, which together are worth {worth:g}"
+    return _Cut(engines * worth, own, segments, told)
+
+
+def _front(cpus: int, encoders: int, engines: int) -> int:
+    """CPUs of an encoder: two for each engine, and two for reading, are not theirs."""
+    front = (cpus - 2 * engines - 2) // encoders
+    if front < 1:
+        raise ValueError(
+            f"--cpus-per-node {cpus}: {encoders} encoders and {engines} engines need at least "
+            f"{encoders + 2 * engines + 2} CPUs"
+        )
+    return front
+
+
+def _segments(
+    encoders: int, front: int, each: float, engines: int, whole: float
+) -> tuple[dict[str, Any], ...]:
+    """Of one node: `encoders` with `front` CPUs and `each` of a GPU, `engines` with `whole` GPUs."""
+    encoding = {"workers": encoders, "cpus": float(front), "gpus": each, "batch": 128}
+    linking = {"workers": engines, "cpus": 2.0, "gpus": whole, "batch": 64}
+    return (
+        {"stages": ["detect", "encode"], **encoding},
+        {"stages": ["retrieve", "assemble", "generate"], **linking},
+    )
 
 
 def measured(file: Path, mentions: float, price: float) -> Node:
