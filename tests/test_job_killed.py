@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -164,7 +165,9 @@ def test_where_every_worker_dies_the_job_ends(tmp_path: Path) -> None:
     process = started(written(tmp_path, dict.fromkeys(range(40), "breaks"), 40), tmp_path / "out")
     _, said = process.communicate(timeout=300)
     assert process.returncode
-    assert "3 documents killed their workers, and none went well: RuntimeError: the engine" in said.decode()
+    # Two workers may meet their third and fourth in the same moment.
+    words = r"\d documents killed their workers, and none went well: RuntimeError: the engine is dead"
+    assert re.search(words, said.decode())
     assert not results.files(tmp_path / "out")
 
 
