@@ -47,20 +47,20 @@ def test_without_a_rush_nothing_is_known(pace: Pace, clock: Clock, took: float, 
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "rate"),
+    ("before", "after", "rate", "within"),
     [
-        ((10, 20, 8, 80), (0.1, 3600, 1, 1), 10),
-        ((4, 20, 8, 40), (20, 6, 2, 40), 20),
-        ((20, 20, 8, 100), (2, 30, 20, 100), 2),
+        ((10, 20, 8, 80), (0.1, 3600, 1, 1), 10, 0.05),
+        ((4, 20, 8, 40), (20, 6, 2, 40), 20, 0.05),
+        ((20, 20, 8, 100), (2, 30, 20, 100), 2, 0.1),
     ],
     ids=["a quiet night does not lower it", "more done raises it at once", "a slower machine is found out"],
 )
 def test_it_follows_the_work(
-    pace: Pace, clock: Clock, before: tuple[float, ...], after: tuple[float, ...], rate: float
+    pace: Pace, clock: Clock, before: tuple[float, ...], after: tuple[float, ...], rate: float, within: float
 ) -> None:
     for a_second, seconds, took, inside in (before, after):
         worked(pace, clock, rate=a_second, seconds=seconds, took=took, inside=int(inside))
-    assert pace.rate == pytest.approx(rate, rel=0.1)
+    assert pace.rate == pytest.approx(rate, rel=within)
 
 
 def test_a_standstill_is_soon_forgotten(pace: Pace, clock: Clock) -> None:
