@@ -114,6 +114,7 @@ class Online:
     address: str = "local"  # of a Ray cluster (auto: the one this machine is in); local: start one
     host: str = "127.0.0.1"  # 0.0.0.0: also from other machines
     port: int = 8000
+    hosts: tuple[str, ...] = ("*.svc", "*.svc.cluster.local")  # by which it is asked, beside addresses
     segments: tuple[OnlineSegment, ...] = (
         OnlineSegment(stages=("detect", "encode", "retrieve", "assemble", "generate")),
     )

@@ -29,6 +29,7 @@ from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.offline import connect, threads
 from gemel_ray.serving import address
+from gemel_ray.serving.door import keys
 from gemel_ray.serving.following import Following
 from gemel_ray.serving.linker import Gone, Reply
 
@@ -179,6 +180,7 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
     from ray import serve as ray_serve
 
     online, bound = config.online, deployed(config, workspace)
+    keys(os.environ)  # said before anything is started
     if online.address == "local":
         address.is_free(online.host, online.port)
     here = "127.0.0.1" if online.host in ("0.0.0.0", "::") else online.host

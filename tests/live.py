@@ -46,9 +46,10 @@ def served(config: Config, workspace: Workspace, generating: Any) -> Iterator[st
 
 
 @contextmanager
-def listening(application: Any) -> Iterator[str]:
-    """The address of an ASGI app that a thread serves."""
-    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="error"))
+def listening(application: Any, prefix: str = "") -> Iterator[str]:
+    """The address of an ASGI app that a thread serves. It sees each path with `prefix` before it, as behind
+    Ray Serve's proxy."""
+    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="error", root_path=prefix))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -15,6 +15,7 @@ from gemel_ray.models.limits import ImageError
 from gemel_ray.records import LINK
 from gemel_ray.serving.app import Endpoint, create
 from gemel_ray.serving.desk import Desk
+from gemel_ray.serving.door import Door
 from gemel_ray.serving.front_page import Page
 from gemel_ray.serving.linker import Linker, Reply
 from gemel_ray.serving.meters import Meters
@@ -42,7 +43,7 @@ def endpoint(folder: Path, linker: Linker, limits: Online, key: str = "", **more
     examples = small_bank(folder / "bank")
     page = Page(lambda: examples)
     pictures = Pictures(more.get("fetch", nowhere), int(limits.megabytes * 2**20))
-    return Endpoint(desk, limits, pictures, page, key)
+    return Endpoint(desk, limits, pictures, page, Door(tuple(filter(None, [key])), limits.hosts))
 
 
 def client(served: Endpoint) -> httpx.AsyncClient:

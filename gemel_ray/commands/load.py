@@ -34,13 +34,14 @@ def _run(options: argparse.Namespace) -> int:
 
     from gemel_ray.readers import files
     from gemel_ray.serving import load
+    from gemel_ray.serving.door import keys
     from gemel_ray.starter.demo import DATA
 
     if options.rate <= 0 or options.seconds <= 0 or options.documents < 1:
         raise ValueError("--rate, --seconds and --documents must be more than nothing")
     sent = load.requests(files(options.inputs or [str(DATA / "test.parquet")]), options.documents)
     times = load.arrivals(options.rate, options.seconds, options.seed)
-    key = os.environ.get("GEMEL_RAY_API_KEY", "")
+    key = next(iter(keys(os.environ)), "")
     figures = asyncio.run(load.loaded(options.address, sent, times, key)).figures()
     print(json.dumps(figures, indent=2) if options.json else _told(figures))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from gemel_ray.config import Online
 from gemel_ray.serving import bodies, requests, schemas
 from gemel_ray.serving.answers import Answering
 from gemel_ray.serving.desk import Desk, Place
+from gemel_ray.serving.door import Door
 from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.front_page import Page
 from gemel_ray.serving.gate import Gate
@@ -50,6 +51,7 @@ _BODY = {
 _SAID = {
     400: "what is wrong with the request, in one sentence",
     401: "no API key, or a wrong one",
+    403: "asked by a name, or from a page, that is not this endpoint's",
     413: "a body, text, picture or number of mentions or documents beyond what is taken",
     500: "a fault of ours; the log has it under the request's id",
     503: "busy or not ready: Retry-After says when to ask again",
@@ -68,7 +70,7 @@ class Endpoint:
     limits: Online
     pictures: Pictures
     page: Page
-    key: str = ""
+    door: Door = field(default_factory=Door)
 
 
 def create(endpoint: Endpoint) -> FastAPI:
@@ -88,13 +90,13 @@ def create(endpoint: Endpoint) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.add_middleware(Gate, meters=endpoint.desk.meters, key=endpoint.key)
+    app.add_middleware(Gate, meters=endpoint.desk.meters, door=endpoint.door)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _mistyped)
     _links(app, endpoint)
     _states(app, endpoint)
     endpoint.page.add(app)
-    app.openapi = partial(_described, app, app.openapi, bool(endpoint.key))  # type: ignore[method-assign]
+    app.openapi = partial(_described, app, app.openapi, bool(endpoint.door.keys))  # type: ignore[method-assign]
     return app
 
 

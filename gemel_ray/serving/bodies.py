@@ -44,7 +44,7 @@ async def read(headers: Headers, stream: AsyncIterator[bytes], limit: int) -> by
 
 async def parsed(headers: Headers, body: bytes) -> Body:
     """The body, by its content type. Raises Fault."""
-    kind, _, rest = headers.get("content-type", "application/json").partition(";")
+    kind, _, rest = headers.get("content-type", "").partition(";")
     kind = kind.strip().lower()
     if kind == "application/json":
         return Body(as_json(body, "the body"))

@@ -11,16 +11,16 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.models.web import PublicWeb
 from gemel_ray.serving.app import Endpoint, create
 from gemel_ray.serving.desk import Desk
+from gemel_ray.serving.door import Door, keys
 from gemel_ray.serving.front_page import CurrentBank, Page
 from gemel_ray.serving.linker import Linker
 from gemel_ray.serving.meters import Meters
 from gemel_ray.serving.pictures import Pictures
 
-KEY = "GEMEL_RAY_API_KEY"
-
 
 def endpoint(config: Config, workspace: Workspace, linker: Linker) -> Endpoint:
-    """What the routes need. The key is read from the environment: it stands in no file and no log."""
+    """What the routes need. Keys are read from the environment: they stand in no file and no log. Raises
+    ValueError for one that nobody could send."""
     online = config.online
     web = PublicWeb(config.encode.limits, online.image_hosts)
     known = {"fingerprint": config.fingerprint(workspace.version), "knowledge": workspace.knowledge}
@@ -29,7 +29,7 @@ def endpoint(config: Config, workspace: Workspace, linker: Linker) -> Endpoint:
         limits=online,
         pictures=Pictures(web.fetch, int(online.megabytes * 2**20)),
         page=Page(CurrentBank(workspace)),
-        key=os.environ.get(KEY, ""),
+        door=Door(keys(os.environ), online.hosts),
     )
 
 

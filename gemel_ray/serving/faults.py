@@ -1,4 +1,4 @@
-"""What goes wrong with a request, in one sentence and with one of seven kinds.
+"""What goes wrong with a request, in one sentence and with one of eight kinds.
 
 Knows nothing of who asked.
 """
@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["bad_request", "too_large", "unauthorized", "busy", "timeout", "not_ready", "internal"]
+Kind = Literal[
+    "bad_request", "too_large", "unauthorized", "forbidden", "busy", "timeout", "not_ready", "internal"
+]
 STATUS: dict[Kind, int] = {
     "bad_request": 400,
     "unauthorized": 401,
+    "forbidden": 403,
     "too_large": 413,
     "internal": 500,
     "busy": 503,

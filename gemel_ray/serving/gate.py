@@ -1,4 +1,4 @@
-"""Around every request: its id, its key, its line in the log, and the answer when something fails.
+"""Around every request: its id, who may ask, its line in the log, and the answer when something fails.
 
 A plain ASGI layer, since those that wrap responses swallow cancellation. X-Request-ID goes back by whoever
 serves the app (Ray Serve's proxy does).
@@ -7,7 +7,6 @@ serves the app (Ray Serve's proxy does).
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import re
 import time
@@ -15,11 +14,12 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gemel_ray.serving.door import Door, route
 from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.logs import told
 from gemel_ray.serving.meters import Meters
@@ -35,24 +35,31 @@ _ROUTES = (
     "/docs",
     "/",
 )
+_SAFE = {  # what a browser may do with an answer: nothing of another site, and in no frame
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 _LEFT = 499  # in the log and the metrics: the client did not wait
 INTERNAL = "something went wrong here; the log has it under the request's id"
 
 
 @dataclass
 class Gate:
-    """Before `app`. Without a `key` everybody may ask."""
+    """Before `app`, whose requests `door` admits. request.state.caller says who asks."""
 
     app: ASGIApp
     meters: Meters
-    key: str
+    door: Door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers, path = Headers(scope=scope), scope["path"]
-        asked = headers.get("x-request-id", "")
+        asked = Headers(scope=scope).get("x-request-id", "")
         request_id = asked if _ID.fullmatch(asked) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"], state["told"] = request_id, {}
@@ -67,11 +74,12 @@ class Gate:
         async def sent(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_SAFE)
             await send(message)
 
         try:
-            if path.startswith("/v1/"):
-                self._admit(headers)
+            state["caller"] = self.door.admit(scope)
             await self.app(scope, received, sent)
         except ClientDisconnect:
             status = _LEFT
@@ -89,13 +97,6 @@ class Gate:
         finally:
             self._noted(scope, status, time.monotonic() - began, state)
 
-    def _admit(self, headers: Headers) -> None:
-        if not self.key:
-            return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.key.encode()):
-            raise Fault("unauthorized", "this endpoint needs its API key: Authorization: Bearer KEY")
-
     def _failed(self, fault: Exception, request_id: str, state: dict[str, Any]) -> JSONResponse:
         if not isinstance(fault, Fault):
             told(logging.ERROR, "a fault of ours", fault, request_id=request_id)
@@ -105,10 +106,11 @@ class Gate:
         return JSONResponse(fault.body(request_id), fault.status, fault.headers())
 
     def _noted(self, scope: Scope, status: int, seconds: float, state: dict[str, Any]) -> None:
-        route = scope["path"] if scope["path"] in (*_ROUTES, *_QUIET) else "other"
-        self.meters.requests.labels(route, status).inc()
-        self.meters.seconds.labels(route).observe(seconds)
-        if route in _QUIET and status == 200:
+        path = route(scope) or "/"
+        named = path if path in (*_ROUTES, *_QUIET) else "other"
+        self.meters.requests.labels(named, status).inc()
+        self.meters.seconds.labels(named).observe(seconds)
+        if named in _QUIET and status == 200:
             return
         fields = {"method": scope["method"], "path": scope["path"][:200], "status": status}
         fields |= {"seconds": round(seconds, 4), "request_id": state["request_id"]} | state["told"]

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gemel_ray.serving.faults import Kind
+
 _TEXT = "Adobe and Google met in Paris."
 
 
@@ -104,7 +106,7 @@ class Answer(BaseModel):
 
 class ErrorBody(BaseModel):
     message: str = Field(description="one plain sentence")
-    kind: Literal["bad_request", "too_large", "unauthorized", "busy", "timeout", "not_ready", "internal"]
+    kind: Kind
     request_id: str
 
 
