@@ -1,0 +1,184 @@
+"""The beam search of many mentions in lock step, as tensor operations: no model, no cache, no vLLM.
+
+Every mention has a *column*; in a round all live beams of all columns grow by one token. The rule is that
+of search.py (Hugging Face's): of the best 2 x width continuations those among the first width that end a
+name are finished, and the first width that do not end live on. Every operation has a fixed shape and state
+is written in place, so that a round can be replayed as a CUDA graph; nothing is read by the host but what
+`told` gathers.
+
+    growing.begin(columns)                          # their prompts have been read
+    growing.answer(column, beam, child, scores)     # what the model gives of the beams that were `pending`
+    growing.grow(); said = Told.of(growing.told())  # the next token of all
+
+A beam lives in a *place*, which stands for the keys and values of its tokens. The first child of a beam
+stays in its place, its siblings move to free ones, which have to be filled. A beam behind which only one
+name is left asks for nothing any more and needs no place, unless scores are over the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gemel_ray.engine.flat_tree import FlatTree
+
+NEVER = -torch.inf
+Whole = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A round, as the host sees it. [columns, width] unless said."""
+
+    widest: int  # children of a node that is asked about, at most
+    pending: Whole  # tokens to be computed of a beam that asks; 0: it asks nothing
+    cached: Whole  # tokens whose keys and values are there
+    place: Whole
+    source: Whole  # the place that a beam's own has to be filled from; -1: from none
+    alive: npt.NDArray[np.bool_]  # [columns]
+    broken: npt.NDArray[np.bool_]  # [columns], by a number that is not finite
+    found: npt.NDArray[np.float64]  # [columns, 3, width]: leaf, log-probability, score, best first
+
+    @classmethod
+    def of(cls, told: npt.NDArray[np.float64], width: int) -> Told:
+        table = told[1:].reshape(7 * width + 2, -1).T  # by column
+        beams = table[:, : 4 * width].astype(np.int64).reshape(-1, 4, width)
+        found = table[:, 4 * width : 7 * width].reshape(-1, 3, width)
+        return cls(int(told[0]), *beams.swapaxes(0, 1), *(table[:, -2:].T > 0), found)
+
+
+class Growing:
+    """`columns` mentions, `width` beams each. Without `renormalise` a forced token is asked about, too.
+
+    node, place, cached, pending int64 and log_prob float64 [columns, width]: the beams. One that is dead has
+    log-probability -inf and stands at node 0. path int64 [columns, width, depth]; length int64 [columns, 1].
+    leaf int64, total and score float64 [columns, width]: finished names, best first, score -inf where none is.
+    child int64, more float64 [columns, width, 2 x width]: the continuations of every beam.
+    """
+
+    def __init__(
+        self, tree: FlatTree, columns: int, width: int, *, penalty: float, renormalise: bool
+    ) -> None:
+        self.tree, self.columns, self.width = tree, columns, width
+        self.penalty, self.renormalise = penalty, renormalise
+        device = tree.token.device
+
+        def whole(*shape: int) -> Tensor:
+            return torch.zeros(columns, *shape, dtype=torch.int64, device=device)
+
+        def real(*shape: int) -> Tensor:
+            return torch.full((columns, *shape), NEVER, dtype=torch.float64, device=device)
+
+        self.node, self.log_prob, self.length = whole(width), real(width), whole(1)
+        self.place, self.source = whole(width), whole(width)
+        self.cached, self.pending, self.path = whole(width), whole(width), whole(width, tree.depth)
+        self.leaf, self.total, self.score = whole(width), real(width), real(width)
+        self.child, self.more = whole(width, 2 * width), real(width, 2 * width)
+        self.broken = torch.zeros(columns, 1, dtype=torch.bool, device=device)
+
+    def begin(self, columns: Tensor) -> None:
+        """One live beam each, at the root, whose children `answer` gives before the next round."""
+        for state in (self.node, self.length, self.place, self.cached, self.pending, self.broken):
+            state[columns] = 0
+        self.log_prob[columns] = self.score[columns] = NEVER
+        self.log_prob[columns, 0] = 0.0
+
+    def end(self, columns: Tensor) -> None:
+        """Let their beams die."""
+        self.log_prob[columns] = NEVER
+
+    def answer(self, column: Tensor, beam: Tensor, child: Tensor, scores: Tensor) -> None:
+        """The best 2 x width children of these beams, [n, 2 x width], and their log-probabilities."""
+        self.child[column, beam], self.more[column, beam] = child, scores.double()
+
+    def best(self, logits: Tensor, node: Tensor, widest: int) -> tuple[Tensor, Tensor]:
+        """What `answer` wants, of the model's `logits` [n, vocabulary] at these nodes of at most `widest`
+        children. A row of numbers that are not finite has nan for its first score."""
+        first, fan = self.tree.children(node)
+        index = torch.arange(max(widest, 2 * self.width), device=logits.device)
+        child = (first[:, None] + index).clamp_(max=len(self.tree.token) - 1)
+        allowed = logits.gather(1, self.tree.token[child].long().clamp_(min=0)).float()
+        allowed.masked_fill_(index >= fan[:, None], NEVER)
+        over = allowed if self.renormalise else logits.float()
+        scores, at = (allowed - over.logsumexp(-1, keepdim=True)).topk(2 * self.width)
+        scores[:, 0].masked_fill_(~scores[:, 0].isfinite(), torch.nan)
+        return child.gather(1, at), scores
+
+    def grow(self) -> None:
+        """Take the best continuations: finish names, go on with others, give them places."""
+        width = self.width
+        broken = self.more.isnan().any(2).any(1, keepdim=True)
+        every = (self.log_prob[:, :, None] + self.more).flatten(1).masked_fill(broken, NEVER)
+        total, at = (part[:, : 2 * width] for part in every.sort(dim=1, descending=True, stable=True))
+        node, there = self.child.flatten(1).gather(1, at), total > NEVER
+        length = self.length + there[:, :1]
+        norm = length.clamp(min=1).double() ** self.penalty
+        ended = there & (self.tree.children(node)[1] == 0)
+        self._finish(node, total, (total / norm).masked_fill(~ended, NEVER))
+
+        on = (ended | ~there).sort(dim=1, stable=True)[1][:, :width]  # the best that have not ended
+        log_prob = total.masked_fill(ended, NEVER).gather(1, on)
+        worst = self.score[:, -1:]  # -inf until as many names are finished as are wanted
+        hopeless = (worst > NEVER) & (log_prob[:, :1] / norm <= worst)
+        log_prob = log_prob.masked_fill(hopeless, NEVER)
+        node = node.gather(1, on).masked_fill(log_prob == NEVER, 0)
+        cached = torch.where(self.pending > 0, self.length, self.cached)
+        self._go_on((at // (2 * width)).gather(1, on), node, log_prob, cached, length)
+        self.broken |= broken
+
+    def _finish(self, node: Tensor, total: Tensor, score: Tensor) -> None:
+        """Keep the best of the names that are finished now, and before. Only an ending among the best `width`
+        counts."""
+        width = self.width
+        scores = torch.cat([self.score, score[:, :width]], 1)
+        best, kept = (part[:, :width] for part in scores.sort(dim=1, descending=True, stable=True))
+        self.leaf.copy_(torch.cat([self.leaf, node[:, :width]], 1).gather(1, kept))
+        self.total.copy_(torch.cat([self.total, total[:, :width]], 1).gather(1, kept))
+        self.score.copy_(best)
+
+    def _go_on(self, parent: Tensor, node: Tensor, log_prob: Tensor, cached: Tensor, length: Tensor) -> None:
+        """Make these the live beams."""
+        alive, last = log_prob > NEVER, (length - 1).clamp(min=0)[:, :, None].expand(-1, self.width, 1)
+        path = self.path.gather(1, parent[:, :, None].expand_as(self.path))
+        path.scatter_(2, last, self.tree.token[node].long()[:, :, None])
+        needing = alive & ~self.tree.single[node] if self.renormalise else alive
+        was = self.place.gather(1, parent)
+        place, moved = _places(parent, was, needing)
+        cached = cached.gather(1, parent)
+
+        first, fan = self.tree.children(node)
+        asking = alive & (fan > 1) if self.renormalise else alive
+        for state, value in (
+            (self.node, node), (self.log_prob, log_prob), (self.length, length), (self.path, path),
+            (self.place, place), (self.source, torch.where(moved, was, -1)), (self.cached, cached),
+            (self.pending, (length - cached) * asking),
+        ):  # fmt: skip
+            state.copy_(value)
+        # What is forced is certain, and needs no answer.
+        self.child[:, :, 0] = first
+        self.more.fill_(NEVER)[:, :, 0].masked_fill_(alive & ~asking, 0.0)
+
+    def told(self) -> Tensor:
+        """All that the host has to know, in one tensor, float64 (see Told)."""
+        fan = self.tree.children(self.node)[1]
+        numbers = torch.cat([self.pending, self.cached, self.place, self.source], 1)
+        ends = torch.cat([(self.log_prob > NEVER).any(1, keepdim=True), self.broken], 1)
+        found = torch.cat([self.leaf.double(), self.total, self.score], 1)
+        table = torch.cat([numbers.double(), found, ends.double()], 1).T
+        return torch.cat([(fan * (self.pending > 0)).max()[None].double(), table.flatten()])
+
+
+def _places(parent: Tensor, was: Tensor, needing: Tensor) -> tuple[Tensor, Tensor]:
+    """The place of each beam that needs one, and whether it has to be filled: the first child of a beam stays
+    where that was, its siblings go where nobody stays. [columns, width] each."""
+    width = parent.shape[1]
+    elder = ((parent[:, :, None] == parent[:, None, :]) & needing[:, None, :]).tril(-1).any(2)
+    stays, moves = needing & ~elder, needing & elder
+    taken = torch.zeros_like(was).scatter_reduce(1, was, stays.long(), "amax")
+    free = taken.sort(dim=1, stable=True)[1]  # those not taken first
+    number = (moves.cumsum(1) - 1).clamp(min=0, max=width - 1)
+    return torch.where(moves, free.gather(1, number), was), moves
