@@ -5,6 +5,7 @@ Knows nothing of vLLM.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +41,7 @@ def _single(first: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
         levels.append(int(first[levels[-1]]))
     fan = np.diff(first)
     single = fan == 0
-    for low, end in reversed(list(zip(levels, levels[1:], strict=False))):
+    for low, end in reversed(list(pairwise(levels))):
         chain = low + np.flatnonzero(fan[low:end] == 1)
         single[chain] = single[first[chain]]
     return single

@@ -47,8 +47,10 @@ class Told:
     def of(cls, told: npt.NDArray[np.float64], width: int) -> Told:
         table = told[1:].reshape(7 * width + 2, -1).T  # by column
         beams = table[:, : 4 * width].astype(np.int64).reshape(-1, 4, width)
+        pending, cached, place, source = beams.swapaxes(0, 1)
+        alive, broken = table[:, -2:].T > 0
         found = table[:, 4 * width : 7 * width].reshape(-1, 3, width)
-        return cls(int(told[0]), *beams.swapaxes(0, 1), *(table[:, -2:].T > 0), found)
+        return cls(int(told[0]), pending, cached, place, source, alive, broken, found)
 
 
 class Growing:
@@ -56,7 +58,7 @@ class Growing:
 
     node, place, cached, pending int64 and log_prob float64 [columns, width]: the beams. One that is dead has
     log-probability -inf and stands at node 0. path int64 [columns, width, depth]; length int64 [columns, 1].
-    leaf int64, total and score float64 [columns, width]: finished names, best first, score -inf where none is.
+    leaf int64, total and score float64 [columns, width]: names, best first, score -inf where none is.
     child int64, more float64 [columns, width, 2 x width]: the continuations of every beam.
     """
 
