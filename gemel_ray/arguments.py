@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -70,12 +71,15 @@ def add_verbs(
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        verb.set_defaults(settings=True)
         add(verb)
         if not _inner(verb):
             _add_shared(verb)
 
 
 def _add_shared(made: Parser) -> None:
+    """All verbs spell them alike; one with settings=False reads none, and refuses what changes any."""
+    unless = "" if made.get_default("settings") else "; refused: this verb reads no settings"
     made.add_argument(
         "--config",
         metavar="FILE",
@@ -87,8 +91,28 @@ def _add_shared(made: Parser) -> None:
         metavar="A.B=VALUE",
         action="append",
         default=[],
-        help="one setting over the configuration's, as generate.beams=1; may be given often",
+        help=f"one setting over the configuration's, as generate.beams=1; may be given often{unless}",
     )
     made.add_argument(
-        "--paper", action="store_true", help="the paper's settings over the configuration's; --set wins"
+        "--paper",
+        action="store_true",
+        help=f"the paper's settings over the configuration's; --set wins{unless}",
     )
+
+
+def parsed(root: Parser, words: Sequence[str] | None) -> argparse.Namespace:
+    """The options, and in `given` how those were spelled that the words hold. Raises ValueError for --set and
+    --paper where no settings are read."""
+    options = root.parse_args(words)
+    spelled = sys.argv[1:] if words is None else words
+    options.given = {word.partition("=")[0] for word in spelled if word.startswith("--")}
+    if not options.settings:
+        refuse(options, ("--set", "--paper"), f"{options.verb} reads no settings")
+    return options
+
+
+def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Raise ValueError where one of these options was given: it would change nothing."""
+    for name in names:
+        if name in options.given:
+            raise ValueError(f"{why}: leave out {name}")

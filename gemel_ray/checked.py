@@ -1,7 +1,7 @@
 """Plain values, as YAML and --set give them, to frozen dataclasses.
 
-An unknown name or a wrong type is an error that names the nearest right one. Knows nothing of what the
-settings mean.
+An unknown name, a wrong type and a value out of its range (setting.py) are errors that say what is right.
+Knows nothing of what the settings mean.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal
 
 import yaml
+
+from gemel_ray.setting import allowed
 
 
 class ConfigError(ValueError):
@@ -53,7 +55,7 @@ def made(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
-            raise ConfigError(f"{where} cannot be {value!r}; {_nearest(str(value), map(str, choices))}")
+            raise ConfigError(f"{where} cannot be {value!r}; {nearest(str(value), map(str, choices))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -78,13 +80,29 @@ def _section(kind: Any, value: Any, where: str) -> Any:
     prefix = f"{where}." if where else ""
     for name in value:
         if name not in hints:
-            raise ConfigError(f"there is no setting {prefix}{name}; {_nearest(str(name), hints)}")
+            raise ConfigError(f"there is no setting {prefix}{name}; {nearest(str(name), hints)}")
+    for f in fields(kind):
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in value:
+            raise ConfigError(f"{where} lacks {f.name}")
     try:
-        return kind(**{name: made(hints[name], v, prefix + name) for name, v in value.items()})
+        return kind(**{
+            f.name: _in_range(f, made(hints[f.name], value[f.name], prefix + f.name), prefix + f.name)
+            for f in fields(kind) if f.name in value
+        })  # fmt: skip
     except ConfigError:
         raise
     except (ValueError, TypeError) as fault:
         raise ConfigError(f"{where}: {fault}") from fault
+
+
+def _in_range(setting: Field[Any], value: Any, where: str) -> Any:
+    """`value`, held against what the setting takes; of a list, each element."""
+    takes = allowed(setting)
+    for i, one in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
+        if takes is not None and one not in takes:
+            at = where if i is None else f"{where}[{i}]"
+            raise ConfigError(f"{at} cannot be {one!r}: it takes {_called(type(one))} {takes}")
+    return value
 
 
 def _called(kind: Any) -> str:
@@ -93,7 +111,8 @@ def _called(kind: Any) -> str:
     return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Which of the known ones may be meant."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"

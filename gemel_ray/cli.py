@@ -10,11 +10,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from gemel_ray.arguments import Parser, parser
+from gemel_ray.arguments import Parser, parsed, parser
 from gemel_ray.commands import (
     bench,
     build,
     check,
+    configured,
     demo,
     doctor,
     evaluate,
@@ -63,15 +64,19 @@ def _quiet() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. What the user can mend is one plain line; a fault of ours keeps its traceback."""
-    options = parser(_VERBS).parse_args(arguments)
+    root, verb = parser(_VERBS), ""
     _quiet()
     try:
+        options = parsed(root, arguments)
+        verb = f" {options.verb}"
+        if options.config and not options.settings:
+            configured(options, {})  # nothing of it is needed, but a wrong file is not passed over
         status: int = options.run(options)
     except (ValueError, OSError) as reason:
-        say(f"gemel-ray {options.verb}: {reason}")
+        say(f"gemel-ray{verb}: {reason}")
         return 2
     except Stopped as reason:
-        say(f"gemel-ray {options.verb}: {reason}\nWhat is done stays; the same command goes on from there.")
+        say(f"gemel-ray{verb}: {reason}\nWhat is done stays; the same command goes on from there.")
         return 1
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")

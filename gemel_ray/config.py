@@ -16,24 +16,27 @@ from typing import Any, Literal
 import yaml
 
 from gemel_ray.checked import ConfigError, made, merged, parsed
-from gemel_ray.stage import MACHINE
+from gemel_ray.segments import STAGES, OnlineSegment, SegmentOptions, in_line
+from gemel_ray.setting import CLUSTER, DEVICE, GPUS, HOST, NAME, Form, setting
 from gemel_ray.stages.assemble import Assemble
 from gemel_ray.stages.detect import Detect
 from gemel_ray.stages.encode import Encode
 from gemel_ray.stages.generate import Generate
 from gemel_ray.stages.retrieve import Retrieve
 
+_COLLECTION = Form(r"(https?://[^\s/]+/[^\s/]+)?", "(http://host:6333/collection, or empty)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
     """`starter` stands for the small models that come with the package; else a folder or a hub name."""
 
-    language: str = "starter"
-    clip: str = "starter"  # also ARCHITECTURE/PRETRAINED, as open_clip names them
+    language: str = setting("starter", form=NAME)
+    clip: str = setting("starter", form=NAME)  # also ARCHITECTURE/PRETRAINED, as open_clip names them
     clip_feature: Literal["hidden", "projected"] = "hidden"  # before or after CLIP's last projection
-    mention_encoder: str = "starter"  # or clip: CLIP's own text tower
+    mention_encoder: str = setting("starter", form=NAME)  # or clip: CLIP's own text tower
     mention_pooling: Literal["auto", "pooler", "mean", "cls"] = "auto"
-    mapper: str = "auto"  # a file, none, or auto: the starter's with the starter's models
+    mapper: str = setting("auto", form=NAME)  # a file, none, or auto: the starter's with the starter's models
     end_of_name: Literal["newline", "eos"] = "newline"  # the token that ends a name
 
 
@@ -42,16 +45,21 @@ class Input:
     """How documents are read."""
 
     fetch_official_images: bool = False  # img_url of the official form is a key; True downloads it
-    shortest: int = 0  # characters of a text; one of fewer is filtered
-    longest: int = 0  # one of more is filtered; 0: none is
+    shortest: int = setting(0, at_least=0, unit="characters")  # of a text; one of fewer is filtered
+    longest: int = setting(0, at_least=0, unit="characters")  # one of more is filtered; 0: none is
     duplicates: Literal["keep", "drop"] = "keep"  # drop filters a pair whose text and picture came before
+
+    def __post_init__(self) -> None:
+        if 0 < self.longest < self.shortest:
+            raise ValueError("input.longest is less than input.shortest: every text would be filtered")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bank:
     """What a build puts beside the demonstrations it is given."""
 
-    names: int = 100_000  # a knowledge base of at most so many entities shows its own names as examples
+    # A knowledge base of at most so many entities shows its own names as examples.
+    names: int = setting(100_000, at_least=0, unit="entities")
     thumbnails: bool = True  # keep the examples' pictures, small, for people who look at an answer
 
 
@@ -59,115 +67,79 @@ class Bank:
 class Vectors:
     """Where the demonstrations' vectors are searched."""
 
-    address: str = ""  # http://host:6333/collection of a Qdrant server; empty: the engine in this process
-    exact_below: int = 200_000  # points; more are searched by HNSW
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentOptions:
-    """Adjacent stages in one kind of process: how many, on what, and how much at once."""
-
-    stages: tuple[str, ...]
-    workers: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
-    threads: int = 0  # of torch in each worker; 0: all cores shared among the workers (on a cluster: cpus)
-    batch: int = 64  # documents (after Retrieve: mentions) given at once
-    overlap: int = 4  # batches under way at once in a worker
+    address: str = setting("", form=_COLLECTION)  # of a Qdrant server; empty: the engine in this process
+    exact_below: int = setting(200_000, at_least=0, unit="points")  # more are searched by HNSW
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offline:
     """The Ray Data job."""
 
-    address: str = "local"  # of a Ray cluster (auto: the one this machine is in); local: start one
-    segments: tuple[SegmentOptions, ...] = (
-        SegmentOptions(stages=("detect", "encode", "retrieve", "assemble", "generate")),
-    )
-    stall_minutes: float = 30.0  # without any progress, model loading included, before the job gives up
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnlineSegment:
-    """Adjacent stages in one kind of Serve replica: how many, on what, and how much at once."""
-
-    stages: tuple[str, ...]
-    min_replicas: int = 1
-    max_replicas: int = 1  # more than min_replicas: as many as documents under way ask for
-    cpus: float = 1.0
-    gpus: float = 0.0
-    threads: int = 0  # of torch in each replica; 0: all cores shared among the replicas (on a cluster: cpus)
-    batch: int = 16  # documents that waited meanwhile, encoded in one pass
-    ongoing: int = 64  # documents in a replica at once; from half of it on, more replicas are started
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_replicas <= self.max_replicas:
-            raise ValueError("min_replicas is at least 1, and at most max_replicas")
-        if self.batch < 1 or self.ongoing < 1:
-            raise ValueError("batch and ongoing must be at least 1")
+    # Of a Ray cluster (auto: the one this machine is in); local: start one.
+    address: str = setting("local", form=CLUSTER)
+    segments: tuple[SegmentOptions, ...] = (SegmentOptions(stages=STAGES),)
+    # Without any progress, model loading included, before the job gives up.
+    stall_minutes: float = setting(30.0, above=0, unit="minutes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Online:
     """The endpoint on Ray Serve, and what it takes from strangers."""
 
-    address: str = "local"  # of a Ray cluster (auto: the one this machine is in); local: start one
-    host: str = "127.0.0.1"  # 0.0.0.0: also from other machines
-    port: int = 8000
-    hosts: tuple[str, ...] = ("*.svc", "*.svc.cluster.local")  # by which it is asked, beside addresses
-    segments: tuple[OnlineSegment, ...] = (
-        OnlineSegment(stages=("detect", "encode", "retrieve", "assemble", "generate")),
-    )
-    queue: int = 128  # documents taken in at once, those under way included; beyond: 503
-    wait: float = 10.0  # seconds of work, as estimated, ahead of a request that is let in; beyond: 503
-    deadline: float = 60.0  # seconds of a request; then it is aborted: 504
-    documents: int = 64  # of one request
-    mentions: int = 50  # of one document
-    characters: int = 20_000  # of one text
-    megabytes: float = 40.0  # of one request
-    image_hosts: tuple[str, ...] = ()  # whose images are fetched, as *.example.org; none: any public host's
+    # Of a Ray cluster (auto: the one this machine is in); local: start one.
+    address: str = setting("local", form=CLUSTER)
+    host: str = setting("127.0.0.1", form=HOST)  # 0.0.0.0: also from other machines
+    port: int = setting(8000, at_least=1, at_most=65_535)
+    # By which it is asked, beside addresses.
+    hosts: tuple[str, ...] = setting(("*.svc", "*.svc.cluster.local"), form=HOST)
+    segments: tuple[OnlineSegment, ...] = (OnlineSegment(stages=STAGES),)
+    # Taken in at once, those under way included; beyond: 503.
+    queue: int = setting(128, at_least=1, unit="documents")
+    # Of work, as estimated, ahead of a request that is let in; beyond: 503.
+    wait: float = setting(10.0, above=0, unit="seconds")
+    deadline: float = setting(60.0, above=0, unit="seconds")  # of a request; then it is aborted: 504
+    documents: int = setting(64, at_least=1, unit="documents")  # of one request
+    mentions: int = setting(50, at_least=1, unit="mentions")  # of one document
+    characters: int = setting(20_000, at_least=1, unit="characters")  # of one text
+    megabytes: float = setting(40.0, above=0, unit="MiB")  # of one request
+    # Whose images are fetched, as *.example.org; none: any public host's.
+    image_hosts: tuple[str, ...] = setting((), form=HOST)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.documents <= self.queue:
-            raise ValueError("online.documents is at least 1, and at most online.queue")
-        if self.wait <= 0:
-            raise ValueError("online.wait must be more than 0 seconds")
+        if self.documents > self.queue:
+            raise ValueError("online.documents is at most online.queue")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """The feature mapper's training. Steps are optimiser steps; a look measures the dev loss."""
 
-    prefix: int = 4  # visual vectors a picture
-    hidden: int = 0  # 0: linear (the paper); n: beside it, a hidden layer of n with GELU
+    prefix: int = setting(4, at_least=1, unit="visual vectors")  # of a picture
+    # 0: linear (the paper); n: beside it, a hidden layer of n with GELU.
+    hidden: int = setting(0, at_least=0, unit="units")
     start: Literal["ridge", "random"] = "ridge"  # ridge: prefixes spell names from the first step on
-    ridge: float = 1e-4  # of the warm start, against the features' mean variance
-    epochs: float = 5.0
-    batch: int = 16  # mentions a step
-    learning_rate: float = 3e-4  # of float32 weights: the paper's 1e-6 never left its warm-up, in float16
-    warmup: float = 0.1  # share of the steps
-    weight_decay: float = 0.01  # not on biases
-    clip_norm: float = 1.0
-    look: int = 25  # steps between two looks, and two checkpoints
-    decode_every: int = 100  # steps between two measurements of dev accuracy, by decoding; 0: none
-    dev_mentions: int = 96  # looked at
-    patience: int = 10  # looks without anything better before it stops
+    ridge: float = setting(1e-4, at_least=0)  # of the warm start, against the features' mean variance
+    epochs: float = setting(5.0, at_least=0, unit="epochs")
+    batch: int = setting(16, at_least=1, unit="mentions")  # a step
+    # Of float32 weights: the paper's 1e-6 never left its warm-up, in float16.
+    learning_rate: float = setting(3e-4, above=0)
+    warmup: float = setting(0.1, at_least=0, at_most=1, unit="share of the steps")
+    weight_decay: float = setting(0.01, at_least=0)  # not on biases
+    clip_norm: float = setting(1.0, above=0)
+    look: int = setting(25, at_least=1, unit="steps")  # between two looks, and two checkpoints
+    # Between two measurements of dev accuracy, by decoding; 0: none.
+    decode_every: int = setting(100, at_least=0, unit="steps")
+    dev_mentions: int = setting(96, at_least=1, unit="mentions")  # looked at
+    patience: int = setting(10, at_least=1, unit="looks")  # without anything better before it stops
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the frozen language model; the mapper is float32
-    seed: int = 0
-    workers: int = field(default=1, metadata=MACHINE)
-    cpus: float = field(default=1.0, metadata=MACHINE)  # of a worker, as Ray counts them
-    gpus: float = field(default=0.0, metadata=MACHINE)
-    device: str = field(default="auto", metadata=MACHINE)  # of workers without GPUs by Ray
-    tokens: int = field(default=4096, metadata=MACHINE)  # computed at once by a worker, padding included
-    checkpointing: bool = field(default=False, metadata=MACHINE)  # recompute layers: less memory, more time
-
-    def __post_init__(self) -> None:
-        for name in ("prefix", "batch", "look", "dev_mentions", "patience", "workers", "tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1")
-        for name in ("hidden", "epochs", "decode_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"train.{name} must not be negative")
+    seed: int = setting(0, at_least=0, at_most=2**32 - 1)
+    workers: int = setting(1, at_least=1, unit="processes", machine=True)
+    cpus: float = setting(1.0, at_least=0, unit="CPUs", machine=True)  # of a worker, as Ray counts them
+    gpus: float = setting(0.0, form=GPUS, machine=True)
+    device: str = setting("auto", form=DEVICE, machine=True)  # of workers without GPUs by Ray
+    # Computed at once by a worker, padding included.
+    tokens: int = setting(4096, at_least=1, unit="tokens", machine=True)
+    checkpointing: bool = setting(False, machine=True)  # recompute layers: less memory, more time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,4 +207,6 @@ def load(file: Path | None, carried: Mapping[str, Any], overrides: Iterable[str]
     for override in overrides:
         values = merged(values, parsed(override))
     config: Config = made(Config, values, "")
+    in_line("offline.segments", config.offline.segments)
+    in_line("online.segments", config.online.segments)
     return config

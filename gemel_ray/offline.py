@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gemel_ray.config import Config, Input, SegmentOptions
+from gemel_ray.config import Config, Input
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
 from gemel_ray.job.attempts import Attempts
@@ -40,6 +40,7 @@ from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.progress import Progress
+from gemel_ray.segments import SegmentOptions
 
 _BLOCK = 128  # documents that travel together, and are told of together: some for every worker
 _ALL = Selection()

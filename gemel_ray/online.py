@@ -23,18 +23,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from gemel_ray.config import Config, OnlineSegment, load
+from gemel_ray.config import Config, load
 from gemel_ray.engine.run import EngineDied
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.offline import connect, threads
+from gemel_ray.segments import OnlineSegment
 from gemel_ray.serving import address
 from gemel_ray.serving.door import keys
 from gemel_ray.serving.following import Following
 from gemel_ray.serving.linker import Gone, Reply
 
 NAME = "gemel-ray"
-STAGES = ("detect", "encode", "retrieve", "assemble", "generate")
 _GRACE = 10.0  # seconds beyond the deadline for a replica that stops
 
 
@@ -48,12 +48,9 @@ def app(arguments: Mapping[str, Any]) -> Any:
 
 
 def deployed(config: Config, workspace: Path) -> Any:
-    """The application, bound; nothing is started. Raises ValueError for segments that leave out a stage."""
+    """The application, bound; nothing is started."""
     from ray import serve
 
-    named = [stage for options in config.online.segments for stage in options.stages]
-    if named != list(STAGES):
-        raise ValueError(f"online.segments must hold {', '.join(STAGES)}, in this order and each once")
     folder, following = str(workspace.resolve()), None
     for options in reversed(config.online.segments):
         following = (

@@ -20,15 +20,13 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
-# Of a stage's field: how much of a machine is used. It changes no answer, so no fingerprint either.
-MACHINE = {"machine": True}
 ERROR = pa.field("error", pa.string())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A step of the graph. Its fields are its configuration, and, but for MACHINE ones, its share of the
-    fingerprint.
+    """A step of the graph. Its fields are its configuration (setting.py), and, but for those of the machine,
+    its share of the fingerprint.
 
     `explodes` names list columns of equal length: before this stage every document becomes one row
     for each of their elements, and the lists become columns (see graph.explode).

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from gemel_ray import offline
-from gemel_ray.config import Config, SegmentOptions
+from gemel_ray.config import Config
 from gemel_ray.graph import Graph
 from gemel_ray.job import results
 from gemel_ray.job.attempts import Attempts
@@ -28,6 +28,7 @@ from gemel_ray.job.selection import Selection
 from gemel_ray.job.stopping import plainly
 from gemel_ray.job.worker import Worker, traced
 from gemel_ray.records import DOCUMENT, LINK
+from gemel_ray.segments import SegmentOptions
 from gemel_ray.stage import Stage, Work, answer
 
 _ANSWER = [f for f in LINK if f.name not in ("document_id", "error", "fingerprint", "status")]

@@ -12,8 +12,9 @@ from typing import Any
 
 import httpx
 
-from gemel_ray.config import Config, OnlineSegment
+from gemel_ray.config import Config
 from gemel_ray.online import running
+from gemel_ray.segments import OnlineSegment
 
 QUEUE = 12
 LAST = "retrieve-assemble-generate"

@@ -63,6 +63,14 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["build", "--entities", "e", "--output", "o", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["link", "x", "--workspace", "nowhere", "--output", "o"], "make one with gemel-ray build"),
         (["evaluate", "nowhere", "--gold", __file__ + "l"], "there is no"),
+        (["plan", "--pairs", "9", "--set", "nonsense.x=1"], "plan reads no settings: leave out --set"),
+        (["check", "x", "--paper"], "check reads no settings: leave out --paper"),
+        (["kb", "list", "--workspace", "w", "--set", "bank.names=0"], "leave out --set"),
+        (["plan", "--pairs", "9", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["plan", "--pairs", "9", "--rates", "r.json", "--gpu", "l4"], "leave out --gpu"),
+        (["plan", "--pairs", "9", "--hours", "1", "--nodes", "2"], "leave out --nodes"),
+        (["bench", "speed", "--pairs=9"], "bench speed measures without it: leave out --pairs"),
+        (["link", "x", "--workspace", "w", "--output", "o", "--reason", "x"], "give both"),
     ],
 )
 def test_wrong_words(

@@ -14,8 +14,9 @@ import pytest
 from test_job_killed import COMMAND, ENVIRONMENT, ended, first_links, rows_of, written
 
 from cluster.local import LocalCluster, local_cluster
-from gemel_ray.config import Config, SegmentOptions
+from gemel_ray.config import Config
 from gemel_ray.offline import link
+from gemel_ray.segments import SegmentOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"

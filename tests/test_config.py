@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.config import Config, ConfigError, load
+from gemel_ray.segments import STAGES
+from gemel_ray.setting import allowed
 from gemel_ray.stages.detect import Detect
 
 REPOSITORY = Path(__file__).parents[1] / "ray_config.yaml"
@@ -94,10 +96,10 @@ WRONG = [
     ("retrieve.by", 3, "cannot be 3; there are mention, image, fused, random"),
     ("offline.segments", "detect", "must be a list, not 'detect'"),
     ("offline.segments", ["detect"], r"offline\.segments\[0\] must hold settings, not 'detect'"),
-    ("online.segments", [{"stages": ["detect"], "max_replicas": 0}], "min_replicas is at least 1"),
-    ("online.queue", 3, "online.documents is at least 1, and at most online.queue"),
-    ("online.wait", 0, "online.wait must be more than 0 seconds"),
-    ("offline.segments", [{}], r"offline\.segments\[0\]"),
+    ("online.segments", [{"stages": ["detect"], "min_replicas": 2}], "min_replicas is more than max_rep"),
+    ("online.queue", 3, "online.documents is at most online.queue"),
+    ("offline.segments", [{}], r"offline\.segments\[0\] lacks stages"),
+    ("input.longest", "many", "must be a whole number"),
     ("generate", 5, "generate must hold settings, not 5"),
 ]
 
@@ -110,6 +112,106 @@ def test_a_wrong_type_names_the_setting(name: str, value: Any, message: str) -> 
     with pytest.raises(ConfigError, match=message) as caught:
         loaded(yaml.safe_dump(nested))
     assert name in str(caught.value)
+
+
+# Ranges
+
+NOT_A_NUMBER, ENDLESS = float("nan"), float("inf")
+# Of every setting that takes less than all of its type: what it must not take.
+NONSENSE: dict[str, list[Any]] = {
+    "models.language": [""], "models.clip": ["", " "], "models.mention_encoder": [""], "models.mapper": [""],
+    "input.shortest": [-1], "input.longest": [-1],
+    "detect.shortest": [0], "detect.link_probability": [-0.1, 1.1], "detect.tag": [-0.1, 2],
+    "detect.most": [0], "detect.device": ["gpu", ""], "detect.batch": [0],
+    "encode.device": ["graphics card", "cuda:x"], "encode.batch": [0], "encode.threads": [0, -1],
+    "encode.cache": [-1], "encode.megapixels": [0], "encode.megabytes": [-1.0], "encode.seconds": [0],
+    "encode.smallest": [-1], "encode.aspect": [0.5, -1], "encode.fetch": [0], "encode.per_host": [0],
+    "encode.pause": [-1],
+    "retrieve.demonstrations": [-1], "retrieve.sets": [-1], "retrieve.own": [-1],
+    "retrieve.mention_weight": [-1], "retrieve.image_weight": [-1], "retrieve.words": [-0.1],
+    "generate.beams": [0, -5], "generate.requests": [0], "generate.length_penalty": [-1, ENDLESS],
+    "generate.prior_weight": [-0.1], "generate.neighbours": [1.5, -0.5, NOT_A_NUMBER],
+    "generate.nil_threshold": [7, -1], "generate.length": [0], "generate.tensor_parallel": [0],
+    "generate.cache_gib": [0, -1], "generate.gpu_memory": [7, 0, NOT_A_NUMBER], "generate.block": [0],
+    "generate.batch_tokens": [0], "generate.sequences": [0],
+    "bank.names": [-1],
+    "vectors.address": ["localhost", "http://host:6333", "s3://bucket/x"], "vectors.exact_below": [-1],
+    "offline.address": ["everywhere", "http://host:1"], "offline.stall_minutes": [0, -1],
+    "offline.segments.workers": [0], "offline.segments.cpus": [-1], "offline.segments.gpus": [1.5, -1],
+    "offline.segments.threads": [-1], "offline.segments.batch": [0], "offline.segments.overlap": [0],
+    "online.address": [""], "online.host": ["", "http://here"], "online.port": [0, 65_536],
+    "online.segments.min_replicas": [0], "online.segments.max_replicas": [0],
+    "online.segments.cpus": [-1], "online.segments.gpus": [2.5], "online.segments.threads": [-1],
+    "online.segments.batch": [0], "online.segments.ongoing": [0],
+    "online.queue": [0], "online.wait": [0, ENDLESS], "online.deadline": [0], "online.documents": [0],
+    "online.mentions": [0], "online.characters": [0], "online.megabytes": [0],
+    "online.image_hosts": [["http://here/x"], [""]],
+    "online.hosts": [["http://here"]],
+    "train.prefix": [0], "train.hidden": [-1], "train.ridge": [-1], "train.epochs": [-1], "train.batch": [0],
+    "train.learning_rate": [0, -1e-3], "train.warmup": [2, -0.1], "train.weight_decay": [-1],
+    "train.clip_norm": [0], "train.look": [0], "train.decode_every": [-1], "train.dev_mentions": [0],
+    "train.patience": [0], "train.seed": [-1, 2**32], "train.workers": [0], "train.cpus": [-1],
+    "train.gpus": [1.5], "train.device": ["quantum"], "train.tokens": [0],
+}  # fmt: skip
+
+
+def declared(kind: Any = Config, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every setting, those of segments too, as (a.b, its type, its dataclass field)."""
+    hints = typing.get_type_hints(kind)
+    for f in fields(kind):
+        inner = typing.get_args(hints[f.name])
+        section = next((k for k in (hints[f.name], *inner) if is_dataclass(k)), None)
+        if section is None:
+            yield f"{where}{f.name}", hints[f.name], f
+        else:
+            yield from declared(section, f"{where}{f.name}.")
+
+
+@pytest.mark.parametrize(("name", "kind", "field"), list(declared()))
+def test_every_number_has_a_range_and_every_range_its_nonsense(name: str, kind: Any, field: Any) -> None:
+    takes = allowed(field)
+    assert takes or kind not in (int, float), (
+        f"{name} is a number without a range: declare it as setting(DEFAULT, at_least=..., unit=...), see "
+        "gemel_ray/setting.py, and add what it must not take to NONSENSE in tests/test_config.py"
+    )
+    assert not takes or name in NONSENSE, f"add to NONSENSE in tests/test_config.py what {name} must not take"
+    default = field.default if isinstance(field.default, tuple) else [field.default]
+    assert not takes or all(value in takes for value in default)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, v) for name, some in NONSENSE.items() for v in some])
+def test_nonsense_is_refused_with_the_setting_the_value_and_what_is_allowed(name: str, value: Any) -> None:
+    kind, field = next((kind, f) for n, kind, f in declared() if n == name)
+    section, _, setting = name.rpartition(".")
+    nested: Any = {setting: value}
+    if section.endswith(".segments"):
+        name = f"{section}[0].{setting}"
+        nested = [{"stages": list(STAGES)} | nested]
+    for part in reversed(section.split(".")):
+        nested = {part: nested}
+    with pytest.raises(ConfigError) as caught:
+        load(None, nested, [])
+    one = value[0] if isinstance(value, list) else kind(value)
+    assert str(caught.value).startswith(name)
+    assert f"cannot be {one!r}: it takes" in str(caught.value)
+    assert str(allowed(field)) in str(caught.value)
+
+
+@pytest.mark.parametrize("way", ["offline", "online"])
+@pytest.mark.parametrize(("cut", "message"), [
+    ([STAGES[:4]], "generate is missing"),
+    ([STAGES[:2]], "retrieve, assemble, generate are missing"),
+    ([STAGES[:2], STAGES[1:]], "encode is there 2 times"),
+    ([STAGES[2:], STAGES[:2]], "not retrieve, assemble, generate, detect, encode"),
+    ([STAGES[:4], ("generat",)], r"there is no stage generat: did you mean generate\?"),
+    ([STAGES, ()], r"segments\[1\] has no stages"),
+    ([], "are missing"),
+])  # fmt: skip
+def test_segments_are_the_whole_line_in_its_order(way: str, cut: list[Any], message: str) -> None:
+    segments = [{"stages": list(stages)} for stages in cut]
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(None, {way: {"segments": segments}}, [])
+    assert f"{way}.segments" in str(caught.value)
 
 
 def test_a_whole_number_is_a_number() -> None:
@@ -126,9 +228,9 @@ def test_numbers_as_people_write_them(spelled: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(("override", "message"), [
-    ("generate.beams=0", "beams must be at least 1"),
-    ("generate.nil_threshold=0.5", None), ("generate.neighbours=1.5", "a weight from 0 to 1"),
-    ("generate.prior_weight=0.5", "cannot be had both"),
+    ("generate.nil_threshold=0.5", None), ("generate.prior_weight=0.5", "cannot be had both"),
+    ("generate.batch_tokens=100", r"batch_tokens is at least generate\.sequences"),
+    ("retrieve.own=17", r"retrieve\.own is at most retrieve\.demonstrations"),
 ])  # fmt: skip
 def test_values_that_a_stage_refuses(override: str, message: str | None) -> None:
     if message is None:
@@ -173,10 +275,11 @@ def test_a_file_of_other_bytes_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_segments_of_a_file_take_the_place_of_the_default() -> None:
-    text = "offline: {segments: [{stages: [detect, encode], gpus: 1}, {stages: [retrieve], workers: 3}]}"
+    front, back = "[detect, encode]", "[retrieve, assemble, generate]"
+    text = f"offline: {{segments: [{{stages: {front}, gpus: 1}}, {{stages: {back}, workers: 3}}]}}"
     first, second = loaded(text).offline.segments
     assert (first.stages, first.gpus, first.workers) == (("detect", "encode"), 1.0, 1)
-    assert (second.stages, second.workers) == (("retrieve",), 3)
+    assert (second.stages, second.workers) == (("retrieve", "assemble", "generate"), 3)
 
 
 # --set
@@ -210,8 +313,8 @@ def test_set_of_nonsense_is_a_configuration_error(override: str) -> None:
 
 
 def test_set_of_a_list() -> None:
-    config = loaded("", "offline.segments=[{stages: [detect], gpus: 0.5}]")
-    assert [(s.stages, s.gpus) for s in config.offline.segments] == [(("detect",), 0.5)]
+    config = loaded("", f"offline.segments=[{{stages: [{', '.join(STAGES)}], gpus: 0.5}}]")
+    assert [(s.stages, s.gpus) for s in config.offline.segments] == [(STAGES, 0.5)]
 
 
 def test_the_last_set_wins_and_the_others_stay() -> None:

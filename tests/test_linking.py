@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from parity import same_row
 
-from gemel_ray.config import Config, SegmentOptions
+from gemel_ray.config import Config
 from gemel_ray.graph import Segment, run_in_process
 from gemel_ray.job import results
 from gemel_ray.knowledge.workspace import Workspace
@@ -19,6 +19,7 @@ from gemel_ray.linking import linking_graph
 from gemel_ray.offline import link
 from gemel_ray.progress import Progress
 from gemel_ray.readers import documents
+from gemel_ray.segments import SegmentOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 Rows = dict[tuple[str, str], dict[str, Any]]

@@ -197,7 +197,7 @@ def test_settings_that_cannot_do(workspace: Path) -> None:
         trained(workspace, "assemble.images=false")
     with pytest.raises(WorkspaceError, match="was built with"):
         trained(workspace, "models.language=starter")
-    with pytest.raises(ValueError, match=r"train\.batch must be at least 1"):
+    with pytest.raises(ValueError, match=r"train\.batch cannot be 0"):
         trained(workspace, "train.batch=0")
 
 

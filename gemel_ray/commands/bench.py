@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gemel_ray.arguments import Parser
+from gemel_ray.arguments import Parser, refuse
 from gemel_ray.commands import configured, say
 
 
@@ -48,10 +48,16 @@ def add(verb: Parser) -> None:
     verb.set_defaults(run=_run)
 
 
+# Options of one measurement only.
+_OWN = {"speed": ("--limit", "--rounds"), "trees": ("--names",), "scale": ("--sizes",), "flow": ("--pairs",)}
+
+
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.knowledge.workspace import read_facts
     from gemel_ray.readers import files
 
+    others = [name for what, names in _OWN.items() if what != options.what for name in names]
+    refuse(options, others, f"bench {options.what} measures without it")
     if options.workspace and not options.inputs:
         raise ValueError("with --workspace, say what to measure on: gemel-ray bench ... INPUT")
     given = files(options.inputs)  # refused before anything is built

@@ -24,7 +24,7 @@ def add(verb: Parser) -> None:
     verb.add_argument("--train", nargs="+", default=[], metavar="FILE", help="is anything of it in INPUT?")
     verb.add_argument("--images", type=Path, metavar="FOLDER", help="pictures: all there, whole, used?")
     verb.add_argument("--json", action="store_true", help="print what was found as JSON")
-    verb.set_defaults(run=_run)
+    verb.set_defaults(run=_run, settings=False)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -34,7 +34,7 @@ def add(verb: Parser) -> None:
     verb.add_argument("--against", type=Path, metavar="DIR2", help="another run's links, on the same gold")
     verb.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with plots and mentions")
     verb.add_argument("--json", action="store_true", help="print the figures as JSON")
-    verb.set_defaults(run=_run)
+    verb.set_defaults(run=_run, settings=False)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -19,8 +19,8 @@ def add(verb: Parser) -> None:
     """Change a workspace's knowledge, without training: every change is a new version of it.
 
     What serves the workspace takes over the current version within seconds; a job that runs ends with the
-    version it began with. Versions stay until they are removed by hand. Each of these verbs also takes
-    --config and --set.
+    version it began with. Versions stay until they are removed by hand. Each of
+    these verbs also takes --config and, where it reads settings, --set.
 
       gemel-ray kb add --workspace my-workspace --id Q95 --name Google --alias "Google LLC"
       gemel-ray kb add --workspace my-workspace --entities new.jsonl --demonstrations solved.json
@@ -58,12 +58,14 @@ def _alias(verb: Parser) -> None:
 def _list(verb: Parser) -> None:
     """List the versions: when each was made, what changed, and which is current."""
     _workspace(verb, _run_list)
+    verb.set_defaults(settings=False)
     verb.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _rollback(verb: Parser) -> None:
     """Make an earlier version the current one: the one given, or the one the current was made from."""
     _workspace(verb, _run_rollback)
+    verb.set_defaults(settings=False)
     verb.add_argument("version", nargs="?", metavar="VERSION")
 
 

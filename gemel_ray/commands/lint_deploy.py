@@ -19,7 +19,7 @@ def add(verb: Parser) -> None:
     """
     verb.add_argument("folder", nargs="?", type=Path, default=Path("deploy"), metavar="FOLDER")
     verb.add_argument("--json", action="store_true", help="print what was found as JSON")
-    verb.set_defaults(run=_run)
+    verb.set_defaults(run=_run, settings=False)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ def add(verb: Parser) -> None:
     verb.add_argument("--documents", type=int, default=200, metavar="N", help="of the inputs (default: 200)")
     verb.add_argument("--seed", type=int, default=0, help="of the arrivals")
     verb.add_argument("--json", action="store_true", help="print the figures as JSON")
-    verb.set_defaults(run=_run)
+    verb.set_defaults(run=_run, settings=False)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gemel_ray.arguments import Parser
+from gemel_ray.arguments import Parser, refuse
 
 if TYPE_CHECKING:
     from gemel_ray.planning.cost import Cost, Troubles
@@ -48,7 +48,14 @@ def add(verb: Parser) -> None:
     verb.add_argument("--simulate", action="store_true", help="hold the hours against a simulation")
     verb.add_argument("--config-out", type=Path, metavar="FILE", help="write offline.segments, for --config")
     verb.add_argument("--json", action="store_true", help="all figures, as JSON")
-    verb.set_defaults(run=_run)
+    verb.set_defaults(run=_run, settings=False)
+
+
+# What a node is where nothing was measured.
+_PUBLISHED = (
+    "--gpu", "--gpus-per-node", "--cpus-per-node", "--parameters", "--tokens", "--efficiency", "--megabytes",
+    "--gigabits",
+)  # fmt: skip
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -78,6 +85,10 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be more than 0")
     if not 0 < options.efficiency <= 1:
         raise ValueError("--efficiency is a share above 0, and at most 1")
+    if options.rates:
+        refuse(options, _PUBLISHED, "--rates says what a node does")
+    if options.hours is not None or options.budget is not None:
+        refuse(options, ("--nodes",), "--hours and --budget look for the number of nodes")
     if options.rates and options.budget is not None and options.price is None:
         raise ValueError("--budget with --rates needs --price: what a node like that costs an hour")
     if any(n < 1 for n in options.nodes or ()):

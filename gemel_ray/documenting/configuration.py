@@ -1,4 +1,4 @@
-"""Every setting: types and defaults from the dataclasses, meanings from the comments of ray_config.yaml."""
+"""Every setting: type, range and default from the dataclass, meaning from the comment in ray_config.yaml."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal
 
 from gemel_ray.config import Config
+from gemel_ray.setting import allowed
 
 _HEAD = """# Every setting
 
@@ -19,8 +20,8 @@ against them.
 A setting's value comes from, later ones winning: its default; the file (`--config`, else `ray_config.yaml`
 in the folder the command runs in); what the workspace carries (the models it was built with, and a
 reproduction's settings); `--paper`; `--set a.b=value`, which takes YAML and may be given often (a list is
-given as a whole: `--set 'offline.segments=[{stages: [...]}]'`). An unknown name or a wrong type ends the
-command with status 2 and the nearest right name.
+given as a whole: `--set 'offline.segments=[{stages: [...]}]'`). An unknown name, a wrong type or a value
+out of its range ends the command with status 2, before anything is started, and with what is right.
 
 Results carry a *fingerprint*: two runs of equal fingerprints may be compared. The settings of the five
 stages, `models`, `input` and `vectors.exact_below` are part of it. Those marked *machine* say how much of a
@@ -73,7 +74,9 @@ def _rows(kind: Any, path: tuple[str, ...], said: dict[tuple[str, ...], str | No
         if not said.get(at):
             raise ValueError(f"ray_config.yaml says nothing of {'.'.join(at)}: give it a comment")
         machine = ", *machine*" if "machine" in setting.metadata else ""
-        cells = (f"`{name}`", _type(hints[setting.name]) + machine, _default(setting), _cell(said[at]))
+        takes = f" {found}" if (found := allowed(setting)) else ""
+        kind = f"{_type(hints[setting.name])}{takes}{machine}"
+        cells = (f"`{name}`", kind, _default(setting), _cell(said[at]))
         yield f"| {' | '.join(cells)} |\n"
 
 

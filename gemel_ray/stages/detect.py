@@ -7,7 +7,7 @@ knowledge base in the text, or what a model of the hub tags as a name, or both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import pyarrow as pa
 
 from gemel_ray.records import MENTION
-from gemel_ray.stage import MACHINE, Stage, Work, answer
+from gemel_ray.setting import DEVICE, setting
+from gemel_ray.stage import Stage, Work, answer
 
 if TYPE_CHECKING:
     from gemel_ray.detecting.names import Names, Span
@@ -33,15 +34,15 @@ class Detect(Stage):
     reads: ClassVar = ("text", "given")
     writes: ClassVar = pa.schema([pa.field("mentions", pa.list_(MENTION))])
     by: Literal["names", "model", "both"] = "names"
-    shortest: int = 3
+    shortest: int = setting(3, at_least=1, unit="characters")
     case: Literal["own", "any"] = "own"
-    link_probability: float = 0.05
+    link_probability: float = setting(0.05, at_least=0, at_most=1)
     stop: str = ""
     model: str = ""
-    tag: float = 0.5
-    most: int = 50
-    device: str = field(default="auto", metadata=MACHINE)
-    batch: int = field(default=32, metadata=MACHINE)
+    tag: float = setting(0.5, at_least=0, at_most=1)
+    most: int = setting(50, at_least=1, unit="mentions")
+    device: str = setting("auto", form=DEVICE, machine=True)
+    batch: int = setting(32, at_least=1, unit="texts", machine=True)
 
     def __post_init__(self) -> None:
         if self.by != "names" and not self.model:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -23,7 +23,8 @@ from gemel_ray.models.fetching import Fetching, Manners, fetched
 from gemel_ray.models.images import image_bytes, is_web, read_image
 from gemel_ray.models.limits import ImageError, ImageLimits, told_of
 from gemel_ray.models.remembered import Remembered
-from gemel_ray.stage import MACHINE, Stage, Work, answer
+from gemel_ray.setting import DEVICE, setting
+from gemel_ray.stage import Stage, Work, answer
 
 if TYPE_CHECKING:
     import torch
@@ -51,25 +52,20 @@ class Encode(Stage):
             pa.field("mention_vectors", pa.list_(VECTOR)),  # of unit length, one a mention
         ]
     )
-    device: str = field(default="auto", metadata=MACHINE)
+    device: str = setting("auto", form=DEVICE, machine=True)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch: int = field(default=64, metadata=MACHINE)
-    threads: int = field(default=2, metadata=MACHINE)
-    cache: int = field(default=100_000, metadata=MACHINE)
-    megapixels: float = 64.0
-    megabytes: float = 32.0
-    seconds: float = 10.0
-    smallest: int = 0
-    aspect: float = 0.0
-    fetch: int = field(default=32, metadata=MACHINE)
-    per_host: int = field(default=4, metadata=MACHINE)
-    pause: float = field(default=0.0, metadata=MACHINE)
+    batch: int = setting(64, at_least=1, unit="pictures", machine=True)
+    threads: int = setting(2, at_least=1, unit="threads", machine=True)
+    cache: int = setting(100_000, at_least=0, unit="pictures", machine=True)
+    megapixels: float = setting(64.0, above=0, unit="megapixels")
+    megabytes: float = setting(32.0, above=0, unit="MiB")
+    seconds: float = setting(10.0, above=0, unit="seconds")
+    smallest: int = setting(0, at_least=0, unit="pixels")
+    aspect: float = setting(0.0, at_least=1, or_zero=True)
+    fetch: int = setting(32, at_least=1, unit="pictures", machine=True)
+    per_host: int = setting(4, at_least=1, unit="pictures", machine=True)
+    pause: float = setting(0.0, at_least=0, unit="seconds", machine=True)
     public_hosts: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "threads", "fetch", "per_host"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"encode.{name} must be at least 1")
 
     @property
     def manners(self) -> Manners:

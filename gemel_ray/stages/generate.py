@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pyarrow as pa
 
 from gemel_ray.records import CANDIDATE
-from gemel_ray.stage import MACHINE, Stage, Work
+from gemel_ray.setting import setting
+from gemel_ray.stage import Stage, Work
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
@@ -40,34 +41,29 @@ class Generate(Stage):
             pa.field("candidates", pa.list_(CANDIDATE)),
         ]
     )
-    beams: int = 5
+    beams: int = setting(5, at_least=1, unit="candidates")
     search: Literal["beam", "exact"] = "beam"
-    requests: int = 512
+    requests: int = setting(512, at_least=1, unit="requests")
     score: Literal["paper", "tree"] = "tree"
-    length_penalty: float = 0.0
-    prior_weight: float = 0.0
-    neighbours: float = 0.5
-    nil_threshold: float = 0.0
+    length_penalty: float = setting(0.0, at_least=0)
+    prior_weight: float = setting(0.0, at_least=0)
+    neighbours: float = setting(0.5, at_least=0, at_most=1)
+    nil_threshold: float = setting(0.0, at_least=0, at_most=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    length: int = 4096
-    tensor_parallel: int = field(default=1, metadata=MACHINE)
-    cache_gib: float = field(default=2.0, metadata=MACHINE)
-    gpu_memory: float = field(default=0.9, metadata=MACHINE)
-    block: int = field(default=32, metadata=MACHINE)
-    batch_tokens: int = field(default=2048, metadata=MACHINE)
-    sequences: int = field(default=256, metadata=MACHINE)
+    length: int = setting(4096, at_least=1, unit="tokens")
+    tensor_parallel: int = setting(1, at_least=1, unit="GPUs", machine=True)
+    cache_gib: float = setting(2.0, above=0, unit="GiB", machine=True)
+    gpu_memory: float = setting(0.9, above=0, at_most=1, unit="share of a GPU's memory", machine=True)
+    block: int = setting(32, at_least=1, unit="tokens", machine=True)
+    batch_tokens: int = setting(2048, at_least=1, unit="tokens", machine=True)
+    sequences: int = setting(256, at_least=1, unit="sequences", machine=True)
 
     def __post_init__(self) -> None:
-        if self.beams < 1:
-            raise ValueError("generate.beams must be at least 1")
-        for setting in ("nil_threshold", "prior_weight"):
-            if getattr(self, setting) and self.beams == 1:
-                raise ValueError(
-                    f"generate.{setting} compares candidates: it needs generate.beams of 2 or more"
-                )
-
-        if not 0 <= self.neighbours <= 1:
-            raise ValueError("generate.neighbours is a weight from 0 to 1")
+        for name in ("nil_threshold", "prior_weight"):
+            if getattr(self, name) and self.beams == 1:
+                raise ValueError(f"generate.{name} compares candidates: it needs generate.beams of 2 or more")
+        if self.batch_tokens < self.sequences:
+            raise ValueError("generate.batch_tokens is at least generate.sequences: each takes one a step")
         if self.neighbours and self.prior_weight:
             raise ValueError("generate.prior_weight and generate.neighbours cannot be had both: set one to 0")
 

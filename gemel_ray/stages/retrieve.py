@@ -20,6 +20,7 @@ from gemel_ray.knowledge.published import PublishedOrder
 from gemel_ray.knowledge.shared_sets import SharedSets
 from gemel_ray.knowledge.vectors import Bonus
 from gemel_ray.models.clip import unit
+from gemel_ray.setting import setting
 from gemel_ray.stage import Stage, Work, answer
 
 if TYPE_CHECKING:
@@ -54,20 +55,20 @@ class Retrieve(Stage):
             pa.field("similarities", pa.list_(pa.float32())),  # of `nearest`: cosine, and words shared
         ]
     )
-    demonstrations: int = 16
-    sets: int = 1
-    own: int = 0
+    demonstrations: int = setting(16, at_least=0, unit="examples")
+    sets: int = setting(1, at_least=0, unit="sets")
+    own: int = setting(0, at_least=0, unit="examples")
     by: Literal["mention", "image", "fused", "random"] = "fused"
-    mention_weight: float = 1.0
-    image_weight: float = 1.0
-    words: float = 0.2
+    mention_weight: float = setting(1.0, at_least=0)
+    image_weight: float = setting(1.0, at_least=0)
+    words: float = setting(0.2, at_least=0)
     names: bool = True
     itself: bool = False
     published: bool = False
 
     def __post_init__(self) -> None:
-        if self.sets and not 0 <= self.own <= self.demonstrations:
-            raise ValueError("retrieve.own is a number from 0 to retrieve.demonstrations")
+        if self.sets and self.own > self.demonstrations:
+            raise ValueError("retrieve.own is at most retrieve.demonstrations")
         if self.sets and self.published:
             raise ValueError(
                 "retrieve.published is the order of each mention's own list: set retrieve.sets=0"

@@ -1,0 +1,104 @@
+"""A setting: a dataclass's field with its default and, beyond its type, what it takes.
+
+    beams: int = setting(5, at_least=1, unit="candidates")
+    device: str = setting("auto", form=DEVICE, machine=True)
+
+checked.py holds values against it, and documenting/ writes it into docs/configuration.md.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+_ALLOWED = "allowed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Of numbers. `or_zero`: 0, too, which switches something off."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    or_zero: bool = False
+    unit: str = ""
+
+    def __contains__(self, value: float) -> bool:
+        if self.or_zero and value == 0:
+            return True
+        return (
+            (isinstance(value, int) or math.isfinite(value))
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+        )
+
+    def __str__(self) -> str:
+        if self.at_least is not None and self.at_most is not None:
+            bounds = [f"from {self.at_least:,g} to {self.at_most:,g}"]
+        else:
+            named = {"of at least": self.at_least, "above": self.above, "at most": self.at_most}
+            bounds = [f"{word} {bound:,g}" for word, bound in named.items() if bound is not None]
+        said = " and ".join(bounds) + (", or 0" if self.or_zero else "")
+        return f"{said} ({self.unit})" if self.unit else said
+
+
+@dataclass(frozen=True)
+class Form:
+    """Of text: a regular expression, and what it is in words."""
+
+    pattern: str
+    words: str
+
+    def __contains__(self, value: str) -> bool:
+        return re.fullmatch(self.pattern, value) is not None
+
+    def __str__(self) -> str:
+        return self.words
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """As Ray gives them to a process."""
+
+    def __contains__(self, value: float) -> bool:
+        return 0 <= value < math.inf and (value <= 1 or value == int(value))
+
+    def __str__(self) -> str:
+        return "that is a share of a GPU (0 to 1), or whole ones"
+
+
+Allowed = Range | Form | Gpus
+
+GPUS = Gpus()
+NAME = Form(r"\S(.*\S)?", "that is not empty")
+DEVICE = Form(r"auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?", "(auto, cpu, cuda or cuda:1)")
+CLUSTER = Form(r"local|auto|(ray://)?[^\s/]+:\d+", "(local, auto, host:port or ray://host:port)")
+HOST = Form(r"[^\s/]+", "(a host's name or address)")
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    or_zero: bool = False,
+    unit: str = "",
+    form: Form | Gpus | None = None,
+    machine: bool = False,
+) -> Any:
+    """The field. `machine`: says how much of a machine is used; it changes no answer, so no fingerprint."""
+    bounds = Range(at_least=at_least, above=above, at_most=at_most, or_zero=or_zero, unit=unit)
+    takes: Allowed | None = form or (bounds if bounds != Range() else None)
+    metadata = {_ALLOWED: takes} if takes else {}
+    return field(default=default, metadata=metadata | ({"machine": True} if machine else {}))
+
+
+def allowed(made: Any) -> Allowed | None:
+    """What a dataclass's field takes beyond its type."""
+    found: Allowed | None = made.metadata.get(_ALLOWED)
+    return found
