@@ -12,14 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import SMALL
 
-from gemel_ray.config import Config
-from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.measuring.machine import machine, middle, peaks
+from gemel_ray.config import Config, load
+from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, read_facts
+from gemel_ray.measuring.alone import alone, assembled
+from gemel_ray.measuring.apart import apart, meet, together
+from gemel_ray.measuring.engine import Measuring, Sizes
+from gemel_ray.measuring.machine import Look, look, looks, machine, middle, peaks
+from gemel_ray.measuring.pace import steady
+from gemel_ray.measuring.pictures import encoding
 from gemel_ray.measuring.scale import edited
-from gemel_ray.measuring.speed import Measuring, Rounds
+from gemel_ray.measuring.speed import bottleneck
 from gemel_ray.measuring.trees import made_up
-from gemel_ray.readers import documents
+from gemel_ray.measuring.two_layers import dressed
 
 TEST = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "test.parquet"
 
@@ -36,13 +42,17 @@ def test_the_machine_is_told() -> None:
 
 def test_memory_of_this_process_and_of_those_it_starts() -> None:
     grow = "import time; x = bytearray(200 * 2**20); time.sleep(30)"
-    with peaks() as memory, subprocess.Popen([sys.executable, "-c", grow]) as child:
+    with looks() as seen, subprocess.Popen([sys.executable, "-c", grow]) as child:
         until = time.monotonic() + 25
-        while max((v for k, v in memory.items() if k != "this process"), default=0) < 200:
-            assert time.monotonic() < until, memory
+        while max((v for k, v in _most(seen).items() if k != "this process"), default=0) < 200:
+            assert time.monotonic() < until, seen
             time.sleep(0.1)
         child.kill()
-    assert memory["this process"] > 10
+    assert _most(seen)["this process"] > 10
+
+
+def _most(seen: list[Look]) -> dict[str, float]:
+    return peaks(look.resident for look in seen)
 
 
 def test_repeated_documents_are_never_alike_and_keep_their_mention(tmp_path: Path) -> None:
@@ -74,17 +84,95 @@ def test_made_up_names_are_of_real_words_and_the_same_each_time(workspace: Works
     assert names == list(made_up(workspace, 2000))
 
 
+def test_the_pace_is_that_of_a_full_line() -> None:
+    """The first four results come together, after their models' start; the last run the line empty."""
+    first = [(100.0 + i / 100, 64) for i in range(4)]
+    full = [(101.03 + i, 64) for i in range(10)]
+    last = [(200.0 + i, 64) for i in range(4)]
+    pace = steady([*first, *full, *last], 4)
+    assert pace is not None
+    assert pace.rate == pytest.approx(64 / 1.0, rel=0.01)
+    assert (pace.began, pace.ended) == (100.03, 110.03)
+    assert steady(first, 4) is None
+
+
+def test_processes_measure_together_and_what_they_say_comes_back() -> None:
+    processes = together(2, _late)
+    assert len({number for number, _, _ in processes}) == 2
+    assert max(begun for _, begun, _ in processes) <= min(met for _, _, met in processes)
+    assert os.getpid() != apart(os.getpid)
+
+
+def _late() -> tuple[int, float, float]:
+    """This process, when it began, and when all had."""
+    begun = time.time()
+    meet()
+    return os.getpid(), begun, time.time()
+
+
+def test_the_processor_time_of_what_this_process_starts() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
+        until = time.monotonic() + 25
+        while sum(s for kind, s in look().processor.items() if kind != "this process") < 1:
+            assert time.monotonic() < until, look()
+            time.sleep(0.2)
+        child.kill()
+
+
+def test_two_layers_for_a_language_model_and_all_else_as_it_was(
+    workspace: Workspace, config: Config, workspace_folder: Path, tmp_path: Path
+) -> None:
+    folder = dressed(workspace, tmp_path)
+    light = Workspace.open(folder, load(None, read_facts(folder)["settings"], SMALL))
+    assert light.tokenize(["Adobe"]) == workspace.tokenize(["Adobe"])
+    assert (len(light.tree), len(light.bank), light.sees) == (len(workspace.tree), len(workspace.bank), True)
+    assert (folder / "model" / "model.safetensors").stat().st_size < 20 << 20
+    with pytest.raises(WorkspaceError, match=r"models\.language"):
+        Workspace.open(folder, config)
+    assert light.vectors().count() == workspace.vectors().count()
+    assert dressed(workspace, tmp_path) == folder  # made anew
+    assert len(Workspace.open(workspace_folder, config).tree) == len(light.tree)  # nothing was taken away
+
+
+def test_without_pictures_of_its_own_encode_is_measured_on_the_starter_s(
+    workspace: Workspace, config: Config, tmp_path: Path
+) -> None:
+    file = tmp_path / "plain.jsonl"
+    file.write_text(json.dumps({"id": "a", "text": "Adobe.", "mentions": [{"start": 0, "end": 5}]}))
+    assert encoding(config.encode, workspace, [str(TEST)])["pictures"] == "512, the input's"
+    found = encoding(config.encode, workspace, [str(file)])
+    assert found["pictures"] == "512, the starter's"
+    assert found["stage_per_second"] > 0
+
+
+def test_every_stage_before_the_engine_alone(config: Config, workspace_folder: Path) -> None:
+    found = alone(config, workspace_folder, [str(TEST)], 2)
+    assert list(found) == ["detect", "encode", "retrieve", "assemble"]
+    assert all(f["processes"] == 2 and f["per_second"] > 0 and f["core_ms"] > 0 for f in found.values())
+
+
+def test_what_holds_the_line_up_is_said_in_one_line() -> None:
+    def figures(retrieve: float, **engine: float) -> dict[str, Any]:
+        rates = {"detect": 9000.0, "encode": 800.0, "retrieve": retrieve, "assemble": 5000.0}
+        return {
+            "alone": {name: {"per_second": rate} for name, rate in rates.items()},
+            "rounds": {name: {"median": value} for name, value in engine.items()},
+        }
+
+    assert bottleneck(figures(211, mentions_per_second=500)).startswith("retrieve: 211 a second (alone: ")
+    slow = figures(2000, mentions_per_second=40, kernel_ms_per_mention=2)
+    assert bottleneck(slow).endswith("its GPU computes 2 of 25 ms a mention: the host holds it up")
+    slow["rounds"]["kernel_ms_per_mention"] = {"median": 24}
+    assert bottleneck(slow).endswith("the GPU holds it up")
+
+
 @pytest.mark.slow
 def test_a_round(workspace: Workspace, config: Config, generating: Any) -> None:
     """Figures that must hold on any machine; how fast it is nobody asserts."""
-    table = next(documents(str(TEST), batch=16))
-    stage = generating.stage
-    measuring = Measuring(config, workspace, generating, table, Rounds(1, documents=8, reference=1, raw=3))
-    try:
-        found = {name: f["median"] for name, f in measuring.rounds(lambda _: None)["rounds"].items()}
-    finally:
-        measuring.front.close()
-        generating.stage = stage
+    mentions = assembled(config, workspace, [str(TEST)]).slice(0, 96)
+    sizes = Sizes(mentions=96, under_way=64, reference=1, raw=3)
+    measuring = Measuring(config, workspace, generating, mentions, sizes)
+    found = {name: f["median"] for name, f in measuring.rounds(lambda _: None).items()}
     assert all(value > 0 for value in found.values())
     assert found["computed_per_mention"] < found["asked_per_mention"]
     assert found["requests_per_mention"] > 1

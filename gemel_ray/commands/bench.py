@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,11 @@ from gemel_ray.commands import configured, say
 def add(verb: Parser) -> None:
     """Measure: how fast links are made here, and beside what.
 
-    speed   in rounds on the same mentions: the graph as a worker runs it, the engine's raw prompt rate, and
-            the reference loop (Hugging Face's generate, one mention at a time, a Python prefix tree); then
-            every stage, and the whole offline job with its start-up and memory
+    speed   the engine alone while it is full, its raw prompt rate, and the reference loop (Hugging Face's
+            generate, one mention at a time, a Python prefix tree); then every stage alone, and the whole
+            offline job with its start-up and memory; and what holds it up, in one line
+    host    everything but the language model, in whose place a random one of two layers stands: what a
+            mention costs, stage by stage and in the job; a minute or two, on any machine
     trees   a knowledge base of so many names more: build, bytes, memory, decoding
     scale   the offline job on inputs of growing size
     flow    every stage but the language model on so many pairs without mentions: rows a second, memory
@@ -29,16 +30,17 @@ def add(verb: Parser) -> None:
 
       gemel-ray bench speed
       gemel-ray bench speed dev.json --workspace kb --json
+      gemel-ray bench host
       gemel-ray bench trees --names 10000000 --output bench
       gemel-ray bench scale dev.json --workspace kb --sizes 1000 10000
       gemel-ray bench flow --pairs 1000000
     """
-    verb.add_argument("what", choices=("speed", "trees", "scale", "flow"), help="what is measured")
+    verb.add_argument("what", choices=("speed", "host", "trees", "scale", "flow"), help="what is measured")
     verb.add_argument("inputs", nargs="*", metavar="INPUT", help="documents with mentions")
     verb.add_argument("--workspace", type=Path, help="made by gemel-ray build")
     verb.add_argument("--output", type=Path, default=Path("bench"), metavar="DIR", help="folder (bench)")
-    verb.add_argument("--limit", type=int, default=960, help="speed: documents of the job (960)")
-    verb.add_argument("--rounds", type=int, default=3, help="speed: rounds that count (3)")
+    verb.add_argument("--mentions", type=int, default=1024, help="speed, host: mentions linked (1024)")
+    verb.add_argument("--rounds", type=int, default=1, help="speed: rounds of the engine alone (1)")
     verb.add_argument("--names", type=int, default=1_000_000, help="trees: names made up (1000000)")
     verb.add_argument(
         "--sizes", type=int, nargs="+", default=[1000, 10_000], help="scale: mentions (1000 10000)"
@@ -65,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
     workspace: Path = options.workspace or _starter(options)
     inputs = given or [str(options.output / "documents.parquet")]
     settings = partial(configured, options, read_facts(workspace)["settings"])
-    measured = {"speed": _speed, "trees": _trees, "scale": _scale, "flow": _flow}[options.what]
+    measured = {"speed": _speed, "host": _host, "trees": _trees, "scale": _scale, "flow": _flow}[options.what]
     found = measured(options, settings, workspace, inputs)
     print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))
     return 0
@@ -89,19 +91,19 @@ def _starter(options: argparse.Namespace) -> Path:
 
 
 def _speed(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from gemel_ray.measuring.engine import Sizes
+    from gemel_ray.measuring.speed import speed
 
-    from gemel_ray.measuring.speed import Rounds, speed
-    from gemel_ray.readers import documents
-    from gemel_ray.study.variants import write
+    sizes = Sizes(mentions=options.mentions, rounds=options.rounds)
+    return speed(settings(), workspace, inputs, options.output, sizes, say)
 
-    table = pa.concat_tables(t for file in inputs for t in documents(file)).slice(0, options.limit)
-    file, linked = options.output / "speed.parquet", options.output / "linked"
-    write(table.to_pylist(), "clean", file)
-    shutil.rmtree(linked, ignore_errors=True)  # the job is measured, not its resuming
-    rounds = Rounds(number=options.rounds, documents=min(64, pq.read_metadata(file).num_rows))
-    return speed(settings(), workspace, [str(file)], linked, table, rounds, say)
+
+def _host(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:
+    from gemel_ray.measuring.engine import Sizes
+    from gemel_ray.measuring.host import host
+
+    sizes = Sizes(mentions=options.mentions, reference=0, raw=0)
+    return host(partial(configured, options), workspace, inputs, options.output, sizes, say)
 
 
 def _trees(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:

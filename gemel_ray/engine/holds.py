@@ -103,6 +103,10 @@ class Holds(KVConnectorBase_V1):
             dim = cache.shape.index(self._number)  # backends order a cache's dimensions differently
             cache.index_copy_(dim, target, cache.index_select(dim, source))
 
+    def shutdown(self) -> None:
+        """Let go of the caches: a process may start another engine on the same GPU."""
+        self._caches.clear()
+
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Copies are whole before a step begins."""
 

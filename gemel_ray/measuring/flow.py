@@ -28,7 +28,7 @@ from gemel_ray.job.selection import Selection
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
-from gemel_ray.measuring.machine import machine, memory
+from gemel_ray.measuring.machine import look, machine
 from gemel_ray.measuring.scale import Say, edited
 from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.stages.generate import Generate
@@ -95,7 +95,7 @@ def flow(
         for counts in offline.counted(data):
             told.add(counts)
             if not looks or time.time() - told.began - looks[-1][0] > _LOOKS:
-                looks.append((time.time() - told.began, told.documents, memory(own=True)))
+                looks.append((time.time() - told.began, told.documents, look().own))
                 say(f"{told.documents:,} pairs, {looks[-1][2]}")
         spilled = offline.spilled_mib()
     measures = told.write("finished")["measures"]

@@ -1,4 +1,4 @@
-"""The offline job, run and timed from outside: when its first batch was there, its pace, its memory."""
+"""The offline job, run and timed from outside: first batch, pace, what a mention costs, memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gemel_ray.config import Config
-from gemel_ray.measuring.machine import peaks
+from gemel_ray.measuring.machine import Look, looks, peaks
+from gemel_ray.measuring.pace import Moment, Pace, steady
 from gemel_ray.progress import Progress
 
 
@@ -19,23 +20,38 @@ def timed(
     its resuming. The pace is None where all batches were under way together."""
     from gemel_ray.offline import link
 
-    told: list[tuple[float, int]] = []
+    told: list[Moment] = []
     began = time.perf_counter()
 
     def report(progress: Progress) -> None:
-        told.append((time.perf_counter() - began, sum(progress.statuses.values())))
+        told.append((time.perf_counter(), sum(progress.statuses.values())))
 
-    with peaks() as memory, peaks(own=True) as own:
+    with looks() as seen:
         manifest = link(config, workspace, inputs, output, report)
-    # The first batches come together, being under way together: the pace is that of those behind them.
-    together = max(s.overlap for s in config.offline.segments)
-    pace, begin = told[together:], told[min(together, len(told)) - 1][0]
+    pace = steady(told, sum(s.overlap * s.workers for s in config.offline.segments))
     found = {
         "mentions": manifest["rows"],
-        "seconds_to_first_batch": round(told[0][0], 2),
-        "mentions_per_second": round(sum(n for _, n in pace) / (told[-1][0] - begin), 3) if pace else None,
+        "seconds_to_first_batch": round(told[0][0] - began, 2),
+        "mentions_per_second": round(pace.rate, 3) if pace else None,
         "seconds": manifest["seconds"],
-        "peak_mib": dict(memory),
-        "own_peak_mib": dict(own),  # without the object store's pages, which every process maps
+        "core_ms_per_mention": _core_ms(seen, told, pace) if pace else None,
+        "peak_mib": peaks(look.resident for look in seen),
+        "own_peak_mib": peaks(look.own for look in seen),
     }
     return found, manifest
+
+
+def _core_ms(seen: Sequence[Look], told: Sequence[Moment], pace: Pace) -> dict[str, float] | None:
+    """Processor milliseconds a mention, of all and by kind of process, where it was looked at twice while the
+    pace was steady."""
+    within = [look for look in seen if pace.began <= look.at <= pace.ended]
+    if len(within) < 2:
+        return None
+    first, last = within[0], within[-1]
+    mentions = sum(n for at, n in told if first.at < at <= last.at)
+    spent = {
+        kind: 1000 * max(0.0, seconds - first.processor.get(kind, 0.0)) / max(1, mentions)
+        for kind, seconds in last.processor.items()
+    }
+    named = {kind: round(ms, 3) for kind, ms in sorted(spent.items(), key=lambda i: -i[1]) if ms >= 0.01}
+    return {"all": round(sum(spent.values()), 3), **named}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from statistics import median
 from typing import Any
@@ -29,44 +31,63 @@ def machine() -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Look:
+    """At this process and those it started, by kind: MiB of the largest of a kind, resident and without what
+    it shares with others (the object store, mapped files); processor seconds of all of a kind so far."""
+
+    at: float
+    resident: dict[str, float]
+    own: dict[str, float]
+    processor: dict[str, float]
+
+
 @contextmanager
-def peaks(own: bool = False) -> Iterator[dict[str, float]]:
-    """What `memory` says at most while inside; filled in as processes are seen."""
-    found: dict[str, float] = {}
+def looks() -> Iterator[list[Look]]:
+    """What was seen while inside, twice a second."""
+    seen: list[Look] = []
     end = threading.Event()
-    looking = threading.Thread(target=_look, args=(found, own, end), daemon=True)
+
+    def watch() -> None:
+        while not end.wait(_EVERY):
+            seen.append(look())
+
+    looking = threading.Thread(target=watch, daemon=True)
     looking.start()
     try:
-        yield found
+        yield seen
     finally:
         end.set()
         looking.join()
 
 
-def _look(found: dict[str, float], own: bool, end: threading.Event) -> None:
-    while not end.wait(_EVERY):
-        for name, size in memory(own).items():
-            found[name] = max(found.get(name, 0.0), size)
-
-
-def memory(own: bool = False) -> dict[str, float]:
-    """Resident MiB now, of this process and of the largest of each kind of process it started; `own`
-    without what it shares with others (the object store, mapped files), as far as the system tells."""
+def look() -> Look:
+    """At this moment."""
     import psutil
 
-    def size_of(process: Any) -> float:
-        held = process.memory_info()
-        return float(held.rss - (getattr(held, "shared", 0) if own else 0))
-
+    now = Look(time.perf_counter(), {}, {}, {})
     here = psutil.Process()
-    sizes: dict[str, float] = {"this process": size_of(here)}
-    for process in here.children(recursive=True):
+    for process in (here, *here.children(recursive=True)):
         try:
-            name, size = _kind(process.cmdline()), size_of(process)
+            with process.oneshot():
+                name = "this process" if process == here else _kind(process.cmdline())
+                held, times = process.memory_info(), process.cpu_times()
         except psutil.Error:  # it has ended meanwhile
             continue
-        sizes[name] = max(sizes.get(name, 0.0), size)
-    return {name: round(size / 2**20, 1) for name, size in sizes.items()}
+        shared = getattr(held, "shared", 0)  # as far as the system tells
+        for sizes, size in ((now.resident, held.rss), (now.own, held.rss - shared)):
+            sizes[name] = max(sizes.get(name, 0.0), round(size / 2**20, 1))
+        now.processor[name] = now.processor.get(name, 0.0) + times.user + times.system
+    return now
+
+
+def peaks(sizes: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The most of each kind."""
+    most: dict[str, float] = {}
+    for some in sizes:
+        for name, size in some.items():
+            most[name] = max(most.get(name, 0.0), size)
+    return most
 
 
 def _kind(command: Sequence[str]) -> str:

@@ -35,13 +35,14 @@ def scale(
     for size in sizes:
         file, linked = output / f"mentions-{size}.parquet", output / f"linked-{size}"
         shutil.rmtree(linked, ignore_errors=True)
-        _write(inputs, size, file)
+        written(inputs, size, file)
         say(f"{size:,} mentions")
         found["sizes"][size], _ = timed(config, workspace, [str(file)], linked)
     return found
 
 
-def _write(inputs: Sequence[str], size: int, path: Path) -> None:
+def written(inputs: Sequence[str], size: int, path: Path) -> None:
+    """So many documents of one mention each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with pq.ParquetWriter(path, SCHEMA) as writer:
         rows = itertools.islice(edited(inputs), size)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +20,8 @@ import numpy as np
 from gemel_ray.config import Config
 from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.measuring.machine import machine, peaks
+from gemel_ray.measuring.apart import apart
+from gemel_ray.measuring.machine import looks, machine, peaks
 
 Say = Callable[[str], None]
 _SETTINGS = ("retrieve.demonstrations=0", "bank.names=0", "retrieve.sets=0")
@@ -46,9 +45,10 @@ def trees(
         entities = output / f"entities-{names}.jsonl"
         _write(small, names, entities)
         began = time.perf_counter()
-        with peaks() as memory:
+        with looks() as seen:
             build(config, str(entities), [], large, say)
-        facts = {"build_seconds": round(time.perf_counter() - began, 1), "build_peak_mib": dict(memory)}
+        seconds, memory = time.perf_counter() - began, peaks(look.resident for look in seen)
+        facts = {"build_seconds": round(seconds, 1), "build_peak_mib": memory}
         (output / f"build-{names}.json").write_text(json.dumps(facts))
         entities.unlink()
     built: dict[str, Any] = json.loads((output / f"build-{names}.json").read_text())
@@ -61,8 +61,8 @@ def trees(
             "tree_mib": round(size / 2**20, 1),
             "bytes_per_name": round(size / count, 1),
             "children_of_the_root": len(opened.tree.children(opened.tree.root)[1]),
-            "second_process": _measured("mapped", opened.folder, config, inputs, mentions),
-            "decoding": _measured("decoded", opened.folder, config, inputs, mentions),
+            "second_process": apart(mapped, opened.folder, config, inputs, mentions),
+            "decoding": apart(decoded, opened.folder, config, inputs, mentions),
         }
     # A token, not a mention: among more names more is asked before one is sure, whatever tells them apart.
     under = {name: found[name]["decoding"]["milliseconds_per_token"] for name in ("small", "large")}
@@ -86,23 +86,6 @@ def made_up(workspace: Workspace, names: int) -> Iterator[str]:
     dice = random.Random(0)
     for _ in range(names):
         yield " ".join(dice.choices(words, k=dice.choice(lengths) + 1))
-
-
-def _measured(
-    what: str, folder: Path, config: Config, inputs: Sequence[str], mentions: int
-) -> dict[str, Any]:
-    """In a process of its own."""
-    asked = json.dumps([what, str(folder), config.plain(), list(inputs), mentions])
-    ended = subprocess.run(
-        [sys.executable, "-m", "gemel_ray.measuring.trees", asked],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ended.returncode:
-        raise RuntimeError(f"measuring {folder} failed:\n{ended.stderr[-2000:]}")
-    answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return answer
 
 
 def mapped(folder: Path, config: Config, inputs: Sequence[str], mentions: int) -> dict[str, Any]:
@@ -174,11 +157,3 @@ def _steady(moments: Sequence[tuple[float, int]]) -> float:
     at = [next(m for m in moments if m[1] - first >= share * (last - first)) for share in (0.25, 0.75)]
     (began, before), (ended, then) = at
     return 1000 * (ended - began) / (then - before)
-
-
-if __name__ == "__main__":
-    what, folder, plain, inputs, mentions = json.loads(sys.argv[1])
-    from gemel_ray.checked import made
-
-    config: Config = made(Config, plain, "")
-    print(json.dumps({"mapped": mapped, "decoded": decoded}[what](Path(folder), config, inputs, mentions)))

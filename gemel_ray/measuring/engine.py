@@ -1,0 +1,168 @@
+"""The engine alone, on prompts that are assembled: links a second while it is full, and what a link costs.
+
+In a process of its own (apart.py), so that a GPU is free again for the job. Beside it, in turn: greedily, the
+raw rate of prompts that it has never seen, the reference loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from gemel_ray.config import Config
+from gemel_ray.engine.prompts import Prompt
+from gemel_ray.engine.run import Usage
+from gemel_ray.engine.vllm_engine import Asked
+from gemel_ray.graph import Segment, run_in_process
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.linking import linking_graph
+from gemel_ray.measuring.alone import FRONT, assembled
+from gemel_ray.measuring.machine import middle
+from gemel_ray.measuring.pace import Moment, steady
+from gemel_ray.measuring.reference import Reference
+
+Say = Callable[[str], None]
+_BATCH = 64
+_WARM = 64  # mentions before anything counts
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured: mentions in all and under way at once; rounds of them; of each round those that
+    the reference loop and the raw rate take, one after another (0: none)."""
+
+    mentions: int = 1024
+    under_way: int = 256
+    rounds: int = 1
+    reference: int = 8
+    raw: int = 24
+
+
+def engine(config: Config, folder: Path, inputs: Sequence[str], sizes: Sizes, say: Say) -> dict[str, Any]:
+    """Medians over the rounds."""
+    workspace = Workspace.open(folder, config)
+    say(f"assembling the prompts of {sizes.mentions:,} mentions")
+    mentions = assembled(config, workspace, inputs).slice(0, sizes.mentions)
+    say("starting the language model in a process of its own")
+    measuring = Measuring(config, workspace, config.generate.start(workspace), mentions, sizes)
+    try:
+        return measuring.rounds(say)
+    finally:
+        measuring.generating.close()
+
+
+class Measuring:
+    """One engine, in the started Generate, and one reference model, on the same prompts."""
+
+    def __init__(
+        self, config: Config, workspace: Workspace, generating: Any, mentions: pa.Table, sizes: Sizes
+    ) -> None:
+        self.sizes, self.generating, self.mentions = sizes, generating, mentions
+        self.segment = Segment(linking_graph(config, workspace), ((len(FRONT), generating),))
+        self.reference = (
+            Reference(workspace.language_model, config.generate.dtype, workspace.tree, config.generate.beams)
+            if sizes.reference
+            else None
+        )
+
+    def rounds(self, say: Say) -> dict[str, Any]:
+        """Medians, and on a GPU the milliseconds of its kernels."""
+        self._generated(self.mentions.slice(0, _WARM))
+        taken = []
+        for number in range(self.sizes.rounds):
+            say(f"round {number + 1} of {self.sizes.rounds}")
+            taken.append(self._round())
+        found = {name: middle([t[name] for t in taken]) for name in taken[0]}
+        if torch.cuda.is_available():
+            say("kernels of the GPU")
+            found["kernel_ms_per_mention"] = middle([self._kernels()])
+        return found
+
+    def _round(self) -> dict[str, float]:
+        prompts = self._prompts(max(self.sizes.reference, self.sizes.raw))
+        figures = self._generated(self.mentions)
+        few = self.mentions.slice(0, max(_BATCH, len(self.mentions) // 4))
+        figures["greedy_mentions_per_second"] = self._generated(_greedy(few))["mentions_per_second"]
+        if self.sizes.raw:
+            figures["raw_tokens_per_second"] = self._raw(prompts[: self.sizes.raw])
+        if self.reference:
+            some = prompts[: self.sizes.reference]
+            figures["reference_mentions_per_second"] = self.reference.mentions_a_second(some)
+        return figures
+
+    def _prompts(self, count: int) -> list[Prompt]:
+        """Of the first mentions, as the engine takes them."""
+        some = self.mentions.slice(0, count)
+        pairs = zip(some["prompt"].to_pylist(), some["image_vector"].to_pylist(), strict=True)
+        return [
+            self.generating.prompts(p, None if v is None else np.asarray(v, np.float32))
+            for p, v in pairs
+            if p is not None
+        ]
+
+    def _generated(self, mentions: pa.Table) -> dict[str, float]:
+        """Of Generate alone, as a worker gives it batches; as if these mentions had never been seen."""
+        work = self.generating
+        work.usage, before = Usage(), work.engine.measures()
+        work.engine.forget()
+        batches = [mentions.slice(i, _BATCH) for i in range(0, len(mentions), _BATCH)]
+        together = max(1, self.sizes.under_way // _BATCH)
+        told: list[Moment] = []
+        began, worked = time.perf_counter(), time.process_time()
+        for done in run_in_process(self.segment, iter(batches), together):
+            told.append((time.perf_counter(), len(done)))
+        seconds, worked = time.perf_counter() - began, time.process_time() - worked
+        pace = steady(told, together)
+        use, count, after = work.usage, len(mentions), work.engine.measures()
+        return {
+            "mentions_per_second": pace.rate if pace else count / seconds,
+            "core_ms_per_mention": 1000 * worked / count,
+            "asked_per_mention": use.asked / count,
+            "computed_per_mention": (use.asked - use.cached) / count,
+            "decoded_per_mention": use.decoded / count,
+            "requests_per_mention": use.requests / count,
+            "steps_per_second": (after["steps"] - before["steps"]) / seconds,
+            "steps_per_mention": (after["steps"] - before["steps"]) / count,
+            "hashed_bytes_per_mention": (after["hashed"] - before["hashed"]) / count,
+            "computed_tokens_per_second": (use.asked - use.cached + use.decoded) / seconds,
+        }
+
+    def _raw(self, prompts: Sequence[Prompt]) -> float:
+        """Prompt tokens a second that the engine computes with nothing around it: none is known to it."""
+        engine, usage = self.generating.engine, Usage()
+        asked = Asked(tree=self.generating.tree_folder, node=0, limit=1, wide=1)
+        never = [
+            Prompt(p.embeddings, p.identity + (i + 1) * 1_000_000, p.base) for i, p in enumerate(prompts)
+        ]
+        engine.forget()
+
+        async def run() -> None:
+            await asyncio.gather(*(engine.rollout(p, asked, usage) for p in never))
+
+        began = time.perf_counter()
+        asyncio.run(run())
+        return (usage.asked - usage.cached) / (time.perf_counter() - began)
+
+    def _kernels(self) -> float:
+        """Milliseconds of a GPU's kernels, a mention, while the line is full."""
+        from torch.profiler import ProfilerActivity, profile
+
+        some = self.mentions.slice(0, 2 * self.sizes.under_way)
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            self._generated(some)
+        return float(sum(e.self_device_time_total for e in profiled.key_averages())) / 1000 / len(some)
+
+
+def _greedy(mentions: pa.Table) -> pa.Table:
+    """The same, whose documents ask for one candidate."""
+    field = mentions.schema.field("options")
+    one = pa.array([{"candidates": 1}] * len(mentions), field.type)
+    return mentions.set_column(mentions.column_names.index("options"), field, one)
