@@ -1,7 +1,7 @@
 """The command line: its verbs, and how a run ends.
 
-Exit status: 0 done, 1 finished with error rows under --strict, or with something found by check or
-lint-deploy, 2 wrong usage or configuration.
+Exit status: 0 done, 1 finished with nothing but error rows (under --strict: with any), or with something
+found by check or lint-deploy, 2 wrong usage or configuration.
 """
 
 from __future__ import annotations

@@ -61,12 +61,12 @@ PARIS = EXAMPLES[0]
 
 
 def retrieved(workspace: Workspace, folder: Path, line: dict[str, Any], *settings: str) -> dict[str, Any]:
-    """The one row that Retrieve makes of an official line, under such settings."""
+    """The one row that Retrieve and Assemble make of an official line, under such settings."""
     file = folder / "train.json"
     file.write_text(json.dumps(line))
     config = load(None, workspace.facts["settings"], ["retrieve.sets=0", *settings])
     opened = Workspace.open(workspace.folder, config)
-    segment = linking_graph(config, opened).segment(["detect", "encode", "retrieve"], opened)
+    segment = linking_graph(config, opened).segment(["detect", "encode", "retrieve", "assemble"], opened)
     row: dict[str, Any] = asyncio.run(segment.run(next(documents(str(file))))).to_pylist()[0]
     segment.close()
     return row

@@ -86,7 +86,7 @@ def found(workspace: Workspace, folder: Path, mention: str) -> list[str]:
     """Demonstrations of a mention, most similar last."""
     file = lines(folder / "asked.json", {"id": "d", "text": f"In {mention}.", "mention": mention})
     graph = linking_graph(workspace.config, workspace)
-    segment = graph.segment(["detect", "encode", "retrieve"], workspace)
+    segment = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
     row: dict[str, Any] = asyncio.run(segment.run(next(documents(file)))).to_pylist()[0]
     segment.close()
     listed: list[str] = row["demonstrations"]

@@ -21,7 +21,8 @@ def add(verb: Parser) -> None:
     mentions ([{start, end}]; without them the knowledge base's names are looked for), lines in the official
     GEMEL form, released captions (caption, url), WebDataset shards, or what img2dataset wrote: paths or
     addresses (s3://...), with * and {00000..00099}. Results: OUTPUT/links/*.parquet, one row a mention,
-    OUTPUT/manifest.json, and OUTPUT/report.html to look at; while it goes, OUTPUT/progress.json.
+    OUTPUT/manifest.json, and OUTPUT/report.html to look at; while it goes, OUTPUT/progress.json. Exit status:
+    0, or 1 when every row is an error.
 
       gemel-ray link photos.jsonl --workspace my-workspace --output linked
       gemel-ray link photos.jsonl --workspace my-workspace --output linked --retry-failed --reason timeout
@@ -29,7 +30,9 @@ def add(verb: Parser) -> None:
     verb.add_argument("inputs", nargs="+", metavar="INPUT", help="file or folder")
     verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
     verb.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    verb.add_argument("--strict", action="store_true", help="exit with 1 if any row failed")
+    verb.add_argument(
+        "--strict", action="store_true", help="exit with 1 if any row failed, not only if all did"
+    )
     verb.add_argument("--limit", type=int, metavar="N", help="only the first N documents of the input")
     verb.add_argument(
         "--sample", type=float, default=1.0, metavar="SHARE", help="only this share of them, always the same"
@@ -75,7 +78,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _linked(options: argparse.Namespace, config: Config, inputs: list[str], selection: Selection) -> int:
-    from gemel_ray.job.filters import FILTERED
     from gemel_ray.job.page import write_page
     from gemel_ray.job.results import finished
     from gemel_ray.offline import link
@@ -90,8 +92,18 @@ def _linked(options: argparse.Namespace, config: Config, inputs: list[str], sele
     write_page(options.output)
     print(_told(manifest))
     print(f"{options.output}\nto look at: {options.output / 'report.html'}")
+    return exit_status(manifest, strict=options.strict)
+
+
+def exit_status(manifest: dict[str, Any], *, strict: bool) -> int:
+    """1 when every row failed, or, if strict, any did; what is filtered is no failure."""
+    from gemel_ray.job.filters import FILTERED
+
     failed = any(not reason.startswith(FILTERED) for reason in manifest["errors"])
-    return 1 if options.strict and failed else 0
+    if failed and set(manifest["statuses"]) == {"error"}:
+        say("no row was linked: every one is an error; the reasons are above, and in each row's error")
+        return 1
+    return 1 if strict and failed else 0
 
 
 def _told(manifest: dict[str, Any]) -> str:

@@ -16,8 +16,9 @@ _HEAD = """# Every command
 Made from the parsers of the command line by `make docs`; a test holds it against them. `gemel-ray
 VERB --help` says the same.
 
-Exit status: 0 done; 1 finished with error rows under `--strict`, or with something found by `check` or
-`lint-deploy`; 2 wrong usage or configuration; 130 interrupted, and the same command goes on. All verbs take
+Exit status: 0 done; 1 finished with nothing but error rows (under `--strict`: with any), or with something
+found by `check` or `lint-deploy`; 2 wrong usage or configuration; 130 interrupted, and the same command goes
+on. All verbs take
 
 | option | |
 |---|---|

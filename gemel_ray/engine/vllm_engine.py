@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from gemel_ray.engine.prompts import Prompt
+from gemel_ray.models.tokenizer import longest_context
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -82,7 +83,7 @@ def start(options: EngineOptions) -> LLMEngine:
         block_size=options.block,  # type: ignore[arg-type]
         max_num_batched_tokens=max(options.batch_tokens, options.sequences),
         max_num_seqs=options.sequences,
-        max_model_len=min(options.length, _longest(options.model)),
+        max_model_len=min(options.length, longest_context(options.model)),
         gpu_memory_utilization=options.gpu_memory,
         max_logprobs=-1,  # exact search asks for whole nodes where it has to
         logprobs_mode="processed_logits",
@@ -105,12 +106,6 @@ def _compile_nothing() -> None:
     but the second whenever something is to be compiled."""
     for name in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"):
         os.environ.setdefault(name, "1")
-
-
-def _longest(model: str) -> int:
-    from transformers import AutoConfig
-
-    return int(getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", 1 << 30))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gemel_ray.graph import Segment
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import prefix_tree, thumbnails
+from gemel_ray.knowledge.lengths import in_words, longest_name
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, resolved, revisions
 from gemel_ray.knowledge.writing import BankWriter, Made, index, new_folder, write_facts
@@ -49,9 +51,11 @@ def _fill(folder: Path, config: Config, entities: str, demonstrations: list[str]
     made, names = Made(), resolved(config.models)
     tokenizer = load_tokenizer(names["language"])
     began = time.perf_counter()
-    knowledge = entity_file.write(entity_file.read(entities, made.rejects), folder / "entities.arrow")
+    refusal = longest_name(partial(tokenize, tokenizer), config.bank.longest_name)
+    read = entity_file.read(entities, made.rejects, refusal)
+    knowledge = entity_file.write(read, folder / "entities.arrow")
     end = end_token(names["language"], config.models.end_of_name)
-    tree = prefix_tree.build(knowledge.names(), lambda t: tokenize(tokenizer, t), end, folder / "tree")
+    tree = prefix_tree.build(knowledge.names(), partial(tokenize, tokenizer), end, folder / "tree")
     say(f"{len(knowledge):,} entities, {len(tree):,} names, {time.perf_counter() - began:.1f} s")
     _mapper(folder, config, names, say)
     write_facts(folder, config, names, made)
@@ -102,6 +106,8 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
             ]
             for tables in (given, own_examples(forms(workspace.entities.rows())) if few else ())
         )
+    if writer.cut:
+        say(in_words(writer.cut, workspace.config.bank.longest_example))
     if inputs:
         learnt.write(workspace.entities.surface_forms(), workspace.folder)
     made.demonstrations, made.names = (sum(map(len, tables)) for tables in (examples, names))

@@ -5,7 +5,7 @@ Row i here is name i of the prefix tree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +92,21 @@ def save(table: pa.Table, path: Path) -> Entities:
     return Entities.open(path)
 
 
-def read(address: str, rejects: list[str]) -> Iterator[dict[str, Any]]:
-    """Entities of a JSON file, one a line (or one document, as MIMIC's kb_entity.json). What is none is told
-    in `rejects`, and the next is read."""
+def read(
+    address: str, rejects: list[str], refusal: Callable[[str], str | None] = lambda name: None
+) -> Iterator[dict[str, Any]]:
+    """Entities of a JSON file, one a line (or one document, as MIMIC's kb_entity.json). What is none, or has
+    a name that `refusal` gives a reason against, is told in `rejects`, and the next is read."""
     for number, raw in json_rows(address):
         try:
             if isinstance(raw, BadRecord):
                 raise raw
-            yield entity(mimic_entities.renamed(raw) if mimic_entities.fits(raw) else raw)
-        except ValueError as reason:
-            rejects.append(f"{address}:{number}: {reason}")
+            made = entity(mimic_entities.renamed(raw) if mimic_entities.fits(raw) else raw)
+            if reason := refusal(made["name"]):
+                raise ValueError(reason)
+            yield made
+        except ValueError as fault:
+            rejects.append(f"{address}:{number}: {fault}")
 
 
 def entity(raw: Any) -> dict[str, Any]:

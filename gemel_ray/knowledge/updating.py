@@ -13,6 +13,7 @@ from typing import Any
 from gemel_ray.config import Config
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.entities import Entities
+from gemel_ray.knowledge.lengths import longest_name
 from gemel_ray.knowledge.next_version import TIME, Change, NextVersion, rows_of
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.knowledge.writing import new_folder
@@ -73,12 +74,16 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _check(former: Workspace, wanted: Change) -> None:
-    """Raises ValueError for an id that is unknown or there already, and for an alias that is."""
+    """Raises ValueError for an id that is unknown or there already, for an alias that is, and for a name that
+    is too long."""
     known: set[str] = set(former.entities.table["id"].to_pylist())
     new = [e["id"] for e in wanted.entities]
     _refuse([i for i in new if i in known], "there already: remove it first, or give it an alias")
     _refuse([i for at, i in enumerate(new) if i in new[:at]], "given twice")
     _refuse([i for i in (*wanted.removed, *wanted.aliases) if i not in known], "not in the knowledge base")
+    refusal = longest_name(former.tokenize, former.config.bank.longest_name)
+    if reason := next(filter(None, (refusal(e["name"]) for e in wanted.entities)), None):
+        raise ValueError(f"{reason}; nothing was changed")
     for row in rows_of(former, wanted.aliases):
         have = {row["name"], *(row["aliases"] or ())}
         for alias in wanted.aliases[row["id"]]:

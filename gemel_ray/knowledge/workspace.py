@@ -157,6 +157,13 @@ class Workspace:
     def _mapper_file(self) -> Path:
         return self.folder / "mapper.safetensors"
 
+    @cached_property
+    def prefix(self) -> int:
+        """Tokens that a picture takes in a prompt; before a mapper is trained, as many as it will take."""
+        from gemel_ray.models.mapper import prefix_of
+
+        return prefix_of(self._mapper_file) if self._mapper_file.exists() else self.config.train.prefix
+
     def clip(self, device: str, dtype: str) -> Clip:
         from gemel_ray.models.clip import Clip
 

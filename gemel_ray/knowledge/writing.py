@@ -25,6 +25,7 @@ import pyarrow as pa
 from gemel_ray.config import Config
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.lengths import example_tokens
 from gemel_ray.knowledge.thumbnails import FILE as THUMBNAILS
 from gemel_ray.knowledge.thumbnails import ThumbnailWriter
 from gemel_ray.knowledge.vectors import Matrix, Vectors
@@ -106,11 +107,12 @@ class BankWriter:
         self.features: list[Matrix] = list(known) if known is not None else []
         self.picture_of = {_digest(feature): row for row, feature in enumerate(self.features)}
         self.mention_vectors: list[Matrix] = []
+        self.cut: list[str] = []  # ids of the examples whose text was
 
     def table(self, solved: list[dict[str, Any]]) -> pa.Table:
         """The bank's rows of some solved mentions."""
         pieces = [demonstration_text(r["text"], r["mention"], r["target"]) for r in solved]
-        tokens = self.workspace.tokenize(pieces)
+        tokens = list(map(self._within, solved, self.workspace.tokenize(pieces)))
         rows = [
             {
                 "id": f"{r['document_id']}/{r['mention_id']}",
@@ -124,6 +126,13 @@ class BankWriter:
         ]
         self.mention_vectors.append(np.array([r["mention_vector"] for r in solved], np.float32))
         return pa.Table.from_pylist(rows, bank_file.SCHEMA)
+
+    def _within(self, row: dict[str, Any], tokens: list[int]) -> list[int]:
+        most = self.workspace.config.bank.longest_example
+        if len(tokens) <= most:
+            return tokens
+        self.cut.append(row["document_id"])
+        return example_tokens(self.workspace.tokenizer, row, most) or tokens
 
     def _picture(self, row: dict[str, Any]) -> int:
         if row["image_vector"] is None:

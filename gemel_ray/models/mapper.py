@@ -65,3 +65,9 @@ class FeatureMapper(nn.Module):
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as fault:
             raise ValueError(f"{path} is not a feature mapper written by gemel-ray: {fault}") from fault
         return mapper.eval().requires_grad_(False), facts
+
+
+def prefix_of(path: Path) -> int:
+    """Vectors a picture that the mapper in this file writes, without its weights being read."""
+    with safe_open(path, "pt") as file:
+        return int(json.loads(file.metadata()["mapper"])["prefix"])

@@ -41,3 +41,11 @@ def end_token(model: str, end_of_name: str) -> int:
     from transformers import AutoTokenizer
 
     return int(AutoTokenizer.from_pretrained(model).eos_token_id)
+
+
+@lru_cache(maxsize=2)
+def longest_context(model: str) -> int:
+    """Tokens that language model `model` takes at most."""
+    from transformers import AutoConfig
+
+    return int(getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", 1 << 30))

@@ -33,6 +33,13 @@ def sound(value: Any, field: str) -> Any:
     return value
 
 
+def short(value: object, most: int = 60) -> str:
+    """A value as a message shows it: cut short, and a text in quotes that close."""
+    whole = value if isinstance(value, str) else repr(value)
+    whole = whole if len(whole) <= most else f"{whole[:most]}..."
+    return repr(whole) if isinstance(value, str) else whole
+
+
 def is_unicode(text: str) -> bool:
     """JSON can spell what UTF-8, and so Arrow, cannot hold."""
     return not any("\ud800" <= c <= "\udfff" for c in text)

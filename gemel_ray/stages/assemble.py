@@ -15,10 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gemel_ray.knowledge.bank import QUERY_IMAGE, image_of
+from gemel_ray.models.tokenizer import longest_context
+from gemel_ray.readers.fields import place, short
 from gemel_ray.stage import Stage, Work, answer
+from gemel_ray.stages.budget import cut, kept
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
+
+_LEAST = 64  # tokens of a prompt
+_TOO_LONG = "the mention {} is too long: with it alone a prompt has more than {} tokens"
 
 
 def query_text(text: str, mention: str) -> str:
@@ -35,11 +41,13 @@ def demonstration_text(text: str, mention: str, target: str) -> str:
 class Assemble(Stage):
     """`images`: False leaves every picture out of the prompt (retrieval still sees it)."""
 
-    reads: ClassVar = ("text", "mention", "shots", "shared", "image_vector")
+    reads: ClassVar = ("text", "mention", "start", "end", "shots", "shared", "image_vector")
     writes: ClassVar = pa.schema(
         [
             pa.field("prompt", pa.list_(pa.int32())),
             pa.field("beginning", pa.int32()),  # so many of its numbers are what other prompts begin with too
+            pa.field("demonstrations", pa.list_(pa.string())),  # ids of the examples that stand in it
+            pa.field("note", pa.string()),
         ]
     )
     images: bool = True
@@ -50,29 +58,83 @@ class Assemble(Stage):
 
 class _Assembling(Work):
     def __init__(self, stage: Assemble, workspace: Workspace) -> None:
-        self.stage, self.bank, self.tokenize = stage, workspace.bank, workspace.tokenize
+        self.stage, self.bank = stage, workspace.bank
+        self.tokenizer, self.tokenize = workspace.tokenizer, workspace.tokenize
         self.images = stage.images and workspace.sees
+        self.prefix = workspace.prefix if self.images else 0  # tokens that a picture takes
+        self.room = _room(workspace)
 
     def renewed(self, workspace: Workspace) -> Work:
         return _Assembling(self.stage, workspace)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        pairs = zip(batch["text"].to_pylist(), batch["mention"].to_pylist(), strict=True)
-        queries = self.tokenize([query_text(text, mention) for text, mention in pairs])
         seen = pc.is_valid(batch["image_vector"]).to_pylist()
-        columns: dict[str, list[Any]] = {"prompt": [], "beginning": []}
-        shots, shared = batch["shots"].to_pylist(), batch["shared"].to_pylist()
-        for rows, common, image, query in zip(shots, shared, seen, queries, strict=True):
-            beginning = self._demonstrations(rows[:common])
-            own = [*self._demonstrations(rows[common:]), *([QUERY_IMAGE] if self.images and image else [])]
-            columns["prompt"].append([*beginning, *own, *query])
-            columns["beginning"].append(len(beginning))
-        return answer(self.stage.writes, columns)
+        rows = batch.drop_columns(["image_vector"]).to_pylist()
+        queries = self.tokenize([query_text(row["text"], row["mention"]) for row in rows])
+        columns: dict[str, list[Any]] = {name: [] for name in (*self.stage.writes.names, "error")}
+        for row, image, query in zip(rows, seen, queries, strict=True):
+            made = self._prompt(row, query, [QUERY_IMAGE] if self.images and image else [])
+            for name, values in columns.items():
+                values.append(made.get(name))
+        return answer(self.stage.writes, columns, columns["error"])
 
-    def _demonstrations(self, shots: list[int]) -> list[int]:
-        ids: list[int] = []
-        for row in shots:
-            if self.images and self.bank.has_image(row):
-                ids.append(image_of(row))
-            ids.extend(self.bank.tokens(row))
-        return ids
+    def _prompt(self, row: dict[str, Any], query: list[int], image: list[int]) -> dict[str, Any]:
+        room, note = self.room - len(image) * self.prefix, None
+        if len(query) > room:
+            part = self._cut(row, room // 2)
+            if part is None:
+                return {"error": _TOO_LONG.format(short(row["mention"]), self.room)}
+            (query,) = self.tokenize([query_text(part, row["mention"])])
+            note = f"the text was cut around its mention, to {len(part)} of its {len(row['text'])} characters"
+        examples = [self._example(shot) for shot in row["shots"]]
+        sizes = [len(ids) + (ids[0] < 0) * (self.prefix - 1) for ids in examples]
+        places = kept(sizes, row["shared"], len(query), room)
+        if sizes and not places:
+            examples[-1] = self._shortened(row["shots"][-1], room - len(query))
+            places = [len(sizes) - 1] if examples[-1] else []
+        beginning = [n for place in places if place < row["shared"] for n in examples[place]]
+        own = [n for place in places if place >= row["shared"] for n in examples[place]]
+        return {
+            "prompt": [*beginning, *own, *image, *query],
+            "beginning": len(beginning),
+            "demonstrations": self.bank.ids([row["shots"][place] for place in places]),
+            "note": note,
+        }
+
+    def _cut(self, row: dict[str, Any], room: int) -> str | None:
+        at = (row["start"] or 0, row["end"] or 0)
+        return cut(self.tokenizer, row["text"], at, room, lambda part: query_text(part, row["mention"]))
+
+    def _example(self, row: int) -> list[int]:
+        """Its token ids, behind its picture's number."""
+        image = [image_of(row)] if self.images and self.bank.has_image(row) else []
+        return [*image, *self.bank.tokens(row)]
+
+    def _shortened(self, row: int, room: int) -> list[int]:
+        """As `_example`, with its text cut to that many tokens; nothing where there is no room for any."""
+        image, bank = self._example(row)[:1], self.bank
+        text, mention, target = bank.text(row), bank.mention(row), bank.target(row)
+        image = image if image[0] < 0 else []
+        at = place(mention, text) or (0, 0)
+        room -= len(image) * self.prefix
+        part = cut(self.tokenizer, text, at, room, lambda part: demonstration_text(part, mention, target))
+        return [*image, *self.tokenize([demonstration_text(part, mention, target)])[0]] if part else []
+
+
+def _room(workspace: Workspace) -> int:
+    """Tokens of a prompt beside which the longest name can be written. Raises ValueError where there is no
+    room for a question."""
+    longest, names = longest_context(workspace.language_model), workspace.tree.depth
+    asked = workspace.config.generate.length
+    room = min(asked, longest) - names
+    if room < _LEAST:
+        raise ValueError(
+            f"the knowledge base's longest name has {names:,} tokens, and generate.length is {asked:,}: "
+            + (
+                f"set generate.length to {names + _LEAST:,} or more"
+                if names + _LEAST <= longest
+                else f"the language model takes {longest:,}; build the workspace again: names of more than "
+                "bank.longest_name tokens are left out"
+            )
+        )
+    return room

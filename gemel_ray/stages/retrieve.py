@@ -48,9 +48,8 @@ class Retrieve(Stage):
     reads: ClassVar = ("text", "mention", "image_vector", "mention_vector", "options")
     writes: ClassVar = pa.schema(
         [
-            pa.field("shots", pa.list_(pa.int32())),  # rows of the bank, as they stand in the prompt
+            pa.field("shots", pa.list_(pa.int32())),  # rows of the bank, the nearest last
             pa.field("shared", pa.int32()),  # so many of them, the first, are its set's
-            pa.field("demonstrations", pa.list_(pa.string())),  # their ids
             pa.field("nearest", pa.list_(pa.int32())),  # rows of the bank, most similar last
             pa.field("similarities", pa.list_(pa.float32())),  # of `nearest`: cosine, and words shared
         ]
@@ -116,7 +115,6 @@ class _Retrieving(Work):
         columns = {
             "shots": shots,
             "shared": [len(s) for s in sets],
-            "demonstrations": [self.bank.ids(s) for s in shots],
             "nearest": nearest,
             "similarities": [self._near(*pair) for pair in zip(vectors, nearest, mentions, strict=True)],
         }
