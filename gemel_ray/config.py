@@ -61,8 +61,9 @@ class Bank:
     # A knowledge base of at most so many entities shows its own names as examples.
     names: int = setting(100_000, at_least=0, unit="entities")
     thumbnails: bool = True  # keep the examples' pictures, small, for people who look at an answer
-    longest_name: int = 256  # tokens of a name; an entity with a longer one is left out
-    longest_example: int = 512  # tokens of an example; the text of a longer one is cut around its mention
+    # An entity with a longer name is left out; the text of a longer example is cut around its mention.
+    longest_name: int = setting(256, at_least=8, unit="tokens")
+    longest_example: int = setting(512, at_least=32, unit="tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
