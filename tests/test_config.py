@@ -134,7 +134,7 @@ NONSENSE: dict[str, list[Any]] = {
     "generate.nil_threshold": [7, -1], "generate.length": [0], "generate.tensor_parallel": [0],
     "generate.cache_gib": [0, -1], "generate.gpu_memory": [7, 0, NOT_A_NUMBER], "generate.block": [0],
     "generate.batch_tokens": [0], "generate.sequences": [0],
-    "bank.names": [-1],
+    "bank.names": [-1], "bank.longest_name": [0, -1], "bank.longest_example": [0, 5],
     "vectors.address": ["localhost", "http://host:6333", "s3://bucket/x"], "vectors.exact_below": [-1],
     "offline.address": ["everywhere", "http://host:1"], "offline.stall_minutes": [0, -1],
     "offline.segments.workers": [0], "offline.segments.cpus": [-1], "offline.segments.gpus": [1.5, -1],
