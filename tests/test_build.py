@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from gemel_ray.cli import main
 from gemel_ray.config import load
 from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.thumbnails import Collected
@@ -167,3 +168,30 @@ def test_a_picture_that_nobody_decoded_has_its_thumbnail_all_the_same(tmp_path: 
     made, documents_ = Collected(workspace), next(documents(str(tmp_path / "train.jsonl")))
     found = made.of(documents_, [True, False, True]).to_pylist()
     assert found == [workspace.bank.thumbnail(0), None, None]
+
+
+def asked(folder: Path, *more: str) -> int:
+    (folder / "kb.jsonl").write_text(json.dumps(ENTITIES[2]))
+    common = ["build", "--entities", str(folder / "kb.jsonl"), "--output", str(folder / "out")]
+    return main([*common, "--set", "bank.names=0", *more])
+
+
+def test_what_is_no_workspace_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    for more in ((), ("--replace",)):
+        assert asked(tmp_path, *more) == 2
+        assert "out is there and is no workspace: name a folder that is empty" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_a_workspace_is_replaced_when_asked_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()  # an empty folder is as good as none
+    assert asked(tmp_path) == 0
+    (tmp_path / "out" / "versions").mkdir()
+    assert asked(tmp_path) == 2
+    assert "out is a workspace already: --replace puts the new one in its place" in capsys.readouterr().err
+    assert (tmp_path / "out" / "versions").exists()
+    assert asked(tmp_path, "--replace") == 0
+    assert not (tmp_path / "out" / "versions").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kb.jsonl", "out"]

@@ -20,13 +20,17 @@ def add(verb: Parser) -> None:
     verb.add_argument("--entities", required=True, metavar="FILE", help="JSON lines: id, name, ...")
     verb.add_argument("--demonstrations", nargs="+", default=[], metavar="FILE", help="solved documents")
     verb.add_argument("--output", required=True, type=Path, metavar="WORKSPACE", help="folder to make")
+    verb.add_argument("--replace", action="store_true", help="a workspace that is there gives way to it")
     verb.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.knowledge.build import build
 
-    made = build(configured(options, {}), options.entities, options.demonstrations, options.output, say)
+    made = build(
+        configured(options, {}), options.entities, options.demonstrations, options.output, say,
+        replacing=options.replace,
+    )  # fmt: skip
     for reject in made.rejects[:10]:
         say(f"left out: {reject}")
     if len(made.rejects) > 10:

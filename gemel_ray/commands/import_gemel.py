@@ -27,6 +27,7 @@ def add(verb: Parser) -> None:
     verb.add_argument("--language-model", required=True, metavar="PATH", help="folder or hub name")
     verb.add_argument("--mention-encoder", required=True, metavar="PATH", help="SimCSE: folder or hub name")
     verb.add_argument("--output", required=True, type=Path, metavar="WORKSPACE", help="folder to make")
+    verb.add_argument("--replace", action="store_true", help="a workspace that is there gives way to it")
     verb.set_defaults(run=_run)
 
 
@@ -41,6 +42,7 @@ def _run(options: argparse.Namespace) -> int:
         options.mention_encoder,
         options.output,
         say,
+        replacing=options.replace,
     )
     print(options.output)
     return 0

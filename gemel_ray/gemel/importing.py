@@ -28,9 +28,10 @@ from gemel_ray.knowledge import features as feature_file
 from gemel_ray.knowledge import prefix_tree
 from gemel_ray.knowledge.features import Features
 from gemel_ray.knowledge.workspace import Workspace, revisions
-from gemel_ray.knowledge.writing import BankWriter, Made, index, new_folder, write_facts
+from gemel_ray.knowledge.writing import BankWriter, Made, free, index, write_facts
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.models.tokenizer import load_tokenizer
+from gemel_ray.storage import new_folder
 
 Say = Callable[[str], None]
 _ROWS = 512
@@ -38,12 +39,22 @@ _CLIP = "ViT-L-14/openai"  # what the released features were made with; for pict
 
 
 def import_gemel(
-    config: Config, data: Path, checkpoint: Path, language: str, encoder: str, output: Path, say: Say
+    config: Config,
+    data: Path,
+    checkpoint: Path,
+    language: str,
+    encoder: str,
+    output: Path,
+    say: Say,
+    *,
+    replacing: bool = False,
 ) -> None:
-    """Make the workspace `output` of the files in `data` and a checkpoint; an existing one is replaced.
+    """Make the workspace `output` of the files in `data` and a checkpoint; one that is there is refused, or,
+    when `replacing`, gives way to the new one.
 
     ValueError names the file that is missing, damaged, or does not fit the others.
     """
+    free(output, replacing)
     own = config.models.clip
     models = replace(
         config.models,

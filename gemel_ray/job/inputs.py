@@ -10,6 +10,8 @@ from typing import Any
 
 import fsspec
 
+from gemel_ray import storage
+
 _HEAD = 2**16
 
 
@@ -32,9 +34,7 @@ def unchanged(output: Path, inputs: Sequence[str]) -> None:
             )
         if now and not before:
             known[address] = now
-    aside = note.with_suffix(".new")
-    aside.write_text(json.dumps(known, indent=1))
-    aside.replace(note)
+    storage.write(note, json.dumps(known, indent=1))
 
 
 def _look(address: str, head: int) -> dict[str, Any] | None:

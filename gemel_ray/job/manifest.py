@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gemel_ray import storage
 from gemel_ray.config import Config
 from gemel_ray.job import results
 from gemel_ray.job.record import Record
@@ -36,5 +37,5 @@ def write_manifest(
         "configuration": config.plain(),
         "versions": {package: version(package) for package in _PACKAGES},
     }
-    (told.output / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    storage.write(told.output / "manifest.json", json.dumps(manifest, indent=2))
     return manifest

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from gemel_ray import storage
 from gemel_ray.job import results
 from gemel_ray.plots import Axis, Series, bars, lines
 from gemel_ray.readers import documents
@@ -41,7 +42,7 @@ def write_page(output: Path) -> None:
     ]
     title = f"gemel-ray link: {output.resolve().name}"
     path = output / "report.html"
-    path.write_text(page(title, _subtitle(manifest), "".join(body)), encoding="utf-8")
+    storage.write(path, page(title, _subtitle(manifest), "".join(body)))
 
 
 def _subtitle(manifest: Row) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from gemel_ray import storage
 from gemel_ray.job.filters import FILTERED
 from gemel_ray.job.metrics import Metrics
 from gemel_ray.job.reasons import kind
@@ -29,9 +30,8 @@ Measures = dict[str, Any]
 def told(folder: Path, name: str, node: str, measures: Measures) -> None:
     """Of a worker: the Ray node it runs on, its measures since it started, and its memory's peak."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
-    aside = folder / f".{name}"
-    aside.write_text(json.dumps({"node": node, "peak_mib": round(peak), "measures": measures}))
-    aside.replace(folder / f"{name}.json")
+    said = {"node": node, "peak_mib": round(peak), "measures": measures}
+    storage.write(folder / f"{name}.json", json.dumps(said))
 
 
 def summed(parts: Sequence[Mapping[str, Any]]) -> Measures:
@@ -100,9 +100,7 @@ class Record:
         plain = self._plain(state, why, passed)
         if self.metrics:
             self.metrics.show(plain)
-        aside = self.output / ".progress.json"
-        aside.write_text(json.dumps(plain, indent=1))
-        aside.replace(self.output / "progress.json")
+        storage.write(self.output / "progress.json", json.dumps(plain, indent=1))
         return plain
 
     def _plain(self, state: str, why: str, passed: float) -> dict[str, Any]:

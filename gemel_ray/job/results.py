@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 import uuid
 from collections import Counter
@@ -28,7 +29,10 @@ import pyarrow.parquet as pq
 
 from gemel_ray.job.reasons import kind
 from gemel_ray.readers import REST
+from gemel_ray.storage import make_folder, replacing, set_aside
+from gemel_ray.storage import write as write_file
 
+_log = logging.getLogger(__name__)
 Keys = npt.NDArray[np.uint64]
 SOURCE = "source"  # column of the input's file and row, as it stands in a file's metadata
 _DOCUMENTS = b"gemel_ray.documents"  # there: [[source, rows], ...] in the file's order
@@ -57,8 +61,8 @@ def workers(output: Path) -> Path:
 def prepare(output: Path) -> str:
     """Make the folder this run's, and clear away what a killed one was writing; the run's name."""
     run = uuid.uuid4().hex
-    folder(output).mkdir(parents=True, exist_ok=True)
-    _mark(output).write_text(run)
+    make_folder(folder(output))
+    write_file(_mark(output), run)
     for aside in folder(output).glob(".*"):
         aside.unlink(missing_ok=True)
     for told in (attempts(output), workers(output)):
@@ -92,14 +96,11 @@ def write(rows: pa.Table, output: Path, run: str | None = None) -> Path:
 
 
 def _written(table: pa.Table, target: Path, mark: Path, run: str | None) -> Path:
-    aside = target.with_name(f".{uuid.uuid4().hex}")  # workers of many machines write here
-    try:
+    with replacing(target) as aside:
         pq.write_table(table, aside, compression="zstd")
         if run is not None and mark.read_text() != run:
             raise TakenOver(f"another run of gemel-ray link has taken over {mark.parent}")
-        return aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    return target
 
 
 def files(output: Path) -> list[Path]:
@@ -142,9 +143,15 @@ def documents(file: Path) -> list[tuple[str, int]]:
 def finished(output: Path) -> Keys:
     """Sorted keys of the documents that are there, 8 bytes each. A document that two runs wrote, as when the
     first had only been cut off, is taken out of one of its files; and the row that says what of an input
-    could not be had from its storage is taken out, to be asked for again."""
+    could not be had from its storage is taken out, to be asked for again. A torn file is set aside."""
     found = dict[Path, Keys]()
     for file in files(output):
+        if _is_torn(file):
+            aside = set_aside(file).name
+            _log.warning(
+                "%s is torn, as by a power cut: it is %s now, and its rows are done again", file, aside
+            )
+            continue
         sources = [source for source, _ in documents(file)]
         if lost := [source for source in sources if source.endswith(f":{REST}")]:
             _drop(file, lost)
@@ -161,6 +168,15 @@ def finished(output: Path) -> Keys:
         if again:
             _drop(file, [s for s, _ in documents(file) if int(keys([s])[0]) in again])
     return unique
+
+
+def _is_torn(file: Path) -> bool:
+    """Whether the file is no Parquet, or ends before its end: what a power cut leaves of unsynced files."""
+    try:
+        pq.read_metadata(file)
+    except pa.ArrowInvalid:
+        return True
+    return False
 
 
 def keys(sources: Sequence[str]) -> Keys:
@@ -196,9 +212,8 @@ def _drop(file: Path, sources: Collection[str]) -> None:
         file.unlink()
         return
     left = table.filter(pa.array(mask)).replace_schema_metadata({_DOCUMENTS: json.dumps(kept)})
-    aside = file.with_name(f".{uuid.uuid4().hex}")
-    pq.write_table(left, aside, compression="zstd")
-    aside.replace(file)
+    with replacing(file) as aside:
+        pq.write_table(left, aside, compression="zstd")
 
 
 def counts(output: Path) -> dict[str, Any]:

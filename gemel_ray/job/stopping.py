@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from traceback import format_exception
 
+from gemel_ray import storage
 from gemel_ray.job.filters import FILTERED
 from gemel_ray.job.record import Record
 from gemel_ray.job.results import workers
@@ -38,7 +39,7 @@ def note(output: Path, run: str, fault: Exception) -> None:
     name, words = type(fault).__name__, str(fault)
     plain = words if words and isinstance(fault, _PLAIN) else f"{name}: {words}"
     told = {"why": f"{name}: {words}", "plain": plain, "trace": "".join(format_exception(fault))}
-    _noted(output, run).write_text(json.dumps(told))
+    storage.write(_noted(output, run), json.dumps(told))
 
 
 def _noted(output: Path, run: str) -> Path:
@@ -64,5 +65,5 @@ def plainly(told: Record, run: str) -> Iterator[None]:
         said = json.loads(noted.read_text())
         told.write("stopped", said["why"])
         trace = told.output / "traceback.txt"
-        trace.write_text(said["trace"])
+        storage.write(trace, said["trace"])
         raise Stopped(f"{said['plain']}\nWhere it came from: {trace}") from fault

@@ -26,13 +26,14 @@ from gemel_ray.knowledge import prefix_tree, thumbnails
 from gemel_ray.knowledge.lengths import in_words, longest_name
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, resolved, revisions
-from gemel_ray.knowledge.writing import BankWriter, Made, index, new_folder, write_facts
+from gemel_ray.knowledge.writing import BankWriter, Made, free, index, write_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.models.tokenizer import end_token, load_tokenizer, tokenize
 from gemel_ray.progress import Meter, Progress
 from gemel_ray.readers import BATCH, count, documents
 from gemel_ray.records import DOCUMENT
+from gemel_ray.storage import new_folder
 from gemel_ray.tables import explode
 
 Say = Callable[[str], None]
@@ -41,8 +42,18 @@ _KEPT = ["document_id", "text", "mention_id", "mention", "target", "target_id"]
 _KEPT += ["image_vector", "mention_vector", "thumbnail", "error"]
 
 
-def build(config: Config, entities: str, demonstrations: list[str], output: Path, say: Say) -> Made:
-    """Make the workspace `output`; an existing one is replaced when the new one is whole."""
+def build(
+    config: Config,
+    entities: str,
+    demonstrations: list[str],
+    output: Path,
+    say: Say,
+    *,
+    replacing: bool = False,
+) -> Made:
+    """Make the workspace `output`. Raises ValueError, before anything is done, where something else lies
+    there, or a workspace that is not to be replaced; one that is gives way when the new one is whole."""
+    free(output, replacing)
     with new_folder(output) as folder:
         return _fill(folder, config, entities, demonstrations, say)
 

@@ -16,7 +16,7 @@ from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.lengths import longest_name
 from gemel_ray.knowledge.next_version import TIME, Change, NextVersion, rows_of
 from gemel_ray.knowledge.workspace import Workspace, read_facts
-from gemel_ray.knowledge.writing import new_folder
+from gemel_ray.storage import new_folder
 
 Say = Callable[[str], None]
 
@@ -44,8 +44,7 @@ def rollback(folder: Path, version: str | None, say: Say) -> str:
     """Make `version` current, or, not given, the one that the current was made from; returns its number.
     ValueError: there is none such."""
     with versions.locked(folder, say):
-        at = read_facts(folder)
-        to = version or at.get("former")
+        to = version or read_facts(folder).get("former")
         if to is None:
             raise ValueError(f"{folder} is at its first version: there is none before it")
         versions.use(folder, to)

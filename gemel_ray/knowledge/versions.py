@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from gemel_ray import storage
+
 FIRST: Final = "0"
 _VERSIONS, _CURRENT, _LOCK = "versions", "current", "lock"
 
@@ -28,11 +30,19 @@ def folder(workspace: Path, version: str) -> Path:
 
 
 def current(workspace: Path) -> str:
-    """The version in use: one small read, cheap enough to be asked every second."""
+    """The version in use: one small read, cheap enough to be asked every second. Raises ValueError where the
+    file that says it is torn."""
+    pointer = workspace / _VERSIONS / _CURRENT
     try:
-        return (workspace / _VERSIONS / _CURRENT).read_text().strip()
+        version = pointer.read_text().strip()
     except FileNotFoundError:
         return FIRST
+    if not version.isdecimal():
+        raise ValueError(
+            f"{pointer} is torn, as by a power cut: gemel-ray kb rollback --workspace {workspace} VERSION "
+            f"names one anew; there are {', '.join(known(workspace))}"
+        )
+    return version
 
 
 def current_folder(workspace: Path) -> Path:
@@ -56,9 +66,7 @@ def use(workspace: Path, version: str) -> None:
     if version not in (there := known(workspace)):
         raise ValueError(f"{workspace} has no version {version}; there are: {', '.join(there)}")
     pointer = workspace / _VERSIONS / _CURRENT
-    aside = pointer.with_name(f".{_CURRENT}")
-    aside.write_text(f"{version}\n")
-    aside.replace(pointer)
+    storage.write(pointer, f"{version}\n")
 
 
 @contextmanager

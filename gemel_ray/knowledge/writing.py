@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,19 +45,15 @@ class Made:
     multiplicity: dict[str, int] = field(default_factory=dict)  # most rows with one vector: see vectors.py
 
 
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """A folder to fill; it becomes `output`, in the place of what was there, when the block ends well."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if output.exists():
-            shutil.rmtree(output)
-        folder.rename(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def free(output: Path, replacing: bool) -> None:
+    """Raises ValueError where a workspace made at `output` would take the place of something that must stay:
+    whatever is no workspace, and one that is not to be replaced."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / "workspace.json").is_file():
+        raise ValueError(f"{output} is there and is no workspace: name a folder that is empty or not there")
+    if not replacing:
+        raise ValueError(f"{output} is a workspace already: --replace puts the new one in its place")
 
 
 def write_facts(

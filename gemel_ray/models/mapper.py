@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import gelu
 
+from gemel_ray import storage
+
 
 class FeatureMapper(nn.Module):
     """Features [n, feature] to prefixes [n, prefix, width], in float32.
@@ -47,9 +49,8 @@ class FeatureMapper(nn.Module):
         if self.hidden:
             facts["hidden"] = self.hidden
         weights = {n.removeprefix("linear."): w.contiguous() for n, w in self.state_dict().items()}
-        temporary = path.with_suffix(".part")
-        save_file(weights, temporary, metadata={"mapper": json.dumps(facts)})
-        temporary.replace(path)
+        with storage.replacing(path) as aside:
+            save_file(weights, aside, metadata={"mapper": json.dumps(facts)})
 
     @classmethod
     def load(cls, path: Path) -> tuple[FeatureMapper, dict[str, Any]]:

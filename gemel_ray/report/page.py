@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gemel_ray import storage
 from gemel_ray.evaluation import Evaluation
 from gemel_ray.report.cards import Picture, cards
 from gemel_ray.report.drawn import drawn
@@ -50,7 +51,7 @@ def write_report(
         section("Mentions", f'<p class="small">{note}</p>{shown}'),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(title, _subtitle(found), "".join(parts)), encoding="utf-8")
+    storage.write(path, page(title, _subtitle(found), "".join(parts)))
 
 
 def _subtitle(found: Evaluation) -> str:

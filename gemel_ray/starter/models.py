@@ -16,6 +16,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from gemel_ray import storage
+
 LANGUAGE_MODEL = "SmolLM2-135M-Instruct"
 
 
@@ -74,7 +76,9 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         temporary.chmod(0o755)
         for file in temporary.iterdir():
             file.chmod(0o644)
+        storage.sync_all(temporary)
         temporary.rename(folder)
+        storage.sync(folder.parent)
     except OSError:
         # Another process was first: its folder is as good as ours.
         if not folder.is_dir():

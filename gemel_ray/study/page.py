@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gemel_ray import storage
 from gemel_ray.evaluation.table import interval, value
 from gemel_ray.plots import Axis, Series, bars
 from gemel_ray.report.page import page, section
@@ -40,7 +41,7 @@ def write_page(found: dict[str, Any], path: Path) -> None:
         f"{found['documents']:,} documents of {', '.join(found['gold'])}; 95% intervals by bootstrap over "
         "documents; p by McNemar's exact test against the base, on the same mentions; seconds with start-up"
     )
-    path.write_text(page("A study of the configuration", subtitle, body), encoding="utf-8")
+    storage.write(path, page("A study of the configuration", subtitle, body))
 
 
 def _group(name: str, rows: list[dict[str, Any]]) -> Iterator[str]:

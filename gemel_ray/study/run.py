@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gemel_ray import storage
 from gemel_ray.config import Config
 from gemel_ray.evaluation import Evaluation, compare, evaluate, known
 from gemel_ray.knowledge.workspace import Workspace, read_facts
@@ -99,13 +100,11 @@ class _Judge:
             return folder
         from gemel_ray.training import train
 
-        aside = folder.with_name(f".{folder.name}")
-        shutil.rmtree(aside, ignore_errors=True)
         leave = shutil.ignore_patterns("mapper.safetensors", "training", "cache")
-        shutil.copytree(self.of.workspace, aside, copy_function=_shared, ignore=leave)
-        config = self.configured(read_facts(aside)["settings"], [f"train.prefix={prefix}"])
-        train(config, self.of.train, self.of.dev, aside, self.say)
-        aside.rename(folder)
+        with storage.new_folder(folder) as aside:
+            shutil.copytree(self.of.workspace, aside, copy_function=_shared, ignore=leave, dirs_exist_ok=True)
+            config = self.configured(read_facts(aside)["settings"], [f"train.prefix={prefix}"])
+            train(config, self.of.train, self.of.dev, aside, self.say)
         return folder
 
 
@@ -150,6 +149,4 @@ def _output(found: Evaluation) -> Path:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(found, indent=2))
-    aside.replace(path)
+    storage.write(path, json.dumps(found, indent=2))

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gemel_ray import storage
 from gemel_ray.models.images import read_image
 from gemel_ray.models.limits import ImageError
 from gemel_ray.readers import documents
@@ -66,10 +67,8 @@ def write(rows: list[Row], variant: str, path: Path) -> None:
         }
         for row in changed
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    pq.write_table(pa.Table.from_pylist(table, SCHEMA), aside)
-    aside.replace(path)
+    with storage.replacing(path) as aside:
+        pq.write_table(pa.Table.from_pylist(table, SCHEMA), aside)
 
 
 _MENTION = pa.struct(

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from gemel_ray import storage
+
 Point = dict[str, float]
 
 
@@ -30,10 +32,8 @@ class State:
 
 
 def save(state: State, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".part")
-    torch.save(asdict(state), temporary)
-    temporary.replace(file)
+    with storage.replacing(file) as aside:
+        torch.save(asdict(state), aside)
 
 
 def load(file: Path) -> State | None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from gemel_ray import storage
 from gemel_ray.plots import Axis, Series, curve
 from gemel_ray.training.checkpoint import Point
 
@@ -31,7 +32,7 @@ class Logs:
 
 def write(points: Sequence[Point], folder: Path) -> None:
     """curve.json and curve.svg in `folder`."""
-    _whole(folder / "curve.json", json.dumps(points, indent=1))
+    storage.write(folder / "curve.json", json.dumps(points, indent=1))
 
     def series(name: str, label: str) -> Series:
         known = [p for p in points if name in p]
@@ -39,10 +40,4 @@ def write(points: Sequence[Point], folder: Path) -> None:
 
     named = (("loss", "loss, nats a token"), ("dev_loss", "dev loss"), ("accuracy", "dev accuracy"))
     shown = [s for s in (series(*n) for n in named) if len(s.y)]
-    _whole(folder / "curve.svg", curve(shown, title="Feature mapper", y=Axis("")))
-
-
-def _whole(file: Path, text: str) -> None:
-    temporary = file.with_suffix(".part")
-    temporary.write_text(text)
-    temporary.replace(file)
+    storage.write(folder / "curve.svg", curve(shown, title="Feature mapper", y=Axis("")))

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +27,7 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
 from gemel_ray.stages.generate import Generate
+from gemel_ray.storage import new_folder
 from gemel_ray.tables import explode
 
 Say = Callable[[str], None]
@@ -136,23 +135,17 @@ def _rows(config: Config, files: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 def _make(config: Config, workspace: Workspace, files: Sequence[str], folder: Path) -> None:
     """Fill `folder`; it is either whole or absent."""
-    folder.parent.mkdir(exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     left_out: Counter[str] = Counter()
     errors: list[str] = []
     vectors: list[list[float]] = []
-    try:
-        with pa.ipc.new_file(str(temporary / "examples.arrow"), _SCHEMA) as file:
+    with new_folder(folder) as aside:
+        with pa.ipc.new_file(str(aside / "examples.arrow"), _SCHEMA) as file:
             for rows in _solved(config, workspace, files, left_out, errors):
                 vectors += [r["image_vector"] for r in rows]
                 file.write_table(pa.Table.from_pylist(rows, _SCHEMA))
-        np.save(temporary / "features.npy", np.array(vectors, np.float32))
+        np.save(aside / "features.npy", np.array(vectors, np.float32))
         facts = {"left_out": left_out, "first_error": errors[0] if errors else None}
-        (temporary / "facts.json").write_text(json.dumps(facts))
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (aside / "facts.json").write_text(json.dumps(facts))
 
 
 def _solved(

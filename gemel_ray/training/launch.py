@@ -18,6 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from gemel_ray import storage
 from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.training import checkpoint
@@ -54,8 +55,7 @@ def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder
         best = found.best
     else:
         best = _run(task, say)
-    shutil.copyfile(task.folder / BEST, folder / "mapper.part")
-    (folder / "mapper.part").replace(folder / "mapper.safetensors")
+    storage.write(folder / "mapper.safetensors", (task.folder / BEST).read_bytes())
     accuracy = f", accuracy {best['accuracy']:.1%}" if "accuracy" in best else ""
     say(f"the mapper of step {best['step']:.0f} is in {folder}: dev loss {best['dev_loss']:.3f}{accuracy}")
     return best
