@@ -97,7 +97,7 @@ def test_behind_too_much_work_nobody_is_let_in(play: Any) -> None:
         assert kind(refused) == (503, "busy")
         assert refused.headers["retry-after"] == "12"
         said = refused.json()["error"]["message"]
-        assert said.startswith("3 documents are ahead, about 12 seconds of work")
+        assert said.startswith("3 mentions are ahead, about 12 seconds of work")
         assert "online.wait" in said
         served.desk.pace.rate = 0.5  # now 6 seconds
         small = asyncio.create_task(http.post("/v1/link", json=ONE))
@@ -123,7 +123,7 @@ def test_a_rush_sets_the_pace(play: Any) -> None:
         answers = await asyncio.gather(*(http.post("/v1/link", json=ONE) for _ in range(12)))
         assert {answer.status_code for answer in answers} == {200}
         assert 0 < served.desk.pace.rate < 5
-        assert b"gemel_ray_documents_per_second 0.0" not in served.desk.meters.text()
+        assert b"gemel_ray_mentions_per_second 0.0" not in served.desk.meters.text()
 
     play(scene, lambda: single, Online(wait=0.1))
 

@@ -31,6 +31,7 @@ class Answering:
     desk: Desk
     asking: Asking
     request_id: str
+    caller: str
     told: Row
     seconds: dict[str, float] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)  # of the newest knowledge that answered
@@ -38,7 +39,7 @@ class Answering:
 
     async def whole(self) -> Response:
         """All rows, in the order of the documents."""
-        with self.desk.entered() as place:
+        with self.desk.entered(self.caller) as place:
             async with self.desk.in_time(self.began):
                 asked, tables = await self.asking(place)
                 links: list[list[Row]] = [[] for _ in tables]
@@ -50,7 +51,7 @@ class Answering:
     async def streamed(self) -> Response:
         """A line a document as it is done. What is wrong before the first line has a status of its own."""
         async with AsyncExitStack() as stack:
-            place = stack.enter_context(self.desk.entered())
+            place = stack.enter_context(self.desk.entered(self.caller))
             async with self.desk.in_time(self.began):
                 asked, tables = await self.asking(place)
                 lines = await stack.enter_async_context(aclosing(self._lines(asked, tables)))
@@ -77,7 +78,7 @@ class Answering:
         self, asked: Call, tables: Sequence[pa.Table]
     ) -> AsyncGenerator[tuple[int, list[Row]], None]:
         self.told |= {"documents": len(tables), "rows": 0}
-        async with aclosing(self.desk.as_done(tables)) as replies:
+        async with aclosing(self.desk.as_done(tables, self.caller)) as replies:
             async for number, reply in replies:
                 rows = _rows(reply)
                 errors = [row["error"] for row in rows if row["status"] == "error"]

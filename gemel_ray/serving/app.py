@@ -136,7 +136,7 @@ def _links(app: FastAPI, endpoint: Endpoint) -> None:
     async def link(request: Request) -> Response:
         asking = partial(_tables, endpoint, request)
         state = request.state
-        answer = Answering(endpoint.desk, asking, state.request_id, state.told)
+        answer = Answering(endpoint.desk, asking, state.request_id, state.caller, state.told)
         streamed = "application/x-ndjson" in request.headers.get("accept", "")
         return await (answer.streamed() if streamed else answer.whole())
 
@@ -144,11 +144,13 @@ def _links(app: FastAPI, endpoint: Endpoint) -> None:
 async def _tables(endpoint: Endpoint, request: Request, place: Place) -> Any:
     """What is asked, and its documents as tables. Raises Fault."""
     limits = endpoint.limits
-    body = await bodies.read(request.headers, request.stream(), int(limits.megabytes * 2**20))
+    most = int(limits.megabytes * 2**20)
+    body = await bodies.read(request.headers, request.stream(), most, place.keep)
     asked = requests.call(await bodies.parsed(request.headers, body), request.state.request_id, limits)
-    place.take(len(asked.documents) - 1)
-    fetched = await endpoint.pictures.of(asked)
-    return asked, await asyncio.to_thread(requests.rows, asked, limits, fetched)
+    fetched = await endpoint.pictures.of(asked, place)
+    tables = await asyncio.to_thread(requests.rows, asked, limits, fetched)
+    place.take(len(tables))
+    return asked, tables
 
 
 def _states(app: FastAPI, endpoint: Endpoint) -> None:

@@ -5,9 +5,11 @@ Knows nothing of documents.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from gemel_ray.serving.faults import Fault
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{1,70}")
+PATIENCE = 5.0  # seconds without a part of a body
+_SLOWEST = 2**14  # bytes a second
 FIELDS = ("text", "image", "mentions", "id", "options")
 
 
@@ -28,18 +32,29 @@ class Body:
     picture: bytes | None = None
 
 
-async def read(headers: Headers, stream: AsyncIterator[bytes], limit: int) -> bytes:
-    """The whole body. Raises Fault as soon as it is known to be larger than `limit` bytes."""
+async def read(
+    headers: Headers, stream: AsyncIterator[bytes], limit: int, keep: Callable[[int], None]
+) -> bytes:
+    """The whole body, of which `keep` is called with each part's size. Raises Fault as soon as it is known to
+    be larger than `limit` bytes, and when it stops arriving: who sends nothing, or a byte now and then, keeps
+    no memory and no connection of ours."""
     fault = Fault("too_large", f"the request is larger than {limit:,} bytes")
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise fault
-    received = bytearray()
-    async for part in stream:
-        received += part
-        if len(received) > limit:
+    received, began = bytearray(), time.monotonic()
+    while True:
+        left = began + PATIENCE + len(received) / _SLOWEST - time.monotonic()
+        try:
+            part = await asyncio.wait_for(anext(stream, None), min(left, PATIENCE))
+        except TimeoutError as late:
+            raise Fault("bad_request", "the request's body does not arrive, or too slowly") from late
+        if part is None:
+            return bytes(received)
+        if len(received) + len(part) > limit:
             raise fault
-    return bytes(received)
+        keep(len(part))
+        received += part
 
 
 async def parsed(headers: Headers, body: bytes) -> Body:

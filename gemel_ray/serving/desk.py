@@ -1,9 +1,11 @@
-"""The front desk: who is let in, how long it may take, and who is asked again.
+"""The front desk: who is let in, whose turn it is, how long it may take, and who is asked again.
 
-At most `queue` documents are inside, and nobody is let in behind more than `wait` seconds of work: beyond, a
-request is refused at once, and told when to come again. A request that runs out of time, or whose client
-leaves, is cancelled down to the engine. A document whose worker died is asked for again, since links have no
-side effects. Knows nothing of HTTP.
+A request takes its place when its documents are there to be worked on: read, checked, pictures fetched. At
+most `queue` documents are inside, and nobody is let in behind more than `wait` seconds of work: beyond, a
+request is refused at once, and told when to come again. Work is counted in mentions, and callers take turns,
+so that one who asks for thousands keeps nobody waiting but itself. A request that runs out of time, or whose
+client leaves, is cancelled down to the engine. A document whose worker died is asked for again, since links
+have no side effects. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -23,32 +26,64 @@ from gemel_ray.serving.linker import Gone, Linker, Reply
 from gemel_ray.serving.meters import Meters
 from gemel_ray.serving.pace import Pace
 from gemel_ray.serving.readiness import Readiness
+from gemel_ray.serving.turns import Turns
 
 _PAUSE = 0.5  # seconds before a document is asked for again
+_FEWEST = 4  # mentions under way at once, on however slow a machine
+_CHARACTERS = 40  # of a text for each mention that is looked for
+_BODIES = 8  # requests of the greatest size, whose bytes are in memory at once
 _LATEST = 30  # seconds after which whoever was refused is asked to try again at the latest
 
 
 @dataclass
 class Place:
-    """What a request holds inside; grows when it turns out to have several documents."""
+    """What a request of `caller` holds inside: documents, and bytes of what it sent and what was fetched."""
 
     desk: Desk
+    caller: str
     documents: int = 0
+    bytes: int = 0
 
-    def take(self, documents: int) -> None:
-        """Raises Fault when there is no room for so many more, or too much to do before them. A request's
-        own documents are not before it: an idle house takes all that `queue` allows."""
-        desk, ahead = self.desk, self.desk.inside - self.documents
+    def check(self, documents: int) -> None:
+        """Raises Fault when there is no room for so many, or too much to do before them. A request's own
+        documents are not before it: an idle house takes all that `queue` allows. Of a house that is full of
+        others' documents, a caller who has none inside finds the last quarter free."""
+        desk = self.desk
+        ahead = desk.turns.ahead(self.caller)
         wait = desk.pace.wait(ahead)
         later = min(_LATEST, max(1, math.ceil(wait)))
-        if desk.inside + documents > desk.queue:
+        spare = 0 if desk.documents[self.caller] else max(1, desk.queue // 4)
+        others = desk.inside - desk.documents[self.caller]
+        if desk.inside + documents > desk.queue + (spare if others else 0):
             full = f"{desk.inside} documents are inside, of {desk.queue} at most (online.queue)"
             raise Fault("busy", full, later)
         if wait > desk.wait:
-            long = f"{ahead} documents are ahead, about {wait:.0f} seconds of work: too long (online.wait)"
+            long = f"{ahead} mentions are ahead, about {wait:.0f} seconds of work: too long (online.wait)"
             raise Fault("busy", long, later)
+
+    def take(self, documents: int) -> None:
+        """Room for so many, which can be worked on. Raises Fault."""
+        self.check(documents)
+        desk = self.desk
         self.documents += documents
-        self.desk.inside += documents
+        desk.documents[self.caller] += documents
+        desk.meters.inside.set(desk.inside)
+
+    def keep(self, size: int) -> None:
+        """So many bytes more are in memory. Raises Fault when all requests have too many together, or one
+        caller's half of that."""
+        desk = self.desk
+        if desk.bytes.total() + size > desk.memory or desk.bytes[self.caller] + size > desk.memory // 2:
+            raise Fault("busy", "there is no memory for more uploads at once", 1)
+        self.bytes += size
+        desk.bytes[self.caller] += size
+
+    def leave(self) -> None:
+        """Give all of it back."""
+        for counts, mine in ((self.desk.documents, self.documents), (self.desk.bytes, self.bytes)):
+            counts[self.caller] -= mine
+            if not counts[self.caller]:
+                del counts[self.caller]
         self.desk.meters.inside.set(self.desk.inside)
 
 
@@ -61,29 +96,44 @@ class Desk:
         self.known = known or {}  # knowledge and fingerprint of the last answer
         self.linker, self.meters = linker, meters
         self.queue, self.wait, self.deadline = online.queue, online.wait, online.deadline
+        self.memory = int(_BODIES * online.megabytes * 2**20)
         self.readiness = Readiness(linker)
-        self.inside, self.closed = 0, False
+        self.documents, self.bytes, self.closed = Counter[str](), Counter[str](), False  # of each caller
         self.pace = Pace(long=online.wait / 2)
+        self.turns = Turns(self._room)
+        self.least = min((s.ongoing for s in online.segments), default=1)
+        self.most = min((s.ongoing * s.max_replicas for s in online.segments), default=1)
         meters.queue.set(self.queue)
+
+    @property
+    def inside(self) -> int:
+        """Documents, those that wait for their turn included."""
+        return self.documents.total()
+
+    def _room(self) -> float:
+        """Mentions that the workers have at once: what keeps them busy, and no more than half of `wait`, so
+        that a newcomer's turn comes soon."""
+        if not self.pace.rate:
+            return self.least
+        return min(self.most, max(_FEWEST, self.pace.rate * self.wait / 2))
 
     def close(self) -> None:
         """Let nobody in any more; those inside are finished."""
         self.closed = True
 
     @contextmanager
-    def entered(self) -> Iterator[Place]:
-        """Room for one document, before anything of it is read. Raises Fault."""
+    def entered(self, caller: str) -> Iterator[Place]:
+        """A place that holds nothing yet, before anything of the request is read. Raises Fault."""
         if self.closed:
             raise Fault("not_ready", "not ready: it is being shut down", 5)
         if self.readiness.down is not None:
             raise Fault("not_ready", f"not ready: {self.readiness.down}", 5)
-        place = Place(self)
-        place.take(1)
+        place = Place(self, caller)
+        place.check(1)  # else it would be read only to be refused
         try:
             yield place
         finally:
-            self.inside -= place.documents
-            self.meters.inside.set(self.inside)
+            place.leave()
 
     @asynccontextmanager
     async def in_time(self, began: float) -> AsyncIterator[None]:
@@ -99,27 +149,36 @@ class Desk:
                 raise Fault("timeout", message) from late
             raise
 
-    async def link(self, document: pa.Table) -> Reply:
-        """One document's rows, from whoever lives to give them."""
-        began = time.monotonic()
-        while True:
-            try:
-                reply = await self.linker(document)
-                break
-            except Gone as gone:
-                self.meters.asked_again.inc()
-                self.readiness.suspect(str(gone))
-                await asyncio.sleep(_PAUSE)
+    async def link(self, document: pa.Table, caller: str) -> Reply:
+        """One document's rows, when it is the caller's turn, from whoever lives to give them."""
+        began, cost, found = time.monotonic(), mentions(document), None
+        await self.turns.enter(caller, cost)
+        try:
+            reply = await self._asked(document)
+            found = len(reply.rows)
+        finally:
+            self.turns.leave(caller, cost, found)
         self.readiness.succeeded()
-        self.pace.done(time.monotonic() - began, self.inside)
+        self.pace.done(time.monotonic() - began, self.turns.inside + found, found)
         self.meters.pace.set(self.pace.rate)
         self.meters.replied(reply)
         self.known |= reply.known
         return reply
 
-    async def as_done(self, documents: Sequence[pa.Table]) -> AsyncGenerator[tuple[int, Reply], None]:
+    async def _asked(self, document: pa.Table) -> Reply:
+        while True:
+            try:
+                return await self.linker(document)
+            except Gone as gone:
+                self.meters.asked_again.inc()
+                self.readiness.suspect(str(gone))
+                await asyncio.sleep(_PAUSE)
+
+    async def as_done(
+        self, documents: Sequence[pa.Table], caller: str
+    ) -> AsyncGenerator[tuple[int, Reply], None]:
         """Number and reply of each document as soon as it is done. Left early, the others are cancelled."""
-        tasks = {asyncio.create_task(self.link(table)): n for n, table in enumerate(documents)}
+        tasks = {asyncio.create_task(self.link(table, caller)): n for n, table in enumerate(documents)}
         waiting = set(tasks)
         try:
             while waiting:
@@ -130,3 +189,11 @@ class Desk:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def mentions(document: pa.Table) -> int:
+    """Those that came with it, else how many a text of its length may name: they are not looked for here."""
+    given = document["given"][0].as_py()
+    if given is not None:
+        return max(1, len(given))
+    return 1 + len(document["text"][0].as_py() or "") // _CHARACTERS

@@ -36,7 +36,7 @@ class Meters:
         self.stages = self._histogram("stage_seconds", "a document in a stage, waiting included", "stage")
         self.inside = self._gauge("documents_inside", "documents waiting or under way")
         self.queue = self._gauge("queue", "documents that are let in at most")
-        self.pace = self._gauge("documents_per_second", "that can be done, as estimated; 0: not known yet")
+        self.pace = self._gauge("mentions_per_second", "that can be done, as estimated; 0: not known yet")
         self._told: dict[str, Count[str]] = {}
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:

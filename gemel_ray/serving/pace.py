@@ -1,6 +1,6 @@
-"""How long those who come now will have to wait, by how many documents were lately done a second.
+"""How long those who come now will have to wait, by how many mentions were lately done a second.
 
-How many can be done depends on the machine, the models and the documents, so it is measured while documents
+How many can be done depends on the machine, the models and the documents, so it is measured while mentions
 wait for each other. Before that has happened once nothing is known. Later a quiet time, which says little of
 what could have been done, can raise the estimate but never lower it.
 """
@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 
-_SPAN = 5.0  # seconds over which documents are counted
-_CROWD = 4  # documents inside; fewer do not show what many at once would come to
+_SPAN = 5.0  # seconds over which mentions are counted
+_CROWD = 4  # mentions inside; fewer do not show what many at once would come to
 _UP, _DOWN = 0.3, 0.1  # weight of one document's span; a standstill is soon forgotten
 
 
@@ -23,16 +23,16 @@ class Pace:
 
     long: float
     now: Callable[[], float] = monotonic
-    rate: float = 0.0  # documents a second; 0: not known yet
-    _done: deque[float] = field(default_factory=deque)
+    rate: float = 0.0  # mentions a second; 0: not known yet
+    _done: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def done(self, seconds: float, inside: int) -> None:
-        """One of the documents `inside` is done, which took so long."""
+    def done(self, seconds: float, inside: int, mentions: int = 1) -> None:
+        """One of the documents with the mentions `inside` is done, which took so long."""
         now = self.now()
-        self._done.append(now)
-        while self._done[0] <= now - _SPAN:
+        self._done.append((now, mentions))
+        while self._done[0][0] <= now - _SPAN:
             self._done.popleft()
-        seen = len(self._done) / _SPAN
+        seen = sum(number for _, number in self._done) / _SPAN
         if seconds >= self.long and inside >= _CROWD:
             weight = (_UP if seen > self.rate else _DOWN) if self.rate else 1.0
             self.rate += weight * (seen - self.rate)
@@ -40,5 +40,5 @@ class Pace:
             self.rate = max(self.rate, seen)
 
     def wait(self, ahead: int) -> float:
-        """Seconds until so many documents are done; 0 while nothing is known."""
+        """Seconds until so many mentions are done; 0 while nothing is known."""
         return ahead / self.rate if self.rate else 0.0

@@ -1,5 +1,5 @@
-"""Pictures that a request gives as URLs, fetched side by side in threads of their own: a slow host keeps
-nobody waiting but those who named it."""
+"""Pictures that a request gives as URLs, fetched side by side in threads of their own; callers take turns, so
+that a slow host keeps nobody waiting but those who named it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from gemel_ray.models.limits import ImageError
+from gemel_ray.serving.desk import Place
 from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.requests import Call, Fetch
+from gemel_ray.serving.turns import Turns
 
 _AT_ONCE = 32  # of all requests together
+_EACH = 8  # of one caller, whose hosts may be as slow as they like
 
 
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
+
+
+def _turns() -> Turns:
+    return Turns(lambda: _AT_ONCE, _EACH)
 
 
 @dataclass(frozen=True)
@@ -26,17 +33,31 @@ class Pictures:
     fetch: Fetch
     limit: int
     threads: ThreadPoolExecutor = field(default_factory=_threads)
+    turns: Turns = field(default_factory=_turns)
 
-    async def of(self, asked: Call) -> Fetch:
+    async def of(self, asked: Call, place: Place) -> Fetch:
         """What was found at each of the request's URLs: bytes, or the ImageError. Raises Fault."""
         urls = list(dict.fromkeys(d.image for d in asked.documents if d.image and "://" in d.image))
-        loop = asyncio.get_running_loop()
-        found = await asyncio.gather(
-            *(loop.run_in_executor(self.threads, _tried, self.fetch, url) for url in urls)
-        )
-        if sum(len(f) for f in found if isinstance(f, bytes)) > self.limit:
-            raise Fault("too_large", f"the request's images have more than {self.limit:,} bytes together")
-        return _lookup(dict(zip(urls, found, strict=True)))
+        found: dict[str, bytes | ImageError] = {}
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for url in urls:
+                    tasks.create_task(self._into(found, url, place))
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
+        return _lookup(found)
+
+    async def _into(self, found: dict[str, bytes | ImageError], url: str, place: Place) -> None:
+        await self.turns.enter(place.caller, 1)
+        work = asyncio.get_running_loop().run_in_executor(self.threads, _tried, self.fetch, url)
+        # A thread cannot be stopped: it keeps its turn until it is done, also when nobody waits for it.
+        work.add_done_callback(lambda _: self.turns.leave(place.caller, 1))
+        outcome = await asyncio.shield(work)
+        if isinstance(outcome, bytes):
+            if sum(len(f) for f in found.values() if isinstance(f, bytes)) + len(outcome) > self.limit:
+                raise Fault("too_large", f"the request's images have more than {self.limit:,} bytes together")
+            place.keep(len(outcome))
+        found[url] = outcome
 
 
 def _tried(fetch: Fetch, url: str) -> bytes | ImageError:
