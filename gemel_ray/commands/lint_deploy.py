@@ -18,6 +18,13 @@ def add(verb: Parser) -> None:
       gemel-ray lint-deploy deploy
     """
     verb.add_argument("folder", nargs="?", type=Path, default=Path("deploy"), metavar="FOLDER")
+    verb.add_argument(
+        "--given",
+        action="append",
+        default=[],
+        metavar="KIND/NAME",
+        help="an object that the cluster has already, as PriorityClass/batch-low; may be repeated",
+    )
     verb.add_argument("--json", action="store_true", help="print what was found as JSON")
     verb.set_defaults(run=_run, settings=False)
 
@@ -25,7 +32,7 @@ def add(verb: Parser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.deploying.lint import RULES, lint
 
-    faults = lint(options.folder)
+    faults = lint(options.folder, options.given)
     if options.json:
         print(json.dumps([vars(fault) for fault in faults], indent=2))
     else:

@@ -17,7 +17,9 @@ def sizes(manifests: Manifests) -> Found:
         for group in groups(cluster):
             name = f"{where} {group['groupName']}"
             least, most = group.get("minReplicas", 0), group.get("maxReplicas")
-            if most is None or least > most:
+            if least < 0 or (most or 0) < 0:
+                yield name, "minReplicas and maxReplicas must not be below 0"
+            elif most is None or least > most:
                 yield name, f"minReplicas ({least}) must be at most maxReplicas ({most})"
             elif not scaled and not (least == most == group.get("replicas")):
                 yield name, "without the autoscaler, replicas, minReplicas and maxReplicas must be equal"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from gemel_ray.deploying import (
     references,
     schema,
     serve_config,
+    values,
     versions,
 )
 from gemel_ray.deploying.manifests import Found, Manifests, called, rendered
@@ -28,8 +29,16 @@ def schemas(manifests: Manifests) -> Found:
 
 RULES: dict[str, Callable[[Manifests], Found]] = {
     "schema": schemas,
+    "label": values.labels,
+    "scheduling": values.scheduling,
+    "handler": values.handlers,
+    "port-value": values.port_values,
+    "network-value": values.network_values,
+    "object-value": values.object_values,
     "name": operator.names,
+    "group-name": operator.group_names,
     "start-parameters": operator.start_parameters,
+    "start-flags": serve_config.start_flags,
     "ray-container": operator.ray_container,
     "whole-cpus": operator.whole_cpus,
     "job-end": operator.job_end,
@@ -47,16 +56,19 @@ RULES: dict[str, Callable[[Manifests], Found]] = {
     "non-root": pods.non_root,
     "read-only-root": pods.read_only_root,
     "resources": pods.resources,
+    "memory": values.sizes,
     "scratch-limit": pods.scratch,
     "api-token": pods.tokens,
     "mounts": pods.mounts,
     "reference": references.names,
+    "redis-address": references.stores,
     "selector": references.selectors,
     "port": references.ports,
     "disruption-budget": references.budgets,
     "shared-claim": references.claims,
     "network-policy": references.policies,
     "serve-options": serve_config.options,
+    "http-port": serve_config.http_port,
     "import-path": serve_config.import_paths,
     "serve-arguments": serve_config.arguments,
     "command": carried.command,
@@ -68,6 +80,7 @@ RULES: dict[str, Callable[[Manifests], Found]] = {
     "ray-version": versions.ray,
     "qdrant-version": versions.qdrant,
     "metric": metrics.known,
+    "promql": metrics.expressions,
 }
 
 
@@ -84,9 +97,10 @@ class Fault:
         return f"{self.folder}: {self.where}: {self.what} ({self.rule})"
 
 
-def lint(deploy: Path) -> list[Fault]:
-    """Everything wrong with the manifests under `deploy`. ValueError where they cannot be rendered."""
-    return [fault for manifests in rendered(deploy) for fault in refused(manifests)]
+def lint(deploy: Path, given: Sequence[str] = ()) -> list[Fault]:
+    """Everything wrong with the manifests under `deploy`, in a cluster that has the objects `given`
+    (KIND/NAME) already. ValueError where they cannot be rendered."""
+    return [fault for manifests in rendered(deploy, given) for fault in refused(manifests)]
 
 
 def refused(manifests: Manifests) -> list[Fault]:

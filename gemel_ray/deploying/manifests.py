@@ -72,8 +72,9 @@ class Pod:
         return {entry["name"]: entry for entry in self.main.get("env", ())}
 
 
-def rendered(deploy: Path) -> list[Manifests]:
-    """Every kustomization under `deploy`, rendered. ValueError where kustomize refuses one, or is missing."""
+def rendered(deploy: Path, given: Sequence[str] = ()) -> list[Manifests]:
+    """Every kustomization under `deploy`, rendered, and around it what the cluster has already (KIND/NAME).
+    ValueError where kustomize refuses one, or is missing."""
     if shutil.which("kubectl") is None:
         raise ValueError("kubectl is not installed, and renders the manifests; no cluster is needed")
     folders = sorted(
@@ -85,7 +86,7 @@ def rendered(deploy: Path) -> list[Manifests]:
         raise ValueError(f"there is no kustomization.yaml under {deploy}")
     made = {folder: _kustomized(folder) for folder in folders}
     plain = [d for file in sorted(deploy.glob("*.yaml")) for d in yaml.safe_load_all(file.read_text())]
-    around = [*plain, *(d for documents in made.values() for d in documents)]
+    around = [*plain, *(d for documents in made.values() for d in documents), *map(_given, given)]
     several = [Manifests(str(f.relative_to(deploy)), documents, around) for f, documents in made.items()]
     return [*several, Manifests(".", plain, around)]
 
@@ -96,6 +97,13 @@ def _kustomized(folder: Path) -> list[Json]:
     if made.returncode or made.stderr:
         raise ValueError(f"{folder} cannot be rendered: {made.stderr.strip()}")
     return [d for d in yaml.load_all(made.stdout, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if d]
+
+
+def _given(text: str) -> Json:
+    kind, slash, name = text.partition("/")
+    if not (kind and slash and name):
+        raise ValueError(f"--given {text}: say KIND/NAME, as PriorityClass/batch-low")
+    return {"kind": kind, "metadata": {"name": name}, "spec": {}}
 
 
 def called(document: Json) -> str:
@@ -110,9 +118,12 @@ def cluster(document: Json) -> Json:
 
 
 def serve_config(service: Json) -> Json:
-    """What a RayService's serveConfigV2 says."""
-    said: Json = yaml.safe_load(service["spec"].get("serveConfigV2", "")) or {}
-    return said
+    """What a RayService's serveConfigV2 says; {} where it is not YAML, which serve-options reports."""
+    try:
+        config = yaml.safe_load(service["spec"].get("serveConfigV2", ""))
+    except yaml.YAMLError:
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def groups(cluster: Json) -> list[Json]:

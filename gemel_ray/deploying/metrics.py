@@ -53,6 +53,17 @@ def known(manifests: Manifests) -> Found:
                 yield where, f"nobody writes the metric {name}"
 
 
+def expressions(manifests: Manifests) -> Found:
+    """Every expression is PromQL, as Prometheus' own grammar reads it."""
+    import promql_parser
+
+    for where, expression in [*_alerts(manifests), *_panels(manifests)]:
+        try:
+            promql_parser.parse(re.sub(r"\$\w+", "5m", expression))  # $__rate_interval: Grafana's
+        except ValueError as fault:
+            yield where, f"not PromQL: {fault}"
+
+
 def names(expression: str) -> set[str]:
     """The metrics of a PromQL expression: what is no function, no label, no word of the language."""
     bare = re.sub(r'"[^"]*"', '""', expression)

@@ -28,6 +28,20 @@ def names(manifests: Manifests) -> Found:
             yield where, "headService must not have a name: clusters of an upgrade need one each"
 
 
+def group_names(manifests: Manifests) -> Found:
+    """Different, and short enough for the names and labels of their pods."""
+    for where, cluster in manifests.clusters():
+        called = [group["groupName"] for group in groups(cluster)]
+        for name in sorted({name for name in called if called.count(name) > 1}):
+            yield where, f"two groups are called {name}: KubeRay would count the pods of both as each one's"
+        for name in called:
+            if len(name) > 30 or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+                yield (
+                    where,
+                    f"the group name {name!r} must be at most 30 of a-z 0-9 -, beginning with a letter",
+                )
+
+
 def start_parameters(manifests: Manifests) -> Found:
     """Resources said once, and (ours) none on the head: what runs there goes down with it."""
     for where, cluster in manifests.clusters():
@@ -53,6 +67,8 @@ def job_end(manifests: Manifests) -> Found:
             yield where, "without shutdownAfterJobFinishes the cluster stays when the job is done"
         if spec.get("suspend") and not ends:
             yield where, "suspend needs shutdownAfterJobFinishes"
+        if ttl < 0:
+            yield where, "ttlSecondsAfterFinished must not be below 0"
         for name in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
             if spec.get(name, 1) <= 0:
                 yield where, f"{name} must be above 0"

@@ -14,6 +14,11 @@ from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod
 _RAY_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": 8000, "metrics": 8080}
 
 _PART = "app.kubernetes.io/part-of"
+_ADMITTED = {
+    "priorityClassName": "PriorityClass",
+    "serviceAccountName": "ServiceAccount",
+    "runtimeClassName": "RuntimeClass",
+}
 _EVERYWHERE = "kube-root-ca.crt"  # which Kubernetes puts into every namespace
 
 
@@ -23,15 +28,32 @@ def names(manifests: Manifests) -> Found:
     for where, kind, name, key in _named(manifests):
         found = there.get((kind, name))
         if found is None:
-            yield where, f"there is no {kind} {name}"
+            yield where, f"there is no {kind} {name}; --given {kind}/{name} where the cluster has it"
         elif key and key not in found.get("data", {}) | found.get("stringData", {}):
             yield where, f"{kind} {name} has no key {key}"
+
+
+def stores(manifests: Manifests) -> Found:
+    """A Redis by a short name is a Service of ours, at a port of it."""
+    there = {
+        d["metadata"]["name"]: d for d in (*manifests.around, *manifests.documents) if d["kind"] == "Service"
+    }
+    for where, spec in manifests.clusters():
+        address = spec.get("gcsFaultToleranceOptions", {}).get("redisAddress", "")
+        host, _, port = address.rpartition("://")[2].rpartition(":")
+        if not address or "." in host:  # none, or outside
+            continue
+        if host not in there:
+            yield where, f"redisAddress: there is no Service {host}"
+        elif port not in {str(p["port"]) for p in there[host]["spec"]["ports"]}:
+            yield where, f"redisAddress: Service {host} has no port {port}"
 
 
 def _named(manifests: Manifests) -> Iterator[tuple[str, str, str, str]]:
     """Where, kind, name, key ('' for all)."""
     for pod in manifests.pods():
         yield from ((pod.where, *found) for found in _of_volumes(pod))
+        yield from ((pod.where, *found, "") for found in _of_the_cluster(pod))
         for container in pod.containers:
             yield from ((pod.where, *found) for found in _key_references(container.get("env", ())))
             for source in container.get("envFrom", ()):
@@ -47,6 +69,16 @@ def _named(manifests: Manifests) -> Iterator[tuple[str, str, str, str]]:
         for endpoint in document["spec"]["podMetricsEndpoints"]:
             if credentials := endpoint.get("authorization", {}).get("credentials"):
                 yield where, "Secret", credentials["name"], credentials["key"]
+
+
+def _of_the_cluster(pod: Pod) -> Iterator[tuple[str, str]]:
+    """What pod admission looks up. Kubernetes itself brings two priority classes and an account `default`."""
+    for field, kind in _ADMITTED.items():
+        name = pod.spec.get(field, "")
+        if name and name != "default" and not name.startswith("system-"):
+            yield kind, name
+    for secret in pod.spec.get("imagePullSecrets", ()):
+        yield "Secret", secret["name"]
 
 
 def _of_volumes(pod: Pod) -> Iterator[tuple[str, str, str]]:

@@ -7,6 +7,7 @@ The only file here that imports ray: nobody else knows what Serve of this versio
 from __future__ import annotations
 
 import ast
+import difflib
 import inspect
 import typing
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gemel_ray.deploying.manifests import Found, Json, Manifests, serve_config
+from gemel_ray.deploying.values import start_parameters
 
 _DEPRECATED = (
     "metrics_interval_s",
@@ -29,12 +33,45 @@ def options(manifests: Manifests) -> Found:
     """Every key is one of Ray's, every value one that it takes."""
     from ray.serve.schema import ServeDeploySchema
 
+    yield from _unreadable(manifests)
     for where, config in _configs(manifests):
         yield from ((where, f"{path}: {what}") for path, what in _strictly(config, ServeDeploySchema, "$"))
         try:
             ServeDeploySchema.model_validate(config)
         except ValueError as fault:
             yield where, " ".join(str(fault).split())
+
+
+def _unreadable(manifests: Manifests) -> Found:
+    for where, document in manifests.of("RayService"):
+        try:
+            config = yaml.safe_load(document["spec"].get("serveConfigV2", ""))
+        except yaml.YAMLError as fault:
+            yield where, f"serveConfigV2 is not YAML: {' '.join(str(fault).split())}"
+            continue
+        if not isinstance(config, dict):
+            yield where, "serveConfigV2 must be a mapping with applications"
+
+
+def start_flags(manifests: Manifests) -> Found:
+    """rayStartParams are options of `ray start`. KubeRay passes on what it does not know."""
+    from ray.scripts.scripts import start
+
+    known = {option.removeprefix("--") for parameter in start.params for option in parameter.opts}
+    for where, _, given in start_parameters(manifests):
+        for name in sorted(given.keys() - known):
+            near = difflib.get_close_matches(name, known, 1)
+            yield where, f"ray start has no option --{name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def http_port(manifests: Manifests) -> Found:
+    """Serve listens at the port that pods call serve, which probes, Services and policies name."""
+    for where, config in _configs(manifests):
+        port = (config.get("http_options") or {}).get("port", 8000)
+        for pod in manifests.nodes(where):
+            named = [p["containerPort"] for p in pod.main.get("ports", ()) if p.get("name") == "serve"]
+            if named and port not in named:
+                yield pod.where, f"its port serve is {named[0]}, and http_options.port is {port}"
 
 
 def import_paths(manifests: Manifests) -> Found:
