@@ -85,9 +85,9 @@ def _placed(config: Config, options: OnlineSegment) -> dict[str, Any]:
         "health_check_period_s": 2,  # three in a row that fail, and the replica is replaced
         "health_check_timeout_s": 30,  # a busy engine is no dead one
         "graceful_shutdown_timeout_s": config.online.deadline + _GRACE,
-        # Another configuration's replicas are started beside the old ones, which serve until they are
-        # there. A second GPU is seldom free, and Serve would wait for it: there the old ones go first.
-        "max_surge_percent": 0 if options.gpus else 100,
+        # Serve waits for ever for room that new replicas beside the old ones do not find. Without surge
+        # they are renewed in place, one after the other.
+        "max_surge_percent": round(100 * options.surge),
         "ray_actor_options": {
             "num_cpus": options.cpus,
             "num_gpus": options.gpus,

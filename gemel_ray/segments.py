@@ -40,6 +40,8 @@ class OnlineSegment:
     batch: int = setting(16, at_least=1, unit="documents")  # that waited meanwhile, encoded in one pass
     # In a replica at once; from half of it on, more replicas are started.
     ongoing: int = setting(64, at_least=1, unit="documents")
+    # Started beside the old ones when all are renewed, as a share of them; without room Serve waits for ever.
+    surge: float = setting(0.0, at_least=0, at_most=1, unit="share of the replicas")
 
     def __post_init__(self) -> None:
         if self.min_replicas > self.max_replicas:

@@ -142,7 +142,7 @@ NONSENSE: dict[str, list[Any]] = {
     "online.address": [""], "online.host": ["", "http://here"], "online.port": [0, 65_536],
     "online.segments.min_replicas": [0], "online.segments.max_replicas": [0],
     "online.segments.cpus": [-1], "online.segments.gpus": [2.5], "online.segments.threads": [-1],
-    "online.segments.batch": [0], "online.segments.ongoing": [0],
+    "online.segments.batch": [0], "online.segments.ongoing": [0], "online.segments.surge": [-1, 2],
     "online.queue": [0], "online.wait": [0, ENDLESS], "online.deadline": [0], "online.documents": [0],
     "online.mentions": [0], "online.characters": [0], "online.megabytes": [0],
     "online.image_hosts": [["http://here/x"], [""]],

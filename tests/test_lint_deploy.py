@@ -22,6 +22,7 @@ from gemel_ray.deploying.placement import fits
 
 HOUSE = Path(__file__).parent.parent
 JOB, CPU_JOB, SERVICE = "overlays/gpu/offline", "overlays/cpu/offline", "overlays/gpu/online"
+CPU_SERVICE = "overlays/cpu/online"
 GRADUAL, QDRANT, REDIS, MONITORING = "overlays/gpu/online-incremental", "qdrant", "redis", "monitoring"
 Edit = Callable[[list[dict[str, Any]]], None]
 
@@ -92,6 +93,15 @@ JWORK, SWORK = f"{J}/workerGroupSpecs", f"{S}/workerGroupSpecs"
 GPU = f"{JWORK}/1/template/spec/containers/0"
 CONFIG, SETTINGS = "spec/serveConfigV2", "data/job_config.yaml"
 IMAGE = "spec/template/spec/containers/0/image"
+PROBE = "spec/template/spec/containers/0/readinessProbe"
+
+
+def only_head_to_redis(documents: list[dict[str, Any]]) -> None:
+    """As the policies were when each upgrade waited 5 minutes for KubeRay's cleanup pod."""
+    policy = next(d for d in documents if d["metadata"]["name"] == "gemel-ray-online-state")
+    policy["spec"]["podSelector"]["matchExpressions"][0]["values"] = ["head"]
+
+
 CASES: list[tuple[str, str, Edit, str]] = [
     ("schema", JOB, put("RayJob", "spec/retries", 3), "unknown field retries"),
     ("schema", JOB, put("RayJob", f"{JWORK}/0/replica", 2), "unknown field replica"),
@@ -114,7 +124,7 @@ CASES: list[tuple[str, str, Edit, str]] = [
     ("start-parameters", JOB, cut("RayJob", f"{JHEAD}/rayStartParams/num-cpus"), "num-cpus"),
     ("start-parameters", JOB, put("RayJob", f"{JWORK}/0/rayStartParams/labels", "a=b"), "labels"),
     ("ray-container", JOB, put("RayJob", f"{GPU}/name", "sidecar"), "first container"),
-    ("whole-cpus", JOB, put("RayJob", f"{GPU}/resources/requests/cpu", "3500m"), "whole CPUs"),
+    ("whole-cpus", JOB, put("RayJob", f"{GPU}/resources/limits/cpu", "3500m"), "whole CPUs"),
     ("job-end", JOB, cut("RayJob", "spec/shutdownAfterJobFinishes"), "stays when the job is done"),
     ("job-end", JOB, put("RayJob", "spec/deletionStrategy", {"deletionRules": []}), "excludes"),
     ("job-end", JOB, put("RayJob", "spec/preRunningDeadlineSeconds", 0), "above 0"),
@@ -210,11 +220,16 @@ CASES: list[tuple[str, str, Edit, str]] = [
     ("port", MONITORING, put("PodMonitor", "spec/podMetricsEndpoints/0/port", "metric"), "port metric"),
     (
         "disruption-budget",
-        SERVICE,
+        CPU_SERVICE,
         put("PodDisruptionBudget", "spec", {"maxUnavailable": 1, "selector": {}}),
         "minAvailable",
     ),
-    ("disruption-budget", SERVICE, put("PodDisruptionBudget", "spec/minAvailable", "50%"), "minAvailable"),
+    (
+        "disruption-budget",
+        CPU_SERVICE,
+        put("PodDisruptionBudget", "spec/minAvailable", "50%"),
+        "minAvailable",
+    ),
     (
         "shared-claim",
         JOB,
@@ -302,6 +317,131 @@ CASES: list[tuple[str, str, Edit, str]] = [
         put("PrometheusRule", "spec/groups/0/rules/0/expr", "ray_serve_errors > 1"),
         "ray_serve_errors",
     ),
+    ("label", JOB, put("RayJob", "metadata/labels/bad key", "x"), "label key 'bad key'"),
+    (
+        "label",
+        JOB,
+        put("RayJob", f"{JWORK}/0/template/metadata/labels/team", "data science"),
+        "'data science'",
+    ),
+    (
+        "scheduling",
+        JOB,
+        put("RayJob", f"{JWORK}/1/template/spec/tolerations/0/operator", "Exist"),
+        "not Exist",
+    ),
+    (
+        "scheduling",
+        SERVICE,
+        put(
+            "RayService",
+            f"{SWORK}/0/template/spec/topologySpreadConstraints/0/whenUnsatisfiable",
+            "ScheduleAnyways",
+        ),
+        "not ScheduleAnyways",
+    ),
+    ("handler", QDRANT, put("StatefulSet", f"{PROBE}/tcpSocket", {"port": 6333}), "httpGet and tcpSocket"),
+    (
+        "handler",
+        SERVICE,
+        put("RayService", f"{SWORK}/0/template/spec/containers/0/lifecycle/preStop", {}),
+        "not none",
+    ),
+    ("port-value", JOB, put("RayJob", f"{GPU}/ports/0/name", "metrics-of-the-worker"), "at most 15"),
+    ("port-value", QDRANT, put("Service", "spec/ports/0/name", "HTTP_1"), "'HTTP_1'"),
+    ("port-value", QDRANT, put("Service", "spec/clusterIP", "none"), "clusterIP must be None"),
+    (
+        "network-value",
+        JOB,
+        put("NetworkPolicy", "spec/egress/3/to/0/ipBlock/cidr", "0.0.0.0/33"),
+        "0.0.0.0/33",
+    ),
+    (
+        "network-value",
+        JOB,
+        put("NetworkPolicy", "spec/egress/3/to/0/ipBlock", {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/8"]}),
+        "11.0.0.0/8 is outside",
+    ),
+    ("network-value", JOB, put("NetworkPolicy", "spec/egress/3/ports/0/port", 99999), "99999"),
+    ("object-value", CPU_SERVICE, put("PodDisruptionBudget", "spec/maxUnavailable", 1), "exclude each other"),
+    ("object-value", QDRANT, put("CronJob", "spec/schedule", "61 3 * * *"), "61 3 * * *"),
+    (
+        "object-value",
+        QDRANT,
+        put("CronJob", "spec/jobTemplate/spec/template/spec/restartPolicy", "Always"),
+        "not Always",
+    ),
+    (
+        "object-value",
+        QDRANT,
+        put("StatefulSet", "spec/volumeClaimTemplates/0/spec/accessModes", ["ReadWriteOnly"]),
+        "not ReadWriteOnly",
+    ),
+    ("group-name", JOB, put("RayJob", f"{JWORK}/0/groupName", "cpu pool"), "'cpu pool'"),
+    ("group-name", JOB, put("RayJob", f"{JWORK}/0/groupName", "gpu"), "two groups are called gpu"),
+    ("group-size", JOB, put("RayJob", f"{JWORK}/0/minReplicas", -1), "below 0"),
+    ("job-end", JOB, put("RayJob", "spec/ttlSecondsAfterFinished", -1), "below 0"),
+    (
+        "start-flags",
+        JOB,
+        put("RayJob", f"{JWORK}/0/rayStartParams/objct-store-memory", "1"),
+        "did you mean object-store-memory",
+    ),
+    ("memory", JOB, put("RayJob", f"{GPU}/resources/limits/memory", "600Mi"), "at least 3 GiB"),
+    (
+        "memory",
+        JOB,
+        put("RayJob", f"{JWORK}/0/rayStartParams/object-store-memory", "20000000000"),
+        "below the memory limit",
+    ),
+    ("resources", JOB, cut("RayJob", f"{GPU}/resources/limits/cpu"), "limit memory and CPUs"),
+    ("resources", JOB, cut("RayJob", f"{J}/autoscalerOptions/resources/limits/cpu"), "autoscalerOptions"),
+    ("reference", JOB, put("RayJob", f"{JPOD}/priorityClassName", "batch-low"), "no PriorityClass batch-low"),
+    ("reference", JOB, put("RayJob", f"{JPOD}/imagePullSecrets", [{"name": "r"}]), "no Secret r"),
+    (
+        "redis-address",
+        SERVICE,
+        put("RayService", f"{S}/gcsFaultToleranceOptions/redisAddress", "gemel-ray-rediss:6379"),
+        "no Service gemel-ray-rediss",
+    ),
+    (
+        "redis-address",
+        SERVICE,
+        put("RayService", f"{S}/gcsFaultToleranceOptions/redisAddress", "gemel-ray-redis:6378"),
+        "no port 6378",
+    ),
+    ("redis-cleanup", SERVICE, only_head_to_redis, "its redis-cleanup pod out to Redis"),
+    (
+        "http-port",
+        SERVICE,
+        swap("RayService", CONFIG, "port: 8000", "port: 8001"),
+        "http_options.port is 8001",
+    ),
+    ("serve-options", SERVICE, put("RayService", CONFIG, "applications: ["), "is not YAML"),
+    (
+        "in-place",
+        "overlays/laptop/online",
+        put("RayService", f"{SPOD}/volumes/2/configMap/name", "gemel-ray-service-bcdfghkmt2"),
+        "disableNameSuffixHash",
+    ),
+    (
+        "disruption-budget",
+        CPU_SERVICE,
+        put("PodDisruptionBudget", "spec/minAvailable", 2),
+        "no drain of a node ends",
+    ),
+    (
+        "surge",
+        CPU_SERVICE,
+        swap("ConfigMap", "data/service_config.yaml", "max_replicas: 4", "max_replicas: 4\n      surge: 1.0"),
+        "leaves no room",
+    ),
+    (
+        "promql",
+        MONITORING,
+        put("PrometheusRule", "spec/groups/0/rules/0/expr", "sum(rate("),
+        "not PromQL",
+    ),
 ]
 LATER = {"drain", "metric"}  # need the endpoint's configuration and meters
 
@@ -342,6 +482,23 @@ def test_only_the_broken_place_is_told(tmp_path: Path, capsys: pytest.CaptureFix
     found = json.loads(capsys.readouterr().out)
     assert [f["rule"] for f in found if f["rule"] == "image-version"] == ["image-version"]
     assert len(found) == len(before) - ("nothing found" in before[0]) + 1
+
+
+@needs_kubectl
+def test_what_the_cluster_has_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(HOUSE / "deploy" / "redis", tmp_path / "redis")
+    shutil.copy(HOUSE / "deploy" / "secrets.yaml", tmp_path)
+    file = tmp_path / "redis" / "redis.yaml"
+    text = file.read_text().replace(
+        "    spec:\n      auto", "    spec:\n      priorityClassName: low\n      auto"
+    )
+    file.write_text(text)
+    main(["lint-deploy", str(tmp_path)])
+    assert "no PriorityClass low; --existing PriorityClass/low" in capsys.readouterr().out
+    main(["lint-deploy", str(tmp_path), "--existing", "PriorityClass/low"])
+    assert "PriorityClass" not in capsys.readouterr().out
+    assert main(["lint-deploy", str(tmp_path), "--existing", "low"]) == 2
+    assert "KIND/NAME" in capsys.readouterr().err
 
 
 @needs_kubectl

@@ -180,7 +180,7 @@ def test_segments_become_deployments(workspace_folder: Path) -> None:
     """As a Serve config file has it; nothing is started."""
     from ray.serve._private.build_app import build_app
 
-    segments = "[{stages: [detect, encode], max_replicas: 3, ongoing: 8}, "
+    segments = "[{stages: [detect, encode], max_replicas: 3, ongoing: 8, surge: 0.5}, "
     segments += "{stages: [retrieve, assemble, generate], gpus: 0.5}]"
     bound = app(
         {"workspace": str(workspace_folder), "set": [f"online.segments={segments}", "online.deadline=20"]}
@@ -190,6 +190,7 @@ def test_segments_become_deployments(workspace_folder: Path) -> None:
     assert (generate.name, generate.num_replicas, generate.ray_actor_options["num_gpus"]) == (LAST, 1, 0.5)
     scaled = encode._deployment_config.autoscaling_config
     assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (1, 3, 4.0)
+    assert [d._deployment_config.max_surge_percent for d in (encode, generate)] == [50, 0]
     assert (encode.max_ongoing_requests, built.ingress_deployment_name) == (8, api.name)
     for deployment in built.deployments:  # whoever is stopped has longer than any request
         assert deployment._deployment_config.graceful_shutdown_timeout_s > 20

@@ -19,7 +19,7 @@ def add(verb: Parser) -> None:
     """
     verb.add_argument("folder", nargs="?", type=Path, default=Path("deploy"), metavar="FOLDER")
     verb.add_argument(
-        "--given",
+        "--existing",
         action="append",
         default=[],
         metavar="KIND/NAME",
@@ -32,7 +32,7 @@ def add(verb: Parser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.deploying.lint import RULES, lint
 
-    faults = lint(options.folder, options.given)
+    faults = lint(options.folder, options.existing)
     if options.json:
         print(json.dumps([vars(fault) for fault in faults], indent=2))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import shlex
 from pathlib import PurePosixPath
@@ -67,6 +68,21 @@ def room(manifests: Manifests) -> Found:
         most = placement.room(cluster(document), "maxReplicas")
         if not placement.fits(most, _most(document, config), spare):
             yield where, "its workers can be placed so that one of them, or reading, finds no room"
+
+
+def surge(manifests: Manifests) -> Found:
+    """A renewal of all replicas finds the room that online.segments[].surge asks for beside them."""
+    for where, document, config in _configured(manifests):
+        segments = [] if document["kind"] == "RayJob" else list(config.online.segments)
+        if not any(s.surge for s in segments):
+            continue
+        most = placement.room(cluster(document), "maxReplicas")
+        both = [(s, s.max_replicas + math.ceil(s.surge * s.max_replicas)) for s in segments]
+        if not placement.fits(most, both, placement.API):
+            yield (
+                where,
+                "surge asks for replicas beside the old ones, and the groups' maxReplicas leaves no room",
+            )
 
 
 def drain(manifests: Manifests) -> Found:

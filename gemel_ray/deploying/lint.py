@@ -46,6 +46,8 @@ RULES: dict[str, Callable[[Manifests], Found]] = {
     "entrypoint": operator.entrypoint,
     "submission": operator.submission,
     "upgrade": operator.upgrade,
+    "in-place": operator.in_place,
+    "redis-cleanup": operator.cleanup,
     "serve-port": operator.serve_port,
     "authentication": operator.authentication,
     "fault-tolerance": operator.fault_tolerance,
@@ -75,6 +77,7 @@ RULES: dict[str, Callable[[Manifests], Found]] = {
     "configuration": carried.configuration,
     "gpu-count": carried.gpus,
     "room": carried.room,
+    "surge": carried.surge,
     "drain": carried.drain,
     "image-version": versions.images,
     "ray-version": versions.ray,
@@ -97,10 +100,10 @@ class Fault:
         return f"{self.folder}: {self.where}: {self.what} ({self.rule})"
 
 
-def lint(deploy: Path, given: Sequence[str] = ()) -> list[Fault]:
-    """Everything wrong with the manifests under `deploy`, in a cluster that has the objects `given`
+def lint(deploy: Path, existing: Sequence[str] = ()) -> list[Fault]:
+    """Everything wrong with the manifests under `deploy`, in a cluster that has the objects `existing`
     (KIND/NAME) already. ValueError where they cannot be rendered."""
-    return [fault for manifests in rendered(deploy, given) for fault in refused(manifests)]
+    return [fault for manifests in rendered(deploy, existing) for fault in refused(manifests)]
 
 
 def refused(manifests: Manifests) -> list[Fault]:

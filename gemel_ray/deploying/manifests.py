@@ -72,7 +72,7 @@ class Pod:
         return {entry["name"]: entry for entry in self.main.get("env", ())}
 
 
-def rendered(deploy: Path, given: Sequence[str] = ()) -> list[Manifests]:
+def rendered(deploy: Path, existing: Sequence[str] = ()) -> list[Manifests]:
     """Every kustomization under `deploy`, rendered, and around it what the cluster has already (KIND/NAME).
     ValueError where kustomize refuses one, or is missing."""
     if shutil.which("kubectl") is None:
@@ -86,7 +86,7 @@ def rendered(deploy: Path, given: Sequence[str] = ()) -> list[Manifests]:
         raise ValueError(f"there is no kustomization.yaml under {deploy}")
     made = {folder: _kustomized(folder) for folder in folders}
     plain = [d for file in sorted(deploy.glob("*.yaml")) for d in yaml.safe_load_all(file.read_text())]
-    around = [*plain, *(d for documents in made.values() for d in documents), *map(_given, given)]
+    around = [*plain, *(d for documents in made.values() for d in documents), *map(_existing, existing)]
     several = [Manifests(str(f.relative_to(deploy)), documents, around) for f, documents in made.items()]
     return [*several, Manifests(".", plain, around)]
 
@@ -99,10 +99,10 @@ def _kustomized(folder: Path) -> list[Json]:
     return [d for d in yaml.load_all(made.stdout, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if d]
 
 
-def _given(text: str) -> Json:
+def _existing(text: str) -> Json:
     kind, slash, name = text.partition("/")
     if not (kind and slash and name):
-        raise ValueError(f"--given {text}: say KIND/NAME, as PriorityClass/batch-low")
+        raise ValueError(f"--existing {text}: say KIND/NAME, as PriorityClass/batch-low")
     return {"kind": kind, "metadata": {"name": name}, "spec": {}}
 
 

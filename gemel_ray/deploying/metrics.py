@@ -12,9 +12,13 @@ from collections.abc import Iterator
 
 from gemel_ray.deploying.manifests import Found, Json, Manifests
 
-# By whom: Prometheus, KubeRay's operator (controllers/ray/metrics), the kubelet, Qdrant (/metrics).
+# By whom: Prometheus, KubeRay's operator (controllers/ray/metrics), the kubelet, kube-state-metrics, Ray
+# Serve (application_state.py), Qdrant (/metrics).
 _OTHERS = {
     "up",
+    "kube_pod_container_status_terminated",
+    "kube_pod_status_phase",
+    "ray_serve_application_status",
     "kuberay_service_condition_ready",
     "kuberay_service_condition_upgrade_in_progress",
     "kuberay_job_deployment_status",

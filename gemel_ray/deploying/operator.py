@@ -11,6 +11,7 @@ import shlex
 from typing import Any
 
 from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod, groups
+from gemel_ray.deploying.references import matches
 
 _LONGEST = {"RayJob": 47, "RayService": 47, "RayCluster": 53}
 _STRATEGIES = ("NewCluster", "NewClusterWithIncrementalUpgrade", "None")
@@ -129,6 +130,41 @@ def upgrade(manifests: Manifests) -> Found:
     for where, cluster in manifests.clusters():
         if "upgradeStrategy" in cluster and not where.startswith("RayCluster/"):
             yield where, "upgradeStrategy stands in the service's spec, not in its cluster's"
+
+
+def in_place(manifests: Manifests) -> Found:
+    """With strategy None nobody acts on a ConfigMap of another name: it changes the pods' template."""
+    for where, document in manifests.of("RayService"):
+        if document["spec"].get("upgradeStrategy", {}).get("type") != "None":
+            continue
+        for pod in manifests.nodes(where):
+            names = [v["configMap"]["name"] for v in pod.spec.get("volumes", ()) if "configMap" in v]
+            if any(re.fullmatch(r".+-[bcdfghkmt2456789]{10}", name) for name in names):  # kustomize's hash
+                yield pod.where, "upgradeStrategy None needs disableNameSuffixHash, else no change arrives"
+
+
+def cleanup(manifests: Manifests) -> Found:
+    """KubeRay empties Redis with a pod of the head's labels, but node type redis-cleanup."""
+    for where, cluster in manifests.clusters():
+        address = cluster.get("gcsFaultToleranceOptions", {}).get("redisAddress", "")
+        if not address:
+            continue
+        port = address.rpartition(":")[2]
+        for kind in ("head", "redis-cleanup"):
+            labels = next(p.labels for p in manifests.nodes(where) if p.role == "head")
+            labels = labels | {"ray.io/node-type": kind}
+            if not any(str(p.get("port")) == port for p in _let_out(manifests, labels)):
+                yield where, f"no NetworkPolicy lets its {kind} pod out to Redis (port {port})"
+
+
+def _let_out(manifests: Manifests, labels: Json) -> list[Json]:
+    return [
+        port
+        for _, policy in manifests.of("NetworkPolicy")
+        if matches(policy["spec"]["podSelector"], labels)
+        for rule in policy["spec"].get("egress", ())
+        for port in rule.get("ports", ())
+    ]
 
 
 def _gradual(options: Json) -> bool:

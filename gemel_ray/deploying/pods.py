@@ -52,13 +52,19 @@ def read_only_root(manifests: Manifests) -> Found:
 
 
 def resources(manifests: Manifests) -> Found:
-    """Asked for, and bounded: memory and GPUs alike in both, for KubeRay reads the limits."""
+    """Asked for, and bounded: memory and GPUs alike in both, for KubeRay reads the limits. CPUs too: a quota
+    on limits.cpu refuses pods without, and a limit range would give them less than they ask for."""
+    for where, cluster in manifests.clusters():
+        if cluster.get("enableInTreeAutoscaling"):
+            scaler = cluster.get("autoscalerOptions", {}).get("resources", {})
+            if not {"cpu", "memory"} <= scaler.get("limits", {}).keys():
+                yield where, "autoscalerOptions.resources must limit CPUs and memory"
     for pod in manifests.pods():
         for container in pod.containers:
             said = container.get("resources", {})
             asked, most = said.get("requests", {}), said.get("limits", {})
-            if "cpu" not in asked or "memory" not in most:
-                yield pod.where, f"{container['name']} must request CPUs and limit memory"
+            if "cpu" not in asked or not {"cpu", "memory"} <= most.keys():
+                yield pod.where, f"{container['name']} must request CPUs, and limit memory and CPUs"
             for name in sorted((asked.keys() | most.keys()) - {"cpu"}):
                 if asked.get(name) != most.get(name):
                     yield pod.where, f"{container['name']}'s request and limit of {name} must be equal"

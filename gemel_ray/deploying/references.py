@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod
+from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod, groups
 
 # Ports that a Ray pod has without saying so (KubeRay's common/pod.go), where it lists none itself.
 _RAY_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": 8000, "metrics": 8080}
@@ -28,7 +28,7 @@ def names(manifests: Manifests) -> Found:
     for where, kind, name, key in _named(manifests):
         found = there.get((kind, name))
         if found is None:
-            yield where, f"there is no {kind} {name}; --given {kind}/{name} where the cluster has it"
+            yield where, f"there is no {kind} {name}; --existing {kind}/{name} where the cluster has it"
         elif key and key not in found.get("data", {}) | found.get("stringData", {}):
             yield where, f"{kind} {name} has no key {key}"
 
@@ -185,6 +185,13 @@ def budgets(manifests: Manifests) -> Found:
         ray = [p for p in manifests.pods() if p.role != "plain" and matches(spec["selector"], p.labels)]
         if ray and not isinstance(spec.get("minAvailable"), int):
             yield where, "over Ray's pods only a whole minAvailable works (kuberay#2662)"
+        elif ray and spec["minAvailable"] >= _fewest(manifests):
+            yield where, "minAvailable must be below the groups' minReplicas, else no drain of a node ends"
+
+
+def _fewest(manifests: Manifests) -> int:
+    """Workers that are always there."""
+    return sum(group.get("minReplicas", 0) for _, spec in manifests.clusters() for group in groups(spec))
 
 
 def claims(manifests: Manifests) -> Found:
