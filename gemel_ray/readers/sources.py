@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from glob import has_magic
 
 import fsspec
@@ -14,34 +15,48 @@ import pyarrow.parquet as pq
 
 from gemel_ray.readers.containers import is_whole, json_rows
 from gemel_ray.readers.shards import SHARDS
+from gemel_ray.stores import asked, bucket_is_there, opened, plainly, scheme
 
 READ = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".pq", *SHARDS)
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST = 100_000  # files that braces may stand for
+_AT_ONCE = 32  # of them looked for
 
 
 def files(inputs: Sequence[str]) -> list[str]:
     """The input's files: folders are searched for those a reader knows, and 00000..00012 in braces stands
     for all between. Raises ValueError for what is not there or not readable by any reader."""
-    found: list[str] = []
-    for address in itertools.chain.from_iterable(map(_spelled_out, inputs)):
-        filesystem, path = fsspec.core.url_to_fs(address)
-        if not filesystem.exists(path) and has_magic(path) and (matches := sorted(filesystem.glob(path))):
-            wanted = _documents(matches)
-            found += files([filesystem.unstrip_protocol(p) if "://" in address else p for p in wanted])
-        elif filesystem.isdir(path):
-            inside = _documents(sorted(p for p in filesystem.find(path) if p.endswith(READ)))
-            if not inside:
+    addresses = list(itertools.chain.from_iterable(map(_spelled_out, inputs)))
+    for first in {scheme(address): address for address in reversed(addresses)}.values():
+        asked(first, lambda filesystem, path: filesystem.exists(path))  # a wrong key is told before the rest
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(itertools.chain.from_iterable(threads.map(_files, addresses)))
+
+
+def _files(address: str) -> list[str]:
+    filesystem, path = opened(address)
+
+    def named(inside: str) -> str:
+        return str(filesystem.unstrip_protocol(inside)) if "://" in address else inside
+
+    with plainly(address):
+        if address.endswith(READ) and filesystem.isfile(path):  # asked first: http takes a page for a folder
+            return [address]
+        if filesystem.isdir(path):
+            found = _documents(sorted(p for p in filesystem.find(path) if p.endswith(READ)))
+            if not found:
                 raise ValueError(f"{address} holds no file that ends in {', '.join(READ)}")
-            found += [filesystem.unstrip_protocol(p) if "://" in address else p for p in inside]
-        elif not filesystem.exists(path):
-            raise ValueError(f"there is no {address}")
-        elif not address.endswith(READ):
+            return [named(p) for p in found]
+        if filesystem.exists(path):
             raise ValueError(f"{address}: a document file ends in {', '.join(READ)}")
-        else:
-            found.append(address)
-    return found
+        matches = filesystem.glob(path, detail=True) if has_magic(path) else {}
+        if not matches:
+            bucket_is_there(filesystem, path, address)
+            raise ValueError(f"there is no {address}")
+        whole = [p for p in _documents(sorted(matches)) if matches[p]["type"] == "file" and p.endswith(READ)]
+        others = [p for p in _documents(sorted(matches)) if p not in whole]
+    return [named(p) for p in whole] + [file for p in others for file in _files(named(p))]
 
 
 def _spelled_out(address: str) -> Iterator[str]:
@@ -81,12 +96,14 @@ def _documents(inside: Sequence[str]) -> list[str]:
 
 
 def count(address: str) -> int | None:
-    """Documents of a file, as far as can be told cheaply; None where it cannot be read, or is a shard with
-    nothing beside it that tells."""
+    """Documents of a file, as far as can be told cheaply; None where it cannot be read, is a shard with
+    nothing beside it that tells, or would have to be read through, over a network."""
     try:
         if address.endswith(SHARDS):
             return _counted_beside(address)
         columnar = address.endswith((".parquet", ".pq"))
+        if not columnar and scheme(address):
+            return None
         if not columnar and is_whole(address):
             return sum(1 for _ in json_rows(address))
         with fsspec.open(address, "rb", compression="infer") as file:

@@ -1,0 +1,130 @@
+"""Files beyond this machine: s3://, gs://, az://, hf:// and http(s)://, through fsspec.
+
+Credentials, regions and endpoints are the drivers' own: environment variables (AWS_ENDPOINT_URL, ...), files
+and machine roles, on every node. What goes wrong with a store is one sentence with its address: a driver that
+is not installed, a wrong key, a missing bucket, no answer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import fsspec
+
+_PATIENCE = 30.0  # seconds for a first answer
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A kind of them: the driver's package, where its credentials may stand, and whether it is written to."""
+
+    package: str
+    credentials: str
+    written: bool = True
+
+
+_AMAZON = Store("s3fs", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+_GOOGLE = Store("gcsfs", "GOOGLE_APPLICATION_CREDENTIALS")
+_AZURE = Store("adlfs", "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY")
+_STORES = {
+    "s3": _AMAZON,
+    "gs": _GOOGLE,
+    "az": _AZURE,
+    "abfs": _AZURE,
+    "hf": Store("huggingface_hub", "HF_TOKEN", written=False),
+    "http": Store("aiohttp", "none are sent", written=False),
+    "https": Store("aiohttp", "none are sent", written=False),
+}
+for _kind in ("s3", "gs", "az", "abfs"):  # other processes write, so that what is listed once is not kept
+    fsspec.config.conf.setdefault(_kind, {}).setdefault("use_listings_cache", False)
+
+
+class StoreError(OSError):
+    """What is wrong with a store, in one sentence with the address."""
+
+
+def scheme(address: object) -> str:
+    """s3 of s3://bucket/name; empty of a path of this machine."""
+    kind, separator, _ = str(address).partition("://")
+    return kind.lower() if separator and kind.lower() != "file" else ""
+
+
+def writable(address: object) -> None:
+    """Raise StoreError for an address that can only be read."""
+    if (kind := scheme(address)) and not _STORES.get(kind, _AMAZON).written:
+        raise StoreError(f"{address} can only be read: give a folder, or an address of s3://, gs:// or az://")
+
+
+def opened(address: str) -> tuple[Any, str]:
+    """fsspec's file system for the address, and the path in it. Raises StoreError where there is none."""
+    kind = scheme(address)
+    try:
+        return fsspec.core.url_to_fs(address)
+    except ImportError as fault:
+        package = _STORES[kind].package if kind in _STORES else str(fault)
+        raise StoreError(
+            f"{address} needs the package {package}: pip install 'gemel-ray[stores]', on every node"
+        ) from fault
+    except Exception as fault:
+        if kind not in _STORES:
+            raise StoreError(f"{address}: there is {', '.join(_STORES)} for {kind}") from fault
+        raise _plain(address, fault) from fault
+
+
+def asked(address: str, question: Callable[[Any, str], T]) -> T:
+    """What `question` finds with the address's file system and path. A store has half a minute to answer.
+    Raises StoreError for all that is wrong with it."""
+    filesystem, path = opened(address)
+    if not scheme(address):
+        return question(filesystem, path)
+    answer: Future[T] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(question(filesystem, path))
+        except BaseException as fault:
+            answer.set_exception(fault)
+
+    threading.Thread(target=ask, daemon=True).start()
+    with plainly(address):
+        try:
+            return answer.result(_PATIENCE)
+        except TimeoutError as fault:
+            if answer.done():
+                raise
+            raise StoreError(f"{address}: its store has not answered within {_PATIENCE:g} seconds") from fault
+
+
+@contextmanager
+def plainly(address: str) -> Iterator[None]:
+    """Whatever a store's client raises inside is a StoreError."""
+    try:
+        yield
+    except (StoreError, ValueError):
+        raise
+    except Exception as fault:
+        raise _plain(address, fault) from fault
+
+
+def bucket_is_there(filesystem: Any, path: str, address: str) -> None:
+    """Raise StoreError where the address is in a bucket, or container, that does not exist."""
+    bucket = path.partition("/")[0]
+    if scheme(address) in ("s3", "gs", "az", "abfs") and not filesystem.exists(bucket):
+        raise StoreError(f"{address}: there is no bucket {bucket}")
+
+
+def _plain(address: str, fault: Exception) -> StoreError:
+    words = (str(fault).strip() or type(fault).__name__).splitlines()[0].rstrip(".")
+    store, name = _STORES.get(scheme(address)), type(fault).__name__
+    if store and (isinstance(fault, PermissionError) or "Credential" in name or "credentials" in words):
+        return StoreError(f"{address}: access is refused ({words}): look at {store.credentials}")
+    if isinstance(fault, FileNotFoundError):
+        why = f" ({fault.__cause__})" if fault.__cause__ else ""
+        return StoreError(f"there is no {address}{why}")
+    return StoreError(f"{address}: {words}")
