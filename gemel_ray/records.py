@@ -13,6 +13,7 @@ MENTION = pa.struct(
         pa.field("target", pa.string()),  # the entity's name, where it is known (demonstrations, gold)
         pa.field("target_id", pa.string()),  # its id; "NIL": known not to be in the knowledge base
         pa.field("type", pa.string()),  # or topic, where the gold files tell it
+        pa.field("placed", pa.string()),  # how its place was found, where it was not as the row tells it
         pa.field("error", pa.string()),
     ]
 )

@@ -20,6 +20,10 @@ KINDS = {
     "corrupt": "pictures that cannot be decoded",
     "unused": "pictures in the folder that no document uses",
 }
+NOTES = {  # no faults: told, and nothing to mend
+    "placed": "mentions whose place was found by their words, or counts something else",
+    "unplaced": "mentions whose words stand nowhere in their text: they are linked without a place",
+}
 SHOWN = 10
 
 
@@ -32,18 +36,22 @@ class Findings:
         self.first: dict[str, list[str]] = defaultdict(list)
 
     def add(self, kind: str, where: str, reason: str) -> None:
-        """One thing found, of one of the KINDS."""
+        """One thing found, of one of the KINDS or NOTES."""
         self.counts[kind] += 1
         if len(self.first[kind]) < SHOWN:
             self.first[kind].append(f"{where}: {reason}")
 
     @property
     def clean(self) -> bool:
-        return not self.counts
+        return not any(self.counts.get(kind) for kind in KINDS)
 
     def figures(self) -> dict[str, Any]:
         """For machines: what was looked at, and by kind how often with the first ten."""
-        found = {k: {"count": self.counts[k], "first": self.first[k]} for k in KINDS if self.counts.get(k)}
+        found = {
+            k: {"count": self.counts[k], "first": self.first[k]}
+            for k in (*KINDS, *NOTES)
+            if self.counts.get(k)
+        }
         looked = {"documents": self.documents, "mentions": self.mentions, "pictures": self.pictures}
         return looked | {"found": found}
 
@@ -52,8 +60,14 @@ class Findings:
         lines = [
             f"{self.documents:,} documents, {self.mentions:,} mentions, {self.pictures:,} pictures looked at"
         ]
-        for kind in (k for k in KINDS if self.counts.get(k)):
+        lines += self._lines(KINDS)
+        lines += ["", "nothing found"] if self.clean else []
+        return "\n".join([*lines, *self._lines(NOTES)])
+
+    def _lines(self, kinds: dict[str, str]) -> list[str]:
+        lines = []
+        for kind in (k for k in kinds if self.counts.get(k)):
             count = self.counts[kind]
-            lines += ["", f"{count:,} {KINDS[kind]}", *(f"  {line}" for line in self.first[kind])]
+            lines += ["", f"{count:,} {kinds[kind]}", *(f"  {line}" for line in self.first[kind])]
             lines += [f"  ... and {count - SHOWN:,} more"] if count > SHOWN else []
-        return "\n".join([*lines, "", "nothing found" if self.clean else ""]).rstrip()
+        return lines

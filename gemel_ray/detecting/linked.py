@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from gemel_ray.detecting.names import Names, Span
+from gemel_ray.characters import Span, normal
+from gemel_ray.detecting.names import Names
 
 _FILE = "surface_forms.json"
 _SEEN = 5  # texts, before their share says anything
@@ -42,7 +43,8 @@ class Learnt:
             found: dict[str, bool] = {}
             for start, end in names.whole_words(text):
                 inside = any(a <= start and end <= b for a, b in known)
-                found[text[start:end]] = found.get(text[start:end], False) or inside
+                form = normal(text[start:end])
+                found[form] = found.get(form, False) or inside
             seen.update(found.keys())
             linked.update(form for form, inside in found.items() if inside)
         told = {form: [linked[form], number] for form, number in seen.items() if number >= _SEEN}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gemel_ray.detecting.names import Span
+from gemel_ray.characters import Span
 
 _STRIDE = 32  # tokens that two windows of a long text share
 

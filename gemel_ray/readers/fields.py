@@ -1,16 +1,16 @@
-"""What all forms share: a field's value and type, a mention and its place in the text.
+"""What all forms share: a field's value and type, as text, id or number.
 
-Knows nothing of files and forms. What is wrong with a whole document is a BadRecord; what is wrong with one
-of its mentions is that mention's `error`.
+Knows nothing of files and forms. What is wrong with a whole document is a BadRecord.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 Row = dict[str, Any]
+_WHOLE = re.compile(r"-?[0-9]{1,10}")
 NIL = "NIL"  # as target_id: the entity is known not to be in the knowledge base
 
 
@@ -53,59 +53,19 @@ def text_of(raw: Mapping[str, Any], field: str) -> str:
     return str(text)
 
 
-def place(mention: str, text: str, near: int = 0) -> tuple[int, int] | None:
-    """Where the mention stands, in characters, end exclusive: nearest to `near`, in its own case first."""
-    for flags in (re.NOFLAG, re.IGNORECASE):
-        found = [match.span() for match in re.finditer(re.escape(mention), text, flags)]
-        if found:
-            return min(found, key=lambda span: abs(span[0] - near))
-    return None
+def identity(value: object) -> str | None:
+    """An id, or a name that may be one: text or a whole number, however that is written (3.0 is 3)."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value.strip() or None if isinstance(value, str) and is_unicode(value) else None
 
 
-def placed(mention: str, text: str, known: Mapping[str, Any]) -> Row:
-    """The mention of a form that gives it as a string. It need not stand in the text (WikiMEL has "Elsie
-    Wolfe" of "Elsie de Wolfe"): the prompt asks for the string, and such a mention has no place."""
-    if not mention:
-        raise BadRecord("the mention is empty")
-    at = place(mention, text)
-    start, end = at or (0, 1)
-    found = made({**known, "start": start, "end": end}, text) | {"mention": mention}
-    unplaced = {"mention_id": mention, "start": None, "end": None}
-    return found if at else found | unplaced
-
-
-def made(raw: Mapping[str, Any], text: str) -> Row:
-    """A MENTION of `start`, `end` and what is known of its entity."""
-    start, end = position(raw.get("start")), position(raw.get("end"))
-    if start is None or end is None:
-        return bad_mention(f"{raw!r:.60}")
-    mention = {"mention_id": f"{start}-{end}", "mention": None, "start": start, "end": end}
-    known = {name: raw.get(name) for name in ("target", "target_id", "type")}
-    mention |= {n: v if isinstance(v, str) and is_unicode(v) else None for n, v in known.items()}
-    mention["error"] = None
-    if not 0 <= start < end <= len(text):
-        mention["error"] = f"the mention {start}-{end} is outside its text of {len(text)} characters"
-    else:
-        mention["mention"] = text[start:end]
-    return mention
-
-
-def position(value: object) -> int | None:
-    """A place in a text, as int32 holds it."""
-    small = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
-    return value if small else None  # type: ignore[return-value]
-
-
-def bad_mention(shown: str) -> Row:
-    """A mention of which not even the place can be told."""
-    return {"mention_id": shown, "error": f"a mention is an object with start and end, not {shown}"}
-
-
-def each_once(mentions: Iterable[Row]) -> list[Row]:
-    """The mentions; one whose span was there before is an error."""
-    kept, seen = list(mentions), set()
-    for mention in kept:
-        if mention["mention_id"] in seen and not mention["error"]:
-            mention["error"] = "the same span is given twice"
-        seen.add(mention["mention_id"])
-    return kept
+def whole(value: object) -> int | None:
+    """A whole number as int32 holds it, however it is written: 3, 3.0 or "3"."""
+    written = identity(value)
+    if written is None or not _WHOLE.fullmatch(written):
+        return None
+    number = int(written)
+    return number if abs(number) < 2**31 else None

@@ -1,4 +1,4 @@
-"""The form of WikiMEL, Richpedia-MEL and MIMIC's releases: one mention an object.
+"""The form of WikiMEL, Richpedia-MEL and MIMIC's releases: one mention an object, or several side by side.
 
     {"id", "sentence", "mentions": "a string", "entities": "its name", "answer": "Q42", "imgPath"}
 
@@ -13,8 +13,10 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import unquote
 
-from gemel_ray.readers.fields import NIL, BadRecord, Row, is_unicode, place, placed, sound, text_of, typed
+from gemel_ray.readers.fields import NIL, BadRecord, Row, is_unicode, sound, text_of, typed
+from gemel_ray.readers.mentions import mentions, side_by_side
 from gemel_ray.readers.pictures import Place
+from gemel_ray.readers.places import places
 
 
 def fits(raw: Any) -> bool:
@@ -26,19 +28,30 @@ def columns(raw: Row, at: Place) -> Row:
     """The document's columns. Raises BadRecord."""
     text = text_of(raw, "sentence")
     key = _picture(raw)
-    return {"text": text, "given": [_mention(raw, text)], **(at.released(key) if key else {})}
+    return {"text": text, "given": _mentions(raw, text), **(at.released(key) if key else {})}
 
 
-def _mention(raw: Row, text: str) -> Row:
-    mention = typed(raw, "mentions", str)
-    if not mention:
+def _mentions(raw: Row, text: str) -> list[Row]:
+    given = raw.get("mentions")
+    if not isinstance(given, list):
+        given = [words] if (words := typed(raw, "mentions", str)) else []
+    if not given:
         raise BadRecord("the mention is empty")
-    if place(mention, text) is None and is_unicode(decoded := unquote(mention)):
-        mention = decoded
-    answer = typed(raw, "answer", str) or None
-    nil = answer is not None and answer.upper() == NIL
-    target = None if nil else unquote(typed(raw, "entities", str) or "").strip() or None
-    return placed(mention, text, {"target": target, "target_id": NIL if nil else answer})
+    spelled = [_decoded(word, text) if isinstance(word, str) else word for word in given]
+    return mentions([_entity(m) for m in side_by_side(raw, spelled, "mentions")], text)
+
+
+def _decoded(word: str, text: str) -> str:
+    decoded = unquote(word)
+    return decoded if decoded != word and is_unicode(decoded) and not places(word, text) else word
+
+
+def _entity(mention: Row) -> Row:
+    """With its `target` percent-decoded, and none beside an answer "nil"."""
+    target, answer = mention.get("target"), mention.get("target_id")
+    if isinstance(answer, str) and answer.strip().upper() == NIL:
+        target = None
+    return mention | {"target": unquote(target) if isinstance(target, str) else target}
 
 
 def _picture(raw: Row) -> str | None:

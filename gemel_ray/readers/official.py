@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemel_ray.readers.fields import NIL, BadRecord, Row, made, placed, sound, text_of, typed
+from gemel_ray.readers.fields import NIL, BadRecord, Row, sound, text_of
+from gemel_ray.readers.mentions import mention
 from gemel_ray.readers.pictures import Place
+
+_FIELDS = ("mention", "start", "end", "target", "golden", "type")
 
 
 def fits(raw: Any) -> bool:
@@ -24,13 +27,7 @@ def columns(raw: Row, at: Place) -> Row:
 def _mention(raw: Row, text: str) -> Row:
     """`start` and `end` where somebody added them (-1: nowhere). The mention stands in the prompt as the file
     spells it."""
-    mention = typed(raw, "mention", str)
-    if not mention:
+    if not raw["mention"]:
         raise BadRecord("the mention is empty")
-    target = None if raw.get("golden") == NIL else typed(raw, "target", str)
-    known = {"target": target, "target_id": raw.get("golden"), "type": raw.get("type")}
-    start, end = typed(raw, "start", int), raw.get("end")
-    if start is None or start < 0:
-        return placed(mention, text, known)
-    found = made(known | {"start": start, "end": start + len(mention) if end is None else end}, text)
-    return found | ({} if found["error"] else {"mention": mention})
+    found = mention({name: raw.get(name) for name in _FIELDS}, text)
+    return found | ({"target": None} if found["target_id"] == NIL else {})

@@ -11,7 +11,7 @@ import pyarrow as pa
 from gemel_ray.readers import captions, melbench, official, own, wikidiverse
 from gemel_ray.readers.again import Unreachable, steady_rows
 from gemel_ray.readers.containers import plain
-from gemel_ray.readers.fields import BadRecord, Row, is_unicode
+from gemel_ray.readers.fields import BadRecord, Row, identity
 from gemel_ray.readers.pictures import Place
 from gemel_ray.records import DOCUMENT
 
@@ -62,10 +62,10 @@ def _document(raw: Any, at: Place, number: int) -> Row:
 
 def _name(raw: Any, name: str) -> str:
     """The row's own id, where it has one that can be written."""
-    identity = raw.get("id") if isinstance(raw, dict) else None
-    if identity in (None, "") and isinstance(raw, dict) and isinstance(raw.get("key"), str):
-        identity = f"{name.rpartition(':')[0]}:{raw['key']}"  # img2dataset's
-    return name if identity in (None, "") or not is_unicode(str(identity)) else str(identity)
+    own = identity(raw.get("id")) if isinstance(raw, dict) else None
+    if own is None and isinstance(raw, dict) and isinstance(raw.get("key"), str):
+        own = identity(f"{name.rpartition(':')[0]}:{raw['key']}")  # img2dataset's
+    return own or name
 
 
 def _row(document_id: str, source: str, **values: Any) -> Row:

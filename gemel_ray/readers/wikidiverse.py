@@ -13,18 +13,10 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import unquote
 
-from gemel_ray.readers.fields import (
-    NIL,
-    Row,
-    each_once,
-    is_unicode,
-    made,
-    place,
-    position,
-    sound,
-    text_of,
-)
+from gemel_ray.readers.fields import NIL, BadRecord, Row, is_unicode, short, sound, text_of, whole
+from gemel_ray.readers.mentions import mentions
 from gemel_ray.readers.pictures import Place
+from gemel_ray.readers.places import place
 
 
 def fits(raw: Any) -> bool:
@@ -48,27 +40,22 @@ def columns(raw: list[Any], at: Place) -> Row:
     else:
         mention, kind, _, _, entity, _, topic, start, end = raw[2:]
         listed = [[mention, kind, start, end, entity]]
-    given = each_once(_mention(m, text, topic) for m in listed)
+    given = mentions([_mention(m, text, topic) for m in listed], text)
     return {"text": text, "given": given, **(at.released(url) if isinstance(url, str) and url else {})}
 
 
-def _mention(raw: Any, text: str, topic: object) -> Row:
-    """The place is where the mention's words are: nearest to the given one, if that holds other words."""
+def _mention(raw: Any, text: str, topic: object) -> Row | BadRecord:
+    """As `mentions` takes it. The place is where the mention's words are: nearest to the given one, if that
+    holds other words."""
     if not isinstance(raw, list) or len(raw) < 5 or not isinstance(raw[0], str) or not raw[0].strip():
-        return _bad(raw, f"a mention is [mention, type, start, end, entity], not {raw!r:.60}")
-    mention, kind, start, end, entity = raw[:5]
-    near = position(start)
-    if near is None or text[near : position(end) or near] != mention:
-        found = place(mention, text, near or 0)
-        if found is None:
-            return _bad(mention, f"the mention {mention!r:.60} is not in the text")
-        start, end = found
+        return BadRecord(f"a mention is [mention, type, start, end, entity], not {short(raw, 80)}")
+    words, kind, start, end, entity = raw[:5]
+    near = whole(start)
+    at: tuple[Any, Any] = (near, whole(end))
+    if near is None or text[near : at[1] or near] != words:
+        at = place(words, text, near or 0) or (None, None)
     kind = kind if isinstance(kind, str) and kind else topic
-    return made({"start": start, "end": end, "type": kind, **_target(entity)}, text) | {"mention": mention}
-
-
-def _bad(raw: Any, reason: str) -> Row:
-    return {"mention_id": f"{raw!r:.60}", "error": reason}
+    return {"mention": words, "start": at[0], "end": at[1], "type": kind, **_target(entity)}
 
 
 def _target(entity: object) -> Row:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from gemel_ray.readers.fields import made
+from gemel_ray.readers.mentions import mention
 from gemel_ray.records import DOCUMENT
 from gemel_ray.serving.linker import Gone, Linker
 from gemel_ray.serving.logs import told
@@ -26,7 +26,7 @@ _STARTING = "the models are being loaded"
 
 def tiny() -> pa.Table:
     """A document of one mention."""
-    row = {"document_id": "ready", "text": _TEXT, "given": [made({"start": 0, "end": 5}, _TEXT)]}
+    row = {"document_id": "ready", "text": _TEXT, "given": [mention({"start": 0, "end": 5}, _TEXT)]}
     return pa.Table.from_pylist([{name: None for name in DOCUMENT.names} | row], DOCUMENT)
 
 

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ValidationError
 from gemel_ray.config import Online
 from gemel_ray.models.limits import ImageError, shown
 from gemel_ray.readers import BadRecord
-from gemel_ray.readers.fields import Row, each_once, is_unicode, made, placed, text_of
+from gemel_ray.readers.fields import Row, is_unicode, text_of
+from gemel_ray.readers.mentions import mentions
 from gemel_ray.records import DOCUMENT
 from gemel_ray.serving.bodies import Body
 from gemel_ray.serving.faults import Fault
@@ -144,9 +145,7 @@ def _mentions(document: Document, limits: Online) -> list[Row] | None:
     for mention in wanted:
         if isinstance(mention, str) and not is_unicode(mention):
             raise BadRecord("a mention holds half a surrogate pair: it is not valid Unicode")
-    return _apart(
-        each_once(placed(m, text, {}) if isinstance(m, str) else made(m.model_dump(), text) for m in wanted)
-    )
+    return _apart(mentions([m if isinstance(m, str) else m.model_dump() for m in wanted], text))
 
 
 def _apart(mentions: list[Row]) -> list[Row]:

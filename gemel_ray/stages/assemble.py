@@ -16,13 +16,15 @@ import pyarrow.compute as pc
 
 from gemel_ray.knowledge.bank import QUERY_IMAGE, image_of
 from gemel_ray.models.tokenizer import longest_context
-from gemel_ray.readers.fields import place, short
+from gemel_ray.readers.fields import short
+from gemel_ray.readers.places import place
 from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.stages.budget import cut, kept
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
+_CUT = "the text was cut around its mention, to {} of its {} characters"
 _LEAST = 64  # tokens of a prompt
 _TOO_LONG = "the mention {} is too long: with it alone a prompt has more than {} tokens"
 
@@ -41,7 +43,7 @@ def demonstration_text(text: str, mention: str, target: str) -> str:
 class Assemble(Stage):
     """`images`: False leaves every picture out of the prompt (retrieval still sees it)."""
 
-    reads: ClassVar = ("text", "mention", "start", "end", "shots", "shared", "image_vector")
+    reads: ClassVar = ("text", "mention", "start", "end", "placed", "shots", "shared", "image_vector")
     writes: ClassVar = pa.schema(
         [
             pa.field("prompt", pa.list_(pa.int32())),
@@ -79,13 +81,13 @@ class _Assembling(Work):
         return answer(self.stage.writes, columns, columns["error"])
 
     def _prompt(self, row: dict[str, Any], query: list[int], image: list[int]) -> dict[str, Any]:
-        room, note = self.room - len(image) * self.prefix, None
+        room, notes = self.room - len(image) * self.prefix, [row["placed"]]
         if len(query) > room:
             part = self._cut(row, room // 2)
             if part is None:
                 return {"error": _TOO_LONG.format(short(row["mention"]), self.room)}
             (query,) = self.tokenize([query_text(part, row["mention"])])
-            note = f"the text was cut around its mention, to {len(part)} of its {len(row['text'])} characters"
+            notes.append(_CUT.format(len(part), len(row["text"])))
         examples = [self._example(shot) for shot in row["shots"]]
         sizes = [len(ids) + (ids[0] < 0) * (self.prefix - 1) for ids in examples]
         places = kept(sizes, row["shared"], len(query), room)
@@ -98,7 +100,7 @@ class _Assembling(Work):
             "prompt": [*beginning, *own, *image, *query],
             "beginning": len(beginning),
             "demonstrations": self.bank.ids([row["shots"][place] for place in places]),
-            "note": note,
+            "note": "; ".join(filter(None, notes)) or None,
         }
 
     def _cut(self, row: dict[str, Any], room: int) -> str | None:

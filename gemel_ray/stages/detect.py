@@ -19,7 +19,8 @@ from gemel_ray.setting import DEVICE, setting
 from gemel_ray.stage import Stage, Work, answer
 
 if TYPE_CHECKING:
-    from gemel_ray.detecting.names import Names, Span
+    from gemel_ray.characters import Span
+    from gemel_ray.detecting.names import Names
     from gemel_ray.detecting.tagger import Tagger
     from gemel_ray.knowledge.workspace import Workspace
 
@@ -97,12 +98,13 @@ class _Detecting(Work):
 
     @cached_property
     def _names(self) -> Names:
+        from gemel_ray.characters import normal
         from gemel_ray.detecting.linked import rarely_linked
         from gemel_ray.detecting.names import Names, width
 
         stage = self.stage
-        forms = {n for n in self.workspace.entities.surface_forms() if width(n) >= stage.shortest}
-        stopped = set(Path(stage.stop).read_text().splitlines()) if stage.stop else set()
+        forms = {normal(f) for f in self.workspace.entities.surface_forms() if width(f) >= stage.shortest}
+        stopped = set(map(normal, Path(stage.stop).read_text().splitlines())) if stage.stop else set()
         stopped |= rarely_linked(self.workspace.folder, stage.link_probability)
         return Names(forms - stopped, any_case=stage.case == "any")
 

@@ -1,0 +1,225 @@
+"""A row's mentions, however it tells them: places, words or both, as objects, pairs or lists side by side.
+
+A place counts characters of the text, end exclusive. Where a mention brings its words, they are held against
+its place, and a place that counts UTF-16 units, bytes or its last character is put right; how a place was
+found is `placed`. What is wrong with one mention is its `error`. Knows nothing of files and forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gemel_ray.characters import Span, bare, normal
+from gemel_ray.readers.fields import NIL, BadRecord, Row, identity, is_unicode, short, sound, whole
+from gemel_ray.readers.places import counted_otherwise, places
+
+WORDS = ("mention", "text", "surface", "surface_form", "mention_text")
+STARTS = ("start", "begin", "offset", "start_char", "char_start", "start_pos", "start_offset")
+ENDS = ("end", "stop", "end_char", "char_end", "end_pos", "end_offset")
+PAIRS = ("span", "offsets", "position", "indices")
+TARGETS = ("target", "entity", "entity_name", "entity_title", "title")
+IDS = ("target_id", "golden", "answer", "entity_id", "kb_id", "qid", "wikidata_id")
+TYPES = ("type", "label", "ner", "entity_type")
+_SIDE_BY_SIDE = {
+    "target": ("targets", "target", "entities"),
+    "target_id": ("target_ids", "target_id", "answer", "answers", "golden", "qids"),
+}
+
+
+def mentions(raws: Sequence[Any], text: str) -> list[Row]:
+    """The mentions of one text, in their order. Of those that are words alone a second of the same words is
+    the next place; one that was there before is an error."""
+    taken: list[Span] = []
+    found = [_read(raw, text, taken) for raw in raws]
+    seen = set[str]()
+    for mention in found:
+        if mention["mention_id"] in seen and not mention["error"]:
+            mention["error"] = (
+                f"the mention {short(mention['mention'] or mention['mention_id'])} is given twice"
+            )
+        seen.add(mention["mention_id"])
+    return found
+
+
+def side_by_side(raw: Mapping[str, Any], words: Sequence[Any], field: str) -> list[Any]:
+    """Mentions that are words, each with its target and id from the lists beside theirs. Raises BadRecord for
+    lists of different lengths."""
+    beside = {}
+    for name, fields in _SIDE_BY_SIDE.items():
+        for other in (f for f in fields if f in raw and f != field):
+            values = raw[other] if isinstance(raw[other], list) else [raw[other]]
+            if isinstance(raw[other], list) or len(words) == 1:
+                beside[name] = _as_long(values, words, other, field)
+                break
+    return [
+        {"mention": word, **{name: values[i] for name, values in beside.items()}}
+        for i, word in enumerate(words)
+    ]
+
+
+def _as_long(values: list[Any], words: Sequence[Any], other: str, field: str) -> list[Any]:
+    if len(values) != len(words):
+        raise BadRecord(
+            f"{field} has {len(words)} items and {other} {len(values)}: lists side by side belong together "
+            "by their order, so they must be of one length"
+        )
+    return values
+
+
+def is_places(listed: Any) -> bool:
+    """Whether these are annotations with places: objects with a start and an end, or [start, end, label]."""
+    return (
+        isinstance(listed, list)
+        and bool(listed)
+        and all(
+            None not in _place(raw) if isinstance(raw, dict) else _pair(raw) is not None for raw in listed
+        )
+    )
+
+
+def _pair(raw: Any) -> Row | None:
+    """[start, end] or [start, end, type]."""
+    if isinstance(raw, list) and len(raw) in (2, 3) and all(whole(n) is not None for n in raw[:2]):
+        return dict(zip(("start", "end", "type"), raw, strict=False))
+    return None
+
+
+def _read(raw: Any, text: str, taken: list[Span]) -> Row:
+    if isinstance(raw, BadRecord):
+        return _row({}, short(raw, 40), error=str(raw))
+    if isinstance(raw, str):
+        raw = {"mention": raw}
+    raw = _pair(raw) or raw
+    if not isinstance(raw, dict):
+        return _bad(raw)
+    try:
+        return mention(raw, text, taken)
+    except BadRecord as bad:
+        return _row({}, short(raw, 40), error=str(bad))
+
+
+def mention(raw: Mapping[str, Any], text: str, taken: list[Span] | None = None) -> Row:
+    """A MENTION of an object with words (`mention`), a place (`start`, `end`) or both, and what is known of
+    its entity. Words without a place stand where none is `taken` yet. Raises BadRecord for words that are no
+    text."""
+    taken = [] if taken is None else taken
+    words, (start, end) = _words(raw), _place(raw)
+    known = _known(raw)
+    if words is None:
+        if start is None or end is None:
+            return _bad(raw)
+        return _taken(_span(text, start, end, known), taken)
+    if start is None or start < 0:
+        return _taken(_found(words, text, known, taken), taken)
+    end = start + len(words) if end is None else end
+    if 0 <= start < end <= len(text) and _same(text[start:end], words):
+        return _taken(_span(text, start, end, known) | {"mention": words}, taken)
+    if found := counted_otherwise(words, text, start, end):
+        (start, end), how = found
+        return _taken(_span(text, start, end, known) | {"mention": words, "placed": how}, taken)
+    return _row(known, f"{start}-{end}", error=_elsewhere(words, text, start, end))
+
+
+def _elsewhere(words: str, text: str, start: int, end: int) -> str:
+    inside = start < end <= len(text)
+    said = (
+        f"{short(text[start:end], 40)} in the text"
+        if inside
+        else f"outside its text of {len(text)} characters"
+    )
+    return (
+        f"the mention {short(words)} is {said} at {start}-{end}, whether characters, UTF-16 units or bytes "
+        "are counted: give its place in characters, end exclusive, or its words alone"
+    )
+
+
+def _found(words: str, text: str, known: Row, taken: Sequence[Span]) -> Row:
+    """The first place of these words that nothing has yet. They need not stand in the text (WikiMEL has
+    "Elsie Wolfe" of "Elsie de Wolfe"): the prompt asks for the words, and such a mention has no place."""
+    spans = places(words, text)
+    apart = (s for s in spans if all(s[1] <= a or b <= s[0] for a, b in taken))
+    span = next(apart, None) or next((s for s in spans if s not in taken), None)
+    if span is None:
+        how = "its words stand nowhere in the text" if not spans else "its words have no further place"
+        return _row(known, words, words) | {"placed": how}
+    row = _row(known, f"{span[0]}-{span[1]}", words, *span)
+    there = text[slice(*span)]
+    folded = there.casefold() != words.casefold()
+    return row | ({"placed": f"its words stand in the text as {short(there)}"} if folded else {})
+
+
+def _span(text: str, start: int, end: int, known: Row) -> Row:
+    """The text's own words at a place, without white space at their ends."""
+    if not 0 <= start < end <= len(text):
+        outside = f"the mention {start}-{end} is outside its text of {len(text)} characters"
+        return _row(known, f"{start}-{end}", error=outside)
+    inside = text[start:end]
+    if not inside.strip():
+        return _row(known, f"{start}-{end}", error=f"the mention {start}-{end} is nothing but white space")
+    first = start + len(inside) - len(inside.lstrip())
+    last = end - len(inside) + len(inside.rstrip())
+    return _row(known, f"{first}-{last}", text[first:last], first, last)
+
+
+def _row(
+    known: Row, identifier: str, words: str | None = None, start: int | None = None, end: int | None = None,
+    error: str | None = None,
+) -> Row:  # fmt: skip
+    place = {"start": start, "end": end, "placed": None}
+    return {"mention_id": identifier, "mention": words, **place, **known, "error": error}
+
+
+def _taken(row: Row, taken: list[Span]) -> Row:
+    if row["error"] is None and row["start"] is not None:
+        taken.append((row["start"], row["end"]))
+    return row
+
+
+def _bad(raw: Any) -> Row:
+    """A mention of which neither words nor a place can be told."""
+    what = "a mention is its words or an object with start and end"
+    return _row({}, short(raw, 40), error=f"{what}, not {short(raw, 80)}")
+
+
+def _first(raw: Mapping[str, Any], names: Iterable[str]) -> Any:
+    return next((raw[n] for n in names if raw.get(n) is not None), None)
+
+
+def _words(raw: Mapping[str, Any]) -> str | None:
+    words = _first(raw, WORDS)
+    if words is None:
+        return None
+    if not isinstance(words, str):
+        raise BadRecord(f"the words of a mention are text, not {short(words)}")
+    if not sound(words, "a mention").strip():
+        raise BadRecord("the mention is empty")
+    return words
+
+
+def _place(raw: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    pair = _first(raw, PAIRS)
+    if isinstance(pair, list) and len(pair) == 2:
+        return whole(pair[0]), whole(pair[1])
+    start, end, length = whole(_first(raw, STARTS)), whole(_first(raw, ENDS)), whole(raw.get("length"))
+    return start, start + length if end is None and start is not None and length is not None else end
+
+
+def _known(raw: Mapping[str, Any]) -> Row:
+    """What is told of its entity: `target`, a name (or an id), and `target_id`."""
+    target, known_by = _first(raw, TARGETS), _first(raw, IDS)
+    if isinstance(target, dict):
+        known_by = _first(target, ("id", *IDS)) if known_by is None else known_by
+        target = _first(target, ("name", "label", *TARGETS))
+    name = identity(target)
+    return {
+        "target": normal(name) or None if name and is_unicode(name) else None,
+        "target_id": NIL
+        if isinstance(known_by, str) and known_by.strip().upper() == NIL
+        else identity(known_by),
+        "type": kind if isinstance(kind := _first(raw, TYPES), str) and is_unicode(kind) else None,
+    }
+
+
+def _same(there: str, words: str) -> bool:
+    return normal(there).casefold() == normal(words).casefold() or (bare(there)[0] == bare(words)[0] != "")
