@@ -11,6 +11,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 
+def folder(text: str) -> Path:
+    """Of this machine; an address would become a folder named s3:."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"takes a folder of this machine, not {text}")
+    return Path(text)
+
+
+def place(text: str) -> str | Path:
+    """A folder of this machine, or an address."""
+    return text if "://" in text else Path(text)
+
+
 class Parser(argparse.ArgumentParser):
     """Names the nearest right option or verb beside a wrong one. Inputs stand before or after options."""
 

@@ -71,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb = f" {options.verb}"
         if options.config and not options.settings:
             configured(options, {})  # nothing of it is needed, but a wrong file is not passed over
+        if isinstance(vars(options).get("workspace"), str):  # an address
+            from gemel_ray.knowledge.bringing import brought
+
+            options.workspace = brought(options.workspace, say)
         status: int = options.run(options)
     except (ValueError, OSError) as reason:
         say(f"gemel-ray{verb}: {reason}")

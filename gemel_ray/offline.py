@@ -37,6 +37,7 @@ from gemel_ray.job.selection import Selection, Share
 from gemel_ray.job.stopping import TooManyErrors, note, plainly
 from gemel_ray.job.worker import Worker, traced
 from gemel_ray.knowledge import versions
+from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.progress import Progress
@@ -68,7 +69,7 @@ def link(
     knowledge = versions.current(workspace)  # all workers' to the end, whatever becomes current meanwhile
     done = results.finished(output)
     told = Record(output, max(0, selection.total(addresses) - len(done)), len(done))
-    opening = Opening(config, workspace.resolve(), knowledge, output.resolve(), run)
+    opening = Opening(config, Shared.of(workspace), knowledge, output.resolve(), run)
     with plainly(told, run), running(config) as told.metrics:
         filters = Filters(config.input, *_repeated(addresses, config.input))
         for counts in counted(dataset(opening, selection.of(addresses), done, filters)):
@@ -123,7 +124,7 @@ class Opening:
     """What every worker opens."""
 
     config: Config
-    workspace: Path
+    workspace: Shared
     knowledge: str
     output: Path
     run: str
@@ -132,7 +133,7 @@ class Opening:
         return linking_graph(self.config, opened)
 
     def worker(self, stages: Sequence[str]) -> Worker:
-        opened = Workspace.open(self.workspace, self.config, self.knowledge)
+        opened = Workspace.open(self.workspace.here(), self.config, self.knowledge)
         graph = traced(self.graph(opened))
         attempts = Attempts(results.attempts(self.output), "+".join(stages))
         last = stages[-1] == graph.stages[-1].name

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from gemel_ray.config import Config, load
 from gemel_ray.engine.run import EngineDied
+from gemel_ray.knowledge.bringing import Shared, brought
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.offline import connect, threads
@@ -39,8 +40,8 @@ _GRACE = 10.0  # seconds beyond the deadline for a replica that stops
 
 
 def app(arguments: Mapping[str, Any]) -> Any:
-    """The Serve application of {workspace: FOLDER, config: FILE or nothing, set: [a.b=value, ...]}."""
-    workspace = Path(arguments["workspace"])
+    """The Serve application of {workspace: FOLDER or address, config: FILE or nothing, set: [a.b=value]}."""
+    workspace = brought(arguments["workspace"], logging.getLogger(__name__).info)
     file = arguments.get("config")
     carried = read_facts(workspace)["settings"]
     config = load(Path(file) if file else None, carried, arguments.get("set", ()))
@@ -51,12 +52,12 @@ def deployed(config: Config, workspace: Path) -> Any:
     """The application, bound; nothing is started."""
     from ray import serve
 
-    folder, following = str(workspace.resolve()), None
+    shared, following = Shared.of(workspace), None
     for options in reversed(config.online.segments):
         following = (
             serve.deployment(_Stages, name="-".join(options.stages))
             .options(**_placed(config, options))
-            .bind(config, folder, options, following)
+            .bind(config, shared, options, following)
         )
     api = serve.deployment(serve.ingress()(_Api), name="api").options(
         max_ongoing_requests=100_000,  # it says no by itself, with a reason
@@ -65,7 +66,7 @@ def deployed(config: Config, workspace: Path) -> Any:
         health_check_period_s=2,
         graceful_shutdown_timeout_s=config.online.deadline + _GRACE,
     )
-    return api.bind(config, folder, following)
+    return api.bind(config, shared, following)
 
 
 def _placed(config: Config, options: OnlineSegment) -> dict[str, Any]:
@@ -99,8 +100,8 @@ def _placed(config: Config, options: OnlineSegment) -> dict[str, Any]:
 class _Stages:
     """A segment of the graph in a Serve replica."""
 
-    def __init__(self, config: Config, workspace: str, options: OnlineSegment, following: Any) -> None:
-        opened = Workspace.open(Path(workspace), config)
+    def __init__(self, config: Config, workspace: Shared, options: OnlineSegment, following: Any) -> None:
+        opened = Workspace.open(workspace.here(), config)
         segment = linking_graph(config, opened).segment(options.stages, opened)
         self.here = Following(segment, options.batch, opened)
         self.following = following
@@ -127,7 +128,7 @@ class _Stages:
 class _Api:
     """The FastAPI app in a Serve replica."""
 
-    def __init__(self, config: Config, workspace: str, first: Any) -> None:
+    def __init__(self, config: Config, workspace: Shared, first: Any) -> None:
         self.config, self.workspace, self.first = config, workspace, first
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -136,7 +137,7 @@ class _Api:
         from gemel_ray.serving.building import endpoint
 
         logs.start()
-        opened = Workspace.open(Path(self.workspace), self.config)
+        opened = Workspace.open(self.workspace.here(), self.config)
         made = endpoint(self.config, opened, partial(_asked, self.first))
         self.desk = made.desk
         return create(made)

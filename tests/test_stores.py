@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,10 @@ from s3 import BUCKET, Server, serving, silent, use
 
 from gemel_ray import stores
 from gemel_ray.cli import main
+from gemel_ray.config import Config
+from gemel_ray.knowledge import bringing
+from gemel_ray.knowledge.bringing import Shared, brought
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.readers import documents, files
 from gemel_ray.stores import StoreError
 
@@ -126,3 +135,112 @@ def test_an_unknown_kind_of_store_names_those_there_are(
     capsys: pytest.CaptureFixture[str], linking: list[str]
 ) -> None:
     assert "there is s3, gs, az" in refused(capsys, "link", "cloud://x/in.jsonl", *linking)
+
+
+# Workspaces
+
+
+def uploaded(server: Server, folder: Path, name: str) -> str:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            server.put(f"{name}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+    return f"s3://{BUCKET}/{name}"
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where brought workspaces are kept."""
+    monkeypatch.setattr(bringing, "home", lambda: tmp_path / "home")  # the models stay where they are
+    return tmp_path / "home" / "workspaces"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    left = ("cache", "training", ".")
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {name: file.read_bytes() for name, file in files.items() if not name.startswith(left)}
+
+
+def test_a_workspace_is_brought_once_and_opens(
+    server: Server, workspace_folder: Path, config: Config, kept: Path
+) -> None:
+    address, said = uploaded(server, workspace_folder, "kb"), list[str]()
+    server.put("kb/cache/pictures.sqlite", b"of another machine")
+    with ThreadPoolExecutor(4) as threads:  # of a node's workers one brings it, the others wait
+        folders = set(threads.map(lambda _: brought(address, said.append), range(4)))
+    (folder,) = folders
+    assert len(said) == 1
+    assert contents(folder) == contents(workspace_folder)
+    assert not (folder / "cache").exists()
+    assert str(Shared.of(folder)) == address
+    assert Workspace.open(folder, config).version == Workspace.open(workspace_folder, config).version
+    assert [path.name for path in kept.iterdir() if not path.name.startswith(".")] == [folder.name]
+
+
+def test_a_workspace_that_changed_is_another_folder_and_no_running_job_takes_it(
+    server: Server, kept: Path
+) -> None:
+    address = f"s3://{BUCKET}/changing"
+    server.put("changing/workspace.json", b"{}")
+    first = brought(address, print)
+    shared = Shared.of(first)
+    server.put("changing/workspace.json", b'{"format": 1}')
+    assert brought(address, print) != first
+    assert shared.here() == first
+    shutil.rmtree(first)  # as on a node that starts later
+    with pytest.raises(StoreError, match="changed since this was started"):
+        shared.here()
+
+
+def test_what_comes_damaged_is_fetched_again_and_never_stays(
+    server: Server, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s3fs import S3FileSystem
+
+    server.put("damaged/workspace.json", b"{}")
+    real, left = S3FileSystem.get_file, [1]
+
+    def damaging(self: S3FileSystem, path: str, to: str) -> None:
+        real(self, path, to)
+        if left[0]:
+            left[0] -= 1
+            Path(to).write_bytes(f"{left[0]:02}".encode())
+
+    monkeypatch.setattr(S3FileSystem, "get_file", damaging)
+    folder = brought(f"s3://{BUCKET}/damaged", print)
+    assert (folder / "workspace.json").read_bytes() == b"{}"
+    shutil.rmtree(folder)
+    left[0] = 100
+    with pytest.raises(StoreError, match="comes otherwise than its store lists it"):
+        brought(f"s3://{BUCKET}/damaged", print)
+    assert not folder.exists()
+
+
+def test_an_address_that_is_no_workspace_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], kept: Path, tmp_path: Path
+) -> None:
+    asked = ("link", "x.jsonl", "--output", str(tmp_path / "out"), "--workspace")
+    assert f"s3://{BUCKET}/none is not a workspace" in refused(capsys, *asked, f"s3://{BUCKET}/none")
+    assert "there is no bucket nobodys" in refused(capsys, *asked, "s3://nobodys/kb")
+
+
+@pytest.mark.parametrize(
+    "words", [("kb", "list", "--workspace", "s3://b/kb"), ("study", "--gold", "x", "--workspace", "w",
+              "--output", "s3://b/o"), ("build", "--entities", "e", "--output", "gs://b/kb")],
+)  # fmt: skip
+def test_what_is_written_to_in_place_is_a_folder_of_this_machine(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "takes a folder of this machine, not" in capsys.readouterr().err
+
+
+def test_a_workspace_behind_a_web_server(workspace_folder: Path, config: Config, kept: Path) -> None:
+    """Any server that lists its folders: nginx, Apache, this one of Python's."""
+    serve = partial(SimpleHTTPRequestHandler, directory=str(workspace_folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        folder = brought(f"http://127.0.0.1:{server.server_port}/", print)
+        server.shutdown()
+    assert contents(folder) == contents(workspace_folder)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gemel_ray.arguments import Parser, refuse
+from gemel_ray.arguments import Parser, folder, place, refuse
 from gemel_ray.commands import configured, say
 
 
@@ -37,8 +37,8 @@ def add(verb: Parser) -> None:
     """
     verb.add_argument("what", choices=("speed", "host", "trees", "scale", "flow"), help="what is measured")
     verb.add_argument("inputs", nargs="*", metavar="INPUT", help="documents with mentions")
-    verb.add_argument("--workspace", type=Path, help="made by gemel-ray build")
-    verb.add_argument("--output", type=Path, default=Path("bench"), metavar="DIR", help="folder (bench)")
+    verb.add_argument("--workspace", type=place, help="made by gemel-ray build")
+    verb.add_argument("--output", type=folder, default=Path("bench"), metavar="DIR", help="folder (bench)")
     verb.add_argument("--mentions", type=int, default=1024, help="speed, host: mentions linked (1024)")
     verb.add_argument("--rounds", type=int, default=1, help="speed: rounds of the engine alone (1)")
     verb.add_argument("--names", type=int, default=1_000_000, help="trees: names made up (1000000)")

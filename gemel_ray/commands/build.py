@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from gemel_ray.arguments import Parser
+from gemel_ray.arguments import Parser, folder
 from gemel_ray.commands import configured, say
 
 
@@ -19,7 +18,7 @@ def add(verb: Parser) -> None:
     """
     verb.add_argument("--entities", required=True, metavar="FILE", help="JSON lines: id, name, ...")
     verb.add_argument("--demonstrations", nargs="+", default=[], metavar="FILE", help="solved documents")
-    verb.add_argument("--output", required=True, type=Path, metavar="WORKSPACE", help="folder to make")
+    verb.add_argument("--output", required=True, type=folder, metavar="WORKSPACE", help="folder to make")
     verb.add_argument("--replace", action="store_true", help="a workspace that is there gives way to it")
     verb.set_defaults(run=_run)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gemel_ray.arguments import Parser
+from gemel_ray.arguments import Parser, folder
 from gemel_ray.commands import configured
 
 
@@ -18,7 +18,7 @@ def add(verb: Parser) -> None:
       gemel-ray demo --limit 50
     """
     verb.add_argument(
-        "--output", type=Path, default=Path("demo"), help="folder for everything it makes (demo)"
+        "--output", type=folder, default=Path("demo"), help="folder for everything it makes (demo)"
     )
     verb.add_argument("--limit", type=int, help="documents to link, instead of the whole test set")
     verb.set_defaults(run=_run)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from gemel_ray.arguments import Parser
+from gemel_ray.arguments import Parser, place
 from gemel_ray.commands import configured
 
 
@@ -16,7 +15,7 @@ def add(verb: Parser) -> None:
 
       gemel-ray doctor --workspace my-workspace
     """
-    verb.add_argument("--workspace", type=Path, help="look at this workspace, too")
+    verb.add_argument("--workspace", type=place, help="look at this workspace, too")
     verb.set_defaults(run=_run)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gemel_ray.arguments import Parser
+from gemel_ray.arguments import Parser, place
 from gemel_ray.commands import say
 
 
@@ -30,7 +30,7 @@ def add(verb: Parser) -> None:
     verb.add_argument("--train", nargs="+", default=[], metavar="FILE", help="solved examples the linker had")
     knowledge = verb.add_mutually_exclusive_group()
     knowledge.add_argument("--entities", metavar="FILE", help="the knowledge base, as build reads it")
-    knowledge.add_argument("--workspace", type=Path, metavar="WORKSPACE", help="or the one build made")
+    knowledge.add_argument("--workspace", type=place, metavar="WORKSPACE", help="or the one build made")
     verb.add_argument("--against", type=Path, metavar="DIR2", help="another run's links, on the same gold")
     verb.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with plots and mentions")
     verb.add_argument("--json", action="store_true", help="print the figures as JSON")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gemel_ray.arguments import Parser
+from gemel_ray.arguments import Parser, folder, place
 from gemel_ray.commands import configured
 
 
@@ -17,9 +17,9 @@ def add(verb: Parser) -> None:
 
       gemel-ray export-gemel --workspace my-workspace --dataset wikidiverse --output checkpoints
     """
-    verb.add_argument("--workspace", required=True, type=Path, help="one with a mapper")
+    verb.add_argument("--workspace", required=True, type=place, help="one with a mapper")
     verb.add_argument("--dataset", required=True, metavar="NAME", help="as it stands in the file's name")
-    verb.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the file")
+    verb.add_argument("--output", required=True, type=folder, metavar="DIR", help="folder for the file")
     verb.set_defaults(run=_run)
 
 

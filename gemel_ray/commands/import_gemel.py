@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gemel_ray.arguments import Parser
+from gemel_ray.arguments import Parser, folder
 from gemel_ray.commands import configured, say
 
 
@@ -26,7 +26,7 @@ def add(verb: Parser) -> None:
     verb.add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="the linear mapper")
     verb.add_argument("--language-model", required=True, metavar="PATH", help="folder or hub name")
     verb.add_argument("--mention-encoder", required=True, metavar="PATH", help="SimCSE: folder or hub name")
-    verb.add_argument("--output", required=True, type=Path, metavar="WORKSPACE", help="folder to make")
+    verb.add_argument("--output", required=True, type=folder, metavar="WORKSPACE", help="folder to make")
     verb.add_argument("--replace", action="store_true", help="a workspace that is there gives way to it")
     verb.set_defaults(run=_run)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemel_ray.arguments import Parser, add_verbs
+from gemel_ray.arguments import Parser, add_verbs, folder
 from gemel_ray.commands import configured, say
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def _rollback(verb: Parser) -> None:
 
 
 def _workspace(verb: Parser, run: Callable[[argparse.Namespace], int]) -> None:
-    verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
+    verb.add_argument("--workspace", required=True, type=folder, help="made by gemel-ray build")
     verb.set_defaults(run=run)
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemel_ray.arguments import Parser
+from gemel_ray.arguments import Parser, place
 from gemel_ray.commands import configured, say
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def add(verb: Parser) -> None:
       gemel-ray link photos.jsonl --workspace my-workspace --output linked --retry-failed --reason timeout
     """
     verb.add_argument("inputs", nargs="+", metavar="INPUT", help="file or folder")
-    verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
+    verb.add_argument("--workspace", required=True, type=place, help="made by gemel-ray build")
     verb.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     verb.add_argument(
         "--strict", action="store_true", help="exit with 1 if any row failed, not only if all did"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from gemel_ray.arguments import Parser
+from gemel_ray.arguments import Parser, place
 from gemel_ray.commands import configured, say
 
 
@@ -20,7 +19,7 @@ def add(verb: Parser) -> None:
       gemel-ray serve --workspace my-workspace
       curl localhost:8000/v1/link -H 'Content-Type: application/json' -d '{"text": "Adobe met Google."}'
     """
-    verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
+    verb.add_argument("--workspace", required=True, type=place, help="made by gemel-ray build")
     verb.set_defaults(run=_run)
 
 

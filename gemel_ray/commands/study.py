@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 
-from gemel_ray.arguments import Parser
+from gemel_ray.arguments import Parser, folder, place
 from gemel_ray.commands import configured, say
 
 
@@ -22,8 +21,8 @@ def add(verb: Parser) -> None:
       gemel-ray study --gold dev.json --workspace kb --output study --only score search
     """
     verb.add_argument("--gold", nargs="+", required=True, metavar="FILE", help="documents with targets")
-    verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
-    verb.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for all of it")
+    verb.add_argument("--workspace", required=True, type=place, help="made by gemel-ray build")
+    verb.add_argument("--output", required=True, type=folder, metavar="DIR", help="folder for all of it")
     verb.add_argument("--train", nargs="+", default=[], metavar="FILE", help="to tell seen targets by")
     verb.add_argument(
         "--dev", nargs="+", default=[], metavar="FILE", help="to choose mappers of other prefix by"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from gemel_ray.arguments import Parser
+from gemel_ray.arguments import Parser, folder
 from gemel_ray.commands import configured, say
 
 
@@ -23,7 +22,7 @@ def add(verb: Parser) -> None:
         "--train", nargs="+", required=True, metavar="FILE", help="solved documents with pictures"
     )
     verb.add_argument("--dev", nargs="+", required=True, metavar="FILE", help="others, to choose by")
-    verb.add_argument("--workspace", required=True, type=Path, help="made by gemel-ray build")
+    verb.add_argument("--workspace", required=True, type=folder, help="made by gemel-ray build")
     verb.set_defaults(run=_run)
 
 

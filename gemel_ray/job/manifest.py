@@ -12,6 +12,7 @@ from gemel_ray import storage
 from gemel_ray.config import Config
 from gemel_ray.job import results
 from gemel_ray.job.record import Record
+from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.workspace import read_facts
 
 _PACKAGES = ("gemel-ray", "ray", "torch", "transformers", "open_clip_torch", "qdrant-edge-py")
@@ -29,7 +30,7 @@ def write_manifest(
         "seconds": done["seconds"],
         "measures": done["measures"],
         "workspace": {
-            "path": str(workspace),
+            "path": str(Shared.of(workspace)),
             "knowledge": knowledge,
             "version": facts["version"],
             "models": facts["models"],

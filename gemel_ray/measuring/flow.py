@@ -26,6 +26,7 @@ from gemel_ray.job import record, results
 from gemel_ray.job.filters import Filters
 from gemel_ray.job.selection import Selection
 from gemel_ray.knowledge import versions
+from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.measuring.machine import look, machine
@@ -86,7 +87,7 @@ def flow(
     shutil.rmtree(linked, ignore_errors=True)
     run = results.prepare(linked)
     told = record.Record(linked, pairs, 0)
-    opening = _Opening(config, workspace.resolve(), versions.current(workspace), linked.resolve(), run)
+    opening = _Opening(config, Shared.of(workspace), versions.current(workspace), linked.resolve(), run)
     looks: list[tuple[float, int, dict[str, float]]] = []
     with offline.running(config):
         data = offline.dataset(

@@ -1,0 +1,143 @@
+"""A workspace in an object store, brought to this machine once and mapped from there.
+
+    $GEMEL_RAY_HOME/workspaces/kb-5c1e0a.../    by default under ~/.cache/gemel-ray
+        .source                                 the address it is from
+
+The name has a digest of what the store lists: names, sizes and checksums. So a changed workspace is another
+folder, and processes of a node share one: the first brings it, whole or not at all, the others wait.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gemel_ray.starter.models import home
+from gemel_ray.storage import make_folder, new_folder
+from gemel_ray.stores import StoreError, asked, bucket_is_there, opened, plainly, scheme
+
+_SOURCE = ".source"
+_LEFT = ("cache", "training")  # what a machine keeps beside a workspace for itself
+_AT_ONCE = 16
+_ATTEMPTS = 3
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    bytes: int | None
+    checksum: str  # whatever the store calls so; of an MD5 its hexadecimal digits
+
+
+def brought(workspace: str | Path, say: Say) -> Path:
+    """The workspace as a folder of this machine. Raises StoreError for a store that does not give it, or what
+    it gave is not what it lists."""
+    if not scheme(workspace):
+        return Path(workspace)
+    address = str(workspace).rstrip("/")
+    listed = asked(address, lambda filesystem, path: _listed(filesystem, path, address))
+    target = home() / "workspaces" / _name(address, listed)
+    if not target.exists():
+        with _alone(target):
+            if not target.exists():
+                say(f"bringing {address} ({sum(f.bytes or 0 for f in listed) / 2**20:,.0f} MiB) to {target}")
+                _bring(address, listed, target)
+    return target
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A workspace as processes of other nodes find it: a folder that all see, or each brings."""
+
+    folder: Path
+    address: str  # it was brought from; of one that was not, empty
+
+    @classmethod
+    def of(cls, workspace: Path) -> Shared:
+        note = workspace / _SOURCE
+        return cls(workspace.resolve(), note.read_text() if note.exists() else "")
+
+    def __str__(self) -> str:
+        return self.address or str(self.folder)
+
+    def here(self) -> Path:
+        """On whatever node it is called. Raises StoreError where it is another workspace by now."""
+        if not self.address or self.folder.exists():
+            return self.folder
+        found = brought(self.address, lambda _: None)
+        if found.name != self.folder.name:
+            raise StoreError(f"{self.address} has changed since this was started: start it again")
+        return found
+
+
+def _listed(filesystem: Any, path: str, address: str) -> list[_File]:
+    bucket_is_there(filesystem, path, address)
+    found = filesystem.find(path, detail=True)
+    files = [
+        _File(name, facts.get("size"), _checksum(facts))
+        for inside, facts in sorted(found.items())
+        if not (name := inside.removeprefix(path).lstrip("/")).startswith((".", *(f"{n}/" for n in _LEFT)))
+        and not PurePosixPath(name).name.startswith(".")
+    ]
+    if not any(file.name == "workspace.json" for file in files):
+        raise StoreError(f"{address} is not a workspace: it has no workspace.json; copy one there")
+    return files
+
+
+def _checksum(facts: Mapping[str, Any]) -> str:
+    settings = facts.get("content_settings") or {}
+    if md5 := facts.get("md5Hash") or settings.get("content_md5"):  # Google's, Azure's
+        raw = base64.b64decode(md5) if isinstance(md5, str) else bytes(md5)
+        return raw.hex()
+    return str(facts.get("ETag") or facts.get("etag") or facts.get("blob_id") or "").strip('"')
+
+
+def _name(address: str, listed: list[_File]) -> str:
+    said = json.dumps([address, *(asdict(file) for file in listed)])
+    return f"{PurePosixPath(address).name}-{hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}"
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Of the processes of this machine one at a time; the lock ends with its process."""
+    import fcntl
+
+    make_folder(target.parent)
+    with (target.parent / f".{target.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _bring(address: str, listed: list[_File], target: Path) -> None:
+    filesystem, path = opened(address)
+    with plainly(address), new_folder(target) as aside, ThreadPoolExecutor(_AT_ONCE) as threads:
+        list(threads.map(lambda file: _fetch(filesystem, f"{path}/{file.name}", aside, file), listed))
+        if _listed(filesystem, path, address) != listed:
+            raise StoreError(f"{address} changed while it was brought here: try again")
+        (aside / _SOURCE).write_text(address)
+
+
+def _fetch(filesystem: Any, path: str, aside: Path, file: _File) -> None:
+    """The file's content is right when it has the listed checksum; where that is no digest of the content (a
+    multipart upload's, an encrypted object's), when it has the listed size and comes the same twice."""
+    to, before = aside / file.name, ""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(_ATTEMPTS):
+        filesystem.get_file(path, str(to))
+        with to.open("rb") as written:
+            digest = hashlib.file_digest(written, "md5").hexdigest()
+        whole = file.bytes in (None, to.stat().st_size)
+        if whole and digest in (file.checksum, before):
+            return
+        before = digest
+    raise StoreError(
+        f"{filesystem.unstrip_protocol(path)} comes otherwise than its store lists it: try again"
+    )
