@@ -74,5 +74,6 @@ class Work:
 
 def answer(schema: pa.Schema, columns: dict[str, Any], errors: list[str | None] | None = None) -> pa.Table:
     """A stage's output table from plain lists or arrays, in exactly the declared types."""
-    table = pa.table({field.name: pa.array(columns[field.name], field.type) for field in schema}, schema)
+    made = {f.name: c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, f.type) for f in schema}
+    table = pa.table(made, schema)
     return table if errors is None else table.append_column(ERROR, [pa.array(errors, pa.string())])

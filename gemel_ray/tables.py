@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,3 +65,23 @@ def settled(table: pa.Table) -> pa.Table:
 
 def combined(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def matrix(vectors: pa.ChunkedArray, width: int = 0) -> npt.NDArray[np.float32]:
+    """Lists of equal length, `width` where all are null, as rows; of NaN where one is null."""
+    array, there = combined(vectors), pc.is_valid(vectors).to_numpy()
+    if not there.any():
+        return np.full((len(there), width), np.nan, np.float32)
+    flat = array.flatten().to_numpy().reshape(int(there.sum()), -1)
+    if there.all():
+        return flat  # type: ignore[no-any-return]
+    found = np.full((len(there), flat.shape[1]), np.nan, np.float32)
+    found[there] = flat
+    return found
+
+
+def listed(parts: Sequence[npt.NDArray[Any]], of: pa.DataType) -> pa.ListArray:
+    """A list of each array's numbers."""
+    offsets = np.concatenate([[0], np.cumsum(list(map(len, parts)), dtype=np.int64)])
+    flat = np.concatenate([np.empty(0, of.to_pandas_dtype()), *parts]).astype(of.to_pandas_dtype())
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, of))

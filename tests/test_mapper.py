@@ -177,7 +177,7 @@ def slowly(bank: Bank, prompt: list[int], image: npt.NDArray[np.float32] | None)
 
 
 def test_the_bank_of_this_test(bank: Bank) -> None:
-    assert [bank.tokens(i) for i in range(4)] == PIECES
+    assert [bank.tokens(i).tolist() for i in range(4)] == PIECES
     assert [bank.image_row(i) for i in range(4)] == IMAGE_ROWS
     assert [bank.has_image(i) for i in range(4)] == [True, False, True, True]
 

@@ -65,7 +65,9 @@ class Bank:
         """Map the bank in `folder`."""
         table = pa.ipc.open_file(pa.memory_map(str(folder / "bank.arrow"))).read_all()
         names = ("image_vectors", "keys", "key_rows", "mention_vectors")
-        vectors, keys, rows, mentions = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in names)
+        # Plain arrays over the mapping: numpy is slow with its own class for mapped files.
+        mapped = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in names)
+        vectors, keys, rows, mentions = mapped
         return cls(table, vectors, keys, rows, mentions, Thumbnails.open(folder))
 
     def __len__(self) -> int:
@@ -76,9 +78,10 @@ class Bank:
         """The first rows, which are solved examples; behind them are names."""
         return len(self._keys)
 
-    def ids(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> list[str]:
+    def ids(self, rows: Sequence[int]) -> list[str]:
         """Identifiers of `rows`."""
-        return [self._ids[int(row)].as_py() for row in rows]
+        ids: list[str] = self._ids.take(pa.array(rows, pa.int64())).to_pylist()
+        return ids
 
     def row(self, identifier: str) -> int | None:
         """The first row of that id, or None."""
@@ -90,15 +93,20 @@ class Bank:
         text: str = self.table["text"][row].as_py()
         return text
 
-    def tokens(self, row: int) -> list[int]:
+    def tokens(self, row: int) -> npt.NDArray[np.int32]:
         """Token ids of the example's text piece."""
-        ids: list[int] = self._tokens[self._start[row] : self._start[row + 1]].tolist()
+        ids: npt.NDArray[np.int32] = self._tokens[self._start[row] : self._start[row + 1]]
         return ids
 
     def mention(self, row: int) -> str:
         """The example's mention."""
         text: str = self._mentions[row].as_py()
         return text
+
+    def mentions(self) -> list[str]:
+        """Of all rows."""
+        mentions: list[str] = self._mentions.to_pylist()
+        return mentions
 
     def target(self, row: int) -> str:
         """Name of the example's entity."""
@@ -116,13 +124,12 @@ class Bank:
         """The example's picture as a small JPEG, where it has one and it was kept."""
         return self.thumbnails.of(self.image_row(row)) if self.thumbnails is not None else None
 
-    def same(self, text: str, mention: str) -> list[int]:
-        """Rows with this very text and mention: they must not demonstrate themselves."""
-        wanted = key(text, mention)
-        first = np.searchsorted(self._keys, wanted, side="left")
-        last = np.searchsorted(self._keys, wanted, side="right")
-        rows: list[int] = self._key_rows[first:last].tolist()
-        return rows
+    def same(self, texts: Sequence[str], mentions: Sequence[str]) -> list[list[int]]:
+        """Rows with each very text and mention: they must not demonstrate themselves."""
+        wanted = np.array([key(*pair) for pair in zip(texts, mentions, strict=True)], np.uint64)
+        first = np.searchsorted(self._keys, wanted, side="left").tolist()
+        last = np.searchsorted(self._keys, wanted, side="right").tolist()
+        return [self._key_rows[a:b].tolist() for a, b in zip(first, last, strict=True)]
 
 
 def key(text: str, mention: str) -> np.uint64:

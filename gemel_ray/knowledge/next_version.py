@@ -143,7 +143,7 @@ class NextVersion:
         new = [
             row
             for row in solved
-            if row["target"] not in map(bank.target, bank.same(row["text"], row["mention"]))
+            if row["target"] not in map(bank.target, bank.same([row["text"]], [row["mention"]])[0])
         ]
         self.repeated += len(solved) - len(new)
         return new

@@ -53,8 +53,9 @@ class PrefixTree:
     def open(cls, folder: Path) -> PrefixTree:
         """Map the tree that `build` wrote; costs no reading until nodes are visited."""
         facts = json.loads((folder / "tree.json").read_text())
-        # Copy on write: shared like a read-only map, but torch takes it without a warning.
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in _ARRAYS}
+        # Copy on write: shared like a read-only map, but torch takes it without a warning. Plain arrays over
+        # the mapping, since every number taken of numpy's own class for mapped files costs microseconds.
+        arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in _ARRAYS}
         return cls(arrays, facts["end_token"], facts["depth"])
 
     def __len__(self) -> int:

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from gemel_ray.knowledge.vectors import Answer, Points, Question
+from gemel_ray.knowledge.rankings import Ranked, padded
+from gemel_ray.knowledge.vectors import Matrix, Points, Without
 
 _PAUSES: Final = (0.2, 0.4, 0.8, 1.6)  # seconds before a silent server is asked again
 
@@ -75,19 +76,19 @@ class EdgeStore:
     def close(self) -> None:
         self._shard.close()
 
-    def nearest(self, name: str, questions: list[Question], depth: int, exact: bool) -> list[Answer]:
+    def nearest(self, name: str, queries: Matrix, without: Without, depth: int, exact: bool) -> Ranked:
         q = self._edge
         requests = [
             q.QueryRequest(
                 depth,
                 query=q.Query.Nearest(vector, using=name),
-                filter=q.Filter(must_not=[q.HasIdCondition(set(rows))]) if rows else None,
+                filter=q.Filter(must_not=[q.HasIdCondition(set(map(int, rows)))]) if len(rows) else None,
                 params=q.SearchParams(exact=exact),
             )
-            for vector, rows in questions
+            for vector, rows in zip(queries.tolist(), without, strict=True)
         ]
         answers = self._shard.query_batch(q.QueryBatchRequest(requests))
-        return [[(int(point.id), point.score) for point in answer] for answer in answers]
+        return padded([[(int(point.id), point.score) for point in answer] for answer in answers])
 
 
 class ServerStore:
@@ -157,20 +158,22 @@ class ServerStore:
     def close(self) -> None:
         self._client.close()
 
-    def nearest(self, name: str, questions: list[Question], depth: int, exact: bool) -> list[Answer]:
+    def nearest(self, name: str, queries: Matrix, without: Without, depth: int, exact: bool) -> Ranked:
         m = self._models
         requests = [
             m.QueryRequest(
                 query=vector,
                 using=name,
                 limit=depth,
-                filter=m.Filter(must_not=[m.HasIdCondition(has_id=sorted(rows))]) if rows else None,
+                filter=m.Filter(must_not=[m.HasIdCondition(has_id=sorted(map(int, rows)))])
+                if len(rows)
+                else None,
                 params=None if self._imitated else m.SearchParams(exact=exact),  # the imitation warns of it
             )
-            for vector, rows in questions
+            for vector, rows in zip(queries.tolist(), without, strict=True)
         ]
         answers = self._ask(self._client.query_batch_points, requests=requests)
-        return [[(int(point.id), point.score) for point in answer.points] for answer in answers]
+        return padded([[(int(point.id), point.score) for point in answer.points] for answer in answers])
 
     def _ask(self, call: Callable[..., Any], **arguments: Any) -> Any:
         """`call` on the collection, again after a pause while nobody answers or the server is busy."""

@@ -1,9 +1,9 @@
 """The vectors of the demonstration bank: which rows are nearest to a mention or to an image.
 
 A point's id is its row in the bank; it has a vector under each name ("mention", "name", "image") or lacks it.
-Ties are settled here, never by an engine, so that both homes of `qdrant.py` give the same answers. Knows
-nothing of Qdrant, of encoders, prompts or what a row holds. Open the vectors in the process that uses
-them: they cannot be pickled.
+Ties are settled here (rankings.py), never by an engine, so that all homes give the same answers: those of
+`qdrant.py`, and the plain matrices of `matrices.py`. Knows nothing of Qdrant, of encoders, prompts or what
+a row holds. Open the vectors in the process that uses them: they cannot be pickled.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from gemel_ray.knowledge.rankings import Ranked, below, beside, fused, levelled, nothing, spread
+
 Matrix = npt.NDArray[np.float32]
 Points = dict[int, dict[str, list[float]]]  # row -> name -> vector
-Question = tuple[list[float], set[int]]  # vector, rows never to be returned
-Answer = list[tuple[int, float]]  # row and score, a tie in any order
 Without = Sequence[Sequence[int]]
 Bonus = Callable[[int, npt.NDArray[np.int64]], Matrix]  # number of a query, rows -> float32 [rows]
 T = TypeVar("T")
 
-TIE: Final = 1e-6  # the scores of equal vectors differ by less, those of others seldom do
 _MOST_EQUALS: Final = 1_000
 _DEEP: Final = 100  # rows of a list that something is still done with
 _QUERIES, _POINTS = 128, 256  # in one request
@@ -37,7 +36,7 @@ class Hits(NamedTuple):
 
 
 class VectorStore(Protocol):
-    """A home of vectors. It promises nothing about ties."""
+    """A home of vectors. It promises nothing about ties, nor about the order of what it answers."""
 
     widths: dict[str, int]  # of the vectors, by name
 
@@ -45,19 +44,20 @@ class VectorStore(Protocol):
     def upsert(self, points: Points) -> None: ...
     def finish(self, graph: bool) -> None: ...
     def close(self) -> None: ...
-    def nearest(self, name: str, questions: list[Question], depth: int, exact: bool) -> list[Answer]: ...
+    def nearest(self, name: str, queries: Matrix, without: Without, depth: int, exact: bool) -> Ranked:
+        """Of each query, the `depth` nearest rows that it is not `without`."""
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """What is asked of either home. In every matrix a row of NaN throughout stands for "none".
+    """What is asked of any home. In every matrix a row of NaN throughout stands for "none".
 
     multiplicity  {name: largest number of rows with equal vectors}, 1 where not given, at most 1,000: so
                   many candidates more are asked for that a tie is seen whole. If it is too small, the
                   engine chooses inside the tie that the limit cuts.
     exact_below   from so many points on a graph (HNSW) answers: approximately, less well the more rows
                   are equal, and not the same at both homes. An exact answer from 100,000 x 384 takes
-                  5 ms on two cores, so the number may well be larger.
+                  a core a millisecond, so the number may well be larger.
     joined        {name: another, of the same width}: who asks for the one is given the nearest of both
     """
 
@@ -102,8 +102,7 @@ class Vectors:
         added to the scores of the nearest 100 before they are ranked.
         ValueError: unknown name, wrong width or length. ConnectionError: the server does not answer.
         """
-        found = self._search(name, queries, limit, without, bonus)
-        return [Hits(hits.rows[:limit], hits.scores[:limit]) for hits in found]
+        return _hits(self._search(name, queries, limit, without, bonus), limit)
 
     def search_fused(
         self,
@@ -113,7 +112,7 @@ class Vectors:
         weights: Mapping[str, float] | None = None,
         bonus: Mapping[str, Bonus] | None = None,
     ) -> list[Hits]:
-        """The `limit` rows that the named queries, each float32 [n, width], agree on: `fuse`.
+        """The `limit` rows that the named queries, each float32 [n, width], agree on: `rankings.fused`.
 
         A name under which a query has none gives it no vote. A name's weight is 1 unless given; one of
         weight 0 is not asked. The lists are ten times the limit deep, at least 100. Errors as in `search`.
@@ -126,37 +125,29 @@ class Vectors:
             if (weight := given.get(name, 1.0)) > 0:
                 extra = (bonus or {}).get(name)
                 found.append((self._search(name, matrix, depth, without, extra), weight))
-        return [fuse([(hits[i], weight) for hits, weight in found], limit) for i in range(count)]
+        return _hits(fused(found, count, limit), limit)
 
     def _search(
         self, name: str, queries: Matrix, limit: int, without: Without, bonus: Bonus | None
-    ) -> list[Hits]:
+    ) -> Ranked:
         """As `search`, but the tie that the limit would cut is kept whole."""
         depth = max(limit, _DEEP) if bonus else limit
         found = self._search_one(name, queries, depth, without)
         if (other := self.joined.get(name)) is not None and other in self.store.widths:
-            others = self._search_one(other, queries, depth, without)
-            found = [_levelled([*_answer(a), *_answer(b)], depth) for a, b in zip(found, others, strict=True)]
-        if bonus is None:
-            return found
-        extra = (Hits(h.rows, h.scores + bonus(i, h.rows)) for i, h in enumerate(found))
-        return [_levelled(_answer(hits), limit) for hits in extra]
+            found = levelled(beside(found, self._search_one(other, queries, depth, without)), depth)
+        return levelled(_raised(found, bonus), limit) if bonus else found
 
-    def _search_one(self, name: str, queries: Matrix, limit: int, without: Without) -> list[Hits]:
+    def _search_one(self, name: str, queries: Matrix, limit: int, without: Without) -> Ranked:
         asked = self._there(name, queries)
         if len(without) not in (0, len(queries)):
             raise ValueError(f"{len(queries)} queries, but {len(without)} lists of rows to leave out")
-        found = [_levelled([], limit)] * len(queries)
         exact = self.count() < self.exact_below
         depth = limit + min(self.multiplicity.get(name, 1), _MOST_EQUALS)
+        parts = [nothing(0, 0)]
         for chunk in _chunks(asked, _QUERIES):
-            questions = [
-                (queries[i].tolist(), set(map(int, without[i] if len(without) else ()))) for i in chunk
-            ]
-            answers = self.store.nearest(name, questions, depth, exact)
-            for i, answer in zip(chunk, answers, strict=True):
-                found[i] = _levelled(answer, limit)
-        return found
+            out = [without[i] for i in chunk] if len(without) else [()] * len(chunk)
+            parts.append(levelled(self.store.nearest(name, queries[chunk], out, depth, exact), limit))
+        return spread(below(parts), asked, len(queries))
 
     def _there(self, name: str, matrix: Matrix) -> list[int]:
         """Numbers of the rows that are not none; ValueError for what no engine could make sense of."""
@@ -173,44 +164,24 @@ class Vectors:
 
 
 def fuse(lists: Sequence[tuple[Hits, float]], limit: int, k: int = 60) -> Hits:
-    """Weighted reciprocal rank fusion: each (hits, weight w) gives a row of rank r the vote w / (k + r).
-
-    Rows with equal scores share a rank (1, 1, 1, 2, ...), and a row that a list does not hold stands
-    behind its last one: a list that is cut, or full of ties ("the company"), must not outvote the others
-    by being short. An empty list has no vote. Best first, equal ones by row. Qdrant's own Rrf ranks by
-    position and counts an absent row as nothing: of 40 rows with the same mention, the one that was
-    inserted first gets 1/60 and the last 1/99, and that chance outvotes whatever the image says.
-    """
-    rows, which = np.unique(np.concatenate([[], *(hits.rows for hits, _ in lists)]), return_inverse=True)
-    ranks = [np.unique(-hits.scores, return_inverse=True)[1] + 1 for hits, _ in lists]
-    absent = [
-        w / (k + rank.max() + 1) if len(rank) else 0.0 for (_, w), rank in zip(lists, ranks, strict=True)
-    ]
-    votes = [w / (k + rank) - a for (_, w), rank, a in zip(lists, ranks, absent, strict=True)]
-    fused = sum(absent) + np.bincount(which, np.concatenate([[], *votes]), len(rows))
-    best = np.lexsort((rows, -fused.round(12)))[:limit]  # the last bits depend on the order of the lists
-    return Hits(rows[best].astype(np.int64), fused[best].astype(np.float32))
+    """What `rankings.fused` makes of one query's (hits, weight)."""
+    ranked = [(Ranked(hits.rows[None], hits.scores[None].astype(np.float64)), w) for hits, w in lists]
+    (found,) = _hits(fused(ranked, 1, limit, k), limit)
+    return found
 
 
-def _answer(hits: Hits) -> Answer:
-    return list(zip(hits.rows.tolist(), hits.scores.tolist(), strict=True))
+def _hits(ranked: Ranked, limit: int) -> list[Hits]:
+    sizes = np.minimum(np.isfinite(ranked.scores).sum(axis=1), limit).tolist()
+    scores = ranked.scores.astype(np.float32)
+    return [Hits(r[:n], s[:n]) for r, s, n in zip(ranked.rows, scores, sizes, strict=True)]
 
 
-def _levelled(answer: Answer, limit: int) -> Hits:
-    """The answer in order, the scores of a tie made equal, ending with the tie that holds place `limit`.
-
-    A gap ends a tie. Rounding would not do: now and then a tie lies across a rounding border, and there the
-    last bit of a score, which equal vectors need not share (numpy's do not), would part it.
-    """
-    rows = np.array([row for row, _ in answer], dtype=np.int64)
-    scores = np.array([score for _, score in answer], dtype=np.float64)
-    falling = np.argsort(-scores)
-    rows, scores = rows[falling], scores[falling]
-    opens = np.diff(scores, prepend=np.inf) < -TIE
-    tie = np.cumsum(opens) - 1
-    size = np.searchsorted(tie, tie[limit - 1], side="right") if 0 < limit < len(tie) else len(tie)
-    order = np.lexsort((rows, tie))[:size]
-    return Hits(rows[order], scores[opens][tie[order]].astype(np.float32))
+def _raised(found: Ranked, bonus: Bonus) -> Ranked:
+    """With what `bonus` adds to each row's score."""
+    scores = found.scores.copy()
+    for i, size in enumerate(np.isfinite(scores).sum(axis=1).tolist()):
+        scores[i, :size] += bonus(i, found.rows[i, :size])
+    return Ranked(found.rows, scores)
 
 
 def _chunks(items: list[T], size: int) -> Iterator[list[T]]:

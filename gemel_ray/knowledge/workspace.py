@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gemel_ray.config import Config, Models
     from gemel_ray.engine.prompts import PromptEmbeddings
     from gemel_ray.engine.run import Engine
-    from gemel_ray.knowledge.vectors import Vectors
+    from gemel_ray.knowledge.vectors import Vectors, VectorStore
     from gemel_ray.models.clip import Clip
     from gemel_ray.models.remembered import PictureCache
 
@@ -189,15 +189,27 @@ class Workspace:
         ).encode
 
     def vectors(self) -> Vectors:
-        """The demonstrations' vectors, opened to be read."""
-        from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
+        """The demonstrations' vectors, opened to be read: where nothing but an exact answer is asked for, as
+        they lie in the bank."""
         from gemel_ray.knowledge.vectors import Vectors
+
+        exact_below = self.config.vectors.exact_below
+        joined = {"mention": "name"} if self.config.retrieve.names else {}
+        few = not self.config.vectors.address and len(self.bank) < exact_below
+        store = self._matrices() if few else self._indexed()
+        return Vectors(store, self.facts["multiplicity"], exact_below, joined)
+
+    def _matrices(self) -> VectorStore:
+        from gemel_ray.knowledge.matrices import Matrices
+
+        return Matrices(self.bank)
+
+    def _indexed(self) -> VectorStore:
+        from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
 
         of = self.facts.get("vectors", versions.FIRST)  # the version that they were written for
         at = self._vectors(of, versions.folder(self.folder, of))
-        store = ServerStore.open(at) if isinstance(at, str) else EdgeStore.open(at)
-        joined = {"mention": "name"} if self.config.retrieve.names else {}
-        return Vectors(store, self.facts["multiplicity"], self.config.vectors.exact_below, joined)
+        return ServerStore.open(at) if isinstance(at, str) else EdgeStore.open(at)
 
     def new_vectors(self, widths: dict[str, int]) -> Vectors:
         """An empty store for the demonstrations' vectors, to be filled once."""

@@ -8,9 +8,13 @@ bank are tokenised once, when it is built.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,12 +24,16 @@ from gemel_ray.readers.fields import short
 from gemel_ray.readers.places import place
 from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.stages.budget import cut, kept
+from gemel_ray.tables import listed
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
+Ids = npt.NDArray[np.int32]
+_NOTHING = np.empty(0, np.int32)
 _CUT = "the text was cut around its mention, to {} of its {} characters"
 _LEAST = 64  # tokens of a prompt
+_SETS, _EXAMPLES = 4096, 65_536  # whose tokens are kept ready
 _TOO_LONG = "the mention {} is too long: with it alone a prompt has more than {} tokens"
 
 
@@ -65,6 +73,7 @@ class _Assembling(Work):
         self.images = stage.images and workspace.sees
         self.prefix = workspace.prefix if self.images else 0  # tokens that a picture takes
         self.room = _room(workspace)
+        self.example, self.joined = lru_cache(_EXAMPLES)(self._example), lru_cache(_SETS)(self._joined)
 
     def renewed(self, workspace: Workspace) -> Work:
         return _Assembling(self.stage, workspace)
@@ -78,6 +87,7 @@ class _Assembling(Work):
             made = self._prompt(row, query, [QUERY_IMAGE] if self.images and image else [])
             for name, values in columns.items():
                 values.append(made.get(name))
+        columns["prompt"] = listed([_NOTHING if p is None else p for p in columns["prompt"]], pa.int32())
         return answer(self.stage.writes, columns, columns["error"])
 
     def _prompt(self, row: dict[str, Any], query: list[int], image: list[int]) -> dict[str, Any]:
@@ -88,18 +98,18 @@ class _Assembling(Work):
                 return {"error": _TOO_LONG.format(short(row["mention"]), self.room)}
             (query,) = self.tokenize([query_text(part, row["mention"])])
             notes.append(_CUT.format(len(part), len(row["text"])))
-        examples = [self._example(shot) for shot in row["shots"]]
-        sizes = [len(ids) + (ids[0] < 0) * (self.prefix - 1) for ids in examples]
-        places = kept(sizes, row["shared"], len(query), room)
-        if sizes and not places:
-            examples[-1] = self._shortened(row["shots"][-1], room - len(query))
-            places = [len(sizes) - 1] if examples[-1] else []
-        beginning = [n for place in places if place < row["shared"] for n in examples[place]]
-        own = [n for place in places if place >= row["shared"] for n in examples[place]]
+        shots, shared = row["shots"], row["shared"]
+        sizes = [self.example(shot)[1] for shot in shots]
+        places = kept(sizes, shared, len(query), room)
+        beginning = self.joined(tuple(shots[place] for place in places if place < shared))
+        own = self._joined([shots[place] for place in places if place >= shared])
+        if sizes and not places and (last := self._shortened(shots[-1], room - len(query))):
+            places = [len(sizes) - 1]
+            beginning, own = (own, np.array(last)) if shared < len(sizes) else (np.array(last), own)
         return {
-            "prompt": [*beginning, *own, *image, *query],
+            "prompt": np.concatenate([beginning, own, np.array([*image, *query], np.int32)]),
             "beginning": len(beginning),
-            "demonstrations": self.bank.ids([row["shots"][place] for place in places]),
+            "demonstrations": self.bank.ids([shots[place] for place in places]),
             "note": "; ".join(filter(None, notes)) or None,
         }
 
@@ -107,16 +117,19 @@ class _Assembling(Work):
         at = (row["start"] or 0, row["end"] or 0)
         return cut(self.tokenizer, row["text"], at, room, lambda part: query_text(part, row["mention"]))
 
-    def _example(self, row: int) -> list[int]:
-        """Its token ids, behind its picture's number."""
+    def _example(self, row: int) -> tuple[Ids, int]:
+        """Its token ids, behind its picture's number; and how many tokens that is."""
         image = [image_of(row)] if self.images and self.bank.has_image(row) else []
-        return [*image, *self.bank.tokens(row)]
+        ids = np.concatenate([np.array(image, np.int32), self.bank.tokens(row)])
+        return ids, len(ids) + len(image) * (self.prefix - 1)
+
+    def _joined(self, rows: Sequence[int]) -> Ids:
+        return np.concatenate([_NOTHING, *(self.example(row)[0] for row in rows)])
 
     def _shortened(self, row: int, room: int) -> list[int]:
         """As `_example`, with its text cut to that many tokens; nothing where there is no room for any."""
-        image, bank = self._example(row)[:1], self.bank
+        bank, image = self.bank, [i for i in self.example(row)[0][:1].tolist() if i < 0]
         text, mention, target = bank.text(row), bank.mention(row), bank.target(row)
-        image = image if image[0] < 0 else []
         at = place(mention, text) or (0, 0)
         room -= len(image) * self.prefix
         part = cut(self.tokenizer, text, at, room, lambda part: demonstration_text(part, mention, target))

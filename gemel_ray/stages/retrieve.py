@@ -8,7 +8,6 @@ examples first, and only their own nearest behind them. Here documents become me
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -19,14 +18,15 @@ import pyarrow as pa
 from gemel_ray.knowledge.published import PublishedOrder
 from gemel_ray.knowledge.shared_sets import SharedSets
 from gemel_ray.knowledge.vectors import Bonus
+from gemel_ray.knowledge.words import Words
 from gemel_ray.models.clip import unit
 from gemel_ray.setting import setting
 from gemel_ray.stage import Stage, Work, answer
+from gemel_ray.tables import listed, matrix
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
-_WORD = re.compile(r"\w+")
 Rows = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 
@@ -86,61 +86,65 @@ class _Retrieving(Work):
         self.store = workspace.vectors() if searches else None
         shared = stage.demonstrations - stage.own
         self.sets = SharedSets(self.bank, stage.sets, shared) if wanted and stage.sets and shared else None
+        self.words = Words(self.bank.mentions() if wanted and stage.words else ())
 
     def renewed(self, workspace: Workspace) -> Work:
         return _Retrieving(self.stage, workspace)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         texts, mentions = batch["text"].to_pylist(), batch["mention"].to_pylist()
+        vectors = matrix(batch["mention_vector"])
         without: list[list[int]] = [[] for _ in texts]
         if not self.stage.itself:
-            without = [self.bank.same(text, m) for text, m in zip(texts, mentions, strict=True)]
+            without = self.bank.same(texts, mentions)
         if self.published is not None:
-            queries = np.array(batch["mention_vector"].to_pylist(), np.float32)
-            rows = self.published.nearest(queries, self.stage.demonstrations, without)
+            rows = self.published.nearest(vectors, self.stage.demonstrations, without)
         elif self.store is not None:
-            rows = self._similar(batch, without)
+            rows = self._similar(mentions, vectors, batch["image_vector"], without)
         else:
             rows = [self._random(*key) for key in zip(texts, mentions, without, strict=True)]
         off = [bool(o) and o["demonstrations"] is False for o in batch["options"].to_pylist()]
         nearest = [row[:0] if no else row[::-1] for row, no in zip(rows, off, strict=True)]
-        vectors = np.array(batch["mention_vector"].to_pylist(), np.float32)
-        sets = [row[:0] for row in rows]
-        own = nearest
+        sets, own = [row[:0] for row in rows], nearest
         if self.sets is not None:
-            kept = [s[~np.isin(s, w)] for s, w in zip(self.sets.of(vectors), without, strict=True)]
-            sets = [s[:0] if no else s for s, no in zip(kept, off, strict=True)]
+            every = zip(self.sets.of(vectors), without, off, strict=True)
+            sets = [s[:0] if no else s[~np.isin(s, w)] if w else s for s, w, no in every]
             own = [n[max(0, len(n) - self.stage.own) :] for n in nearest]
-        shots = [np.concatenate(pair) for pair in zip(sets, own, strict=True)]
+        shots = listed([np.concatenate(pair) for pair in zip(sets, own, strict=True)], pa.int32())
+        near = listed(nearest, pa.int32())
         columns = {
             "shots": shots,
             "shared": [len(s) for s in sets],
-            "nearest": nearest,
-            "similarities": [self._near(*pair) for pair in zip(vectors, nearest, mentions, strict=True)],
+            "nearest": near,
+            "similarities": pa.ListArray.from_arrays(near.offsets, self._near(vectors, nearest, mentions)),
         }
         return answer(self.stage.writes, columns)
 
-    def _near(self, vector: Vectors, rows: Rows, mention: str) -> Vectors:
-        rows = np.asarray(rows, np.int64)
+    def _near(self, vectors: Vectors, nearest: list[Rows], mentions: list[str]) -> Vectors:
+        """Of the rows `nearest` to each mention, one mention's behind another's: their cosines with it, and
+        what they are given for its words."""
+        rows = np.concatenate([np.empty(0, np.int64), *nearest])
         if not len(rows):  # also of an empty bank, whose vectors have no width
             return np.zeros(0, np.float32)
-        cosines: Vectors = unit(self.bank.mention_vectors[rows]) @ unit(vector)
-        return cosines + self._shared(mention, rows)
+        query = np.repeat(np.arange(len(nearest)), list(map(len, nearest)))
+        cosines = np.einsum("ij,ij->i", unit(self.bank.mention_vectors[rows]), unit(vectors)[query])
+        shared = [self._shared(*pair) for pair in zip(mentions, nearest, strict=True)]
+        return (cosines + np.concatenate(shared)).astype(np.float32)
 
     def _shared(self, mention: str, rows: Rows) -> Vectors:
         """What rows are given for holding all of the mention's words in their own."""
-        words = _words(mention)
-        held = [bool(words) and words <= _words(self.bank.mention(row)) for row in rows.tolist()]
-        return np.float32(self.stage.words) * np.array(held, np.float32)
+        return np.float32(self.stage.words) * self.words.held(mention, rows).astype(np.float32)
 
-    def _similar(self, batch: pa.Table, without: list[list[int]]) -> list[Rows]:
+    def _similar(
+        self, mentions: list[str], vectors: Vectors, images: pa.ChunkedArray, without: list[list[int]]
+    ) -> list[Rows]:
         """Rows of the bank for each mention, most similar first."""
         assert self.store is not None
         stage, store = self.stage, self.store
-        queries = {"mention": np.array(batch["mention_vector"].to_pylist(), np.float32)}
+        queries = {"mention": vectors}
         if "image" in store.store.widths and stage.by != "mention":
-            queries["image"] = _images(batch["image_vector"].to_pylist(), store.store.widths["image"])
-        mentions: list[str] = batch["mention"].to_pylist()
+            # A row of NaN, which finds nothing, where there is no picture.
+            queries["image"] = unit(matrix(images, store.store.widths["image"]))
         bonus: Bonus | None = (lambda i, rows: self._shared(mentions[i], rows)) if stage.words else None
         if stage.by == "fused":
             weights = {"mention": stage.mention_weight, "image": stage.image_weight}
@@ -172,13 +176,3 @@ class _Retrieving(Work):
 
     def close(self) -> None:
         self.retire()
-
-
-def _words(text: str) -> set[str]:
-    return set(_WORD.findall(text.casefold()))
-
-
-def _images(vectors: list[list[float] | None], width: int) -> Vectors:
-    """Unit vectors, float32 [n, width]; a row of NaN, which finds nothing, where there is no picture."""
-    missing = [np.nan] * width
-    return unit(np.array([missing if v is None else v for v in vectors], np.float32))
