@@ -71,7 +71,8 @@ class Vectors:
     """Where the demonstrations' vectors are searched."""
 
     address: str = setting("", form=_COLLECTION)  # of a Qdrant server; empty: the engine in this process
-    exact_below: int = setting(200_000, at_least=0, unit="points")  # more are searched by HNSW
+    # Fewer points are compared by one matrix product, more are searched by HNSW.
+    exact_below: int = setting(200_000, at_least=0, unit="points")
 
 
 @dataclass(frozen=True, kw_only=True)

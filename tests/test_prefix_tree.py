@@ -213,7 +213,8 @@ def test_a_copied_folder_opens_elsewhere_and_is_mapped(folder: Path) -> None:
     (folder / "here").rename(folder / "there")
     again = PrefixTree.open(folder / "there")
     assert held(again) == held(tree)
-    assert all(isinstance(getattr(again, name), np.memmap) for name in ARRAYS)
+    assert all(isinstance(getattr(again, name).base, np.memmap) for name in ARRAYS)
+    assert {type(getattr(again, name)) for name in ARRAYS} == {np.ndarray}  # memmap's own indexing is slow
     before = (folder / "there" / "token.npy").read_bytes()
     again.token[:] = 0  # nobody should; were it done, it must not reach the other processes
     assert (folder / "there" / "token.npy").read_bytes() == before

@@ -309,8 +309,8 @@ def test_a_renewed_segment_knows_what_is_new_and_the_former_ends_in_peace(
 
 def test_a_segment_that_cannot_be_renewed_goes_on(workspace: Path, started: Segment, tmp_path: Path) -> None:
     broken = changed(workspace, entities=[entity(ROME)])
-    shutil.rmtree(versions.folder(workspace, "1") / "vectors")
-    with pytest.raises(OSError, match="vectors"):
+    shutil.rmtree(versions.folder(workspace, "1") / "bank")
+    with pytest.raises(OSError, match="bank"):
         started.renewed(broken)
     table = next(documents(lines(tmp_path / "d.jsonl", {"id": "d", "text": "In Paris."})))
     assert asyncio.run(started.run(table))["mention"].to_pylist() == ["Paris"]
