@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gemel_ray.config import Config, Models
     from gemel_ray.engine.prompts import PromptEmbeddings
     from gemel_ray.engine.run import Engine
-    from gemel_ray.knowledge.vectors import Vectors, VectorStore
+    from gemel_ray.knowledge.vectors import Vectors
     from gemel_ray.models.clip import Clip
     from gemel_ray.models.remembered import PictureCache
 
@@ -189,41 +189,16 @@ class Workspace:
         ).encode
 
     def vectors(self) -> Vectors:
-        """The demonstrations' vectors, opened to be read: where nothing but an exact answer is asked for, as
-        they lie in the bank."""
-        from gemel_ray.knowledge.vectors import Vectors
+        """The demonstrations' vectors, opened to be read."""
+        from gemel_ray.knowledge import homes
 
-        exact_below = self.config.vectors.exact_below
-        joined = {"mention": "name"} if self.config.retrieve.names else {}
-        few = not self.config.vectors.address and len(self.bank) < exact_below
-        store = self._matrices() if few else self._indexed()
-        return Vectors(store, self.facts["multiplicity"], exact_below, joined)
-
-    def _matrices(self) -> VectorStore:
-        from gemel_ray.knowledge.matrices import Matrices
-
-        return Matrices(self.bank)
-
-    def _indexed(self) -> VectorStore:
-        from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
-
-        of = self.facts.get("vectors", versions.FIRST)  # the version that they were written for
-        at = self._vectors(of, versions.folder(self.folder, of))
-        return ServerStore.open(at) if isinstance(at, str) else EdgeStore.open(at)
+        return homes.opened(self)
 
     def new_vectors(self, widths: dict[str, int]) -> Vectors:
         """An empty store for the demonstrations' vectors, to be filled once."""
-        from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
-        from gemel_ray.knowledge.vectors import Vectors
+        from gemel_ray.knowledge import homes
 
-        at = self._vectors(self.knowledge, self.inside)
-        store = ServerStore.create(at, widths) if isinstance(at, str) else EdgeStore.create(at, widths)
-        return Vectors(store, {}, self.config.vectors.exact_below)
-
-    def _vectors(self, version: str, inside: Path) -> str | Path:
-        if address := self.config.vectors.address:
-            return address if version == versions.FIRST else f"{address}-{version}"
-        return inside / "vectors"
+        return homes.created(self, widths)
 
     def prompt_embeddings(self, engine: Engine, former: PromptEmbeddings | None = None) -> PromptEmbeddings:
         """For this engine. What those of another version have computed of the same pictures is taken over."""
