@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from gemel_ray.checked import ConfigError, made, merged, parsed
+from gemel_ray.knowledge.carried import allowed
 from gemel_ray.segments import STAGES, OnlineSegment, SegmentOptions, in_line
 from gemel_ray.setting import CLUSTER, DEVICE, GPUS, HOST, NAME, Form, setting
 from gemel_ray.stages.assemble import Assemble
@@ -200,14 +201,15 @@ PAPER = (
 
 
 def load(file: Path | None, carried: Mapping[str, Any], overrides: Iterable[str]) -> Config:
-    """The configuration of `file` (None: all defaults), under a workspace's settings and --set options."""
+    """The configuration of `file` (None: all defaults), under a workspace's settings and --set options.
+    Raises ConfigError, also for settings that no workspace may carry."""
     values: dict[str, Any] = {}
     if file is not None:
         try:
             values = yaml.safe_load(file.read_text()) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
             raise ConfigError(f"cannot read the configuration {file}: {fault}") from fault
-    values = merged(values, carried)
+    values = merged(values, allowed(carried))
     for override in overrides:
         values = merged(values, parsed(override))
     config: Config = made(Config, values, "")

@@ -190,7 +190,7 @@ def test_nonsense_is_refused_with_the_setting_the_value_and_what_is_allowed(name
     for part in reversed(section.split(".")):
         nested = {part: nested}
     with pytest.raises(ConfigError) as caught:
-        load(None, nested, [])
+        loaded(yaml.safe_dump(nested))
     one = value[0] if isinstance(value, list) else kind(value)
     assert str(caught.value).startswith(name)
     assert f"cannot be {one!r}: it takes" in str(caught.value)
@@ -210,7 +210,7 @@ def test_nonsense_is_refused_with_the_setting_the_value_and_what_is_allowed(name
 def test_segments_are_the_whole_line_in_its_order(way: str, cut: list[Any], message: str) -> None:
     segments = [{"stages": list(stages)} for stages in cut]
     with pytest.raises(ConfigError, match=message) as caught:
-        load(None, {way: {"segments": segments}}, [])
+        loaded(yaml.safe_dump({way: {"segments": segments}}))
     assert f"{way}.segments" in str(caught.value)
 
 
@@ -346,7 +346,6 @@ def test_merging_leaves_what_was_given_alone() -> None:
 def test_every_default_loads_again() -> None:
     config = Config()
     assert loaded(yaml.safe_dump(config.plain())) == config
-    assert load(None, config.plain(), []) == config
     assert json.loads(json.dumps(config.plain())) == config.plain()
 
 
@@ -386,7 +385,7 @@ def test_any_value_is_taken_as_it_is_or_refused_in_words(name: str, value: Any) 
     for part in reversed(name.split(".")):
         nested = {part: nested}
     try:
-        config = load(None, nested, [])
+        config = loaded(yaml.safe_dump(nested))
     except ConfigError:
         return
     got = dict(settings_of(config)).get(name)

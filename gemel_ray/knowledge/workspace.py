@@ -73,9 +73,10 @@ def resolved(models: Models) -> dict[str, str]:
     return {k: str(ready[k]()) if k in ready and v == "starter" else v for k, v in names.items()}
 
 
-def revisions(names: dict[str, str]) -> dict[str, str]:
+def revisions(names: dict[str, str], whole: bool = True) -> dict[str, str]:
     """What the resolved models are, for comparing: see models/revision.py."""
-    return {k: revision(v) if k in ("language", "clip", "mention_encoder") else v for k, v in names.items()}
+    models = ("language", "clip", "mention_encoder")
+    return {k: revision(v, whole) if k in models else v for k, v in names.items()}
 
 
 class Workspace:
@@ -98,20 +99,25 @@ class Workspace:
 
     @classmethod
     def open(cls, folder: Path, config: Config, knowledge: str | None = None) -> Workspace:
-        """The version `knowledge`, or the one that is current now; it stays with it whatever becomes current.
-        Raises WorkspaceError when it was made with other models than the configuration names."""
+        """The version `knowledge`, or the current one, whatever becomes current. Raises WorkspaceError."""
         knowledge = knowledge or versions.current(folder)
         workspace = cls(folder, config, read_facts(folder, knowledge), knowledge)
-        now, made = revisions(workspace._models), workspace.facts["revisions"]
-        for name, why in _REBUILD.items():
-            if now[name] != made[name]:
-                then, asked = workspace.facts["models"][name], getattr(config.models, name)
-                raise WorkspaceError(
-                    f"{folder} was built with models.{name} = {then} ({made[name]}), "
-                    f"but the configuration has {asked} ({now[name]}): "
-                    f"{why}. Build the workspace again (gemel-ray build), or set models.{name} back."
-                )
+        workspace.check_models()
         return workspace
+
+    def check_models(self) -> None:
+        """Raises WorkspaceError when it was made with other models than the configuration names."""
+        now, made = revisions(self._models), self.facts["revisions"]
+        if any(now[name] != made[name] for name in _REBUILD):  # or sealed by large files' ends alone
+            before = revisions(self._models, whole=False)
+            now = {name: b if b == made[name] else now[name] for name, b in before.items()}
+        for name in (name for name in _REBUILD if now[name] != made[name]):
+            then, asked = self.facts["models"][name], getattr(self.config.models, name)
+            raise WorkspaceError(
+                f"{self.folder} was built with models.{name} = {then} ({made[name]}), "
+                f"but the configuration has {asked} ({now[name]}): "
+                f"{_REBUILD[name]}. Build the workspace again (gemel-ray build), or set models.{name} back."
+            )
 
     @property
     def version(self) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
+
+from gemel_ray import storage
+from gemel_ray.starter.models import home
 
 _COUNTED = {".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".model"}  # weights and configuration
 _STAMPED = ("config.json", "generation_config.json")
@@ -12,43 +16,61 @@ _WHOLE = 32 << 20
 _ENDS = 1 << 20
 
 
-def revision(model: str) -> str:
+def revision(model: str, whole: bool = True) -> str:
     """The hash of a folder's weights and configuration, or of a checkpoint (also behind ARCHITECTURE/); of a
-    hub's repository in the local cache, its commit; another name stands for itself. Of files over 32 MiB,
-    size and both ends are hashed."""
+    hub's repository in the local cache, its commit; another name stands for itself. Without `whole` as
+    workspaces were sealed before: of files over 32 MiB, size and both ends alone are hashed."""
     path = Path(model)
     if path.exists():
-        return _hash(path)
+        return _hash(path, whole)
     architecture, _, checkpoint = model.partition("/")
     if Path(checkpoint).is_file():
-        return f"{architecture}/{_hash(Path(checkpoint))}"
+        return f"{architecture}/{_hash(Path(checkpoint), whole)}"
     commit = _commit(model.removeprefix("hf-hub:"))
     return f"{model}@{commit}" if commit else model
 
 
-def _hash(path: Path) -> str:
+def _hash(path: Path, whole: bool) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
         inside = file.relative_to(path)
         hidden = any(part.startswith(".") for part in inside.parts)
         if file == path or (file.is_file() and file.suffix in _COUNTED and not hidden):
-            digest.update(f"{inside.as_posix()}\0".encode() + _content(file))
+            digest.update(f"{inside.as_posix()}\0".encode() + _content(file, whole))
     return digest.hexdigest()
 
 
-def _content(file: Path) -> bytes:
+def _content(file: Path, whole: bool) -> bytes:
     """What counts of a file."""
     if file.name in _STAMPED:  # without the version of the library that wrote it
         settings = json.loads(file.read_bytes())
         settings.pop("transformers_version", None)
         return json.dumps(settings, sort_keys=True).encode()
     size = file.stat().st_size
+    if size <= _WHOLE:
+        return file.read_bytes()
+    if whole:
+        return f"{size} {_digest(file)}".encode()
     with file.open("rb") as content:
-        if size <= _WHOLE:
-            return content.read()
         first = content.read(_ENDS)
         content.seek(-_ENDS, 2)
         return f"{size}".encode() + first + content.read()
+
+
+def _digest(file: Path) -> str:
+    """Of a large file's bytes. Every process asks for it, so it is kept in home(), under all that changes
+    when the file does: the time of its last change is the kernel's, and nobody's to choose."""
+    stat = file.stat()
+    known_as = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+    kept = home() / "revisions" / hashlib.blake2b(known_as.encode(), digest_size=16).hexdigest()
+    with suppress(OSError):
+        return kept.read_text()
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    with suppress(OSError):  # where nothing may be written, it is hashed each time
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        storage.write(kept, digest)
+    return digest
 
 
 def _commit(repository: str) -> str | None:
