@@ -35,6 +35,10 @@ DOCUMENT = pa.schema(
         pa.field("image_key", pa.string()),  # GEMEL's img_name or img_url, of a ready-made feature
         pa.field("given", pa.list_(MENTION)),  # null: to be found by Detect
         pa.field("options", OPTIONS),
+        pa.field("unread", pa.string()),  # names of fields that no form reads, a line each
+        pa.field(
+            "unread_picture", pa.string()
+        ),  # of these the one that looks like a picture, if there is none
         pa.field("error", pa.string()),
     ]
 )

@@ -297,7 +297,7 @@ def test_a_pair_that_came_before_is_filtered_whatever_is_done_already(tmp_path: 
     found = repeated(digests(str(file), False) for file in (first, second))
     told = reasons(Filters(Input(), found), str(first))
     assert {i for i, why in told.items() if why and why.startswith("filtered:")} == {"3"}
-    assert told["4"] == "the text is empty"
+    assert told["4"].startswith("the text is empty")
     told = reasons(Filters(Input(), found), str(second))
     assert {i for i, why in told.items() if why and why.startswith("filtered:")} == {"0", "1", "2", "3"}
 

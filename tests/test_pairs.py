@@ -73,7 +73,7 @@ def test_halves_of_pairs(tmp_path: Path) -> None:
         tmp_path / "s.tar", ("a.jpg", b"x"), ("b.txt", b"Only words."), ("c.json", b'{"caption": "C"}')
     )
     lonely, words, described = read(path)
-    assert lonely["error"] == "the text is empty"
+    assert lonely["error"].startswith("the text is empty")
     assert (words["text"], words["image"], words["error"]) == ("Only words.", None, None)
     assert described["text"] == "C"
 
@@ -172,7 +172,7 @@ def test_a_hostile_shard_reads_no_other_file_and_costs_only_its_rows(tmp_path: P
     assert "f.txt cannot be read" in wrong["s.tar:3"]
     assert "g.json cannot be read" in wrong["s.tar:4"]
     assert "h.jpg declares 83,886,080 bytes" in wrong["s.tar:5"]
-    assert wrong["s.tar:i"] == "the text is empty"
+    assert wrong["s.tar:i"].startswith("the text is empty")
     assert not list(tmp_path.parent.glob("d.txt"))
 
 
@@ -209,7 +209,9 @@ def test_what_img2dataset_writes_as_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "00000.parquet")
     first, second = read(files([str(tmp_path)])[0])
     assert (first["document_id"], first["text"], first["image"]) == ("00000.parquet:0", "A", b"bytes")
-    assert second["error"] == "img2dataset could not get its picture: HTTP Error 404: Not Found"
+    assert second["error"] == (
+        "img2dataset could not get its picture: HTTP Error 404: Not Found (00000.parquet:2)"
+    )
 
 
 def test_what_img2dataset_writes_as_files(tmp_path: Path) -> None:
@@ -245,7 +247,7 @@ def test_released_captions(tmp_path: Path, raw: Row, text: str, address: str | N
 def test_a_picture_s_address_must_be_words(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"caption": "A", "url": 5}')
     (row,) = read(tmp_path / "in.jsonl")
-    assert row["error"] == "url cannot be 5"
+    assert row["error"].startswith("url cannot be 5")
 
 
 def test_braces_stand_for_files(tmp_path: Path) -> None:

@@ -85,8 +85,10 @@ def batch(tmp_path: Path) -> pa.Table:
         "image_address": [None, None, *here, "elsewhere.jpg", None],
         "image_key": [None] * 6,
         "mentions": [[{"mention": "Adobe"}]] * 6,
+        "unread": [None, None, None, None, None, "size\nthumb"],
+        "unread_picture": [None, None, None, None, None, "thumb"],
     }
-    types = [pa.large_binary(), pa.string(), pa.string(), pa.list_(MENTION)]
+    types = [pa.large_binary(), pa.string(), pa.string(), pa.list_(MENTION), pa.string(), pa.string()]
     return pa.table({n: pa.array(v, t) for (n, v), t in zip(columns.items(), types, strict=True)})
 
 
@@ -114,6 +116,8 @@ def test_equal_pictures_are_encoded_once_within_a_job_and_across_jobs(
     assert vectors[3] is None and vectors[5] is None
     assert [bool(e) for e in errors] == [False, False, False, True, False, False]
     assert "broken.jpg" in errors[3]
+    assert first.measures()["unread"] == {"size": 1, "thumb": 1}
+    assert first.measures()["unread_pictures"] == {"thumb": 1}
     first(batch)
     assert first.measures()["images_encoded"] == 2
     first.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.readers import documents
 from gemel_ray.readers.fields import NIL, short
+from gemel_ray.readers.unread import counted
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
@@ -47,7 +49,7 @@ def check(files: Sequence[str], scope: Scope, say: Say) -> Findings:
     targets = _targets(scope.entities, found) if scope.entities else None
     train = _train(scope.train, folder, say)
     known, reader = _Known(), Reader(decode=True)
-    for where, row, seen in _rows(files, folder, reader, say):
+    for where, row, seen in _rows(files, folder, reader, say, found.fields):
         _document(row, where, known, train, found)
         for mention in row["given"] or []:
             found.mentions += 1
@@ -83,9 +85,10 @@ def _train(files: Sequence[str], folder: Folder | None, say: Say) -> _Known:
 
 
 def _rows(
-    files: Sequence[str], folder: Folder | None, reader: Reader, say: Say
+    files: Sequence[str], folder: Folder | None, reader: Reader, say: Say, fields: Counter[str] | None = None
 ) -> Iterator[tuple[str, Row, Seen | None]]:
-    """The documents: where, what, and what reading their picture said (None: none at hand)."""
+    """The documents: where, what, and what reading their picture said (None: none at hand). `fields`
+    counts those that no form reads."""
     done, told = 0, time.monotonic()
     for file in files:
         for table in documents(file):
@@ -96,6 +99,8 @@ def _rows(
                 if folder and row["image_address"]:
                     folder.use(row["image_address"])
             seen = {id(row): what for row, what in reader.read(rows)}
+            if fields is not None:
+                fields.update(counted(table)["unread"])
             yield from ((_where(file, row), row, seen.get(id(row))) for row in rows)
             done += len(rows)
             if time.monotonic() - told > _EVERY:
@@ -115,6 +120,8 @@ def _document(row: Row, where: str, known: _Known, train: _Known, found: Finding
     if row["error"]:
         found.add("row", where, row["error"])
         return
+    if field := row["unread_picture"]:
+        found.add("unread", where, f"the field {field!r:.60} looks like a picture and is not read")
     if (first := known.ids.setdefault(row["document_id"], where)) is not where:
         found.add("id", where, f"the id is also that of {first}")
     if other := train.texts.get(row["text"]):

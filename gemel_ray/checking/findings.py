@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
+
+from gemel_ray.readers.unread import said
 
 KINDS = {
     "row": "rows that cannot be read",
@@ -18,6 +20,7 @@ KINDS = {
     "train_image": "documents whose picture is in the training data, by key or content",
     "missing": "pictures that are not there",
     "corrupt": "pictures that cannot be decoded",
+    "unread": "documents with something that looks like a picture, and is not read",
     "unused": "pictures in the folder that no document uses",
 }
 NOTES = {  # no faults: told, and nothing to mend
@@ -32,6 +35,7 @@ class Findings:
 
     def __init__(self) -> None:
         self.documents = self.mentions = self.pictures = 0
+        self.fields = Counter[str]()  # that no form reads: nothing wrong, but said
         self.counts: dict[str, int] = defaultdict(int)
         self.first: dict[str, list[str]] = defaultdict(list)
 
@@ -53,7 +57,7 @@ class Findings:
             if self.counts.get(k)
         }
         looked = {"documents": self.documents, "mentions": self.mentions, "pictures": self.pictures}
-        return looked | {"found": found}
+        return looked | {"found": found, "fields_not_read": dict(self.fields)}
 
     def table(self) -> str:
         """For people."""
@@ -62,6 +66,7 @@ class Findings:
         ]
         lines += self._lines(KINDS)
         lines += ["", "nothing found"] if self.clean else []
+        lines += ["", *said({"unread": self.fields})] if self.fields else []
         return "\n".join([*lines, *self._lines(NOTES)])
 
     def _lines(self, kinds: dict[str, str]) -> list[str]:

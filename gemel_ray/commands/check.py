@@ -29,9 +29,11 @@ def add(verb: Parser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.checking import Scope, check
-    from gemel_ray.readers import files
+    from gemel_ray.readers import files, first_look
 
-    inputs, train = files(options.inputs), files(options.train)
+    inputs, train = files(options.inputs, say), files(options.train)
+    for line in first_look(inputs):
+        say(line)
     entities = files([options.entities])[0] if options.entities else None
     found = check(inputs, Scope(train=train, entities=entities, images=options.images), say)
     print(json.dumps(found.figures(), indent=2, ensure_ascii=False) if options.json else found.table())

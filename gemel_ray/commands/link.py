@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.job import results
     from gemel_ray.job.selection import Selection
     from gemel_ray.knowledge.workspace import Workspace, read_facts
-    from gemel_ray.readers import files
+    from gemel_ray.readers import files, first_look
 
     if options.reason and not options.retry_failed:
         raise ValueError("--reason says which rows --retry-failed takes: give both")
@@ -64,7 +64,9 @@ def _run(options: argparse.Namespace) -> int:
     Workspace.open(options.workspace, config)  # refuses a mismatch before anything is started
     if config.offline.address == "local":
         config.detect.check()
-    inputs = files(options.inputs)
+    inputs = files(options.inputs, say)
+    for line in first_look(inputs):
+        say(line)
     if options.dry_run:
         from gemel_ray.job.preview import preview
 
@@ -107,7 +109,9 @@ def exit_status(manifest: dict[str, Any], *, strict: bool) -> int:
 
 
 def _told(manifest: dict[str, Any]) -> str:
-    """What stands in the output, in words."""
+    """What stands in the output, and what of the input was not read, in words."""
+    from gemel_ray.readers.unread import said
+
     statuses = manifest["statuses"]
     lines = [
         f"{manifest['documents']:,} documents, {manifest['rows']:,} rows: "
@@ -119,4 +123,4 @@ def _told(manifest: dict[str, Any]) -> str:
             f"The rows are of {len(manifest['fingerprints'])} configurations or versions of the knowledge "
             f"(see fingerprints in the manifest): do not compare them as one."
         )
-    return "\n".join(lines)
+    return "\n".join(lines + said(manifest["measures"].get("encode", {})))

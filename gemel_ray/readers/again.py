@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator
 from gzip import BadGzipFile
 
-from gemel_ray.readers.containers import Numbered, rows
+from gemel_ray.readers.containers import rows
+from gemel_ray.readers.fields import Numbered
 
 _PAUSES = (0.5, 2.0, 8.0)  # seconds before a file is opened again
 _CLIENTS = ("aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Row = dict[str, Any]
+Numbered = tuple[int, Any]  # a row's number in its file, from 1, and the row or the BadRecord in its place
 _WHOLE = re.compile(r"-?[0-9]{1,10}")
 NIL = "NIL"  # as target_id: the entity is known not to be in the knowledge base
 
@@ -18,17 +19,25 @@ class BadRecord(ValueError):
     """Why a row of the input is not a document."""
 
 
+def plain(fault: BaseException) -> str:
+    """A fault's first line."""
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+
+
 def typed(raw: Mapping[str, Any], field: str, kind: type | tuple[type, ...]) -> Any:
     """The field's value, or None where it has none. Raises BadRecord for another type."""
     value = raw.get(field)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise BadRecord(f"{field} cannot be {value!r:.60}")
+        raise BadRecord(f"{field} cannot be {short(value)}")
     return sound(value, field)
 
 
 def sound(value: Any, field: str) -> Any:
-    """JSON can spell half a surrogate pair, which Arrow cannot hold."""
+    """JSON can spell half a surrogate pair, which Arrow cannot hold; so are bytes read that are no UTF-8."""
     if isinstance(value, str) and not is_unicode(value):
+        if any("\udc80" <= c <= "\udcff" for c in value):
+            shown = short(value.encode("utf-8", "replace").decode())
+            raise BadRecord(f"{field} is not UTF-8: {shown}; save the file as UTF-8")
         raise BadRecord(f"{field} holds half a surrogate pair: it is not valid Unicode")
     return value
 

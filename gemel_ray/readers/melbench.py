@@ -15,8 +15,12 @@ from urllib.parse import unquote
 
 from gemel_ray.readers.fields import NIL, BadRecord, Row, is_unicode, sound, text_of, typed
 from gemel_ray.readers.mentions import mentions, side_by_side
-from gemel_ray.readers.pictures import Place
+from gemel_ray.readers.names import OURS
+from gemel_ray.readers.pictures import Place, columns_of, field_of
 from gemel_ray.readers.places import places
+from gemel_ray.readers.unread import unread
+
+_READ = {*OURS, "sentence", "entities", "answer"}
 
 
 def fits(raw: Any) -> bool:
@@ -27,8 +31,7 @@ def fits(raw: Any) -> bool:
 def columns(raw: Row, at: Place) -> Row:
     """The document's columns. Raises BadRecord."""
     text = text_of(raw, "sentence")
-    key = _picture(raw)
-    return {"text": text, "given": _mentions(raw, text), **(at.released(key) if key else {})}
+    return {"text": text, "given": _mentions(raw, text), **_picture(raw, at)}
 
 
 def _mentions(raw: Row, text: str) -> list[Row]:
@@ -54,8 +57,13 @@ def _entity(mention: Row) -> Row:
     return mention | {"target": unquote(target) if isinstance(target, str) else target}
 
 
-def _picture(raw: Row) -> str | None:
-    """Of several the first: a document has one."""
+def _picture(raw: Row, at: Place) -> Row:
+    """Of the release's key, of several the first, since a document has one; else of whatever other field
+    there is."""
     several = typed(raw, "img_list", list) or [None]
     key = sound(raw.get("imgPath") or several[0], "the picture's name")
-    return key if isinstance(key, str) and key else None
+    if isinstance(key, str) and key:
+        return at.released(key) | unread(raw, _READ | {"imgPath", "img_list"}, pictured=True)
+    field = field_of(raw, pair=False) or ""
+    picture = columns_of(raw.get(field), field, at)
+    return picture | unread(raw, _READ | {field}, pictured=bool(picture))

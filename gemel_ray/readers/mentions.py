@@ -21,7 +21,7 @@ PAIRS = ("span", "offsets", "position", "indices")
 TARGETS = ("target", "entity", "entity_name", "entity_title", "title")
 IDS = ("target_id", "golden", "answer", "entity_id", "kb_id", "qid", "wikidata_id")
 TYPES = ("type", "label", "ner", "entity_type")
-_SIDE_BY_SIDE = {
+SIDE_BY_SIDE = {
     "target": ("targets", "target", "entities"),
     "target_id": ("target_ids", "target_id", "answer", "answers", "golden", "qids"),
 }
@@ -46,7 +46,7 @@ def side_by_side(raw: Mapping[str, Any], words: Sequence[Any], field: str) -> li
     """Mentions that are words, each with its target and id from the lists beside theirs. Raises BadRecord for
     lists of different lengths."""
     beside = {}
-    for name, fields in _SIDE_BY_SIDE.items():
+    for name, fields in SIDE_BY_SIDE.items():
         for other in (f for f in fields if f in raw and f != field):
             values = raw[other] if isinstance(raw[other], list) else [raw[other]]
             if isinstance(raw[other], list) or len(words) == 1:

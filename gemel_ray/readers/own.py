@@ -1,16 +1,26 @@
-"""Our own form: an object with `text`, `mentions` ([{start, end, target, ...}]) and `image`, or the
-`image_key` of a ready-made feature."""
+"""Our own form, and image-caption pairs as data sets release them: an object with a text, `mentions`
+([{start, end, target, ...}]; without them they are to be found) and a picture under one of its usual names.
+
+LAION, CC and COYO (`TEXT`, `caption`, `text` with `URL`, `url`), Hugging Face's imagefolder and image
+columns, and what img2dataset writes: Parquet with the bytes in `jpg`, tar shards, or files beside their
+Parquet or JSON (its README.md, "Output format").
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from gemel_ray.readers.fields import BadRecord, Row, short, sound, text_of, typed
-from gemel_ray.readers.mentions import is_places, mentions, side_by_side
-from gemel_ray.readers.pictures import Place
+from gemel_ray.readers.fields import BadRecord, Row, short, text_of, typed
+from gemel_ray.readers.mentions import SIDE_BY_SIDE, is_places, mentions, side_by_side
+from gemel_ray.readers.names import OURS, SIZES, TEXTS
+from gemel_ray.readers.pictures import Place, columns_of, field_of
+from gemel_ray.readers.unread import unread
 
+_CAPTIONS = ("caption", "TEXT", "alt_text", "Caption", "CAPTION", "alttext", "image_caption", "raw_caption")
 _ANNOTATIONS = ("entities", "spans", "ents", "label", "labels")  # spaCy's and Prodigy's, doccano's
+_SENTENCE = ("raw", "caption", "text", "sentence")  # of an object in a list of captions
 
 
 def fits(raw: Any) -> bool:
@@ -20,9 +30,14 @@ def fits(raw: Any) -> bool:
 
 def columns(raw: Row, at: Place) -> Row:
     """The document's columns. Raises BadRecord."""
-    text = text_of(raw, "text")
+    field, text = _text(raw)
+    pair = field in _CAPTIONS or bool(SIZES & raw.keys())
+    picture, where = _picture(raw, at, pair=pair)
     key = typed(raw, "image_key", str)
-    return {"text": text, "given": mentions_of(raw, text), "image_key": key, **_picture(raw, at)}
+    return {
+        "text": text, "given": mentions_of(raw, text), "image_key": key, **picture,
+        **unread(raw, {*OURS, *_of_mentions(raw), field, where}, pictured=bool(picture or key)),
+    }  # fmt: skip
 
 
 def mentions_of(raw: Row, text: str) -> list[Row] | None:
@@ -41,6 +56,13 @@ def mentions_of(raw: Row, text: str) -> list[Row] | None:
     return mentions(given, text)
 
 
+def _of_mentions(raw: Row) -> set[str]:
+    """The fields beside `mentions`, or in their place, that are read."""
+    if raw.get("mentions") is not None:
+        return {name for names in SIDE_BY_SIDE.values() for name in names}
+    return {field for field in _ANNOTATIONS if is_places(raw.get(field))}
+
+
 def _listed(written: str) -> list[Any] | None:
     """The mentions of a field of text, as tables have it: JSON, or the words of one mention."""
     if not written.strip():
@@ -52,14 +74,31 @@ def _listed(written: str) -> list[Any] | None:
     return found if isinstance(found, list) else [written]
 
 
-def _picture(raw: Row, at: Place) -> Row:
-    image = raw.get("image")
-    if isinstance(image, dict):  # Hugging Face and img2dataset write {bytes, path}
-        image = image.get("bytes") or image.get("path")
-    if image is None:
-        return {}
-    if isinstance(image, bytes):
-        return {"image": image}
-    if isinstance(sound(image, "image"), str) and image:
-        return {"image_address": at.own(image)}
-    raise BadRecord(f"image cannot be {image!r:.60}: it is bytes, a path or a URL")
+def _text(raw: Row) -> tuple[str, str]:
+    """The text's field, and the text: of several the first. Raises BadRecord where there is none."""
+    field = next((name for name in TEXTS if raw.get(name) is not None), None)
+    if field is None:
+        shown = ", ".join(f"{name!r:.40}" for name in list(raw)[:8]) or "none"
+        raise BadRecord(f"the text is empty: there is no field text or caption; the fields are {shown}")
+    value = raw[field]
+    if isinstance(value, list):
+        value = next((v for v in map(_sentence, value) if isinstance(v, str) and v.strip()), None)
+    return field, text_of({field: value}, field)
+
+
+def _sentence(item: Any) -> Any:
+    return next((item[n] for n in _SENTENCE if n in item), None) if isinstance(item, Mapping) else item
+
+
+def _picture(raw: Row, at: Place, *, pair: bool) -> tuple[Row, str]:
+    """The picture's columns, and its field. Raises BadRecord for one that img2dataset could not get."""
+    field = field_of(raw, pair=pair) or ""
+    picture = columns_of(raw.get(field), field, at)
+    status = raw.get("status")
+    if "image" in picture or not isinstance(status, str) or "key" not in raw:
+        return picture, field
+    if status != "success":
+        why = raw.get("error_message")
+        raise BadRecord(f"img2dataset could not get its picture: {why if isinstance(why, str) else status}")
+    found = at.downloaded(raw["key"]) if isinstance(raw["key"], str) else None
+    return ({"image_address": found} if found else picture), field

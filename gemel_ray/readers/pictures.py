@@ -1,4 +1,4 @@
-"""Where a document's picture is: its address, told from what the file says of it.
+"""A document's picture: which of its fields it is, and its bytes or address, told from what the file says.
 
 Nothing is opened here; knows nothing of what is in a picture.
 """
@@ -6,13 +6,30 @@ Nothing is opened here; knows nothing of what is in a picture.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
+from typing import Any
 
 import fsspec
 
+from gemel_ray.readers.fields import BadRecord, Row, sound
+from gemel_ray.readers.inline import inline, is_picture, looks_base64, looks_bytes
+from gemel_ray.readers.names import ends_as_picture, may_name_picture, names_picture
+
 # Where releases keep pictures: beside the file, or in folders so named (MIMIC, MELBench, WikiDiverse).
+_NOTHING = ("", "nan", "none", "null", "<na>")  # as tables spell it
+_INNER = (
+    "bytes",
+    "path",
+    "url",
+    "src",
+    "file_name",
+    "image_url",
+    "image",
+)  # of an object
 _FOLDERS = ("mention_image", "mention_images", "images", "KVQAimgs", "wikinewsImgs")
 
 
@@ -28,7 +45,11 @@ class Place:
         return f"{self.address.rpartition('/')[0] or '.'}/{name}"
 
     def own(self, name: str) -> str:
-        """The address of our own form's picture: taken at its word."""
+        """The address of our own form's picture: taken at its word. Raises BadRecord for a URL without its
+        beginning."""
+        name = name.strip()
+        if name.lower().startswith("www.") or (name.startswith("//") and not _is_file(name)):
+            raise BadRecord(f"the picture's address {name!r:.60} is no whole URL: one begins with https://")
         return name if "://" in name or name.startswith("/") else self.beside(name)
 
     def keyed(self, key: str) -> dict[str, str | None]:
@@ -45,9 +66,88 @@ class Place:
         return {"image_key": key, "image_address": found} if found else self.keyed(key)
 
     def downloaded(self, key: str) -> str | None:
-        """The picture that img2dataset's files format keeps beside its Parquet: 00000/000000123.jpg."""
-        home = self.address.removesuffix(".parquet")
-        return _first([f"{home}/{key}.{kind}" for kind in ("jpg", "png", "webp")])
+        """The picture that img2dataset keeps beside its Parquet, 00000/000000123.jpg, or the pair's JSON."""
+        home, _, name = self.address.rpartition("/")
+        folder = home if name == f"{key}.json" else self.address.removesuffix(".parquet")
+        return _first([f"{folder}/{key}.{kind}" for kind in ("jpg", "png", "webp")])
+
+
+def field_of(raw: Mapping[str, Any], *, pair: bool) -> str | None:
+    """The field that is the picture: `image`, else one that holds a picture or a picture's file, else one
+    whose name says so. A `url` is a picture's where the row is a released `pair`; else it may be a page's."""
+    if not is_nothing(raw.get("image")):
+        return "image"
+    named = [name for name, value in raw.items() if may_name_picture(name) and not is_nothing(value)]
+    certain = [name for name in named if names_picture(name)]
+    for names, fits in ((certain, _holds_bytes), (certain, looks), (named, looks)):
+        if found := next((name for name in names if fits(raw[name])), None):
+            return found
+    urls = [name for name in ("url", "URL") if name in named and (pair or name == "URL")]
+    return next((name for name in certain if _may_be(raw[name])), next(iter(urls), None))
+
+
+def columns_of(value: Any, field: str, at: Place) -> Row:
+    """The image columns of a picture's field. Raises BadRecord for what is none."""
+    if is_nothing(value):
+        return {}
+    if isinstance(value, list):
+        first = next((item for item in value if not is_nothing(item)), None)
+        return columns_of(first, field, at)
+    if isinstance(value, dict):
+        inner = next((value[name] for name in _INNER if not is_nothing(value.get(name))), None)
+        if isinstance(inner, (str, bytes)):
+            return columns_of(inner, field, at)
+    if isinstance(value, bytes):
+        if is_picture(value) or not (address := _as_address(value)):
+            return {"image": value}
+        value = address
+    if not isinstance(sound(value, field), str):
+        raise BadRecord(f"{field} cannot be {value!r:.60}: it is bytes, a path, a URL or base64")
+    held = inline(value, field)
+    return {"image_address": at.own(value)} if held is None else {"image": held}
+
+
+def looks(value: Any) -> bool:
+    """Whether a value is a picture, or names a picture's file."""
+    if isinstance(value, list):
+        return any(looks(item) for item in value[:3])
+    if isinstance(value, dict):
+        return any(looks(value[name]) for name in _INNER if name in value)
+    if isinstance(value, bytes):
+        return is_picture(value) or ends_as_picture(_as_address(value))
+    if not isinstance(value, str):
+        return False
+    if value.lstrip()[:11].lower() == "data:image/" or looks_base64(value) or looks_bytes(value):
+        return True
+    return ends_as_picture(value) and len(value) < 2048 and "\n" not in value.strip()
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a table's value says that there is none: null, NaN, an empty text or list."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    if isinstance(value, str):
+        return value.strip().lower() in _NOTHING
+    if isinstance(value, dict):
+        return all(value.get(name) in (None, "", b"") for name in _INNER) and not value.keys() - set(_INNER)
+    return value is None or value in ([], b"")
+
+
+def _holds_bytes(value: Any) -> bool:
+    return isinstance(value.get("bytes") if isinstance(value, dict) else value, bytes)
+
+
+def _may_be(value: Any) -> bool:
+    return isinstance(value, (str, bytes, list, dict))
+
+
+def _as_address(value: bytes) -> str:
+    """Bytes that are a path or URL, as some tables keep every text."""
+    try:
+        text = value.decode() if len(value) < 2048 else ""
+    except UnicodeDecodeError:
+        return ""
+    return text if text.isprintable() and ("://" in text or ends_as_picture(text)) else ""
 
 
 def spellings(key: str) -> list[str]:

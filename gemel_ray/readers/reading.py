@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from gemel_ray.readers import captions, melbench, official, own, wikidiverse
+from gemel_ray.readers import melbench, official, own, wikidiverse
 from gemel_ray.readers.again import Unreachable, steady_rows
-from gemel_ray.readers.containers import plain
-from gemel_ray.readers.fields import BadRecord, Row, identity
+from gemel_ray.readers.fields import BadRecord, Row, identity, plain
+from gemel_ray.readers.names import TEXTS, names_picture
 from gemel_ray.readers.pictures import Place
 from gemel_ray.records import DOCUMENT
 
 BATCH = 256
 _HELD = 64 * 2**20  # bytes of pictures in one table
+_NEEDED = ("mentions", "mention", "sentence")
 REST = "rest"  # in place of a row's number: what of a file could not be had, and may be another time
-_FORMS = (wikidiverse, melbench, official, captions, own)  # the first that fits
+_FORMS = (wikidiverse, melbench, official, own)  # the first that fits
 
 
 def documents(address: str, *, fetch_official_images: bool = False, batch: int = BATCH) -> Iterator[pa.Table]:
@@ -55,9 +57,24 @@ def _document(raw: Any, at: Place, number: int) -> Row:
         if form is None:
             raise BadRecord(f"line {number} is not a JSON object, nor an item of a known data set")
         name = _name(raw, name)
+        raw = _shown(raw) if isinstance(raw, dict) else raw
         return _row(name, source, **form.columns(raw, at))
     except BadRecord as bad:
-        return _row(name, source, error=str(bad))
+        at_row = "" if name.endswith(f":{number}") else f" ({PurePosixPath(at.address).name}:{number})"
+        return _row(name, source, error=f"{bad}{at_row}")
+
+
+def _shown(raw: Row) -> Row:
+    """The row without what its column cannot show, and without NaN, as pandas spells null. Raises BadRecord
+    where the former is the text, the mentions or the picture."""
+    for name, value in raw.items():
+        if isinstance(value, BadRecord) and (name in TEXTS or name in _NEEDED or names_picture(name)):
+            raise value
+    return {n: v for n, v in raw.items() if not _is_none(v)}
+
+
+def _is_none(value: Any) -> bool:
+    return isinstance(value, BadRecord) or (isinstance(value, float) and math.isnan(value))
 
 
 def _name(raw: Any, name: str) -> str:

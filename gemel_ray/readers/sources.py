@@ -1,62 +1,144 @@
-"""Which files an input means, and how many documents a file holds."""
+"""Which files an input means: those that a reader knows, each once; and how many others there were."""
 
 from __future__ import annotations
 
 import itertools
-import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from glob import has_magic
+from typing import Any
 
-import fsspec
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from gemel_ray.readers.containers import is_whole, json_rows
+from gemel_ray.readers.columnar import ARROW, PARQUET
+from gemel_ray.readers.containers import JSON
+from gemel_ray.readers.delimited import TABLES
+from gemel_ray.readers.foreign import HIDDEN, Marks, ending, foreign
 from gemel_ray.readers.shards import SHARDS
 from gemel_ray.stores import asked, bucket_is_there, opened, plainly, scheme
 
-READ = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".pq", *SHARDS)
+READ = (*JSON, *PARQUET, *ARROW, *TABLES, *SHARDS)
+_SHOWN = ".json, .jsonl, .ndjson, .csv, .tsv (also .gz, .bz2, .xz, .zst), .parquet, .arrow, .feather, .tar"
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MAGIC = re.compile(r"[*?\[]")
 _MOST = 100_000  # files that braces may stand for
 _AT_ONCE = 32  # of them looked for
+Say = Callable[[str], None]
 
 
-def files(inputs: Sequence[str]) -> list[str]:
-    """The input's files: folders are searched for those a reader knows, and 00000..00012 in braces stands
-    for all between. Raises ValueError for what is not there or not readable by any reader."""
+@dataclass
+class _Seen:
+    """What an address means: files, and how many were passed over, by kind."""
+
+    address: str
+    files: list[tuple[str, str]] = field(default_factory=list)  # the address of each, and what it is known by
+    passed: Counter[str] = field(default_factory=Counter)
+
+
+def files(inputs: Sequence[str], say: Say | None = None) -> list[str]:
+    """The input's files, each once: folders are searched for those a reader knows, and 00000..00012 in braces
+    stands for all between. `say` is told how many others there were, and of what kind. Raises ValueError for
+    what is not there or not readable by any reader."""
     addresses = list(itertools.chain.from_iterable(map(_spelled_out, inputs)))
     for first in {scheme(address): address for address in reversed(addresses)}.values():
         asked(first, lambda filesystem, path: filesystem.exists(path))  # a wrong key is told before the rest
+    marks: dict[str, Marks] = {}
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return list(itertools.chain.from_iterable(threads.map(_files, addresses)))
+        seen = list(threads.map(partial(_search, marks=marks), addresses))
+    found: dict[str, str] = {}
+    passed = Counter[str]()
+    for one in seen:
+        passed += one.passed
+        for address, identity in one.files:
+            passed["given twice"] += identity in found
+            found.setdefault(identity, address)
+    if say and (said := _said(passed)):
+        say(said)
+    return list(found.values())
 
 
-def _files(address: str) -> list[str]:
+def _said(passed: Counter[str]) -> str:
+    """What was passed over, in words."""
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in passed.most_common(12) if number)
+    return f"passed over {passed.total():,} files: {kinds}" if kinds else ""
+
+
+def _search(address: str, marks: dict[str, Marks]) -> _Seen:
+    """The files that an address means. Raises ValueError where there are none."""
     filesystem, path = opened(address)
-
-    def named(inside: str) -> str:
-        return str(filesystem.unstrip_protocol(inside)) if "://" in address else inside
-
+    ours = marks.setdefault(scheme(address), Marks(filesystem))
+    seen = _Seen(address)
     with plainly(address):
-        if address.endswith(READ) and filesystem.isfile(path):  # asked first: http takes a page for a folder
-            return [address]
+        if address.lower().endswith(READ) and filesystem.isfile(
+            path
+        ):  # first: http takes a page for a folder
+            if owner := _owner(ours, path, address):
+                raise ValueError(f"{address} is of {owner}, which gemel-ray wrote: it is no input")
+            seen.files.append((address, _identity(address, path)))
+            return seen
         if filesystem.isdir(path):
-            found = _documents(sorted(p for p in filesystem.find(path) if p.endswith(READ)))
-            if not found:
-                raise ValueError(f"{address} holds no file that ends in {', '.join(READ)}")
-            return [named(p) for p in found]
-        if filesystem.exists(path):
-            raise ValueError(f"{address}: a document file ends in {', '.join(READ)}")
-        matches = filesystem.glob(path, detail=True) if has_magic(path) else {}
-        if not matches:
-            bucket_is_there(filesystem, path, address)
-            raise ValueError(f"there is no {address}")
-        whole = [p for p in _documents(sorted(matches)) if matches[p]["type"] == "file" and p.endswith(READ)]
-        others = [p for p in _documents(sorted(matches)) if p not in whole]
-    return [named(p) for p in whole] + [file for p in others for file in _files(named(p))]
+            root, inside = path.rstrip("/"), sorted(filesystem.find(path))
+            _take(seen, inside, Marks(filesystem, root, set(inside)), root)
+        elif filesystem.exists(path):
+            raise ValueError(f"{address}: a document file ends in {_SHOWN}")
+        else:
+            root, inside = _matched(filesystem, path)
+            if not inside:
+                bucket_is_there(filesystem, path, address)
+                raise ValueError(f"there is no {address}")
+            _take(seen, inside, ours, root)
+    if not seen.files:
+        said = _said(seen.passed)
+        raise ValueError(f"{address} holds no file that ends in {_SHOWN}" + (f" ({said})" if said else ""))
+    return seen
+
+
+def _matched(filesystem: Any, path: str) -> tuple[str, list[str]]:
+    """Of a pattern the folder that it begins with, and the files that it matches, or that lie in a folder that
+    it matches."""
+    magic = _MAGIC.search(path) if has_magic(path) else None
+    if magic is None:
+        return "", []
+    found = filesystem.glob(path, detail=True)
+    folders = [p for p, about in found.items() if about["type"] == "directory"]
+    inside = {p for p, about in found.items() if about["type"] != "directory"}
+    inside.update(file for folder in folders for file in filesystem.find(folder))
+    return path[: magic.start()].rpartition("/")[0], sorted(inside)
+
+
+def _take(seen: _Seen, inside: Sequence[str], ours: Marks, root: str) -> None:
+    """Of what a folder holds or a pattern matches, the documents."""
+    there, remote = set(inside), "://" in seen.address
+    for path in inside:
+        if kind := _passed_over(seen.address, path, root, there, ours):
+            seen.passed[kind] += 1
+        else:
+            named = str(ours.filesystem.unstrip_protocol(path)) if remote else path
+            seen.files.append((named, _identity(seen.address, path)))
+
+
+def _passed_over(address: str, path: str, root: str, there: set[str], ours: Marks) -> str | None:
+    """The kind of a file that is no document."""
+    if any(part.startswith(HIDDEN) for part in path.removeprefix(root).strip("/").split("/")):
+        return "hidden"
+    if _owner(ours, path, address):
+        return "of gemel-ray"
+    return foreign(path, there) if path.lower().endswith(READ) else ending(path)
+
+
+def _owner(ours: Marks, path: str, address: str) -> str | None:
+    """The folder of this program that a file is of; none is written to the web."""
+    return None if scheme(address) in ("http", "https", "hf") else ours.owner(path)
+
+
+def _identity(address: str, path: str) -> str:
+    """What a file is known by: of a link, what it leads to."""
+    kind = scheme(address)
+    return f"{kind}://{path}" if kind else os.path.realpath(path)
 
 
 def _spelled_out(address: str) -> Iterator[str]:
@@ -78,51 +160,3 @@ def _spelled_out(address: str) -> Iterator[str]:
         return
     for name in names:
         yield from _spelled_out(address[: braces.start()] + name + address[braces.end() :])
-
-
-def _documents(inside: Sequence[str]) -> list[str]:
-    """Of what a folder holds or a pattern matches, without what img2dataset writes beside the pairs: counts,
-    the Parquet that repeats a shard's rows, and the files in a folder whose rows are in a Parquet of its
-    name."""
-    there = set(inside)
-    stems = {p.removesuffix(".parquet") for p in inside if p.endswith(".parquet")}
-    return [
-        p
-        for p in inside
-        if not p.endswith("_stats.json")
-        and p.removesuffix(".parquet") + ".tar" not in there
-        and not {p, p.rpartition("/")[0]} & stems
-    ]
-
-
-def count(address: str) -> int | None:
-    """Documents of a file, as far as can be told cheaply; None where it cannot be read, is a shard with
-    nothing beside it that tells, or would have to be read through, over a network."""
-    try:
-        if address.endswith(SHARDS):
-            return _counted_beside(address)
-        columnar = address.endswith((".parquet", ".pq"))
-        if not columnar and scheme(address):
-            return None
-        if not columnar and is_whole(address):
-            return sum(1 for _ in json_rows(address))
-        with fsspec.open(address, "rb", compression="infer") as file:
-            if columnar:
-                return int(pq.ParquetFile(file).metadata.num_rows)
-            return sum(bool(line.strip()) for line in file)
-    except Exception:  # the reader will say why, as a row
-        return None
-
-
-def _counted_beside(shard: str) -> int | None:
-    """The pairs that img2dataset says it put into a shard: in 00000_stats.json, or row by row in Parquet."""
-    stem = shard.partition(".tar")[0]
-    filesystem, path = fsspec.core.url_to_fs(stem)
-    if filesystem.exists(f"{path}_stats.json"):
-        with filesystem.open(f"{path}_stats.json") as file:
-            return int(json.load(file)["successes"])
-    if filesystem.exists(f"{path}.parquet"):
-        with filesystem.open(f"{path}.parquet") as file:
-            status = pq.read_table(file, columns=["status"])["status"]
-        return int(pc.sum(pc.equal(status, "success")).as_py() or 0)
-    return None

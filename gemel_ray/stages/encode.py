@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from gemel_ray.models.fetching import Fetching, Manners, fetched
 from gemel_ray.models.images import image_bytes, is_web, read_image
 from gemel_ray.models.limits import ImageError, ImageLimits, told_of
 from gemel_ray.models.remembered import Remembered
+from gemel_ray.readers.unread import counted
 from gemel_ray.setting import DEVICE, setting
 from gemel_ray.stage import Stage, Work, answer
 
@@ -45,7 +47,7 @@ class Encode(Stage):
     features the workspace keeps for later jobs; limits of one picture; `fetch`, `per_host`, `pause`,
     `public_hosts`: of pictures by URL (models/fetching.py)."""
 
-    reads: ClassVar = ("image", "image_address", "image_key", "mentions")
+    reads: ClassVar = ("image", "image_address", "image_key", "mentions", "unread", "unread_picture")
     writes: ClassVar = pa.schema(
         [
             pa.field("image_vector", VECTOR),  # CLIP's feature as the mapper takes it, or null
@@ -93,6 +95,7 @@ class _Encoding(Work):
         self.seen: dict[str, bytes] = {}  # URLs, and the digests of what was there
         self.under_way: dict[bytes, Future[Vector | str]] = {}
         self.counts = {"features": 0, "images": 0, "images_encoded": 0, "documents_without_image": 0}
+        self.unread = {"unread": Counter[str](), "unread_pictures": Counter[str]()}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         pictures: list[Picture] = list(
@@ -104,6 +107,8 @@ class _Encoding(Work):
         )
         vectors = [v if r is None else r for v, r in zip(vectors, ready, strict=True)]
         errors = [e or missing for e, missing in zip(errors, lacking, strict=True)]
+        for name, counts in counted(batch).items():
+            self.unread[name].update(counts)
         columns = {"image_vector": vectors, "mention_vectors": self._mention_vectors(batch["mentions"])}
         return answer(self.stage.writes, columns, errors)
 
@@ -225,4 +230,4 @@ class _Encoding(Work):
             self.cache.close()
 
     def measures(self) -> dict[str, Any]:
-        return dict(self.counts)
+        return self.counts | {name: dict(counts) for name, counts in self.unread.items()}

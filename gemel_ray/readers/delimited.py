@@ -1,0 +1,81 @@
+"""Rows of CSV and TSV: the first line names the columns.
+
+Each cell is a text; an empty one is null. `mentions`, and what else is a list or an object, is JSON in its
+cell, or Python's spelling of it, as pandas writes; places are numbers. The comma may be a semicolon, a tab or
+a bar. A file of two columns without a header, one of them URLs, is captions with the URLs of their pictures,
+as Conceptual Captions has them.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from gemel_ray.readers.fields import BadRecord, Numbered
+from gemel_ray.readers.names import TEXTS, may_be_read
+from gemel_ray.readers.opening import PACKED, lines, opened
+
+TABLES = tuple(kind + packed for kind in (".csv", ".tsv") for packed in PACKED)
+_SEPARATORS = ",;\t|"
+_NUMBERS = ("start", "end")
+_WEB = ("http://", "https://")
+_PROSE = set(TEXTS) - {"captions", "sentences"}  # a caption may begin with a bracket
+csv.field_size_limit(2**31 - 1)  # pictures in base64
+
+
+def table_rows(address: str) -> Iterator[Numbered]:
+    """The rows, numbered from 1 below the header."""
+    with opened(address) as file:
+        texts = (t.decode("utf-8", "surrogateescape") if isinstance(t, bytes) else t for t in lines(file))
+        first = next(texts, "")
+        separator = "\t" if ".tsv" in address.lower()[-8:] else max(_SEPARATORS, key=first.count)
+        names = next(csv.reader([first], delimiter=separator), [])
+        bare = _names_of_pairs(names)
+        if not bare and not any(may_be_read(name.strip()) for name in names):
+            shown = ", ".join(f"{name:.40}" for name in names[:8])
+            yield (
+                1,
+                BadRecord(f"the first line names no column such as text or caption, but {shown}"),
+            )
+            return
+        read = chain([first], texts)  # a header may go on in a second line
+        cells = csv.reader(read, delimiter=separator, quoting=csv.QUOTE_NONE if bare else csv.QUOTE_MINIMAL)
+        header = bare or [name.strip() for name in next(cells)]
+        for number, row in enumerate((row for row in cells if row), 1):
+            yield number, _row(header, row)
+
+
+def _names_of_pairs(first: list[str]) -> list[str]:
+    """The columns of a file without a header, that begins with a caption and a URL, in either order."""
+    web = [cell.strip().lower().startswith(_WEB) for cell in first]
+    if len(first) != 2 or sum(web) != 1:
+        return []
+    return ["url", "caption"] if web[0] else ["caption", "url"]
+
+
+def _row(header: list[str], row: list[str]) -> Any:
+    while len(row) > len(header) and not row[-1]:
+        row.pop()
+    if len(row) != len(header):
+        shown = ", ".join(f"{cell!r:.30}" for cell in row[:4])
+        return BadRecord(f"it has {len(row):,} cells where the header has {len(header):,}: {shown}")
+    return {name: _cell(name, cell) for name, cell in zip(header, row, strict=True)}
+
+
+def _cell(name: str, cell: str) -> Any:
+    if not cell:
+        return None
+    if name in _NUMBERS:
+        return int(cell) if cell.strip().lstrip("-").isdecimal() and len(cell) < 12 else cell
+    if cell[0] not in "[{" or name in _PROSE:
+        return cell
+    for spelled in (json.loads, ast.literal_eval):
+        try:
+            return spelled(cell)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return cell

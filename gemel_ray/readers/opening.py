@@ -1,0 +1,72 @@
+"""A file's bytes, unpacked as its name says, and its text, decoded as its first bytes say."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+from fsspec.compression import register_compression
+
+PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
+_MARKS = {  # UTF-32's first: UTF-16's is its beginning
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8-sig",
+}
+
+
+def _zstd(file: Any, mode: str = "rb", **_: Any) -> Any:
+    return io.BufferedReader(pa.CompressedInputStream(file, "zstd"))
+
+
+register_compression("zstd", _zstd, "zst", force=True)  # Arrow has it: no further package is needed
+
+
+def opened(address: str) -> Any:
+    """The file, to be entered with `with`; unpacked, whatever the case of its name's ending."""
+    return fsspec.open(address, "rb", compression="infer")
+
+
+def encoding(head: bytes) -> str:
+    """Of a text that begins so: as its byte order mark says, else UTF-8."""
+    return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
+
+
+def decoded(data: bytes) -> str:
+    """The whole text. Bytes that are no text become half surrogates: they cost their row only."""
+    kind = encoding(data[:4])
+    return data.decode(kind, "surrogateescape" if kind.startswith("utf-8") else "surrogatepass")
+
+
+def lines(file: IO[bytes]) -> Iterator[bytes | str]:
+    """The lines of an opened file: bytes in UTF-8, or the text of UTF-16, as PowerShell writes it."""
+    first = file.readline()
+    kind = encoding(first)
+    if kind.startswith("utf-8"):
+        yield first.removeprefix(codecs.BOM_UTF8)
+        yield from file
+        return
+    whole = io.BufferedReader(_Behind(first, file))
+    yield from io.TextIOWrapper(whole, kind, "surrogatepass", newline="\n")
+
+
+class _Behind(io.RawIOBase):
+    """What has been read of a file, and then its rest."""
+
+    def __init__(self, first: bytes, rest: IO[bytes]) -> None:
+        self.first, self.rest = first, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self.first[: len(buffer)] or self.rest.read(len(buffer))
+        self.first = self.first[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)

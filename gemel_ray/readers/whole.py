@@ -1,0 +1,189 @@
+"""One JSON document that holds rows: which of its parts they are.
+
+An array of rows; rows by their id; a list of rows under one key (`data`, `annotations`); COCO's captions,
+with the pictures they are of; pandas' tables (`orient` index, columns, split, table); columns as lists side
+by side; one row, or several behind each other, that span lines. The text is read once and given row by row,
+so that only it and one row are in memory. What is none of these is one row that says what was found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator
+from json import JSONDecoder
+from typing import Any
+
+from gemel_ray.readers.fields import BadRecord, Numbered, Row, plain
+from gemel_ray.readers.names import TEXTS
+from gemel_ray.readers.opening import decoded, opened
+
+_SPACE = re.compile(r"\s*")
+_SHOWN = 8  # keys of a document that is nothing known
+_LISTS = ("data", "annotations", "rows", "items", "documents", "examples", "images")  # the likeliest first
+Outline = dict[str, tuple[int, str]]  # of an object: where each key's value begins, and with what
+_decode = JSONDecoder().raw_decode
+
+
+def whole_rows(address: str) -> Iterator[Numbered]:
+    """The document's rows, numbered from 1; what breaks off is a BadRecord after those before it."""
+    with opened(address) as file:
+        text = decoded(file.read())
+    number = 0
+    try:
+        for number, row in enumerate(_rows(text), 1):
+            yield number, row
+    except (ValueError, RecursionError) as fault:
+        reason = f"item {number + 1} is not JSON, and nothing behind it can be read: {plain(fault)}"
+        yield number + 1, BadRecord(reason)
+
+
+def _rows(text: str) -> Iterator[Any]:
+    at = _after(text, 0)
+    if text[at] == "[":
+        end = yield from _items(text, at)
+        _ended(text, end)
+        return
+    while at < len(text):
+        outline, end, fault = _outline(text, at)
+        yield from _of_object(text, at, outline)
+        if fault:
+            raise fault
+        at = _after(text, end)
+        if text[at : at + 1] != "{":
+            _ended(text, end)
+
+
+def _of_object(text: str, at: int, outline: Outline) -> Iterator[Any]:
+    """The rows that an object is, or holds."""
+    kinds = {key: kind for key, (_, kind) in outline.items()}
+    lists = [key for key, (place, kind) in outline.items() if kind == "[" and _holds_objects(text, place)]
+    if any(kinds.get(name) == '"' for name in (*TEXTS, "sentence")) or not set(kinds.values()) & {"[", "{"}:
+        yield _decode(text, at)[0]
+    elif {"images", "annotations"} <= set(lists):
+        yield from _coco(text, outline)
+    elif {"columns", "data"} <= kinds.keys() and {kinds["columns"], kinds["data"]} == {"["}:
+        names = _decode(text, outline["columns"][0])[0]
+        yield from (_zipped(names, values) for values in _items(text, outline["data"][0]))
+    elif found := next((key for key in (*_LISTS, *lists[:1]) if key in lists), None):
+        yield from _items(text, outline[found][0])
+    elif kinds and set(kinds.values()) == {"{"}:
+        yield from _by_key(text, outline)
+    elif set(kinds.values()) == {"["} and not kinds.keys().isdisjoint(TEXTS):
+        yield from _side_by_side(_decode(text, at)[0])
+    else:
+        yield BadRecord(_unknown(list(kinds)))
+
+
+def _unknown(keys: list[str]) -> str:
+    more = f" and {len(keys) - _SHOWN:,} more" if len(keys) > _SHOWN else ""
+    return (
+        f"one JSON object with the keys {', '.join(f'{key!r:.40}' for key in keys[:_SHOWN])}{more}: rows are "
+        "read from lines, from an array, from a list of objects under one key, or from an object by id"
+    )
+
+
+def _coco(text: str, outline: Outline) -> Iterator[Row]:
+    """COCO's captions (and NoCaps'): each annotation, with its picture's file or address."""
+    pictures = {}
+    for picture in _items(text, outline["images"][0]):
+        if isinstance(picture, dict):
+            pictures[picture.get("id")] = picture.get("file_name") or picture.get("coco_url")
+    for item in _items(text, outline["annotations"][0]):
+        if not isinstance(item, dict) or item.get("image_id") not in pictures:
+            yield item
+        else:
+            yield {"image": pictures[item["image_id"]]} | item
+
+
+def _by_key(text: str, outline: Outline) -> Iterator[Any]:
+    """Objects by their id, or, where the keys are columns, pandas' cells by theirs."""
+    if not outline.keys().isdisjoint(TEXTS):
+        columns = {key: _decode(text, place)[0] for key, (place, _) in outline.items()}
+        for index in dict.fromkeys(index for cells in columns.values() for index in cells):
+            yield {key: cells.get(index) for key, cells in columns.items()}
+        return
+    for key, (place, _) in outline.items():
+        row = _decode(text, place)[0]
+        # MELBench's items have ids of their own, that several share.
+        yield {"id": key} | row if "sentence" not in row else row | {"id": key}
+
+
+def _side_by_side(columns: dict[str, list[Any]]) -> Iterator[Any]:
+    """SBU's captions: a list for each column."""
+    lengths = {key: len(values) for key, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{key:.40} has {length:,}" for key, length in list(lengths.items())[:_SHOWN])
+        yield BadRecord(f"its lists do not belong together, since they differ in length: {shown}")
+        return
+    yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+
+
+def _zipped(names: Any, values: Any) -> Any:
+    if not isinstance(names, list) or not isinstance(values, list) or len(names) != len(values):
+        return BadRecord(f"a row of {len(names):,} columns cannot be {values!r:.60}")
+    return dict(zip(map(str, names), values, strict=True))
+
+
+def _holds_objects(text: str, at: int) -> bool:
+    at = _after(text, at + 1)
+    return text[at : at + 1] == "{"
+
+
+def _outline(text: str, at: int) -> tuple[Outline, int, ValueError | RecursionError | None]:
+    """An object's keys, the place behind it, and what is wrong with it: where it breaks off, the key before
+    that is among them."""
+    found: Outline = {}
+    try:
+        at = _after(text, at + 1)
+        while text[at : at + 1] != "}":
+            key, at = _decode(text, at)
+            at = _after(text, _expected(":", text, at) + 1)
+            found[str(key)] = (at, text[at : at + 1])
+            at = _after(text, _skipped(text, at))
+            if text[at : at + 1] != "}":
+                at = _after(text, _expected(",", text, at) + 1)
+    except (ValueError, RecursionError) as fault:
+        return found, len(text), fault
+    return found, at + 1, None
+
+
+def _items(text: str, at: int) -> Generator[Any, None, int]:
+    """The items of an array; the place behind it."""
+    at = _after(text, at + 1)
+    while text[at : at + 1] != "]":
+        item, at = _decode(text, at)
+        yield item
+        at = _after(text, at)
+        if text[at : at + 1] != "]":
+            at = _after(text, _expected(",", text, at) + 1)
+    return at + 1
+
+
+def _skipped(text: str, at: int) -> int:
+    """The place behind a value; of an array no more than one item is held."""
+    if text[at : at + 1] != "[":
+        return _decode(text, at)[1]
+    items = _items(text, at)
+    while True:
+        try:
+            next(items)
+        except StopIteration as end:
+            return int(end.value)
+
+
+def _ended(text: str, at: int) -> None:
+    if _after(text, at) != len(text):
+        raise ValueError(f"there is more behind the closing {text[at - 1 : at] or 'bracket'}")
+
+
+def _after(text: str, at: int) -> int:
+    """The place of what comes behind white space."""
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _expected(mark: str, text: str, at: int) -> int:
+    at = _after(text, at)
+    if text[at : at + 1] != mark:
+        raise ValueError(f"expected {mark!r} at character {at}")
+    return at
