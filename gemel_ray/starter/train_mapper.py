@@ -29,6 +29,7 @@ from gemel_ray.training import Example, item_losses, train
 from gemel_ray.training.decoding import accuracy
 from gemel_ray.training.examples import prepared
 from gemel_ray.training.frozen import language_model
+from gemel_ray.training.losses import share_beginnings
 
 DATA = Path(__file__).parent / "data"
 _SETTINGS = ["models.mapper=none", "retrieve.demonstrations=0"]
@@ -49,6 +50,7 @@ def main(folder: Path, settings: Sequence[str], mentions: int) -> None:
     train(config, *files, workspace, _say)
     mappers = {"start": start / "best.safetensors", "trained": workspace / "mapper.safetensors"}
     model = language_model(str(Workspace.open(workspace, config).language_model), config.train, "cpu")
+    share_beginnings(model, FeatureMapper.load(mappers["start"])[0])
     for demonstrations in (0, 4):
         shots = replace(config, retrieve=replace(config.retrieve, demonstrations=demonstrations))
         for name, file in mappers.items():

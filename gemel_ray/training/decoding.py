@@ -16,7 +16,8 @@ import torch
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.training.examples import Example
-from gemel_ray.training.losses import embedded, micro_batches, positions
+from gemel_ray.training.losses import embedded, micro_batches
+from gemel_ray.training.packing import positions
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def _walk(
     model: Any, mapper: FeatureMapper, tree: PrefixTree, examples: Sequence[Example]
 ) -> list[list[int]]:
     rows = [positions(e.prompt, mapper.prefix) for e in examples]
-    inputs = embedded(model, mapper, rows, examples, left=True)
+    inputs = embedded(model, mapper, rows, [e.features for e in examples], left=True)
     lengths = torch.tensor([len(r) for r in rows], device=inputs.device)
     longest = inputs.shape[1]
     mask = torch.arange(longest, device=inputs.device)[None] >= longest - lengths[:, None]

@@ -23,7 +23,7 @@ from gemel_ray.training.checkpoint import Point, State
 from gemel_ray.training.decoding import decode
 from gemel_ray.training.examples import Example, Examples
 from gemel_ray.training.frozen import language_model, peak_memory
-from gemel_ray.training.losses import item_losses, micro_batches, token_losses, trained_length
+from gemel_ray.training.losses import item_losses, losses, share_beginnings, trained_length
 from gemel_ray.training.team import Team, batch_of
 from gemel_ray.training.warm_start import ridge_start
 
@@ -73,6 +73,8 @@ class Loop:
         width = self.model.get_input_embeddings().weight.shape[1]
         feature = self.examples.queries.shape[1]
         self.mapper = FeatureMapper(feature, self.options.prefix, width, self.options.hidden).to(device)
+        if why := share_beginnings(self.model, self.mapper):
+            self._tell(f"every prompt is computed whole, slowly: the language model has {why}")
         self.optimiser = optimiser(self.mapper, self.options)
         a_pass = -(-len(self.examples) // self.options.batch)
         self.steps = round(self.options.epochs * a_pass)
@@ -145,8 +147,8 @@ class Loop:
         share = self.team.share(sorted(batch, key=length))
         whole = sum(len(e.target) for e in batch)
         total = torch.zeros(1, device=self.model.device)
-        for part in micro_batches(share, length, self.options.tokens):
-            loss = token_losses(self.model, self.mapper, [share[i] for i in part]).sum() / whole
+        for _, part in losses(self.model, self.mapper, share, self.options.tokens):
+            loss = part.sum() / whole
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         if self.team.size > 1:
@@ -161,8 +163,8 @@ class Loop:
     def _dev_loss(self) -> float:
         """The mean of the dev examples' losses."""
         share = self.team.share(self.dev)
-        losses = item_losses(self.model, self.mapper, share, tokens=self.options.tokens)
-        total = self.team.sum(torch.tensor([sum(losses)], dtype=torch.float64, device=self.model.device))
+        found = item_losses(self.model, self.mapper, share, tokens=self.options.tokens)
+        total = self.team.sum(torch.tensor([sum(found)], dtype=torch.float64, device=self.model.device))
         return total.item() / len(self.dev)
 
     def _accuracy(self) -> float:

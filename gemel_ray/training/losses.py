@@ -1,8 +1,9 @@
 """The loss: minus the log-probability of a target's tokens behind its prompt, under the frozen model.
 
-Gradients reach the visual prefixes and end there; the head is computed at the target's positions only.
-Rows are padded behind their end and without a mask: under a causal model what stands before never sees it,
-and a mask would keep attention from its fast kernel (ten times slower in bfloat16 on a CPU).
+Gradients reach the visual prefixes and end there; the head is computed at the target's positions only. What
+prompts begin with alike is computed once (packing.py) by a model that attention.py fits. For any other, rows
+are padded behind their end and without a mask: under a causal model what stands before never sees it, and a
+mask would keep attention from its fast kernel (ten times slower in bfloat16 on a CPU).
 """
 
 from __future__ import annotations
@@ -17,22 +18,86 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from gemel_ray.models.mapper import FeatureMapper
+from gemel_ray.training import attention
+from gemel_ray.training.attention import Unfit
 from gemel_ray.training.examples import Example
+from gemel_ray.training.packing import Ids, Pack, packs, positions
 
-Ids = npt.NDArray[np.int64]
+Part = tuple[
+    list[int], torch.Tensor
+]  # which examples, and the losses of their target tokens, float32 [tokens]
 
 
-def positions(prompt: Sequence[int], prefix: int) -> Ids:
-    """The prompt with `prefix` places (-1) for each picture."""
-    ids = np.maximum(np.asarray(prompt, np.int64), -1)
-    return np.repeat(ids, np.where(ids < 0, prefix, 1))
+def losses(model: Any, mapper: FeatureMapper, examples: Sequence[Example], tokens: int) -> Iterator[Part]:
+    """Of all examples, in nats, `tokens` positions computed at once."""
+    if attention.used_by(model):
+        for pack in packs(examples, mapper.prefix, tokens):
+            yield pack.members, _of_pack(model, mapper, pack, examples)
+        return
+    for part in micro_batches(examples, trained_length(mapper.prefix), tokens):
+        yield part, _of_rows(model, mapper, [examples[i] for i in part])
+
+
+@torch.no_grad()
+def share_beginnings(model: Any, mapper: FeatureMapper) -> str | None:
+    """Let `model` compute once what prompts begin with alike; why not, where its attention does not fit.
+    Two made-up prompts must have the losses that they have alone."""
+    before = model.config._attn_implementation
+    pictures = np.zeros((2, mapper.linear.in_features), np.float32)
+    made_up = [Example([-2, *range(3, 9), -1, last], pictures, [5, 4]) for last in (9, 2)]
+    apart = torch.cat([_of_rows(model, mapper, [e]) for e in made_up])
+    try:
+        if not model._supports_attention_backend:
+            raise Unfit("an attention of its own")
+        model.set_attn_implementation(attention.NAME)
+        pack = next(packs(made_up, mapper.prefix, 10**6))
+        worst = (_of_pack(model, mapper, pack, made_up) - apart).abs().max().item()
+        if not worst < (1e-3 if model.dtype == torch.float32 else 0.2):
+            raise Unfit(f"losses that differ by {worst:.3f}")
+    except Unfit as why:
+        model.set_attn_implementation(before)
+        return str(why)
+    return None
+
+
+def _of_pack(model: Any, mapper: FeatureMapper, pack: Pack, examples: Sequence[Example]) -> torch.Tensor:
+    inputs = embedded(model, mapper, [pack.ids], pack.features)
+    places = torch.from_numpy(pack.places)[None].to(inputs.device)
+    targets = [examples[i].target for i in pack.members]
+    columns = np.concatenate(
+        [end - len(t) + np.arange(len(t)) for end, t in zip(pack.ends, targets, strict=True)]
+    )
+    with _head_at(model, torch.zeros(len(columns), dtype=torch.long), torch.from_numpy(columns)):
+        out = model(inputs_embeds=inputs, position_ids=places, use_cache=False, pack=pack)
+    return _cross_entropy(out.logits[0], targets)
+
+
+def _of_rows(model: Any, mapper: FeatureMapper, examples: Sequence[Example]) -> torch.Tensor:
+    rows = [positions([*e.prompt, *e.target[:-1]], mapper.prefix) for e in examples]
+    inputs = embedded(model, mapper, rows, [e.features for e in examples])
+    targets = [e.target for e in examples]
+    row = np.repeat(np.arange(len(rows)), [len(t) for t in targets])
+    column = np.concatenate([len(r) - len(t) + np.arange(len(t)) for r, t in zip(rows, targets, strict=True)])
+    with _head_at(model, torch.from_numpy(row), torch.from_numpy(column)):
+        out = model(inputs_embeds=inputs, use_cache=False)
+    return _cross_entropy(out.logits[0], targets)
+
+
+def _cross_entropy(logits: torch.Tensor, targets: Sequence[Sequence[int]]) -> torch.Tensor:
+    wanted = torch.tensor([t for target in targets for t in target], device=logits.device)
+    return cross_entropy(logits.float(), wanted, reduction="none")
 
 
 def embedded(
-    model: Any, mapper: FeatureMapper, rows: Sequence[Ids], examples: Sequence[Example], *, left: bool = False
+    model: Any,
+    mapper: FeatureMapper,
+    rows: Sequence[Ids],
+    features: Sequence[npt.NDArray[np.float32]],
+    *,
+    left: bool = False,
 ) -> torch.Tensor:
-    """Embeddings [rows, longest, width] of `rows`, whose places of pictures are -1; padded behind, or
-    (`left`) before, with token 0."""
+    """Embeddings [rows, longest, width] of `rows`, whose places of pictures are -1 and whose pictures'
+    features stand in `features`, in order; padded behind, or (`left`) before, with token 0."""
     longest = max(map(len, rows))
     padded = np.zeros((len(rows), longest), np.int64)
     for at, row in zip(padded, rows, strict=True):
@@ -43,22 +108,10 @@ def embedded(
     out: torch.Tensor = embed(ids.clamp(min=0))
     if not (padded < 0).any():
         return out
-    features = np.concatenate([e.features for e in examples if len(e.features)])
-    prefixes = mapper(torch.from_numpy(features).to(device)).flatten(0, 1)
+    prefixes = mapper(torch.from_numpy(np.concatenate([f for f in features if len(f)])).to(device)).flatten(
+        0, 1
+    )
     return out.index_put((ids < 0).nonzero(as_tuple=True), prefixes.to(out.dtype))
-
-
-def token_losses(model: Any, mapper: FeatureMapper, examples: Sequence[Example]) -> torch.Tensor:
-    """Of all target tokens, example after example: nats, float32 [tokens]."""
-    rows = [positions([*e.prompt, *e.target[:-1]], mapper.prefix) for e in examples]
-    inputs = embedded(model, mapper, rows, examples)
-    asked = [(i, len(r) - len(e.target)) for i, (r, e) in enumerate(zip(rows, examples, strict=True))]
-    row = np.concatenate([np.full(len(examples[i].target), i) for i, _ in asked])
-    column = np.concatenate([first + np.arange(len(examples[i].target)) for i, first in asked])
-    with _head_at(model, torch.from_numpy(row), torch.from_numpy(column)):
-        logits = model(inputs_embeds=inputs, use_cache=False).logits[0]
-    targets = torch.tensor([t for e in examples for t in e.target], device=logits.device)
-    return cross_entropy(logits.float(), targets, reduction="none")
 
 
 @contextmanager
@@ -100,10 +153,9 @@ def item_losses(
 ) -> list[float]:
     """The mean over each example's target tokens, nats: what Hugging Face's loss is with all other labels at
     -100. `model` is a causal language model of transformers; `tokens` positions are computed at once."""
-    losses = [0.0] * len(examples)
-    for part in micro_batches(examples, trained_length(mapper.prefix), tokens):
-        chosen = [examples[i] for i in part]
-        sizes = [len(e.target) for e in chosen]
-        for at, own in zip(part, token_losses(model, mapper, chosen).split(sizes), strict=True):
-            losses[at] = own.mean().item()
-    return losses
+    found = [0.0] * len(examples)
+    for members, part in losses(model, mapper, examples, tokens):
+        sizes = [len(examples[i].target) for i in members]
+        for at, own in zip(members, part.split(sizes), strict=True):
+            found[at] = own.mean().item()
+    return found

@@ -1,0 +1,107 @@
+"""Attention in a row of a trunk and tails (packing.py), as an attention function of transformers.
+
+A tail's tokens see the trunk up to the tail's cut, and the tail before them. Plain matrix products: the
+queries of all tails meet the trunk's keys in one; torch's kernel with a mask takes four times as long on a
+CPU, and without one two times. Calls without a pack are torch's, masks and all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from gemel_ray.training.packing import Group, Pack
+
+NAME = "trunk_and_tails"
+_LONG = 1024  # positions
+_WINDOW = 4096  # a shorter sliding window is taken for one that prompts may leave
+_HARMLESS = {"dropout", "position_ids", "cache_position", "use_cache", "output_attentions", "is_causal"}
+
+
+class Unfit(ValueError):
+    """The model's attention does more than this knows."""
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    pack: Pack | None = None,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """[1, heads, positions, width] of a pack to [1, positions, heads, width]."""
+    if pack is None:
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)
+    _check(pack, more)
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    groups = [*([Group(0, 1, pack.trunk)] if pack.trunk else []), *pack.groups]
+    sizes = [g.rows * g.longest for g in groups]
+    queries, keys, values = (t[0].split(sizes, 1) for t in (query, key, value))
+    out = []
+    for group, q, k, v in zip(groups, queries, keys, values, strict=True):
+        if _long(group, query):
+            out.append(_by_kernel(group, q, k, v))
+        else:
+            out.append(_by_products(group, q, k, v, keys[0][:, : group.cut], values[0][:, : group.cut]))
+    return torch.cat(out, 1).transpose(0, 1)[None], None
+
+
+def used_by(model: Any) -> bool:
+    return bool(model.config._attn_implementation == NAME)
+
+
+def _check(pack: Pack, more: dict[str, Any]) -> None:
+    window = more.pop("sliding_window", None)
+    if window is not None and window < max(_WINDOW, int(pack.places.max()) + 1):
+        raise Unfit(f"a sliding window of {window} over prompts of up to {pack.places.max() + 1} positions")
+    if unknown := sorted(n for n, given in more.items() if given is not None and n not in _HARMLESS):
+        raise Unfit(f"attention with {', '.join(unknown)}")
+
+
+def _long(group: Group, query: torch.Tensor) -> bool:
+    """Whole prompts go to torch's kernel; on a CPU only long ones, whose scores would take much memory."""
+    return not group.cut and (query.device.type != "cpu" or group.longest > _LONG)
+
+
+def _by_kernel(group: Group, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    q, k, v = (t.unflatten(1, (group.rows, group.longest)).transpose(0, 1) for t in (query, key, value))
+    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=len(query) != len(key))
+    return out.transpose(0, 1).flatten(1, 2)
+
+
+def _by_products(
+    group: Group,
+    query: torch.Tensor,  # [heads, rows * longest, width], scaled
+    key: torch.Tensor,
+    value: torch.Tensor,
+    trunk_key: torch.Tensor,  # [key heads, cut, width]
+    trunk_value: torch.Tensor,
+) -> torch.Tensor:
+    """[heads, rows * longest, width]. Query heads that share a key head are rows of one product."""
+    cut, rows, longest, kinds = group.cut, group.rows, group.longest, len(key)
+    alike = len(query) // kinds
+    q = query.view(kinds, alike, rows, longest, -1).transpose(1, 2).reshape(kinds, rows, alike * longest, -1)
+    own_key, own_value = (t.unflatten(1, (rows, longest)) for t in (key, value))
+    later = torch.ones(longest, longest, dtype=torch.bool, device=q.device).triu(1).repeat(alike, 1)
+    scores = (q @ own_key.mT).masked_fill(later, float("-inf"))
+    if cut:
+        before = (q.flatten(1, 2) @ trunk_key.mT).view(*q.shape[:3], cut)
+        scores = torch.cat([before, scores], -1)
+    seen = scores.softmax(-1)
+    out = seen[..., cut:] @ own_value
+    if cut:
+        out = out + (seen[..., :cut].flatten(1, 2) @ trunk_value).view(out.shape)
+    return out.view(kinds, rows, alike, longest, -1).transpose(1, 2).reshape(len(query), rows * longest, -1)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,162 @@
+"""Prompts laid out in one row for the model, what many begin with only once.
+
+Demonstrations are most of a prompt, and with a shared set (`retrieve.sets`) all mentions begin with the same.
+A row is a trunk, the beginning that most share, and behind it one tail for each example: what stands behind
+the place where its prompt leaves the trunk. attention.py lets a tail see the trunk up to there and itself, so
+losses and gradients are those of whole prompts. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gemel_ray.training.examples import Example
+
+Ids = npt.NDArray[np.int64]
+_PADDED = 1.15  # a group's longest tail over its shortest
+
+
+def positions(prompt: Sequence[int], prefix: int) -> Ids:
+    """The prompt with `prefix` places (-1) for each picture."""
+    ids = np.maximum(np.asarray(prompt, np.int64), -1)
+    return np.repeat(ids, np.where(ids < 0, prefix, 1))
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What example `member` has behind the trunk's first `cut` positions; its target's last token is only
+    predicted, so it is no part of it."""
+
+    member: int
+    cut: int
+    ids: Ids
+    features: npt.NDArray[np.float32]  # of the pictures in it
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tails that leave the trunk at one place, each padded behind to `longest`."""
+
+    cut: int
+    rows: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One row: the trunk's positions, then those of all groups."""
+
+    ids: Ids  # [positions]; -1: a vector of a visual prefix
+    places: Ids  # [positions], in the prompt that each belongs to
+    features: list[npt.NDArray[np.float32]]  # of the pictures, in order
+    trunk: int
+    groups: tuple[Group, ...]
+    members: list[int]  # the examples, in order
+    ends: list[int]  # where each one's tail ends
+
+
+def packs(examples: Sequence[Example], prefix: int, tokens: int) -> Iterator[Pack]:
+    """All examples, in rows of at most `tokens` positions; a longer example stands alone with its trunk."""
+    left = list(range(len(examples)))
+    keys = [_keys(e) for e in examples]
+    while left:
+        owner, length = _trunk([keys[i] for i in left])
+        first = examples[left[owner]]
+        shared = {i: _common(keys[left[owner]][:length], keys[i]) for i in left}
+        family = [i for i in left if shared[i] * 2 >= length]
+        left = [i for i in left if shared[i] * 2 < length]
+        trunk = positions(first.prompt[:length], prefix)
+        pictures = first.features[: _pictures(first, length)]
+        tails = sorted(
+            (_tail(i, examples[i], shared[i], prefix) for i in family), key=lambda t: (t.cut, len(t.ids))
+        )
+        for part in _parts(tails, tokens - len(trunk)):
+            yield _pack(trunk, pictures, part)
+
+
+def _keys(example: Example) -> list[int | bytes]:
+    """A prompt's numbers, pictures by what they show: mentions of one document share theirs."""
+    pictures = iter(example.features)
+    return [number if number >= 0 else next(pictures).tobytes() for number in example.prompt]
+
+
+def _trunk(prompts: Sequence[list[int | bytes]]) -> tuple[int, int]:
+    """At each place on with most of them, until nobody shares the way: a prompt, and how much of it."""
+    on, length = list(range(len(prompts))), 0
+    while True:
+        going = [i for i in on if length < len(prompts[i])]
+        found = Counter(prompts[i][length] for i in going).most_common(1)
+        if not found or found[0][1] < 2:
+            return on[0], length
+        on = [i for i in going if prompts[i][length] == found[0][0]]
+        length += 1
+
+
+def _common(one: Sequence[int | bytes], other: Sequence[int | bytes]) -> int:
+    """So many numbers are the same at both beginnings."""
+    return next(
+        (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+def _pictures(example: Example, length: int) -> int:
+    return sum(number < 0 for number in example.prompt[:length])
+
+
+def _tail(member: int, example: Example, shared: int, prefix: int) -> Tail:
+    cut = len(positions(example.prompt[:shared], prefix))
+    ids = positions([*example.prompt[shared:], *example.target[:-1]], prefix)
+    return Tail(member, cut, ids, example.features[_pictures(example, shared) :])
+
+
+def _parts(tails: Sequence[Tail], tokens: int) -> Iterator[list[Tail]]:
+    part: list[Tail] = []
+    size = 0.0
+    for tail in tails:
+        padded = len(tail.ids) * _PADDED  # at most
+        if part and size + padded > tokens:
+            yield part
+            part, size = [], 0.0
+        part.append(tail)
+        size += padded
+    yield part
+
+
+def _pack(trunk: Ids, pictures: npt.NDArray[np.float32], tails: Sequence[Tail]) -> Pack:
+    """The row of `tails`, sorted by cut and length."""
+    ids, places = [trunk], [np.arange(len(trunk))]
+    groups: list[Group] = []
+    ends: list[int] = []
+    at = len(trunk)
+    for part in _alike(tails):
+        longest = len(part[-1].ids)
+        groups.append(Group(part[0].cut, len(part), longest))
+        for tail in part:
+            ids.append(np.pad(tail.ids, (0, longest - len(tail.ids))))
+            places.append(tail.cut + np.arange(longest))
+            ends.append(at + len(tail.ids))
+            at += longest
+    return Pack(
+        np.concatenate(ids),
+        np.concatenate(places),
+        [pictures, *(t.features for t in tails)],
+        len(trunk),
+        tuple(groups),
+        [t.member for t in tails],
+        ends,
+    )
+
+
+def _alike(tails: Sequence[Tail]) -> Iterator[list[Tail]]:
+    part: list[Tail] = []
+    for tail in tails:
+        if part and (tail.cut != part[0].cut or len(tail.ids) > _PADDED * len(part[0].ids)):
+            yield part
+            part = []
+        part.append(tail)
+    yield part
