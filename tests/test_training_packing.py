@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from gemel_ray.knowledge import prefix_tree
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.training import Example, item_losses
 from gemel_ray.training import attention as pack_attention
+from gemel_ray.training.decoding import decode
 from gemel_ray.training.losses import losses, share_beginnings
 from gemel_ray.training.packing import packs
 
@@ -94,6 +97,29 @@ def test_losses_and_gradients_are_those_of_whole_prompts(kind: str, tokens: int)
     found, other = of_all(model, mapped, items, tokens)
     assert found == pytest.approx(expected, abs=1e-4)
     assert torch.allclose(other, gradient, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_decoding_behind_a_trunk_answers_the_same(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    names = [rng.integers(5, 30, 1 + n % 4).tolist() for n in range(200)]
+
+    def tokens(rows: list[str]) -> list[list[int]]:
+        return [list(names[int(row)]) for row in rows]
+
+    tree = prefix_tree.build(map(str, range(len(names))), tokens, 3, tmp_path)
+    model, mapped, items = made(KINDS[kind]), mapper(), examples()
+    expected = decode(model, mapped, tree, items)
+    assert len({tuple(answer) for answer in expected}) > 2
+    assert share_beginnings(model, mapped) is None
+    computed: list[int] = []
+    model.base_model.register_forward_pre_hook(
+        lambda _, __, given: computed.append(given["inputs_embeds"][..., 0].numel()), with_kwargs=True
+    )
+    assert decode(model, mapped, tree, items) == expected
+    whole = sum(len(e.prompt) + 3 * len(e.features) for e in items)
+    assert sum(computed) < 0.8 * whole
+    assert decode(model, mapped, tree, items, tokens=150) == expected
 
 
 def test_long_prompts_take_the_kernel_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,47 +7,70 @@ not, the best child is the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import Cache, DynamicCache
 
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 from gemel_ray.models.mapper import FeatureMapper
+from gemel_ray.training import attention
 from gemel_ray.training.examples import Example
-from gemel_ray.training.losses import embedded, micro_batches
-from gemel_ray.training.packing import positions
+from gemel_ray.training.losses import embedded
+from gemel_ray.training.packing import Family, Tail, apart, families
 
 
 @torch.no_grad()
 def decode(
     model: Any, mapper: FeatureMapper, tree: PrefixTree, examples: Sequence[Example], *, tokens: int = 8192
 ) -> list[list[int]]:
-    """The tokens of each example's answer, its end-of-name token included; `tokens` positions at once."""
+    """The tokens of each example's answer, its end-of-name token included; `tokens` positions at once. What
+    prompts begin with alike is computed once."""
     answers: list[list[int]] = [[] for _ in examples]
-
-    def length(example: Example) -> int:
-        return len(example.prompt) + len(example.features) * (mapper.prefix - 1)
-
-    for part in micro_batches(examples, length, tokens):
-        found = _walk(model, mapper, tree, [examples[i] for i in part])
-        for at, answer in zip(part, found, strict=True):
-            answers[at] = answer
+    asked = [replace(e, target=e.target[:1]) for e in examples]  # prompts only: its last token is no input
+    split = families if attention.used_by(model) else apart
+    for family in split(asked, mapper.prefix):
+        trunk = _computed(model, mapper, family) if len(family.trunk) else None
+        for tails in _parts(family.tails, tokens):
+            found = _walk(model, mapper, tree, tails, trunk)
+            for tail, answer in zip(tails, found, strict=True):
+                answers[tail.member] = answer
     return answers
 
 
+def _computed(model: Any, mapper: FeatureMapper, family: Family) -> Cache:
+    """The trunk's keys and values."""
+    inputs = embedded(model, mapper, [family.trunk], [family.pictures])
+    cache: Cache = model.base_model(inputs_embeds=inputs, use_cache=True).past_key_values
+    return cache
+
+
+def _parts(tails: Sequence[Tail], tokens: int) -> Iterator[list[Tail]]:
+    """Of one cut each; sorted, so that the next is the longest."""
+    part: list[Tail] = []
+    for tail in tails:
+        whole = (tail.cut + len(tail.ids)) * (len(part) + 1)
+        if part and (tail.cut != part[0].cut or whole > tokens):
+            yield part
+            part = []
+        part.append(tail)
+    yield part
+
+
 def _walk(
-    model: Any, mapper: FeatureMapper, tree: PrefixTree, examples: Sequence[Example]
+    model: Any, mapper: FeatureMapper, tree: PrefixTree, tails: Sequence[Tail], trunk: Cache | None
 ) -> list[list[int]]:
-    rows = [positions(e.prompt, mapper.prefix) for e in examples]
-    inputs = embedded(model, mapper, rows, [e.features for e in examples], left=True)
-    lengths = torch.tensor([len(r) for r in rows], device=inputs.device)
-    longest = inputs.shape[1]
-    mask = torch.arange(longest, device=inputs.device)[None] >= longest - lengths[:, None]
-    place = (mask.long().cumsum(1) - 1).clamp(min=0)
-    walks = [_Walk(tree) for _ in examples]
-    cache = None
+    inputs = embedded(model, mapper, [t.ids for t in tails], [t.features for t in tails], left=True)
+    lengths = torch.tensor([len(t.ids) for t in tails], device=inputs.device)
+    longest, cut = inputs.shape[1], tails[0].cut
+    own = torch.arange(longest, device=inputs.device)[None] >= longest - lengths[:, None]
+    place = (own.long().cumsum(1) - 1).clamp(min=0) + cut
+    mask = torch.cat([own.new_ones(len(own), cut), own], 1)
+    cache = _for_rows(trunk, cut, len(tails)) if trunk is not None and cut else None
+    walks = [_Walk(tree) for _ in tails]
     while True:
         out = model.base_model(
             inputs_embeds=inputs,
@@ -65,6 +88,15 @@ def _walk(
         last = torch.tensor([[walk.path[-1]] for walk in walks], device=inputs.device)
         inputs, place = model.get_input_embeddings()(last), place[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+
+
+def _for_rows(trunk: Cache, cut: int, rows: int) -> Cache:
+    """Its first `cut` positions, for each of `rows`, to be gone on from."""
+    cache = DynamicCache()
+    for at, layer in enumerate(trunk.layers):
+        keys, values = (t[:, :, :cut].expand(rows, -1, -1, -1) for t in (layer.keys, layer.values))
+        cache.update(keys, values, at)
+    return cache
 
 
 class _Walk:

@@ -39,6 +39,13 @@ class Tail:
 
 
 @dataclass(frozen=True)
+class Family:
+    trunk: Ids
+    pictures: npt.NDArray[np.float32]  # features of the trunk's
+    tails: list[Tail]  # by cut, then by length
+
+
+@dataclass(frozen=True)
 class Group:
     """Tails that leave the trunk at one place, each padded behind to `longest`."""
 
@@ -62,21 +69,33 @@ class Pack:
 
 def packs(examples: Sequence[Example], prefix: int, tokens: int) -> Iterator[Pack]:
     """All examples, in rows of at most `tokens` positions; a longer example stands alone with its trunk."""
+    for family in families(examples, prefix):
+        for part in _parts(family.tails, tokens - len(family.trunk)):
+            yield _pack(family, part)
+
+
+def families(examples: Sequence[Example], prefix: int) -> Iterator[Family]:
+    """All examples, each with those who share most of a beginning."""
     left = list(range(len(examples)))
     keys = [_keys(e) for e in examples]
     while left:
         owner, length = _trunk([keys[i] for i in left])
         first = examples[left[owner]]
         shared = {i: _common(keys[left[owner]][:length], keys[i]) for i in left}
-        family = [i for i in left if shared[i] * 2 >= length]
+        tails = [_tail(i, examples[i], shared[i], prefix) for i in left if shared[i] * 2 >= length]
         left = [i for i in left if shared[i] * 2 < length]
-        trunk = positions(first.prompt[:length], prefix)
         pictures = first.features[: _pictures(first, length)]
-        tails = sorted(
-            (_tail(i, examples[i], shared[i], prefix) for i in family), key=lambda t: (t.cut, len(t.ids))
-        )
-        for part in _parts(tails, tokens - len(trunk)):
-            yield _pack(trunk, pictures, part)
+        yield Family(positions(first.prompt[:length], prefix), pictures, _sorted(tails))
+
+
+def apart(examples: Sequence[Example], prefix: int) -> Iterator[Family]:
+    """All examples, sharing nothing."""
+    tails = [_tail(i, e, 0, prefix) for i, e in enumerate(examples)]
+    yield Family(np.zeros(0, np.int64), np.zeros((0, 0), np.float32), _sorted(tails))
+
+
+def _sorted(tails: list[Tail]) -> list[Tail]:
+    return sorted(tails, key=lambda t: (t.cut, len(t.ids)))
 
 
 def _keys(example: Example) -> list[int | bytes]:
@@ -127,8 +146,9 @@ def _parts(tails: Sequence[Tail], tokens: int) -> Iterator[list[Tail]]:
     yield part
 
 
-def _pack(trunk: Ids, pictures: npt.NDArray[np.float32], tails: Sequence[Tail]) -> Pack:
-    """The row of `tails`, sorted by cut and length."""
+def _pack(family: Family, tails: Sequence[Tail]) -> Pack:
+    """The row of some of a family's tails."""
+    trunk = family.trunk
     ids, places = [trunk], [np.arange(len(trunk))]
     groups: list[Group] = []
     ends: list[int] = []
@@ -144,7 +164,7 @@ def _pack(trunk: Ids, pictures: npt.NDArray[np.float32], tails: Sequence[Tail]) 
     return Pack(
         np.concatenate(ids),
         np.concatenate(places),
-        [pictures, *(t.features for t in tails)],
+        [family.pictures, *(t.features for t in tails)],
         len(trunk),
         tuple(groups),
         [t.member for t in tails],
