@@ -436,6 +436,9 @@ MACHINE = (
     "generate.sequences",
     "generate.batch_tokens",
     "generate.block",
+    "generate.rounds",
+    "generate.columns",
+    "generate.arena",
 )
 
 
@@ -450,7 +453,7 @@ def other(name: str) -> Any:
         return next(choice for choice in typing.get_args(hint) if choice != value)
     if isinstance(value, bool):
         return not value
-    if name in ("generate.gpu_memory", "generate.neighbours"):
+    if name in ("generate.gpu_memory", "generate.neighbours", "generate.arena"):
         return value / 2
     if isinstance(value, int | float):
         return type(value)(value + 1)

@@ -15,8 +15,9 @@ import torch
 from gemel_ray.config import Config
 from gemel_ray.engine.exact import exact
 from gemel_ray.engine.prompts import Prompt
-from gemel_ray.engine.run import Engine, Usage
+from gemel_ray.engine.run import Engine
 from gemel_ray.engine.search import Candidate, Expansions, beam, greedy
+from gemel_ray.engine.usage import Usage
 from gemel_ray.engine.vllm_engine import Asked
 from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.prefix_tree import PrefixTree
@@ -242,7 +243,7 @@ def test_a_cancelled_caller_frees_the_engine(generating: Any, prompts: list[Prom
 
     asyncio.run(leave())
     assert search(generating, prompts[1], width=2, renormalise=True, penalty=0.0)
-    assert not engine._running
+    assert not engine.busy
 
 
 def test_what_stands_behind_a_held_prompt_is_computed_alone(generating: Any, prompts: list[Prompt]) -> None:

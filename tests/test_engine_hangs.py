@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from gemel_ray.engine import run
+from gemel_ray.engine import rollouts, run
 from gemel_ray.engine.prompts import Prompt
-from gemel_ray.engine.run import Engine, EngineDied, Usage
+from gemel_ray.engine.run import Engine, EngineDied
+from gemel_ray.engine.usage import Usage
 from gemel_ray.engine.vllm_engine import Asked
 
 PATIENCE = 0.2
@@ -47,9 +48,9 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Stuck, Engine]]:
     monkeypatch.setattr(run, "HUNG", PATIENCE)
     monkeypatch.setattr(run, "start", lambda options: inner)
     monkeypatch.setattr(run, "embedding_table", lambda engine: torch.zeros(8, 2))
-    monkeypatch.setattr(run, "PrefixHashes", lambda engine: SimpleNamespace(prompts={}))
-    for name in ("holds", "sampling"):
-        monkeypatch.setattr(run, name, lambda *given: None)
+    monkeypatch.setattr(rollouts, "PrefixHashes", lambda engine: SimpleNamespace(prompts={}))
+    for place, name in ((rollouts, "holds"), (run, "sampling"), (run, "opened")):
+        monkeypatch.setattr(place, name, lambda *given: None)
     engine = Engine(options=None, end_token=0)  # type: ignore[arg-type]
     yield inner, engine
     inner.goes_on.set()
@@ -73,6 +74,6 @@ def test_an_engine_that_hangs_is_as_good_as_dead(stuck: tuple[Stuck, Engine]) ->
     engine.check()  # nothing to compute is no reason
     asyncio.run(asyncio.wait_for(until_it_says_so(), 30))
     inner.goes_on.set()
-    while engine._running:
+    while engine.busy:
         time.sleep(0.02)
     engine.check()

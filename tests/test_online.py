@@ -236,7 +236,7 @@ def test_a_client_that_leaves_takes_its_work_out_of_the_engine(served: Served) -
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(served.address + "/v1/link", json=many, timeout=1.5)
     until(lambda: "gemel_ray_documents_inside 0.0" in served.ask("/metrics").text)
-    until(lambda: served.inside_replica(lambda engine: len(engine._running)) == 0)
+    until(lambda: served.inside_replica(lambda engine: engine.busy))
     assert served.inside_replica(lambda engine: engine._steps) > before
     assert 'status="499"' in served.ask("/metrics").text
 

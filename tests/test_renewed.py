@@ -69,7 +69,7 @@ def test_both_versions_answer_at_once_each_by_its_own_tree(
 
     async def at_once() -> tuple[Rows, Rows]:
         before = asyncio.create_task(former.run(many))
-        while not generating.engine._running:  # its first prompts are being computed
+        while not generating.engine.busy:  # its first prompts are being computed
             assert not before.done()
             await asyncio.sleep(0.001)
         after = await renewed.run(few)

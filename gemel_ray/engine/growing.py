@@ -83,15 +83,12 @@ class Growing:
         self.broken = torch.zeros(columns, 1, dtype=torch.bool, device=device)
 
     def begin(self, columns: Tensor) -> None:
-        """One live beam each, at the root, whose children `answer` gives before the next round."""
+        """One live beam each, at the root, whose children `answer` gives before the next round. Whoever was
+        there before is gone: beams that are no longer answered die by themselves."""
         for state in (self.node, self.length, self.place, self.cached, self.pending, self.broken):
             state[columns] = 0
         self.log_prob[columns] = self.score[columns] = NEVER
         self.log_prob[columns, 0] = 0.0
-
-    def end(self, columns: Tensor) -> None:
-        """Let their beams die."""
-        self.log_prob[columns] = NEVER
 
     def answer(self, column: Tensor, beam: Tensor, child: Tensor, scores: Tensor) -> None:
         """The best 2 x width children of these beams, [n, 2 x width], and their log-probabilities."""

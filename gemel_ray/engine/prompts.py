@@ -44,6 +44,28 @@ class Prompt:
         return len(self.identity)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Written:
+    """A prompt by its token ids, int64 [tokens], and the `pictures` that stand over some of them: the place,
+    and vectors [prefix, width]. Its identity is as of Prompt."""
+
+    ids: npt.NDArray[np.int64]
+    identity: npt.NDArray[np.int64]
+    pictures: tuple[tuple[int, torch.Tensor], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def part(self, start: int, end: int) -> tuple[npt.NDArray[np.int64], list[tuple[int, torch.Tensor]]]:
+        """The ids from `start` to `end`, and the pictures over them."""
+        over = [
+            (max(place, start) - start, vectors[max(start - place, 0) : end - place])
+            for place, vectors in self.pictures
+            if place < end and place + len(vectors) > start
+        ]
+        return self.ids[start:end], over
+
+
 class PromptEmbeddings:
     """`embed` gives the language model's embeddings of ids, [n, width]; `mapper` None: no prefixes."""
 
@@ -81,17 +103,26 @@ class PromptEmbeddings:
 
     def __call__(self, prompt: Sequence[int], image: npt.NDArray[np.float32] | None) -> Prompt:
         """A prompt as Assemble writes it, as the engine takes it; `image` is the query's feature."""
-        ids = np.asarray(prompt, np.int64)
-        parts: list[torch.Tensor] = []
+        written = self.written(prompt, image)
+        embeddings = self._embed(written.ids)
+        for place, prefix in written.pictures:
+            embeddings[place : place + len(prefix)] = prefix
+        return Prompt(embeddings, written.identity, len(embeddings))
+
+    def written(self, prompt: Sequence[int], image: npt.NDArray[np.float32] | None) -> Written:
+        """The same, embeddings not made yet."""
+        numbers = np.asarray(prompt, np.int64)
         identity: list[npt.NDArray[np.int64]] = []
-        done = 0
-        for place in np.flatnonzero(ids < 0):
-            prefix, known_by = self._prefix(int(ids[place]), image)
-            parts += [self._embed(ids[done:place]), prefix]
-            identity += [ids[done:place], known_by]
-            done = int(place) + 1
-        embeddings = torch.cat([*parts, self._embed(ids[done:])])
-        return Prompt(embeddings, np.concatenate([*identity, ids[done:]]), len(embeddings))
+        pictures: list[tuple[int, torch.Tensor]] = []
+        done = tokens = 0
+        for place in np.flatnonzero(numbers < 0):
+            prefix, known_by = self._prefix(int(numbers[place]), image)
+            identity += [numbers[done:place], known_by]
+            tokens += int(place) - done
+            pictures.append((tokens, prefix))
+            done, tokens = int(place) + 1, tokens + len(prefix)
+        whole = np.concatenate([*identity, numbers[done:]])
+        return Written(np.maximum(whole, 0), whole, tuple(pictures))
 
     def _prefix(
         self, reference: int, image: npt.NDArray[np.float32] | None

@@ -1,17 +1,17 @@
 """The engine loop: vLLM in this process, admitting new prompts while others decode.
 
 One thread owns the engine and steps it; coroutines hand it prompts and await their outcome, so
-batches of any number of callers overlap and the engine never drains between them. The unit of
-work is a *rollout*: a prompt (embeddings), continued greedily under the prefix tree from one of its
-nodes until a name ends, reporting at every step the best allowed tokens with their
-log-probabilities. Every search in `search.py` is made of rollouts and of nothing else. Only this
-folder imports vllm, and only when an engine starts.
+batches of any number of callers overlap and the engine never drains between them. There are two
+kinds of work. *Beams* are a whole search in lock step with all others, in rounds of the model itself
+(rounds.py). A *rollout* is a request of vLLM's: a prompt (embeddings), continued greedily under the
+prefix tree from one of its nodes until a name ends, reporting at every step the best allowed tokens with
+their log-probabilities; every search in `search.py` is made of rollouts and of nothing else. Only this folder
+imports vllm, and only when an engine starts.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import queue
 import threading
@@ -19,59 +19,41 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from gemel_ray.engine.prompts import Prompt
-from gemel_ray.engine.vllm_engine import (
-    Asked,
-    EngineOptions,
-    PrefixHashes,
-    Step,
-    embedding_table,
-    holds,
-    sampling,
-    start,
-    steps_of,
-)
+from gemel_ray.engine.columns import Mention
+from gemel_ray.engine.opening import opened
+from gemel_ray.engine.outcome import Outcome
+from gemel_ray.engine.prompts import Prompt, Written
+from gemel_ray.engine.rollouts import Rollout, Rollouts
+from gemel_ray.engine.rounds import Search
+from gemel_ray.engine.search import Candidate
+from gemel_ray.engine.usage import Usage
+from gemel_ray.engine.vllm_engine import Asked, EngineOptions, Step, embedding_table, sampling, start
+from gemel_ray.knowledge.prefix_tree import PrefixTree
 
-if TYPE_CHECKING:
-    from vllm import RequestOutput
+T = TypeVar("T")
 
 # Seconds. A step takes milliseconds, on a slow machine a few seconds, and whatever an engine compiles it
 # compiles before its first one. What takes longer (a GPU that does not answer) never comes back.
 HUNG = 120.0
 
 
-@dataclass(slots=True)
-class Usage:
-    """Prompt tokens asked of the engine, and those of them found in its prefix cache; decode steps."""
-
-    asked: int = 0
-    cached: int = 0
-    decoded: int = 0
-    requests: int = 0
-
-
-@dataclass(slots=True)
-class _Rollout:
-    name: int
-    prompt: Prompt
-    keep: int
-    params: Any
-    loop: asyncio.AbstractEventLoop
-    outcome: asyncio.Future[list[Step]]
-    usage: Usage
-
-    @property
-    def request(self) -> str:
-        return str(self.name)
-
-
 class EngineDied(RuntimeError):
     """The engine's thread has ended; the process must be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Beams:
+    search: Search
+    mention: Mention
+
+    @property
+    def outcome(self) -> Outcome[list[Candidate]]:
+        return self.mention.outcome
 
 
 class Engine:
@@ -81,12 +63,11 @@ class Engine:
         self.options, self.end_token = options, end_token
         self._engine = start(options)
         self._embeddings = embedding_table(self._engine)
-        self._hashes = PrefixHashes(self._engine)
-        self._names = itertools.count()
+        self._rollouts = Rollouts(self._engine)
+        self._rounds = opened(self._engine, self._rollouts, options, self._embeddings, end_token)
+        self._names, self._hold_numbers = itertools.count(), itertools.count(1)
         self._steps, self._stepped = 0, time.monotonic()
-        self._holds, self._hold_numbers = holds(self._engine), itertools.count(1)
-        self._inbox: queue.SimpleQueue[_Rollout | Callable[[], None] | None] = queue.SimpleQueue()
-        self._running: dict[str, _Rollout] = {}
+        self._inbox: queue.SimpleQueue[Rollout | _Beams | Callable[[], None] | None] = queue.SimpleQueue()
         self._death: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -103,17 +84,37 @@ class Engine:
 
     @property
     def cache(self) -> int:
-        """Tokens that the key-value cache holds."""
+        """Tokens that the key-value cache holds for rollouts."""
         cache = self._engine.vllm_config.cache_config
-        return int((cache.num_gpu_blocks or 0) * cache.block_size)
+        blocks = (cache.num_gpu_blocks or 0) - (self._rounds.arena.all if self._rounds else 0)
+        return int(blocks * cache.block_size)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self._rollouts.running) or (self._rounds is not None and self._rounds.busy)
 
     def measures(self) -> dict[str, int]:
-        """Steps taken, and bytes hashed for the prefix cache, since the start."""
-        return {"steps": self._steps, "hashed": self._hashes.hashed}
+        """Steps taken, bytes hashed for the prefix cache, rounds of beams and passes of the model over them,
+        since the start."""
+        rounds = self._rounds
+        return {
+            "steps": self._steps,
+            "hashed": self._rollouts.hashes.hashed,
+            "rounds": rounds.rounds if rounds else 0,
+            "passes": rounds.seam.passes if rounds else 0,
+        }
 
     def forget(self) -> None:
         """Empty the prefix cache: for measurements, while nothing runs."""
         self._engine.reset_prefix_cache()
+        if self._rounds is not None:
+            self._rounds.arena.forget()
+
+    def retire(self, tree: PrefixTree) -> None:
+        """Nobody will be searched under `tree` any more."""
+        if self._rounds is not None:
+            self._inbox.put(partial(self._rounds.retire, tree))
 
     def embed(self, tokens: Sequence[int] | np.ndarray) -> torch.Tensor:
         """Embeddings of token ids, [tokens, width]."""
@@ -125,7 +126,18 @@ class Engine:
 
     def release(self, hold: int) -> None:
         """Let the cache do as it likes with what `hold` keeps."""
-        self._inbox.put(partial(self._holds.close, hold))
+        self._inbox.put(partial(self._rollouts.holds.close, hold))
+
+    def takes(self, search: Search, beginning: int, own: int) -> bool:
+        """Whether `beams` can be asked for prompts of so many tokens."""
+        return self._rounds is not None and self._rounds.fits(search, beginning, own)
+
+    async def beams(self, search: Search, beginning: Written, own: Written, usage: Usage) -> list[Candidate]:
+        """The names that search.beam finds behind this prompt. Errors, and cancelling, as of `rollout`."""
+        self._check_length(len(beginning) + len(own), search.tree.depth)
+        work = _Beams(search, Mention(beginning, own, Outcome(), usage))
+        assert self._rounds is not None, "asked without `takes`"
+        return await self._done(work, work.outcome, partial(self._rounds.drop, search, work.mention))
 
     async def rollout(self, prompt: Prompt, asked: Asked, usage: Usage) -> list[Step]:
         """Continue `prompt` greedily, as asked. Returns one Step a token; the greedy path itself is each
@@ -134,27 +146,31 @@ class Engine:
         Cancelling the caller aborts the request. Raises ValueError for a prompt that is too long,
         EngineDied when the engine is gone.
         """
-        if len(prompt) + asked.limit > self.length:
+        self._check_length(len(prompt), asked.limit)
+        name = next(self._names)
+        work = Rollout(name, prompt, asked.keep, sampling(asked, name, self.end_token), Outcome(), usage)
+        return await self._done(work, work.outcome, partial(self._rollouts.abort, work.request))
+
+    def _check_length(self, tokens: int, name: int) -> None:
+        if tokens + name > self.length:
             raise ValueError(
-                f"the prompt has {len(prompt)} tokens and names up to {asked.limit}, but the engine takes "
+                f"the prompt has {tokens} tokens and names up to {name}, but the engine takes "
                 f"{self.length}: lower retrieve.demonstrations or raise generate.length"
             )
+
+    async def _done(self, work: Rollout | _Beams, outcome: Outcome[T], leave: Callable[[], None]) -> T:
         self.check()
-        loop = asyncio.get_running_loop()
-        name = next(self._names)
-        params = sampling(asked, name, self.end_token)
-        work = _Rollout(name, prompt, asked.keep, params, loop, loop.create_future(), usage)
         self._inbox.put(work)
         if self._death is not None:  # died between the check and the put: nobody will read the inbox
             self.check()
         try:
-            return await work.outcome
+            return await outcome.future
         except asyncio.CancelledError:
-            self._inbox.put(partial(self._abort, work.request))
+            self._inbox.put(leave)
             raise
 
     def close(self) -> None:
-        """Stop the thread and free the engine. Rollouts under way fail with EngineDied."""
+        """Stop the thread and free the engine. What is under way fails with EngineDied."""
         self._inbox.put(None)
         self._thread.join(timeout=60)
 
@@ -162,15 +178,17 @@ class Engine:
         """Raises EngineDied when the engine is gone, or hangs in a step."""
         if self._death is not None:
             raise EngineDied(f"the engine has stopped: {self._death!r}") from self._death
-        if self._running and time.monotonic() - self._stepped > HUNG:
+        if self.busy and time.monotonic() - self._stepped > HUNG:
             raise EngineDied(f"the engine hangs: no step has ended for {HUNG:.0f} seconds")
 
     def _run(self) -> None:
         try:
             while self._admit():
-                finished = [out for out in self._engine.step() if out.finished]
+                if self._rollouts.running:
+                    self._rollouts.step()
+                if self._rounds is not None and self._rounds.busy:
+                    self._rounds.step()
                 self._steps, self._stepped = self._steps + 1, time.monotonic()
-                self._deliver(finished)
             raise EngineDied("closed")
         except BaseException as death:  # a dead engine must fail everybody who waits, never hang them
             self._death = death
@@ -179,9 +197,9 @@ class Engine:
             self._engine.engine_core.shutdown()
 
     def _admit(self) -> bool:
-        """Hand new prompts to vLLM; waits only when there is nothing to compute. False to stop."""
+        """Take in new work; waits only when there is nothing to compute. False to stop."""
         while True:
-            idle = not self._running
+            idle = not self.busy
             try:
                 item = self._inbox.get(block=idle)
             except queue.Empty:
@@ -190,59 +208,20 @@ class Engine:
                 return False
             if idle:
                 self._stepped = time.monotonic()  # till now there was nothing to step for
-            if isinstance(item, _Rollout):
-                self._add(item)
+            if isinstance(item, Rollout):
+                self._rollouts.add(item)
+            elif isinstance(item, _Beams):
+                assert self._rounds is not None
+                self._rounds.add(item.search, item.mention)
             else:
                 item()
 
-    def _add(self, work: _Rollout) -> None:
-        self._hashes.prompts[work.name] = work.prompt
-        if work.keep:
-            self._holds.open(work.keep)
-        try:
-            self._engine.add_request(work.request, {"prompt_embeds": work.prompt.embeddings}, work.params)
-        except ValueError as refusal:  # this prompt's fault, not the engine's
-            del self._hashes.prompts[work.name]
-            _tell(work, refusal)
-            return
-        self._running[work.request] = work
-
-    def _abort(self, request: str) -> None:
-        if (work := self._running.pop(request, None)) is not None:
-            self._engine.abort_request([request])
-            del self._hashes.prompts[work.name]
-
-    def _deliver(self, outputs: Sequence[RequestOutput]) -> None:
-        for output in outputs:
-            work = self._running.pop(output.request_id, None)
-            if work is None:
-                continue
-            del self._hashes.prompts[work.name]
-            steps = steps_of(output)
-            work.usage.requests += 1
-            work.usage.asked += len(work.prompt)
-            work.usage.cached += output.num_cached_tokens or 0
-            work.usage.decoded += len(steps) - 1
-            _tell(work, steps)
-
     def _fail_all(self, death: BaseException) -> None:
-        waiting = list(self._running.values())
+        waiting: list[Outcome[list[Step]] | Outcome[list[Candidate]]]
+        waiting = [work.outcome for work in self._rollouts.running.values()]
+        waiting += [mention.outcome for mention in self._rounds.waiting()] if self._rounds is not None else []
         while not self._inbox.empty():
             item = self._inbox.get()
-            waiting += [item] if isinstance(item, _Rollout) else []
-        for work in waiting:
-            _tell(work, EngineDied(f"the engine has stopped: {death!r}"))
-
-
-def _tell(work: _Rollout, outcome: list[Step] | Exception) -> None:
-    with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits any more
-        work.loop.call_soon_threadsafe(_settle, work.outcome, outcome)
-
-
-def _settle(future: asyncio.Future[list[Step]], outcome: list[Step] | Exception) -> None:
-    if future.done():  # its caller was cancelled meanwhile
-        return
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
+            waiting += [item.outcome] if isinstance(item, Rollout | _Beams) else []
+        for outcome in waiting:
+            outcome.tell(EngineDied(f"the engine has stopped: {death!r}"))

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -48,6 +48,10 @@ class EngineOptions:
     batch_tokens: int = 2048  # computed at most in one step
     sequences: int = 256  # decoded at most in one step
     length: int = 4096  # of a prompt and its name, at most; less where the model takes less
+    rounds: Literal["auto", "always", "never"] = "auto"  # see opening.py
+    arena: float = 0.6  # share of the cache that rounds have to themselves
+    columns: int = 64  # mentions searched at once in rounds
+    beams: int = 5  # of each
 
 
 @dataclass(frozen=True, slots=True)

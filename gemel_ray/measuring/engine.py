@@ -19,7 +19,7 @@ import torch
 
 from gemel_ray.config import Config
 from gemel_ray.engine.prompts import Prompt
-from gemel_ray.engine.run import Usage
+from gemel_ray.engine.usage import Usage
 from gemel_ray.engine.vllm_engine import Asked
 from gemel_ray.graph import Segment, run_in_process
 from gemel_ray.knowledge.workspace import Workspace

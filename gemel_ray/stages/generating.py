@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.engine.admission import Room
@@ -21,8 +23,10 @@ from gemel_ray.engine.exact import exact
 from gemel_ray.engine.neighbours import Neighbours, interpolated
 from gemel_ray.engine.prior import Prior
 from gemel_ray.engine.prompts import Prompt, PromptEmbeddings
-from gemel_ray.engine.run import Engine, Usage
+from gemel_ray.engine.rounds import Search
+from gemel_ray.engine.run import Engine
 from gemel_ray.engine.search import Candidate, Expansions, Path, Rollout, beam, greedy, probabilities
+from gemel_ray.engine.usage import Usage
 from gemel_ray.engine.vllm_engine import Asked, EngineOptions, Step
 from gemel_ray.stage import Work, answer
 from gemel_ray.stages.assemble import query_text
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
 Held = Sequence[tuple[int, int]]  # what a prompt stands behind in the cache: see engine/holds.py
+_BEGINNINGS = 256  # whose ids and pictures are kept
 _FIELDS = ("entity", "entity_id", "score", "probability", "candidates")
 
 
@@ -48,6 +53,7 @@ class Generating(Work):
         self.usage, self.mentions, self.cut = Usage(), 0, 0
         self.beginnings = Beginnings(self._begin, self.engine.hold, self.engine.release)
         neutral = self.prompts(workspace.tokenize([query_text("", "")])[0], None)
+        self._beginning = lru_cache(_BEGINNINGS)(lambda ids: self.prompts.written(ids, None))
         self.neighbours = Neighbours(self.tree, workspace.bank, workspace.tokenize)
         self.prior = Prior(
             self.tree, self._behind(neutral, _reported(stage.beams)), renormalise=stage.score == "tree"
@@ -68,14 +74,10 @@ class Generating(Work):
             asked = self._asked(row["options"] or {})
         except ValueError as reason:  # options that do not go together
             return {"error": str(reason)}
-        prompt = row["prompt"]
-        beginning = tuple(prompt[: row["beginning"]])
-        # What is its own, with a picture's few vectors for one number each, and what its beams write.
-        tokens = len(prompt) - len(beginning) + asked.beams * (self.tree.depth + asked.block)
-        room = self.room.taken(tokens, tuple(row["shots"]), beginning)
         try:
-            async with room, self.beginnings.kept(beginning) as held:
-                found = await self._search(asked, prompt, row["image_vector"], held)
+            found = await self._in_rounds(asked, row) or await self._by_rollouts(asked, row)
+            if asked.prior_weight:
+                found = await self.prior.corrected(found, asked.prior_weight, asked.length_penalty)
         except ValueError as reason:  # this prompt's own fault: too long
             return {"error": str(reason)}
         if weight := asked.neighbours:
@@ -89,10 +91,29 @@ class Generating(Work):
         own = {names[k]: v for k, v in options.items() if k in names and v is not None}
         return replace(self.stage, **own) if own else self.stage
 
-    async def _search(
-        self, asked: Generate, prompt: list[int], image: list[float] | None, held: Held
-    ) -> list[Candidate]:
-        whole = self.prompts(prompt, None if image is None else np.asarray(image, np.float32))
+    async def _in_rounds(self, asked: Generate, row: dict[str, Any]) -> list[Candidate]:
+        """In lock step with all others; nothing where that is not to be had. Exact search is none of beams.
+        Prompts whose demonstrations are all their own begin alike by chance: vLLM's cache finds where."""
+        prompt, begins = row["prompt"], row["beginning"]
+        if asked.search != "beam" or (row["shots"] and not begins):
+            return []
+        search = Search(self.tree, asked.beams, asked.length_penalty, asked.score == "tree")
+        beginning = self._beginning(tuple(prompt[:begins]))
+        own = self.prompts.written(prompt[begins:], _feature(row))
+        if not self.engine.takes(search, len(beginning), len(own)):
+            return []
+        return await self.engine.beams(search, beginning, own, self.usage)
+
+    async def _by_rollouts(self, asked: Generate, row: dict[str, Any]) -> list[Candidate]:
+        prompt = row["prompt"]
+        beginning = tuple(prompt[: row["beginning"]])
+        # What is its own, with a picture's few vectors for one number each, and what its beams write.
+        tokens = len(prompt) - len(beginning) + asked.beams * (self.tree.depth + asked.block)
+        room = self.room.taken(tokens, tuple(row["shots"]), beginning)
+        async with room, self.beginnings.kept(beginning) as held:
+            return await self._search(asked, self.prompts(prompt, _feature(row)), held)
+
+    async def _search(self, asked: Generate, whole: Prompt, held: Held) -> list[Candidate]:
         tree, penalty, hold = self.tree, asked.length_penalty, self.engine.hold()
         rollout = self._behind(whole, _reported(asked.beams), hold, held)
         expansions = Expansions(tree, rollout, renormalise=asked.score == "tree")
@@ -106,8 +127,6 @@ class Generating(Work):
                 found = await beam(tree, expansions, penalty, asked.beams)
         finally:
             self.engine.release(hold)
-        if asked.prior_weight:
-            return await self.prior.corrected(found, asked.prior_weight, penalty)
         return found
 
     def _behind(self, prompt: Prompt, reported: int, hold: int = 0, held: Held = ()) -> Rollout:
@@ -155,6 +174,9 @@ class Generating(Work):
             "status": "linked" if sure else "nil",
         }
 
+    def retire(self) -> None:
+        self.engine.retire(self.tree)
+
     def check(self) -> None:
         self.engine.check()
 
@@ -164,6 +186,11 @@ class Generating(Work):
     def measures(self) -> dict[str, Any]:
         own = {"mentions": self.mentions, "cut": self.cut, "shared": self.room.shared}
         return own | asdict(self.usage) | self.engine.measures()
+
+
+def _feature(row: dict[str, Any]) -> npt.NDArray[np.float32] | None:
+    """Of the row's own picture."""
+    return None if row["image_vector"] is None else np.asarray(row["image_vector"], np.float32)
 
 
 def _reported(beams: int) -> int:

@@ -1,0 +1,205 @@
+"""Who is in which column of the rounds, who joins next, and in which blocks of the cache they stand.
+
+The host's side of lockstep.py: bookkeeping only. Those that wait join in their order, but for those whose
+beginning is still being computed. Where blocks are short, whoever was refused first is let in first,
+whatever rounds it belongs to: a wide search among narrow ones does not starve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from gemel_ray.engine.arena import Arena, Beginning
+from gemel_ray.engine.outcome import Outcome
+from gemel_ray.engine.prompts import Written
+from gemel_ray.engine.search import Candidate
+from gemel_ray.engine.usage import Usage
+
+BEGINNING = -1  # in the place of a column
+Whole = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mention:
+    """A prompt to be searched: its `own` tokens, behind a `beginning` that others may have, too, or empty."""
+
+    beginning: Written
+    own: Written
+    outcome: Outcome[list[Candidate]]
+    usage: Usage
+
+    @property
+    def tokens(self) -> int:
+        return len(self.beginning) + len(self.own)
+
+
+@dataclass(slots=True, eq=False)
+class Reading:
+    """A prompt, or a beginning, under computation: from position `start` on, into these blocks, int32."""
+
+    written: Written
+    blocks: npt.NDArray[np.int32]
+    start: int
+    done: int = 0
+    begun: Beginning | None = None
+
+    @property
+    def left(self) -> int:
+        return len(self.written) - self.done
+
+
+@dataclass(slots=True, eq=False)
+class Guest:
+    """Who is in a column, and its blocks but the beginning's. `reading`: its prompt, until it is computed."""
+
+    mention: Mention
+    beginning: Beginning | None
+    blocks: list[int]
+    reading: Reading | None
+
+
+class Columns:
+    """`number` columns, for names of at most `depth` tokens behind prompts of `length` together with them;
+    `waiting` is in order.
+
+    table int32 [columns, width, blocks]: those of every place, in the order of their tokens; those behind the
+    whole blocks of the prompt, int64 [columns] of tokens, are the place's own.
+    """
+
+    def __init__(
+        self, arena: Arena, waiting: dict[Mention, None], number: int, width: int, *, depth: int, length: int
+    ) -> None:
+        self.arena, self.waiting, self.width = arena, waiting, width
+        self.guests: dict[int, Guest] = {}
+        self.copies: list[tuple[int, int]] = []  # of blocks, from and to, before the next pass
+        self._begun: list[Reading] = []  # beginnings under computation
+        self._idle = list(range(number))
+        self._private = private_blocks(arena, depth)
+        self.table = np.zeros((number, width, arena.blocks(length) + self._private), np.int32)
+        self.prompt = np.zeros(number, np.int64)  # tokens
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.guests or self._begun or self.waiting)
+
+    def growing(self) -> list[int]:
+        """The columns whose prompts have been read."""
+        return [column for column, guest in self.guests.items() if guest.reading is None]
+
+    def free(self, column: int) -> Guest:
+        """Let the guest go."""
+        guest = self.guests.pop(column)
+        self._idle.append(column)
+        self.arena.give(guest.blocks)
+        if guest.beginning is not None:
+            guest.beginning.users -= 1
+        return guest
+
+    def drop(self, mention: Mention) -> None:
+        """Its caller has left. Beams that are no longer asked about die by themselves."""
+        self.waiting.pop(mention, None)
+        for column in [c for c, guest in self.guests.items() if guest.mention is mention]:
+            self.free(column)
+        self.arena.settle(self, waits=False)
+
+    def readings(self, room: int) -> Iterator[tuple[int, Reading, int]]:
+        """(column, what is read there, so many tokens of it), `room` tokens in all: those under way, then
+        those who join."""
+        if not room:
+            return
+        under_way = [(BEGINNING, reading) for reading in self._begun]
+        under_way += [(c, guest.reading) for c, guest in self.guests.items() if guest.reading is not None]
+        for column, reading in chain(under_way, self._joining()):
+            tokens = min(room, reading.left)
+            yield column, reading, tokens
+            room -= tokens
+            if not room:
+                return
+
+    def read(self, column: int, reading: Reading, tokens: int) -> bool:
+        """So many tokens more have been computed. Whether the column can begin."""
+        reading.done += tokens
+        if reading.left:
+            return False
+        if reading.begun is not None:
+            reading.begun.ready = True
+            reading.begun.users -= 1
+            self._begun.remove(reading)
+            return False
+        self.guests[column].reading = None
+        return True
+
+    def _joining(self) -> Iterator[tuple[int, Reading]]:
+        for mention in tuple(self.waiting):
+            if not self._idle or not self.arena.open_to(self):
+                return
+            key = mention.beginning.identity.tobytes()
+            beginning = self.arena.find(key) if key else None
+            if key and beginning is None:
+                begun = self.arena.add(key, len(mention.beginning))
+                if begun is None:
+                    break
+                reading = Reading(mention.beginning, np.array(begun.blocks, np.int32), 0, begun=begun)
+                mention.usage.asked += len(mention.beginning)
+                self._begun.append(reading)
+                yield BEGINNING, reading
+            elif beginning is None or beginning.ready:
+                column = self._join(mention, beginning)
+                if column is None:
+                    break
+                reading_own = self.guests[column].reading
+                assert reading_own is not None
+                yield column, reading_own
+        else:
+            self.arena.settle(self, waits=False)
+            return
+        self.arena.settle(self, waits=True)
+
+    def _join(self, mention: Mention, beginning: Beginning | None) -> int | None:
+        """A column and blocks for the mention, or None while there are not enough."""
+        size, width, private = self.arena.size, self.width, self._private
+        start, end = len(mention.beginning), mention.tokens
+        shared, full = start // size, end // size
+        if beginning is not None:
+            beginning.users += 1  # not to be dropped for what stands behind it
+        blocks = self.arena.take(full - shared + width * private)
+        if blocks is None:
+            if beginning is not None:
+                beginning.users -= 1
+            return None
+        column = self._idle.pop()
+        table, self.prompt[column] = self.table[column], end
+        table[:, :shared] = beginning.blocks[:shared] if beginning is not None else []
+        table[:, shared:full] = blocks[: full - shared]
+        table[:, full : full + private] = np.reshape(blocks[full - shared :], (width, private))
+        if beginning is not None and start % size:  # its partial block
+            self.copies.append((beginning.blocks[-1], int(table[0, shared])))
+        reading = Reading(mention.own, table[0], start)
+        self.guests[column] = Guest(mention, beginning, blocks, reading)
+        del self.waiting[mention]
+        mention.usage.asked += end
+        mention.usage.cached += start
+        self.arena.settle(self, waits=False)
+        return column
+
+    def fork(self, column: Whole, source: Whole, target: Whole, cached: Whole) -> None:
+        """From place to place, what stands behind the prompt's whole blocks, `cached` tokens of a name."""
+        size = self.arena.size
+        first, written = self.prompt[column] // size, self.prompt[column] % size + cached
+        for i in range(self._private):
+            there = written > i * size
+            c, at = column[there], first[there] + i
+            self.copies += zip(
+                self.table[c, source[there], at].tolist(), self.table[c, target[there], at].tolist(),
+                strict=True,
+            )  # fmt: skip
+
+
+def private_blocks(arena: Arena, depth: int) -> int:
+    """Of a place: at most a block less one token of the prompt, and a name without its end."""
+    return arena.blocks(arena.size - 1 + depth - 1)

@@ -1,0 +1,163 @@
+"""Beam search of many prompts in lock step: no requests, no scheduler, no walk per beam.
+
+A mention has a column of Growing for as long as its search runs; who is finished leaves, and who waits joins
+in the same pass of the model. A round (`step`): what the last one told is read; names that are finished go
+out; blocks of beams that forked are copied; one pass computes the beams that ask and the prompts of those
+who join, as many of their tokens as it has room for (a long prompt is read in several); all beams grow. The
+host waits for the device once, at the beginning: what a step has started is told to the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gemel_ray.engine.columns import Columns, Reading
+from gemel_ray.engine.growing import Growing, Told
+from gemel_ray.engine.search import Candidate
+
+if TYPE_CHECKING:
+    from gemel_ray.engine.seam import Seam
+
+Whole = npt.NDArray[np.int64]
+Part = tuple[int, Reading, int]  # as Columns.readings gives them
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Beams whose nodes are asked about, int64 [rows]: column and place among its beams, where their keys and
+    values stand, tokens of the name there already, and those to be computed."""
+
+    column: Whole
+    beam: Whole
+    place: Whole
+    cached: Whole
+    count: Whole
+
+    def split(self, tokens: int) -> Iterator[_Asking]:
+        """Of at most so many tokens each; one at least, if it is empty."""
+        start = 0
+        while start < len(self.count) or not start:
+            ends = np.cumsum(self.count[start:])
+            end = start + max(1, int(np.searchsorted(ends, tokens, side="right")))
+            yield _Asking(*(array[start:end] for array in astuple(self)))
+            start = end
+
+
+_NOBODY = _Asking(*np.empty((5, 0), np.int64))
+
+
+class Lockstep:
+    """The rounds of one tree, width and way to score."""
+
+    def __init__(self, seam: Seam, growing: Growing, columns: Columns) -> None:
+        self.seam, self.growing, self.columns = seam, growing, columns
+        self.rounds = 0
+        self._told: Tensor | None = None
+        self._widest = 0  # children of a node that is asked about
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One token more for all beams; who waits joins, as many as there is room for."""
+        *before, last = self._heard().split(self.seam.tokens)
+        readings = list(self.columns.readings(self.seam.tokens - int(last.count.sum())))
+        if self.columns.copies:
+            self.seam.copy(np.array(self.columns.copies))
+            self.columns.copies.clear()
+        for asking in before:  # rare: very wide beams, or many long forced chains at once
+            self._compute(asking, [])
+        if len(last.count) or readings:
+            self._compute(last, readings)
+        self.growing.grow()
+        self._told = self._tell()
+        self.rounds += 1
+
+    def _tell(self) -> Tensor:
+        """Start the one copy to the host."""
+        told = self.growing.told()
+        if told.device.type == "cpu":
+            return told
+        here = torch.empty(told.shape, dtype=told.dtype, pin_memory=True).copy_(told, non_blocking=True)
+        self._copied = torch.cuda.Event()
+        self._copied.record()
+        return here
+
+    def _heard(self) -> _Asking:
+        """Read what the last step told: who is done leaves, forks are to be copied; who asks now."""
+        columns = self.columns
+        if self._told is None or not (growing := columns.growing()):
+            return _NOBODY
+        if self._told.is_pinned():
+            self._copied.synchronize()
+        said = Told.of(self._told.numpy(), self.growing.width)
+        others = np.ones(self.growing.columns, bool)
+        others[growing] = False
+        said.pending[others], said.source[others] = 0, -1
+        for column in growing:
+            if not said.alive[column]:
+                self._leave(column, said)
+        forked, asking = np.nonzero(said.source >= 0), np.nonzero(said.pending)
+        columns.fork(forked[0], said.source[forked], said.place[forked], said.cached[forked])
+        for column in columns.guests.keys() & set(asking[0].tolist()):
+            columns.guests[column].mention.usage.decoded += int(said.pending[column].sum())
+        self._widest = said.widest
+        return _Asking(asking[0], asking[1], said.place[asking], said.cached[asking], said.pending[asking])
+
+    def _leave(self, column: int, said: Told) -> None:
+        outcome = self.columns.free(column).mention.outcome
+        rows = said.found[column].T.tolist()
+        found = [Candidate(int(leaf), total, score) for leaf, total, score in rows if score > -np.inf]
+        if said.broken[column] or not found:
+            outcome.tell(ValueError("the language model's numbers for this prompt are not finite"))
+        else:
+            outcome.tell(found)
+
+    def _compute(self, asking: _Asking, readings: list[Part]) -> None:
+        """One pass over these beams and parts of prompts. Scores the children of both."""
+        growing, columns, rows = self.growing, self.columns, len(asking.count)
+        embeddings = self._embeddings(asking, readings)
+        start = np.array([reading.start + reading.done for _, reading, _ in readings], np.int64)
+        start = np.concatenate([columns.prompt[asking.column] + asking.cached, start])
+        count = np.concatenate([asking.count, [tokens for _, _, tokens in readings]]).astype(np.int64)
+        most = columns.arena.blocks(int((start + count).max()))
+        table = np.zeros((len(count), most), np.int32)
+        table[:rows] = columns.table[asking.column, asking.place, :most]
+        for i, (_, reading, _) in enumerate(readings, rows):
+            table[i, : len(reading.blocks)] = reading.blocks[:most]
+        hidden = self.seam.forward(embeddings, start, count, table)
+
+        done = [(i, part[0]) for i, part in enumerate(readings, rows) if columns.read(*part)]
+        row, begun = np.array(done, np.int64).reshape(-1, 2).T
+        column, beam, row, begun, root = self.seam.upload(asking.column, asking.beam, row, begun, 0 * begun)
+        if rows:
+            answer = growing.best(self.seam.logits(hidden[:rows]), growing.node[column, beam], self._widest)
+            growing.answer(column, beam, *answer)
+        if done:
+            growing.begin(begun)
+            growing.answer(begun, root, *growing.best(self.seam.logits(hidden[row]), root, growing.tree.fan))
+
+    def _embeddings(self, asking: _Asking, readings: list[Part]) -> Tensor:
+        """Of the tokens of beams, and behind them of the parts of prompts. Made on the device: ids go there,
+        and pictures are written over their places."""
+        path = self.growing.path
+        ends = np.cumsum(asking.count)
+        first = (asking.column * path.shape[1] + asking.beam) * path.shape[2] + asking.cached
+        among = np.repeat(first - ends + asking.count, asking.count) + np.arange(asking.count.sum())
+        parts = [reading.written.part(reading.done, reading.done + tokens) for _, reading, tokens in readings]
+        beams, prompts = self.seam.upload(
+            among, np.concatenate([np.empty(0, np.int64), *(p[0] for p in parts)])
+        )
+        embeddings = self.seam.embed(torch.cat([path.view(-1)[beams], prompts]))
+        start = len(among)
+        for ids, pictures in parts:
+            for place, vectors in pictures:
+                here = embeddings[start + place : start + place + len(vectors)]
+                here.copy_(vectors, non_blocking=True)
+            start += len(ids)
+        return embeddings

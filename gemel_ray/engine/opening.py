@@ -1,0 +1,52 @@
+"""Whether an engine searches in rounds: what they need is found, taken and tried before the first prompt."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from gemel_ray.engine.arena import Arena
+from gemel_ray.engine.proof import prove
+from gemel_ray.engine.rollouts import Rollouts
+from gemel_ray.engine.rounds import Rounds
+from gemel_ray.engine.seam import Refused, Seam, give_back, reserve, seam
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from gemel_ray.engine.vllm_engine import EngineOptions
+
+
+def opened(
+    engine: LLMEngine, rollouts: Rollouts, options: EngineOptions, embeddings: Tensor, end_token: int
+) -> Rounds | None:
+    """None where searches are made of rollouts: `rounds` is never, or auto and vLLM or the model refuses."""
+    if options.rounds == "never":
+        return None
+    try:
+        met = seam(engine)
+        blocks = reserve(engine, _share(engine, met, options))
+        try:
+            rounds = Rounds(met, Arena(blocks, met.block), options.columns, options.beams)
+            prove(rollouts, rounds, embeddings, end_token)
+        except BaseException:
+            give_back(engine, blocks)
+            raise
+    except Refused as reason:
+        if options.rounds == "always":
+            raise
+        logging.getLogger(__name__).warning("beams are searched by rollouts, which is slower: %s", reason)
+        return None
+    return rounds
+
+
+def _share(engine: LLMEngine, met: Seam, options: EngineOptions) -> int:
+    """Blocks that rounds get. What is left must hold the longest prompt, or vLLM waits for ever."""
+    config: Any = engine.vllm_config.cache_config
+    longest = -(-met.length // met.block)
+    number = min(int(config.num_gpu_blocks * options.arena), config.num_gpu_blocks - longest - 2)
+    if number < longest:
+        raise Refused("the key-value cache has no room for rounds beside rollouts")
+    return number

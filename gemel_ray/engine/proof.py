@@ -1,0 +1,114 @@
+"""A few names searched both ways in the engine that is starting: rounds must say what rollouts say.
+
+Names and signatures do not tell what vLLM means by a length, a slot or the order of blocks; numbers do. Two
+made-up prompts behind one beginning that ends inside a block, with vectors in the place of a picture, and ten
+names that fork, run alone and begin one another. All ten are found either way, and compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path as Folder
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemel_ray.engine.columns import Mention
+from gemel_ray.engine.outcome import Outcome
+from gemel_ray.engine.prompts import Prompt, Written
+from gemel_ray.engine.rollouts import Rollout, Rollouts
+from gemel_ray.engine.rounds import Rounds, Search
+from gemel_ray.engine.seam import Refused
+from gemel_ray.engine.search import Candidate, Expansions, Path, beam
+from gemel_ray.engine.usage import Usage
+from gemel_ray.engine.vllm_engine import Asked, Step, sampling
+from gemel_ray.knowledge.prefix_tree import build
+
+_NAMES = ("ab", "ac", "acd", "b", "befg", "befh", "c", "da", "db", "dc")
+_LETTERS = 8
+_FLOAT32, _HALF = 1e-3, 0.5  # of a log-probability: half precision rounds by what else is in the pass
+
+
+def prove(rollouts: Rollouts, rounds: Rounds, embeddings: Tensor, end_token: int) -> None:
+    """Raises Refused where they do not agree. `embeddings` are the model's, [vocabulary, width]; nothing else
+    runs meanwhile."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as aside:
+        # Not in this thread: it may have an event loop that runs.
+        proof = _Proof(rollouts, rounds, embeddings, end_token, Folder(folder))
+        aside.submit(asyncio.run, proof.run()).result()
+
+
+class _Proof:
+    def __init__(
+        self, rollouts: Rollouts, rounds: Rounds, embeddings: Tensor, end_token: int, folder: Folder
+    ) -> None:
+        self.rollouts, self.rounds, self.embeddings, self.end_token = rollouts, rounds, embeddings, end_token
+        numbers = np.random.default_rng(0).permutation(len(embeddings))
+        self.ids = numbers[numbers != end_token]
+        self.folder, self.tree = folder, build(_NAMES, self._tokens, end_token, folder)
+        self.requests = 0
+
+    def _tokens(self, names: list[str]) -> list[list[int]]:
+        return [[int(self.ids[ord(letter) - ord("a")]) for letter in name] for name in names]
+
+    async def run(self) -> None:
+        block = self.rounds.arena.size
+        for renormalise in (True, False):
+            search = Search(self.tree, len(_NAMES), 0.0, renormalise)
+            asked = [asyncio.create_task(self._both(search, length)) for length in (5, block + 3)]
+            while not all(task.done() for task in asked):
+                await asyncio.sleep(0)
+                if self.rollouts.running:
+                    self.rollouts.step()
+                if self.rounds.busy:
+                    self.rounds.step()
+            for task in asked:
+                task.result()
+        self.rounds.retire(self.tree)
+
+    async def _both(self, search: Search, length: int) -> None:
+        begins = self.rounds.arena.size * 3 // 2
+        ids = np.resize(self.ids[_LETTERS:], begins + length)
+        pictures = ((2, self.embeddings[ids[-2:]]),)  # in the place of other tokens
+        beginning, own = Written(ids[:begins], ids[:begins], pictures), Written(ids[begins:], ids[begins:])
+        work = Mention(beginning, own, Outcome(), Usage())
+        self.rounds.add(search, work)
+        whole = self.embeddings[torch.from_numpy(ids)]
+        whole[2:4] = whole[-2:]
+        expected = await self._by_rollouts(search, Prompt(whole, ids, len(ids)))
+        _compare(expected, await work.outcome.future, exact=whole.dtype == torch.float32)
+
+    async def _by_rollouts(self, search: Search, prompt: Prompt) -> list[Candidate]:
+        tree, usage = search.tree, Usage()
+
+        async def rollout(path: Path, node: int, wide: int = 0) -> list[Step]:
+            asked = Asked(
+                tree=self.folder,
+                node=node,
+                limit=tree.depth - len(path),
+                wide=search.width,
+                renormalise=search.renormalise,
+            )
+            self.requests += 1
+            whole = torch.cat([prompt.embeddings, self.embeddings[list(path)]])
+            longer = Prompt(whole, np.append(prompt.identity, path).astype(np.int64), prompt.base)
+            params = sampling(asked, self.requests, self.end_token)
+            work = Rollout(self.requests, longer, 0, params, Outcome(), usage)
+            self.rollouts.add(work)
+            return await work.outcome.future
+
+        expansions = Expansions(tree, rollout, renormalise=search.renormalise)
+        return await beam(tree, expansions, search.penalty, search.width)
+
+
+def _compare(rollouts: Sequence[Candidate], rounds: Sequence[Candidate], *, exact: bool) -> None:
+    theirs, ours = ({c.leaf: c.log_prob for c in found} for found in (rollouts, rounds))
+    if theirs.keys() != ours.keys() or len(theirs) != len(_NAMES):
+        raise Refused(f"rounds find {sorted(ours)} where rollouts find {sorted(theirs)}")
+    apart = max(abs(theirs[leaf] - ours[leaf]) for leaf in theirs)
+    if not apart <= (_FLOAT32 if exact else _HALF):
+        raise Refused(f"rounds and rollouts give log-probabilities {apart:.2g} apart")

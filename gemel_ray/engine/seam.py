@@ -1,0 +1,176 @@
+"""All that the rounds touch of vLLM's inside: the worker's model, its attention and its key-value cache.
+
+Held against vLLM 0.32; both of its model runners bear these names. What is used is checked by name and
+signature here, and by its numbers when the engine starts (proof.py): where vLLM has moved, or a model has
+another kind of cache, `Refused` says why, and the search is made of rollouts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+Whole = npt.NDArray[np.int64]
+_RUNNER = ("attn_groups", "device", "kv_cache_config", "kv_caches", "max_num_tokens", "model", "vllm_config")
+_METADATA = (
+    "attn_groups", "num_reqs", "num_tokens", "query_start_loc_gpu", "query_start_loc_cpu", "max_query_len",
+    "seq_lens", "max_seq_len", "block_tables", "slot_mappings", "kv_cache_config", "seq_lens_cpu_upper_bound",
+)  # fmt: skip
+
+
+class Refused(RuntimeError):
+    """Rounds are not for this model, or not for this vLLM."""
+
+
+class Seam:
+    """Called by vLLM with its worker: see `seam`."""
+
+    def __init__(self, worker: Any) -> None:
+        from vllm.forward_context import set_forward_context
+        from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer
+
+        runner = getattr(worker, "worker", worker).model_runner
+        if missing := [name for name in _RUNNER if not hasattr(runner, name)]:
+            raise Refused(f"vLLM's model runner has no {', '.join(missing)}")
+        _takes(build_attn_metadata, _METADATA)
+        _takes(build_slot_mappings_by_layer, ("slot_mappings", "kv_cache_config"))
+        _takes(set_forward_context, ("attn_metadata", "vllm_config", "num_tokens", "slot_mapping"))
+        self._context, self._metadata = set_forward_context, build_attn_metadata
+        self._by_layer = build_slot_mappings_by_layer
+        self._config, self._cache_config, self._groups = (
+            runner.vllm_config, runner.kv_cache_config, runner.attn_groups,
+        )  # fmt: skip
+        _check_model(self._config)
+        self._caches = _caches(runner)
+        self.model, self.device = runner.model, runner.device
+        self.block = int(self._config.cache_config.block_size)
+        self.tokens = int(runner.max_num_tokens)  # of one pass, at most
+        self.length = int(self._config.model_config.max_model_len)
+        self.passes = 0
+
+    def upload(self, *arrays: npt.NDArray[Any]) -> list[Tensor]:
+        """Arrays of one type on the device, in one copy for which the host does not wait."""
+        whole = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
+        if self.device.type != "cpu":
+            whole = whole.pin_memory().to(self.device, non_blocking=True)
+        parts = whole.split([array.size for array in arrays])
+        return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The model's own input embeddings, [tokens, width]."""
+        made: Tensor = self.model.embed_input_ids(tokens)
+        return made
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        made: Tensor = self.model.compute_logits(hidden)
+        return made
+
+    def forward(self, embeddings: Tensor, start: Whole, count: Whole, table: npt.NDArray[np.int32]) -> Tensor:
+        """Hidden states of each row's last token, [rows, width].
+
+        Row i computes `count[i]` tokens, its own of `embeddings` [tokens, width] (end to end), which stand at
+        positions `start[i]` and on, in the blocks `table[i]`.
+        """
+        ends, row = np.cumsum(count), np.repeat(np.arange(len(count)), count)
+        position = np.arange(len(row)) + (start - ends + count)[row]
+        slot = table[row, position // self.block] * np.int64(self.block) + position % self.block
+        begins, lengths = np.append(0, ends).astype(np.int32), (start + count).astype(np.int32)
+        positions, slots, last = self.upload(position, slot, ends - 1)
+        blocks, begin, length = self.upload(table, begins, lengths)
+        metadata = self._metadata(
+            attn_groups=self._groups,
+            num_reqs=len(count),
+            num_tokens=len(row),
+            query_start_loc_gpu=begin,
+            query_start_loc_cpu=torch.from_numpy(begins),
+            max_query_len=int(count.max()),
+            seq_lens=length,
+            max_seq_len=int(lengths.max()),
+            block_tables=[blocks],
+            slot_mappings=slots[None],
+            kv_cache_config=self._cache_config,
+            seq_lens_cpu_upper_bound=torch.from_numpy(lengths),
+        )
+        by_layer = self._by_layer(slots[None], self._cache_config)
+        with self._context(metadata, self._config, num_tokens=len(row), slot_mapping=by_layer):
+            hidden: Tensor = self.model(
+                input_ids=None, positions=positions, intermediate_tensors=None, inputs_embeds=embeddings
+            )
+        self.passes += 1
+        return hidden[last]
+
+    def copy(self, blocks: npt.NDArray[np.int64]) -> None:
+        """Blocks [n, 2], from and to, in every layer. Whole ones: backends order their inside differently."""
+        source, target = self.upload(*np.ascontiguousarray(blocks.T))
+        for cache, dim in self._caches:
+            cache.index_copy_(dim, target, cache.index_select(dim, source))
+
+
+def seam(engine: LLMEngine) -> Seam:
+    """Of a started engine. Raises Refused."""
+    if engine.vllm_config.parallel_config.world_size > 1:
+        raise Refused("the model is spread over several GPUs")
+    try:
+        (made,) = engine.collective_rpc(Seam)
+    except (ImportError, AttributeError, TypeError) as moved:
+        raise Refused(f"vLLM is not as it was: {moved}") from moved
+    assert isinstance(made, Seam)
+    return made
+
+
+def reserve(engine: LLMEngine, number: int) -> list[int]:
+    """`number` blocks of vLLM's own pool that its scheduler will never give to anybody, nor miss."""
+    core: Any = engine.engine_core
+    try:
+        pool = core.engine_core.scheduler.kv_cache_manager.block_pool
+        blocks = [block.block_id for block in pool.get_new_blocks(number)]
+        pool.num_gpu_blocks -= number  # else they count as used for ever, and the prefix cache is never reset
+    except (AttributeError, TypeError) as moved:
+        raise Refused(f"vLLM's pool of blocks is not as it was: {moved}") from moved
+    return blocks
+
+
+def give_back(engine: LLMEngine, blocks: list[int]) -> None:
+    """What was reserved is the pool's again."""
+    core: Any = engine.engine_core
+    pool = core.engine_core.scheduler.kv_cache_manager.block_pool
+    pool.num_gpu_blocks += len(blocks)
+    pool.free_blocks([pool.blocks[i] for i in blocks])
+
+
+def _takes(function: Callable[..., Any], given: tuple[str, ...]) -> None:
+    """Whether it can be called with these arguments, and needs no others."""
+    known = inspect.signature(function).parameters
+    needed = {n for n, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    if wrong := needed.symmetric_difference(given) - (known.keys() & set(given)):
+        raise Refused(f"vLLM's {function.__name__} has other arguments: {', '.join(sorted(wrong))}")
+
+
+def _check_model(config: Any) -> None:
+    model = config.model_config
+    if model.uses_mrope or model.is_encoder_decoder or config.lora_config is not None:
+        raise Refused("the model's prompts are more than one row of embeddings")
+
+
+def _caches(runner: Any) -> list[tuple[Tensor, int]]:
+    """Every layer's cache, and which of its dimensions counts blocks."""
+    config = runner.kv_cache_config
+    groups = [group for groups in runner.attn_groups for group in groups]
+    if len(config.kv_cache_groups) != 1 or len(groups) != 1:
+        raise Refused("the model has more than one kind of attention")
+    kind, window = groups[0].kv_cache_spec, getattr(groups[0].kv_cache_spec, "sliding_window", None)
+    if type(kind).__name__ != "FullAttentionSpec" or window is not None:
+        raise Refused(f"the model's attention is not plain: {type(kind).__name__}")
+    distinct = {cache.data_ptr(): cache for cache in runner.kv_caches}.values()
+    if groups[0].kernel_block_size is not None or any(config.num_blocks not in c.shape for c in distinct):
+        raise Refused("this layout of the key-value cache is not known")
+    return [(cache, list(cache.shape).index(config.num_blocks)) for cache in distinct]

@@ -1,0 +1,291 @@
+"""Beams in lock step in the real engine: what rollouts find, and what becomes of those who leave or fail."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gemel_ray.config import Config
+from gemel_ray.engine import opening, seam
+from gemel_ray.engine.opening import opened
+from gemel_ray.engine.proof import prove
+from gemel_ray.engine.rounds import Rounds
+from gemel_ray.engine.run import Engine
+from gemel_ray.engine.seam import Refused
+from gemel_ray.engine.search import Candidate
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.linking import linking_graph
+from gemel_ray.readers import documents
+from gemel_ray.stages.generating import Generating
+
+pytestmark = pytest.mark.slow
+DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "test.parquet"
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def rows(workspace: Workspace, config: Config) -> Rows:
+    """Prompts of pictures behind two sets of demonstrations with pictures, and one without any."""
+    found: Rows = []
+    for settings in ({"sets": 2, "own": 1}, {"demonstrations": 0}):
+        own = replace(config, retrieve=replace(config.retrieve, **settings))
+        segment = linking_graph(own, workspace).segment(
+            ["detect", "encode", "retrieve", "assemble"], workspace
+        )
+        table = next(documents(str(DATA), batch=24 if not found else 4))
+        found += asyncio.run(segment.run(table)).to_pylist()
+        segment.close()
+    return found
+
+
+def both(work: Generating, rows: Rows) -> tuple[list[list[Candidate]], ...]:
+    """What is found in rounds, and by rollouts."""
+
+    async def one_way(search: Any) -> list[list[Candidate]]:
+        return list(await asyncio.gather(*(search(work.stage, row) for row in rows)))
+
+    return asyncio.run(one_way(work._in_rounds)), asyncio.run(one_way(work._by_rollouts))
+
+
+def same(ours: list[list[Candidate]], theirs: list[list[Candidate]]) -> None:
+    assert [[c.leaf for c in found] for found in ours] == [[c.leaf for c in found] for found in theirs]
+    for found, expected in zip(ours, theirs, strict=True):
+        assert [c.score for c in found] == pytest.approx([c.score for c in expected], abs=1e-3)
+        assert [c.log_prob for c in found] == pytest.approx([c.log_prob for c in expected], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"beams": 1},
+        {"length_penalty": 1.0},
+        {"score": "paper", "length_penalty": 1.0, "beams": 3},
+        {"beams": 40},
+    ],
+)
+def test_rounds_find_what_rollouts_find(
+    generating: Generating, rows: Rows, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [*rows[:3], *rows[-3:]] if settings else rows
+    assert len({tuple(row["prompt"][: row["beginning"]]) for row in few}) > 1
+    assert any(t < 0 for row in few for t in row["prompt"][: row["beginning"]]), "no picture to begin with"
+    monkeypatch.setattr(generating, "stage", replace(generating.stage, **settings))
+    ours, theirs = both(generating, few)
+    same(ours, theirs)
+
+
+def within(engine: Engine, work: Callable[[], Any]) -> Any:
+    """Do it in the engine's thread, between two of its steps."""
+    outcome: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(work())
+        except Exception as fault:
+            outcome.set_exception(fault)
+
+    engine._inbox.put(call)
+    return outcome.result(60)
+
+
+def rounds_of(work: Generating) -> Rounds:
+    assert work.engine._rounds is not None, "this engine searches by rollouts"
+    return work.engine._rounds
+
+
+def blocks_free(work: Generating) -> int:
+    """With no beginning kept."""
+    arena = rounds_of(work).arena
+    within(work.engine, arena.forget)
+    return len(arena._free)
+
+
+def test_a_pass_has_its_limit(generating: Generating, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are read in parts, and beams that are too many for one pass take several."""
+    few = [*rows[:3], *rows[-3:]]
+    whole = both(generating, few)[0]
+    rounds, passes = rounds_of(generating), list[tuple[int, int]]()
+    forward = rounds.seam.forward
+
+    def counted(embeddings: Any, *others: Any) -> Any:
+        passes.append((rounds.rounds, len(embeddings)))
+        return forward(embeddings, *others)
+
+    monkeypatch.setattr(rounds.seam, "forward", counted)
+    monkeypatch.setattr(rounds.seam, "tokens", 12)
+    within(generating.engine, rounds.arena.forget)
+    same(asyncio.run(in_rounds(generating, few)), whole)
+    assert max(tokens for _, tokens in passes) <= 12
+    assert len({number for number, _ in passes}) < len(passes)
+
+
+async def in_rounds(work: Generating, rows: Rows) -> list[list[Candidate]]:
+    return list(await asyncio.gather(*(work._in_rounds(work.stage, row) for row in rows)))
+
+
+def test_who_leaves_frees_the_column_and_disturbs_nobody(generating: Generating, rows: Rows) -> None:
+    expected = asyncio.run(in_rounds(generating, rows))
+    free = blocks_free(generating)
+
+    async def some_leave() -> list[list[Candidate]]:
+        tasks = [asyncio.create_task(generating._in_rounds(generating.stage, row)) for row in rows]
+        start = rounds_of(generating).rounds
+        while rounds_of(generating).rounds < start + 3:
+            await asyncio.sleep(0.001)
+        for task in tasks[::2]:
+            task.cancel()
+        await asyncio.gather(*tasks[::2], return_exceptions=True)
+        return [await task for task in tasks[1::2]]
+
+    same(asyncio.run(some_leave()), expected[1::2])
+    until_idle(generating)
+    assert blocks_free(generating) == free
+    same(asyncio.run(in_rounds(generating, rows)), expected)
+
+
+def until_idle(work: Generating) -> None:
+    while work.engine.busy:
+        time.sleep(0.005)
+
+
+def test_a_bad_row_is_an_error_and_the_others_are_answered(
+    generating: Generating, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One prompt is too long; one is of a model that gives no finite number (here: its logits are overwritten
+    in the first pass that reads it)."""
+    long = rows[0] | {"prompt": rows[0]["prompt"] * 40}
+    met, broken = rounds_of(generating).seam, [2]
+    logits = met.logits
+
+    def overwritten(hidden: Any) -> Any:
+        made = logits(hidden)
+        if broken and len(made) > broken[0]:
+            made[broken.pop()] = float("nan")
+        return made
+
+    monkeypatch.setattr(met, "logits", overwritten)
+    answers = asyncio.run(all_linked(generating, [long, *rows[:8]]))
+    assert "lower retrieve.demonstrations" in answers[0]["error"]
+    failed = [a for a in answers[1:] if a.get("error")]
+    assert len(failed) == 1 and "not finite" in failed[0]["error"]
+    monkeypatch.undo()
+    again = asyncio.run(all_linked(generating, rows[:8]))
+    assert [a["entity"] for a in answers[1:] if "entity" in a] == [
+        b["entity"] for a, b in zip(answers[1:], again, strict=True) if "entity" in a
+    ]
+
+
+async def all_linked(work: Generating, rows: Rows) -> list[dict[str, Any]]:
+    return list(await asyncio.gather(*(work._link(row) for row in rows)))
+
+
+def test_a_document_s_own_wishes(generating: Generating, rows: Rows) -> None:
+    """Other numbers of candidates have rounds of their own beside the others; exact search has none."""
+    wishes = [{"candidates": 2}, {"candidates": 9}, {"search": "exact"}, {}]
+    asked = [row | {"options": wish} for row, wish in zip(rows, wishes, strict=False)]
+    before = replace(generating.usage)
+    answers = asyncio.run(all_linked(generating, asked))
+    assert [len(a["candidates"]) <= n for a, n in zip(answers, (2, 9, 5, 5), strict=True)] == [True] * 4
+    for row, answer in zip(asked[:2], answers[:2], strict=True):
+        alone = replace(generating.stage, beams=row["options"]["candidates"])
+        found = asyncio.run(generating._by_rollouts(alone, row))
+        assert answer["entity"] == asyncio.run(all_linked(generating, [row]))[0]["entity"]
+        assert found
+    assert generating.usage.requests > before.requests  # exact search's
+
+
+@pytest.mark.parametrize("wrong", ["start", "table", "copy"])
+def test_an_engine_whose_rounds_say_other_things_is_found_out(
+    generating: Generating, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """As if vLLM meant something else by a position or a block, or kept blocks in another way."""
+    engine, rounds = generating.engine, rounds_of(generating)
+    forward = rounds.seam.forward
+
+    def other(embeddings: Any, start: Any, count: Any, table: Any) -> Any:
+        if wrong == "start":
+            return forward(embeddings, start + (start > 0), count, table)
+        return forward(embeddings, start, count, np.roll(table, 1, axis=1))
+
+    if wrong == "copy":
+        monkeypatch.setattr(rounds.seam, "copy", lambda blocks: None)
+    else:
+        monkeypatch.setattr(rounds.seam, "forward", other)
+
+    def proven() -> None:
+        rounds.arena.forget()  # what was computed wrong
+        prove(engine._rollouts, rounds, engine._embeddings, engine.end_token)
+
+    with pytest.raises(Refused, match="apart"):
+        within(engine, proven)
+    monkeypatch.undo()
+    within(engine, proven)
+
+
+def test_what_refuses_is_said_and_gives_its_blocks_back(
+    generating: Generating, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = generating.engine
+
+    def refuse(*given: Any) -> None:
+        raise Refused("numbers differ")
+
+    def reopened(rounds: str, arena: float) -> Any:
+        options = replace(engine.options, rounds=rounds, arena=arena)
+        return within(
+            engine,
+            lambda: opened(engine._engine, engine._rollouts, options, engine._embeddings, engine.end_token),
+        )
+
+    pool: Any = engine._engine.engine_core
+    pool = pool.engine_core.scheduler.kv_cache_manager.block_pool
+    before = pool.num_gpu_blocks, pool.get_num_free_blocks()
+    monkeypatch.setattr(opening, "prove", refuse)
+    assert reopened("never", 0.2) is None
+    assert not caplog.messages
+    assert reopened("auto", 0.2) is None
+    assert "numbers differ" in caplog.messages[-1]
+    with pytest.raises(Refused, match="numbers differ"):
+        reopened("always", 0.2)
+    assert reopened("auto", 0.001) is None
+    assert "no room" in caplog.messages[-1]
+    assert (pool.num_gpu_blocks, pool.get_num_free_blocks()) == before
+
+
+def test_a_vllm_that_has_moved_is_refused() -> None:
+    def build(attn_groups: Any, num_reqs: int, new: Any, other: int = 0) -> None:
+        pass
+
+    seam._takes(build, ("attn_groups", "num_reqs", "new"))
+    seam._takes(build, ("attn_groups", "num_reqs", "new", "other"))
+    for given in (("attn_groups", "num_reqs"), ("attn_groups", "num_reqs", "new", "gone")):
+        with pytest.raises(Refused, match="build has other arguments"):
+            seam._takes(build, given)
+    runner = SimpleNamespace(model_runner=SimpleNamespace(model=None))
+    with pytest.raises(Refused, match="attn_groups"):
+        seam.Seam(runner)
+
+
+def test_rollouts_are_asked_where_rounds_are_not_to_be_had(generating: Generating, rows: Rows) -> None:
+    """An engine without them; and demonstrations that are the mention's own."""
+    engine, asked = generating.engine, generating.stage
+    own = [row | {"beginning": 0} for row in rows[:3]]
+    assert asyncio.run(in_rounds(generating, own)) == [[]] * 3
+    expected = asyncio.run(in_rounds(generating, rows[:3]))
+    rounds, engine._rounds = engine._rounds, None
+    try:
+        answers = asyncio.run(all_linked(generating, rows[:3]))
+    finally:
+        engine._rounds = rounds
+    same([asyncio.run(generating._by_rollouts(asked, row)) for row in own], expected)
+    assert all(answer["status"] == "linked" for answer in answers)
