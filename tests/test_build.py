@@ -41,6 +41,10 @@ def workspace(tmp_path_factory: Any) -> Workspace:
     return made(tmp_path_factory.mktemp("bank"))
 
 
+def test_the_starter_s_workspace_has_the_starter_s_mapper(workspace: Workspace) -> None:
+    assert workspace.sees
+
+
 def test_names_and_aliases_stand_behind_the_solved_examples(workspace: Workspace) -> None:
     table = workspace.bank.table
     assert table.select(["id", "text", "mention", "target"]).to_pylist() == [

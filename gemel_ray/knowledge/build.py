@@ -84,7 +84,9 @@ def _mapper(folder: Path, config: Config, names: dict[str, str], say: Say) -> No
     if wanted == "none" or (wanted == "auto" and not file.exists()):
         return
     made, now = FeatureMapper.load(file)[1].get("revisions", {}), revisions(names)
-    strange = [k for k in ("language", "clip", "clip_feature") if k in made and made[k] != now[k]]
+    before = revisions(names, whole=False)  # as mappers were marked that are older than whole revisions
+    asked = ("language", "clip", "clip_feature")
+    strange = [k for k in asked if k in made and made[k] not in (now[k], before[k])]
     if not strange:
         shutil.copyfile(file, folder / "mapper.safetensors")
     elif wanted != "auto":
