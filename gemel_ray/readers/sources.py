@@ -98,8 +98,8 @@ def _search(address: str, marks: dict[str, Marks]) -> _Seen:
 
 
 def _matched(filesystem: Any, path: str) -> tuple[str, list[str]]:
-    """Of a pattern the folder that it begins with, and the files that it matches, or that lie in a folder that
-    it matches."""
+    """Of a pattern the folder that it begins with, and the files that it matches, or that lie in a folder
+    that it matches."""
     magic = _MAGIC.search(path) if has_magic(path) else None
     if magic is None:
         return "", []
