@@ -89,7 +89,7 @@ def test_targets_are_held_against_the_knowledge_base(tmp_path: Path) -> None:
     assert dict(found.counts) == {"entity": 1, "renamed": 1, "target": 1}
     assert "'Google' is 'Google LLC' (Q2)" in found.first["renamed"][0]
     assert "no entity 'Google' (Q9)" in found.first["target"][0]
-    assert found.first["entity"] == [f"{kb}:3: an entity needs a name"]
+    assert found.first["entity"] == [f"{kb}:3: an entity needs a name: it has none"]
 
 
 def test_training_data_met_again(tmp_path: Path) -> None:

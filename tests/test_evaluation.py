@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from gemel_ray.cli import main
 from gemel_ray.evaluation import Judged, Known, compare, evaluate, gold_mentions, known
 from gemel_ray.evaluation.baseline import Baseline
 from gemel_ray.evaluation.breakdowns import breakdowns
@@ -173,6 +174,54 @@ def test_gold_that_tells_only_an_id_is_named_by_the_knowledge_base(tmp_path: Pat
     assert len(found.nil) == 1
     with pytest.raises(ValueError, match="--entities"):
         evaluate(output, [gold])
+
+
+SPELLED = ["New\u00a0York", "Paris Hilton ", "Beyonce\u0301", "Mercury_(planet)", "New\nYork"]
+NAMED = ["New York", "Paris Hilton", "Beyonc\u00e9", "Mercury (planet)", "New York"]
+
+
+def test_white_space_and_unicode_forms_of_gold_are_no_difference(tmp_path: Path) -> None:
+    """With a knowledge base and without one."""
+    gold = write_gold(tmp_path / "dev.jsonl", [[{"target": target}] for target in SPELLED])
+    output = write_links(tmp_path / "out", gold, [("linked", 0.9, [name]) for name in NAMED])
+    for targets in (None, Targets((name, name) for name in NAMED)):
+        assert evaluate(output, [gold], targets=targets).accuracy == 1.0
+
+
+def test_mentions_that_training_spells_with_other_white_space_are_the_same(tmp_path: Path) -> None:
+    train = tmp_path / "train.jsonl"
+    lines = [
+        {"text": text, "mentions": [{"start": 0, "end": 9, "target": "A"}]} for text in ("Big\u00a0Apple",)
+    ]
+    train.write_text("\n".join(map(json.dumps, lines)))
+    assert Baseline(known([str(train)])).answer("Big Apple") == "A"
+
+
+def finished(output: Path, gold: str, workspace: Path) -> None:
+    used = {"path": str(workspace), "knowledge": "0"}
+    (output / "manifest.json").write_text(json.dumps({"inputs": [gold], "workspace": used}))
+
+
+def test_without_gold_the_job_s_own_input_is_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Targets that are ids are known by the workspace that the job used, while it is there."""
+    gold = write_gold(tmp_path / "dev.jsonl", [[{"target": "A"}], [{"target": "Q2"}], [{"target_id": "Q2"}]])
+    output = write_links(tmp_path / "out", gold, [("linked", 0.9, [name]) for name in "ABB"])
+    assert main(["evaluate", str(output)]) == 2
+    assert "has no manifest.json that names the job's input: give --gold FILE" in capsys.readouterr().err
+    workspace = tmp_path / "ws"
+    workspace.mkdir()
+    rows = [{"id": "Q1", "name": "A"}, {"id": "Q2", "name": "B"}]
+    entities.write(rows, workspace / "entities.arrow")
+    finished(output, gold, workspace)
+    assert main(["evaluate", str(output), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["mentions"], found["accuracy"]) == (3, 1.0)
+    finished(output, str(tmp_path / "gone.jsonl"), workspace)
+    assert main(["evaluate", str(output)]) == 2
+    assert "the job's input is gone: there is no" in capsys.readouterr().err
+    finished(output, write_gold(tmp_path / "bare.jsonl", [[{}]]), workspace)
+    assert main(["evaluate", str(output)]) == 2
+    assert "bare.jsonl: no mention has a target" in capsys.readouterr().err
 
 
 def test_a_part_has_its_own_figures(run: tuple[Path, str]) -> None:

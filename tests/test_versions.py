@@ -19,7 +19,7 @@ from gemel_ray.config import load
 from gemel_ray.graph import Segment
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.build import build
-from gemel_ray.knowledge.entities import entity
+from gemel_ray.knowledge.entity_rows import entity
 from gemel_ray.knowledge.next_version import Change
 from gemel_ray.knowledge.updating import change, history
 from gemel_ray.knowledge.workspace import Workspace, read_facts

@@ -11,7 +11,7 @@ from typing import Any
 
 from gemel_ray.checking.findings import Findings
 from gemel_ray.checking.pictures import Folder, Reader, Seen
-from gemel_ray.knowledge import entities as entity_file
+from gemel_ray.knowledge import entity_files
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.readers import documents
 from gemel_ray.readers.fields import NIL, short
@@ -19,6 +19,8 @@ from gemel_ray.readers.unread import counted
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
+_LONG_NAME = 500  # characters: of some 250 tokens
+_LONG_TEXT = 12_000  # of some 4,000
 _EVERY = 5.0  # seconds between two lines of progress
 
 
@@ -63,12 +65,24 @@ def check(files: Sequence[str], scope: Scope, say: Say) -> Findings:
 
 
 def _targets(address: str, found: Findings) -> Targets:
-    rejects: list[str] = []
-    targets = Targets([(e["id"], e["name"]) for e in entity_file.read(address, rejects)])
-    for reject in rejects:
+    """The names of the knowledge base, with what is wrong with its entities found."""
+
+    def told(reject: str) -> None:
         where, _, reason = reject.partition(": ")
         found.add("entity", where, reason)
-    return targets
+
+    names: dict[str, str] = {}
+    pairs: list[tuple[str, str]] = []
+    for row in entity_files.read(address, told):
+        where = f"{address}:{row['line']}"
+        if (first := names.setdefault(row["id"], row["name"])) is not row["name"]:
+            said = f"the id {short(row['id'])} of {short(row['name'])} is that of {short(first)}"
+            found.add("same_entity", where, said)
+        if len(row["name"]) > _LONG_NAME:
+            said = f"the name {short(row['name'])} has {len(row['name']):,} characters"
+            found.add("long_name", where, said)
+        pairs.append((row["id"], row["name"]))
+    return Targets(pairs)
 
 
 def _train(files: Sequence[str], folder: Folder | None, say: Say) -> _Known:
@@ -124,6 +138,8 @@ def _document(row: Row, where: str, known: _Known, train: _Known, found: Finding
         found.add("unread", where, f"the field {field!r:.60} looks like a picture and is not read")
     if (first := known.ids.setdefault(row["document_id"], where)) is not where:
         found.add("id", where, f"the id is also that of {first}")
+    if len(row["text"]) > _LONG_TEXT:
+        found.add("long_text", where, f"the text has {len(row['text']):,} characters")
     if other := train.texts.get(row["text"]):
         found.add("train_text", where, f"the text is that of {other}")
 
@@ -139,11 +155,13 @@ def _mention(row: Row, mention: Row, where: str, targets: Targets | None, found:
     target, its_id = mention["target"], mention["target_id"]
     if targets is None or its_id == NIL or (target is None and its_id is None):
         return
-    name = targets.name(target, its_id)
+    doubts, name = targets.doubts, targets.name(target, its_id)
+    if targets.doubts > doubts:
+        found.add("doubt", where, f"{short(target)} is a name, and another entity's id: taken as the name")
     if name not in targets:
-        found.add("target", where, f"there is no entity {target!r:.60}" + (f" ({its_id})" if its_id else ""))
+        found.add("target", where, f"there is no entity {short(target)}" + (f" ({its_id})" if its_id else ""))
     elif target is not None and name != target:
-        found.add("renamed", where, f"{target!r:.60} is {name!r:.60} ({its_id})")
+        found.add("renamed", where, f"{short(target)} is {short(name)}" + (f" ({its_id})" if its_id else ""))
 
 
 def _met(row: Row, mention: Row, where: str, known: _Known, train: _Known, found: Findings) -> None:

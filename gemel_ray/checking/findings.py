@@ -10,10 +10,12 @@ from gemel_ray.readers.unread import said
 KINDS = {
     "row": "rows that cannot be read",
     "entity": "entities that cannot be read",
+    "same_entity": "entities whose id an earlier one has: build keeps the first",
+    "long_name": "names that may be too long: build leaves out those of more than bank.longest_name tokens",
     "id": "documents whose id another has (their links cannot be told apart)",
     "mention": "mentions outside their text, or not what stands at their place",
     "target": "targets that are no entity's name or id",
-    "renamed": "targets that have another name in the knowledge base, by their id",
+    "renamed": "targets that have another name in the knowledge base, by their id, or are one",
     "duplicate": "mentions that are there twice, with the same text and place",
     "train_mention": "mentions that are in the training data, with the same text",
     "train_text": "documents whose text is in the training data",
@@ -24,6 +26,8 @@ KINDS = {
     "unused": "pictures in the folder that no document uses",
 }
 NOTES = {  # no faults: told, and nothing to mend
+    "long_text": "texts that may be too long for a prompt: they are cut around each mention",
+    "doubt": "targets that are a name and another entity's id",
     "placed": "mentions whose place was found by their words, or counts something else",
     "unplaced": "mentions whose words stand nowhere in their text: they are linked without a place",
 }

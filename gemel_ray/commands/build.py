@@ -11,12 +11,14 @@ from gemel_ray.commands import configured, say
 def add(verb: Parser) -> None:
     """Make a WORKSPACE: prefix tree, demonstration bank and vectors from your entities and solved examples.
 
-    ENTITIES: JSON lines with id and name, and, where known, description, aliases, popularity, image.
-    DEMONSTRATIONS: documents whose mentions have a target (the entity's name), as JSON lines or Parquet.
+    ENTITIES: JSON lines, Parquet, CSV or TSV, packed or not, with id and name, and, where known, description,
+    aliases, popularity, image; or Wikidata's JSON dump.
+    DEMONSTRATIONS: documents whose mentions have a target (the entity's name or id), in any form that link
+    reads.
 
       gemel-ray build --entities kb.jsonl --demonstrations train.json --output my-workspace
     """
-    verb.add_argument("--entities", required=True, metavar="FILE", help="JSON lines: id, name, ...")
+    verb.add_argument("--entities", required=True, metavar="FILE", help="file or folder: id, name, ...")
     verb.add_argument("--demonstrations", nargs="+", default=[], metavar="FILE", help="solved documents")
     verb.add_argument("--output", required=True, type=folder, metavar="WORKSPACE", help="folder to make")
     verb.add_argument("--replace", action="store_true", help="a workspace that is there gives way to it")
@@ -30,11 +32,11 @@ def _run(options: argparse.Namespace) -> int:
         configured(options, {}), options.entities, options.demonstrations, options.output, say,
         replacing=options.replace,
     )  # fmt: skip
-    for reject in made.rejects[:10]:
-        say(f"left out: {reject}")
-    if len(made.rejects) > 10:
-        say(f"... and {len(made.rejects) - 10:,} more left out")
+    for line in made.rejects.lines("left out"):
+        say(line)
     if made.unknown_targets:
-        say(f"{made.unknown_targets:,} demonstrations have a target that is no entity's name (kept)")
+        say(f"{made.unknown_targets:,} demonstrations have a target that is no entity's name or id (kept)")
+    if made.doubtful_targets:
+        say(f"{made.doubtful_targets:,} targets are a name and another entity's id: taken as the name")
     print(options.output)
     return 0

@@ -20,7 +20,7 @@ def add(verb: Parser) -> None:
       gemel-ray check test.json --train train.json --entities kb.jsonl --images pictures
     """
     verb.add_argument("inputs", nargs="+", metavar="INPUT", help="file or folder")
-    verb.add_argument("--entities", metavar="FILE", help="the knowledge base: are targets in it?")
+    verb.add_argument("--entities", metavar="FILE", help="the knowledge base, as build reads it")
     verb.add_argument("--train", nargs="+", default=[], metavar="FILE", help="is anything of it in INPUT?")
     verb.add_argument("--images", type=Path, metavar="FOLDER", help="pictures: all there, whole, used?")
     verb.add_argument("--json", action="store_true", help="print what was found as JSON")
@@ -34,7 +34,6 @@ def _run(options: argparse.Namespace) -> int:
     inputs, train = files(options.inputs, say), files(options.train)
     for line in first_look(inputs):
         say(line)
-    entities = files([options.entities])[0] if options.entities else None
-    found = check(inputs, Scope(train=train, entities=entities, images=options.images), say)
+    found = check(inputs, Scope(train=train, entities=options.entities, images=options.images), say)
     print(json.dumps(found.figures(), indent=2, ensure_ascii=False) if options.json else found.table())
     return 0 if found.clean else 1

@@ -15,18 +15,19 @@ from gemel_ray.commands import say
 def add(verb: Parser) -> None:
     """Compare links with the right answers, and with another run's.
 
-    GOLD: the documents with their mentions' targets, in any form that link reads. A mention counts as right
-    when the entity's name is the target's, letter for letter; one that is missing or an error counts as
-    wrong; mentions without a target are left out. Every figure has its 95% interval, by bootstrap over
-    documents. With the training files and the knowledge base come accuracy by popularity and ambiguity,
+    GOLD: the documents with their mentions' targets (names, or ids of the knowledge base), in any form that
+    link reads; not given, the job's own input. A mention counts as right when the entity's name is the
+    target's, letter for letter but for white space and Unicode's forms; one that is missing or an error
+    counts as wrong; mentions without a target are left out. Every figure has its 95% interval, by bootstrap
+    over documents. With the training files and the knowledge base come accuracy by popularity and ambiguity,
     and what a linker without any model would get.
 
-      gemel-ray evaluate linked --gold dev.json
+      gemel-ray evaluate linked
       gemel-ray evaluate linked --gold dev.json --train train.json --workspace kb --report report.html
       gemel-ray evaluate linked --gold dev.json --against linked-before
     """
     verb.add_argument("links", type=Path, metavar="DIR", help="what link wrote")
-    verb.add_argument("--gold", nargs="+", required=True, metavar="FILE", help="documents with targets")
+    verb.add_argument("--gold", nargs="+", metavar="FILE", help="documents with targets")
     verb.add_argument("--train", nargs="+", default=[], metavar="FILE", help="solved examples the linker had")
     knowledge = verb.add_mutually_exclusive_group()
     knowledge.add_argument("--entities", metavar="FILE", help="the knowledge base, as build reads it")
@@ -43,8 +44,9 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.readers import files
     from gemel_ray.report import write_report
 
-    gold = files(options.gold)
-    targets = _targets(options)
+    made = manifest(options.links)
+    gold = files(options.gold) if options.gold else own_gold(made, options.links)
+    targets = _targets(options, made)
     found = evaluate(options.links, gold, known(files(options.train), _entities(options)), targets)
     against = evaluate(options.against, gold, targets=targets) if options.against else None
     comparison = compare(found, against).figures() if against else None
@@ -58,18 +60,46 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _targets(options: argparse.Namespace) -> Any:
-    from gemel_ray.knowledge.entities import Entities, read
+def manifest(output: Path) -> dict[str, Any]:
+    """What a job says of itself; nothing where it has not finished."""
+    try:
+        said: dict[str, Any] = json.loads((output / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return said
+
+
+def own_gold(made: dict[str, Any], output: Path) -> list[str]:
+    """The input of the job that wrote `output`. Raises ValueError where it cannot be had."""
+    from gemel_ray.readers import files
+
+    if not made.get("inputs"):
+        raise ValueError(f"{output} has no manifest.json that names the job's input: give --gold FILE")
+    try:
+        return files(made["inputs"])
+    except ValueError as gone:
+        raise ValueError(f"the job's input is gone: {gone}; give --gold FILE") from gone
+
+
+def _targets(options: argparse.Namespace, made: dict[str, Any]) -> Any:
+    """Names by ids: of the knowledge base given, else of the one that the job used, if it is still there."""
+    from gemel_ray.knowledge import versions
+    from gemel_ray.knowledge.entities import Entities
+    from gemel_ray.knowledge.entity_files import read
+    from gemel_ray.knowledge.rejects import Rejects
     from gemel_ray.knowledge.targets import Targets
-    from gemel_ray.knowledge.versions import current_folder
     from gemel_ray.knowledge.workspace import read_facts
 
     if options.entities:
-        return Targets((row["id"], row["name"]) for row in read(options.entities, []))
+        return Targets((row["id"], row["name"]) for row in read(options.entities, Rejects()))
     if options.workspace:
         read_facts(options.workspace)
-        return Targets(Entities.open(current_folder(options.workspace) / "entities.arrow").pairs())
-    return None
+        inside = versions.current_folder(options.workspace)
+    else:
+        used = made.get("workspace", {})
+        inside = versions.folder(Path(used.get("path", "")), used.get("knowledge", versions.FIRST))
+    file = inside / "entities.arrow"
+    return Targets(Entities.open(file).pairs()) if options.workspace or file.is_file() else None
 
 
 def _entities(options: argparse.Namespace) -> Iterable[Any]:

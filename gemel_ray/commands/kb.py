@@ -32,7 +32,7 @@ def add(verb: Parser) -> None:
 def _add(verb: Parser) -> None:
     """Add entities, of a file or one by its id and name, and solved examples."""
     _workspace(verb, _run_add)
-    verb.add_argument("--entities", metavar="FILE", help="JSON lines, as build takes them")
+    verb.add_argument("--entities", metavar="FILE", help="as build reads them")
     verb.add_argument("--id", help="of one entity")
     verb.add_argument("--name", help="its name")
     verb.add_argument("--alias", action="append", default=[], metavar="NAME", help="may be given often")
@@ -74,16 +74,18 @@ def _workspace(verb: Parser, run: Callable[[argparse.Namespace], int]) -> None:
 
 
 def _run_add(options: argparse.Namespace) -> int:
-    from gemel_ray.knowledge.entities import entity, read
+    from gemel_ray.knowledge.entity_files import read
+    from gemel_ray.knowledge.entity_rows import entity
     from gemel_ray.knowledge.next_version import Change
+    from gemel_ray.knowledge.rejects import Rejects
     from gemel_ray.readers import files
 
     new: list[dict[str, Any]] = []
     if options.entities:
-        rejects: list[str] = []
+        rejects = Rejects()
         new += read(options.entities, rejects)
-        if rejects:
-            raise ValueError(f"{rejects[0]}; nothing was changed")
+        if rejects.count:
+            raise ValueError(f"{rejects.first[0]}; nothing was changed")
     one = {k: getattr(options, k) for k in ("id", "name", "description", "image")}
     if options.alias or any(value is not None for value in one.values()):
         new.append(entity(one | {"aliases": options.alias}))
@@ -99,9 +101,10 @@ def _run_remove(options: argparse.Namespace) -> int:
 
 
 def _run_alias(options: argparse.Namespace) -> int:
+    from gemel_ray.characters import normal
     from gemel_ray.knowledge.next_version import Change
 
-    return _change(options, Change(aliases={options.id: [" ".join(a.split()) for a in options.aliases]}))
+    return _change(options, Change(aliases={options.id: list(map(normal, options.aliases))}))
 
 
 def _change(options: argparse.Namespace, wanted: Change) -> int:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gemel_ray.characters import normal
 from gemel_ray.evaluation.baseline import Baseline
 from gemel_ray.evaluation.breakdowns import breakdowns
 from gemel_ray.evaluation.calibration import calibration
@@ -106,18 +107,26 @@ def evaluate(
     its id. Raises ValueError when there are no links, or no gold mention has a target."""
     gold = list(gold)
     mentions = list(gold_mentions(gold))
-    for row in mentions if targets else ():
-        row["target"] = targets.name(row["target"], row["target_id"])  # type: ignore[union-attr]
     links = links_of(output, {key(row) for row in mentions})
+    known_names = targets or _written(links.values())
+    for row in mentions:
+        row["target"] = known_names.name(row["target"], row["target_id"])
+        row["mention"] = normal(row["mention"]) if row["mention"] else row["mention"]
     every = [Judged(row, links.get(key(row))) for row in mentions]
     judged = [j for j in every if j.gold["target"] is not None]
     if not judged:
         raise ValueError(
-            "the gold files have no mention with a target"
+            f"{', '.join(gold[:3])}: no mention has a target"
             + (": they tell ids, so give the knowledge base (--entities)" if _by_id(mentions) else "")
         )
     nil = [j for j in every if j.nil]
     return Evaluation(judged, len(every) - len(judged), nil, known or Known(), output, gold)
+
+
+def _written(links: Iterable[dict[str, Any]]) -> Targets:
+    """The names that the links hold: without a knowledge base what is known of how names are spelled."""
+    names = {name for link in links for name in (link["entity"], *link["ranked"]) if name is not None}
+    return Targets((name, name) for name in names)
 
 
 def _by_id(mentions: Iterable[dict[str, Any]]) -> bool:

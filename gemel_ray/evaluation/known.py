@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gemel_ray.characters import normal
 from gemel_ray.evaluation.judged import gold_mentions
 
 Named = tuple[str, float | None]  # an entity's name and popularity
@@ -40,7 +41,7 @@ def known(train: Sequence[str] = (), entities: Iterable[Named] = ()) -> Known:
     for row in gold_mentions(train, ("mention_id", "mention", "target")):
         if row["target"] is not None and row["mention"] is not None:
             targets[row["target"]] += 1
-            targets_of[row["mention"]][row["target"]] += 1
+            targets_of[normal(row["mention"])][row["target"]] += 1
     popularity: dict[str, float | None] = {}
     count = 0
     for name, value in entities:
@@ -51,16 +52,17 @@ def known(train: Sequence[str] = (), entities: Iterable[Named] = ()) -> Known:
 
 
 def named_in(file: str) -> Iterator[Named]:
-    """The entities of a JSON-lines file, as build reads them. Raises ValueError where it holds none."""
-    from gemel_ray.knowledge.entities import read
+    """The entities of a file, as build reads them. Raises ValueError where it holds none."""
+    from gemel_ray.knowledge.entity_files import read
+    from gemel_ray.knowledge.rejects import Rejects
 
-    rejects: list[str] = []
+    rejects = Rejects()
     empty = True
     for row in read(file, rejects):
         empty = False
         yield row["name"], row["popularity"]
     if empty:
-        raise ValueError(f"{file} holds no entity" + (f": {rejects[0]}" if rejects else ""))
+        raise ValueError(f"{file} holds no entity" + (f": {rejects.first[0]}" if rejects.count else ""))
 
 
 def named_in_workspace(folder: Path) -> Iterator[Named]:

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from gemel_ray.detecting.linked import Learnt
 from gemel_ray.graph import Segment
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
-from gemel_ray.knowledge import prefix_tree, thumbnails
+from gemel_ray.knowledge import entity_files, prefix_tree, thumbnails
 from gemel_ray.knowledge.lengths import in_words, longest_name
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, resolved, revisions
@@ -32,10 +33,12 @@ from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.models.tokenizer import end_token, load_tokenizer, tokenize
 from gemel_ray.progress import Meter, Progress
 from gemel_ray.readers import BATCH, count, documents
+from gemel_ray.readers.fields import NIL, short
 from gemel_ray.records import DOCUMENT
 from gemel_ray.storage import new_folder
 from gemel_ray.tables import explode
 
+_LOOKED_AT = 4  # tables of a file
 Say = Callable[[str], None]
 _STARTER = Path(__file__).parents[1] / "starter" / "data" / "mapper.safetensors"
 _KEPT = ["document_id", "text", "mention_id", "mention", "target", "target_id"]
@@ -63,8 +66,13 @@ def _fill(folder: Path, config: Config, entities: str, demonstrations: list[str]
     tokenizer = load_tokenizer(names["language"])
     began = time.perf_counter()
     refusal = longest_name(partial(tokenize, tokenizer), config.bank.longest_name)
-    read = entity_file.read(entities, made.rejects, refusal)
-    knowledge = entity_file.write(read, folder / "entities.arrow")
+    read = entity_files.read(entities, made.rejects, refusal)
+    knowledge = entity_file.write(
+        read, folder / "entities.arrow", lambda reason: made.rejects(f"{entities}: {reason}")
+    )
+    if not len(knowledge):
+        why = "; ".join(made.rejects.first[:3]) or "the file is empty"
+        raise WorkspaceError(f"{entities} holds no entity: {why}")
     end = end_token(names["language"], config.models.end_of_name)
     tree = prefix_tree.build(knowledge.names(), partial(tokenize, tokenizer), end, folder / "tree")
     say(f"{len(knowledge):,} entities, {len(tree):,} names, {time.perf_counter() - began:.1f} s")
@@ -103,6 +111,8 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
     that of equal mentions those stand first, come the knowledge base's own names."""
     few = len(workspace.entities) <= workspace.config.bank.names
     known = Targets(workspace.entities.pairs() if inputs or few else ())
+    for line in first_targets(inputs, known):
+        say(line)
     began = time.perf_counter()
     fetch = workspace.config.input.fetch_official_images
     learnt = Learnt()
@@ -132,6 +142,25 @@ def _bank(workspace: Workspace, inputs: list[str], made: Made, say: Say) -> None
         f"{made.demonstrations:,} demonstrations, {made.names:,} names as examples of their own, "
         f"{made.pictures:,} pictures, {seconds:.1f} s"
     )
+
+
+def first_targets(inputs: Iterable[str], known: Targets) -> Iterator[str]:
+    """What is said before the work where most of a file's first targets are unknown: three of them."""
+    for file in inputs:
+        told = [
+            (mention["target"], mention["target_id"])
+            for table in islice(documents(file), _LOOKED_AT)
+            for row in table.select(["given"]).to_pylist()
+            for mention in row["given"] or ()
+            if mention["target"] or mention["target_id"] not in (None, NIL)
+        ]
+        strange = [t or i for t, i in told if known.name(t, i) not in known]
+        if 2 * len(strange) > len(told):
+            shown = ", ".join(short(name, 40) for name in dict.fromkeys(strange[:3]))
+            yield (
+                f"{file}: {len(strange):,} of the first {len(told):,} targets are no entity's name or id: "
+                f"{shown}"
+            )
 
 
 def forms(entities: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
@@ -193,9 +222,11 @@ def demonstrating(table: pa.Table, known: Targets, made: Made) -> list[dict[str,
     solved = []
     for row in table.select(_KEPT).to_pylist():
         if row["error"]:
-            made.rejects.append(f"{row['document_id']}: {row['error']}")
+            made.rejects(f"{row['document_id']}: {row['error']}")
             continue
+        doubts = known.doubts
         row["target"] = known.name(row["target"], row["target_id"])
+        made.doubtful_targets += known.doubts - doubts
         if row["mention"] and row["target"]:
             made.unknown_targets += row["target"] not in known
             solved.append(row)

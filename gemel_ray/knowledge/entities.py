@@ -5,7 +5,8 @@ Row i here is name i of the prefix tree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gemel_ray.knowledge import mimic_entities
-from gemel_ray.readers.containers import json_rows
-from gemel_ray.readers.fields import BadRecord
+from gemel_ray.knowledge.rejects import Reject
+from gemel_ray.readers.fields import short
 
 SCHEMA = pa.schema(
     [
@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
         pa.field("aliases", pa.list_(pa.string())),
         pa.field("popularity", pa.float64()),
         pa.field("image", pa.string()),
+        pa.field("types", pa.list_(pa.string())),  # ids of what it is an instance of
     ]
 )
 _BATCH = 65_536
@@ -40,7 +41,11 @@ class Entities:
     @classmethod
     def open(cls, path: Path) -> Entities:
         """Map the file; rows are read when they are asked for."""
-        return cls(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        for field in SCHEMA:  # a workspace of an earlier version may lack the last
+            if field.name not in table.column_names:
+                table = table.append_column(field, pa.nulls(len(table), field.type))
+        return cls(table)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -71,17 +76,57 @@ class Entities:
             yield from (alias for alias in chunk.flatten().to_pylist() if alias)
 
 
-def write(rows: Iterable[dict[str, Any]], path: Path) -> Entities:
-    """Write entities to `path` in batches and open them."""
+def write(rows: Iterable[dict[str, Any]], path: Path, reject: Reject | None = None) -> Entities:
+    """Write entities to `path` in batches and open them. With `reject`, of several with one id the first is
+    kept, and it is told the others, with their `line`."""
+    lines = array("Q")
     with pa.ipc.new_file(str(path), SCHEMA) as file:
         batch: list[dict[str, Any]] = []
         for row in rows:
             batch.append(row)
+            lines.append(row.get("line", 0))
             if len(batch) == _BATCH:
                 file.write_table(pa.Table.from_pylist(batch, SCHEMA))
                 batch = []
         if batch:
             file.write_table(pa.Table.from_pylist(batch, SCHEMA))
+    made = Entities.open(path)
+    again = _repeated(made.table["id"]) if reject else {}
+    if not again or not reject:
+        return made
+    for later, first in again.items():
+        (identity, name), (_, kept) = made.of([later, first])
+        reject(
+            f"line {lines[later]}: the id {short(identity)} of {short(name)} is that of {short(kept)} (line "
+            f"{lines[first]}), which is kept; other names of an entity are its aliases"
+        )
+    return _without(made.table, list(again), path)
+
+
+def _repeated(ids: pa.ChunkedArray) -> dict[int, int]:
+    """Rows whose id an earlier one has, and the first row of it. 16 bytes an entity."""
+    keys = np.fromiter((hash(i) for chunk in ids.chunks for i in chunk.to_pylist()), np.int64, len(ids))
+    order = np.argsort(keys, kind="stable")
+    same = np.flatnonzero(keys[order][1:] == keys[order][:-1]) + 1
+    found: dict[int, int] = {}
+    firsts: dict[str, int] = {}
+    for place in same.tolist():
+        before, row = int(order[place - 1]), int(order[place])
+        identity = ids[row].as_py()
+        if identity is not None and ids[before].as_py() == identity:
+            found[row] = firsts.setdefault(identity, before)
+    return dict(sorted(found.items()))
+
+
+def _without(table: pa.Table, rows: list[int], path: Path) -> Entities:
+    kept = np.ones(len(table), bool)
+    kept[rows] = False
+    aside, done = path.with_suffix(".unique"), 0
+    with pa.ipc.new_file(str(aside), SCHEMA) as file:
+        for batch in table.select(SCHEMA.names).to_batches():
+            file.write_batch(batch.filter(pa.array(kept[done : done + len(batch)])))
+            done += len(batch)
+    aside.replace(path)
     return Entities.open(path)
 
 
@@ -90,46 +135,3 @@ def save(table: pa.Table, path: Path) -> Entities:
     with pa.ipc.new_file(str(path), SCHEMA) as file:
         file.write_table(table, max_chunksize=_BATCH)
     return Entities.open(path)
-
-
-def read(
-    address: str, rejects: list[str], refusal: Callable[[str], str | None] = lambda name: None
-) -> Iterator[dict[str, Any]]:
-    """Entities of a JSON file, one a line (or one document, as MIMIC's kb_entity.json). What is none, or has
-    a name that `refusal` gives a reason against, is told in `rejects`, and the next is read."""
-    for number, raw in json_rows(address):
-        try:
-            if isinstance(raw, BadRecord):
-                raise raw
-            made = entity(mimic_entities.renamed(raw) if mimic_entities.fits(raw) else raw)
-            if reason := refusal(made["name"]):
-                raise ValueError(reason)
-            yield made
-        except ValueError as fault:
-            rejects.append(f"{address}:{number}: {fault}")
-
-
-def entity(raw: Any) -> dict[str, Any]:
-    """An entity as it is kept. ValueError says what is wrong with it."""
-    if not isinstance(raw, dict):
-        raise ValueError("not a JSON object")
-    identity, name = raw.get("id"), raw.get("name")
-    if not isinstance(identity, str | int) or isinstance(identity, bool):
-        raise ValueError("an entity needs an id")
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError("an entity needs a name")
-    name = " ".join(name.split())  # a line break inside a name would end it for the language model
-    f"{identity}{name}".encode()  # refuses half surrogate pairs, which JSON can spell (UnicodeError)
-    aliases, popularity = raw.get("aliases"), raw.get("popularity")
-    return {
-        "id": str(identity),
-        "name": name,
-        "description": _text(raw.get("description")),
-        "aliases": [a for a in aliases if _text(a)] if isinstance(aliases, list) else [],
-        "popularity": float(popularity) if isinstance(popularity, int | float) else None,
-        "image": _text(raw.get("image")),
-    }
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None

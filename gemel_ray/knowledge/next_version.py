@@ -134,7 +134,7 @@ class NextVersion:
                 if new := self._not_there(demonstrating(table, known, self.made)):
                     tables.append(writer.table(new))
         if not tables and not self.wanted.entities:
-            why = "; ".join(self.made.rejects[:3]) or f"all {self.repeated:,} are there already"
+            why = "; ".join(self.made.rejects.first[:3]) or f"all {self.repeated:,} are there already"
             raise ValueError(f"no demonstration is new: {why}; nothing was changed")
         return tables
 
@@ -160,8 +160,8 @@ class NextVersion:
         known, made = Targets(self.entities.pairs()), Made()
         with Meter("names", len(new)) as meter:
             solved = [demonstrating(t, known, made) for t in encoded(self.former, own_examples(new), meter)]
-        if made.rejects:
-            raise ValueError(f"{made.rejects[0]}; nothing was changed")
+        if made.rejects.count:
+            raise ValueError(f"{made.rejects.first[0]}; nothing was changed")
         return [writer.table(rows) for rows in solved if rows]
 
     def _told(self, examples: int) -> list[str]:
@@ -171,7 +171,7 @@ class NextVersion:
         told += _counted("entities removed", list(wanted.removed))
         told += _counted("aliases added", [f"{i} {a!r}" for i, some in wanted.aliases.items() for a in some])
         if wanted.demonstrations:
-            left = {"there already": self.repeated, "left out": len(self.made.rejects)}
+            left = {"there already": self.repeated, "left out": self.made.rejects.count}
             left["with a target that is no entity's name"] = self.made.unknown_targets
             beside = "".join(f", {number:,} {what}" for what, number in left.items() if number)
             told.append(f"{examples:,} demonstrations added{beside}")

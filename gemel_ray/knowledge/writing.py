@@ -23,6 +23,7 @@ from gemel_ray.config import Config
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.lengths import example_tokens
+from gemel_ray.knowledge.rejects import Rejects
 from gemel_ray.knowledge.thumbnails import FILE as THUMBNAILS
 from gemel_ray.knowledge.thumbnails import ThumbnailWriter
 from gemel_ray.knowledge.vectors import Matrix, Vectors
@@ -37,11 +38,12 @@ _POINTS = 4096
 class Made:
     """What a build found, for the report and for workspace.json."""
 
-    rejects: list[str] = field(default_factory=list)
+    rejects: Rejects = field(default_factory=Rejects)
     demonstrations: int = 0
     names: int = 0  # of the knowledge base, shown as examples of their own
     pictures: int = 0
     unknown_targets: int = 0
+    doubtful_targets: int = 0  # a name, and another entity's id
     multiplicity: dict[str, int] = field(default_factory=dict)  # most rows with one vector: see vectors.py
 
 

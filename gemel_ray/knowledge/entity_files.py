@@ -1,0 +1,150 @@
+"""Files of entities, read as a stream: JSON lines, a JSON array with an item a line (Wikidata's dump), one
+JSON document, Parquet, CSV and TSV; packed or not, one file or a folder of them.
+
+What is no entity is told with its file, line and reason, and the next is read.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import IO, Any
+
+import fsspec
+import pyarrow.parquet as pq
+
+from gemel_ray.knowledge.entity_rows import FIELDS, entity
+from gemel_ray.knowledge.rejects import Reject
+from gemel_ray.readers.containers import json_rows, plain
+from gemel_ray.readers.fields import BadRecord
+
+Numbered = tuple[int, Any]
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
+_COLUMNAR = (".parquet", ".pq")
+_TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+_READ = (".json", ".jsonl", ".ndjson", *_COLUMNAR, *_TABLES)
+_BATCH = 4096
+_HEAD = 2**20
+_LARGEST_CELL = 2**27
+
+
+def read(
+    address: str, reject: Reject, refusal: Callable[[str], str | None] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The entities of a file or a folder, each with its `line`. `refusal` may give a reason against a name.
+    Raises ValueError for what no reader knows."""
+    for file in _files(address):
+        for number, raw in _rows(file):
+            try:
+                if isinstance(raw, BadRecord):
+                    raise raw
+                made = entity(raw, partial(_told, reject, f"{file}:{number}"))
+                if refusal is not None and (reason := refusal(made["name"])):
+                    raise ValueError(f"{reason}: left out")
+                yield made | {"line": number}
+            except ValueError as fault:
+                reject(f"{file}:{number}: {fault}")
+
+
+def _told(reject: Reject, where: str, reason: str) -> None:
+    reject(f"{where}: {reason}")
+
+
+def _files(address: str) -> list[str]:
+    filesystem, path = fsspec.core.url_to_fs(address)
+    if not filesystem.isdir(path):
+        if not filesystem.exists(path):
+            raise FileNotFoundError(f"there is no {address}")
+        return [address]
+    found = sorted(p for p in filesystem.find(path) if _kind(p) in _READ)
+    if not found:
+        raise ValueError(f"{address} is a folder without a file that ends in {', '.join(_READ)}")
+    return [filesystem.unstrip_protocol(p) if "://" in address else p for p in found]
+
+
+def _kind(address: str) -> str:
+    """The ending that says what a file holds, without the one that says how it is packed."""
+    name = address.lower()
+    for packed in _PACKED:
+        name = name.removesuffix(packed)
+    return f".{name.rpartition('.')[2]}"
+
+
+def _rows(address: str) -> Iterator[Numbered]:
+    kind = _kind(address)
+    if kind in _COLUMNAR:
+        return _parquet(address)
+    if kind in _TABLES:
+        return _table(address, _TABLES[kind])
+    return _array_lines(address) if _is_array_of_lines(address) else json_rows(address)
+
+
+def _is_array_of_lines(address: str) -> bool:
+    """Whether a JSON array has an item a line: then it need not be in memory as a whole."""
+    with fsspec.open(address, "rb", compression="infer") as file:
+        first, second = file.readline(_HEAD).strip(), file.readline(_HEAD).strip()
+    return first in (b"[", b"\xef\xbb\xbf[") and _is_json(second.rstrip(b","))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return len(line) == _HEAD  # too long to be told: an item of a megabyte is an item
+    return True
+
+
+def _array_lines(address: str) -> Iterator[Numbered]:
+    with fsspec.open(address, "rb", compression="infer") as file:
+        for number, line in enumerate(_plain_lines(file), 1):
+            if line in (b"", b"[", b"]"):
+                continue
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as fault:
+                yield number, BadRecord(f"the line is not JSON: {plain(fault)}")
+
+
+def _plain_lines(file: IO[bytes]) -> Iterator[bytes]:
+    for line in file:
+        yield line.strip().removeprefix(b"\xef\xbb\xbf").rstrip(b",")
+
+
+def _parquet(address: str) -> Iterator[Numbered]:
+    known = {name for names in FIELDS.values() for name in names} | {"desc", "labels"}
+    with fsspec.open(address, "rb") as file:
+        source = pq.ParquetFile(file)
+        _with_columns(source.schema_arrow.names, address)
+        columns = [name for name in source.schema_arrow.names if name.strip().lower() in known]
+        number = 0
+        for batch in source.iter_batches(_BATCH, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+
+
+def _table(address: str, separator: str) -> Iterator[Numbered]:
+    csv.field_size_limit(_LARGEST_CELL)
+    with fsspec.open(
+        address, "rt", compression="infer", encoding="utf-8-sig", errors="surrogateescape", newline=""
+    ) as file:
+        rows = csv.DictReader(file, delimiter=separator)
+        _with_columns(rows.fieldnames or [], address)
+        try:
+            for row in rows:
+                yield rows.line_num, row
+        except csv.Error as fault:
+            yield rows.line_num, BadRecord(f"nothing behind this line can be read: {plain(fault)}")
+
+
+def _with_columns(names: Any, address: str) -> None:
+    """Raises ValueError where the id or the name is missing."""
+    have = {str(name).strip().lower() for name in names}
+    for field in ("id", "name"):
+        if not have.intersection(FIELDS[field]):
+            raise ValueError(
+                f"{address} has no column for an entity's {field} ({', '.join(FIELDS[field])}); "
+                f"its columns are {', '.join(map(str, names))}"
+            )

@@ -1,0 +1,126 @@
+"""A row of a knowledge base, whatever its fields are called, as an entity.
+
+What is wrong with its id or name costs the entity; what is wrong with anything else costs that alone. Both
+are told. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gemel_ray.characters import normal
+from gemel_ray.knowledge import mimic_entities, wikidata
+from gemel_ray.knowledge.rejects import Reject
+from gemel_ray.readers.fields import identity, is_unicode, short
+
+FIELDS = {  # in our words, and the other names of each
+    "id": ("id", "qid", "wikidata_id", "entity_id", "kb_id", "identifier", "item"),
+    "name": ("name", "label", "title", "entity", "entity_name", "itemlabel"),
+    "description": ("description", "desc", "itemdescription", "abstract"),
+    "aliases": ("aliases", "alias", "altlabel", "alt_labels", "itemaltlabel", "synonyms"),
+    "popularity": ("popularity", "sitelinks", "count", "views"),
+    "image": ("image", "image_path", "image_url"),
+    "types": ("types", "type", "instance_of", "p31"),
+}
+_SEPARATOR = "|"  # of aliases and types in one field of text
+
+
+def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
+    """An entity as it is kept. ValueError says what is wrong with it; `reject` is told what else was left
+    out."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"an entity is an object with id and name, not {short(raw)}")
+    if wikidata.fits(raw):
+        raw = wikidata.renamed(raw)
+    elif mimic_entities.fits(raw):
+        raw = mimic_entities.renamed(raw)
+    if "id" not in raw or "name" not in raw:
+        raw = _in_our_words(raw)
+    known_by, name = _bare(identity(raw.get("id"))), _name(raw.get("name"))
+    if known_by is None:
+        raise ValueError(f"an entity needs an id, text or a whole number: {_not(raw.get('id'))}")
+    if not name:
+        raise ValueError(f"an entity needs a name: {_not(raw.get('name'))}")
+
+    def told(field: str, value: Any, why: str) -> None:
+        reject(f"the {field} {short(value)} of {known_by}, {why}")
+
+    aliases = list(_texts(raw.get("aliases"), "alias", told))
+    return {
+        "id": known_by,
+        "name": name,
+        "description": _text(raw, "description", told),
+        "aliases": [alias for alias in dict.fromkeys(map(normal, aliases)) if alias and alias != name],
+        "popularity": _number(raw.get("popularity"), told),
+        "image": _text(raw, "image", told),
+        "types": list(_texts(raw.get("types"), "type", told)),
+    }
+
+
+def _in_our_words(raw: Mapping[str, Any]) -> dict[str, Any]:
+    lower = {str(name).strip().lower(): value for name, value in raw.items()}
+    return {
+        ours: next((lower[name] for name in names if lower.get(name) is not None), None)
+        for ours, names in FIELDS.items()
+    }
+
+
+def _bare(known_by: str | None) -> str | None:
+    """An id without the address in front, as Wikidata's query service writes it."""
+    return known_by.rpartition("/entity/")[2] if known_by and "://" in known_by else known_by
+
+
+def _name(value: Any) -> str | None:
+    """On one line: a line break inside a name would end it for the language model. A number may be one."""
+    if isinstance(value, dict):
+        value = value.get("value")
+    name = identity(value)
+    return normal(name) if name else None
+
+
+def _not(value: Any) -> str:
+    if isinstance(value, str) and not is_unicode(value):
+        return "half a surrogate pair is no valid Unicode"
+    return "it has none" if value is None or value == "" else f"{short(value)} is none"
+
+
+def _texts(value: Any, field: str, told: Any) -> Iterator[str]:
+    """Several texts: a list, of texts or of {"value": text}; by language; or one text, with | between."""
+    if isinstance(value, dict):
+        value = [text for some in value.values() for text in (some if isinstance(some, list) else [some])]
+    if isinstance(value, str):
+        value = value.split(_SEPARATOR)
+    for item in value if isinstance(value, list) else () if value is None else (value,):
+        text = item.get("value") if isinstance(item, dict) else item
+        if not isinstance(text, str):
+            told(field, item, "which is no text, is left out")
+        elif not is_unicode(text):
+            told(field, item, "which is no valid Unicode (half a surrogate pair), is left out")
+        elif text.strip():
+            yield text.strip()
+
+
+def _text(raw: Mapping[str, Any], field: str, told: Any) -> str | None:
+    value = raw.get(field)
+    value = value.get("value") if isinstance(value, dict) else value
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and is_unicode(value):
+        return value
+    told(field, value, "which is no text, or no valid Unicode, is left out")
+    return None
+
+
+def _number(value: Any, told: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if math.isfinite(number):
+        return number
+    told("popularity", value, "which is no number, or none that a float holds, is left out")
+    return None
