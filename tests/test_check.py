@@ -75,6 +75,41 @@ def test_a_fault_is_found_and_nothing_else(tmp_path: Path, what: str) -> None:
     assert reason in found.first[kind][0]
 
 
+@pytest.mark.parametrize("image", ["x" * 30_000, "a\0b.png", "data:image/png;base64," + "A" * 30_000])
+def test_no_row_ends_the_check_and_no_message_is_long(tmp_path: Path, image: str) -> None:
+    found = looked(written(tmp_path, row("a", image=image), row("b", text="")), images=tmp_path)
+    assert found.counts["row"] == 1
+    assert found.counts["corrupt"] + found.counts["missing"] == 1
+    assert len(found.table()) < 2000
+
+
+def test_what_a_build_would_leave_out_or_cut_is_told(tmp_path: Path) -> None:
+    entities = [{"id": 1, "name": "Adobe Inc."}, {"id": "1", "name": "Google"}, {"id": 2, "name": "a " * 900}]
+    kb = written(tmp_path, *entities, name="kb.jsonl")
+    long = {"id": "b", "text": f"Adobe {'word ' * 3000}", "mentions": [{"start": 0, "end": 5}]}
+    found = looked(written(tmp_path, row("a"), long), entities=kb)
+    assert dict(found.counts) == {"same_entity": 1, "long_name": 1, "long_text": 1}
+    assert found.first["same_entity"] == [f"{kb}:2: the id '1' of 'Google' is that of 'Adobe Inc.'"]
+    assert found.first["long_name"][0].endswith("has 1,799 characters")
+    assert found.first["long_text"][0].endswith("b: the text has 15,006 characters")
+
+
+def test_a_target_that_is_an_id_is_that_entity(tmp_path: Path) -> None:
+    entities = [
+        {"id": "Q1", "name": "Adobe Inc."},
+        {"id": "Q2", "name": "Q3"},
+        {"id": "Q3", "name": "Google"},
+    ]
+    kb = written(tmp_path, *entities, name="kb.jsonl")
+    rows = [
+        row(t, mentions=[{"start": 0, "end": 5, "target": t}]) for t in ("Q1", "Q3", "Q4", "Google\u00a0")
+    ]
+    found = looked(written(tmp_path, *rows), entities=kb)
+    assert dict(found.counts) == {"renamed": 1, "doubt": 1, "target": 1}
+    assert "'Q1' is 'Adobe Inc.'" in found.first["renamed"][0]
+    assert "there is no entity 'Q4'" in found.first["target"][0]
+
+
 def test_rows_without_an_id_are_named_by_their_line(tmp_path: Path) -> None:
     path = written(tmp_path, row("a"), {"text": ""})
     assert looked(path).first["row"] == [f"{path}:2: the text is empty"]

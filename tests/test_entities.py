@@ -99,7 +99,7 @@ def test_an_entity_that_is_none_is_told_and_the_next_is_read(tmp_path: Path) -> 
         ({"description": "\ud83d x"}, "description", None, ["no valid Unicode"]),
         ({"image": 5}, "image", None, ["no text"]),
         ({"popularity": "12345"}, "popularity", 12345.0, []),
-        ({"popularity": 10**400}, "popularity", None, ["none that a float holds"]),
+        ({"popularity": 10**400}, "popularity", None, ["that a float holds"]),
         ({"popularity": "many"}, "popularity", None, ["'many'"]),
         ({"popularity": True}, "popularity", None, ["True"]),
         ({"types": "Q5|Q6"}, "types", ["Q5", "Q6"], []),

@@ -19,6 +19,8 @@ from gemel_ray.readers.pictures import spellings
 
 _ENDINGS = {".jpg", ".jpeg", ".tif", ".svg", *(f".{name.lower()}" for name in FORMATS)}
 _THREADS = 8
+_LONGEST = 300  # characters of a reason
+_LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Folder:
 
     def use(self, address: str) -> None:
         """A document has it."""
-        if "://" not in address:
+        if self.unused and "://" not in address and len(address) < _LONGEST_PATH:
             self.unused.pop(str(Path(address).resolve()), None)
 
 
@@ -73,12 +75,21 @@ class Reader:
                 yield row, seen or self.known[row["image_address"]]
 
     def _look(self, data: bytes | None, address: str | None) -> Seen:
-        if data is None and address and "://" not in address and not Path(address).exists():
-            return Seen(missing=f"there is no {address}")
         try:
+            if data is None and address and "://" not in address and not Path(address).exists():
+                return Seen(missing=f"there is no {_cut_short(address)}")
             data = fetch(address, LIMITS) if data is None else data
             if self.decode:
                 read_image(data, address)
-        except ImageError as error:
-            return Seen(corrupt=str(error))
+        except (
+            ImageError,
+            OSError,
+            ValueError,
+        ) as fault:  # a path may be anything: longer than any, or bytes
+            return Seen(corrupt=_cut_short(str(fault)))
         return Seen(hashlib.blake2b(data, digest_size=16).hexdigest())
+
+
+def _cut_short(reason: str) -> str:
+    """A message may quote a whole picture."""
+    return reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."

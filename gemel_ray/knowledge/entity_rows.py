@@ -45,7 +45,7 @@ def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
         raise ValueError(f"an entity needs a name: {_not(raw.get('name'))}")
 
     def told(field: str, value: Any, why: str) -> None:
-        reject(f"the {field} {short(value)} of {known_by}, {why}")
+        reject(f"the {field} {short(value)} of {known_by} is {why}: left out")
 
     aliases = list(_texts(raw.get("aliases"), "alias", told))
     return {
@@ -95,9 +95,9 @@ def _texts(value: Any, field: str, told: Any) -> Iterator[str]:
     for item in value if isinstance(value, list) else () if value is None else (value,):
         text = item.get("value") if isinstance(item, dict) else item
         if not isinstance(text, str):
-            told(field, item, "which is no text, is left out")
+            told(field, item, "no text")
         elif not is_unicode(text):
-            told(field, item, "which is no valid Unicode (half a surrogate pair), is left out")
+            told(field, item, "no valid Unicode (half a surrogate pair)")
         elif text.strip():
             yield text.strip()
 
@@ -109,7 +109,7 @@ def _text(raw: Mapping[str, Any], field: str, told: Any) -> str | None:
         return None
     if isinstance(value, str) and is_unicode(value):
         return value
-    told(field, value, "which is no text, or no valid Unicode, is left out")
+    told(field, value, "no valid Unicode (half a surrogate pair)" if isinstance(value, str) else "no text")
     return None
 
 
@@ -122,5 +122,5 @@ def _number(value: Any, told: Any) -> float | None:
         number = math.nan
     if math.isfinite(number):
         return number
-    told("popularity", value, "which is no number, or none that a float holds, is left out")
+    told("popularity", value, "no number that a float holds")
     return None
