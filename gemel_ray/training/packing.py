@@ -99,9 +99,10 @@ def _sorted(tails: list[Tail]) -> list[Tail]:
 
 
 def _keys(example: Example) -> list[int | bytes]:
-    """A prompt's numbers, pictures by what they show: mentions of one document share theirs."""
+    """A prompt's numbers but the last, behind which its target begins; pictures by what they show, as
+    mentions of one document share theirs."""
     pictures = iter(example.features)
-    return [number if number >= 0 else next(pictures).tobytes() for number in example.prompt]
+    return [number if number >= 0 else next(pictures).tobytes() for number in example.prompt[:-1]]
 
 
 def _trunk(prompts: Sequence[list[int | bytes]]) -> tuple[int, int]:
