@@ -19,9 +19,9 @@ class Progress:
 
 
 class Meter:
-    """Rows done, a second, errors and time left; `total` 0 when it is not known."""
+    """Rows done, a second, errors and time left; `total` None when it is not known."""
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int | None) -> None:
         self.what, self.total, self.done = what, total, 0
         self.statuses: Counter[str] = Counter()
         self.live = sys.stderr.isatty()
@@ -29,7 +29,8 @@ class Meter:
         self.first = (self.began, 0)  # when the first batch came, and with how many
 
     def __enter__(self) -> Meter:
-        self._tell(f"{self.total:,} {self.what} to do; loading the models")
+        known = "an unknown number of" if self.total is None else f"{self.total:,}"
+        self._tell(f"{known} {self.what} to do; loading the models")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,7 +52,7 @@ class Meter:
         rows = sum(self.statuses.values())
         rate = rows / max(now - self.began, 1e-9)
         since, before = self.first if self.done > self.first[1] else (self.began, 0)
-        left = (self.total - self.done) * (now - since) / (self.done - before) if self.done else 0
+        left = ((self.total or 0) - self.done) * (now - since) / (self.done - before) if self.done else 0
         share = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
         errors = self.statuses["error"]
         return (

@@ -1,5 +1,6 @@
 """Outside bytes to pictures: what is read, what is refused, and how the refusal is worded."""
 
+import base64
 import http.server
 import io
 import os
@@ -193,16 +194,14 @@ def test_a_reduced_scale_never_falls_below_the_target() -> None:
 # What is refused
 
 
-@pytest.mark.parametrize(
-    "data", [b"not a picture", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\xff\xd8"]
-)
+@pytest.mark.parametrize("data", [b"not a picture", b"\xff\xd8"])
 def test_what_is_no_image_is_refused_by_name(data: bytes) -> None:
     assert "cannot read the image a.jpg: it is no whole picture" in refusal(data, "a.jpg")
 
 
 def test_postscript_is_not_run() -> None:
     data = encoded(picture(), "EPS")
-    assert "no whole picture" in refusal(data)
+    assert "it is PostScript, which is not read" in refusal(data)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
@@ -471,3 +470,67 @@ def test_pictures_that_are_too_small_or_too_narrow_are_filtered() -> None:
         read_image(picture(9, 20), None, limits)
     with pytest.raises(ImageError, match=r"^filtered: 31 by 10 pixels, narrower than encode.aspect 3"):
         read_image(picture(31, 10), None, limits)
+
+
+# Kinds that are asked for, and kinds that are refused by name
+
+# 32 by 16 pixels of (200, 40, 90), written by libheif.
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAXxtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9j"
+    "AAAAAERAAAEAAQAAAAABoAABAAAAAAAAADEAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/Glw"
+    "cnAAAADcaXBjbwAAAHVodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQApQgEBA3AA"
+    "AAMAkAAAAwAAAwAeoCCBBZbqrprm4CGgwIAAAAyAAAADAIRiAAEABkQBwXPBiQAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABA"
+    "AAAAQAAAAChjbGFwAAAAIAAAAAEAAAAQAAAAAf///+AAAAAC////0AAAAAIAAAAQcGl4aQAAAAADCAgIAAAAGGlwbWEAAAAAAAAAAQABBYEC"
+    "AwWEAAAAOW1kYXQAAAAtKAGvEyFgY0D1JyL//xsKfeuf9V9lhZ3K6MFb8vrA9mSbwPOqkZ6Ah2mnMBV4"
+)
+
+
+def test_a_phone_s_heic_is_read() -> None:
+    read = read_image(HEIC, None)
+    assert read.size == (32, 16)
+    assert np.abs(np.asarray(read, int) - (200, 40, 90)).max() <= 6
+
+
+def test_a_heic_is_held_to_the_limits() -> None:
+    assert "declares more than 500 pixels" in refusal(HEIC, limits=ImageLimits(pixels=500))
+    assert "cannot read the image (bytes)" in refusal(HEIC[:-20])
+    assert "cannot read the image (bytes)" in refusal(HEIC[:60])
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"<svg xmlns='x'/>", "it is an SVG drawing, which is not read: make a PNG of it"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- a --><svg/>", "it is an SVG drawing"),
+        (b"<!DOCTYPE html><p>hot-link protection", "it is a web page and no picture"),
+        (b"\0\0\0\x0cjP  \r\n", "it is JPEG 2000, which is not read: make a JPEG or PNG of it"),
+        (b"\0\0\1\0\1\0", "it is an icon (ICO)"), (b"%PDF-1.7", "it is a PDF"),
+        (b"no picture", "it is no whole picture of a known kind (JPEG, PNG"),
+    ],
+)  # fmt: skip
+def test_a_kind_that_is_not_read_is_named(data: bytes, says: str) -> None:
+    assert says in refusal(data)
+
+
+@pytest.mark.parametrize("chunk", ["text", "profile"])
+def test_a_png_with_much_metadata_is_read(chunk: str) -> None:
+    """More than the 1 MiB that Pillow would take."""
+    more = zlib.compress(b"x" * 3_000_000)
+    body = b"note\0\0" + more if chunk == "text" else b"profile\0\0" + more
+    whole = encoded(picture())
+    at = whole.index(b"IDAT") - 4
+    data = whole[:at] + png_chunk(b"zTXt" if chunk == "text" else b"iCCP", body) + whole[at:]
+    assert np.array_equal(read_image(data, None), picture())
+
+
+def test_a_png_with_endless_metadata_is_refused() -> None:
+    whole = encoded(picture())
+    at = whole.index(b"IDAT") - 4
+    bomb = png_chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(100 * 2**20)))
+    assert "its metadata is larger than 33,554,432 bytes: write it without" in refusal(
+        whole[:at] + bomb + whole[at:]
+    )
+
+
+def test_what_is_no_address_says_how_one_begins() -> None:
+    assert "an address begins with https://" in refusal(None, '"http://example.org/a.jpg"')

@@ -169,11 +169,89 @@ def test_a_hostile_shard_reads_no_other_file_and_costs_only_its_rows(tmp_path: P
     assert rows["s.tar:../../d"]["text"] == "Up."
     wrong = {name: r["error"] for name, r in rows.items() if r["error"]}
     assert rows["s.tar:e"]["text"] == "Root."
-    assert "f.txt cannot be read" in wrong["s.tar:3"]
-    assert "g.json cannot be read" in wrong["s.tar:4"]
-    assert "h.jpg declares 83,886,080 bytes" in wrong["s.tar:5"]
+    assert "f.txt cannot be read" in wrong["s.tar:5"]
+    assert "g.json cannot be read" in wrong["s.tar:6"]
+    assert "h.jpg declares 83,886,080 bytes" in wrong["s.tar:7"]
+    assert "a.txt is a link to " in wrong["s.tar:1"]
     assert wrong["s.tar:i"].startswith("the text is empty")
     assert not list(tmp_path.parent.glob("d.txt"))
+
+
+def told(path: Path) -> list[tuple[str | None, bytes | None, str | None]]:
+    return [(r["text"], r["image"], r["error"]) for r in read(path)]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [("photo.2021", "photo.2022"), ("St. Mary", "St. Paul"), ("d/22.05", "d/22.06"), ("v1.2.a", "v1.3.a")],
+)
+def test_names_with_dots_are_pairs(tmp_path: Path, keys: tuple[str, str]) -> None:
+    first, second = keys
+    rows = read(
+        shard(tmp_path / "s.tar", *pair(first, "One."), *pair(second, "Two."), *pair("plain", "Three."))
+    )
+    assert [r["text"] for r in rows] == ["One.", "Two.", "Three."]
+    assert [r["image"] for r in rows] == [b"picture of " + key.encode() for key in (*keys, "plain")]
+    assert [r["document_id"] for r in rows] == [f"s.tar:{key}" for key in (*keys, "plain")]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (0, 2, 1)])
+def test_further_members_of_a_pair_are_not_read_but_said(tmp_path: Path, order: tuple[int, ...]) -> None:
+    """Also one that stands in front of the others, as tar --sort=name has a.depth.png."""
+    members = [("a.depth.png", b"depth"), ("a.jpg", b"picture"), ("a.txt", b"One.")]
+    (row,) = read(shard(tmp_path / "s.tar", *(members[i] for i in order)))
+    assert (row["text"], row["image"], row["error"]) == ("One.", b"picture", None)
+    assert row["unread"] in (".depth.png", ".png")
+
+
+def test_a_key_that_comes_again_is_an_error_that_names_it(tmp_path: Path) -> None:
+    rows = told(
+        shard(tmp_path / "s.tar", *pair("0001", "One."), *pair("0001", "Two."), *pair("0002", "Three."))
+    )
+    assert [r[0] for r in rows] == ["One.", None, "Three."]
+    assert rows[1][2] == "0001.jpg: the pair 0001 has such a member already; names in a shard must differ"
+
+
+def test_two_pictures_of_a_pair_are_an_error_that_names_both(tmp_path: Path) -> None:
+    path = shard(tmp_path / "s.tar", ("a.jpg", b"1"), ("a.png", b"2"), ("a.txt", b"One."), *pair("b", "Two."))
+    rows = told(path)
+    assert [r[2] for r in rows] == ["a.png: the pair a has a.jpg already", None]
+
+
+def test_members_out_of_order_are_torn_apart_by_nobody_in_silence(tmp_path: Path) -> None:
+    members = [pair("a"), pair("b")]
+    rows = told(shard(tmp_path / "s.tar", *(m[0] for m in members), *(m[1] for m in members)))
+    assert [r[2] for r in rows[:2]] == [f"the text is empty: {k}.jpg has no {k}.txt behind it" for k in "ab"]
+    assert all(
+        f"{k}.txt is apart from the members of {k} before" in str(r[2])
+        for r, k in zip(rows[2:], "ab", strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", ["a.caption.txt", "a.0.txt"])
+def test_a_caption_of_another_name_is_named(tmp_path: Path, name: str) -> None:
+    (row,) = told(shard(tmp_path / "s.tar", ("a.jpg", b"1"), (name, b"One.")))
+    assert f"{name} belongs to no pair: members are paired by the name up to its first dot, a" in str(row[2])
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_link_is_its_pair_s_error(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name, data in (("a.jpg", b"1"), ("a.txt", b"One."), ("b.jpg", None), ("b.txt", b"Two.")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = (
+                (kind, "a.jpg", 0) if data is None else (tarfile.REGTYPE, "", len(data))
+            )
+            tar.addfile(info, io.BytesIO(data or b""))
+    first, second = told(tmp_path / "s.tar")
+    assert first == ("One.", b"1", None)
+    assert second[2].startswith("b.jpg is a link to a.jpg: links in a shard are not followed")
+
+
+@pytest.mark.parametrize("kind", ["jfif", "JPG", "heic", "avif", "svg", "img", "jp2"])
+def test_a_member_of_any_kind_of_picture_is_one(tmp_path: Path, kind: str) -> None:
+    """Whether it can be decoded is told by the one who decodes it."""
+    assert told(shard(tmp_path / "s.TAR", (f"a.{kind}", b"1"), ("a.txt", b"One."))) == [("One.", b"1", None)]
 
 
 def test_what_img2dataset_writes_as_shards(tmp_path: Path) -> None:

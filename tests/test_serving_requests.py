@@ -13,10 +13,11 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.datastructures import Headers
 
 from gemel_ray.config import Online
 from gemel_ray.readers import documents
-from gemel_ray.serving import requests
+from gemel_ray.serving import bodies, requests
 from gemel_ray.serving.bodies import Body
 from gemel_ray.serving.faults import Fault
 from tests.serving_cases import client, echoed, endpoint, nowhere
@@ -88,7 +89,12 @@ BAD: list[tuple[Any, str]] = [
     ({"text": TEXT, "image": "/etc/passwd"}, "neither an http(s) URL nor base64"),
     ({"text": TEXT, "image": "not base64!"}, "neither an http(s) URL nor base64"),
     ({"text": TEXT, "image": "data:image/png,abc"}, "is in base64"),
-    ({"text": TEXT, "image": ""}, "image is empty"),
+    ({"caption": TEXT}, "there is no field caption; did you mean text?"),
+    (
+        {"text": TEXT, "mentions": [{"start": 0, "end": 5, "name": "Adobe"}]},
+        "no field mentions[0].name; end, start",
+    ),
+    ({"text": TEXT, "options": {"text": 1}}, "there is no field options.text; candidates, demonstrations"),
     ({"text": TEXT, "image": "http://pictures.test/x"}, "http://pictures.test/x: nothing is fetched here"),
     ({"documents": []}, "documents: list should have at least 1 item"),
     ({"documents": {"text": TEXT}}, "documents: input should be a valid list"),
@@ -218,6 +224,36 @@ def test_a_picture_arrives_as_its_bytes(tmp_path: Path, asked: dict[str, Any]) -
 
     assert asyncio.run(ask()).status_code == 200
     assert (seen[0]["text"], seen[0]["image"]) == (TEXT, PICTURE)
+
+
+PHOTO = b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(range(256))  # as one begins
+B64 = base64.b64encode(PHOTO).decode()
+PLAIN: dict[str, Any] = {
+    "a data: URL": {"text": TEXT, "image": "DATA:image/jpeg;charset=utf-8;BASE64," + B64},
+    "base64 of URLs": {"text": TEXT, "image": base64.urlsafe_b64encode(PHOTO).decode().rstrip("=")},
+    "no picture": {"text": TEXT, "image": ""},
+    "a picture that is null": {"text": TEXT, "image": "null"},
+}
+
+
+@pytest.mark.parametrize("what", PLAIN)
+def test_a_picture_is_read_as_a_reader_reads_it(tmp_path: Path, what: str) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(PLAIN[what]))
+    (read,) = [row for table in documents(str(tmp_path / "in.jsonl")) for row in table.to_pylist()]
+    (asked,) = requests.rows(requests.call(Body(PLAIN[what]), "request", Online()), Online(), nowhere)
+    (row,) = asked.to_pylist()
+    assert (row["image"], row["error"]) == (read["image"], None)
+    assert (row["image"] is None) == (what.startswith(("no", "a picture")))
+
+
+def test_a_file_that_nobody_chose_is_no_picture() -> None:
+    """As browsers send the field of a form without a choice."""
+    part = 'Content-Disposition: form-data; name="{}"'
+    lines = ["--b", part.format("text"), "", TEXT, "--b", part.format("image") + '; filename=""',
+             "Content-Type: application/octet-stream", "", "", "--b--", ""]  # fmt: skip
+    headers = Headers({"content-type": "multipart/form-data; boundary=b"})
+    body = asyncio.run(bodies.parsed(headers, "\r\n".join(lines).encode()))
+    assert (body.content, body.picture) == ({"text": TEXT}, None)
 
 
 def test_a_document_becomes_the_row_that_a_reader_makes_of_it(tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ class _Answers(BaseHTTPRequestHandler):
             self.send_header("Location", rest)
             self.end_headers()
             return
+        if kind == "utf8":
+            self.wfile.write("HTTP/1.1 302 Found\r\nLocation: /café.jpg\r\n\r\n".encode())
+            return
         if kind == "drip":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
             for _ in range(100):
@@ -213,3 +216,34 @@ def test_a_server_that_does_not_deliver(web: PublicWeb, server: Any, path: str, 
 
 def test_the_system_s_resolver() -> None:
     assert ip_address("127.0.0.1") in resolved("localhost", 80)
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [
+        ("bücher.test", "xn--bcher-kva.test"),
+        ("例え.テスト", "xn--r8jz45g.xn--zckzah"),
+        ("faß.test", "xn--fa-hia.test"),
+    ],
+)
+def test_international_hosts_are_asked_by_their_ascii_names(server: Any, host: str, asked: str) -> None:
+    web = PublicWeb(LIMITS, resolve=names((asked, "127.0.0.1")), allowed=open_to("127.0.0.1"))
+    assert web.fetch(url(server, "café.jpg", host)) == BYTES
+    assert server.seen[-1:] == [("/caf%C3%A9.jpg", f"{asked}:{server.server_port}")]
+
+
+def test_digits_of_other_scripts_lead_nowhere_else(web: PublicWeb, server: Any) -> None:
+    with pytest.raises(ImageError, match="its host is not a public one"):
+        PublicWeb(LIMITS).fetch(url(server, "picture", "１２７.0.0.1"))
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("ends", ["{} ", " {}", "{}\n", "\t{}"])
+def test_white_space_at_the_ends_of_a_url_is_none_of_it(web: PublicWeb, server: Any, ends: str) -> None:
+    assert web.fetch(ends.format(url(server, "picture"))) == BYTES
+    assert [path for path, _ in server.seen] == ["/picture"]
+
+
+def test_a_redirection_in_utf_8(web: PublicWeb, server: Any) -> None:
+    assert web.fetch(url(server, "utf8")) == BYTES
+    assert [path for path, _ in server.seen] == ["/utf8", "/caf%C3%A9.jpg"]

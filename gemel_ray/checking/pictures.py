@@ -13,11 +13,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from gemel_ray.models.images import FORMATS, fetch, read_image
-from gemel_ray.models.limits import LIMITS, ImageError
+from gemel_ray.models.images import image_bytes, read_image
+from gemel_ray.models.kinds import FORMATS
+from gemel_ray.models.limits import ImageError
 from gemel_ray.readers.pictures import spellings
 
-_ENDINGS = {".jpg", ".jpeg", ".tif", ".svg", *(f".{name.lower()}" for name in FORMATS)}
+_ENDINGS = {
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".tif",
+    ".svg",
+    ".heic",
+    ".heif",
+    *(f".{name.lower()}" for name in FORMATS),
+}
 _THREADS = 8
 _LONGEST = 300  # characters of a reason
 _LONGEST_PATH = 4096
@@ -78,7 +88,7 @@ class Reader:
         try:
             if data is None and address and "://" not in address and not Path(address).exists():
                 return Seen(missing=f"there is no {_cut_short(address)}")
-            data = fetch(address, LIMITS) if data is None else data
+            data = image_bytes(data, address)
             if self.decode:
                 read_image(data, address)
         except (

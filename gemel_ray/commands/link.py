@@ -85,8 +85,11 @@ def _linked(options: argparse.Namespace, config: Config, inputs: list[str], sele
     from gemel_ray.offline import link
     from gemel_ray.progress import Meter
 
-    to_do = selection.total(inputs) - len(finished(options.output))
-    with Meter("documents", max(0, to_do)) as meter:
+    total = selection.total(inputs)
+    left = max(0, total - len(finished(options.output))) if total else None
+    if left == 0:
+        say("nothing is left to do, as far as the input's files tell")
+    with Meter("documents", left) as meter:
         manifest = link(
             config, options.workspace, inputs, options.output, meter.add,
             selection=selection, max_error_rate=options.max_error_rate,

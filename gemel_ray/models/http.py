@@ -13,7 +13,9 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from urllib import request
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+
+import idna
 
 from gemel_ray.models.limits import Busy, ImageError, ImageLimits, reason
 
@@ -22,10 +24,25 @@ _BUSY = (429, 502, 503, 504)
 _CUT_OFF = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 
 
+def ascii_url(address: str) -> str:
+    """A URL as it is asked for: its host by IDNA, all else percent-encoded, without white space at its ends.
+    Raises ImageError for a host that is no name."""
+    parts = urlsplit(address.strip())
+    if not parts.netloc.isascii():
+        user, at, place = parts.netloc.rpartition("@")
+        host, colon, port = place.partition(":")
+        try:
+            named = idna.encode(host, uts46=True).decode()
+        except idna.IDNAError as error:
+            raise ImageError(f"its host {host!r:.60} is no name of a host") from error
+        parts = parts._replace(netloc=f"{user}{at}{named}{colon}{port}")
+    return quote(parts.geturl(), safe="%/:?&=#+~!$,;@()*'[]")
+
+
 def read_http(address: str, limits: ImageLimits) -> bytes:
     deadline = time.monotonic() + limits.seconds
     try:
-        asked = request.Request(quote(address, safe="%/:?&=#+~!$,;@()*'[]"), headers=HEADERS)
+        asked = request.Request(ascii_url(address), headers=HEADERS)
         with web().open(asked, timeout=limits.seconds) as answer:
             received = bytearray()
             # read1 returns with what has come: a server that drips cannot outlast the deadline.
@@ -37,6 +54,8 @@ def read_http(address: str, limits: ImageLimits) -> bytes:
     except HTTPError as error:
         error.close()
         raise unanswered(error.code, error.headers.get("Retry-After")) from error
+    except ImageError:
+        raise
     except (OSError, HTTPException, ValueError) as error:
         raise broken(error) from error
 

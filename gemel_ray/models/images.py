@@ -9,20 +9,27 @@ yet which hosts may be asked: `read_http` follows any http(s) address.
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from io import BytesIO
 from pathlib import Path
 from urllib import request
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from gemel_ray.models.http import read_http
+from gemel_ray.models.kinds import formats, unread
 from gemel_ray.models.limits import LIMITS, Filtered, ImageError, ImageLimits, reason, told_of
 from gemel_ray.models.pixels import rgb, upright
 
-# Not the formats that run other programs (EPS) or hide a second size inside (ICO, JPEG 2000).
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
+# A text or colour profile of a PNG, unpacked: many programs write more than Pillow's own 1 MiB. Of all texts
+# of one together it takes 64 MiB.
+_METADATA = 32 * 2**20
+PngImagePlugin.MAX_TEXT_CHUNK = _METADATA
+
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
 def read_image(
@@ -60,7 +67,9 @@ def fetch(address: str | None, limits: ImageLimits) -> bytes:
         return read_file(Path(address), limits)
     if "::" in address:
         raise ImageError("chained addresses are not read")
-    scheme = address.partition("://")[0].lower()
+    scheme = address.partition("://")[0].strip().lower()
+    if not _SCHEME.fullmatch(scheme):
+        raise ImageError("an address begins with https://, s3:// or another scheme, or is a path")
     if scheme == "file":
         host, slash, path = address[len("file://") :].partition("/")
         if host not in ("", "localhost"):
@@ -73,7 +82,7 @@ def fetch(address: str | None, limits: ImageLimits) -> bytes:
 
 def is_web(address: str) -> bool:
     """Whether it is fetched over http."""
-    return address.lower().startswith(("http://", "https://"))
+    return address.lstrip().lower().startswith(("http://", "https://"))
 
 
 def read_file(path: Path, limits: ImageLimits) -> bytes:
@@ -101,7 +110,7 @@ def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
     too_large = f"it declares more than {limits.pixels:,} pixels"
     try:
         with silence:
-            image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
+            image: Image.Image = Image.open(BytesIO(data), formats=formats(data))
             if image.width * image.height > limits.pixels:
                 raise ImageError(too_large)
             _worth_it(image.size, limits)
@@ -112,10 +121,12 @@ def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"it is no whole picture of a known kind ({', '.join(FORMATS)})") from error
+        raise ImageError(unread(data)) from error
     except Image.DecompressionBombError as error:
         raise ImageError(too_large) from error
     except Exception as error:  # Pillow meets damage with half of Python's exceptions
+        if "MAX_TEXT" in str(error):
+            raise ImageError(f"its metadata is larger than {_METADATA:,} bytes: write it without") from error
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise ImageError("it is cut short" if cut else f"it is damaged ({reason(error)})") from error
 

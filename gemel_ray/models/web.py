@@ -19,9 +19,9 @@ from fnmatch import fnmatch
 from functools import cache
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from urllib.parse import SplitResult, quote, urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
-from gemel_ray.models.http import HEADERS, broken, unanswered
+from gemel_ray.models.http import HEADERS, ascii_url, broken, unanswered
 from gemel_ray.models.limits import LIMITS, ImageError, ImageLimits
 
 Address = IPv4Address | IPv6Address
@@ -91,7 +91,7 @@ class PublicWeb:
                 outcome = self._asked(url, deadline)
                 if isinstance(outcome, bytes):
                     return outcome
-                url = urljoin(url, outcome)
+                url = urljoin(url, _as_utf8(outcome))
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, ImageError):
                 raise
@@ -100,7 +100,7 @@ class PublicWeb:
 
     def _asked(self, url: str, deadline: float) -> bytes | str:
         """The body, or where a redirection leads."""
-        parts = urlsplit(quote(url, safe="%/:?&=#+~!$,;@()*'[]"))
+        parts = urlsplit(ascii_url(url))
         secure, host, port = self._place(parts)
         address = self._checked(host, port)
         with _connected(address, host, port, secure, deadline) as connection:
@@ -143,6 +143,14 @@ class PublicWeb:
         if answer.length and len(received) <= self.limits.bytes:
             raise ImageError("it is cut short")
         return bytes(received[: self.limits.bytes + 1])
+
+
+def _as_utf8(header: str) -> str:
+    """A header's text: http.client takes each byte for a letter of Latin-1."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
 
 
 @contextmanager

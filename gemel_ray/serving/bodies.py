@@ -122,6 +122,8 @@ async def _fields(body: bytes, boundary: str) -> dict[str, str | bytes]:
         form = await parser.parse()
         try:
             for raw, value in form.multi_items():
+                if isinstance(value, UploadFile) and not value.filename and not value.size:
+                    continue  # what a browser sends of a file that nobody chose
                 _once(found, raw.encode("latin-1").decode())
                 read = await value.read() if isinstance(value, UploadFile) else b""
                 found[raw] = value.encode("latin-1").decode() if isinstance(value, str) else read

@@ -7,10 +7,8 @@ one, or with the request, is a Fault. Knows nothing of HTTP but bytes and conten
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +19,16 @@ from gemel_ray.config import Online
 from gemel_ray.models.limits import ImageError, shown
 from gemel_ray.readers import BadRecord
 from gemel_ray.readers.fields import Row, is_unicode, text_of
+from gemel_ray.readers.inline import base64_bytes, inline
 from gemel_ray.readers.mentions import mentions
+from gemel_ray.readers.names import TEXTS
+from gemel_ray.readers.pictures import is_nothing
 from gemel_ray.records import DOCUMENT
 from gemel_ray.serving.bodies import Body
 from gemel_ray.serving.faults import Fault
-from gemel_ray.serving.schemas import Document, Many, One, Options
+from gemel_ray.serving.schemas import Document, Many, One, Options, Span
 
+_LEVELS: dict[Any, type[BaseModel]] = {"documents": Document, "options": Options, "mentions": Span}
 TOO_LONG = "the text has {:,} characters; at most {:,} are taken"
 Fetch = Callable[[str], bytes]  # of a picture's URL; raises ImageError
 
@@ -89,19 +91,17 @@ def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{where} is missing"
     if first["type"] == "extra_forbidden":
-        known = sorted(set(_fields(kind)))
+        level = next((_LEVELS[p] for p in reversed(place[:-1]) if p in _LEVELS), kind)
+        known = sorted(level.model_fields)
         close = difflib.get_close_matches(str(place[-1]), known, n=1)
+        if place[-1] in TEXTS and "text" in known:
+            close = ["text"]
         return f"there is no field {where[:80]}; " + (
             f"did you mean {close[0]}?" if close else ", ".join(known)
         )
     return (
         f"{where or 'the request'}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r:.60}"
     )
-
-
-def _fields(kind: type[BaseModel]) -> Iterator[str]:
-    for model in (kind, Document, Options):
-        yield from model.model_fields
 
 
 def rows(asked: Call, limits: Online, fetch: Fetch) -> list[pa.Table]:
@@ -169,20 +169,19 @@ def _picture(image: str | None, picture: bytes | None, fetch: Fetch) -> Row:
         return {"image": picture}
     if image is None:
         return {}
-    if not image:
-        raise BadRecord("image is empty")
+    image = image.strip()
+    if is_nothing(image):
+        return {}
     if image.lower().startswith(("http://", "https://")):
         try:
             return {"image": fetch(image), "image_address": image}
         except ImageError as error:
             raise ImageError(f"cannot read the image {shown(image)}: {error}") from error
-    if image.startswith("data:"):
-        kind, comma, image = image.partition(",")
-        if not comma or not kind.endswith(";base64"):
-            raise BadRecord("a data: URL of an image is in base64: data:image/jpeg;base64,...")
-    elif ":" in image[:32]:
+    if image[:5].lower() == "data:":
+        return {"image": inline(image, "image")}
+    if ":" in image[:32]:
         raise BadRecord(f"image cannot be {image!r:.60}: it is an http(s) URL, a data: URL or base64")
     try:
-        return {"image": base64.b64decode("".join(image.split()), validate=True)}
-    except (binascii.Error, ValueError) as error:
+        return {"image": base64_bytes(image)}
+    except BadRecord as error:
         raise BadRecord("image is neither an http(s) URL nor base64") from error
