@@ -102,11 +102,13 @@ def asked(address: str, question: Callable[[Any, str], T]) -> T:
 
 
 @contextmanager
-def plainly(address: str) -> Iterator[None]:
-    """Whatever a store's client raises inside is a StoreError."""
+def plainly(address: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Whatever a store's client raises inside is a StoreError, but for these."""
     try:
         yield
     except (StoreError, ValueError):
+        raise
+    except but:
         raise
     except Exception as fault:
         raise _plain(address, fault) from fault

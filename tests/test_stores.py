@@ -21,7 +21,9 @@ from gemel_ray.config import Config
 from gemel_ray.knowledge import bringing
 from gemel_ray.knowledge.bringing import Shared, brought
 from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.object_folder import folder_at
 from gemel_ray.readers import documents, files
+from gemel_ray.storage import Folder
 from gemel_ray.stores import StoreError
 
 
@@ -244,3 +246,61 @@ def test_a_workspace_behind_a_web_server(workspace_folder: Path, config: Config,
         folder = brought(f"http://127.0.0.1:{server.server_port}/", print)
         server.shutdown()
     assert contents(folder) == contents(workspace_folder)
+
+
+# Folders that are written to
+
+
+@pytest.fixture(params=["a disk", "a store"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    return folder_at(tmp_path / "out" if request.param == "a disk" else f"s3://{BUCKET}/{tmp_path.name}/out")
+
+
+def test_a_folder_holds_what_was_written_last(folder: Folder) -> None:
+    assert (folder.names(), folder.names("links")) == ([], [])
+    folder.write("manifest.json", b"old")
+    folder.write("manifest.json", b"new")
+    folder.write("links/b", b"0123456789")
+    folder.write("links/a", b"")
+    folder.write("links/.hidden", b"")
+    assert folder.read("manifest.json") == b"new"
+    assert folder.names() == ["manifest.json"]
+    assert folder.names("links") == ["links/a", "links/b"]
+    with folder.open("links/b") as file:
+        file.seek(-3, 2)
+        assert file.read() == b"789"
+
+
+def test_what_is_not_there_is_a_missing_file_and_can_be_removed(folder: Folder) -> None:
+    folder.write("here", b"")
+    for ask in (folder.read, lambda name: folder.open(name).read()):
+        with pytest.raises(FileNotFoundError):
+            ask("links/gone")
+    folder.remove("links/gone")
+    folder.remove("here")
+    assert folder.names() == []
+
+
+def test_a_torn_file_is_set_aside(folder: Folder) -> None:
+    for number in range(2):
+        folder.write("links/a", b"half")
+        assert folder.set_aside("links/a") == f"links/a.{number}.torn"
+    assert folder.names("links") == ["links/a.0.torn", "links/a.1.torn"]
+
+
+def test_of_many_creators_one_is_told_so(folder: Folder) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda i: folder.create("claim", str(i).encode()), range(24)))
+    assert sum(made) == 1
+    assert folder.read("claim") == str(made.index(True)).encode()
+
+
+def test_a_folder_of_a_store_says_what_is_wrong_with_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, server.environment | {"AWS_SECRET_ACCESS_KEY": "wrong"})
+    with pytest.raises(StoreError, match=r"s3://captions/out/a: access is refused"):
+        folder_at(f"s3://{BUCKET}/out").write("a", b"")
+    use(monkeypatch, server.environment)
+    with pytest.raises(OSError, match="bucket"):
+        folder_at("s3://nobodys/out").write("a", b"")
