@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 from gemel_ray.storage import TORN, Folder, LocalFolder
 from gemel_ray.stores import opened, plainly, scheme
 
+Place = str | Path | Folder  # an address, a path of this machine, or what either has become
+
 
 @dataclass(frozen=True)
 class ObjectFolder:
@@ -61,6 +63,19 @@ class ObjectFolder:
         self.remove(name)
         return torn
 
+    def folders(self, under: str) -> list[str]:
+        with suppress(FileNotFoundError), self._at(under) as (store, path):
+            found = [f["name"].rstrip("/") for f in store.ls(path, detail=True) if f["type"] == "directory"]
+            return sorted(f"{under}/{name.rpartition('/')[2]}" for name in found)
+        return []
+
+    def clear(self, under: str) -> None:
+        with suppress(FileNotFoundError), self._at(under) as (store, path):
+            store.rm(path, recursive=True)
+
+    def tidy(self, under: str) -> None:
+        """An object is whole or not there."""
+
     @contextmanager
     def _at(self, name: str) -> Iterator[tuple[Any, str]]:
         """The store and the object's path; what its client raises inside is an OSError."""
@@ -69,6 +84,8 @@ class ObjectFolder:
             yield store, f"{path.rstrip('/')}/{name}".rstrip("/")
 
 
-def folder_at(place: str | Path) -> Folder:
+def folder_at(place: Place) -> Folder:
     """The folder at a path of this machine, or at an address."""
-    return ObjectFolder(str(place).rstrip("/")) if scheme(place) else LocalFolder(Path(place))
+    if not isinstance(place, str | Path):
+        return place
+    return ObjectFolder(str(place).rstrip("/")) if scheme(place) else LocalFolder(Path(place).absolute())

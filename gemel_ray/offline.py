@@ -10,6 +10,7 @@ are there and does the rest. Only this file, online.py and training/launch.py im
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -40,8 +41,10 @@ from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
+from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.progress import Progress
 from gemel_ray.segments import SegmentOptions
+from gemel_ray.storage import Folder
 
 _BLOCK = 128  # documents that travel together, and are told of together: some for every worker
 _ALL = Selection()
@@ -51,25 +54,24 @@ def link(
     config: Config,
     workspace: Path,
     inputs: Sequence[str],
-    output: Path,
+    output: Place,
     report: Callable[[Progress], None],
     *,
     selection: Selection = _ALL,
     max_error_rate: float = 1.0,
 ) -> dict[str, Any]:
-    """Link the documents of `inputs` that are selected and that `output` does not hold yet; returns the
-    manifest.
+    """Link the selected documents of `inputs` that `output` does not hold yet; returns the manifest.
 
     Raises Stopped where the job cannot go on, and TooManyErrors, a Stopped, beyond `max_error_rate` of its
     rows: what is written stays, and the same call goes on. Rows' own errors are rows.
     """
-    addresses = [absolute(address) for address in inputs]
-    run = results.prepare(output)
-    unchanged(output, addresses)
+    addresses, at = [absolute(address) for address in inputs], folder_at(output)
+    run = results.prepare(at)
+    unchanged(at, addresses)
     knowledge = versions.current(workspace)  # all workers' to the end, whatever becomes current meanwhile
-    done = results.finished(output)
-    told = Record(output, max(0, selection.total(addresses) - len(done)), len(done))
-    opening = Opening(config, Shared.of(workspace), knowledge, output.resolve(), run)
+    done = results.finished(at)
+    told = Record(at, max(0, selection.total(addresses) - len(done)), len(done))
+    opening = Opening(config, Shared.of(workspace), knowledge, at, run)
     with plainly(told, run), running(config) as told.metrics:
         filters = Filters(config.input, *_repeated(addresses, config.input))
         for counts in counted(dataset(opening, selection.of(addresses), done, filters)):
@@ -126,7 +128,7 @@ class Opening:
     config: Config
     workspace: Shared
     knowledge: str
-    output: Path
+    output: Folder
     run: str
 
     def graph(self, opened: Workspace) -> Graph:
@@ -135,9 +137,8 @@ class Opening:
     def worker(self, stages: Sequence[str]) -> Worker:
         opened = Workspace.open(self.workspace.here(), self.config, self.knowledge)
         graph = traced(self.graph(opened))
-        attempts = Attempts(results.attempts(self.output), "+".join(stages))
-        last = stages[-1] == graph.stages[-1].name
-        output = self.output if last else None
+        output = self.output if stages[-1] == graph.stages[-1].name else None
+        attempts = Attempts(self.output, "+".join(stages))
         return Worker(graph.segment(stages, opened), attempts, output, self.run)
 
 
@@ -176,8 +177,7 @@ def dataset(opening: Opening, shares: Sequence[Share], done: results.Keys, filte
 def counted(data: Any) -> Iterator[dict[str, Any]]:
     """Run the dataset; what each batch added (job/record.py), as it is written."""
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for row in batch.to_pylist():
-            yield json.loads(row["counts"])
+        yield from (json.loads(row["counts"]) for row in batch.to_pylist())
 
 
 def spilled_mib() -> int:
@@ -199,7 +199,7 @@ def _environment(config: Config, options: SegmentOptions) -> dict[str, str]:
 
 
 def _read(batch: dict[str, Any], common: Any) -> Iterator[pa.Table]:
-    """The documents that a run takes of a file; `common` refers to keys of those done, and the filters."""
+    """The documents that a run takes of a file; `common`: keys of those done, and the filters."""
     import ray
 
     done, filters = ray.get(common)
@@ -217,18 +217,17 @@ def _repeated(addresses: Sequence[str], asked: Input) -> Iterator[results.Keys]:
 
 
 class _Actor:
-    """A worker in a Ray actor. Of the last segment, it returns only what it counted. That it cannot start is
-    said at its first batch: Ray Data takes an actor that fails before that for a fault of Ray's."""
+    """A worker in a Ray actor. Of the last segment, it returns what it counted. That it cannot start is said
+    at its first batch: Ray Data takes an actor that fails before that for a fault of Ray's."""
 
     def __init__(self, opening: Opening, stages: Sequence[str]) -> None:
         import ray
 
-        self.opening, self.fault = opening, None
+        self.opening, self.fault, self.node = opening, None, ray.get_runtime_context().get_node_id()
         try:
             self.worker = opening.worker(stages)
         except Exception as fault:
             self.fault = fault
-        self.folder, self.node = results.workers(opening.output), ray.get_runtime_context().get_node_id()
         self.name = f"{'+'.join(stages)}-{os.getpid()}-{time.time_ns()}"
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
@@ -239,7 +238,8 @@ class _Actor:
         except Exception as fault:
             note(self.opening.output, self.opening.run, fault)
             raise
-        record.told(self.folder, self.name, self.node, self.worker.segment.measures())
+        measures = self.worker.segment.measures()
+        await asyncio.to_thread(record.told, self.opening.output, self.name, self.node, measures)
         if self.worker.output is None:
             yield rows
         else:

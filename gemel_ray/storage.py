@@ -59,6 +59,15 @@ class Folder(Protocol):
     def set_aside(self, name: str) -> str:
         """Rename a torn file, so that `names` shows it no more among the whole ones; its new name."""
 
+    def folders(self, under: str) -> list[str]:
+        """Of the folders directly in the folder `under`."""
+
+    def clear(self, under: str) -> None:
+        """Remove the folder `under`, with all that is in it."""
+
+    def tidy(self, under: str) -> None:
+        """Remove what writers to the folder `under` were killed at."""
+
 
 @dataclass(frozen=True)
 class LocalFolder:
@@ -94,6 +103,16 @@ class LocalFolder:
 
     def set_aside(self, name: str) -> str:
         return set_aside(self.path / name).relative_to(self.path).as_posix()
+
+    def folders(self, under: str) -> list[str]:
+        return sorted(f"{under}/{path.name}" for path in (self.path / under).glob("*") if path.is_dir())
+
+    def clear(self, under: str) -> None:
+        shutil.rmtree(self.path / under, ignore_errors=True)
+
+    def tidy(self, under: str) -> None:
+        for path in (self.path / under).glob(".*"):
+            path.unlink(missing_ok=True)
 
 
 def write(path: Path, data: str | bytes) -> None:

@@ -55,12 +55,6 @@ def scheme(address: object) -> str:
     return kind.lower() if separator and kind.lower() != "file" else ""
 
 
-def writable(address: object) -> None:
-    """Raise StoreError for an address that can only be read."""
-    if (kind := scheme(address)) and not _STORES.get(kind, _AMAZON).written:
-        raise StoreError(f"{address} can only be read: give a folder, or an address of s3://, gs:// or az://")
-
-
 def opened(address: str) -> tuple[Any, str]:
     """fsspec's file system for the address, and the path in it. Raises StoreError where there is none."""
     kind = scheme(address)
@@ -101,6 +95,20 @@ def asked(address: str, question: Callable[[Any, str], T]) -> T:
             raise StoreError(f"{address}: its store has not answered within {_PATIENCE:g} seconds") from fault
 
 
+def writable(address: object) -> None:
+    """Raise StoreError where a store does not answer, lets nobody in, has no such bucket, or is only read."""
+    if not (kind := scheme(address)):
+        return
+    if kind in _STORES and not _STORES[kind].written:
+        raise StoreError(f"{address} can only be read: give a folder, or an address of s3://, gs:// or az://")
+
+    def look(filesystem: Any, path: str) -> None:
+        if not filesystem.exists(f"{path}/manifest.json"):
+            bucket_is_there(filesystem, path, str(address))
+
+    asked(str(address), look)
+
+
 @contextmanager
 def plainly(address: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Whatever a store's client raises inside is a StoreError, but for these."""
@@ -117,8 +125,12 @@ def plainly(address: str, but: tuple[type[Exception], ...] = ()) -> Iterator[Non
 def bucket_is_there(filesystem: Any, path: str, address: str) -> None:
     """Raise StoreError where the address is in a bucket, or container, that does not exist."""
     bucket = path.partition("/")[0]
-    if scheme(address) in ("s3", "gs", "az", "abfs") and not filesystem.exists(bucket):
-        raise StoreError(f"{address}: there is no bucket {bucket}")
+    if scheme(address) not in ("s3", "gs", "az", "abfs") or filesystem.exists(bucket):
+        return
+    try:
+        filesystem.ls(bucket)  # a key that is refused does not exist for the question before, but here
+    except FileNotFoundError as fault:
+        raise StoreError(f"{address}: there is no bucket {bucket}") from fault
 
 
 def _plain(address: str, fault: Exception) -> StoreError:

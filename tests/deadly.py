@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -27,9 +26,11 @@ from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Selection
 from gemel_ray.job.stopping import plainly
 from gemel_ray.job.worker import Worker, traced
+from gemel_ray.object_folder import folder_at
 from gemel_ray.records import DOCUMENT, LINK
 from gemel_ray.segments import SegmentOptions
 from gemel_ray.stage import Stage, Work, answer
+from gemel_ray.storage import Folder
 
 _ANSWER = [f for f in LINK if f.name not in ("document_id", "error", "fingerprint", "status")]
 
@@ -76,19 +77,20 @@ class Opening:
     """What offline.dataset asks of its own."""
 
     config: Config
-    output: Path
+    output: Folder
     run: str
 
     def worker(self, stages: Any) -> Worker:
         graph = traced(Graph((Deadly(),), DOCUMENT, LINK, "deadly"))
         segment = graph.segment(["deadly"], None)  # type: ignore[arg-type]
-        return Worker(segment, Attempts(results.attempts(self.output), "deadly"), self.output, self.run)
+        return Worker(segment, Attempts(self.output, "deadly"), self.output, self.run)
 
 
-def main(address: str, output: Path) -> None:
+def main(address: str, place: str) -> None:
     segment = SegmentOptions(stages=("deadly",), workers=2, batch=32, cpus=0.5)
     ours = replace(Config().offline, segments=(segment,), address=os.environ.get("CLUSTER", "local"))
     config = replace(Config(), offline=ours)
+    output = folder_at(place)
     run = results.prepare(output)
     opening: Any = Opening(config, output, run)
     with plainly(Record(output, 0, 0), run), offline.running(config):
@@ -100,4 +102,4 @@ def main(address: str, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2])

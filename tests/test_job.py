@@ -30,6 +30,7 @@ from gemel_ray.job.selection import Selection
 from gemel_ray.job.stopped import Stopped
 from gemel_ray.job.stopping import TooManyErrors, note, plainly
 from gemel_ray.job.worker import Worker, traced
+from gemel_ray.object_folder import folder_at
 from gemel_ray.readers import documents
 from gemel_ray.records import DOCUMENT, LINK
 
@@ -55,7 +56,7 @@ def output(tmp_path: Path) -> Path:
 def worker(output: Path, run: str | None = None) -> Worker:
     graph = traced(Graph((deadly.Deadly(),), DOCUMENT, LINK, "deadly"))
     segment = graph.segment(["deadly"], None)  # type: ignore[arg-type]
-    return Worker(segment, Attempts(results.attempts(output), "deadly"), output, run)
+    return Worker(segment, Attempts(folder_at(output), "deadly"), folder_at(output), run)
 
 
 def done(worker: Worker, file: str, size: int = 16) -> list[Row]:
@@ -94,7 +95,7 @@ def test_a_document_that_was_alone_when_a_worker_died_twice_is_set_aside(
     rows = done(worker(output), file)
     assert len(rows) == 32
     assert errors(rows) == {"in.jsonl-3": "a worker died 2 times with this document alone"}
-    assert not list(results.attempts(output).glob("deadly-*"))
+    assert not list((output / ".attempts").glob("deadly-*"))
 
 
 @pytest.mark.parametrize("lived", [False, True])
@@ -187,7 +188,8 @@ def test_failed_documents_are_forgotten_by_reason(tmp_path: Path, output: Path) 
 
 def test_a_foreign_file_among_the_links_is_named(output: Path) -> None:
     results.prepare(output)
-    pa.parquet.write_table(pa.table({"a": [1]}), results.folder(output) / "foreign.parquet")
+    (output / "links").mkdir()
+    pa.parquet.write_table(pa.table({"a": [1]}), output / "links" / "foreign.parquet")
     with pytest.raises(ValueError, match=r"foreign\.parquet was not written by this gemel-ray's link"):
         results.finished(output)
 
@@ -214,7 +216,7 @@ def test_storage_that_is_full_is_said_and_leaves_nothing_half_written(output: Pa
     said = ran.stderr.strip().splitlines()[-1]
     assert said.startswith(f"OSError: cannot write to {output}: ")
     assert said.endswith("File too large. The same command goes on.")
-    assert not list(results.folder(output).iterdir())
+    assert not list((output / "links").glob("*"))
 
 
 def test_inputs_must_stay_what_they_were(tmp_path: Path, output: Path) -> None:
@@ -335,7 +337,7 @@ def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output
     segment = worker(output, run)
     for batch in batches(lines(tmp_path, ["sleep"] * 9 + ["bursts"]), 10):
         rows = asyncio.run(segment(batch))
-        record.told(results.workers(output), "a-worker", "a-node", segment.segment.measures())
+        record.told(folder_at(output), "a-worker", "a-node", segment.segment.measures())
         told.add(json.loads(json.dumps(record.counted(rows))))
     told.write("running")
     said = json.loads((output / "progress.json").read_text())
@@ -354,7 +356,7 @@ def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output
 
 def test_a_run_counts_none_of_another_s_workers(output: Path) -> None:
     results.prepare(output)
-    record.told(results.workers(output), "former", "a-node", {"rows": {"generate": 5}})
+    record.told(folder_at(output), "former", "a-node", {"rows": {"generate": 5}})
     assert Record(output, 0, 0).write("running")["measures"] == {"rows": {"generate": 5}}
     results.prepare(output)
     assert Record(output, 0, 0).write("running")["measures"] == {}
@@ -397,7 +399,7 @@ def test_too_many_errors_stop_a_job_and_say_which(output: Path) -> None:
 )
 def test_a_worker_s_fault_is_said_in_its_own_words(output: Path, fault: Exception, words: str) -> None:
     results.prepare(output)
-    note(output, "run", fault)
+    note(folder_at(output), "run", fault)
     with pytest.raises(Stopped, match=words), plainly(Record(output, 0, 0), "run"):
         raise RuntimeError("a page of Ray's")
     assert type(fault).__name__ in (output / "traceback.txt").read_text()

@@ -122,14 +122,14 @@ def test_an_interrupted_job_does_exactly_what_is_missing(
     before = keyed(list(results.tables(output)))
     lost = next(
         file
-        for file in sorted(results.folder(output).glob("*.parquet"))
+        for file in sorted((output / "links").glob("*.parquet"))
         if any(s == "linked" for s in pa.parquet.read_table(file)["status"].to_pylist())
     )
     missing = len(set(pa.parquet.read_table(lost)["document_id"].to_pylist()))
     lost.unlink()
-    (results.folder(output) / ".half-written").write_bytes(b"PAR1")
+    ((output / "links") / ".half-written").write_bytes(b"PAR1")
     told: list[Progress] = []
     link(config, workspace_folder, messy_inputs, output, told.append)
     assert sum(p.documents for p in told) == missing
     assert keyed(list(results.tables(output))).keys() == before.keys()
-    assert not (results.folder(output) / ".half-written").exists()
+    assert not ((output / "links") / ".half-written").exists()

@@ -63,7 +63,7 @@ def test_files_that_a_cut_has_torn_are_named_and_done_again(
 ) -> None:
     job = Job(tmp_path / "out")
     job.run()
-    empty, half = results.files(job.output)[:2]
+    empty, half = (job.output / name for name in results.files(job.output)[:2])
     empty.write_bytes(b"")
     half.write_bytes(half.read_bytes()[:-20])
     job.written.clear()

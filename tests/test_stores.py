@@ -83,13 +83,34 @@ def linking(workspace_folder: Path, tmp_path: Path) -> list[str]:
     return ["--workspace", str(workspace_folder), "--output", str(tmp_path / "out")]
 
 
-def test_a_wrong_key_is_one_sentence(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, server: Server, linking: list[str]
+@pytest.mark.parametrize("role", ["input", "workspace", "output"])
+def test_a_wrong_key_and_a_missing_bucket_are_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    server: Server,
+    workspace_folder: Path,
+    tmp_path: Path,
+    role: str,
 ) -> None:
+    given = {"input": "in.jsonl", "workspace": str(workspace_folder), "output": str(tmp_path / "out")}
+
+    def said(address: str) -> str:
+        at = given | {role: address}
+        return refused(capsys, "link", at["input"], "--workspace", at["workspace"], "--output", at["output"])
+
+    assert "s3://nobodys/x.jsonl: there is no bucket nobodys" in said("s3://nobodys/x.jsonl")
     use(monkeypatch, server.environment | {"AWS_SECRET_ACCESS_KEY": "wrong"})
-    said = refused(capsys, "link", f"s3://{BUCKET}/in.jsonl", *linking)
-    assert f"s3://{BUCKET}/in.jsonl: access is refused" in said
-    assert "AWS_ACCESS_KEY_ID" in said
+    told = said(f"s3://{BUCKET}/x.jsonl")
+    assert f"s3://{BUCKET}/x.jsonl: access is refused" in told
+    assert "AWS_ACCESS_KEY_ID" in told
+
+
+def test_what_can_only_be_read_takes_no_output(
+    capsys: pytest.CaptureFixture[str], workspace_folder: Path
+) -> None:
+    asked = ("link", "in.jsonl", "--workspace", str(workspace_folder), "--output")
+    for address in ("https://example.org/out", "hf://datasets/someone/out"):
+        assert f"{address} can only be read" in refused(capsys, *asked, address)
 
 
 def test_no_key_at_all_is_one_sentence(
@@ -286,6 +307,18 @@ def test_a_torn_file_is_set_aside(folder: Folder) -> None:
         folder.write("links/a", b"half")
         assert folder.set_aside("links/a") == f"links/a.{number}.torn"
     assert folder.names("links") == ["links/a.0.torn", "links/a.1.torn"]
+
+
+def test_folders_inside_are_listed_and_cleared(folder: Folder) -> None:
+    assert folder.folders("parts") == []
+    for name in ("parts/one/a", "parts/one/b", "parts/two/a", "parts/c"):
+        folder.write(name, b"")
+    folder.tidy("parts")
+    assert folder.folders("parts") == ["parts/one", "parts/two"]
+    folder.clear("parts/one")
+    folder.clear("parts/none")
+    assert folder.folders("parts") == ["parts/two"]
+    assert folder.names("parts") == ["parts/c"]
 
 
 def test_of_many_creators_one_is_told_so(folder: Folder) -> None:

@@ -26,13 +26,13 @@ def add(verb: Parser) -> None:
       gemel-ray evaluate linked --gold dev.json --train train.json --workspace kb --report report.html
       gemel-ray evaluate linked --gold dev.json --against linked-before
     """
-    verb.add_argument("links", type=Path, metavar="DIR", help="what link wrote")
+    verb.add_argument("links", type=place, metavar="DIR", help="what link wrote")
     verb.add_argument("--gold", nargs="+", metavar="FILE", help="documents with targets")
     verb.add_argument("--train", nargs="+", default=[], metavar="FILE", help="solved examples the linker had")
     knowledge = verb.add_mutually_exclusive_group()
     knowledge.add_argument("--entities", metavar="FILE", help="the knowledge base, as build reads it")
     knowledge.add_argument("--workspace", type=place, metavar="WORKSPACE", help="or the one build made")
-    verb.add_argument("--against", type=Path, metavar="DIR2", help="another run's links, on the same gold")
+    verb.add_argument("--against", type=place, metavar="DIR2", help="another run's links, on the same gold")
     verb.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with plots and mentions")
     verb.add_argument("--json", action="store_true", help="print the figures as JSON")
     verb.set_defaults(run=_run, settings=False)

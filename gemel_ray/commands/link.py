@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemel_ray.arguments import Parser, place
@@ -27,9 +26,9 @@ def add(verb: Parser) -> None:
       gemel-ray link photos.jsonl --workspace my-workspace --output linked
       gemel-ray link photos.jsonl --workspace my-workspace --output linked --retry-failed --reason timeout
     """
-    verb.add_argument("inputs", nargs="+", metavar="INPUT", help="file or folder")
+    verb.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder or address")
     verb.add_argument("--workspace", required=True, type=place, help="made by gemel-ray build")
-    verb.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    verb.add_argument("--output", required=True, type=place, metavar="DIR", help="folder or address")
     verb.add_argument(
         "--strict", action="store_true", help="exit with 1 if any row failed, not only if all did"
     )
@@ -54,6 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.job.selection import Selection
     from gemel_ray.knowledge.workspace import Workspace, read_facts
     from gemel_ray.readers import files, first_look
+    from gemel_ray.stores import writable
 
     if options.reason and not options.retry_failed:
         raise ValueError("--reason says which rows --retry-failed takes: give both")
@@ -64,6 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     Workspace.open(options.workspace, config)  # refuses a mismatch before anything is started
     if config.offline.address == "local":
         config.detect.check()
+    writable(options.output)
     inputs = files(options.inputs, say)
     for line in first_look(inputs):
         say(line)
@@ -72,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
 
         print(preview(config, inputs, options.output, selection))
         return 0
-    if options.retry_failed and results.folder(options.output).is_dir():
+    if options.retry_failed:
         say(
             f"{results.forget_failed(options.output, options.reason):,} documents with an error are done anew"
         )
@@ -96,7 +97,7 @@ def _linked(options: argparse.Namespace, config: Config, inputs: list[str], sele
         )  # fmt: skip
     write_page(options.output)
     print(_told(manifest))
-    print(f"{options.output}\nto look at: {options.output / 'report.html'}")
+    print(f"{options.output}\nto look at: {options.output}/report.html")
     return exit_status(manifest, strict=options.strict)
 
 

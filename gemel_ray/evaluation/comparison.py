@@ -16,6 +16,7 @@ from typing import Any
 from gemel_ray.evaluation.evaluate import Evaluation
 from gemel_ray.evaluation.figures import difference, headline
 from gemel_ray.evaluation.judged import Judged, Row
+from gemel_ray.object_folder import Place, folder_at
 
 _MISSING = object()
 
@@ -114,9 +115,9 @@ def _fingerprints(ours: Evaluation, theirs: Evaluation) -> Iterator[str]:
         yield "both runs have the same fingerprint: configuration, models and knowledge are the same"
 
 
-def _manifest(output: Path | None) -> Row:
+def _manifest(output: Place | None) -> Row:
     try:
-        found = json.loads(((output or Path()) / "manifest.json").read_text())
+        found = json.loads(folder_at(output or Path()).read("manifest.json"))
     except (OSError, ValueError):  # a run that was stopped has none
         return {}
     return found if isinstance(found, dict) else {}

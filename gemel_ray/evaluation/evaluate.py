@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from gemel_ray.characters import normal
@@ -22,6 +21,7 @@ from gemel_ray.evaluation.known import Known
 from gemel_ray.evaluation.resampling import Figure
 from gemel_ray.evaluation.table import told
 from gemel_ray.knowledge.targets import Targets
+from gemel_ray.object_folder import Place
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Evaluation:
     without_target: int
     nil: Sequence[Judged] = ()
     known: Known = field(default_factory=Known)
-    output: Path | None = None  # where the links are, and the gold files: for what a page shows of them
+    output: Place | None = None  # where the links are, and the gold files: for what a page shows of them
     gold: Sequence[str] = ()
 
     def part(self, prefix: str) -> Evaluation:
@@ -101,7 +101,7 @@ class Evaluation:
 
 
 def evaluate(
-    output: Path, gold: Iterable[str], known: Known | None = None, targets: Targets | None = None
+    output: Place, gold: Iterable[str], known: Known | None = None, targets: Targets | None = None
 ) -> Evaluation:
     """Judge the links in `output` (what `gemel-ray link` wrote); `targets` names what the gold files tell by
     its id. Raises ValueError when there are no links, or no gold mention has a target."""

@@ -10,13 +10,14 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gemel_ray.job import results
+from gemel_ray.object_folder import Place
 from gemel_ray.readers import documents
 from gemel_ray.tables import explode
 
@@ -107,7 +108,7 @@ def dataset(file: str) -> str:
     return found or path.parent.name or stem
 
 
-def links_of(output: Path, wanted: Collection[Key]) -> dict[Key, Row]:
+def links_of(output: Place, wanted: Collection[Key]) -> dict[Key, Row]:
     """What `output` (written by `gemel-ray link`) answers to the wanted mentions. Raises ValueError when
     there are no links at all."""
     found: dict[Key, Row] = {}
@@ -124,7 +125,7 @@ def ranked(link: Row) -> tuple[str, ...]:
     return tuple(dict.fromkeys(c["entity"] for c in candidates if c["entity"] is not None))
 
 
-def whole_links(output: Path, wanted: Collection[Key]) -> dict[Key, Row]:
+def whole_links(output: Place, wanted: Collection[Key]) -> dict[Key, Row]:
     """The wanted links with all that was written of them."""
     return {key(r): r for table in results.tables(output) for r in table.to_pylist() if key(r) in wanted}
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from gemel_ray import storage
+from gemel_ray.object_folder import Place, folder_at
 
-_HEAD = 2**16
+_NOTE, _HEAD = "inputs.json", 2**16
 
 
 def absolute(address: str) -> str:
@@ -20,11 +21,12 @@ def absolute(address: str) -> str:
     return address if "://" in address else str(Path(address).absolute())
 
 
-def unchanged(output: Path, inputs: Sequence[str]) -> None:
+def unchanged(output: Place, inputs: Sequence[str]) -> None:
     """Note what the input's files are, beside what earlier runs noted. A file may have grown. Raises
     ValueError for one that has become another: its rows would be taken for others that are done."""
-    note = output / "inputs.json"
-    known: dict[str, dict[str, Any]] = json.loads(note.read_text()) if note.exists() else {}
+    at, known = folder_at(output), dict[str, dict[str, Any]]()
+    with suppress(FileNotFoundError):
+        known = json.loads(at.read(_NOTE))
     for address in inputs:
         now, before = _look(address, known.get(address, {}).get("head_bytes", _HEAD)), known.get(address)
         if before and now and (now["bytes"] < before["bytes"] or now["head"] != before["head"]):
@@ -34,7 +36,7 @@ def unchanged(output: Path, inputs: Sequence[str]) -> None:
             )
         if now and not before:
             known[address] = now
-    storage.write(note, json.dumps(known, indent=1))
+    at.write(_NOTE, json.dumps(known, indent=1).encode())
 
 
 def _look(address: str, head: int) -> dict[str, Any] | None:

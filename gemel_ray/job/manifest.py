@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gemel_ray import storage
 from gemel_ray.config import Config
 from gemel_ray.job import results
 from gemel_ray.job.record import Record
@@ -38,5 +37,5 @@ def write_manifest(
         "configuration": config.plain(),
         "versions": {package: version(package) for package in _PACKAGES},
     }
-    storage.write(told.output / "manifest.json", json.dumps(manifest, indent=2))
+    told.output.write("manifest.json", json.dumps(manifest, indent=2).encode())
     return manifest

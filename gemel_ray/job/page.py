@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gemel_ray import storage
 from gemel_ray.job import results
+from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.plots import Axis, Series, bars, lines
 from gemel_ray.readers import documents
 from gemel_ray.report.cards import candidate_bars, image_tag, marked, thumbnail
@@ -25,10 +25,10 @@ _SAMPLES = 24
 _NEAR = 1000  # rows from a file's beginning that a sample is taken of: its text and picture are read again
 
 
-def write_page(output: Path) -> None:
+def write_page(output: Place) -> None:
     """Write the page of a finished job's folder."""
-    manifest = json.loads((output / "manifest.json").read_text())
-    progress = json.loads((output / "progress.json").read_text())
+    at = folder_at(output)
+    manifest, progress = (json.loads(at.read(name)) for name in ("manifest.json", "progress.json"))
     entities = Counter[str]()
     for links in results.tables(output, ["entity"]):
         entities.update(e for e in links["entity"].to_pylist() if e)
@@ -40,9 +40,8 @@ def write_page(output: Path) -> None:
         section("Entities", _entities(entities)),
         section("Samples", "".join(_samples(output))),
     ]
-    title = f"gemel-ray link: {output.resolve().name}"
-    path = output / "report.html"
-    storage.write(path, page(title, _subtitle(manifest), "".join(body)))
+    title = f"gemel-ray link: {Path(str(at)).absolute().name}"
+    at.write("report.html", page(title, _subtitle(manifest), "".join(body)).encode())
 
 
 def _subtitle(manifest: Row) -> str:
@@ -116,12 +115,12 @@ def _entities(entities: Counter[str]) -> str:
     return f"<p>{len(entities):,} different ones.</p>" + table(("most often linked", "mentions", ""), rows)
 
 
-def _samples(output: Path) -> Iterator[str]:
+def _samples(output: Place) -> Iterator[str]:
     """Mentions from all over the output, with their texts and pictures read again from the input."""
     chosen: dict[str, Row] = {}
     written = results.files(output)
     for file in written[:: max(1, len(written) // _SAMPLES)]:
-        rows = results.with_sources(file).to_pylist()
+        rows = results.with_sources(output, file).to_pylist()
         good = {row["source"]: row for row in rows if row["status"] != "error" and _is_near(row["source"])}
         some = list(good)[:: max(1, len(good) * len(written) // _SAMPLES)]
         chosen |= {source: good[source] for source in some[: _SAMPLES - len(chosen)]}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from gemel_ray.config import Config
 from gemel_ray.job import results
 from gemel_ray.job.selection import Selection
+from gemel_ray.object_folder import Place, folder_at
 
 
-def preview(config: Config, inputs: Sequence[str], output: Path, selection: Selection) -> str:
+def preview(config: Config, inputs: Sequence[str], output: Place, selection: Selection) -> str:
     """The plan in words: inputs, what is done, where it would run, and an estimate where there is one."""
     total, done = selection.total(inputs), _done(output)
     known = f"{total:,} documents" if total else "an unknown number of documents"
@@ -30,18 +30,18 @@ def preview(config: Config, inputs: Sequence[str], output: Path, selection: Sele
     return "\n".join(lines)
 
 
-def _done(output: Path) -> int:
+def _done(output: Place) -> int:
     """Without mending anything."""
-    return int(np.sum([len(results.documents(file)) for file in results.files(output)] or [0]))
+    return int(np.sum([len(results.documents(output, file)) for file in results.files(output)] or [0]))
 
 
-def _estimate(output: Path, left: int | None) -> str:
-    record = output / "progress.json"
+def _estimate(output: Place, left: int | None) -> str:
+    at = folder_at(output)
     if left == 0:
         return "nothing is left to do"
-    if left is None or not record.exists():
+    if left is None or "progress.json" not in at.names():
         return "no estimate: link --limit 500 first, or ask gemel-ray plan with the rates of gemel-ray bench"
-    last = json.loads(record.read_text())
+    last = json.loads(at.read("progress.json"))
     done, seconds = last["documents"]["done"], last["seconds"]
     if not done:
         return "no estimate: the last run did nothing"

@@ -11,27 +11,30 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from gemel_ray import storage
 from gemel_ray.job.filters import FILTERED
 from gemel_ray.job.metrics import Metrics
 from gemel_ray.job.reasons import kind
-from gemel_ray.job.results import SOURCE, workers
+from gemel_ray.job.results import SOURCE, WORKERS
+from gemel_ray.object_folder import Place, folder_at
+from gemel_ray.storage import Folder, LocalFolder
 
-_EVERY = 2.0  # seconds between two records
+_EVERY, _EVERY_REMOTE = 2.0, 10.0  # seconds between two records, on a disk and in an object store
+_AT_ONCE = 16  # of the workers' files read
 _MOMENTS = 400  # of the timeline; then every second one is left out
 Measures = dict[str, Any]
 
 
-def told(folder: Path, name: str, node: str, measures: Measures) -> None:
+def told(output: Folder, name: str, node: str, measures: Measures) -> None:
     """Of a worker: the Ray node it runs on, its measures since it started, and its memory's peak."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
     said = {"node": node, "peak_mib": round(peak), "measures": measures}
-    storage.write(folder / f"{name}.json", json.dumps(said))
+    output.write(f"{WORKERS}/{name}.json", json.dumps(said).encode())
 
 
 def summed(parts: Sequence[Mapping[str, Any]]) -> Measures:
@@ -60,15 +63,16 @@ def counted(rows: pa.Table) -> dict[str, Any]:
 class Record:
     """One run's. `total`: documents to do, 0 where it is not known."""
 
-    def __init__(self, output: Path, total: int, before: int) -> None:
-        self.output, self.total = output, total
+    def __init__(self, output: Place, total: int, before: int) -> None:
+        self.output, self.total = folder_at(output), total
+        self.every = _EVERY if isinstance(self.output, LocalFolder) else _EVERY_REMOTE
         self.metrics: Metrics | None = None
         self.began, self.written = time.time(), 0.0
         self.before, self.documents, self.rows = before, 0, 0
         self.statuses, self.errors = Counter[str](), Counter[str]()
         self.examples: dict[str, list[dict[str, Any]]] = {}
         self.timeline: list[tuple[float, int, int]] = [(0.0, 0, 0)]  # seconds, rows, errors
-        self.step = _EVERY
+        self.step = self.every
 
     def add(self, batch: Mapping[str, Any]) -> None:
         """Count a batch (see `counted`), and write, if the last writing is some time ago."""
@@ -80,7 +84,7 @@ class Record:
             some = self.examples.setdefault(reason, [])
             if len(some) < 3:
                 some.append(example)
-        if time.time() - self.written > _EVERY:
+        if time.time() - self.written > self.every:
             self.write("running")
 
     @property
@@ -100,7 +104,7 @@ class Record:
         plain = self._plain(state, why, passed)
         if self.metrics:
             self.metrics.show(plain)
-        storage.write(self.output / "progress.json", json.dumps(plain, indent=1))
+        self.output.write("progress.json", json.dumps(plain, indent=1).encode())
         return plain
 
     def _plain(self, state: str, why: str, passed: float) -> dict[str, Any]:
@@ -134,7 +138,7 @@ class Record:
 
     def workers(self) -> dict[str, dict[str, Any]]:
         """What each worker of this run, dead ones included, told last."""
-        found = {}
-        for file in sorted(workers(self.output).glob("*.json")):
-            found[file.stem] = json.loads(file.read_text())
-        return found
+        names = [name for name in self.output.names(WORKERS) if name.endswith(".json")]
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            said = list(threads.map(self.output.read, names))
+        return {PurePosixPath(n).stem: json.loads(text) for n, text in zip(names, said, strict=True)}

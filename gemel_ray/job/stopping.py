@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from traceback import format_exception
 
-from gemel_ray import storage
 from gemel_ray.job.filters import FILTERED
 from gemel_ray.job.record import Record
-from gemel_ray.job.results import workers
+from gemel_ray.job.results import WORKERS
 from gemel_ray.job.stopped import Stopped
+from gemel_ray.storage import Folder
 
 _PLAIN = (ValueError, OSError, RuntimeError)  # whose words say what to do
 _ENOUGH = 200  # rows, before their share of errors says anything
@@ -33,17 +32,17 @@ class TooManyErrors(Stopped):
         )
 
 
-def note(output: Path, run: str, fault: Exception) -> None:
+def note(output: Folder, run: str, fault: Exception) -> None:
     """Of a run's worker: what ends it, and with it the job. Of an exception with causes Ray brings no more
     than a text, and Ray Data puts its own words before it."""
     name, words = type(fault).__name__, str(fault)
     plain = words if words and isinstance(fault, _PLAIN) else f"{name}: {words}"
     told = {"why": f"{name}: {words}", "plain": plain, "trace": "".join(format_exception(fault))}
-    storage.write(_noted(output, run), json.dumps(told))
+    output.write(_noted(run), json.dumps(told).encode())
 
 
-def _noted(output: Path, run: str) -> Path:
-    return workers(output) / f".fault-{run}"
+def _noted(run: str) -> str:
+    return f"{WORKERS}/fault-{run}"
 
 
 @contextmanager
@@ -59,11 +58,9 @@ def plainly(told: Record, run: str) -> Iterator[None]:
         told.write("stopped", "interrupted")
         raise
     except Exception as fault:
-        noted = _noted(told.output, run)
-        if not noted.exists():
+        if _noted(run) not in told.output.names(WORKERS):
             note(told.output, run, fault)
-        said = json.loads(noted.read_text())
+        said = json.loads(told.output.read(_noted(run)))
         told.write("stopped", said["why"])
-        trace = told.output / "traceback.txt"
-        storage.write(trace, said["trace"])
-        raise Stopped(f"{said['plain']}\nWhere it came from: {trace}") from fault
+        told.output.write("traceback.txt", said["trace"].encode())
+        raise Stopped(f"{said['plain']}\nWhere it came from: {told.output}/traceback.txt") from fault

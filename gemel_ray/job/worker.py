@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -27,6 +26,7 @@ from gemel_ray.job import results
 from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.stopped import Stopped
 from gemel_ray.stage import ERROR
+from gemel_ray.storage import Folder
 
 _PARTS = 8  # of a batch that a worker has died of
 _DEATHS = 2  # of a worker that had the document alone
@@ -40,7 +40,7 @@ class Worker:
 
     segment: Segment
     attempts: Attempts
-    output: Path | None = None
+    output: Folder | None = None
     run: str | None = None
     under_way: int = 0
     lived: bool = False
@@ -50,9 +50,9 @@ class Worker:
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """The batch's rows; of the last segment, those that are written. Many may be under way at once."""
         sources = _sources(batch)
-        if self.output and (file := results.path(self.output, sources)).exists():
-            return results.with_sources(file)  # written before its worker died
-        deaths = self.attempts.begin(sources)
+        if self.output and (rows := await asyncio.to_thread(results.written, self.output, sources)):
+            return rows  # its worker died behind that
+        deaths = await asyncio.to_thread(self.attempts.begin, sources)
         if deaths == 0:
             async with self._together():
                 rows = await self._computed(batch)
@@ -62,7 +62,7 @@ class Worker:
                 rows = pa.concat_tables([await self._tried(part) for part in _parts(batch)])
         if self.output:
             await asyncio.to_thread(results.write, rows, self.output, self.run)
-        self.attempts.end(sources)
+        await asyncio.to_thread(self.attempts.end, sources)
         return rows
 
     async def _tried(self, batch: pa.Table) -> pa.Table:

@@ -31,6 +31,7 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.measuring.machine import look, machine
 from gemel_ray.measuring.scale import Say, edited
+from gemel_ray.object_folder import folder_at
 from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.stages.generate import Generate
 from gemel_ray.study.variants import SCHEMA
@@ -87,7 +88,7 @@ def flow(
     shutil.rmtree(linked, ignore_errors=True)
     run = results.prepare(linked)
     told = record.Record(linked, pairs, 0)
-    opening = _Opening(config, Shared.of(workspace), versions.current(workspace), linked.resolve(), run)
+    opening = _Opening(config, Shared.of(workspace), versions.current(workspace), folder_at(linked), run)
     looks: list[tuple[float, int, dict[str, float]]] = []
     with offline.running(config):
         data = offline.dataset(

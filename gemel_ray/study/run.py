@@ -144,7 +144,7 @@ def _aligned(found: Evaluation, base: Evaluation) -> Evaluation:
 
 
 def _output(found: Evaluation) -> Path:
-    assert found.output is not None
+    assert isinstance(found.output, Path)
     return found.output
 
 
