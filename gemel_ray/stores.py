@@ -92,7 +92,8 @@ def asked(address: str, question: Callable[[Any, str], T]) -> T:
         except TimeoutError as fault:
             if answer.done():
                 raise
-            raise StoreError(f"{address}: its store has not answered within {_PATIENCE:g} seconds") from fault
+            words = f"{address}: its store has not answered within {_PATIENCE:g} seconds"
+            raise StoreError(f"{words}; it asks for {_STORES[scheme(address)].credentials}") from fault
 
 
 def writable(address: object) -> None:

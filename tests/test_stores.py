@@ -129,7 +129,7 @@ def test_a_store_that_does_not_answer_is_one_sentence(
     with silent() as address:
         use(monkeypatch, server.environment | {"AWS_ENDPOINT_URL": address})
         said = refused(capsys, "link", f"s3://{BUCKET}/in.jsonl", *linking)
-    assert said.endswith(f"s3://{BUCKET}/in.jsonl: its store has not answered within 0.5 seconds")
+    assert f"s3://{BUCKET}/in.jsonl: its store has not answered within 0.5 seconds" in said
 
 
 @pytest.mark.parametrize(("address", "package"), [
