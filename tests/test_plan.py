@@ -13,7 +13,8 @@ import pytest
 from gemel_ray.cli import main
 from gemel_ray.config import load
 from gemel_ray.planning.cost import NODES, Troubles, cost, table, within
-from gemel_ray.planning.rates import Model, Node, measured, published
+from gemel_ray.planning.figures import MEASURED, Model
+from gemel_ray.planning.rates import Node, measured, scaled
 from gemel_ray.planning.simulation import simulated
 
 QUIET = Troubles(between_failures=0, spread=0.0)
@@ -92,35 +93,64 @@ def test_the_fewest_nodes_in_time_and_the_most_for_the_money() -> None:
 
 def usual(**other: Any) -> Node:
     sizes = {"mentions": 2.0, "gpus": 4, "cpus": 48, "megabytes": 0.1, "gigabits": 10.0} | other
-    return published(sizes.pop("gpu", "a100"), sizes.pop("model", Model()), **sizes)
+    return scaled(sizes.pop("gpu", "a100"), sizes.pop("model", Model()), **sizes)
 
 
-def test_a_gpu_s_rate_from_published_figures_by_hand() -> None:
-    """312 TFLOP/s, 35% of them, 95% for the engine; 2 x 7e9 x (150 + 25 / 0.25) operations a mention, two of
-    them a pair; four GPUs."""
-    by_hand = 4 * 0.95 * 312e12 * 0.35 / (2 * 7e9 * 250 * 2)
-    assert usual().stations["generate"] == pytest.approx(by_hand)
+def test_a_gpu_s_rate_by_hand() -> None:
+    """22.7 ms of the host, and 2 x 7e9 x 60 operations at 23.5% of 95% of 312 TFLOP/s, a mention; two
+    mentions a pair, four GPUs."""
+    a_mention = 0.0227 + 2 * 7e9 * 60 / (0.95 * 312e12 * 0.235)
+    assert usual().stations["generate"] == pytest.approx(4 / (2 * a_mention))
     assert usual().bottleneck == "generate"
 
 
+@pytest.mark.parametrize(("parameters", "seen"), [(135e6, 43.9), (7e9, 38.0)])
+def test_an_h100_is_planned_as_it_was_measured(parameters: float, seen: float) -> None:
+    """Generate alone, the search by requests, on a whole GPU; 5% of it are CLIP's here."""
+    found = usual(gpu="h100", gpus=1, cpus=16, mentions=1.0, model=Model(parameters=parameters))
+    assert found.stations["generate"] == pytest.approx(seen, rel=0.02)
+    assert (parameters, seen) in [(m.parameters, m.mentions_per_second) for m in MEASURED]
+    assert "measured on an H100 80 GB, 2026-11-26" in found.origins["generate"]
+
+
+def test_the_whole_job_on_the_h100_was_no_slower_than_planned() -> None:
+    """52 mentions a second with the small model, several batches at once; planned are 43.9 of one."""
+    found = usual(gpu="h100", gpus=1, cpus=16, mentions=1.0, model=Model(parameters=135e6))
+    assert 0.75 * 52 < found.rate <= 52
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"gpu": "l4"}, {"model": Model(parameters=8e9)}, {"model": Model(parameters=7e9, computed=90.0)}],
+)
+def test_what_was_not_measured_says_that_it_is_scaled(other: dict[str, Any]) -> None:
+    found = usual(**({"gpu": "h100"} | other))
+    assert "scaled from an H100" in found.origins["generate"]
+    assert any("scaled by operations" in said for said in found.assumptions)
+    assert set(found.origins) == set(found.stations)
+
+
 def test_the_bottleneck_moves() -> None:
-    assert usual(cpus=14, model=Model(parameters=1e7)).bottleneck == "encode (decoding pictures)"
+    quick = Model(parameters=1e7, host_ms=0.5)
+    assert usual(gpu="h100", cpus=14, model=quick).bottleneck == "encode (decoding pictures)"
     assert usual(megabytes=50.0).bottleneck == "network"
 
 
 def test_a_model_that_no_node_holds_is_refused() -> None:
     with pytest.raises(ValueError, match=r"13\.0 billion parameters take 24 GiB, and an l4 has 24.* more of"):
         usual(gpu="l4", gpus=1, model=Model(parameters=13e9))
-    with pytest.raises(ValueError, match="an engine of 2 GPUs leaves none for CLIP in a node of 2"):
+    with pytest.raises(
+        ValueError, match="leaves none for CLIP in a node of 2: give --gpus-per-node 3 or more"
+    ):
         usual(gpu="l4", gpus=2, model=Model(parameters=13e9))
 
 
 def test_an_engine_of_several_gpus_leaves_some_for_clip() -> None:
     """24 GiB on L4s of 24: two for an engine, worth 1.6, so three on eight; one for CLIP is plenty."""
     node = usual(gpu="l4", gpus=8, cpus=96, model=Model(parameters=13e9))
-    by_hand = 3 * 1.6 * 121e12 * 0.35 / (2 * 13e9 * 250 * 2)
-    assert node.stations["generate"] == pytest.approx(by_hand)
-    assert node.stations["encode (GPU)"] == pytest.approx(121e12 * 0.35 / 162e9)
+    a_mention = 0.0227 + 2 * 13e9 * 60 / (1.6 * 121e12 * 0.235)
+    assert node.stations["generate"] == pytest.approx(3 / (2 * a_mention))
+    assert node.stations["encode (GPU)"] == pytest.approx(121e12 * 0.235 / 162e9)
     front, back = node.segments
     assert (front["workers"], front["gpus"], back["workers"], back["gpus"]) == (1, 1.0, 3, 2.0)
     assert front["workers"] * front["cpus"] + back["workers"] * back["cpus"] <= 96 - 2
@@ -161,7 +191,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     common = ["plan", "--pairs", "3000000", "--gpu", "l4", "--gpus-per-node", "4", "--cpus-per-node", "48"]
     assert main([*common, "--hours", "24", "--simulate", "--config-out", str(cut)]) == 0
     said = capsys.readouterr().out
-    assert "PUBLISHED figures, nothing measured" in said
+    assert "(scaled from an H100 80 GB, 2026-11-26)" in said
+    assert "on paper 400 mentions a second" in said
     assert "bottleneck: generate" in said
     assert "simulated" in said
     config = load(cut, {}, [])
@@ -184,7 +215,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--pairs", "9", "--efficiency", "2"], "--efficiency is a share"),
         (
             ["--pairs", "9", "--cpus-per-node", "4", "--gpus-per-node", "4"],
-            "4 encoders and 4 engines need at least 14 CPUs",
+            "4 encoders and 4 engines need at least 14 CPUs: give --cpus-per-node 14 or more, or fewer",
         ),
         (["--pairs", "9", "--rates", "x.json", "--budget", "5"], "--budget with --rates needs --price"),
         (["--pairs", "9", "--nodes", "0"], "--nodes are at least 1"),
@@ -195,6 +226,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_what_cannot_be_planned(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *options]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_node_has_twelve_cpus_a_gpu_if_none_are_given(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "--pairs", "1000000", "--gpu", "h100", "--gpus-per-node", "8", "--nodes", "1"]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["node"]["cpus"] == 96
+    assert main([*command, "--cpus-per-node", "12"]) == 2
+    assert "give --cpus-per-node 26 or more" in capsys.readouterr().err
 
 
 def test_a_price_of_one_s_own(capsys: pytest.CaptureFixture[str]) -> None:

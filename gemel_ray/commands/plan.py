@@ -21,7 +21,8 @@ def add(verb: Parser) -> None:
     """Say how many machines, hours and how much money N pairs take, and what to run where.
 
     From what was measured (--rates, of gemel-ray bench speed --json), each node being a machine like that; or
-    from published figures of a GPU, which is no more than a first idea. All assumptions are printed.
+    from what one H100 did, scaled to another GPU or model, which is no more than a first idea. All
+    assumptions are printed, and where each figure is from.
 
       gemel-ray plan --pairs 10000000 --gpu a100 --gpus-per-node 8 --cpus-per-node 96
       gemel-ray plan --pairs 10000000 --gpu l4 --hours 24 --config-out segments.yaml
@@ -32,10 +33,19 @@ def add(verb: Parser) -> None:
     verb.add_argument("--rates", type=Path, metavar="FILE", help="what bench speed --json printed")
     verb.add_argument("--gpu", choices=("l4", "a10", "a100", "h100"), default="a100", help="kind (a100)")
     verb.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="(1)")
-    verb.add_argument("--cpus-per-node", type=int, default=12, metavar="C", help="(12)")
+    verb.add_argument("--cpus-per-node", type=int, metavar="C", help="(12 a GPU)")
     verb.add_argument("--parameters", type=float, default=7e9, metavar="P", help="of the model (7e9)")
-    verb.add_argument("--tokens", type=float, default=150, metavar="T", help="computed a mention (150)")
-    verb.add_argument("--efficiency", type=float, default=0.35, metavar="E", help="of a GPU, reached (0.35)")
+    verb.add_argument("--tokens", type=float, default=60, metavar="T", help="computed a mention (60)")
+    verb.add_argument(
+        "--host",
+        type=float,
+        default=22.7,
+        metavar="MS",
+        help="of the host a mention, whatever the model (22.7)",
+    )
+    verb.add_argument(
+        "--efficiency", type=float, default=0.235, metavar="E", help="of a GPU, reached (0.235)"
+    )
     verb.add_argument("--megabytes", type=float, default=0.1, metavar="MB", help="of a pair (0.1)")
     verb.add_argument("--gigabits", type=float, default=10, metavar="GB", help="a second, of a node (10)")
     verb.add_argument("--price", type=float, metavar="USD", help="of a node and hour (the GPU's list price)")
@@ -78,10 +88,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    names = ("pairs", "mentions", "gpus_per_node", "cpus_per_node", "parameters", "tokens", "megabytes",
-             "gigabits")  # fmt: skip
+    names = ("pairs", "mentions", "gpus_per_node", "cpus_per_node", "parameters", "tokens", "host",
+             "megabytes", "gigabits")  # fmt: skip
     for name in names:
-        if getattr(options, name) <= 0:
+        if (given := getattr(options, name)) is not None and given <= 0:
             raise ValueError(f"--{name.replace('_', '-')} must be more than 0")
     if not 0 < options.efficiency <= 1:
         raise ValueError("--efficiency is a share above 0, and at most 1")
@@ -98,15 +108,19 @@ def _check(options: argparse.Namespace) -> None:
 def _node(options: argparse.Namespace) -> Node:
     from dataclasses import replace
 
-    from gemel_ray.planning.rates import Model, measured, published
+    from gemel_ray.planning.figures import Model
+    from gemel_ray.planning.rates import measured, scaled
 
     if options.rates:
         return measured(options.rates, options.mentions, options.price or 0.0)
-    model = Model(parameters=options.parameters, computed=options.tokens, efficiency=options.efficiency)
-    node = published(
-        options.gpu, model, options.mentions, options.gpus_per_node, options.cpus_per_node,
-        options.megabytes, options.gigabits,
+    model = Model(
+        parameters=options.parameters, computed=options.tokens, host_ms=options.host,
+        efficiency=options.efficiency,
     )  # fmt: skip
+    cpus = options.cpus_per_node or 12 * options.gpus_per_node
+    node = scaled(
+        options.gpu, model, options.mentions, options.gpus_per_node, cpus, options.megabytes, options.gigabits
+    )
     if options.price is None:
         return node
     said = (*node.assumptions[:-1], f"{options.price:g} dollars a node and hour")
@@ -134,9 +148,11 @@ def _as_json(node: Node, costs: list[Cost], hours: dict[int, float]) -> str:
 
 
 def _as_text(options: argparse.Namespace, node: Node, costs: list[Cost], hours: dict[int, float]) -> str:
-    kind = "measured" if node.measured else "PUBLISHED figures, nothing measured: a first idea"
+    kind = "measured" if node.measured else "a first idea: measure on one before renting more"
     lines = [f"{options.pairs:,} pairs; one node ({kind}):"]
-    lines += [f"  {name:<34} {rate:>10,.1f} pairs a second" for name, rate in node.stations.items()]
+    for name, rate in node.stations.items():
+        origin = f" ({node.origins[name]})" if name in node.origins else ""
+        lines.append(f"  {name:<34} {rate:>10,.1f} pairs a second{origin}")
     lines += [f"  bottleneck: {node.bottleneck}", "assuming"]
     lines += [f"  - {said}" for said in node.assumptions]
     lines.append(f"  - a node fails every {options.between_failures:g} hours, and is replaced in 5 minutes"

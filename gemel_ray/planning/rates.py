@@ -1,46 +1,17 @@
-"""What one node does in a second: measured by gemel-ray bench, or worked out from published figures."""
+"""What one node does in a second: measured by gemel-ray bench, or scaled from figures.py."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from gemel_ray.planning.figures import CARD, GPUS, MEASURED, MEASURED_ON, Gpu, Model, on_paper
 
 _CLIP = 162e9  # floating-point operations of ViT-L/14 for a picture (Radford et al., 2021: 81 G MACs)
 _SHARE = 0.05  # of a GPU: CLIP's share is a multiple of it
 _TOGETHER = 0.8  # of their speed that GPUs reach who compute one model together
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Dense bfloat16 operations a second, memory in GiB, and dollars an hour on demand."""
-
-    flops: float
-    memory: float
-    price: float
-
-
-# Operations and memory: NVIDIA's data sheets, without sparsity. Prices: the order of large clouds' on-demand
-# lists, a GPU of a machine with several; they move: --price says what is paid.
-GPUS = {
-    "l4": Gpu(121e12, 24, 0.8),
-    "a10": Gpu(125e12, 24, 1.0),
-    "a100": Gpu(312e12, 80, 4.0),
-    "h100": Gpu(989e12, 80, 7.0),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """Of the language model and a mention: what there is to compute."""
-
-    parameters: float = 7e9
-    computed: float = 150.0  # prompt tokens a mention that no cache has
-    decoded: float = 25.0  # tokens a mention, of all beams
-    efficiency: float = 0.35  # of a GPU's operations that are reached, by CLIP and engine alike
-    decoding: float = 0.25  # of that again, in decoding, which reads more than it computes
-    images_per_cpu: float = 120.0  # pictures a second that a core decodes and resizes
 
 
 @dataclass(frozen=True)
@@ -58,6 +29,7 @@ class Node:
     block: int = 64
     overlap: int = 4
     parallel: int = 1  # GPUs of an engine: generate.tensor_parallel
+    origins: dict[str, str] = field(default_factory=dict)  # of the stations' rates
 
     @property
     def rate(self) -> float:
@@ -71,7 +43,7 @@ class Node:
 
 @dataclass(frozen=True)
 class _Cut:
-    """How a node's GPUs are cut up: worth how many of them engines and encoders are, each in its segment."""
+    """How a node's GPUs are cut up: pairs a second of its engines and encoders, each in its segment."""
 
     engines: float
     encoders: float
@@ -79,7 +51,7 @@ class _Cut:
     told: str
 
 
-def published(
+def scaled(
     gpu: str, model: Model, mentions: float, gpus: int, cpus: int, megabytes: float, gigabits: float
 ) -> Node:
     """A node of `gpus` GPUs of a kind and `cpus` cores: each GPU shared by one engine and one CLIP, or, where
@@ -93,58 +65,101 @@ def published(
             f"{model.parameters / 1e9:.1f} billion parameters take {held:.0f} GiB, and an {gpu} has "
             f"{kind.memory:.0f}: take a larger one, or more of them in a node (--gpus-per-node)"
         )
-    reached = kind.flops * model.efficiency
-    operations = 2 * model.parameters * (model.computed + model.decoded / model.decoding) * mentions
-    engine, clip = reached / operations, reached / _CLIP
-    cut = _shared(gpus, cpus, engine, clip) if parallel == 1 else _apart(gpus, cpus, engine, clip, parallel)
+    cut = (_shared if parallel == 1 else _apart)(gpus, cpus, _Speeds(kind, model, mentions), parallel)
     stations = {
-        "generate": cut.engines * engine,
-        "encode (GPU)": cut.encoders * clip,
+        "generate": cut.engines,
+        "encode (GPU)": cut.encoders,
         "encode (decoding pictures)": cpus * 0.8 * model.images_per_cpu,
         "network": gigabits / 8 * 1000 / megabytes,
     }
     return Node(stations, kind.price * gpus, gpus, cpus, cut.segments, (
-        f"{gpu}: {kind.flops / 1e12:.0f} TFLOP/s (published), of which {model.efficiency:.0%} are reached",
-        f"language model of {model.parameters / 1e9:g} billion parameters; {model.computed:g} prompt tokens "
-        f"a mention computed, {model.decoded:g} decoded at {model.decoding:.0%} of that speed",
-        f"CLIP ViT-L/14, {cut.told}; {model.images_per_cpu:g} pictures a second decoded by each "
-        f"of {cpus} cores, 80% of the time",
+        _engine(gpu, model),
+        f"{gpu}: {kind.flops / 1e12:.0f} TFLOP/s (data sheet), of which {model.efficiency:.1%} are reached",
+        f"language model of {model.parameters / 1e9:g} billion parameters; {model.computed:g} tokens "
+        f"a mention computed, {model.host_ms:.1f} ms of the host",
+        f"CLIP ViT-L/14, {cut.told}; {model.images_per_cpu:g} pictures a second decoded by each of {cpus} "
+        "cores, 80% of the time",
+        f"search in lock step in place of requests: on paper {on_paper(model.parameters):,.0f} mentions a "
+        "second on an H100; not run on one, not used here: measure with gemel-ray bench speed",
         f"{megabytes:g} MB a pair over {gigabits:g} Gbit/s; {mentions:g} mentions a pair",
         f"{kind.price * gpus:g} dollars a node and hour",
-    ), parallel=parallel)  # fmt: skip
+    ), parallel=parallel, origins=_origins(gpu, model))  # fmt: skip
 
 
-def _shared(gpus: int, cpus: int, engine: float, clip: float) -> _Cut:
-    """A share of each GPU for CLIP that keeps up with the engine on the rest, rounded up."""
-    share = min(0.5, max(_SHARE, -(-(engine / (clip + engine)) // _SHARE) * _SHARE))
+@dataclass(frozen=True)
+class _Speeds:
+    kind: Gpu
+    model: Model
+    mentions: float
+
+    def engine(self, worth: float) -> float:
+        """Pairs a second of one engine on `worth` GPUs."""
+        return 1 / (self.mentions * self.model.seconds(worth * self.kind.flops))
+
+    def clip(self, worth: float) -> float:
+        return worth * self.kind.flops * self.model.efficiency / _CLIP
+
+
+def _was_measured(gpu: str, model: Model) -> bool:
+    sizes = [seen.parameters for seen in MEASURED]
+    return gpu == "h100" and model == Model(parameters=model.parameters) and model.parameters in sizes
+
+
+def _origins(gpu: str, model: Model) -> dict[str, str]:
+    """Where each station's rate comes from."""
+    return {
+        "generate": f"{'measured on' if _was_measured(gpu, model) else 'scaled from'} an {CARD}",
+        "encode (GPU)": "scaled from the data sheet",
+        "encode (decoding pictures)": "assumed",
+        "network": "given",
+    }
+
+
+def _engine(gpu: str, model: Model) -> str:
+    did = " and ".join(
+        f"{seen.mentions_per_second:g} mentions/s with {seen.parameters / 1e9:g} billion parameters"
+        for seen in MEASURED
+    )
+    scaled = "" if _was_measured(gpu, model) else "; scaled by operations"
+    return f"engine as on one {MEASURED_ON}: {did}{scaled}"
+
+
+def _shared(gpus: int, cpus: int, speeds: _Speeds, _: int) -> _Cut:
+    """A share of each GPU for CLIP: the smallest that keeps up with the engine on the rest."""
+    steps = [_SHARE * n for n in range(1, round(0.5 / _SHARE) + 1)]
+    share = next((s for s in steps if speeds.clip(s) >= speeds.engine(1 - s)), steps[-1])
     front = _front(cpus, gpus, gpus)
     # What Ray is asked for is not what is used: Ray puts fractions of a GPU together on the first that holds
     # them, so all of a node's encoders must leave room for an engine there, and no two engines on one.
     segments = _segments(gpus, front, 4 * 100 // (cpus // front) / 1000, gpus, 0.6)
-    return _Cut(gpus * (1 - share), gpus * share, segments, f"{share:.0%} of each GPU")
+    return _Cut(
+        gpus * speeds.engine(1 - share), gpus * speeds.clip(share), segments, f"{share:.0%} of each GPU"
+    )
 
 
-def _apart(gpus: int, cpus: int, engine: float, clip: float, parallel: int) -> _Cut:
+def _apart(gpus: int, cpus: int, speeds: _Speeds, parallel: int) -> _Cut:
     """Engines of `parallel` GPUs each, and whole GPUs for CLIP: the fewest that make the slower fastest."""
     cuts = [((gpus - own) // parallel, own) for own in range(1, gpus - parallel + 1)]
     if not cuts:
         raise ValueError(
-            f"an engine of {parallel} GPUs leaves none for CLIP in a node of {gpus}: see --gpus-per-node"
+            f"an engine of {parallel} GPUs leaves none for CLIP in a node of {gpus}: give --gpus-per-node "
+            f"{parallel + 1} or more"
         )
-    worth = parallel * _TOGETHER
-    engines, own = max(cuts, key=lambda cut: (min(cut[0] * worth * engine, cut[1] * clip), -cut[1]))
+    engine, clip = speeds.engine(parallel * _TOGETHER), speeds.clip(1)
+    engines, own = max(cuts, key=lambda cut: (min(cut[0] * engine, cut[1] * clip), -cut[1]))
     segments = _segments(own, _front(cpus, own, engines), 1.0, engines, float(parallel))
-    told = f"{own} of {gpus} GPUs; engines of {parallel}, which together are worth {worth:g}"
-    return _Cut(engines * worth, own, segments, told)
+    told = f"{own} of {gpus} GPUs; engines of {parallel}, which together are worth {parallel * _TOGETHER:g}"
+    return _Cut(engines * engine, own * clip, segments, told)
 
 
 def _front(cpus: int, encoders: int, engines: int) -> int:
     """CPUs of an encoder: two for each engine, and two for reading, are not theirs."""
     front = (cpus - 2 * engines - 2) // encoders
     if front < 1:
+        least = encoders + 2 * engines + 2
         raise ValueError(
-            f"--cpus-per-node {cpus}: {encoders} encoders and {engines} engines need at least "
-            f"{encoders + 2 * engines + 2} CPUs"
+            f"--cpus-per-node {cpus}: {encoders} encoders and {engines} engines need at least {least} CPUs: "
+            f"give --cpus-per-node {least} or more, or fewer --gpus-per-node"
         )
     return front
 
