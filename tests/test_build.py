@@ -13,7 +13,8 @@ from PIL import Image
 
 from gemel_ray.cli import main
 from gemel_ray.config import load
-from gemel_ray.knowledge.build import build
+from gemel_ray.knowledge.build import build, first_targets
+from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.thumbnails import Collected
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
@@ -199,3 +200,59 @@ def test_a_workspace_is_replaced_when_asked_only(tmp_path: Path, capsys: pytest.
     assert asked(tmp_path, "--replace") == 0
     assert not (tmp_path / "out" / "versions").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["kb.jsonl", "out"]
+
+
+def built(folder: Path, entities: list[dict[str, Any]], examples: list[dict[str, Any]]) -> tuple[Any, str]:
+    """The bank that such files make, without the knowledge base's own names, and what the build said."""
+    said: list[str] = []
+    for name, rows in (("kb.jsonl", entities), ("train.jsonl", examples)):
+        (folder / name).write_text("\n".join(map(json.dumps, rows)))
+    output, config = folder / "workspace", load(None, {}, ["bank.names=0"])
+    made = build(config, str(folder / "kb.jsonl"), [str(folder / "train.jsonl")], output, said.append)
+    said += made.rejects.lines("left out")
+    assert (made.unknown_targets, made.doubtful_targets) == (2, 1)
+    return Workspace.open(output, config), "\n".join(said)
+
+
+def test_targets_that_are_ids_and_ids_that_are_there_twice(tmp_path: Path) -> None:
+    """An example never teaches the model to write an id, nor another entity's name."""
+    entities = [
+        {"id": "Q1", "name": "Boston"}, {"id": 2.0, "name": "Paris, Texas"},
+        {"id": 2, "name": "Paris, Ontario"},
+        {"id": "Q3", "name": "New\u00a0York", "aliases": ["Big\u00a0Apple"]}, {"id": "Q4", "name": "Q5"},
+        {"id": "Q5", "name": "Gabon"},
+    ]  # fmt: skip
+    targets = [
+        {"target": "Q1"}, {"target_id": 2}, {"target": "Paris, Texas", "target_id": 2},
+        {"target": "New York "}, {"target": "Q5"}, {"target": "Q77"}, {"target": "Q78"},
+    ]  # fmt: skip
+    examples = [{"id": f"e{i}", "text": f"x{i}", "mentions": [{"mention": f"x{i}"} | t]}
+                for i, t in enumerate(targets)]  # fmt: skip
+    workspace, said = built(tmp_path, entities, examples)
+    assert workspace.bank.table["target"].to_pylist() == [
+        "Boston", "Paris, Texas", "Paris, Texas", "New York", "Q5", "Q77", "Q78",
+    ]  # fmt: skip
+    assert list(workspace.entities.names()) == ["Boston", "Paris, Texas", "New York", "Q5", "Gabon"]
+    assert "kb.jsonl:3: the id '2' of 'Paris, Ontario' is that of 'Paris, Texas' (line 2)" in said
+    assert "targets are no entity's name or id" not in said  # two of seven
+
+
+def test_where_most_targets_are_unknown_that_is_said_first(tmp_path: Path) -> None:
+    known = Targets([("Q1", "Boston")])
+    for unknown, warned in ((1, False), (3, True)):
+        rows = [
+            {"text": "x", "mentions": [{"mention": "x", "target": f"Q{i}"}]} for i in range(1, unknown + 2)
+        ]
+        path = tmp_path / "train.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        said = list(first_targets([str(path)], known))
+        assert bool(said) == warned
+    assert "3 of the first 4 targets are no entity's name or id: 'Q2', 'Q3', 'Q4'" in said[0]
+
+
+def test_a_file_without_any_entity_says_why(tmp_path: Path) -> None:
+    for content, why in (("[1, 2]", "an entity is an object with id and name"), ("", "the file is empty")):
+        (tmp_path / "kb.json").write_text(content)
+        with pytest.raises(ValueError, match=f"kb.json holds no entity: .*{why}"):
+            build(load(None, {}, []), str(tmp_path / "kb.json"), [], tmp_path / "workspace", print)
+    assert not (tmp_path / "workspace").exists()

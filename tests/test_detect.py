@@ -74,6 +74,21 @@ def test_any_case(text: str, form: str) -> None:
     assert text[slice(*span)].casefold() == form.casefold()
 
 
+@pytest.mark.parametrize("form", ["New York", "New\u00a0York", "New  York "])
+@pytest.mark.parametrize("gap", [" ", "\u00a0", "  ", "\n", " \r\n\t", "\u2009"])
+def test_white_space_may_be_any(form: str, gap: str) -> None:
+    """What is found are the text's own characters."""
+    text = f"In{gap}New{gap}York{gap}City,{gap}Newyork"
+    assert found(text, form) == [f"New{gap}York"]
+    assert found(text, form, any_case=True) == [f"New{gap}York"]
+
+
+@pytest.mark.parametrize("text", ["Zero\u00adWidth here", "Zero\u200bWidth\ufeff here"])
+def test_characters_that_nobody_sees_are_no_part_of_a_name(text: str) -> None:
+    (name,) = found(text, "ZeroWidth")
+    assert name.startswith("Zero") and "Width" in name
+
+
 def test_a_name_in_capitals_is_itself() -> None:
     assert found("ADOBE AND GOOGLE meet Apple", "Adobe", "Google", "apple") == ["ADOBE", "GOOGLE"]
 

@@ -226,7 +226,7 @@ def test_of_several_with_one_id_the_first_is_kept_and_the_others_are_told(tmp_pa
     assert list(made.pairs()) == [("1", "Paris"), ("Q2", "Boston"), ("Q3", "Boston")]
     assert rejects.count == 2
     assert rejects.first == [
-        f"line {line}: the id '1' of '{name}' is that of 'Paris' (line 1), which is kept; other names of an "
+        f"{line}: the id '1' of '{name}' is that of 'Paris' (line 1), which is kept; other names of an "
         "entity are its aliases"
         for line, name in ((3, "Paris Hilton"), (5, "Paris, Texas"))
     ]

@@ -68,7 +68,7 @@ def _fill(folder: Path, config: Config, entities: str, demonstrations: list[str]
     refusal = longest_name(partial(tokenize, tokenizer), config.bank.longest_name)
     read = entity_files.read(entities, made.rejects, refusal)
     knowledge = entity_file.write(
-        read, folder / "entities.arrow", lambda reason: made.rejects(f"{entities}: {reason}")
+        read, folder / "entities.arrow", lambda reason: made.rejects(f"{entities}:{reason}")
     )
     if not len(knowledge):
         why = "; ".join(made.rejects.first[:3]) or "the file is empty"

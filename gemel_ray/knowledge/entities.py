@@ -78,7 +78,7 @@ class Entities:
 
 def write(rows: Iterable[dict[str, Any]], path: Path, reject: Reject | None = None) -> Entities:
     """Write entities to `path` in batches and open them. With `reject`, of several with one id the first is
-    kept, and it is told the others, with their `line`."""
+    kept, and it is told the others, by their `line`."""
     lines = array("Q")
     with pa.ipc.new_file(str(path), SCHEMA) as file:
         batch: list[dict[str, Any]] = []
@@ -97,7 +97,7 @@ def write(rows: Iterable[dict[str, Any]], path: Path, reject: Reject | None = No
     for later, first in again.items():
         (identity, name), (_, kept) = made.of([later, first])
         reject(
-            f"line {lines[later]}: the id {short(identity)} of {short(name)} is that of {short(kept)} (line "
+            f"{lines[later]}: the id {short(identity)} of {short(name)} is that of {short(kept)} (line "
             f"{lines[first]}), which is kept; other names of an entity are its aliases"
         )
     return _without(made.table, list(again), path)
