@@ -260,6 +260,18 @@ def test_a_document_becomes_the_row_that_a_reader_makes_of_it(tmp_path: Path) ->
     lines = [
         {"id": "spans", "text": TEXT, "mentions": [{"start": 0, "end": 5}, {"start": 10, "end": 16}]},
         {"id": "outside", "text": TEXT, "mentions": [{"start": 25, "end": 400}, {"start": 0, "end": 5}]},
+        {"id": "words", "text": "Boston, then Boston; no rain", "mentions": ["Boston", "Boston", "Penrose"]},
+        {
+            "id": "both",
+            "text": "\U0001f600 in Boston",
+            "mentions": [{"mention": "Boston", "start": 6, "end": 12}],
+        },
+        {"id": "neither", "text": TEXT, "mentions": [{"mention": "Google", "start": 0, "end": 5}]},
+        {
+            "id": "folded",
+            "text": "Sir Walter, 2nd Baronet",
+            "mentions": [{"mention": "Sir Walter 2nd Baronet"}],
+        },
         {"id": "found", "text": TEXT},
         {"id": "none", "text": TEXT, "mentions": []},
         {"id": "empty", "text": ""},
@@ -269,7 +281,11 @@ def test_a_document_becomes_the_row_that_a_reader_makes_of_it(tmp_path: Path) ->
     read = [row for table in documents(str(file)) for row in table.to_pylist()]
     many = requests.call(Body({"documents": lines}), "request", Online())
     assert [t.to_pylist()[0] for t in requests.rows(many, Online(), nowhere)] == [
-        row | {"source": None, "error": row["error"] and row["error"].removesuffix(" (lines.jsonl:5)")}
+        row
+        | {
+            "source": None,
+            "error": row["error"] and row["error"].removesuffix(f" (lines.jsonl:{len(lines)})"),
+        }
         for row in read  # a request is no file
     ]
 

@@ -26,6 +26,14 @@ class Span(_Strict):
     end: int
 
 
+class Words(_Strict):
+    """A mention's words, and, where it is known, their place, against which they are held."""
+
+    mention: str
+    start: int | None = None
+    end: int | None = None
+
+
 class Options(_Strict):
     """What one request wants otherwise than configured."""
 
@@ -42,9 +50,10 @@ class Document(_Strict):
     image: str | None = Field(
         None, description="an http(s) URL, a data: URL, or the picture's bytes in base64; or none"
     )
-    mentions: list[str | Span] | None = Field(
+    mentions: list[str | Span | Words] | None = Field(
         None,
-        description="what is to be linked: a string (its first place in the text counts) or a span. "
+        description="what is to be linked: words (a string; their first place in the text counts, for a "
+        "second mention of the same words the next), a span, or both. "
         "Without it, names and aliases of the knowledge base are looked for.",
     )
     id: str | None = Field(None, description="comes back as document_id")
