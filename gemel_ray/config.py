@@ -82,6 +82,9 @@ class Offline:
 
     # Of a Ray cluster (auto: the one this machine is in); local: start one.
     address: str = setting("local", form=CLUSTER)
+    # Segments, and of generate what its GPU decides, where they are left at their defaults, become what fits
+    # this machine (gemel-ray doctor says what, and why).
+    sized: bool = True
     segments: tuple[SegmentOptions, ...] = (SegmentOptions(stages=STAGES),)
     # Without any progress, model loading included, before the job gives up.
     stall_minutes: float = setting(30.0, above=0, unit="minutes")
@@ -97,6 +100,7 @@ class Online:
     port: int = setting(8000, at_least=1, at_most=65_535)
     # By which it is asked, beside addresses.
     hosts: tuple[str, ...] = setting(("*.svc", "*.svc.cluster.local"), form=HOST)
+    sized: bool = True  # as offline.sized
     segments: tuple[OnlineSegment, ...] = (OnlineSegment(stages=STAGES),)
     # Taken in at once, those under way included; beyond: 503.
     queue: int = setting(128, at_least=1, unit="documents")

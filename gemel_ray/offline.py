@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.config import Config, Input
+from gemel_ray.environment import variables
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
 from gemel_ray.job.attempts import Attempts
@@ -43,7 +44,7 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.progress import Progress
-from gemel_ray.segments import SegmentOptions
+from gemel_ray.sizing import fitted
 from gemel_ray.storage import Folder
 
 _BLOCK = 128  # documents that travel together, and are told of together: some for every worker
@@ -65,6 +66,7 @@ def link(
     Raises Stopped where the job cannot go on, and TooManyErrors, a Stopped, beyond `max_error_rate` of its
     rows: what is written stays, and the same call goes on. Rows' own errors are rows.
     """
+    config = fitted(config, "offline")
     addresses, at = [absolute(address) for address in inputs], folder_at(output)
     run = results.prepare(at)
     unchanged(at, addresses)
@@ -92,13 +94,6 @@ def connect(address: str, cpus: float) -> Any:
     cores = max(os.cpu_count() or 1, int(np.ceil(cpus)))
     ours: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False} if address == "local" else {}
     return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
-
-
-def threads(asked: int, cpus: float, processes: int, address: str) -> int:
-    """Of torch in a process, where Ray gives it one unless told: as many as `asked`; else what `cpus` say,
-    or, on a Ray of our own, its share of the cores."""
-    here = (os.cpu_count() or 1) // processes if address == "local" else 0
-    return asked or max(1, here, int(cpus))
 
 
 @contextmanager
@@ -168,7 +163,12 @@ def dataset(opening: Opening, shares: Sequence[Share], done: results.Keys, filte
             ),
             num_cpus=options.cpus,
             num_gpus=options.gpus,
-            runtime_env={"env_vars": _environment(config, options)},
+            runtime_env={
+                "env_vars": {
+                    **variables(options, options.workers, config.offline.address),
+                    "RAY_DATA_DEFAULT_ASYNC_BATCH_UDF_MAX_CONCURRENCY": str(options.overlap),
+                }
+            },
         )
         whole = whole and "retrieve" not in options.stages
     return data
@@ -185,17 +185,6 @@ def spilled_mib() -> int:
     from ray._private.internal_api import memory_summary
 
     return sum(map(int, re.findall(r"Spilled (\d+) MiB", memory_summary(stats_only=True))))
-
-
-def _environment(config: Config, options: SegmentOptions) -> dict[str, str]:
-    """The engine's other settings are its own."""
-    count = threads(options.threads, options.cpus, options.workers, config.offline.address)
-    return {
-        "OMP_NUM_THREADS": str(count),
-        "RAY_DATA_DEFAULT_ASYNC_BATCH_UDF_MAX_CONCURRENCY": str(options.overlap),
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
 
 
 def _read(batch: dict[str, Any], common: Any) -> Iterator[pa.Table]:

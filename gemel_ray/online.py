@@ -25,15 +25,17 @@ import pyarrow as pa
 
 from gemel_ray.config import Config, load
 from gemel_ray.engine.run import EngineDied
+from gemel_ray.environment import variables
 from gemel_ray.knowledge.bringing import Shared, brought
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
-from gemel_ray.offline import connect, threads
+from gemel_ray.offline import connect
 from gemel_ray.segments import OnlineSegment
 from gemel_ray.serving import address
 from gemel_ray.serving.door import keys
 from gemel_ray.serving.following import Following
 from gemel_ray.serving.linker import Gone, Reply
+from gemel_ray.sizing import fitted
 
 NAME = "gemel-ray"
 _GRACE = 10.0  # seconds beyond the deadline for a replica that stops
@@ -71,7 +73,7 @@ def deployed(config: Config, workspace: Path) -> Any:
 
 def _placed(config: Config, options: OnlineSegment) -> dict[str, Any]:
     """A segment's replicas, as Serve calls it."""
-    count = threads(options.threads, options.cpus, options.max_replicas, config.online.address)
+    environment = variables(options, options.max_replicas, config.online.address)
     scaled: dict[str, Any] = {"num_replicas": options.min_replicas}
     if options.max_replicas > options.min_replicas:
         scaled = {
@@ -92,7 +94,7 @@ def _placed(config: Config, options: OnlineSegment) -> dict[str, Any]:
         "ray_actor_options": {
             "num_cpus": options.cpus,
             "num_gpus": options.gpus,
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(count)}},
+            "runtime_env": {"env_vars": environment},
         },
     }
 
@@ -177,6 +179,7 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
     import ray
     from ray import serve as ray_serve
 
+    config = fitted(config, "online")
     online, bound = config.online, deployed(config, workspace)
     keys(os.environ)  # said before anything is started
     if online.address == "local":

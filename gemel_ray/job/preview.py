@@ -11,10 +11,12 @@ from gemel_ray.config import Config
 from gemel_ray.job import results
 from gemel_ray.job.selection import Selection
 from gemel_ray.object_folder import Place, folder_at
+from gemel_ray.sizing import fitted
 
 
 def preview(config: Config, inputs: Sequence[str], output: Place, selection: Selection) -> str:
     """The plan in words: inputs, what is done, where it would run, and an estimate where there is one."""
+    config = fitted(config, "offline")
     total, done = selection.total(inputs), _done(output)
     known = f"{total:,} documents" if total else "an unknown number of documents"
     lines = [f"{len(inputs):,} files with {known}, of which {done:,} are in {output} already"]

@@ -11,6 +11,7 @@ from gemel_ray.config import Config
 from gemel_ray.measuring.machine import Look, looks, peaks
 from gemel_ray.measuring.pace import Moment, Pace, steady
 from gemel_ray.progress import Progress
+from gemel_ray.sizing import fitted
 
 
 def timed(
@@ -20,7 +21,7 @@ def timed(
     its resuming. The pace is None where all batches were under way together."""
     from gemel_ray.offline import link
 
-    told: list[Moment] = []
+    config, told = fitted(config, "offline"), list[Moment]()
     began = time.perf_counter()
 
     def report(progress: Progress) -> None:

@@ -20,12 +20,14 @@ from gemel_ray.measuring.job import timed
 from gemel_ray.measuring.machine import machine
 from gemel_ray.measuring.pictures import encoding
 from gemel_ray.measuring.scale import written
+from gemel_ray.sizing import fitted
 
 
 def speed(
     config: Config, workspace: Path, inputs: Sequence[str], output: Path, sizes: Sizes, say: Say
 ) -> dict[str, Any]:
     """All figures, ready for JSON."""
+    config = fitted(config, "offline")
     opened = Workspace.open(workspace, config)
     file, linked = output / f"mentions-{sizes.mentions}.parquet", output / "linked"
     written(inputs, sizes.mentions, file)

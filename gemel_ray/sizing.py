@@ -1,0 +1,203 @@
+"""The default configuration as it fits a machine: which stages share a process, how many of them, on what.
+
+Only what the configuration leaves at its default is decided here, where `offline.sized` and `online.sized`
+are true; what it says otherwise always wins. `doctor` prints what was chosen and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from gemel_ray.config import Config, Offline, Online
+from gemel_ray.machine import Gpu, Machine, here
+from gemel_ray.segments import STAGES, OnlineSegment, SegmentOptions
+from gemel_ray.stages.generate import Generate
+
+FRONT, BACK = STAGES[:-1], STAGES[-1:]
+_GIB = 2**30
+Way = Literal["offline", "online"]
+_CLIP_GIB = 2.0  # of a GPU's memory for an encoder: CUDA's own, a ViT-L/14, a batch of pictures
+_RESERVE = 0.06  # of a GPU's memory that nobody takes
+_ENGINE = 0.6  # of a GPU, as Ray counts: more than half keeps engines apart
+_LARGE, _SMALL = 40, 4  # GiB of a GPU, and of a language model: hundreds of mentions are searched at once
+_STARTER_GIB = 0.3
+_FRONTS = 4  # processes before an engine, at most: together a few thousand mentions a second
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The configuration, and what was chosen, in words."""
+
+    config: Config
+    chosen: tuple[str, ...]
+
+
+def fitted(config: Config, way: Way) -> Config:
+    """As it fits this machine. On a cluster segments are what the configuration says."""
+    if getattr(config, way).address != "local":
+        return config
+    return fit(config, way, here(), weights(config.models.language)).config
+
+
+def told(config: Config) -> Iterator[tuple[bool, str, str]]:
+    """Whether it fits, of what, and what was chosen."""
+    for way in ("offline", "online"):
+        try:
+            if getattr(config, way).address == "local":
+                for line in fit(config, way, here(), weights(config.models.language)).chosen:
+                    yield True, f"{way} takes", line
+        except ValueError as reason:
+            yield False, f"{way} takes", str(reason)
+
+
+def fit(config: Config, way: Way, machine: Machine, weights: float) -> Fitted:
+    """As it fits `machine`, with a language model of `weights` GiB. Raises ValueError for what cannot work
+    on it."""
+    options: Any = getattr(config, way)
+    default: Any = {"offline": Offline, "online": Online}[way]()
+    if options.sized and options.segments == default.segments:
+        segments, why = _line(config, way, machine, weights)
+        config = replace(config, **{way: replace(options, segments=segments)})
+        chosen = [why]
+    else:
+        chosen = [f"{way}.segments as configured"]
+    _possible(config, way, machine)
+    if machine.gpus and options.sized:
+        engine = dict(_engine(config, way, machine.gpus, weights))
+        if engine:
+            config = replace(config, generate=replace(config.generate, **engine))
+            chosen += [f"generate.{name} {value:g}" for name, value in engine.items()]
+    return Fitted(config, tuple(chosen))
+
+
+def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[tuple[Any, ...], str]:
+    """The segments, and why."""
+    count, parallel = len(machine.gpus), config.generate.tensor_parallel
+    if 0 < count < parallel:
+        raise ValueError(f"generate.tensor_parallel is {parallel}, and this machine has {count} GPUs")
+    engines = count // parallel if count else 1
+    if way == "online":
+        each = OnlineSegment(
+            stages=STAGES,
+            min_replicas=engines,
+            max_replicas=engines,
+            cpus=float(max(1, machine.cores // engines)) if count else 1.0,
+            gpus=float(parallel) if count else 0.0,
+        )
+        return (each,), f"online.segments: {engines} replicas of all stages" + _on(machine, parallel)
+    if not count:
+        return _on_cores(machine.cores)
+    fronts = _fronts(machine, engines, weights / parallel)
+    apart = parallel > 1  # whole GPUs are the engines': pictures are encoded on cores
+    share = 0.0 if apart else int(1000 * (1 - _ENGINE - 0.01) / fronts) / 1000
+    cpus = float(max(1, (machine.cores - 2 * engines - 1) // fronts))
+    front = SegmentOptions(stages=FRONT, workers=fronts, cpus=cpus, gpus=share, batch=128)
+    back = SegmentOptions(
+        stages=BACK,
+        workers=engines,
+        cpus=float(min(2, max(1, machine.cores // (2 * engines)))),
+        gpus=float(parallel) if apart else _ENGINE,
+        overlap=8,
+    )
+    why = f"offline.segments: {engines} engines, {fronts} processes of the stages before" + _on(
+        machine, parallel
+    )
+    return (front, back), why
+
+
+def _on_cores(cores: int) -> tuple[tuple[SegmentOptions, ...], str]:
+    whole = Offline().segments
+    return whole, f"offline.segments: all stages in one process, on {cores} cores without a GPU"
+
+
+def _fronts(machine: Machine, engines: int, weights: float) -> int:
+    """Processes of the stages before the engines: two cores are an engine's, two a process's. Ray fills one
+    GPU before the next: all of them must find memory beside one engine."""
+    least = min(card.gib for card in machine.gpus)
+    by_cores = (machine.cores - 2 * engines - 1) // 2
+    by_memory = min(0.3 * least, (1 - _RESERVE) * least - 1.3 * weights - 2) / _CLIP_GIB
+    return max(1, min(_FRONTS * engines, by_cores, int(by_memory)))
+
+
+def _on(machine: Machine, parallel: int) -> str:
+    if not machine.gpus:
+        return ""
+    each = f", {parallel} GPUs each" if parallel > 1 else ", one on each GPU"
+    return f"{each}; {machine.cores} cores"
+
+
+def _possible(config: Config, way: Way, machine: Machine) -> None:
+    """Two workers never fight for a GPU: who is to use one is given it, and the others do not see it."""
+    for number, segment in enumerate(getattr(config, way).segments):
+        if segment.gpus:
+            continue
+        where = f"{way}.segments[{number}]"
+        if machine.gpus and "generate" in segment.stages:
+            raise ValueError(
+                f"{where} holds generate and has gpus: 0, but this machine's engine needs a GPU: give it "
+                f"gpus, or leave {way}.segments out, and they are chosen"
+            )
+        for stage in ("detect", "encode"):
+            device = getattr(config, stage).device
+            if stage in segment.stages and device.startswith("cuda"):
+                raise ValueError(f"{stage}.device is {device}, but {where} has gpus: 0 and sees no GPU")
+
+
+def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> Iterator[tuple[str, Any]]:
+    """Of Generate's sizes, those that are left at their defaults and fit better otherwise."""
+    least, stage = min(card.gib for card in gpus), config.generate
+    share = round(max(0.3, 1 - _RESERVE - _encoders_beside(config, way) * _CLIP_GIB / least), 2)
+    share = share if stage.gpu_memory == Generate.gpu_memory else stage.gpu_memory
+    if weights / stage.tensor_parallel > 0.9 * share * least:
+        raise ValueError(
+            f"the language model's {weights:.1f} GiB do not fit a GPU of {least:.0f} GiB: set "
+            "generate.tensor_parallel to the number of GPUs that hold it"
+        )
+    large = least >= _LARGE
+    rows = (256 if large and weights <= _SMALL else 64) * (stage.beams + 1)  # under way at once
+    wanted = {
+        "batch_tokens": max(8192 if large else 4096, rows),
+        "sequences": max(512, 1 << (rows - 1).bit_length()),
+        "gpu_memory": share,
+    }
+    for name, value in wanted.items():
+        default = getattr(Generate, name)
+        if getattr(stage, name) == default != value:
+            yield name, value
+
+
+def _encoders_beside(config: Config, way: Way) -> float:
+    """Processes that may encode on the GPU of an engine: Ray fills one GPU before the next."""
+    segments = getattr(config, way).segments
+    engine = next(s for s in segments if "generate" in s.stages)
+    if "encode" in engine.stages:
+        return 1
+    encoding = next(s for s in segments if "encode" in s.stages)
+    if not encoding.gpus or engine.gpus >= 1:
+        return 0
+    return float(min(encoding.workers, int((1 - engine.gpus) / encoding.gpus)))
+
+
+def weights(model: str) -> float:
+    """GiB of a model: the starter's, a folder's; of a name on the hub, those of what the cache has."""
+    folder = Path(model).expanduser()
+    if model == "starter":
+        return _STARTER_GIB
+    if not folder.is_dir():
+        folder = _cached(model) or folder
+    found = [f for f in folder.glob("*") if f.suffix in (".safetensors", ".bin")]
+    return sum(f.stat().st_size for f in found) / _GIB
+
+
+def _cached(model: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None

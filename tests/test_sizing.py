@@ -1,0 +1,170 @@
+"""The default configuration on made-up machines; what a person says stays; who shares a GPU fits on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemel_ray import machine, sizing
+from gemel_ray.config import Config, load
+from gemel_ray.environment import variables
+from gemel_ray.job.preview import preview
+from gemel_ray.job.selection import Selection
+from gemel_ray.machine import Gpu, Machine, visible
+from gemel_ray.segments import STAGES, SegmentOptions, in_line
+from gemel_ray.sizing import fit, weights
+
+SMALL, SEVEN, SEVENTY = 0.3, 13.5, 131.0  # GiB of weights
+LAPTOP = Machine(2)
+H100 = Machine(16, (Gpu("H100", 79.6),))
+L4S = Machine(48, (Gpu("L4", 22.5),) * 4)
+A100S = Machine(96, (Gpu("A100", 79.2),) * 8)
+TIGHT = Machine(4, (Gpu("L4", 22.5),) * 4)
+GPUS = {"h100": H100, "4 l4": L4S, "8 a100": A100S, "4 l4, 4 cores": TIGHT}
+LISTED = """0, GPU-aaaa-1, NVIDIA L4, 23034
+1, GPU-bbbb-2, NVIDIA L4, 23034
+2, GPU-cccc-3, NVIDIA H100 80GB HBM3, 81559
+"""
+
+
+def test_without_a_gpu_the_file_s_own_segments_serve() -> None:
+    for way in ("offline", "online"):
+        found = fit(Config(), way, Machine(1), SMALL)
+        assert found.config == Config()
+
+
+@pytest.mark.parametrize("model", [SMALL, SEVEN])
+@pytest.mark.parametrize("there", GPUS.values(), ids=GPUS)
+def test_every_gpu_has_an_engine_and_room_for_the_encoders(there: Machine, model: float) -> None:
+    config = fit(Config(), "offline", there, model).config
+    front, back = config.offline.segments
+    in_line("offline.segments", (front, back))
+    count, engine = len(there.gpus), config.generate
+    assert (back.stages, back.workers) == (("generate",), count)
+    # Ray places by shares, one GPU after another: no two engines on one, an engine beside all encoders.
+    assert back.gpus > 0.5
+    assert 0 < front.gpus * front.workers <= 1 - back.gpus
+    # Of memory, too: every encoder may have been put beside the same engine.
+    least = min(card.gib for card in there.gpus)
+    assert engine.gpu_memory * least + 1.9 * front.workers < least
+    assert 1.2 * model < engine.gpu_memory * least
+    assert front.workers * front.cpus + back.workers * back.cpus <= max(there.cores, 2 * count)
+    assert engine.batch_tokens >= engine.sequences >= 64 * (engine.beams + 1)
+
+
+def test_the_default_is_as_large_as_the_machine() -> None:
+    """Figures that somebody decided: change them with a reason."""
+    told = {}
+    for name, there in GPUS.items():
+        config = fit(Config(), "offline", there, SMALL).config
+        front, back = config.offline.segments
+        told[name] = (front.workers, front.cpus, back.workers, back.cpus, config.generate.gpu_memory)
+    assert told == {
+        "h100": (4, 3.0, 1, 2.0, 0.84),
+        "4 l4": (3, 13.0, 4, 2.0, 0.67),
+        "8 a100": (11, 7.0, 8, 2.0, 0.66),
+        "4 l4, 4 cores": (1, 1.0, 4, 1.0, 0.85),
+    }
+
+
+def test_an_endpoint_has_a_replica_a_gpu() -> None:
+    config = fit(Config(), "online", A100S, SEVEN).config
+    (segment,) = config.online.segments
+    assert (segment.stages, segment.min_replicas, segment.gpus) == (STAGES, 8, 1.0)
+    assert 0.8 < config.generate.gpu_memory < 0.95  # CLIP is in its process
+
+
+def test_a_model_over_several_gpus_has_them_whole() -> None:
+    config = load(None, {}, ["generate.tensor_parallel=4"])
+    front, back = fit(config, "offline", A100S, SEVENTY).config.offline.segments
+    assert (back.workers, back.gpus, front.gpus) == (2, 4.0, 0.0)
+    with pytest.raises(ValueError, match=r"131\.0 GiB do not fit a GPU of 79 GiB: set generate\.tensor_par"):
+        fit(Config(), "offline", A100S, SEVENTY)
+    with pytest.raises(ValueError, match="tensor_parallel is 4, and this machine has 1 GPUs"):
+        fit(config, "offline", H100, SEVENTY)
+
+
+SAID = "[{stages: [detect, encode], gpus: 0.1}, {stages: [retrieve, assemble, generate], gpus: 0.7}]"
+
+
+@pytest.mark.parametrize(
+    ("settings", "stays"),
+    [
+        ([f"offline.segments={SAID}"], ["offline"]),
+        (["generate.gpu_memory=0.45"], ["generate.gpu_memory"]),
+        (["generate.batch_tokens=3000", "generate.sequences=300"], ["generate.batch_tokens"]),
+        (["offline.sized=false", "generate.gpu_memory=0.5"], ["generate"]),
+    ],
+)
+def test_what_is_said_stays(settings: list[str], stays: list[str]) -> None:
+    asked = load(None, {}, settings)
+    if "offline.sized=false" in settings:
+        asked = replace(asked, offline=replace(asked.offline, segments=load(None, {}, [
+            f"offline.segments={SAID}"]).offline.segments))  # fmt: skip
+    found = fit(asked, "offline", H100, SMALL).config
+    for name in stays:
+        assert _at(found, name) == _at(asked, name)
+
+
+def _at(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def test_nobody_without_a_gpu_sees_one_and_the_engine_is_never_without() -> None:
+    none, some = SegmentOptions(stages=STAGES), SegmentOptions(stages=STAGES, gpus=0.5)
+    assert variables(none, 1, "local")["CUDA_VISIBLE_DEVICES"] == ""
+    assert "CUDA_VISIBLE_DEVICES" not in variables(some, 1, "local")  # Ray says which
+    off = load(None, {}, ["offline.sized=false"])
+    with pytest.raises(ValueError, match=r"offline\.segments\[0\] holds generate and has gpus: 0"):
+        fit(off, "offline", H100, SMALL)
+    cuda = load(None, {}, ["encode.device=cuda", "generate.tensor_parallel=2"])
+    with pytest.raises(ValueError, match=r"encode\.device is cuda, but offline\.segments\[0\] has gpus: 0"):
+        fit(cuda, "offline", A100S, SMALL)
+
+
+def test_the_gpus_that_are_listed_and_visible() -> None:
+    l4, h100 = Gpu("NVIDIA L4", 22.5), Gpu("NVIDIA H100 80GB HBM3", 79.6)
+    assert visible(LISTED, None) == (l4, l4, h100)
+    assert visible(LISTED, "2,0") == (h100, l4)
+    assert visible(LISTED, "GPU-cccc") == (h100,)
+    assert visible(LISTED, "1,7,2") == (l4,)  # as CUDA does: nothing behind one that is not there
+    assert visible(LISTED, "") == visible("", None) == visible("", "0") == ()
+
+
+def test_a_command_that_lists_gpus_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text(f"#!/bin/sh\ncat <<'END'\n{LISTED}END\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(machine, "_for_gpus", lambda: True)
+    assert len(machine.here().gpus) == 3
+    monkeypatch.setattr(machine, "_for_gpus", lambda: False)  # the engine for CPUs cannot use them
+    assert machine.here().gpus == ()
+
+
+def test_what_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sizing, "here", lambda: H100)
+    told = list(sizing.told(Config()))
+    assert all(fits for fits, _, _ in told)
+    text = "\n".join(f"{what} {line}" for _, what, line in told)
+    assert "1 engines, 4 processes of the stages before, one on each GPU; 16 cores" in text
+    assert "generate.gpu_memory 0.84" in text
+    (fits, _, why), *_ = sizing.told(load(None, {}, ["offline.sized=false"]))
+    assert (fits, "has gpus: 0" in why) == (False, True)
+    shown = preview(Config(), [], tmp_path, Selection())
+    assert "4 x [detect encode retrieve assemble]: 3 CPUs and" in shown
+    assert "1 x [generate]: 2 CPUs and 0.6 GPUs each" in shown
+
+
+def test_the_weights_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(3 << 20))
+    (tmp_path / "config.json").write_text("{}")
+    assert weights(str(tmp_path)) == pytest.approx(3 / 1024)
+    assert weights("starter") > 0.2
+    assert weights("nobody/has-this") == weights("three/parts/long") == 0
