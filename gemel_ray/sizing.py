@@ -157,8 +157,11 @@ def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> 
             "generate.tensor_parallel to the number of GPUs that hold it"
         )
     large = least >= _LARGE
-    rows = (256 if large and weights <= _SMALL else 64) * (stage.beams + 1)  # under way at once
+    columns = 256 if large and weights <= _SMALL else Generate.columns
+    columns = columns if stage.columns == Generate.columns else stage.columns
+    rows = columns * (stage.beams + 1)  # of one pass of the search
     wanted = {
+        "columns": columns,
         "batch_tokens": max(8192 if large else 4096, rows),
         "sequences": max(512, 1 << (rows - 1).bit_length()),
         "gpu_memory": share,

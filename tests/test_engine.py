@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gemel_ray.config import Config
+from gemel_ray.engine import vllm_engine
 from gemel_ray.engine.exact import exact
 from gemel_ray.engine.prompts import Prompt
 from gemel_ray.engine.run import Engine
@@ -294,3 +295,14 @@ def test_a_longer_prompt_hashes_only_what_is_new(generating: Any, prompts: list[
     assert hashed(()) == pytest.approx(len(prompt) // generating.stage.block * block, abs=block)
     assert hashed((5,)) <= block
     assert hashed(()) <= block
+
+
+def test_a_gpu_captures_few_graphs_and_compiles_nothing(generating: Any) -> None:
+    from vllm import envs
+    from vllm.config import CompilationConfig, CUDAGraphMode
+
+    made = CompilationConfig(**vllm_engine._graphs(1536))
+    assert (int(made.mode), made.cudagraph_mode) == (0, CUDAGraphMode.FULL_DECODE_ONLY)
+    assert made.cudagraph_capture_sizes == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert vllm_engine._graphs(300)["cudagraph_capture_sizes"][-1] == 256
+    assert not envs.VLLM_USE_FLASHINFER_SAMPLER

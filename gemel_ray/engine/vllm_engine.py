@@ -31,8 +31,10 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is for results
     "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # nothing is sampled, and it would be compiled at start
 }
 _EMBED_CHUNK = 8192
+_MOST_IN_A_GRAPH = 512  # sequences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,7 @@ def start(options: EngineOptions) -> LLMEngine:
         tensor_parallel_size=options.tensor_parallel,
         distributed_executor_backend="uni" if options.tensor_parallel == 1 else None,
         enforce_eager=not on_gpu,
+        compilation_config=_graphs(options.sequences) if on_gpu else {},  # type: ignore[arg-type]
         block_size=options.block,  # type: ignore[arg-type]
         max_num_batched_tokens=max(options.batch_tokens, options.sequences),
         max_num_seqs=options.sequences,
@@ -102,6 +105,12 @@ def start(options: EngineOptions) -> LLMEngine:
     runner = "V2" if config.use_v2_model_runner else "V1"
     config.model_config.logits_processors = [f"gemel_ray.engine.constraint:TreeConstraint{runner}"]
     return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+
+
+def _graphs(sequences: int) -> dict[str, Any]:
+    """On a GPU, decoding by CUDA graphs of few sizes, and nothing compiled: a start of 12 seconds, not 60."""
+    sizes = [1 << i for i in range(min(sequences, _MOST_IN_A_GRAPH).bit_length())]
+    return {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
 
 
 def _compile_nothing() -> None:
