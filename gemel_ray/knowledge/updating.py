@@ -6,6 +6,7 @@ What a change asks for is checked before anything is written, and a version beco
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def _check(former: Workspace, wanted: Change) -> None:
     known: set[str] = set(former.entities.table["id"].to_pylist())
     new = [e["id"] for e in wanted.entities]
     _refuse([i for i in new if i in known], "there already: remove it first, or give it an alias")
-    _refuse([i for at, i in enumerate(new) if i in new[:at]], "given twice")
+    _refuse([i for i, times in Counter(new).items() if times > 1], "given twice")
     _refuse([i for i in (*wanted.removed, *wanted.aliases) if i not in known], "not in the knowledge base")
     refusal = longest_name(former.tokenize, former.config.bank.longest_name)
     if reason := next(filter(None, (refusal(e["name"]) for e in wanted.entities)), None):

@@ -51,7 +51,11 @@ def short(value: object, most: int = 60) -> str:
 
 def is_unicode(text: str) -> bool:
     """JSON can spell what UTF-8, and so Arrow, cannot hold."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text_of(raw: Mapping[str, Any], field: str) -> str:
