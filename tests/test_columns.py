@@ -35,7 +35,7 @@ def made(arena: Arena, number: int = 3, width: int = 2) -> Columns:
 
 def read(columns: Columns, room: int) -> int:
     """A pass: tokens that are read in it."""
-    parts = list(columns.readings(room))
+    parts = list(columns.readings(room, 50))
     for column, reading, tokens in parts:
         assert 0 < tokens <= reading.left
         columns.read(column, reading, tokens)
@@ -103,12 +103,12 @@ def test_what_prompts_begin_with_is_computed_once() -> None:
 def test_the_last_block_of_a_beginning_is_copied_for_each_who_stands_behind_it() -> None:
     columns = made(Arena(range(100), SIZE))
     columns.waiting.update(dict.fromkeys([mention((10, 1), 3), mention((8, 2), 3)]))
-    list(columns.readings(100))
+    list(columns.readings(100, 50))
     for reading in list(columns._begun):
         columns.read(BEGINNING, reading, reading.left)
     last = columns.arena.find(written(10, 1).identity.tobytes())
     assert last is not None
-    list(columns.readings(100))
+    list(columns.readings(100, 50))
     column = next(c for c, guest in columns.guests.items() if guest.beginning is last)
     assert columns.copies == [(last.blocks[2], columns.table[column, 0, 2])]
 

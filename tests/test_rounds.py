@@ -225,7 +225,7 @@ def test_an_engine_whose_rounds_say_other_things_is_found_out(
 
     def proven() -> None:
         rounds.arena.forget()  # what was computed wrong
-        prove(engine._rollouts, rounds, engine._embeddings, engine.end_token)
+        prove(engine._rollouts, engine._embeddings, engine.end_token, rounds)
 
     with pytest.raises(Refused, match="apart"):
         within(engine, proven)

@@ -107,18 +107,18 @@ class Columns:
             self.free(column)
         self.arena.settle(self, waits=False)
 
-    def readings(self, room: int) -> Iterator[tuple[int, Reading, int]]:
-        """(column, what is read there, so many tokens of it), `room` tokens in all: those under way, then
-        those who join."""
-        if not room:
+    def readings(self, room: int, rows: int) -> Iterator[tuple[int, Reading, int]]:
+        """(column, what is read there, so many tokens of it), `room` tokens and so many rows in all: those
+        under way, then those who join."""
+        if not room or not rows:
             return
         under_way = [(BEGINNING, reading) for reading in self._begun]
         under_way += [(c, guest.reading) for c, guest in self.guests.items() if guest.reading is not None]
         for column, reading in chain(under_way, self._joining()):
             tokens = min(room, reading.left)
             yield column, reading, tokens
-            room -= tokens
-            if not room:
+            room, rows = room - tokens, rows - 1
+            if not room or not rows:
                 return
 
     def read(self, column: int, reading: Reading, tokens: int) -> bool:

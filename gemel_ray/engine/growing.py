@@ -8,7 +8,7 @@ is written in place, so that a round can be replayed as a CUDA graph; nothing is
 
     growing.begin(columns)                          # their prompts have been read
     growing.answer(column, beam, child, scores)     # what the model gives of the beams that were `pending`
-    growing.grow(); said = Told.of(growing.told())  # the next token of all
+    said = Told.of(growing.round().numpy(), width)  # the next token of all, and what has become of them
 
 A beam lives in a *place*, which stands for the keys and values of its tokens. The first child of a beam
 stays in its place, its siblings move to free ones, which have to be filled. A beam behind which only one
@@ -106,6 +106,11 @@ class Growing:
         scores, at = (allowed - over.logsumexp(-1, keepdim=True)).topk(2 * self.width)
         scores[:, 0].masked_fill_(~scores[:, 0].isfinite(), torch.nan)
         return child.gather(1, at), scores
+
+    def round(self) -> Tensor:
+        """Grow, and tell the host."""
+        self.grow()
+        return self.told()
 
     def grow(self) -> None:
         """Take the best continuations: finish names, go on with others, give them places."""

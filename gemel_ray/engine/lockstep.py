@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gemel_ray.engine.columns import Columns, Reading
 from gemel_ray.engine.growing import Growing, Told
+from gemel_ray.engine.replay import Replayed
 from gemel_ray.engine.search import Candidate
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ class _Asking:
     cached: Whole
     count: Whole
 
-    def split(self, tokens: int) -> Iterator[_Asking]:
-        """Of at most so many tokens each; one at least, if it is empty."""
+    def split(self, tokens: int, rows: int) -> Iterator[_Asking]:
+        """Of at most so many each; one at least, if it is empty."""
         start = 0
         while start < len(self.count) or not start:
-            ends = np.cumsum(self.count[start:])
+            ends = np.cumsum(self.count[start : start + rows])
             end = start + max(1, int(np.searchsorted(ends, tokens, side="right")))
             yield _Asking(*(array[start:end] for array in astuple(self)))
             start = end
@@ -54,19 +55,21 @@ _NOBODY = _Asking(*np.empty((5, 0), np.int64))
 
 
 class Lockstep:
-    """The rounds of one tree, width and way to score."""
+    """The rounds of one tree, width and way to score. `replayed`: what grows is a CUDA graph."""
 
-    def __init__(self, seam: Seam, growing: Growing, columns: Columns) -> None:
+    def __init__(self, seam: Seam, growing: Growing, columns: Columns, *, replayed: bool) -> None:
         self.seam, self.growing, self.columns = seam, growing, columns
         self.rounds = 0
+        self._grown = Replayed(growing.round) if replayed else growing.round
         self._told: Tensor | None = None
         self._widest = 0  # children of a node that is asked about
 
     @torch.inference_mode()
     def step(self) -> None:
         """One token more for all beams; who waits joins, as many as there is room for."""
-        *before, last = self._heard().split(self.seam.tokens)
-        readings = list(self.columns.readings(self.seam.tokens - int(last.count.sum())))
+        *before, last = self._heard().split(self.seam.tokens, self.seam.rows)
+        room = self.seam.tokens - int(last.count.sum()), self.seam.rows - len(last.count)
+        readings = list(self.columns.readings(*room))
         if self.columns.copies:
             self.seam.copy(np.array(self.columns.copies))
             self.columns.copies.clear()
@@ -74,26 +77,28 @@ class Lockstep:
             self._compute(asking, [])
         if len(last.count) or readings:
             self._compute(last, readings)
-        self.growing.grow()
-        self._told = self._tell()
+        self._tell(self._grown())
         self.rounds += 1
 
-    def _tell(self) -> Tensor:
+    def _tell(self, told: Tensor) -> None:
         """Start the one copy to the host."""
-        told = self.growing.told()
         if told.device.type == "cpu":
-            return told
-        here = torch.empty(told.shape, dtype=told.dtype, pin_memory=True).copy_(told, non_blocking=True)
-        self._copied = torch.cuda.Event()
+            self._told = told
+            return
+        if self._told is None:
+            self._told, self._copied = (
+                torch.empty_like(told, device="cpu", pin_memory=True),
+                torch.cuda.Event(),
+            )
+        self._told.copy_(told, non_blocking=True)
         self._copied.record()
-        return here
 
     def _heard(self) -> _Asking:
         """Read what the last step told: who is done leaves, forks are to be copied; who asks now."""
         columns = self.columns
         if self._told is None or not (growing := columns.growing()):
             return _NOBODY
-        if self._told.is_pinned():
+        if self.seam.device.type != "cpu":
             self._copied.synchronize()
         said = Told.of(self._told.numpy(), self.growing.width)
         others = np.ones(self.growing.columns, bool)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -12,11 +14,14 @@ from gemel_ray.engine.proof import prove
 from gemel_ray.engine.rollouts import Rollouts
 from gemel_ray.engine.rounds import Rounds
 from gemel_ray.engine.seam import Refused, Seam, give_back, reserve, seam
+from gemel_ray.engine.vllm_engine import columns_of
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from gemel_ray.engine.vllm_engine import EngineOptions
+
+_log = logging.getLogger(__name__)
 
 
 def opened(
@@ -29,17 +34,32 @@ def opened(
         met = seam(engine)
         blocks = reserve(engine, _share(engine, met, options))
         try:
-            rounds = Rounds(met, Arena(blocks, met.block), options.columns, options.beams)
-            prove(rollouts, rounds, embeddings, end_token)
+            return _tried(met, blocks, options, partial(prove, rollouts, embeddings, end_token))
         except BaseException:
             give_back(engine, blocks)
             raise
     except Refused as reason:
         if options.rounds == "always":
             raise
-        logging.getLogger(__name__).warning("beams are searched by rollouts, which is slower: %s", reason)
+        _log.warning("beams are searched by rollouts, which is slower: %s", reason)
         return None
-    return rounds
+
+
+def _tried(met: Seam, blocks: list[int], options: EngineOptions, try_: Callable[[Rounds], None]) -> Rounds:
+    """Rounds that have been tried; on a GPU with CUDA graphs, or else without."""
+
+    def made(replayed: bool) -> Rounds:
+        columns = columns_of(options, met.device.type)
+        rounds = Rounds(met, Arena(blocks, met.block), columns, options.beams, replayed=replayed)
+        try_(rounds)
+        return rounds
+
+    if met.device.type == "cuda":
+        try:
+            return made(True)
+        except RuntimeError as reason:  # Refused is one, too
+            _log.warning("rounds go on without CUDA graphs: %s", reason)
+    return made(False)
 
 
 def _share(engine: LLMEngine, met: Seam, options: EngineOptions) -> int:

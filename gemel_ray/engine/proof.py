@@ -33,7 +33,7 @@ _LETTERS = 8
 _FLOAT32, _HALF = 1e-3, 0.5  # of a log-probability: half precision rounds by what else is in the pass
 
 
-def prove(rollouts: Rollouts, rounds: Rounds, embeddings: Tensor, end_token: int) -> None:
+def prove(rollouts: Rollouts, embeddings: Tensor, end_token: int, rounds: Rounds) -> None:
     """Raises Refused where they do not agree. `embeddings` are the model's, [vocabulary, width]; nothing else
     runs meanwhile."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as aside:

@@ -42,10 +42,11 @@ class _Lane:
 
 
 class Rounds:
-    """`columns` mentions at once, of `width` beams; of wider searches as many as make no more rows."""
+    """`columns` mentions at once, of `width` beams; of wider searches as many as make no more rows.
+    `replayed` as of Lockstep."""
 
-    def __init__(self, seam: Seam, arena: Arena, columns: int, width: int) -> None:
-        self.seam, self.arena = seam, arena
+    def __init__(self, seam: Seam, arena: Arena, columns: int, width: int, *, replayed: bool = False) -> None:
+        self.seam, self.arena, self.replayed = seam, arena, replayed
         self._columns, self._rows = columns, columns * (width + 1)
         self._lanes: dict[Search, _Lane] = {}  # the one longest unused first
         self._trees: dict[PrefixTree, FlatTree] = {}
@@ -112,9 +113,8 @@ class Rounds:
         tree, width = self._trees[search.tree], search.width
         growing = Growing(tree, columns, width, penalty=search.penalty, renormalise=search.renormalise)
         length = self.seam.length
-        return Lockstep(
-            self.seam, growing, Columns(self.arena, waiting, columns, width, depth=tree.depth, length=length)
-        )
+        seats = Columns(self.arena, waiting, columns, width, depth=tree.depth, length=length)
+        return Lockstep(self.seam, growing, seats, replayed=self.replayed)
 
     def _end(self, search: Search) -> None:
         self._ended += sum(half.rounds for half in self._lanes.pop(search).halves)

@@ -53,7 +53,9 @@ class Seam:
         self._caches = _caches(runner)
         self.model, self.device = runner.model, runner.device
         self.block = int(self._config.cache_config.block_size)
-        self.tokens = int(runner.max_num_tokens)  # of one pass, at most
+        self.tokens = self.rows = int(runner.max_num_tokens)  # of one pass, at most
+        if self.device.type != "cpu":
+            self.rows = _rows(self._config)
         self.length = int(self._config.model_config.max_model_len)
         self.passes = 0
 
@@ -153,6 +155,12 @@ def _takes(function: Callable[..., Any], given: tuple[str, ...]) -> None:
     needed = {n for n, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     if wrong := needed.symmetric_difference(given) - (known.keys() & set(given)):
         raise Refused(f"vLLM's {function.__name__} has other arguments: {', '.join(sorted(wrong))}")
+
+
+def _rows(config: Any) -> int:
+    """FlashAttention has room for so many in what it prepares on a GPU."""
+    captured = config.compilation_config.max_cudagraph_capture_size or 0
+    return max(int(config.scheduler_config.max_num_seqs), int(captured))
 
 
 def _check_model(config: Any) -> None:

@@ -1,0 +1,131 @@
+"""The rounds on a GPU: on pretended CUDA tensors, which have no values; and what only a real one runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_search import VOCABULARY, Model, logits_after, make_tree
+
+from gemel_ray.engine.arena import Arena
+from gemel_ray.engine.columns import Columns, Mention
+from gemel_ray.engine.flat_tree import FlatTree
+from gemel_ray.engine.growing import Growing
+from gemel_ray.engine.lockstep import Lockstep, _Asking
+from gemel_ray.engine.prompts import Written
+from gemel_ray.engine.replay import Replayed
+from gemel_ray.engine.seam import Seam
+from gemel_ray.engine.usage import Usage
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+CUDA, HIDDEN = torch.device("cuda"), 8
+BLOCK, WIDTH = 4, 3
+
+
+class PretendedModel:
+    """Mixes what it is given, so that two devices in it are found out."""
+
+    def __call__(self, *, positions: Any, inputs_embeds: Any, **others: Any) -> Any:
+        return inputs_embeds * positions[:, None].to(inputs_embeds.dtype)
+
+    def embed_input_ids(self, ids: Any) -> Any:
+        return torch.empty(len(ids), HIDDEN, device=CUDA, dtype=torch.bfloat16) + ids[:, None]
+
+    def compute_logits(self, hidden: Any) -> Any:
+        return torch.empty(len(hidden), VOCABULARY, device=CUDA, dtype=torch.bfloat16) + hidden[:, :1]
+
+
+class PretendedSeam(Seam):
+    """A GPU's, without vLLM: what its metadata is made of has to be on the device, or is the host's own."""
+
+    def __init__(self) -> None:
+        self.device, self.block, self.tokens, self.rows, self.passes = CUDA, BLOCK, 64, 64, 0
+        self.model, self._config, self._cache_config, self._groups = PretendedModel(), None, None, None
+        self._context = lambda *given, **named: contextlib.nullcontext()
+        self._by_layer = lambda *given: {}
+        self._metadata = self._checked
+        self._caches = [(torch.empty(2, 100, BLOCK, HIDDEN, device=CUDA, dtype=torch.bfloat16), 1)]
+
+    def upload(self, *arrays: Any) -> list[torch.Tensor]:
+        return [torch.from_numpy(np.ascontiguousarray(array)).to(CUDA) for array in arrays]
+
+    def _checked(self, **given: Any) -> None:
+        on_device = ("query_start_loc_gpu", "seq_lens", "slot_mappings")
+        assert {given[name].device.type for name in on_device} == {"cuda"}
+        assert given["block_tables"][0].device.type == "cuda"
+        assert isinstance(given["max_query_len"], int) and isinstance(given["max_seq_len"], int)
+
+
+@pytest.fixture
+def pretended() -> Iterator[None]:
+    """Every operator of the round has to have a CUDA form, and none may need a value on the host (that raises
+    DataDependentOutputException)."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        yield
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_a_round_needs_no_value_of_the_device(pretended: None, renormalise: bool) -> None:
+    tree = make_tree(1, 40)
+    growing = Growing(FlatTree(tree, CUDA), 6, WIDTH, penalty=1.0, renormalise=renormalise)
+    arena, seam = Arena(range(100), BLOCK), PretendedSeam()
+    columns = Columns(arena, {}, 6, WIDTH, depth=tree.depth, length=40)
+    lockstep = Lockstep(seam, growing, columns, replayed=False)
+    vectors = torch.empty(2, HIDDEN, dtype=torch.bfloat16)
+    for own in (3, 5):
+        ids = np.arange(own)
+        nobody: Any = None  # waits for the outcome
+        nothing, prompt = Written(ids[:0], ids[:0]), Written(ids, ids, ((1, vectors),))
+        columns.waiting[Mention(nothing, prompt, nobody, Usage())] = None
+    beams = np.array([[4, 4, 5], [0, 2, 1], [0, 2, 1], [1, 0, 2], [1, 2, 1]])  # as the host would have read
+    lockstep._widest = 4
+    seam.copy(np.array([[1, 2], [3, 4]]))
+    lockstep._compute(_Asking(*beams), list(columns.readings(64, 64)))
+    told = growing.round()
+    assert told.device.type == "cuda"
+    assert len(told) == 1 + 6 * (7 * WIDTH + 2)
+    assert seam.passes == 1
+
+
+def round_by_round(device: str, *, replayed: bool, rounds: int = 8) -> list[list[float]]:
+    """What a few rounds tell, on a device; every beam that asks is answered."""
+    tree = make_tree(7, 60)
+    growing = Growing(FlatTree(tree, torch.device(device)), 4, WIDTH, penalty=1.0, renormalise=False)
+    columns, model = torch.arange(4, device=device), Model(0, tree, "paper")
+    logits = torch.from_numpy(logits_after(model.seed, ())).to(device).expand(4 * WIDTH, -1)
+    growing.begin(columns)
+    root = torch.zeros_like(columns)
+    growing.answer(columns, root, *growing.best(logits[:4], root, growing.tree.fan))
+    grown = Replayed(growing.round) if replayed else growing.round
+    told = []
+    for _ in range(rounds):
+        told.append(grown().cpu().tolist())
+        column, beam = (part.flatten() for part in torch.meshgrid(columns, columns[:WIDTH], indexing="ij"))
+        growing.answer(column, beam, *growing.best(logits, growing.node[column, beam], VOCABULARY))
+    return told
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@torch.inference_mode()
+def test_a_replayed_round_is_the_round() -> None:
+    plain = round_by_round("cuda", replayed=False)
+    assert round_by_round("cuda", replayed=True) == plain
+    for ours, theirs in zip(plain, round_by_round("cpu", replayed=False), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@pytest.mark.slow
+def test_the_engine_of_a_gpu_searches_in_rounds_with_graphs(generating: Any) -> None:
+    """That it says what rollouts say, test_rounds.py holds, on whatever device it runs."""
+    rounds = generating.engine._rounds
+    assert rounds is not None and rounds.replayed
+    assert rounds.seam.rows >= 256 * (generating.stage.beams + 1)
