@@ -7,15 +7,19 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_search import make_tree
 
 from gemel_ray.engine import rollouts, run
-from gemel_ray.engine.prompts import Prompt
+from gemel_ray.engine.columns import Mention
+from gemel_ray.engine.prompts import Prompt, Written
+from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.run import Engine, EngineDied
 from gemel_ray.engine.usage import Usage
 from gemel_ray.engine.vllm_engine import Asked
@@ -40,6 +44,30 @@ class Stuck:
     def step(self) -> list[Any]:
         self.goes_on.wait(60)
         return []
+
+
+class StuckRounds:
+    """Take everybody in, and step till they are let go; then they fail as a GPU does."""
+
+    def __init__(self) -> None:
+        self.goes_on, self.inside = threading.Event(), list[Any]()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.inside)
+
+    def add(self, search: Search, mention: Mention) -> None:
+        self.inside.append(mention)
+
+    def drop(self, search: Search, mention: Mention) -> None:
+        self.inside.remove(mention)
+
+    def waiting(self) -> list[Mention]:
+        return self.inside
+
+    def step(self) -> None:
+        self.goes_on.wait(60)
+        raise RuntimeError("an illegal memory access was encountered")
 
 
 @pytest.fixture
@@ -77,3 +105,40 @@ def test_an_engine_that_hangs_is_as_good_as_dead(stuck: tuple[Stuck, Engine]) ->
     while engine.busy:
         time.sleep(0.02)
     engine.check()
+
+
+def test_rounds_that_hang_are_found_out_and_their_death_is_everybody_s(
+    stuck: tuple[Stuck, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those inside, and those whose turn to be let in never came."""
+    _, engine = stuck
+    rounds: Any = StuckRounds()
+    monkeypatch.setattr(engine, "_rounds", rounds)
+    search = Search(make_tree(1, 9), 2, 0.0, True)
+    ids = np.arange(4)
+
+    async def all_fail() -> None:
+        asked = [
+            asyncio.create_task(engine.beams(search, Written(ids[:0], ids[:0]), Written(ids, ids), Usage()))
+            for _ in range(3)
+        ]
+        with pytest.raises(EngineDied, match="hangs"):
+            while True:
+                await asyncio.sleep(0.02)
+                engine.check()
+        late = asyncio.create_task(
+            engine.rollout(
+                Prompt(torch.zeros(4, 2), ids, base=4),
+                Asked(tree=Path("nowhere"), node=0, limit=2, wide=4),
+                Usage(),
+            )
+        )
+        with pytest.raises(EngineDied, match="hangs"):
+            await late
+        rounds.goes_on.set()
+        for outcome in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(outcome, EngineDied) and "illegal memory access" in str(outcome)
+
+    asyncio.run(asyncio.wait_for(all_fail(), 30))
+    with pytest.raises(EngineDied, match="has stopped"):
+        engine.check()
