@@ -39,9 +39,10 @@ def _single(first: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
     levels = [0, 1]
     while levels[-1] < len(first) - 1:
         levels.append(int(first[levels[-1]]))
-    fan = np.diff(first)
-    single = fan == 0
+    single = np.empty(len(first) - 1, np.bool_)
     for low, end in reversed(list(pairwise(levels))):
-        chain = low + np.flatnonzero(fan[low:end] == 1)
+        fan = np.diff(first[low : end + 1])
+        single[low:end] = fan == 0
+        chain = low + np.flatnonzero(fan == 1)
         single[chain] = single[first[chain]]
     return single
