@@ -130,7 +130,7 @@ NONSENSE: dict[str, list[Any]] = {
     "retrieve.demonstrations": [-1], "retrieve.sets": [-1], "retrieve.own": [-1],
     "retrieve.mention_weight": [-1], "retrieve.image_weight": [-1], "retrieve.words": [-0.1],
     "generate.beams": [0, -5], "generate.requests": [0], "generate.length_penalty": [-1, ENDLESS],
-    "generate.columns": [-1], "generate.arena": [0, 1.0, NOT_A_NUMBER],
+    "generate.columns": [0], "generate.arena": [0, 1.0, NOT_A_NUMBER],
     "generate.prior_weight": [-0.1], "generate.neighbours": [1.5, -0.5, NOT_A_NUMBER],
     "generate.nil_threshold": [7, -1], "generate.length": [0], "generate.tensor_parallel": [0],
     "generate.cache_gib": [0, -1], "generate.gpu_memory": [7, 0, NOT_A_NUMBER], "generate.block": [0],

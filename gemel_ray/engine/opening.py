@@ -14,7 +14,6 @@ from gemel_ray.engine.proof import prove
 from gemel_ray.engine.rollouts import Rollouts
 from gemel_ray.engine.rounds import Rounds
 from gemel_ray.engine.seam import Refused, Seam, give_back, reserve, seam
-from gemel_ray.engine.vllm_engine import columns_of
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -49,8 +48,8 @@ def _tried(met: Seam, blocks: list[int], options: EngineOptions, try_: Callable[
     """Rounds that have been tried; on a GPU with CUDA graphs, or else without."""
 
     def made(replayed: bool) -> Rounds:
-        columns = columns_of(options, met.device.type)
-        rounds = Rounds(met, Arena(blocks, met.block), columns, options.beams, replayed=replayed)
+        arena = Arena(blocks, met.block)
+        rounds = Rounds(met, arena, options.columns, options.beams, replayed=replayed)
         try_(rounds)
         return rounds
 

@@ -52,7 +52,7 @@ class EngineOptions:
     length: int = 4096  # of a prompt and its name, at most; less where the model takes less
     rounds: Literal["auto", "always", "never"] = "auto"  # see opening.py
     arena: float = 0.6  # share of the cache that rounds have to themselves
-    columns: int = 0  # mentions searched at once in rounds; 0: as columns_of says
+    columns: int = 64  # mentions searched at once in rounds
     beams: int = 5  # of each
 
 
@@ -64,11 +64,6 @@ class Step:
     log_probs: tuple[float, ...]
 
 
-def columns_of(options: EngineOptions, device: str) -> int:
-    """Mentions searched at once in rounds. A GPU is full with some hundred rows, a CPU with few."""
-    return options.columns or (64 if device == "cpu" else 256)
-
-
 def start(options: EngineOptions) -> LLMEngine:
     """A started engine. Its model runner decides which interface the constraint has to have."""
     for name, value in _ENVIRONMENT.items():
@@ -77,10 +72,6 @@ def start(options: EngineOptions) -> LLMEngine:
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         _compile_nothing()
-
-    # A GPU's attention has room for so many rows: one pass is to hold all beams.
-    beams = columns_of(options, "cuda") * (options.beams + 1) if on_gpu and options.rounds != "never" else 0
-    sequences = max(options.sequences, beams)
 
     from vllm.config import KVTransferConfig
     from vllm.engine.arg_utils import EngineArgs
@@ -97,8 +88,8 @@ def start(options: EngineOptions) -> LLMEngine:
         enforce_eager=not on_gpu,
         compilation_config=_graphs(options.sequences) if on_gpu else {},  # type: ignore[arg-type]
         block_size=options.block,  # type: ignore[arg-type]
-        max_num_batched_tokens=max(options.batch_tokens, sequences),
-        max_num_seqs=sequences,
+        max_num_batched_tokens=max(options.batch_tokens, options.sequences),
+        max_num_seqs=options.sequences,
         max_model_len=min(options.length, longest_context(options.model)),
         gpu_memory_utilization=options.gpu_memory,
         max_logprobs=-1,  # exact search asks for whole nodes where it has to

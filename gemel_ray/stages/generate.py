@@ -58,7 +58,7 @@ class Generate(Stage):
     batch_tokens: int = setting(2048, at_least=1, unit="tokens", machine=True)
     sequences: int = setting(256, at_least=1, unit="sequences", machine=True)
     rounds: Literal["auto", "always", "never"] = setting("auto", machine=True)
-    columns: int = setting(0, at_least=0, unit="mentions", machine=True)
+    columns: int = setting(64, at_least=1, unit="mentions", machine=True)
     arena: float = setting(0.6, above=0, at_most=0.95, unit="share of the cache", machine=True)
 
     def __post_init__(self) -> None:
