@@ -12,17 +12,23 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from s3 import BUCKET, Server, serving, silent, use
 
 from gemel_ray import stores
 from gemel_ray.cli import main
 from gemel_ray.config import Config
+from gemel_ray.job import results
+from gemel_ray.job.manifest import write_manifest
+from gemel_ray.job.page import write_page
+from gemel_ray.job.record import Record, counted
 from gemel_ray.knowledge import bringing
 from gemel_ray.knowledge.bringing import Shared, brought
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.object_folder import folder_at
 from gemel_ray.readers import documents, files
+from gemel_ray.records import LINK
 from gemel_ray.storage import Folder
 from gemel_ray.stores import StoreError
 
@@ -337,3 +343,35 @@ def test_a_folder_of_a_store_says_what_is_wrong_with_it(
     use(monkeypatch, server.environment)
     with pytest.raises(OSError, match="bucket"):
         folder_at("s3://nobodys/out").write("a", b"")
+
+
+# A job's output
+
+
+def test_what_a_job_leaves_in_a_store_is_shown_and_judged(
+    server: Server,
+    capsys: pytest.CaptureFixture[str],
+    config: Config,
+    workspace_folder: Path,
+) -> None:
+    """The job itself is in test_job_stores.py."""
+    mention = {"start": 0, "end": 5, "target": "Adobe"}
+    gold = json.dumps({"id": "d", "text": "Adobe opened a shop.", "mentions": [mention]})
+    source, output = server.put("left/in.jsonl", gold.encode()), f"s3://{BUCKET}/left/out"
+    run = results.prepare(output)
+    base = dict.fromkeys(LINK.names) | {"document_id": "d", "mention": "Adobe", "status": "linked"}
+    row = base | {"mention_id": "0-5", "start": 0, "end": 5, "entity": "Adobe", "entity_id": "adobe"}
+    rows = pa.Table.from_pylist([row], LINK).append_column("source", [[f"{source}:1"]])
+    results.write(rows, output, run)
+    told = Record(output, 1, 0)
+    told.add(counted(rows))
+    manifest = write_manifest(config, workspace_folder, [source], told, "0")
+    write_page(output)
+    assert json.loads(server.get("left/out/manifest.json")) == json.loads(json.dumps(manifest))
+    assert manifest["statuses"] == {"linked": 1}
+    assert json.loads(server.get("left/out/progress.json"))["state"] == "finished"
+    page = server.get("left/out/report.html").decode()
+    assert "<title>gemel-ray link: out</title>" in page
+    assert "Adobe" in page
+    assert main(["evaluate", output, "--gold", source, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemel_ray.arguments import Parser, place
 from gemel_ray.commands import say
+
+if TYPE_CHECKING:
+    from gemel_ray.object_folder import Place
 
 
 def add(verb: Parser) -> None:
@@ -41,10 +45,11 @@ def add(verb: Parser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.evaluation import compare, evaluate, known
     from gemel_ray.evaluation.table import compared
+    from gemel_ray.job.manifest import read_manifest
     from gemel_ray.readers import files
     from gemel_ray.report import write_report
 
-    made = manifest(options.links)
+    made = read_manifest(options.links)
     gold = files(options.gold) if options.gold else own_gold(made, options.links)
     targets = _targets(options, made)
     found = evaluate(options.links, gold, known(files(options.train), _entities(options)), targets)
@@ -60,16 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def manifest(output: Path) -> dict[str, Any]:
-    """What a job says of itself; nothing where it has not finished."""
-    try:
-        said: dict[str, Any] = json.loads((output / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return said
-
-
-def own_gold(made: dict[str, Any], output: Path) -> list[str]:
+def own_gold(made: dict[str, Any], output: Place) -> list[str]:
     """The input of the job that wrote `output`. Raises ValueError where it cannot be had."""
     from gemel_ray.readers import files
 
@@ -97,9 +93,18 @@ def _targets(options: argparse.Namespace, made: dict[str, Any]) -> Any:
         inside = versions.current_folder(options.workspace)
     else:
         used = made.get("workspace", {})
-        inside = versions.folder(Path(used.get("path", "")), used.get("knowledge", versions.FIRST))
+        inside = versions.folder(_still_there(used.get("path", "")), used.get("knowledge", versions.FIRST))
     file = inside / "entities.arrow"
     return Targets(Entities.open(file).pairs()) if options.workspace or file.is_file() else None
+
+
+def _still_there(workspace: str) -> Path:
+    """The folder of a workspace, which holds nothing where that is gone."""
+    from gemel_ray.knowledge.bringing import brought
+
+    with suppress(OSError):
+        return brought(workspace, say)
+    return Path()
 
 
 def _entities(options: argparse.Namespace) -> Iterable[Any]:

@@ -6,17 +6,15 @@ between runs on other knowledge, or on other mentions, says nothing about models
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from gemel_ray.evaluation.evaluate import Evaluation
 from gemel_ray.evaluation.figures import difference, headline
 from gemel_ray.evaluation.judged import Judged, Row
-from gemel_ray.object_folder import Place, folder_at
+from gemel_ray.job.manifest import read_manifest
 
 _MISSING = object()
 
@@ -79,7 +77,7 @@ def compare(ours: Evaluation, theirs: Evaluation) -> Comparison:
         raise ValueError(
             f"{ours.output} and {theirs.output} have no gold mention in common: nothing to compare"
         )
-    first, second = _manifest(ours.output), _manifest(theirs.output)
+    first, second = (read_manifest(run.output) if run.output else {} for run in (ours, theirs))
     notes = [*_mentions(ours, theirs, len(both)), *_fingerprints(ours, theirs)]
     if ours.fingerprints != theirs.fingerprints:
         notes += _knowledge(first, second)
@@ -113,14 +111,6 @@ def _fingerprints(ours: Evaluation, theirs: Evaluation) -> Iterator[str]:
             yield f"the {name} run's links have {len(run.fingerprints)} fingerprints: it is no single run"
     if ours.fingerprints == theirs.fingerprints and len(ours.fingerprints) == 1:
         yield "both runs have the same fingerprint: configuration, models and knowledge are the same"
-
-
-def _manifest(output: Place | None) -> Row:
-    try:
-        found = json.loads(folder_at(output or Path()).read("manifest.json"))
-    except (OSError, ValueError):  # a run that was stopped has none
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _apart(first: Any, second: Any, path: str = "") -> Iterator[tuple[str, list[Any]]]:

@@ -13,6 +13,7 @@ from gemel_ray.job import results
 from gemel_ray.job.record import Record
 from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.workspace import read_facts
+from gemel_ray.object_folder import Place, folder_at
 
 _PACKAGES = ("gemel-ray", "ray", "torch", "transformers", "open_clip_torch", "qdrant-edge-py")
 
@@ -39,3 +40,12 @@ def write_manifest(
     }
     told.output.write("manifest.json", json.dumps(manifest, indent=2).encode())
     return manifest
+
+
+def read_manifest(output: Place) -> dict[str, Any]:
+    """What a job says of itself; nothing where it has not finished."""
+    try:
+        said = json.loads(folder_at(output).read("manifest.json"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
