@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 def add(verb: Parser) -> None:
     """Link documents: the offline job on Ray Data. Run again, it does what is missing.
 
-    INPUT: JSON lines or Parquet files (or folders of them) with id, text, image (path, URL or bytes) and
-    mentions ([{start, end}]; without them the knowledge base's names are looked for), lines in the official
-    GEMEL form, released captions (caption, url), WebDataset shards, or what img2dataset wrote: paths or
-    addresses (s3://...), with * and {00000..00099}. Results: OUTPUT/links/*.parquet, one row a mention,
+    INPUT: JSON, CSV, Parquet or Arrow files (or folders of them) with id, text, image (path, URL or bytes)
+    and mentions ([{start, end}]; without them the knowledge base's names are looked for), rows in the form of
+    GEMEL, KILT or another data set, released captions (caption, url), WebDataset shards, or what img2dataset
+    wrote: paths or addresses (s3://...), with * and {00000..00099}; docs/inputs.md has all that is read.
+    What is passed over or not read is said. Results: OUTPUT/links/*.parquet, one row a mention,
     OUTPUT/manifest.json, and OUTPUT/report.html to look at; while it goes, OUTPUT/progress.json. Exit status:
     0, or 1 when every row is an error.
 

@@ -14,7 +14,9 @@ from gemel_ray.readers.opening import PACKED, encoding, lines, opened
 from gemel_ray.readers.shards import SHARDS, tar_rows
 from gemel_ray.readers.whole import whole_rows
 
-JSON = tuple(kind + packed for kind in (".json", ".jsonl", ".ndjson", ".jl") for packed in PACKED)
+JSON = tuple(
+    kind + packed for kind in (".json", ".jsonl", ".ndjson", ".jl", ".jsonlines") for packed in PACKED
+)
 _HEAD = 2**16
 _ARRAY = re.compile(r"\s*\[\s*[\[{]")
 _OBJECT = re.compile(r"\s*\{")

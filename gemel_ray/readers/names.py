@@ -10,12 +10,13 @@ TEXTS = (
     "text", "caption", "TEXT", "alt_text", "Text", "Caption", "CAPTION", "txt", "alttext", "altText", "alt",
     "caption_str", "image_caption", "raw_caption", "caption_reference_description",
     "caption_alt_text_description", "caption_attribution_description", "original_caption", "org_caption",
-    "captions", "sentences", "description", "image_description", "photo_description",
+    "captions", "sentences", "description", "image_description", "photo_description", "ai_description",
 )  # fmt: skip
 OURS = {"id", "key", "mentions", "image_key", "status", "error_message"}
 RELEASED = {"mention", "target", "golden", "type", "start", "end", "img_name", "img_url", "sentence",
             "entities", "answer", "imgPath", "img_list", "spans", "ents", "label", "labels", "targets",
-            "target_id", "target_ids", "answers", "qids"}  # fmt: skip
+            "target_id", "target_ids", "answers", "qids", "context_left", "context_right", "input", "output",
+            "label_title", "Wikipedia_title", "entity_title", "context_document_id"}  # fmt: skip
 # What stands beside the url of a picture, and not of a page.
 SIZES = {"width", "height", "WIDTH", "HEIGHT", "original_width", "original_height", "image_phash", "sha256",
          "similarity", "clip_similarity_vitb32"}  # fmt: skip
@@ -38,6 +39,11 @@ def names_picture(name: str) -> bool:
 def may_name_picture(name: str) -> bool:
     """Whether its value is a picture where it looks like one: file_name, media, url."""
     return names_picture(name) or bool(_LIKELY.fullmatch(_letters(name)))
+
+
+def plainness(name: str) -> bool:
+    """For sorting: what is called an image comes before what is called a photo, whose page may be meant."""
+    return "im" not in _letters(name)
 
 
 def ends_as_picture(value: str) -> bool:

@@ -93,7 +93,10 @@ def _sentence(item: Any) -> Any:
 def _picture(raw: Row, at: Place, *, pair: bool) -> tuple[Row, str]:
     """The picture's columns, and its field. Raises BadRecord for one that img2dataset could not get."""
     field = field_of(raw, pair=pair) or ""
-    picture = columns_of(raw.get(field), field, at)
+    value = raw.get(field)
+    if field == "filename" and isinstance(folder := raw.get("filepath"), str):  # Karpathy's splits
+        value = f"{folder}/{value}"
+    picture = columns_of(value, field, at)
     status = raw.get("status")
     if "image" in picture or not isinstance(status, str) or "key" not in raw:
         return picture, field

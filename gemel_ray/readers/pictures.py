@@ -17,7 +17,7 @@ import fsspec
 
 from gemel_ray.readers.fields import BadRecord, Row, sound
 from gemel_ray.readers.inline import inline, is_picture, looks_base64, looks_bytes
-from gemel_ray.readers.names import ends_as_picture, may_name_picture, names_picture
+from gemel_ray.readers.names import ends_as_picture, may_name_picture, names_picture, plainness
 
 # Where releases keep pictures: beside the file, or in folders so named (MIMIC, MELBench, WikiDiverse).
 _NOTHING = ("", "nan", "none", "null", "<na>")  # as tables spell it
@@ -78,7 +78,7 @@ def field_of(raw: Mapping[str, Any], *, pair: bool) -> str | None:
     if not is_nothing(raw.get("image")):
         return "image"
     named = [name for name, value in raw.items() if may_name_picture(name) and not is_nothing(value)]
-    certain = [name for name in named if names_picture(name)]
+    certain = sorted(filter(names_picture, named), key=plainness)
     for names, fits in ((certain, _holds_bytes), (certain, looks), (named, looks)):
         if found := next((name for name in names if fits(raw[name])), None):
             return found

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from gemel_ray.readers import melbench, official, own, wikidiverse
+from gemel_ray.readers import context, melbench, official, own, wikidiverse
 from gemel_ray.readers.again import Unreachable, steady_rows
 from gemel_ray.readers.fields import BadRecord, Row, identity, plain
 from gemel_ray.readers.names import TEXTS, names_picture
@@ -20,7 +20,7 @@ BATCH = 256
 _HELD = 64 * 2**20  # bytes of pictures in one table
 _NEEDED = ("mentions", "mention", "sentence")
 REST = "rest"  # in place of a row's number: what of a file could not be had, and may be another time
-_FORMS = (wikidiverse, melbench, official, own)  # the first that fits
+_FORMS = (wikidiverse, melbench, context, official, own)  # the first that fits
 
 
 def documents(address: str, *, fetch_official_images: bool = False, batch: int = BATCH) -> Iterator[pa.Table]:
