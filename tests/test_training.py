@@ -157,6 +157,24 @@ def test_finished_says_so_and_other_settings_start_anew_but_encode_nothing(
     assert sum(encoded) == 2 * pictures, "other prompts are other examples"
 
 
+def test_no_training_begins_behind_a_mapper_that_says_nothing(undisturbed: list[dict[str, float]]) -> None:
+    """On this language model, of random weights, the undamped ridge is worse than zeros."""
+    first = undisturbed[0]
+    assert first["dev_loss"] <= first["dev_loss_zero"]
+    assert {"dev_loss_without", "accuracy_without", "accuracy_zero"} <= first.keys()
+
+
+def test_a_mapper_worse_than_no_pictures_is_not_put_into_the_workspace(workspace: Path) -> None:
+    """One vector by chance, not trained, says less than nothing."""
+    said: list[str] = []
+    settings = ("train.start=random", "train.epochs=0", "train.prefix=1", "train.decode_every=0")
+    best = trained(workspace, *settings, say=said.append)
+    assert best["dev_loss"] > points(workspace)[0]["dev_loss_without"]
+    assert any("NONE is put into" in line and "without pictures" in line for line in said), said
+    assert not (workspace / "mapper.safetensors").exists()
+    assert (workspace / "training" / "best.safetensors").exists()
+
+
 def test_patience_ends_it(workspace: Path) -> None:
     trained(workspace, "train.learning_rate=0", "train.look=1", "train.patience=2", "train.decode_every=0")
     assert [p["step"] for p in points(workspace)] == [0, 1, 2]

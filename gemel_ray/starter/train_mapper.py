@@ -6,8 +6,8 @@ The shipped one is of train.epochs=1, train.learning_rate=0.001, train.look=20 a
 steps in 10 minutes on two cores. Trains without demonstrations: then only the prefix can tell the brand, and
 a step is short. Before and after, the test's mentions are decoded with their own picture, with another's and
 without, with and without demonstrations (which are retrieved by the right picture in each case: only the
-query's prefix changes). FOLDER/workspace/mapper.safetensors is the result; whether it takes the place of the
-shipped one is for people to decide by the figures. Killed, the same command goes on.
+query's prefix changes). FOLDER/workspace/training/best.safetensors is the result; whether it takes the place
+of the shipped one is for people to decide by the figures. Killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(folder: Path, settings: Sequence[str], mentions: int) -> None:
         train(untrained, *files, workspace, _say)
         shutil.copytree(workspace / "training", start)
     train(config, *files, workspace, _say)
-    mappers = {"start": start / "best.safetensors", "trained": workspace / "mapper.safetensors"}
+    mappers = {"start": start / "best.safetensors", "trained": workspace / "training" / "best.safetensors"}
     model = language_model(str(Workspace.open(workspace, config).language_model), config.train, "cpu")
     share_beginnings(model, FeatureMapper.load(mappers["start"])[0])
     for demonstrations in (0, 4):

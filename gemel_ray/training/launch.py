@@ -23,11 +23,13 @@ from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.training import checkpoint
 from gemel_ray.training.checkpoint import Point
+from gemel_ray.training.dev import NOTHING, better_than, told
 from gemel_ray.training.examples import Examples, prepared
 from gemel_ray.training.loop import BEST, CHECKPOINT, Task, run
 from gemel_ray.training.team import Team
 
 Say = Callable[[str], None]
+_CURVES = 2  # a curve of an earlier program is not gone on with: 2 looks at what doing nothing does
 
 
 def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder: Path, say: Say) -> Point:
@@ -55,17 +57,30 @@ def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder
         best = found.best
     else:
         best = _run(task, say)
-    storage.write(folder / "mapper.safetensors", (task.folder / BEST).read_bytes())
-    accuracy = f", accuracy {best['accuracy']:.1%}" if "accuracy" in best else ""
-    say(f"the mapper of step {best['step']:.0f} is in {folder}: dev loss {best['dev_loss']:.3f}{accuracy}")
+    state = checkpoint.load(task.folder / CHECKPOINT)
+    assert state is not None
+    _keep(task, folder, best, state.points[0], say)
     return best
+
+
+def _keep(task: Task, folder: Path, best: Point, first: Point, say: Say) -> None:
+    """Put the best mapper into the workspace, unless doing nothing was better."""
+    found = f"the best mapper is that of step {best['step']:.0f}, {told(best)}"
+    if (nothing := better_than(best, first)) is not None:
+        say(
+            f"{found}. NONE is put into {folder}: {NOTHING[nothing]} it was {told(first, '_' + nothing)}. "
+            f"{task.folder / BEST} has it all the same; other examples or settings may teach more"
+        )
+        return
+    storage.write(folder / "mapper.safetensors", (task.folder / BEST).read_bytes())
+    say(f"{found}; it is in {folder}")
 
 
 def _task(config: Config, workspace: Workspace, examples: Examples, dev: Examples) -> Task:
     options = config.train
     chosen = random.Random(options.seed).sample(range(len(dev)), min(options.dev_mentions, len(dev)))
     meaning = {f.name: getattr(options, f.name) for f in fields(options) if "machine" not in f.metadata}
-    facts = json.dumps([meaning, examples.key, dev.key], sort_keys=True)
+    facts = json.dumps([_CURVES, meaning, examples.key, dev.key], sort_keys=True)
     fingerprint = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
     folder = workspace.folder.resolve()
     train, dev_made = (folder / "cache" / made.key for made in (examples, dev))

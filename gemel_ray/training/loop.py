@@ -20,12 +20,12 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.training import checkpoint, curve
 from gemel_ray.training.checkpoint import Point, State
-from gemel_ray.training.decoding import decode
+from gemel_ray.training.dev import NOTHING, Dev, order, told
 from gemel_ray.training.examples import Example, Examples
 from gemel_ray.training.frozen import language_model, peak_memory
-from gemel_ray.training.losses import item_losses, losses, share_beginnings, trained_length
+from gemel_ray.training.losses import losses, share_beginnings, trained_length
 from gemel_ray.training.team import Team, batch_of
-from gemel_ray.training.warm_start import ridge_start
+from gemel_ray.training.warm_start import best_start
 
 Say = Callable[[str], None]
 CHECKPOINT, BEST = "checkpoint.pt", "best.safetensors"
@@ -68,13 +68,14 @@ class Loop:
         bank = self.workspace.bank
         self.examples = Examples(task.train, bank)
         dev = Examples(task.dev, bank)
-        self.dev = sorted((dev[i] for i in task.dev_chosen), key=lambda e: len(e.prompt))
+        chosen = sorted((dev[i] for i in task.dev_chosen), key=lambda e: len(e.prompt))
         self.model: Any = language_model(self.workspace.language_model, self.options, device)
         width = self.model.get_input_embeddings().weight.shape[1]
         feature = self.examples.queries.shape[1]
         self.mapper = FeatureMapper(feature, self.options.prefix, width, self.options.hidden).to(device)
         if why := share_beginnings(self.model, self.mapper):
             self._tell(f"every prompt is computed whole, slowly: the language model has {why}")
+        self.dev = Dev(self.model, self.workspace.tree, chosen, team, self.options.tokens)
         self.optimiser = optimiser(self.mapper, self.options)
         a_pass = -(-len(self.examples) // self.options.batch)
         self.steps = round(self.options.epochs * a_pass)
@@ -89,12 +90,14 @@ class Loop:
             self._restore(found.weights)
             self._tell(f"going on from step {found.step} of {self.steps}")
         elif self.options.start == "ridge":
-            ridge_start(self.mapper, self.model, self.examples, self.options.ridge)
+            best_start(self.mapper, self.dev, self.model, self.examples, self.options, self._tell)
         self.team.same([p.data for p in self.mapper.parameters()])
         self.logs = curve.Logs(self.task.folder / "logs", self.state.step) if self.team.rank == 0 else None
         self.began, self.first = time.monotonic(), self.state.step
         if not self.state.points:
-            self.look({"step": 0})
+            nothing = self.dev.nothing(self.mapper, decoded=self.options.decode_every > 0)
+            self._tell("; ".join(f"{words}: {told(nothing, '_' + name)}" for name, words in NOTHING.items()))
+            self.look({"step": 0, **nothing})
 
     def step(self) -> None:
         """One optimiser step on one batch."""
@@ -118,11 +121,11 @@ class Loop:
         """Measure on the dev set, keep the mapper if it is the best, write the checkpoint."""
         state = self.state
         self.model.eval()
-        point["dev_loss"] = self._dev_loss()
+        point["dev_loss"] = self.dev.loss(self.mapper)
         state.idle = 0 if point["dev_loss"] < state.lowest else state.idle + 1
         state.lowest = min(state.lowest, point["dev_loss"])
         if self.options.decode_every and (self._decodes() or self._stops()):
-            point["accuracy"] = self._accuracy()
+            point["accuracy"] = self.dev.accuracy(self.mapper)
         better = self._better(point)
         if better:
             state.best, state.idle = dict(point), 0
@@ -160,21 +163,6 @@ class Loop:
                 weight.grad = part.view_as(weight)
         return total.item()
 
-    def _dev_loss(self) -> float:
-        """The mean of the dev examples' losses."""
-        share = self.team.share(self.dev)
-        found = item_losses(self.model, self.mapper, share, tokens=self.options.tokens)
-        total = self.team.sum(torch.tensor([sum(found)], dtype=torch.float64, device=self.model.device))
-        return total.item() / len(self.dev)
-
-    def _accuracy(self) -> float:
-        share = self.team.share(self.dev)
-        tree = self.workspace.tree
-        answers = decode(self.model, self.mapper, tree, share, tokens=self.options.tokens)
-        right = sum(a == e.target for a, e in zip(answers, share, strict=True))
-        total = self.team.sum(torch.tensor([right], dtype=torch.float64, device=self.model.device))
-        return total.item() / len(self.dev)
-
     def _decodes(self) -> bool:
         return self.options.decode_every > 0 and self.state.step % self.options.decode_every == 0
 
@@ -186,10 +174,7 @@ class Loop:
         best = self.state.best
         if self.options.decode_every and "accuracy" not in point:
             return False
-        return not best or (point.get("accuracy", 0.0), -point["dev_loss"]) > (
-            best.get("accuracy", 0.0),
-            -best["dev_loss"],
-        )
+        return not best or order(point) > order(best)
 
     def _keep(self, point: Point) -> None:
         self.state.points.append(point)

@@ -7,13 +7,18 @@ training.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+from gemel_ray.config import Train
 from gemel_ray.models.mapper import FeatureMapper
+from gemel_ray.training.dev import Dev, order, told, zeros
 from gemel_ray.training.examples import Examples
+
+_DAMPED = (1, 100, 10_000)  # times train.ridge
 
 
 @torch.no_grad()
@@ -37,3 +42,23 @@ def ridge_start(mapper: FeatureMapper, model: Any, examples: Examples, ridge: fl
     weight = torch.linalg.solve(damped, centred.T @ (wanted - mean)).T
     mapper.linear.weight.copy_(weight)
     mapper.linear.bias.copy_(mean - weight @ middle)
+
+
+def best_start(
+    mapper: FeatureMapper,
+    dev: Dev,
+    model: Any,
+    examples: Examples,
+    options: Train,
+    say: Callable[[str], None],
+) -> None:
+    """Set the mapper to what does best on the dev set: the ridge, the same damped more (few examples of many
+    features say too much), or zeros, so that no training begins behind a mapper that says nothing."""
+    tried = {"zeros": zeros(mapper)}
+    for ridge in (options.ridge * more for more in _DAMPED):
+        tried[f"ridge {ridge:g}"] = made = zeros(mapper)
+        ridge_start(made, model, examples, ridge)
+    looks = {name: dev.look(made, decoded=options.decode_every > 0) for name, made in tried.items()}
+    best = max(looks, key=lambda name: order(looks[name]))
+    mapper.load_state_dict(tried[best].state_dict())
+    say(f"to begin with: {best}; tried " + "; ".join(f"{name}: {told(look)}" for name, look in looks.items()))
