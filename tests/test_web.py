@@ -114,6 +114,18 @@ def url(server: Any, path: str, host: str = "pictures.test") -> str:
         "64:ff9b::a9fe:a9fe",
         "2002:7f00:1::",
         "2001:db8::1",
+        "192.0.0.9",
+        "192.0.0.192",
+        "192.88.99.1",
+        "3fff::1",
+        "5f00::1",
+        "2001::1",
+        "2001:20::1",
+        "2002:5db8:d822::1",
+        "100::1",
+        "64:ff9b:1::1",
+        "::5db8:d822",
+        "4000::1",
     ],
 )
 def test_addresses_that_are_not_public(address: str) -> None:

@@ -7,10 +7,11 @@ refused by name, before anything of it runs. Knows nothing of what the files mea
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def read_pickle(path: Path) -> Any:
     """What `path` holds. ValueError, naming the file and what is wrong or refused."""
     try:
         with path.open("rb") as file:
-            return _Plain(file).load()
+            return _Plain(_Bounded(file)).load()
     except OSError as fault:
         raise ValueError(f"cannot read {path}: {fault.strerror}") from fault
     except Refused as reason:
@@ -48,11 +49,39 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+class _Bounded:
+    """A file that is asked for no more than it has."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size = file, os.fstat(file.fileno()).st_size
+        self.readline = file.readline
+
+    def read(self, number: int) -> bytes:
+        if number > self.size:
+            raise Refused(f"it claims to hold {number:,} bytes in a file of {self.size:,}")
+        return self.file.read(number)
+
+
 class Refused(Exception):
     """What the pickle wanted."""
 
 
-class _Plain(pickle.Unpickler):
+class _Plain(pickle._Unpickler):  # type: ignore[name-defined]
+    """The reader that is written in Python: the other one makes a table as long as the greatest number that a
+    pickle gives an object, and room for as many bytes as it claims to hold."""
+
+    append: Any  # the two that `load` sets
+    read: Any
+
+    def _bytearray(self) -> None:
+        """Read before there is memory for it, not after."""
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,  # type: ignore[attr-defined]
+        pickle.BYTEARRAY8[0]: _bytearray,
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy._core", "numpy.core")  # its name from numpy 2 on
         try:

@@ -27,8 +27,7 @@ from gemel_ray.models.pixels import rgb, upright
 # of one together it takes 64 MiB.
 _METADATA = 32 * 2**20
 PngImagePlugin.MAX_TEXT_CHUNK = _METADATA
-
-
+_COSTLY = {"AVIF": 16, "WEBP": 16}  # decoded beside the picture that Pillow makes of it
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
@@ -37,7 +36,7 @@ def read_image(
 ) -> Image.Image:
     """The picture in `data`, else the one at `address`: RGB, upright, on white, its first frame.
 
-    address: a local path, file://, http(s):// or another fsspec address (s3://...).
+    address: a local path, file://, http(s):// or one of `limits.stores` (s3://...).
     target: the model's input side; a JPEG far larger is decoded at a reduced scale,
     never to less than twice the target on either side.
     Raises ImageError, whatever is wrong with the image.
@@ -77,6 +76,8 @@ def fetch(address: str | None, limits: ImageLimits) -> bytes:
         return read_file(Path(request.url2pathname(slash + path)), limits)
     if scheme in ("http", "https"):
         return read_http(address, limits)
+    if scheme not in limits.stores:  # fsspec knows many more, some lead to any host
+        raise ImageError(f"pictures are not read by {scheme}:// (encode.stores)")
     return read_remote(address, limits)
 
 
@@ -113,6 +114,8 @@ def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
             image: Image.Image = Image.open(BytesIO(data), formats=formats(data))
             if image.width * image.height > limits.pixels:
                 raise ImageError(too_large)
+            if image.width * image.height * _bytes(image) > limits.decoded:
+                raise ImageError(f"it would take more than {limits.decoded:,} bytes to decode")
             _worth_it(image.size, limits)
             if target is not None:
                 image.draft(None, (2 * target, 2 * target))
@@ -129,6 +132,11 @@ def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
             raise ImageError(f"its metadata is larger than {_METADATA:,} bytes: write it without") from error
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise ImageError("it is cut short" if cut else f"it is damaged ({reason(error)})") from error
+
+
+def _bytes(image: Image.Image) -> int:
+    """Of memory for each of its pixels, at the most while it is made RGB, as measured."""
+    return _COSTLY.get(image.format or "", 12 if image.mode[0] in "IF" else 8)
 
 
 def _worth_it(size: tuple[int, int], limits: ImageLimits) -> None:

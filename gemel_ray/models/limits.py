@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.error import URLError
 
+STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss")  # object stores, whose addresses name no host
+
 
 class ImageError(ValueError):
     """An image that cannot be had; the message names it and says why."""
@@ -26,14 +28,21 @@ class Filtered(ImageError):
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What one image may cost: declared pixels, encoded bytes, seconds of fetching over http; and what is
-    too little to be one: pixels of the shorter side, and how often that goes into the longer (0: any)."""
+    """What one image may cost: declared pixels, encoded bytes, seconds of fetching over http; what is too
+    little to be one: pixels of the shorter side, and how often that goes into the longer (0: any); and the
+    schemes of `stores` that are read."""
 
     pixels: int = 64_000_000
     bytes: int = 32 * 2**20
     seconds: float = 10.0
     smallest: int = 0
     aspect: float = 0.0
+    stores: tuple[str, ...] = STORES
+
+    @property
+    def decoded(self) -> int:
+        """Bytes in memory: what pixels of 8 bits take, so that the costlier kinds may have fewer."""
+        return 8 * self.pixels
 
 
 LIMITS = ImageLimits()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+_AT_ONCE = 2**20  # pixels
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,18 +36,31 @@ def rgb(image: Image.Image) -> Image.Image:
     if image.mode[0] in "IF":
         return eight_bits(image).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
+        return image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
     canvas = Image.new("RGB", image.size, "white")
     canvas.paste(image, mask=image)
     return canvas
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits, or of a range only its pixels tell, as mode L."""
+    """A grey picture of 16 bits, or of a range that only its pixels say, as mode L."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         return Image.fromarray((values >> 8).astype(np.uint8))
-    values = np.nan_to_num(values.astype(np.float64))
-    low, high = values.min(), values.max()
-    return Image.fromarray(((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
+    low = min(float(_finite(rows).min()) for rows in _bands(values))
+    high = max(float(_finite(rows).max()) for rows in _bands(values))
+    grey = np.empty(values.shape, np.uint8)
+    for rows, into in zip(_bands(values), _bands(grey), strict=True):
+        into[:] = (_finite(rows) - low) * (255 / max(high - low, 1e-9))
+    return Image.fromarray(grey)
+
+
+def _bands(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Some rows at a time: all of a large picture at once in 64 bits are gigabytes."""
+    step = max(1, _AT_ONCE // values.shape[1])
+    return (values[at : at + step] for at in range(0, len(values), step))
+
+
+def _finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    return np.nan_to_num(rows.astype(np.float64))

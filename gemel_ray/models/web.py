@@ -28,6 +28,18 @@ Address = IPv4Address | IPv6Address
 REDIRECTS = 5
 _MOVED = (301, 302, 303, 307, 308)
 _NAT64 = ip_network("64:ff9b::/96")
+# What is not everybody's, by IANA's registries of special addresses, written out: what `is_global` says of an
+# address changes from one Python to the next.
+_SPECIAL = [
+    ip_network(net)
+    for net in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+        "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15",
+        "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3",
+        "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",
+    )
+]  # fmt: skip
+_UNICAST = ip_network("2000::/3")  # all other IPv6 is special
 METADATA = {  # where clouds keep a machine's credentials, beside the link-local 169.254.0.0/16
     ip_address(place)
     for place in (
@@ -51,15 +63,12 @@ def resolved(host: str, port: int) -> list[Address]:
 def is_public(address: Address) -> bool:
     """Whether it can be reached by everybody: no private, loopback, link-local (cloud metadata), shared,
     reserved or multicast address, nor an IPv6 address that stands for such an IPv4 one."""
-    if isinstance(address, IPv6Address):
+    if address in _NAT64:
         held = inner(address)
-        if address in _NAT64 and held is not None:
-            return is_public(held)
-        if address.is_site_local or (held is not None and not is_public(held)):
-            return False
-    if address in METADATA:
+        return held is not None and is_public(held)
+    if address in METADATA or (isinstance(address, IPv6Address) and address not in _UNICAST):
         return False
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    return address.is_global and not any(address in net for net in _SPECIAL)
 
 
 def inner(address: Address) -> IPv4Address | None:

@@ -14,6 +14,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gemel_ray.readers import bounds
 from gemel_ray.readers.fields import BadRecord, Numbered, Row, plain
 from gemel_ray.readers.names import may_be_read, may_name_picture
 from gemel_ray.readers.pictures import looks
@@ -21,19 +22,18 @@ from gemel_ray.readers.pictures import looks
 PARQUET = (".parquet", ".pq", ".parq")
 ARROW = (".arrow", ".feather", ".ipc")
 NOT_READ = object()  # the value of a column that no form reads
-_BATCH = 256
 _PEEKED = 8  # rows in which a column of an unknown name is looked at for pictures
 
 
 def parquet_rows(address: str) -> Iterator[Numbered]:
     """The rows of a Parquet file."""
     with fsspec.open(address, "rb") as file:
-        source = pq.ParquetFile(file)
+        source = bounds.checked(pq.ParquetFile(file))
         names = list(dict.fromkeys(source.schema_arrow.names))
         known = [name for name in names if may_be_read(name)]
         others = [name for name in names if name not in known]
         known += _of_pictures(source, [name for name in others if _may_hold(source.schema_arrow, name)])
-        yield from _numbered(source.iter_batches(_BATCH, columns=known), known, names)
+        yield from _numbered(bounds.batches(file, source, known), known, names)
 
 
 def arrow_rows(address: str) -> Iterator[Numbered]:
@@ -47,9 +47,9 @@ def arrow_rows(address: str) -> Iterator[Numbered]:
         head = first.slice(0, _PEEKED)
         known = [name for name in names if may_be_read(name) or any(map(looks, _values(head, name)))]
         slices = (
-            batch.slice(at, _BATCH)
+            batch.slice(at, bounds.BATCH)
             for batch in chain([first], batches)
-            for at in range(0, len(batch), _BATCH)
+            for at in range(0, len(batch), bounds.BATCH)
         )
         yield from _numbered(slices, known, names)
 

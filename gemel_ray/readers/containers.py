@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from typing import IO
 
+from gemel_ray.readers import bounds
 from gemel_ray.readers.columnar import ARROW, PARQUET, arrow_rows, parquet_rows
 from gemel_ray.readers.delimited import TABLES, table_rows
 from gemel_ray.readers.fields import BadRecord, Numbered, plain
@@ -62,9 +64,9 @@ def is_whole(address: str) -> bool:
         return False
 
 
-def _has_more(file: Iterator[bytes]) -> bool:
+def _has_more(file: IO[bytes]) -> bool:
     """Whether anything stands behind the line that the file is in."""
-    return any(line.strip() for number, line in enumerate(file) if number)
+    return any(line.strip() for number, line in enumerate(bounds.lines(file)) if number)
 
 
 def _goes_on(line: str) -> bool:
@@ -89,6 +91,9 @@ def _is_json(line: str) -> bool:
 def _lines(address: str) -> Iterator[Numbered]:
     with opened(address) as file:
         for number, line in enumerate(lines(file), 1):
+            if len(line) > bounds.LINE:
+                yield number, BadRecord(f"line {number} has more than {bounds.LINE:,} bytes")
+                continue
             if not line.strip():
                 continue
             try:

@@ -11,6 +11,8 @@ import fsspec
 import pyarrow as pa
 from fsspec.compression import register_compression
 
+from gemel_ray.readers import bounds
+
 PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
 _MARKS = {  # UTF-32's first: UTF-16's is its beginning
     codecs.BOM_UTF32_LE: "utf-32",
@@ -45,15 +47,16 @@ def decoded(data: bytes) -> str:
 
 
 def lines(file: IO[bytes]) -> Iterator[bytes | str]:
-    """The lines of an opened file: bytes in UTF-8, or the text of UTF-16, as PowerShell writes it."""
-    first = file.readline()
+    """The lines of an opened file, cut as `bounds.lines` does: bytes in UTF-8, or the text of UTF-16, as
+    PowerShell writes it."""
+    first = next(bounds.lines(file), b"")
     kind = encoding(first)
     if kind.startswith("utf-8"):
         yield first.removeprefix(codecs.BOM_UTF8)
-        yield from file
+        yield from bounds.lines(file)
         return
     whole = io.BufferedReader(_Behind(first, file))
-    yield from io.TextIOWrapper(whole, kind, "surrogatepass", newline="\n")
+    yield from bounds.lines(io.TextIOWrapper(whole, kind, "surrogatepass", newline="\n"))
 
 
 class _Behind(io.RawIOBase):

@@ -17,7 +17,7 @@ from gemel_ray.readers.pictures import Place
 from gemel_ray.records import DOCUMENT
 
 BATCH = 256
-_HELD = 64 * 2**20  # bytes of pictures in one table
+_HELD = 64 * 2**20  # bytes of pictures and texts in one table
 _NEEDED = ("mentions", "mention", "sentence")
 REST = "rest"  # in place of a row's number: what of a file could not be had, and may be another time
 _FORMS = (wikidiverse, melbench, context, official, own)  # the first that fits
@@ -40,7 +40,7 @@ def documents(address: str, *, fetch_official_images: bool = False, batch: int =
             made.append(_row(PurePosixPath(address).name, f"{address}:{behind}", error=reason))
             break
         made.append(_document(raw, at, number))
-        held += len(made[-1]["image"] or b"")
+        held += len(made[-1]["image"] or b"") + len(made[-1]["text"] or "")
         if len(made) == batch or held > _HELD:
             yield pa.Table.from_pylist(made, DOCUMENT)
             made, held = [], 0

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from json import JSONDecoder
 from typing import Any
 
+from gemel_ray.readers import bounds
 from gemel_ray.readers.fields import BadRecord, Numbered, Row, plain
 from gemel_ray.readers.names import TEXTS
 from gemel_ray.readers.opening import decoded, opened
@@ -27,7 +28,7 @@ _decode = JSONDecoder().raw_decode
 def whole_rows(address: str) -> Iterator[Numbered]:
     """The document's rows, numbered from 1; what breaks off is a BadRecord after those before it."""
     with opened(address) as file:
-        text = decoded(file.read())
+        text = decoded(bounds.whole(file))
     number = 0
     try:
         for number, row in enumerate(_rows(text), 1):

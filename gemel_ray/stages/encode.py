@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from gemel_ray.models.fetching import Fetching, Manners, fetched
 from gemel_ray.models.images import image_bytes, is_web, read_image
-from gemel_ray.models.limits import ImageError, ImageLimits, told_of
+from gemel_ray.models.limits import STORES, ImageError, ImageLimits, told_of
 from gemel_ray.models.remembered import Remembered
 from gemel_ray.readers.unread import counted
 from gemel_ray.setting import DEVICE, setting
@@ -45,7 +45,7 @@ _SEEN = 100_000  # URLs remembered
 class Encode(Stage):
     """`batch`: pictures in one pass of CLIP; `threads`: pictures decoded at once; `cache`: pictures whose
     features the workspace keeps for later jobs; limits of one picture; `fetch`, `per_host`, `pause`,
-    `public_hosts`: of pictures by URL (models/fetching.py)."""
+    `public_hosts`: of pictures by URL (models/fetching.py); `stores`: other schemes that are read."""
 
     reads: ClassVar = ("image", "image_address", "image_key", "mentions", "unread", "unread_picture")
     writes: ClassVar = pa.schema(
@@ -68,6 +68,7 @@ class Encode(Stage):
     per_host: int = setting(4, at_least=1, unit="pictures", machine=True)
     pause: float = setting(0.0, at_least=0, unit="seconds", machine=True)
     public_hosts: bool = True
+    stores: tuple[str, ...] = STORES
 
     @property
     def manners(self) -> Manners:
@@ -78,7 +79,7 @@ class Encode(Stage):
     def limits(self) -> ImageLimits:
         """Of one picture, wherever it is read."""
         pixels, size = int(self.megapixels * 1e6), int(self.megabytes * 2**20)
-        return ImageLimits(pixels, size, self.seconds, self.smallest, self.aspect)
+        return ImageLimits(pixels, size, self.seconds, self.smallest, self.aspect, self.stores)
 
     def start(self, workspace: Workspace) -> Work:
         return _Encoding(self, workspace)
