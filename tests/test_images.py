@@ -290,7 +290,8 @@ def test_a_path_a_file_address_and_another_store_give_the_same(stored: Path) -> 
 def test_of_all_that_fsspec_knows_pictures_are_read_from_object_stores_alone(scheme: str) -> None:
     """webhdfs, ftp, sftp and others lead to any host, or to what this machine alone may read."""
     for spelled in (scheme, scheme.upper()):
-        assert "(encode.stores)" in refusal(None, f"{spelled}://127.0.0.1/a.png")
+        said = refusal(None, f"{spelled}://127.0.0.1/a.png")
+        assert "(encode.stores)" in said or "another scheme" in said
 
 
 def test_bytes_are_taken_before_the_address(stored: Path) -> None:

@@ -27,7 +27,7 @@ from gemel_ray.models.pixels import rgb, upright
 # of one together it takes 64 MiB.
 _METADATA = 32 * 2**20
 PngImagePlugin.MAX_TEXT_CHUNK = _METADATA
-_COSTLY = {"AVIF": 16, "WEBP": 16}  # decoded beside the picture that Pillow makes of it
+_COSTLY = {"AVIF": 16, "HEIF": 16, "WEBP": 16}  # decoded beside the picture that Pillow makes of it
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
