@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from gemel_ray.segments import OnlineSegment, SegmentOptions
 
@@ -23,3 +24,9 @@ def threads(asked: int, cpus: float, processes: int, address: str) -> int:
     or, on a Ray of our own, its share of the cores."""
     here = (os.cpu_count() or 1) // processes if address == "local" else 0
     return asked or max(1, here, int(cpus))
+
+
+def lean() -> None:
+    """To be called before a process imports its models' libraries: transformers imports scikit-learn where it
+    finds it, 1 to 3 seconds, for a way of generating that nothing here uses."""
+    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.config import Config, Input
-from gemel_ray.environment import variables
+from gemel_ray.environment import lean, variables
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
 from gemel_ray.job.attempts import Attempts
@@ -213,6 +213,7 @@ class _Actor:
         import ray
 
         self.opening, self.fault, self.node = opening, None, ray.get_runtime_context().get_node_id()
+        lean()
         try:
             self.worker = opening.worker(stages)
         except Exception as fault:

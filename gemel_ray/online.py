@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from gemel_ray.config import Config, load
 from gemel_ray.engine.run import EngineDied
-from gemel_ray.environment import variables
+from gemel_ray.environment import lean, variables
 from gemel_ray.knowledge.bringing import Shared, brought
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
@@ -103,6 +103,7 @@ class _Stages:
     """A segment of the graph in a Serve replica."""
 
     def __init__(self, config: Config, workspace: Shared, options: OnlineSegment, following: Any) -> None:
+        lean()
         opened = Workspace.open(workspace.here(), config)
         segment = linking_graph(config, opened).segment(options.stages, opened)
         self.here = Following(segment, options.batch, opened)

@@ -109,8 +109,15 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
 
 
 def _on_cores(cores: int) -> tuple[tuple[SegmentOptions, ...], str]:
-    whole = Offline().segments
-    return whole, f"offline.segments: all stages in one process, on {cores} cores without a GPU"
+    """Without a GPU the engine takes what cores it finds; what stands before it needs little of one."""
+    if cores < 2:
+        return Offline().segments, "offline.segments: all stages in one process, for one core"
+    front = SegmentOptions(stages=FRONT, threads=max(1, cores // 4))
+    back = SegmentOptions(stages=BACK, threads=cores)
+    return (front, back), (
+        f"offline.segments: the engine in a process of its own, on {cores} cores without a GPU: both start "
+        "at once, and neither waits for the other's Python"
+    )
 
 
 def _fronts(machine: Machine, engines: int, weights: float) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,26 @@ LISTED = """0, GPU-aaaa-1, NVIDIA L4, 23034
 """
 
 
-def test_without_a_gpu_the_file_s_own_segments_serve() -> None:
+def test_one_core_has_all_stages_in_one_process() -> None:
     for way in ("offline", "online"):
-        found = fit(Config(), way, Machine(1), SMALL)
-        assert found.config == Config()
+        assert fit(Config(), way, Machine(1), SMALL).config == Config()
+    assert fit(Config(), "online", LAPTOP, SMALL).config == Config()
+
+
+@pytest.mark.parametrize(("cores", "front"), [(2, 1), (8, 2), (64, 16)])
+def test_without_a_gpu_the_engine_has_a_process_of_its_own(cores: int, front: int) -> None:
+    segments = fit(Config(), "offline", Machine(cores), SMALL).config.offline.segments
+    assert [(s.stages, s.workers, s.gpus) for s in segments] == [(STAGES[:-1], 1, 0.0), (STAGES[-1:], 1, 0.0)]
+    threads = [variables(s, 1, "local")["OMP_NUM_THREADS"] for s in segments]
+    assert threads == [str(front), str(cores)]
+
+
+def test_what_nothing_uses_is_not_imported() -> None:
+    code = "from gemel_ray.environment import lean; lean(); import sys; "
+    code += "import transformers.generation.candidate_generator; sys.exit('sklearn.metrics' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = code.replace("lean(); ", "")  # else the test says nothing
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
 
 
 @pytest.mark.parametrize("model", [SMALL, SEVEN])
