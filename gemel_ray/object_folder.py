@@ -3,6 +3,7 @@ is no such object is what two writers agree by. S3, Google's and Azure's stores 
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gemel_ray.storage import TORN, Folder, LocalFolder
-from gemel_ray.stores import opened, plainly, scheme
+from gemel_ray.stores import StoreError, opened, plainly, scheme
 
 Place = str | Path | Folder  # an address, a path of this machine, or what either has become
 
@@ -82,6 +83,20 @@ class ObjectFolder:
         store, path = opened(self.address)
         with plainly(f"{self.address}/{name}", (FileNotFoundError, FileExistsError)):
             yield store, f"{path.rstrip('/')}/{name}".rstrip("/")
+
+
+def keeps_writers_apart(place: Place) -> None:
+    """Raise StoreError for a store that lets this process not write, or two writers create one object."""
+    at, name = folder_at(place), f".{uuid.uuid4().hex}"
+    if not isinstance(at, ObjectFolder):
+        return
+    both = at.create(name, b"first") and at.create(name, b"second")
+    at.remove(name)
+    if both:
+        raise StoreError(
+            f"{at}: its store pays no heed to If-None-Match, so that two runs could write over each other: "
+            "it can take no output"
+        )
 
 
 def folder_at(place: Place) -> Folder:

@@ -38,8 +38,8 @@ _STORES = {
     "az": _AZURE,
     "abfs": _AZURE,
     "hf": Store("huggingface_hub", "HF_TOKEN", written=False),
-    "http": Store("aiohttp", "none are sent", written=False),
-    "https": Store("aiohttp", "none are sent", written=False),
+    "http": Store("aiohttp", "no credentials", written=False),
+    "https": Store("aiohttp", "no credentials", written=False),
 }
 for _kind in ("s3", "gs", "az", "abfs"):  # other processes write, so that what is listed once is not kept
     fsspec.config.conf.setdefault(_kind, {}).setdefault("use_listings_cache", False)
@@ -93,15 +93,18 @@ def asked(address: str, question: Callable[[Any, str], T]) -> T:
             if answer.done():
                 raise
             words = f"{address}: its store has not answered within {_PATIENCE:g} seconds"
-            raise StoreError(f"{words}; it asks for {_STORES[scheme(address)].credentials}") from fault
+            known = _STORES.get(scheme(address))
+            raise StoreError(words + (f"; it asks for {known.credentials}" if known else "")) from fault
 
 
 def writable(address: object) -> None:
     """Raise StoreError where a store does not answer, lets nobody in, has no such bucket, or is only read."""
     if not (kind := scheme(address)):
         return
-    if kind in _STORES and not _STORES[kind].written:
-        raise StoreError(f"{address} can only be read: give a folder, or an address of s3://, gs:// or az://")
+    if kind not in _STORES or not _STORES[kind].written:
+        raise StoreError(
+            f"{address} is not written to: give a folder, or an address of s3://, gs:// or az://"
+        )
 
     def look(filesystem: Any, path: str) -> None:
         if not filesystem.exists(f"{path}/manifest.json"):

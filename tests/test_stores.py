@@ -26,7 +26,7 @@ from gemel_ray.job.record import Record, counted
 from gemel_ray.knowledge import bringing
 from gemel_ray.knowledge.bringing import Shared, brought
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.object_folder import folder_at
+from gemel_ray.object_folder import folder_at, keeps_writers_apart
 from gemel_ray.readers import documents, files
 from gemel_ray.records import LINK
 from gemel_ray.storage import Folder
@@ -116,7 +116,7 @@ def test_what_can_only_be_read_takes_no_output(
 ) -> None:
     asked = ("link", "in.jsonl", "--workspace", str(workspace_folder), "--output")
     for address in ("https://example.org/out", "hf://datasets/someone/out"):
-        assert f"{address} can only be read" in refused(capsys, *asked, address)
+        assert f"{address} is not written to" in refused(capsys, *asked, address)
 
 
 def test_no_key_at_all_is_one_sentence(
@@ -346,6 +346,25 @@ def test_a_folder_of_a_store_says_what_is_wrong_with_it(
 
 
 # A job's output
+
+
+def test_a_store_in_which_two_can_create_one_object_takes_no_output(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from s3fs import S3FileSystem
+
+    keeps_writers_apart(f"s3://{BUCKET}/kept")
+    keeps_writers_apart(tmp_path)
+    assert folder_at(f"s3://{BUCKET}/kept").names() == []
+    real = S3FileSystem._pipe_file
+
+    async def heedless(self: S3FileSystem, path: str, data: bytes, **_: object) -> object:
+        return await real(self, path, data)
+
+    monkeypatch.setattr(S3FileSystem, "_pipe_file", heedless)
+    S3FileSystem.clear_instance_cache()
+    with pytest.raises(StoreError, match="pays no heed to If-None-Match"):
+        keeps_writers_apart(f"s3://{BUCKET}/kept")
 
 
 def test_what_a_job_leaves_in_a_store_is_shown_and_judged(

@@ -53,6 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.job import results
     from gemel_ray.job.selection import Selection
     from gemel_ray.knowledge.workspace import Workspace, read_facts
+    from gemel_ray.object_folder import keeps_writers_apart
     from gemel_ray.readers import files, first_look
     from gemel_ray.stores import writable
 
@@ -74,6 +75,7 @@ def _run(options: argparse.Namespace) -> int:
 
         print(preview(config, inputs, options.output, selection))
         return 0
+    keeps_writers_apart(options.output)
     if options.retry_failed:
         say(
             f"{results.forget_failed(options.output, options.reason):,} documents with an error are done anew"
