@@ -126,6 +126,8 @@ def test_what_is_wrong_beside_the_name_costs_itself(
         ({"id": "Q8", "name": "\u200bNew \u00a0York\n"}, ("Q8", "New York")),
         ({"id": "Q9", "name": "Beyonce\u0301"}, ("Q9", "Beyonc\u00e9")),
         ({"item": "http://www.wikidata.org/entity/Q5", "itemLabel": "Five"}, ("Q5", "Five")),
+        ({"results": {"bindings": [{"item": {"type": "uri", "value": "http://www.wikidata.org/entity/Q5"},
+                                    "itemLabel": {"value": "Five"}}]}}, ("Q5", "Five")),
     ],
     ids=str,
 )  # fmt: skip
@@ -254,7 +256,7 @@ def test_targets_become_names_of_the_knowledge_base(tmp_path: Path) -> None:
 
 KNOWN = [("Q1", "Boston"), ("Q2", "Mercury (planet)"), ("Q3", "Mercury_(element)"), ("Q4", "Q1 (group)"),
          ("Q5", "Q6"), ("Q6", "Gabon"), ("Q7", "Rediker's map"), ("QD", "Paris, Texas"),
-         ("QD", "Paris, Ontario")]  # fmt: skip
+         ("QD", "Paris, Ontario"), ("42", "Lagos")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -267,7 +269,7 @@ KNOWN = [("Q1", "Boston"), ("Q2", "Mercury (planet)"), ("Q3", "Mercury_(element)
         ("https://en.wikipedia.org/wiki/Mercury_(planet)", None, "Mercury (planet)"),
         (" Boston\u00a0", None, "Boston"), ("Rediker\u2019s map", None, "Rediker's map"),
         ("Paris, Texas", "QD", "Paris, Texas"), ("Paris, Ontario", "QD", "Paris, Ontario"),
-        (None, "QD", "Paris, Texas"), ("Q9", None, "Q9"),
+        (None, "QD", "Paris, Texas"), ("Q9", None, "Q9"), (None, "42.0", "Lagos"), ("42", None, "Lagos"),
     ],
 )  # fmt: skip
 def test_a_target_is_a_name_or_an_id(target: str | None, target_id: str | None, name: str) -> None:

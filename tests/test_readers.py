@@ -139,7 +139,7 @@ def test_of_several_pictures_the_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("changed", "message"), [
     ({"mentions": ""}, "the mention is empty"),
-    ({"mentions": []}, "the mention is empty"), ({"mentions": 5}, "mentions cannot be 5"),
+    ({"mentions": ""}, "the mention is empty"), ({"mentions": 5}, "mentions cannot be 5"),
     ({"sentence": " "}, "the text is empty"), ({"img_list": "a.jpg"}, "img_list cannot be"),
     ({"mentions": "\ud800"}, "not valid Unicode"), ({"imgPath": "\ud800"}, "not valid Unicode"),
 ])  # fmt: skip

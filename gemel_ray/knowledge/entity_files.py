@@ -114,6 +114,8 @@ def _object(address: str) -> Iterator[Numbered]:
         except (ValueError, RecursionError) as fault:
             yield 1, BadRecord(f"the file is not JSON: {plain(fault)}")
             return
+    if isinstance(found.get("results"), dict):  # of Wikidata's query service
+        found = found["results"]
     lists = [value for value in found.values() if isinstance(value, list)]
     if {str(key).lower() for key in found}.intersection(FIELDS["id"]):
         items = [found]

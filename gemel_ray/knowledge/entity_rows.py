@@ -38,7 +38,7 @@ def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
         raw = mimic_entities.renamed(raw)
     if "id" not in raw or "name" not in raw:
         raw = _in_our_words(raw)
-    known_by, name = _bare(identity(raw.get("id"))), _name(raw.get("name"))
+    known_by, name = _bare(identity(_plain(raw.get("id")))), _name(_plain(raw.get("name")))
     if known_by is None:
         raise ValueError(f"an entity needs an id, text or a whole number: {_not(raw.get('id'))}")
     if not name:
@@ -53,7 +53,7 @@ def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
         "name": name,
         "description": _text(raw, "description", told),
         "aliases": [alias for alias in dict.fromkeys(map(normal, aliases)) if alias and alias != name],
-        "popularity": _number(raw.get("popularity"), told),
+        "popularity": _number(_plain(raw.get("popularity")), told),
         "image": _text(raw, "image", told),
         "types": list(_texts(raw.get("types"), "type", told)),
     }
@@ -72,10 +72,13 @@ def _bare(known_by: str | None) -> str | None:
     return known_by.rpartition("/entity/")[2] if known_by and "://" in known_by else known_by
 
 
+def _plain(value: Any) -> Any:
+    """Of {"value": ...}, as Wikidata's query service and dump have it, the value."""
+    return value.get("value") if isinstance(value, dict) else value
+
+
 def _name(value: Any) -> str | None:
     """On one line: a line break inside a name would end it for the language model. A number may be one."""
-    if isinstance(value, dict):
-        value = value.get("value")
     name = identity(value)
     return normal(name) if name else None
 
@@ -93,7 +96,7 @@ def _texts(value: Any, field: str, told: Any) -> Iterator[str]:
     if isinstance(value, str):
         value = value.split(_SEPARATOR)
     for item in value if isinstance(value, list) else () if value is None else (value,):
-        text = item.get("value") if isinstance(item, dict) else item
+        text = _plain(item)
         if not isinstance(text, str):
             told(field, item, "no text")
         elif not is_unicode(text):
@@ -103,8 +106,7 @@ def _texts(value: Any, field: str, told: Any) -> Iterator[str]:
 
 
 def _text(raw: Mapping[str, Any], field: str, told: Any) -> str | None:
-    value = raw.get(field)
-    value = value.get("value") if isinstance(value, dict) else value
+    value = _plain(raw.get(field))
     if value is None or value == "":
         return None
     if isinstance(value, str) and is_unicode(value):

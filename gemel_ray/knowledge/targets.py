@@ -58,9 +58,9 @@ class Targets:
         return loose if loose in names else self._loose.get(loose, wanted)
 
 
-def _last(address: str) -> str:
-    """Of http://www.wikidata.org/entity/Q42, Q42."""
-    return address.rpartition("/")[2] if "://" in address else address
+def _last(known_by: str) -> str:
+    """Of http://www.wikidata.org/entity/Q42, Q42; of 42.0, as tables write whole numbers beside gaps, 42."""
+    return known_by.rpartition("/")[2] if "://" in known_by else known_by.removesuffix(".0")
 
 
 def _loosely(name: str) -> str:

@@ -37,9 +37,9 @@ def columns(raw: Row, at: Place) -> Row:
 def _mentions(raw: Row, text: str) -> list[Row]:
     given = raw.get("mentions")
     if not isinstance(given, list):
-        given = [words] if (words := typed(raw, "mentions", str)) else []
-    if not given:
-        raise BadRecord("the mention is empty")
+        given = [typed(raw, "mentions", str)]
+        if not given[0]:
+            raise BadRecord("the mention is empty")
     spelled = [_decoded(word, text) if isinstance(word, str) else word for word in given]
     return mentions([_entity(m) for m in side_by_side(raw, spelled, "mentions")], text)
 
