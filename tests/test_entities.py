@@ -201,10 +201,33 @@ def test_tables(tmp_path: Path, name: str) -> None:
 
 
 def test_a_table_without_the_columns_says_which_it_has(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"kb\.csv has no column for an entity's name .*columns are id, city"
-    ):
+    with pytest.raises(ValueError, match=r"kb\.csv: there is no column for an entity's name .*are id, city"):
         read(tmp_path, "id,city\nQ1,Paris\n", "kb.csv")
+
+
+@pytest.mark.parametrize("name", ["kb.jsonl.gz", "kb.parquet"])
+def test_a_file_that_ends_too_soon_makes_no_knowledge_base(tmp_path: Path, name: str) -> None:
+    rows = [{"id": i, "name": f"entity {i * 7919}"} for i in range(5000)]
+    path = tmp_path / name
+    if name == "kb.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    path.write_bytes(path.read_bytes()[:-4000])
+    with pytest.raises(ValueError, match=f"{name} cannot be read behind row|{name}: "):
+        list(entity_files.read(str(path), print))
+
+
+def test_bytes_that_are_no_text_cost_their_row(tmp_path: Path) -> None:
+    names = pa.array([b"Paris", b"\xff\xfe", b"Boston"]).view(pa.string())
+    pq.write_table(pa.table({"id": [1, 2, 3], "name": names}), tmp_path / "kb.parquet")
+    rejects = Rejects()
+    made = list(entity_files.read(str(tmp_path / "kb.parquet"), rejects))
+    assert pairs(made) == [("1", "Paris"), ("3", "Boston")]
+    assert "kb.parquet:2: the row cannot be read" in rejects.first[0]
+    (tmp_path / "kb.csv").write_bytes(b"id,name\n1,Paris\n2,\xff\xfe\n3,Boston\n")
+    assert pairs(list(entity_files.read(str(tmp_path / "kb.csv"), rejects))) == pairs(made)
+    assert "kb.csv:3: an entity needs a name" in rejects.first[1]
 
 
 def test_a_folder_s_files_are_read_in_their_order(tmp_path: Path) -> None:

@@ -63,6 +63,14 @@ def test_words_are_held_against_their_place(
     assert (found["placed"], found["error"], found["mention_id"]) == (counts, None, "12-18")
 
 
+def test_an_inclusive_end_is_put_right_before_punctuation_is_folded(tmp_path: Path) -> None:
+    found = one(tmp_path, {"start": 4, "end": 7, "mention": "U.S."}, "The U.S. today")
+    assert (found["start"], found["end"], found["placed"]) == (4, 8, "its place counts its last character")
+    folded = one(tmp_path, {"start": 4, "end": 8, "mention": "US"}, "The U.S. today")
+    assert (folded["start"], folded["end"], folded["mention"]) == (4, 8, "US")
+    assert "'U.S.'" in folded["placed"]
+
+
 @pytest.mark.parametrize(("start", "end", "there"), [(0, 5, "'"), (3, 8, "'Mayor'"), (50, 56, "outside")])
 def test_a_place_that_counts_nothing_known_is_its_mention_s_error(
     tmp_path: Path, start: int, end: int, there: str
@@ -83,7 +91,8 @@ def test_a_bare_place_loses_the_white_space_at_its_ends(tmp_path: Path) -> None:
         {"start": 12.0, "end": 18.0}, {"start": "12", "end": "18"}, {"begin": 12, "end": 18}, [12, 18],
         [12, 18, "LOC"], {"offset": 12, "length": 6}, {"span": [12, 18]}, {"start_char": 12, "end_char": 18},
         "Boston", {"mention": "Boston"}, {"start": 12, "mention": "Boston"},
-        {"mention": "Boston", "start": -1}, {"mention": "Boston", "start": None, "end": None},
+        {"start": 12, "end": 18, "mention": ""}, {"mention": "Boston", "start": -1},
+        {"mention": "Boston", "start": None, "end": None},
     ],
     ids=str,
 )  # fmt: skip

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gemel_ray.knowledge.entity_rows import FIELDS, entity
@@ -35,11 +36,11 @@ def read(
     """The entities of a file or a folder, each with its `line`. `refusal` may give a reason against a name.
     Raises ValueError for what no reader knows."""
     for file in _files(address):
-        for number, raw in _rows(file):
+        for number, raw in _whole(file):
             try:
                 if isinstance(raw, BadRecord):
                     raise raw
-                made = entity(raw, partial(_told, reject, f"{file}:{number}"))
+                made = entity(raw, partial(_located, reject, f"{file}:{number}"))
                 if refusal is not None and (reason := refusal(made["name"])):
                     raise ValueError(f"{reason}: left out")
                 yield made | {"line": number}
@@ -47,7 +48,22 @@ def read(
                 reject(f"{file}:{number}: {fault}")
 
 
-def _told(reject: Reject, where: str, reason: str) -> None:
+def _whole(address: str) -> Iterator[Numbered]:
+    """The file's rows to its end. A knowledge base that is cut short would answer as if it were whole."""
+    source, number = _rows(address), 0
+    while True:
+        try:
+            number, raw = next(source)
+        except StopIteration:
+            return
+        except ValueError as fault:
+            raise ValueError(f"{address}: {plain(fault)}") from fault
+        except Exception as fault:  # what a damaged file makes its library raise
+            raise ValueError(f"{address} cannot be read behind row {number:,}: {plain(fault)}") from fault
+        yield number, raw
+
+
+def _located(reject: Reject, where: str, reason: str) -> None:
     reject(f"{where}: {reason}")
 
 
@@ -129,23 +145,33 @@ def _with_id(key: str, value: Any) -> Any:
 
 
 def _parquet(address: str) -> Iterator[Numbered]:
-    known = {name for names in FIELDS.values() for name in names} | {"desc", "labels"}
+    known = {name for names in FIELDS.values() for name in names}
     with fsspec.open(address, "rb") as file:
         source = pq.ParquetFile(file)
-        _with_columns(source.schema_arrow.names, address)
+        _with_columns(source.schema_arrow.names)
         columns = [name for name in source.schema_arrow.names if name.strip().lower() in known]
         number = 0
         for batch in source.iter_batches(_BATCH, columns=columns):
-            for row in batch.to_pylist():
+            for row in _of_batch(batch):
                 number += 1
                 yield number, row
+
+
+def _of_batch(batch: pa.RecordBatch) -> list[Any]:
+    """Its rows; what cannot be shown, as bytes that are no UTF-8, costs its row."""
+    try:
+        return list(batch.to_pylist())
+    except Exception as fault:
+        if len(batch) == 1:
+            return [BadRecord(f"the row cannot be read: {plain(fault)}")]
+        return [row for place in range(len(batch)) for row in _of_batch(batch.slice(place, 1))]
 
 
 def _table(address: str, separator: str) -> Iterator[Numbered]:
     with opened(address) as file:
         texts = (t.decode("utf-8", "surrogateescape") if isinstance(t, bytes) else t for t in lines(file))
         rows = csv.DictReader(texts, delimiter=separator)
-        _with_columns(rows.fieldnames or [], address)
+        _with_columns(rows.fieldnames or [])
         try:
             for row in rows:
                 yield rows.line_num, row
@@ -153,12 +179,12 @@ def _table(address: str, separator: str) -> Iterator[Numbered]:
             yield rows.line_num, BadRecord(f"nothing behind this line can be read: {plain(fault)}")
 
 
-def _with_columns(names: Any, address: str) -> None:
+def _with_columns(names: Any) -> None:
     """Raises ValueError where the id or the name is missing."""
     have = {str(name).strip().lower() for name in names}
     for field in ("id", "name"):
         if not have.intersection(FIELDS[field]):
             raise ValueError(
-                f"{address} has no column for an entity's {field} ({', '.join(FIELDS[field])}); "
+                f"there is no column for an entity's {field} ({', '.join(FIELDS[field])}); "
                 f"its columns are {', '.join(map(str, names))}"
             )

@@ -44,18 +44,18 @@ def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
     if not name:
         raise ValueError(f"an entity needs a name: {_not(raw.get('name'))}")
 
-    def told(field: str, value: Any, why: str) -> None:
+    def dropped(field: str, value: Any, why: str) -> None:
         reject(f"the {field} {short(value)} of {known_by} is {why}: left out")
 
-    aliases = list(_texts(raw.get("aliases"), "alias", told))
+    aliases = list(_texts(raw.get("aliases"), "alias", dropped))
     return {
         "id": known_by,
         "name": name,
-        "description": _text(raw, "description", told),
+        "description": _text(raw, "description", dropped),
         "aliases": [alias for alias in dict.fromkeys(map(normal, aliases)) if alias and alias != name],
-        "popularity": _number(_plain(raw.get("popularity")), told),
-        "image": _text(raw, "image", told),
-        "types": list(_texts(raw.get("types"), "type", told)),
+        "popularity": _number(_plain(raw.get("popularity")), dropped),
+        "image": _text(raw, "image", dropped),
+        "types": list(_texts(raw.get("types"), "type", dropped)),
     }
 
 
@@ -89,7 +89,7 @@ def _not(value: Any) -> str:
     return "it has none" if value is None or value == "" else f"{short(value)} is none"
 
 
-def _texts(value: Any, field: str, told: Any) -> Iterator[str]:
+def _texts(value: Any, field: str, dropped: Any) -> Iterator[str]:
     """Several texts: a list, of texts or of {"value": text}; by language; or one text, with | between."""
     if isinstance(value, dict):
         value = [text for some in value.values() for text in (some if isinstance(some, list) else [some])]
@@ -98,24 +98,24 @@ def _texts(value: Any, field: str, told: Any) -> Iterator[str]:
     for item in value if isinstance(value, list) else () if value is None else (value,):
         text = _plain(item)
         if not isinstance(text, str):
-            told(field, item, "no text")
+            dropped(field, item, "no text")
         elif not is_unicode(text):
-            told(field, item, "no valid Unicode (half a surrogate pair)")
+            dropped(field, item, "no valid Unicode (half a surrogate pair)")
         elif text.strip():
             yield text.strip()
 
 
-def _text(raw: Mapping[str, Any], field: str, told: Any) -> str | None:
+def _text(raw: Mapping[str, Any], field: str, dropped: Any) -> str | None:
     value = _plain(raw.get(field))
     if value is None or value == "":
         return None
     if isinstance(value, str) and is_unicode(value):
         return value
-    told(field, value, "no valid Unicode (half a surrogate pair)" if isinstance(value, str) else "no text")
+    dropped(field, value, "no valid Unicode (half a surrogate pair)" if isinstance(value, str) else "no text")
     return None
 
 
-def _number(value: Any, told: Any) -> float | None:
+def _number(value: Any, dropped: Any) -> float | None:
     if value is None or value == "":
         return None
     try:
@@ -124,5 +124,5 @@ def _number(value: Any, told: Any) -> float | None:
         number = math.nan
     if math.isfinite(number):
         return number
-    told("popularity", value, "no number that a float holds")
+    dropped("popularity", value, "no number that a float holds")
     return None

@@ -104,21 +104,35 @@ def mention(raw: Mapping[str, Any], text: str, taken: list[Span] | None = None) 
     its entity. Words without a place stand where none is `taken` yet. Raises BadRecord for words that are no
     text."""
     taken = [] if taken is None else taken
-    words, (start, end) = _words(raw), _place(raw)
-    known = _known(raw)
+    start, end = _place(raw)
+    words, known = _words(raw, placed=start is not None and end is not None), _known(raw)
     if words is None:
         if start is None or end is None:
             return _bad(raw)
         return _taken(_span(text, start, end, known), taken)
     if start is None or start < 0:
         return _taken(_found(words, text, known, taken), taken)
-    end = start + len(words) if end is None else end
-    if 0 <= start < end <= len(text) and _same(text[start:end], words):
-        return _taken(_span(text, start, end, known) | {"mention": words}, taken)
+    span, how = _meant(words, text, start, start + len(words) if end is None else end)
+    if span is None:
+        return _row(known, f"{start}-{end}", error=_elsewhere(words, text, start, end or start))
+    return _taken(_span(text, *span, known) | {"mention": words, "placed": how}, taken)
+
+
+def _meant(words: str, text: str, start: int, end: int) -> tuple[Span | None, str | None]:
+    """The place in characters at which the words stand, and, where it is not the one given, how that was
+    counted. What is spelled a little otherwise is taken where it is given only."""
+    there = text[start:end] if end <= len(text) else ""
+    if there and normal(there).casefold() == normal(words).casefold():
+        return (start, end), None
     if found := counted_otherwise(words, text, start, end):
-        (start, end), how = found
-        return _taken(_span(text, start, end, known) | {"mention": words, "placed": how}, taken)
-    return _row(known, f"{start}-{end}", error=_elsewhere(words, text, start, end))
+        return found
+    if there and bare(there)[0] == bare(words)[0] != "":
+        return (start, end), _spelled(there)
+    return None, None
+
+
+def _spelled(there: str) -> str:
+    return f"its words stand in the text as {short(there)}"
 
 
 def _elsewhere(words: str, text: str, start: int, end: int) -> str:
@@ -145,8 +159,7 @@ def _found(words: str, text: str, known: Row, taken: Sequence[Span]) -> Row:
         return _row(known, words, words) | {"placed": how}
     row = _row(known, f"{span[0]}-{span[1]}", words, *span)
     there = text[slice(*span)]
-    folded = there.casefold() != words.casefold()
-    return row | ({"placed": f"its words stand in the text as {short(there)}"} if folded else {})
+    return row | ({"placed": _spelled(there)} if there.casefold() != words.casefold() else {})
 
 
 def _span(text: str, start: int, end: int, known: Row) -> Row:
@@ -186,9 +199,9 @@ def _first(raw: Mapping[str, Any], names: Iterable[str]) -> Any:
     return next((raw[n] for n in names if raw.get(n) is not None), None)
 
 
-def _words(raw: Mapping[str, Any]) -> str | None:
+def _words(raw: Mapping[str, Any], *, placed: bool) -> str | None:
     words = _first(raw, WORDS)
-    if words is None:
+    if words is None or (placed and words == ""):  # as tables write what they have not
         return None
     if not isinstance(words, str):
         raise BadRecord(f"the words of a mention are text, not {short(words)}")
@@ -219,7 +232,3 @@ def _known(raw: Mapping[str, Any]) -> Row:
         else identity(known_by),
         "type": kind if isinstance(kind := _first(raw, TYPES), str) and is_unicode(kind) else None,
     }
-
-
-def _same(there: str, words: str) -> bool:
-    return normal(there).casefold() == normal(words).casefold() or (bare(there)[0] == bare(words)[0] != "")
