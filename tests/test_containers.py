@@ -296,3 +296,40 @@ def test_columns_that_nobody_reads_are_not_read(tmp_path: Path) -> None:
     data[column.data_page_offset : column.data_page_offset + 200] = b"\xff" * 200
     (tmp_path / "in.parquet").write_bytes(data)
     assert [text for _, text in texts(tmp_path / "in.parquet")] == ["One."] * 50
+
+
+@pytest.mark.parametrize("name", ["in.tsv", "in.csv"])
+def test_a_quote_that_is_not_closed_takes_no_rows_in_silence(tmp_path: Path, name: str) -> None:
+    comma = "\t" if name == "in.tsv" else ","
+    rows = table(
+        tmp_path, comma.join(("id", "text")) + f'\na{comma}One.\nb{comma}"Two.\nc{comma}Three.\n', name
+    )
+    assert (rows[0]["text"], rows[0]["error"]) == ("One.", None)
+    assert "a quote in it is not closed, and took 2 lines" in rows[-1]["error"]
+
+
+def test_a_quote_in_a_tsv_that_another_closes_far_below(tmp_path: Path) -> None:
+    rows = table(tmp_path, 'id\ttext\na\t"One.\nb\tTwo.\nc\tThree."\nd\tFour.\n', "in.tsv")
+    assert "a quote in it is not closed, and took 3 lines" in rows[0]["error"]
+    assert rows[1]["text"] == "Four."
+
+
+def test_quotes_within_a_cell_are_letters(tmp_path: Path) -> None:
+    (row,) = table(tmp_path, 'id,text\na,A 5" screen\n')
+    assert row["text"] == 'A 5" screen'
+
+
+def test_an_empty_table_holds_nothing(tmp_path: Path) -> None:
+    assert table(tmp_path, "") == table(tmp_path, "id,text\n") == []
+
+
+def test_an_array_of_words_is_an_error_an_item(tmp_path: Path) -> None:
+    rows = read(lines_of(tmp_path, json.dumps(["One.", "Two."], indent=1)))
+    assert [r["error"] for r in rows] == [
+        f"line {n} is not a JSON object, nor an item of a known data set" for n in (1, 2)
+    ]
+
+
+def lines_of(folder: Path, text: str) -> Path:
+    (folder / "in.json").write_text(text)
+    return folder / "in.json"

@@ -64,7 +64,7 @@ def test_what_link_writes_is_never_input(tmp_path: Path, output: str) -> None:
     put(folder, "links/0.parquet")
     assert names(tmp_path) == ["three.jsonl"]
     assert names(tmp_path, f"{tmp_path}/**") == ["three.jsonl"]
-    with pytest.raises(ValueError, match=r"links.* is of .*, which gemel-ray wrote: it is no input"):
+    with pytest.raises(ValueError, match=r"links.* is of .*, which gemel-ray link wrote: it is no input"):
         files([str(folder / "links" / "0.parquet")])
 
 
@@ -74,6 +74,7 @@ def test_a_workspace_is_never_input(tmp_path: Path) -> None:
     assert "4 of gemel-ray" in passed_over(tmp_path)
     with pytest.raises(ValueError, match=r"holds no file that ends in .*4 of gemel-ray"):
         files([str(tmp_path / "kb")])
+    assert names(tmp_path, f"{tmp_path}/kb/new.jsonl") == ["kb/new.jsonl"]  # it is asked for by its name
 
 
 def test_only_what_is_img2dataset_s_is_taken_for_it(tmp_path: Path) -> None:

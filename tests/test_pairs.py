@@ -58,6 +58,12 @@ def test_a_shard_s_pairs(tmp_path: Path) -> None:
 def test_a_shard_may_be_compressed(tmp_path: Path) -> None:
     path = shard(tmp_path / "x.tar.gz", *pair("a"), mode="w:gz")
     assert [r["document_id"] for r in read(path)] == ["x.tar.gz:a"]
+    plain = shard(tmp_path / "x.tar", *pair("a"), *pair("b")).read_bytes()
+    whole = pa.compress(plain, "zstd", asbytes=True)
+    (tmp_path / "x.tar.zst").write_bytes(whole)
+    assert [r["document_id"] for r in read(tmp_path / "x.tar.zst")] == ["x.tar.zst:a", "x.tar.zst:b"]
+    (tmp_path / "x.tar.zst").write_bytes(whole[:-30])
+    assert "cannot read" in str(read(tmp_path / "x.tar.zst")[-1]["error"])
 
 
 def test_fields_of_a_pair_s_json(tmp_path: Path) -> None:

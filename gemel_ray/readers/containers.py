@@ -56,7 +56,8 @@ def is_whole(address: str) -> bool:
             if more and _is_json(first):
                 return False
             if not _OBJECT.match(text):
-                return bool(_ARRAY.match(text))
+                spans = more and not more.startswith("]") and _goes_on(first)
+                return bool(_ARRAY.match(text) or (text.lstrip().startswith("[") and spans))
             if more:
                 return _goes_on(first) and not _is_json(more.partition("\n")[0])
             return len(head) < _HEAD or not _has_more(file)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from gemel_ray.readers.fields import BadRecord, Numbered
+from gemel_ray.readers.fields import BadRecord, Numbered, short
 from gemel_ray.readers.names import TEXTS, may_be_read
 from gemel_ray.readers.opening import PACKED, lines, opened
 
@@ -32,6 +32,8 @@ def table_rows(address: str) -> Iterator[Numbered]:
     with opened(address) as file:
         texts = (t.decode("utf-8", "surrogateescape") if isinstance(t, bytes) else t for t in lines(file))
         first = next(texts, "")
+        if not first.strip():
+            return
         separator = "\t" if ".tsv" in address.lower()[-8:] else max(_SEPARATORS, key=first.count)
         names = next(csv.reader([first], delimiter=separator), [])
         bare = _names_of_pairs(names)
@@ -42,11 +44,40 @@ def table_rows(address: str) -> Iterator[Numbered]:
                 BadRecord(f"the first line names no column such as text or caption, but {shown}"),
             )
             return
-        read = chain([first], texts)  # a header may go on in a second line
+        read = _Lines(chain([first], texts))  # a header may go on in a second line
         cells = csv.reader(read, delimiter=separator, quoting=csv.QUOTE_NONE if bare else csv.QUOTE_MINIMAL)
         header = bare or [name.strip() for name in next(cells)]
+        read.taken.clear()
         for number, row in enumerate((row for row in cells if row), 1):
-            yield number, _row(header, row)
+            wrong = read.unclosed(separator, row)
+            yield number, BadRecord(wrong) if wrong else _row(header, row)
+
+
+class _Lines:
+    """The lines of a table, as csv takes them: several for a row whose cells have line breaks."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self.lines, self.taken = lines, list[str]()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.taken.append(next(self.lines))
+        return self.taken[-1]
+
+    def unclosed(self, separator: str, row: list[str]) -> str | None:
+        """What is wrong with a row whose cell begins with a quote that nothing closes: it takes all lines to
+        the next quote, or to the end."""
+        taken, self.taken = self.taken, []
+        if len(taken) == 1:
+            return None
+        odd = sum(line.count('"') for line in taken) % 2
+        swallowed = separator == "\t" and any("\n" in cell and "\t" in cell for cell in row)
+        if not odd and not swallowed:
+            return None
+        shown = short(taken[0].strip())
+        return f"a quote in it is not closed, and took {len(taken):,} lines: {shown}; write it twice"
 
 
 def _names_of_pairs(first: list[str]) -> list[str]:

@@ -27,8 +27,8 @@ class Marks:
     listed: Collection[str] = ()
     seen: dict[str, tuple[bool, bool]] = field(default_factory=dict)
 
-    def owner(self, path: str) -> str | None:
-        """The output folder, or the workspace, that a file is of."""
+    def owner(self, path: str, *, workspaces: bool = True) -> str | None:
+        """The output folder that a file was written to by link, or the workspace that it lies in."""
         folder, _, inner = path.rpartition("/")
         while folder:
             if folder not in self.seen:
@@ -37,7 +37,7 @@ class Marks:
                     self._holds(folder, "workspace.json") and self._holds(folder, "entities.arrow"),
                 )
             output, workspace = self.seen[folder]
-            if workspace or (output and (inner in _WRITTEN or inner.startswith("links/"))):
+            if (workspace and workspaces) or (output and (inner in _WRITTEN or inner.startswith("links/"))):
                 return folder
             folder, _, name = folder.rpartition("/")
             inner = f"{name}/{inner}"

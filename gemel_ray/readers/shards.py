@@ -19,8 +19,9 @@ import fsspec
 
 from gemel_ray.readers.fields import BadRecord
 from gemel_ray.readers.names import TEXTS
+from gemel_ray.readers.opening import opened
 
-SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PICTURES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif",
              "svg", "ico", "jp2", "img", "image")  # fmt: skip
 _TEXTS = ("txt", "text", "caption", "cap")
@@ -57,7 +58,8 @@ def tar_rows(address: str) -> Iterator[tuple[int, Any]]:
     """The pairs, numbered from 1, as the fields of their .json with `key`, `caption` and `image`. Raises
     tarfile's errors for a shard that is damaged or ends too soon, after the pairs before that."""
     number = 0
-    with fsspec.open(address, "rb") as file:
+    # What tarfile knows to unpack it does, and tells of a stream that is cut short.
+    with opened(address) if address.lower().endswith(".zst") else fsspec.open(address, "rb") as file:
         source: Any = file
         # A stream of ours: nothing to close.
         shard = tarfile.open(fileobj=source, mode="r|*", tarinfo=_Member)  # noqa: SIM115

@@ -76,8 +76,8 @@ def _search(address: str, marks: dict[str, Marks]) -> _Seen:
         if address.lower().endswith(READ) and filesystem.isfile(
             path
         ):  # first: http takes a page for a folder
-            if owner := _owner(ours, path, address):
-                raise ValueError(f"{address} is of {owner}, which gemel-ray wrote: it is no input")
+            if owner := _owner(ours, path, address, workspaces=False):
+                raise ValueError(f"{address} is of {owner}, which gemel-ray link wrote: it is no input")
             seen.files.append((address, _identity(address, path)))
             return seen
         if filesystem.isdir(path):
@@ -130,9 +130,9 @@ def _passed_over(address: str, path: str, root: str, there: set[str], ours: Mark
     return foreign(path, there) if path.lower().endswith(READ) else ending(path)
 
 
-def _owner(ours: Marks, path: str, address: str) -> str | None:
+def _owner(ours: Marks, path: str, address: str, *, workspaces: bool = True) -> str | None:
     """The folder of this program that a file is of; none is written to the web."""
-    return None if scheme(address) in ("http", "https", "hf") else ours.owner(path)
+    return None if scheme(address) in ("http", "https", "hf") else ours.owner(path, workspaces=workspaces)
 
 
 def _identity(address: str, path: str) -> str:
