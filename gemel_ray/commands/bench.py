@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     refuse(options, others, f"bench {options.what} measures without it")
     if options.workspace and not options.inputs:
         raise ValueError("with --workspace, say what to measure on: gemel-ray bench ... INPUT")
-    given = files(options.inputs)  # refused before anything is built
+    given = files(options.inputs, say)  # refused before anything is built
     options.output.mkdir(parents=True, exist_ok=True)
     workspace: Path = options.workspace or _starter(options)
     inputs = given or [str(options.output / "documents.parquet")]

@@ -27,9 +27,10 @@ def add(verb: Parser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.knowledge.build import build
+    from gemel_ray.readers import files
 
     made = build(
-        configured(options, {}), options.entities, options.demonstrations, options.output, say,
+        configured(options, {}), options.entities, files(options.demonstrations, say), options.output, say,
         replacing=options.replace,
     )  # fmt: skip
     for line in made.rejects.lines("left out"):

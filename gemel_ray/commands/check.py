@@ -31,7 +31,7 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.checking import Scope, check
     from gemel_ray.readers import files, first_look
 
-    inputs, train = files(options.inputs, say), files(options.train)
+    inputs, train = files(options.inputs, say), files(options.train, say)
     for line in first_look(inputs):
         say(line)
     found = check(inputs, Scope(train=train, entities=options.entities, images=options.images), say)

@@ -50,9 +50,9 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.report import write_report
 
     made = read_manifest(options.links)
-    gold = files(options.gold) if options.gold else own_gold(made, options.links)
+    gold = files(options.gold, say) if options.gold else own_gold(made, options.links)
     targets = _targets(options, made)
-    found = evaluate(options.links, gold, known(files(options.train), _entities(options)), targets)
+    found = evaluate(options.links, gold, known(files(options.train, say), _entities(options)), targets)
     against = evaluate(options.against, gold, targets=targets) if options.against else None
     comparison = compare(found, against).figures() if against else None
     if options.json:

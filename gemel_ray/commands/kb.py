@@ -91,7 +91,7 @@ def _run_add(options: argparse.Namespace) -> int:
         new.append(entity(one | {"aliases": options.alias}))
     if not new and not options.demonstrations:
         raise ValueError("nothing to add: give --entities, --id and --name, or --demonstrations")
-    return _change(options, Change(entities=new, demonstrations=files(options.demonstrations)))
+    return _change(options, Change(entities=new, demonstrations=files(options.demonstrations, say)))
 
 
 def _run_remove(options: argparse.Namespace) -> int:

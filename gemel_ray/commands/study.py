@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace) -> int:
     unknown = [g for g in options.only or () if g not in GROUPS]
     if unknown:
         raise ValueError(f"there is no group {unknown[0]}; there are {', '.join(GROUPS)}")
-    gold, train, dev = (files(some) for some in (options.gold, options.train, options.dev))
+    gold, train, dev = (files(some, say) for some in (options.gold, options.train, options.dev))
     of = Study(options.workspace, options.output, gold, train, dev, options.limit)
     found = study(of, options.only or list(GROUPS), partial(configured, options), say)
     print("\n".join(lines(found)))

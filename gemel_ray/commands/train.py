@@ -32,5 +32,5 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.training import train
 
     config = configured(options, read_facts(options.workspace)["settings"])
-    train(config, files(options.train), files(options.dev), options.workspace, say)
+    train(config, files(options.train, say), files(options.dev, say), options.workspace, say)
     return 0
