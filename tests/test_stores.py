@@ -9,9 +9,11 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pyarrow as pa
 import pytest
 from s3 import BUCKET, Server, serving, silent, use
@@ -394,3 +396,50 @@ def test_what_a_job_leaves_in_a_store_is_shown_and_judged(
     assert "Adobe" in page
     assert main(["evaluate", output, "--gold", source, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0
+
+
+# The hub
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Imitates the few answers of huggingface.co that listing and reading a data set's file take."""
+
+    body = line("a") + line("b")
+    tree: ClassVar[dict[str, Any]] = {
+        "main": [{"type": "directory", "oid": "1" * 40, "size": 0, "path": "in"}],
+        "in": [{"type": "file", "oid": "0" * 40, "size": len(body), "path": "in/x.jsonl"}],
+    }
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/datasets/someone/captions"):
+            listed = self.tree.get(path.rpartition("/")[2], {"id": "someone/captions", "sha": "2" * 40})
+            self._answer(200, json.dumps(listed).encode())
+        elif path == "/datasets/someone/captions/resolve/main/in/x.jsonl":
+            self._answer(206, self.body)
+        else:
+            self._answer(404, b"")
+
+    def _answer(self, status: int, data: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        if status == 206:
+            self.send_header("Content-Range", f"bytes 0-{len(data) - 1}/{len(data)}")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_data_set_of_the_hub_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = {"endpoint": f"http://127.0.0.1:{server.server_port}"}
+        monkeypatch.setitem(fsspec.config.conf, "hf", endpoint)
+        for asked in ("in", "in/*.jsonl", "in/x.jsonl"):
+            found = files([f"hf://datasets/someone/captions/{asked}"])
+            assert found == ["hf://datasets/someone/captions/in/x.jsonl"]
+        assert ids(found) == ["a", "b"]
+        with pytest.raises(ValueError, match="there is no hf://datasets/someone/captions/in/gone"):
+            files(["hf://datasets/someone/captions/in/gone.jsonl"])
+        server.shutdown()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
 from fsspec.compression import register_compression
+from fsspec.spec import AbstractBufferedFile
 
 from gemel_ray.readers import bounds
 
@@ -30,9 +32,12 @@ def _zstd(file: Any, mode: str = "rb", **_: Any) -> Any:
 register_compression("zstd", _zstd, "zst", force=True)  # Arrow has it: no further package is needed
 
 
-def opened(address: str) -> Any:
-    """The file, to be entered with `with`; unpacked, whatever the case of its name's ending."""
-    return fsspec.open(address, "rb", compression="infer")
+@contextmanager
+def opened(address: str) -> Iterator[Any]:
+    """The file, unpacked, whatever the case of its name's ending."""
+    with fsspec.open(address, "rb", compression="infer") as file:
+        # Of a store's own file, `readline` takes no limit.
+        yield io.BufferedReader(file, 2**20) if isinstance(file, AbstractBufferedFile) else file
 
 
 def encoding(head: bytes) -> str:
