@@ -1,7 +1,7 @@
 """The command line: its verbs, and how a run ends.
 
 Exit status: 0 done, 1 finished with nothing but error rows (under --strict: with any), or with something
-found by check or lint-deploy, 2 wrong usage or configuration.
+found by check or lint-deploy, 2 wrong usage or configuration, 130 by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except Stopped as reason:
         say(f"gemel-ray{verb}: {reason}\nWhat is done stays; the same command goes on from there.")
-        return 1
+        return reason.status
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         return 130

@@ -31,12 +31,14 @@ from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
 from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.filters import Filters, digests, repeated
-from gemel_ray.job.inputs import absolute, unchanged
+from gemel_ray.job.index import Done
+from gemel_ray.job.inputs import Given
 from gemel_ray.job.manifest import write_manifest
+from gemel_ray.job.merging import Merging
 from gemel_ray.job.metrics import Metrics
 from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Selection, Share
-from gemel_ray.job.stopping import TooManyErrors, note, plainly
+from gemel_ray.job.stopping import TooManyErrors, note, plainly, terminable
 from gemel_ray.job.worker import Worker, traced
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bringing import Shared
@@ -60,27 +62,32 @@ def link(
     *,
     selection: Selection = _ALL,
     max_error_rate: float = 1.0,
+    retry: str | None = None,
 ) -> dict[str, Any]:
-    """Link the selected documents of `inputs` that `output` does not hold yet; returns the manifest.
+    """Link the documents of `inputs` that are selected and that `output` does not hold yet, or holds with an
+    error that has the text `retry` in it; returns the manifest.
 
     Raises Stopped where the job cannot go on, and TooManyErrors, a Stopped, beyond `max_error_rate` of its
     rows: what is written stays, and the same call goes on. Rows' own errors are rows.
     """
-    config = fitted(config, "offline")
-    addresses, at = [absolute(address) for address in inputs], folder_at(output)
+    config, at = fitted(config, "offline"), folder_at(output)
+    given = Given.of(inputs, at)
     run = results.prepare(at)
-    unchanged(at, addresses)
+    given.note()
     knowledge = versions.current(workspace)  # all workers' to the end, whatever becomes current meanwhile
-    done = results.finished(at)
-    told = Record(at, max(0, selection.total(addresses) - len(done)), len(done))
+    done = results.finished(at, retry)
+    shares, total = selection.of(given.addresses, given.keys), selection.total(given.addresses)
+    told = Record(at, max(0, total - len(done)), len(done))
     opening = Opening(config, Shared.of(workspace), knowledge, at, run)
-    with plainly(told, run), running(config) as told.metrics:
-        filters = Filters(config.input, *_repeated(addresses, config.input))
-        for counts in counted(dataset(opening, selection.of(addresses), done, filters)):
+    with plainly(told, run), Merging(at, run) as merging, running(config) as told.metrics:
+        filters = Filters(config.input, *_repeated(given.addresses, config.input))
+        for counts in counted(dataset(opening, shares, done, filters)):
             told.add(counts)
+            merging.add(counts["part"], counts["documents"])
             report(Progress(counts["documents"], counts["statuses"]))
             TooManyErrors.unless(told, max_error_rate)
         TooManyErrors.unless(told, max_error_rate, least=1)
+        merging.done = done
     return write_manifest(config, workspace, inputs, told, knowledge)
 
 
@@ -111,7 +118,8 @@ def running(config: Config) -> Iterator[Metrics]:
     for name in ("", "._internal.execution.streaming_executor", ".exceptions"):
         logging.getLogger(f"ray.data{name}").setLevel(logging.CRITICAL)  # we say ourselves what went wrong
     try:
-        yield Metrics(Gauge)
+        with terminable():  # Ray's own way is to leave at once
+            yield Metrics(Gauge)
     finally:
         ray.shutdown()
 
@@ -137,7 +145,7 @@ class Opening:
         return Worker(graph.segment(stages, opened), attempts, output, self.run)
 
 
-def dataset(opening: Opening, shares: Sequence[Share], done: results.Keys, filters: Filters) -> Any:
+def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filters) -> Any:
     """From files, to documents not yet done, through the segments, to what was written: a row with `counts`
     for each batch. `opening` says what a worker is."""
     import ray
@@ -188,7 +196,7 @@ def spilled_mib() -> int:
 
 
 def _read(batch: dict[str, Any], common: Any) -> Iterator[pa.Table]:
-    """The documents that a run takes of a file; `common`: keys of those done, and the filters."""
+    """The documents that a run takes of a file; `common` refers to those done, and the filters."""
     import ray
 
     done, filters = ray.get(common)
@@ -233,7 +241,7 @@ class _Actor:
         if self.worker.output is None:
             yield rows
         else:
-            yield pa.table({"counts": [json.dumps(record.counted(rows))]})
+            yield pa.table({"counts": [json.dumps(record.counted(rows, self.opening.run))]})
 
     def __del__(self) -> None:
         if hasattr(self, "worker"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,3 +64,10 @@ def in_line(where: str, segments: Sequence[SegmentOptions | OnlineSegment]) -> N
         raise ConfigError(f"{right}, not {', '.join(named)}")
     if empty := [i for i, options in enumerate(segments) if not options.stages]:
         raise ConfigError(f"{where}[{empty[0]}] has no stages")
+
+
+def threads(asked: int, cpus: float, processes: int, address: str) -> int:
+    """Of torch in a process, where Ray gives it one unless told: as many as `asked`; else what `cpus` say,
+    or, on a Ray of our own, its share of the cores."""
+    here = (os.cpu_count() or 1) // processes if address == "local" else 0
+    return asked or max(1, here, int(cpus))

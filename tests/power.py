@@ -123,6 +123,7 @@ def rounds(number: int, patch: pytest.MonkeyPatch) -> Iterator[tuple[random.Rand
     """Dice for each round, and what undoes its changes."""
     for seed in range(number):
         with patch.context() as own:
+            own.setattr(os, "fsync", lambda _: None)  # outside the simulation nothing is cut
             yield random.Random(seed), own
 
 

@@ -11,37 +11,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import deadly
-import numpy as np
 import pyarrow as pa
 import pytest
+from jobs import lines, run_once, worker
 
 from gemel_ray.cli import main
 from gemel_ray.config import Input
-from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
-from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.filters import Filters, digests, repeated
-from gemel_ray.job.inputs import unchanged
+from gemel_ray.job.identity import plain
+from gemel_ray.job.index import Done
+from gemel_ray.job.inputs import Given
 from gemel_ray.job.page import write_page
 from gemel_ray.job.reasons import kind
 from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Selection
 from gemel_ray.job.stopped import Stopped
 from gemel_ray.job.stopping import TooManyErrors, note, plainly
-from gemel_ray.job.worker import Worker, traced
+from gemel_ray.job.worker import Worker
 from gemel_ray.object_folder import folder_at
 from gemel_ray.readers import documents
-from gemel_ray.records import DOCUMENT, LINK
 
 Row = dict[str, Any]
-
-
-def lines(folder: Path, texts: list[str], name: str = "in.jsonl") -> str:
-    file = folder / name
-    rows = ({"id": f"{name}-{i}", "text": text, "mentions": []} for i, text in enumerate(texts))
-    file.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    return str(file)
 
 
 def batches(file: str, size: int) -> Iterator[pa.Table]:
@@ -51,12 +42,6 @@ def batches(file: str, size: int) -> Iterator[pa.Table]:
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
     return tmp_path / "out"
-
-
-def worker(output: Path, run: str | None = None) -> Worker:
-    graph = traced(Graph((deadly.Deadly(),), DOCUMENT, LINK, "deadly"))
-    segment = graph.segment(["deadly"], None)  # type: ignore[arg-type]
-    return Worker(segment, Attempts(folder_at(output), "deadly"), folder_at(output), run)
 
 
 def done(worker: Worker, file: str, size: int = 16) -> list[Row]:
@@ -153,18 +138,6 @@ def test_a_worker_of_an_earlier_run_writes_no_more(tmp_path: Path, output: Path)
 # The output folder
 
 
-def test_a_document_that_two_runs_wrote_is_kept_once(tmp_path: Path, output: Path) -> None:
-    results.prepare(output)
-    file = lines(tmp_path, ["sleep"] * 20)
-    done(worker(output), file, 8)
-    done(worker(output), file, 5)  # as of a run that did not know of the first
-    assert sum(len(t) for t in results.tables(output)) == 40
-    assert len(results.finished(output)) == 20
-    names = [i for t in results.tables(output) for i in t["document_id"].to_pylist()]
-    assert sorted(names) == sorted({f"in.jsonl-{i}" for i in range(20)})
-    assert results.counts(output)["documents"] == 20
-
-
 def test_equal_ids_in_two_files_are_two_documents(tmp_path: Path, output: Path) -> None:
     results.prepare(output)
     for part in ("train", "test"):
@@ -174,24 +147,11 @@ def test_equal_ids_in_two_files_are_two_documents(tmp_path: Path, output: Path) 
     assert results.counts(output)["rows"] == 6
 
 
-def test_failed_documents_are_forgotten_by_reason(tmp_path: Path, output: Path) -> None:
-    results.prepare(output)
-    file = lines(tmp_path, ["sleep", "bursts", "sleep", " ", "sleep"])
-    done(worker(output), file)
-    assert results.forget_failed(output, "no such reason") == 0
-    assert results.forget_failed(output, "Out of Memory") == 1
-    assert len(results.finished(output)) == 4
-    assert results.forget_failed(output) == 1
-    left = {i for t in results.tables(output) for i in t["document_id"].to_pylist()}
-    assert left == {"in.jsonl-0", "in.jsonl-2", "in.jsonl-4"}
-
-
 def test_a_foreign_file_among_the_links_is_named(output: Path) -> None:
-    results.prepare(output)
-    (output / "links").mkdir()
-    pa.parquet.write_table(pa.table({"a": [1]}), output / "links" / "foreign.parquet")
+    (output / "links").mkdir(parents=True)
+    pa.parquet.write_table(pa.table({"a": [1]}), (output / "links") / "foreign.parquet")
     with pytest.raises(ValueError, match=r"foreign\.parquet was not written by this gemel-ray's link"):
-        results.finished(output)
+        results.prepare(output)
 
 
 _FULL = """
@@ -216,28 +176,17 @@ def test_storage_that_is_full_is_said_and_leaves_nothing_half_written(output: Pa
     said = ran.stderr.strip().splitlines()[-1]
     assert said.startswith(f"OSError: cannot write to {output}: ")
     assert said.endswith("File too large. The same command goes on.")
-    assert not list((output / "links").glob("*"))
-
-
-def test_inputs_must_stay_what_they_were(tmp_path: Path, output: Path) -> None:
-    results.prepare(output)
-    file = lines(tmp_path, ["sleep"] * 3)
-    unchanged(output, [file])
-    with Path(file).open("a") as more:
-        more.write('{"text": "one more"}\n')
-    unchanged(output, [file])  # it has grown: its first rows are what they were
-    lines(tmp_path, ["other"] * 9)
-    with pytest.raises(ValueError, match=r"in\.jsonl is not the file it was when .* was begun"):
-        unchanged(output, [file])
+    assert not results.files(output)
+    assert not [path for path in output.rglob("*.parquet*") if path.is_file()]
 
 
 # Which documents
 
 
-def taken(selection: Selection, files: list[str], done: list[str] | None = None) -> list[str]:
-    found = np.sort(results.keys(done or []))
+def taken(selection: Selection, files: list[str], done: Done | None = None) -> list[str]:
+    found = done or Done(Path(files[0]).parent, "run")
     tables = (t for s in selection.of(files) for t in s.tables(found, Filters(Input())))
-    return [source for t in tables for source in t["source"].to_pylist()]
+    return [plain(source) for t in tables for source in t["source"].to_pylist()]
 
 
 def test_a_limit_takes_the_first_documents_of_the_whole_input(tmp_path: Path) -> None:
@@ -249,10 +198,10 @@ def test_a_limit_takes_the_first_documents_of_the_whole_input(tmp_path: Path) ->
     assert Selection(limit=350).total(files) == 350
 
 
-def test_a_limit_counts_what_is_done(tmp_path: Path) -> None:
-    file = lines(tmp_path, ["text"] * 20)
-    already = [f"{file}:{i}" for i in range(1, 8)]
-    assert taken(Selection(limit=10), [file], already) == [f"{file}:{i}" for i in (8, 9, 10)]
+def test_a_limit_counts_what_is_done(tmp_path: Path, output: Path) -> None:
+    file = lines(tmp_path, ["sleep"] * 20)
+    run_once(output, [file], Selection(limit=7))
+    assert taken(Selection(limit=10), [file], results.finished(output)) == [f"{file}:{i}" for i in (8, 9, 10)]
 
 
 def test_a_sample_is_always_the_same_and_of_its_size(tmp_path: Path) -> None:
@@ -275,7 +224,8 @@ def test_a_selection_that_takes_nothing_is_refused(wrong: Any) -> None:
 
 def reasons(filters: Filters, file: str) -> dict[str, str | None]:
     (share,) = Selection().of([file])
-    rows = [row for t in share.tables(np.empty(0, np.uint64), filters) for row in t.to_pylist()]
+    done = Done(Path(file).parent, "run")
+    rows = [row for t in share.tables(done, filters) for row in t.to_pylist()]
     return {row["document_id"].rpartition("-")[2]: row["error"] for row in rows}
 
 
@@ -413,6 +363,7 @@ def test_the_report_shows_errors_entities_and_samples_with_their_texts(tmp_path:
     run = results.prepare(output)
     told, segment = Record(output, 40, 0), worker(output, run)
     file = lines(tmp_path, ["sleep <b>"] * 30 + ["bursts"])
+    Given.of([file], output).note()
     for batch in batches(file, 8):
         told.add(record.counted(asyncio.run(segment(batch))))
     told.write("finished")

@@ -2,75 +2,129 @@
 
 from __future__ import annotations
 
+import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from power import Disk, rounds
 
 from gemel_ray import storage
-from gemel_ray.job import results
+from gemel_ray.config import Input
+from gemel_ray.job import merging, results
+from gemel_ray.job.filters import Filters
+from gemel_ray.job.inputs import Given
+from gemel_ray.job.merging import Merging
+from gemel_ray.job.selection import Selection
 from gemel_ray.knowledge import versions
 from gemel_ray.records import LINK
 
 ROUNDS = 200
-BATCHES = [[f"in.jsonl:{i}" for i in range(at, at + 4)] for at in range(0, 12, 4)]
-
-
-def rows(sources: list[str]) -> pa.Table:
-    links = pa.Table.from_pylist([{"document_id": s, "status": "linked", "entity": s} for s in sources], LINK)
-    return links.append_column("source", pa.array(sources))
 
 
 class Job:
-    """Writes what is missing, a few runs of it; knows what it was told is written."""
+    """What a job does to its folder: reads what is to be done, writes it, merges. Knows what it was told is
+    written. `mended`: documents that failed fail no more."""
 
-    def __init__(self, output: Path) -> None:
-        self.output, self.written = output, set[str]()
+    def __init__(self, folder: Path) -> None:
+        self.output, self.file = folder / "out", folder / "in.jsonl"
+        self.written, self.mended = set[str](), False
+        self.write({number: "text" for number in range(12)})
+
+    def write(self, texts: dict[int, str]) -> None:
+        rows = ({"id": str(number), "text": text, "mentions": []} for number, text in texts.items())
+        storage.write(self.file, "".join(json.dumps(row) + "\n" for row in rows))
 
     def run(self) -> None:
-        name = results.prepare(self.output)
-        done = set(results.finished(self.output).tolist())
-        assert self.written <= {s for b in BATCHES for s in b if int(results.keys([s])[0]) in done}
-        for batch in BATCHES:
-            new = [s for s in batch if int(results.keys([s])[0]) not in done]
-            if new:
-                results.write(rows(new), self.output, name)
-                self.written |= set(new)
+        given = Given.of([str(self.file)], self.output)
+        run = results.prepare(self.output)
+        given.note()
+        found = results.finished(self.output, "" if self.mended else None)
+        (share,) = Selection().of([str(self.file)])
+        with Merging(self.output, run) as merging:
+            for table in share.tables(found, Filters(Input())):
+                for at in range(0, len(table), 3):
+                    some = self._linked(table.slice(at, 3).to_pylist())
+                    merging.add(results.write(some, self.output, run), len(some))
+                    self.written |= self._said(some)
+            merging.done = found
+
+    def _linked(self, documents: list[dict[str, Any]]) -> pa.Table:
+        bad = {} if self.mended else {"0": "no", "5": "no"}
+        links = [
+            {
+                "document_id": d["document_id"],
+                "entity": d["text"],
+                "status": "error" if d["document_id"] in bad else "linked",
+                "error": bad.get(d["document_id"]),
+            }
+            for d in documents
+        ]
+        table = pa.Table.from_pylist(links, LINK)
+        assert not self.written & self._said(table), "it was written before: its row is lost"
+        return table.append_column("source", pa.array([d["source"] for d in documents]))
+
+    def _said(self, table: pa.Table) -> set[str]:
+        return {f"{row['document_id']} {row['entity']} {row['status']}" for row in table.to_pylist()}
+
+    def cut(self, dice: random.Random, patch: pytest.MonkeyPatch) -> bool:
+        disk = Disk(self.output.parent, dice, patch)
+        was_cut = disk.until_cut(dice.randrange(90), self.run)
+        disk.restart()
+        return was_cut
+
+    def found(self) -> list[tuple[str, str, str]]:
+        """Of all files in links, whatever the ledger says."""
+        tables = [pq.read_table(file) for file in (self.output / "links").glob("*.parquet")]
+        columns = ["document_id", "entity", "status"]
+        return sorted(tuple(row[c] for c in columns) for t in tables for row in t.to_pylist())  # type: ignore[misc]
 
 
-def test_no_row_of_a_job_is_lost_or_doubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut, started again, cut again; at last to its end."""
-    cuts = 0
-    for dice, patch in rounds(ROUNDS, monkeypatch):
+@pytest.mark.parametrize("edited", [False, True])
+def test_no_row_of_a_job_is_lost_or_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: bool
+) -> None:
+    """Cut, started again, cut again; at last to its end. Also where rows that failed are done again and lines
+    have changed."""
+    monkeypatch.setattr(merging, "FILE", 5)
+    cuts, texts = 0, dict.fromkeys(range(12), "text")
+    for dice, patch in rounds(ROUNDS // 2, monkeypatch):
         (tmp_path / "disk").mkdir()
-        job = Job(tmp_path / "disk" / "out")
-        for _ in range(2):
-            disk = Disk(tmp_path / "disk", dice, patch)
-            cuts += disk.until_cut(dice.randrange(28), job.run)
-            disk.restart()
+        job = Job(tmp_path / "disk")
+        if edited:
+            job.run()
+            job.mended, texts = True, {12: "put in"} | texts | {3: "changed"}
+            del texts[7]
+            job.write(texts)
+        cuts += job.cut(dice, patch) + job.cut(dice, patch)
         job.run()
-        found = [i for t in results.tables(job.output) for i in t["document_id"].to_pylist()]
-        assert sorted(found) == sorted(s for batch in BATCHES for s in batch)
+        bad = () if edited else (0, 5)
+        expected = [(str(n), text, "error" if n in bad else "linked") for n, text in texts.items()]
+        assert job.found() == sorted(expected)
         shutil.rmtree(tmp_path / "disk")
-    assert cuts > ROUNDS
+        texts = dict.fromkeys(range(12), "text")
+    assert cuts > ROUNDS / 2
 
 
 def test_files_that_a_cut_has_torn_are_named_and_done_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = Job(tmp_path / "out")
+    job = Job(tmp_path)
     job.run()
-    empty, half = (job.output / name for name in results.files(job.output)[:2])
-    empty.write_bytes(b"")
-    half.write_bytes(half.read_bytes()[:-20])
-    job.written.clear()
-    job.run()
-    assert f"{empty} is torn, as by a power cut: it is {empty.name}.0.torn now" in caplog.text
-    assert half.with_name(f"{half.name}.0.torn").exists()
-    assert sum(len(t) for t in results.tables(job.output)) == 12
+    links = tmp_path / "out" / "links"
+    for tear in (lambda data: b"", lambda data: data[:-20]):
+        (file,) = links.glob("*.parquet")
+        file.write_bytes(tear(file.read_bytes()))
+        job.written.clear()
+        job.run()
+        assert f"{file} is torn, as by a power cut: it is {file.name}.0.torn now" in caplog.text
+        assert file.with_name(f"{file.name}.0.torn").exists()
+        assert len(job.found()) == 12
 
 
 def test_the_version_in_use_is_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,13 +60,13 @@ def test_what_cannot_be_had_is_a_row_and_is_asked_for_by_the_next_run(address: s
     last = tables[-1].to_pylist()[-1]
     assert "cannot read http://127.0.0.1" in last["error"]
     assert last["source"] == f"{address}:rest"
+    run = results.prepare(tmp_path)
+    (share,) = Selection().of([address])
+    for table in share.tables(results.finished(tmp_path), Filters(Input())):
+        results.write(table.select(["document_id", "source"]), tmp_path, run)
     results.prepare(tmp_path)
-    for table in tables:
-        results.write(table.select(["document_id", "source"]).append_column(
-            "mention_id", [table["document_id"]]), tmp_path)  # fmt: skip
     done = results.finished(tmp_path)
     assert len(done) == sum(map(len, tables)) - 1
     _Breaking.breaks = 0
-    (share,) = Selection().of([address])
     new = [i for t in share.tables(done, Filters(Input())) for i in t["document_id"].to_pylist()]
     assert new == [f"d{i}" for i in range(len(done), 2000)]

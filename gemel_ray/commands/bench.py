@@ -24,6 +24,7 @@ def add(verb: Parser) -> None:
     trees   a knowledge base of so many names more: build, bytes, memory, decoding
     scale   the offline job on inputs of growing size
     flow    every stage but the language model on so many pairs without mentions: rows a second, memory
+    resume  how long a job takes to know what is done, of so many documents
 
     Without INPUT and --workspace: the starter's. Use the machine for nothing else meanwhile. INPUT's own
     links are not judged: gemel-ray study puts accuracy beside speed.
@@ -34,8 +35,9 @@ def add(verb: Parser) -> None:
       gemel-ray bench trees --names 10000000 --output bench
       gemel-ray bench scale dev.json --workspace kb --sizes 1000 10000
       gemel-ray bench flow --pairs 1000000
+      gemel-ray bench resume --documents 10000000
     """
-    verb.add_argument("what", choices=("speed", "host", "trees", "scale", "flow"), help="what is measured")
+    verb.add_argument("what", choices=(*_OWN, "host"), help="what is measured")
     verb.add_argument("inputs", nargs="*", metavar="INPUT", help="documents with mentions")
     verb.add_argument("--workspace", type=place, help="made by gemel-ray build")
     verb.add_argument("--output", type=folder, default=Path("bench"), metavar="DIR", help="folder (bench)")
@@ -46,12 +48,21 @@ def add(verb: Parser) -> None:
         "--sizes", type=int, nargs="+", default=[1000, 10_000], help="scale: mentions (1000 10000)"
     )
     verb.add_argument("--pairs", type=int, default=100_000, help="flow: pairs made up (100000)")
+    verb.add_argument(
+        "--documents", type=int, default=10_000_000, help="resume: documents made up (10000000)"
+    )
     verb.add_argument("--json", action="store_true", help="all figures, as JSON")
     verb.set_defaults(run=_run)
 
 
 # Options of one measurement only.
-_OWN = {"speed": ("--limit", "--rounds"), "trees": ("--names",), "scale": ("--sizes",), "flow": ("--pairs",)}
+_OWN = {
+    "speed": ("--limit", "--rounds"),
+    "trees": ("--names",),
+    "scale": ("--sizes",),
+    "flow": ("--pairs",),
+    "resume": ("--documents",),
+}
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -64,11 +75,16 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError("with --workspace, say what to measure on: gemel-ray bench ... INPUT")
     given = files(options.inputs, say)  # refused before anything is built
     options.output.mkdir(parents=True, exist_ok=True)
+    if options.what == "resume":
+        return _shown(options, _resume(options))
     workspace: Path = options.workspace or _starter(options)
     inputs = given or [str(options.output / "documents.parquet")]
     settings = partial(configured, options, read_facts(workspace)["settings"])
     measured = {"speed": _speed, "host": _host, "trees": _trees, "scale": _scale, "flow": _flow}[options.what]
-    found = measured(options, settings, workspace, inputs)
+    return _shown(options, measured(options, settings, workspace, inputs))
+
+
+def _shown(options: argparse.Namespace, found: dict[str, Any]) -> int:
     print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))
     return 0
 
@@ -122,6 +138,12 @@ def _flow(options: argparse.Namespace, settings: Any, workspace: Path, inputs: l
     from gemel_ray.measuring.flow import flow
 
     return flow(settings(), workspace, inputs, options.output, options.pairs, say)
+
+
+def _resume(options: argparse.Namespace) -> dict[str, Any]:
+    from gemel_ray.measuring.resume import resume
+
+    return resume(options.output, options.documents, say)
 
 
 def _lines(found: Any, before: str = "") -> Iterator[str]:

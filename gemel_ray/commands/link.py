@@ -50,7 +50,6 @@ def add(verb: Parser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from gemel_ray.job import results
     from gemel_ray.job.selection import Selection
     from gemel_ray.knowledge.workspace import Workspace, read_facts
     from gemel_ray.object_folder import keeps_writers_apart
@@ -76,27 +75,24 @@ def _run(options: argparse.Namespace) -> int:
         print(preview(config, inputs, options.output, selection))
         return 0
     keeps_writers_apart(options.output)
-    if options.retry_failed:
-        say(
-            f"{results.forget_failed(options.output, options.reason):,} documents with an error are done anew"
-        )
     return _linked(options, config, inputs, selection)
 
 
 def _linked(options: argparse.Namespace, config: Config, inputs: list[str], selection: Selection) -> int:
     from gemel_ray.job.page import write_page
-    from gemel_ray.job.results import finished
+    from gemel_ray.job.results import number
     from gemel_ray.offline import link
     from gemel_ray.progress import Meter
 
     total = selection.total(inputs)
-    left = max(0, total - len(finished(options.output))) if total else None
-    if left == 0:
+    left = max(0, total - number(options.output)) if total else None
+    if left == 0 and not options.retry_failed:
         say("nothing is left to do, as far as the input's files tell")
     with Meter("documents", left) as meter:
         manifest = link(
             config, options.workspace, inputs, options.output, meter.add,
             selection=selection, max_error_rate=options.max_error_rate,
+            retry=options.reason if options.retry_failed else None,
         )  # fmt: skip
     write_page(options.output)
     print(_told(manifest))

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gemel_ray.config import Input
+from gemel_ray.job.identity import plain
 from gemel_ray.job.results import Keys, keys
 from gemel_ray.readers import documents
 from gemel_ray.stage import ERROR
@@ -34,7 +35,7 @@ class Filters:
     def marked(self, table: pa.Table) -> pa.Table:
         """DOCUMENT rows, those filtered with the reason in `error`."""
         length = pc.fill_null(pc.utf8_length(table["text"]), 0).to_numpy()
-        again = np.isin(keys(table["source"].to_pylist()), self.before)
+        again = np.isin(keys([plain(s) for s in table["source"].to_pylist()]), self.before)
         reasons = [
             self._reason(int(characters), bool(twice))
             for characters, twice in zip(length, again, strict=True)

@@ -11,7 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gemel_ray.job import results
+import numpy as np
+import pyarrow as pa
+
+from gemel_ray.job import index, inputs, layout, results
 from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.plots import Axis, Series, bars, lines
 from gemel_ray.readers import documents
@@ -118,9 +121,9 @@ def _entities(entities: Counter[str]) -> str:
 def _samples(output: Place) -> Iterator[str]:
     """Mentions from all over the output, with their texts and pictures read again from the input."""
     chosen: dict[str, Row] = {}
-    written = results.files(output)
+    written, known = results.files(output), inputs.addresses(output)
     for file in written[:: max(1, len(written) // _SAMPLES)]:
-        rows = results.with_sources(output, file).to_pylist()
+        rows = _with_sources(output, file, known).to_pylist()
         good = {row["source"]: row for row in rows if row["status"] != "error" and _is_near(row["source"])}
         some = list(good)[:: max(1, len(good) * len(written) // _SAMPLES)]
         chosen |= {source: good[source] for source in some[: _SAMPLES - len(chosen)]}
@@ -138,6 +141,14 @@ def _samples(output: Place) -> Iterator[str]:
         )
 
 
+def _with_sources(output: Place, file: str, known: Mapping[int, str]) -> pa.Table:
+    """A file's rows, and where each one's document stood when it was read."""
+    at = folder_at(output)
+    records = index.of_any(at, file)
+    sources = [f"{known.get(int(r['file']), '')}:{r['row']}" for r in np.repeat(records, records["rows"])]
+    return layout.read(at, file).append_column("source", [pa.array(sources, pa.string())])
+
+
 def _read_again(sources: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
     """The documents of these sources, which stand near the beginning of their files."""
     rows: dict[str, set[str]] = {}
@@ -147,7 +158,7 @@ def _read_again(sources: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
         left = set(wanted)
         for batch in documents(address):
             for document in batch.to_pylist():
-                if document["source"] in left:
+                if document["source"] in left and document["text"] is not None:
                     left.discard(document["source"])
                     yield document["source"], document
             if not left:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import numpy as np
-
 from gemel_ray.config import Config
 from gemel_ray.job import results
 from gemel_ray.job.selection import Selection
@@ -34,7 +32,7 @@ def preview(config: Config, inputs: Sequence[str], output: Place, selection: Sel
 
 def _done(output: Place) -> int:
     """Without mending anything."""
-    return int(np.sum([len(results.documents(output, file)) for file in results.files(output)] or [0]))
+    return results.number(output)
 
 
 def _estimate(output: Place, left: int | None) -> str:

@@ -18,6 +18,8 @@ from typing import Any
 import pyarrow as pa
 
 from gemel_ray.job.filters import FILTERED
+from gemel_ray.job.identity import plain
+from gemel_ray.job.layout import part_of
 from gemel_ray.job.metrics import Metrics
 from gemel_ray.job.reasons import kind
 from gemel_ray.job.results import SOURCE, WORKERS
@@ -47,14 +49,18 @@ def summed(parts: Sequence[Mapping[str, Any]]) -> Measures:
     return total
 
 
-def counted(rows: pa.Table) -> dict[str, Any]:
-    """What a batch's rows add: documents, statuses, and errors by kind, with the first of each."""
+def counted(rows: pa.Table, run: str | None = None) -> dict[str, Any]:
+    """What a batch's rows add: the run's part, documents, statuses, and errors by kind, with the first of
+    each."""
+    sources = list(dict.fromkeys(rows[SOURCE].to_pylist()))
     errors: dict[str, list[Any]] = {}
     for row in rows.select(["document_id", "source", "mention", "error"]).to_pylist():
         if row["error"]:
+            row["source"] = plain(row["source"])
             errors.setdefault(kind(row["error"]), [0, row])[0] += 1
     return {
-        "documents": len(rows[SOURCE].unique()),
+        "part": part_of(run, sources),
+        "documents": len(sources),
         "statuses": Counter(rows["status"].to_pylist()),
         "errors": errors,
     }

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.job.filters import Filters
-from gemel_ray.job.results import Keys, keys
+from gemel_ray.job.identity import REST_DIGEST, digests, file_key, is_rest, marked
+from gemel_ray.job.index import Done, Known
+from gemel_ray.job.results import keys
 from gemel_ray.readers import count, documents
 
 
@@ -29,13 +30,15 @@ class Selection:
         if not 0 < self.sample <= 1:
             raise ValueError(f"--sample takes a share above 0, and at most 1, not {self.sample:g}")
 
-    def of(self, inputs: Sequence[str]) -> list[Share]:
-        """What is taken of each file. With a limit, files are counted, as far as it reaches."""
+    def of(self, inputs: Sequence[str], keys: Mapping[str, int] | None = None) -> list[Share]:
+        """What is taken of each file; `keys` of those that were known by another address. With a limit, files
+        are counted, as far as it reaches."""
         shares, left = [], self.limit
         for address in inputs:
             if left is not None and left <= 0:
                 break
-            shares.append(Share(address, left, self.sample))
+            key = (keys or {}).get(address, file_key(address))
+            shares.append(Share(address, key, left, self.sample))
             if left is not None:
                 left -= min(left, _counted(address, left))
         return shares
@@ -54,23 +57,38 @@ class Share:
     """What is taken of one file: of the first `limit` documents, where there is one, the `sample`."""
 
     address: str
+    key: int  # by which the file is known: see job/identity.py
     limit: int | None = None
     sample: float = 1.0
 
-    def tables(self, done: Keys, filters: Filters) -> Iterator[pa.Table]:
-        """The file's documents that are taken and not `done` (sorted keys), the filtered marked."""
-        left = self.limit
+    def tables(self, done: Done, filters: Filters) -> Iterator[pa.Table]:
+        """The file's documents that are taken and not `done`, the filtered marked. Where all of the file was
+        read, `done` is told what was not met in it."""
+        left, known, lost = self.limit, done.of(self.key), False
         for table in documents(self.address, fetch_official_images=filters.input.fetch_official_images):
             taken = table if left is None else table.slice(0, left)
-            new = self._taken(keys(taken["source"].to_pylist()), done)
-            if new.any():
-                yield filters.marked(taken.filter(pa.array(new)))
+            lost = lost or is_rest(taken["source"][-1].as_py())
+            if len(new := self._new(taken, known)):
+                yield filters.marked(new)
             if left is not None and (left := left - len(taken)) <= 0:
                 return
+        if not lost:
+            done.passed(self.key, known)
 
-    def _taken(self, sources: Keys, done: Keys) -> npt.NDArray[np.bool_]:
-        sampled = sources <= np.uint64(min(self.sample * 2.0**64, 2.0**64 - 2048))
-        return sampled & ~np.isin(sources, done)
+    def _new(self, table: pa.Table, known: Known) -> pa.Table:
+        """Those of the sample that are to be done, their sources marked."""
+        sources = table["source"].to_pylist()
+        sampled = (keys(sources) <= np.uint64(min(self.sample * 2.0**64, 2.0**64 - 2048))).tolist()
+        at, marks = [], []
+        for number, (source, of_it) in enumerate(zip(sources, digests(table).tolist(), strict=True)):
+            digest = REST_DIGEST if is_rest(source) else of_it
+            met = known.meet(digest)
+            if met == "done" or not sampled[number]:
+                continue
+            at.append(number)
+            marks.append(marked(source, self.key, digest, met == "again"))
+        new = table.take(pa.array(at, pa.int64()))
+        return new.set_column(new.column_names.index("source"), "source", pa.array(marks, pa.string()))
 
 
 def _counted(address: str, most: int) -> int:

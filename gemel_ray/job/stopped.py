@@ -3,3 +3,11 @@
 
 class Stopped(RuntimeError):
     """The job could not go on. What is written stays, and the same command goes on from there."""
+
+    status = 1  # of the command
+
+
+class Terminated(Stopped):
+    """By SIGTERM, as a cluster's scheduler sends it."""
+
+    status = 143

@@ -50,7 +50,7 @@ class Worker:
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """The batch's rows; of the last segment, those that are written. Many may be under way at once."""
         sources = _sources(batch)
-        if self.output and (rows := await asyncio.to_thread(results.written, self.output, sources)):
+        if self.output and (rows := await asyncio.to_thread(results.written, self.output, self.run, sources)):
             return rows  # its worker died behind that
         deaths = await asyncio.to_thread(self.attempts.begin, sources)
         if deaths == 0:

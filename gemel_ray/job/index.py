@@ -1,0 +1,204 @@
+"""What is done, in an index: which documents a run has still to do is told without opening any links.
+
+Each file of links has its records beside it (job/identity.py), in its order. When a run begins, all of them
+are put together by the input's files, into so many heaps on the disk; who reads an input's file takes the
+heap it is in. So no process ever holds more than one heap, however much is done.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from gemel_ray.job import layout, ledger
+from gemel_ray.job.identity import AGAIN, FAILED, LOST, RECORD, Records, records
+from gemel_ray.object_folder import Place, folder_at
+from gemel_ray.storage import Folder
+
+_log = logging.getLogger(__name__)
+_HEAPS = 64
+_HELD = 4_000_000  # records in memory before they go to the disk
+_HEAP = np.dtype([("file", np.uint64), ("digest", np.uint64), ("state", np.uint8)])
+_ASKED = 8  # a state: its error is one of those that are retried
+
+
+@dataclass
+class Known:
+    """What is done of one file: how many of each digest there are `left` to be met in it, and how many of
+    those that failed are to be done `again`."""
+
+    digests: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    left: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    again: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def meet(self, digest: int) -> str:
+        """Of a document in the file: "done", "again" or "new"."""
+        at = int(np.searchsorted(self.digests, np.uint64(digest)))
+        if at == len(self.digests) or self.digests[at] != digest:
+            return "new"
+        if self.left[at]:
+            self.left[at] -= 1
+            return "done"
+        if self.again[at]:
+            self.again[at] -= 1
+            return "again"
+        return "new"
+
+    def surplus(self) -> list[tuple[int, int]]:
+        """Digests that were not met, and how often: the file holds them no more."""
+        over = self.left + self.again
+        return [(int(self.digests[at]), int(over[at])) for at in np.flatnonzero(over)]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What the run found done; a few words, wherever they are sent."""
+
+    output: Place
+    run: str
+    number: int = 0  # documents
+    asked: int = 0  # of those that failed, how many are to be done again
+
+    def __len__(self) -> int:
+        return self.number
+
+    def of(self, file: int) -> Known:
+        """Of one file of the input, by its key."""
+        at = folder_at(self.output)
+        pieces = [np.load(io.BytesIO(at.read(name))) for name in at.names(_heap(self.run, file % _HEAPS))]
+        found = np.concatenate([np.empty(0, _HEAP), *(piece[piece["file"] == file] for piece in pieces)])
+        digests, where = np.unique(found["digest"], return_inverse=True)
+
+        def how_many(state: int) -> npt.NDArray[np.int64]:
+            return np.bincount(where[(found["state"] & state) > 0], minlength=len(digests))
+
+        # Of one that failed and its successor, written by a run that was killed then, both are there yet.
+        paired = np.minimum(how_many(AGAIN), how_many(FAILED | LOST))
+        again = np.maximum(0, how_many(_ASKED) - paired)
+        return Known(digests, np.bincount(where, minlength=len(digests)) - paired - again, again)
+
+    def passed(self, file: int, known: Known) -> None:
+        """Note that the whole file was read, and what of it is in the output and no more in the file."""
+        name = f"{layout.PASSES}/{self.run}/{file:016x}.json"
+        folder_at(self.output).write(name, json.dumps(known.surplus()).encode())
+
+    def gone(self) -> dict[tuple[int, int], int]:
+        """By file and digest: how many documents the files that were read whole hold no more."""
+        at, found = folder_at(self.output), dict[tuple[int, int], int]()
+        for name in at.names(f"{layout.PASSES}/{self.run}"):
+            file = int(name.rpartition("/")[2].removesuffix(".json"), 16)
+            found |= {(file, digest): number for digest, number in json.loads(at.read(name))}
+        return found
+
+
+def finished(output: Place, retry: str | None = None) -> Done:
+    """What is done, for the run that writes now. `retry`: those with an error row that holds this text, in
+    any case of its letters, count as not done, until they have a successor; what could not be had of a file
+    never counts. A torn file is set aside."""
+    at = folder_at(output)
+    state = ledger.latest(at)
+    heaps: list[list[npt.NDArray[np.void]]] = [[] for _ in range(_HEAPS)]
+    number = asked = held = 0
+    for found in _all_records(at, state, retry):
+        number += len(found) - int(np.count_nonzero(found["state"] & AGAIN))
+        asked += int(np.count_nonzero(found["state"] & _ASKED))
+        for heap, some in enumerate(_heaped(found)):
+            heaps[heap].append(some)
+        held += len(found)
+        if held > _HELD:
+            _flush(at, state.run, heaps)
+            held = 0
+    _flush(at, state.run, heaps)
+    return Done(output, state.run, number - asked, asked)
+
+
+def _flush(at: Folder, run: str, heaps: list[list[npt.NDArray[np.void]]]) -> None:
+    for number, heap in enumerate(heaps):
+        if sum(map(len, heap)):
+            at.write(f"{_heap(run, number)}/{uuid.uuid4().hex}.npy", saved(np.concatenate(heap)))
+        heap.clear()
+
+
+def _all_records(at: Folder, state: ledger.State, retry: str | None) -> Iterator[Records]:
+    there = set(at.names(layout.LINKS))
+    for name, number in state.files:
+        if name not in there:
+            _log.warning("%s/%s is gone: its %s documents are done again", at, name, f"{number:,}")
+        elif (found := of_file(at, name)) is not None:
+            yield _asked(at, name, found, retry)
+    for name in layout.counting_parts(at, state):
+        if not layout.is_torn(at, name):
+            yield _asked(at, name, of_part(at, name), retry)
+
+
+def _asked(at: Folder, name: str, found: Records, retry: str | None) -> Records:
+    """The records, those marked that are to be done again."""
+    found = found.copy()
+    found["state"][(found["state"] & LOST) > 0] |= _ASKED
+    if retry is None or not np.any(found["state"] & FAILED):
+        return found
+    table = layout.read(at, name, ["status", "error"])
+    hits = [
+        status == "error" and retry.lower() in error.lower()
+        for status, error in zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True)
+    ]
+    starts = (np.cumsum(found["rows"]) - found["rows"]).astype(np.int64)
+    some = np.add.reduceat(np.array(hits, np.int64), starts) > 0
+    found["state"][some] |= _ASKED
+    return found
+
+
+def of_file(at: Folder, name: str) -> Records | None:
+    """The records of a file of links; None, and both set aside, where one of them is torn."""
+    index = layout.index_of(name)
+    try:
+        found: Records = np.load(io.BytesIO(at.read(index)))
+    except (ValueError, EOFError, FileNotFoundError):
+        layout.set_aside(at, name)
+        return None
+    return None if layout.is_torn(at, name) else found
+
+
+def of_part(at: Folder, name: str) -> Records:
+    listed, run = layout.of_part(at, name), name.split("/")[1]
+    return records([(source, rows) for source, rows, _ in listed], run, [bad for *_, bad in listed])
+
+
+def of_any(at: Folder, name: str) -> Records:
+    """The records of a file of links, or of a part, that counts."""
+    if name.startswith(layout.PARTS):
+        return of_part(at, name)
+    found = of_file(at, name)
+    return np.empty(0, RECORD) if found is None else found
+
+
+def saved(found: Records) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, found)
+    return sink.getvalue()
+
+
+def joined(some: Iterable[Records]) -> Records:
+    return np.concatenate([np.empty(0, RECORD), *some])
+
+
+def _heaped(found: Records) -> Iterator[npt.NDArray[np.void]]:
+    slim = np.empty(len(found), _HEAP)
+    for name in _HEAP.names or ():
+        slim[name] = found[name]
+    which = found["file"] % np.uint64(_HEAPS)
+    order = np.argsort(which, kind="stable")
+    ends = np.searchsorted(which[order], np.arange(_HEAPS + 1))
+    return (slim[order[a:b]] for a, b in pairwise(ends))
+
+
+def _heap(run: str, number: int) -> str:
+    return f"{layout.DONE}/{run}/{number:02}"

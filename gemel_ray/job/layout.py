@@ -1,0 +1,97 @@
+"""Where what stands in a job's output folder, which of it counts, and how it is read.
+
+links/*.parquet   one row a mention, some 100,000 documents a file
+parts/RUN/        batches as workers write them, until there are enough for a file (job/merging.py)
+ledger/           which of these count (job/ledger.py)
+index/            what is done, a record for each document of a file of links (job/index.py)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gemel_ray.job.ledger import State
+from gemel_ray.storage import Folder
+
+LINKS, PARTS, INDEX = "links", "parts", "index"
+PASSES, DONE = "passes", "done"  # of the run that writes: see job/index.py
+SOURCE = "source"  # column of the input's file and row, with a mark (job/identity.py)
+DOCUMENTS = b"gemel_ray.documents"  # in a part's metadata: [[source, rows, has an error], ...] in its order
+_log = logging.getLogger(__name__)
+
+
+def part_of(run: str | None, sources: Collection[str]) -> str:
+    """The part of a batch of these documents, in this order."""
+    digest = hashlib.blake2b(json.dumps(list(sources)).encode(), digest_size=12).hexdigest()
+    return f"{PARTS}/{run}/{digest}.parquet"
+
+
+def index_of(name: str) -> str:
+    """Where the records of a file's documents are."""
+    return f"{INDEX}/{name.rpartition('/')[2].removesuffix('.parquet')}.npy"
+
+
+def counting(at: Folder, state: State) -> list[str]:
+    """The names of all that counts, files before parts."""
+    there = set(at.names(LINKS))
+    return [*(name for name, _ in state.files if name in there), *counting_parts(at, state)]
+
+
+def counting_parts(at: Folder, state: State) -> list[str]:
+    """Parts whose links are in no file: of the run that writes, and those that it found."""
+    gone = set(state.gone)
+    own = at.names(f"{PARTS}/{state.run}") if state.run else []
+    there = {name for run in {p.rpartition("/")[0] for p in state.parts} for name in at.names(run)}
+    found = (*own, *(part for part in state.parts if part in there))
+    return [name for name in found if name.endswith(".parquet") and name not in gone]
+
+
+def read(at: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    try:
+        with at.open(name) as file:
+            return pq.read_table(file, columns=columns)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError) as fault:
+        raise ValueError(f"cannot read {at}/{name}: {fault}") from fault
+
+
+def with_sources(at: Folder, part: str) -> pa.Table:
+    """A part's rows as its worker had them."""
+    table = read(at, part)
+    sources = [source for source, rows, _ in documents(table.schema) for _ in range(rows)]
+    return table.append_column(SOURCE, [pa.array(sources, pa.string())])
+
+
+def documents(part: pa.Schema) -> list[tuple[str, int, bool]]:
+    """Source, number of rows, and whether one is an error, of each document in a part."""
+    return [(source, rows, bad) for source, rows, bad in json.loads(part.metadata[DOCUMENTS])]
+
+
+def of_part(at: Folder, name: str) -> list[tuple[str, int, bool]]:
+    with at.open(name) as file:
+        return documents(pq.read_schema(file))
+
+
+def is_torn(at: Folder, name: str) -> bool:
+    """Whether the file is no Parquet, or ends before its end: then it is set aside."""
+    try:
+        with at.open(name) as file:
+            pq.read_metadata(file)
+    except pa.ArrowInvalid:
+        set_aside(at, name)
+        return True
+    return False
+
+
+def set_aside(at: Folder, name: str) -> None:
+    torn = at.set_aside(name).rpartition("/")[2]
+    _log.warning(
+        "%s/%s is torn, as by a power cut: it is %s now, and its rows are done again", at, name, torn
+    )

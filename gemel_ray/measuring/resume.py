@@ -1,0 +1,80 @@
+"""How long a run takes to know what is done, on results that are made up: as many documents as one likes.
+
+The results have the form and size that a job leaves them in; only their rows say nothing.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from gemel_ray.job import index, layout, ledger, results
+from gemel_ray.job.identity import RECORD, file_key
+from gemel_ray.job.merging import FILE
+from gemel_ray.measuring.machine import machine
+from gemel_ray.measuring.scale import Say
+from gemel_ray.object_folder import folder_at
+from gemel_ray.records import LINK
+
+_INPUT = 100_000  # documents of one file of the input
+
+
+def resume(output: Path, documents: int, say: Say) -> dict[str, Any]:
+    """All figures, ready for JSON."""
+    made = output / f"resumed-{documents}"
+    if not ledger.latest(folder_at(made)).number:
+        say(f"making up the results of {documents:,} documents")
+        _make_up(made, documents)
+    before, began = _memory(), time.perf_counter()
+    results.prepare(made)
+    prepared = time.perf_counter()
+    done = results.finished(made)
+    told = time.perf_counter()
+    known = done.of(file_key(_input(0)))
+    looked = time.perf_counter()
+    if len(done) != documents or int(known.left.sum()) != min(_INPUT, documents):
+        raise ValueError(f"{made} is not what was made up: remove it")
+    return {
+        "machine": machine(),
+        "documents": documents,
+        "files": len(results.files(made)),
+        "index_mib": sum(f.stat().st_size for f in (made / layout.INDEX).iterdir()) / 2**20,
+        "seconds": {
+            "taking over": prepared - began,
+            "what is done": told - prepared,
+            "of one file of the input": looked - told,
+            "whole": looked - began,
+        },
+        "memory_mib": {"before": before, "peak": _memory()},
+    }
+
+
+def _memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _input(number: int) -> str:
+    return f"/input/{number:05}.jsonl"
+
+
+def _make_up(output: Path, documents: int) -> None:
+    at, dice, files = folder_at(output), np.random.default_rng(0), []
+    rows = [{"document_id": str(row), "status": "linked"} for row in range(FILE)]
+    links = results.as_parquet(pa.Table.from_pylist(rows, LINK))
+    for first in range(0, documents, FILE):
+        numbers = np.arange(first, min(first + FILE, documents))
+        records = np.zeros(len(numbers), RECORD)
+        keys = np.array([file_key(_input(i)) for i in range(documents // _INPUT + 1)], np.uint64)
+        records["file"], records["row"] = keys[numbers // _INPUT], numbers % _INPUT + 1
+        records["digest"] = dice.integers(2**64, size=len(numbers), dtype=np.uint64)
+        records["rows"] = 1
+        name = f"{layout.LINKS}/{first:010}-made-up.parquet"
+        at.write(layout.index_of(name), index.saved(records))
+        at.write(name, links)
+        files.append((name, len(numbers)))
+    ledger.commit(at, ledger.State(number=1, run="made-up", files=tuple(files)))

@@ -1,0 +1,60 @@
+"""Runs of a job as offline.link makes them, but for Ray: all in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import deadly
+import pyarrow.parquet as pq
+
+from gemel_ray.config import Input
+from gemel_ray.graph import Graph
+from gemel_ray.job import results
+from gemel_ray.job.attempts import Attempts
+from gemel_ray.job.filters import Filters
+from gemel_ray.job.inputs import Given
+from gemel_ray.job.layout import part_of
+from gemel_ray.job.merging import Merging
+from gemel_ray.job.selection import Selection
+from gemel_ray.job.worker import Worker, traced
+from gemel_ray.object_folder import folder_at
+from gemel_ray.records import DOCUMENT, LINK
+
+_ALL = Selection()
+
+
+def lines(folder: Path, texts: list[str], name: str = "in.jsonl") -> str:
+    file = folder / name
+    rows = ({"id": f"{name}-{i}", "text": text, "mentions": []} for i, text in enumerate(texts))
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return str(file)
+
+
+def worker(output: Path, run: str | None = None) -> Worker:
+    graph = traced(Graph((deadly.Deadly(),), DOCUMENT, LINK, "deadly"))
+    segment = graph.segment(["deadly"], None)  # type: ignore[arg-type]
+    return Worker(segment, Attempts(folder_at(output), "deadly"), folder_at(output), run)
+
+
+def run_once(output: Path, files: list[str], selection: Selection = _ALL, retry: str | None = None) -> int:
+    """A run, as offline.link makes it, but for Ray; how many documents it did."""
+    given = Given.of(files, output)
+    work = worker(output, results.prepare(output))
+    given.note()
+    found, number = results.finished(output, retry), 0
+    with Merging(output, str(work.run)) as merging:
+        for share in selection.of(given.addresses, given.keys):
+            for table in share.tables(found, Filters(Input())):
+                rows = asyncio.run(work(table))
+                number += len(table)
+                merging.add(part_of(work.run, dict.fromkeys(rows["source"].to_pylist())), len(table))
+        merging.done = found
+    return number
+
+
+def linked(output: Path) -> list[str]:
+    """Ids of what stands in the files that people read, each as often as it is there."""
+    tables = (pq.read_table(file) for file in sorted((output / "links").glob("*.parquet")))
+    return sorted(i for table in tables for i in table["document_id"].to_pylist())
