@@ -104,8 +104,8 @@ def test_a_target_that_is_an_id_is_that_entity(tmp_path: Path) -> None:
         row(t, mentions=[{"start": 0, "end": 5, "target": t}]) for t in ("Q1", "Q3", "Q4", "Google\u00a0")
     ]
     found = looked(written(tmp_path, *rows), entities=kb)
-    assert dict(found.counts) == {"renamed": 1, "doubt": 1, "target": 1}
-    assert "'Q1' is 'Adobe Inc.'" in found.first["renamed"][0]
+    assert dict(found.counts) == {"taken": 1, "doubt": 1, "target": 1}
+    assert "'Q1' is 'Adobe Inc.'" in found.first["taken"][0]
     assert "there is no entity 'Q4'" in found.first["target"][0]
 
 

@@ -161,7 +161,8 @@ def _mention(row: Row, mention: Row, where: str, targets: Targets | None, found:
     if name not in targets:
         found.add("target", where, f"there is no entity {short(target)}" + (f" ({its_id})" if its_id else ""))
     elif target is not None and name != target:
-        found.add("renamed", where, f"{short(target)} is {short(name)}" + (f" ({its_id})" if its_id else ""))
+        by_id = f" ({its_id})" if its_id else ""
+        found.add("renamed" if its_id else "taken", where, f"{short(target)} is {short(name)}{by_id}")
 
 
 def _met(row: Row, mention: Row, where: str, known: _Known, train: _Known, found: Findings) -> None:

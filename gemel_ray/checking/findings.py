@@ -15,7 +15,7 @@ KINDS = {
     "id": "documents whose id another has (their links cannot be told apart)",
     "mention": "mentions outside their text, or not what stands at their place",
     "target": "targets that are no entity's name or id",
-    "renamed": "targets that have another name in the knowledge base, by their id, or are one",
+    "renamed": "targets that have another name in the knowledge base, by their id",
     "duplicate": "mentions that are there twice, with the same text and place",
     "train_mention": "mentions that are in the training data, with the same text",
     "train_text": "documents whose text is in the training data",
@@ -27,6 +27,7 @@ KINDS = {
 }
 NOTES = {  # no faults: told, and nothing to mend
     "long_text": "texts that may be too long for a prompt: they are cut around each mention",
+    "taken": "targets that are an entity's id, or spell its name as an address does: taken as that entity",
     "doubt": "targets that are a name and another entity's id",
     "placed": "mentions whose place was found by their words, or counts something else",
     "unplaced": "mentions whose words stand nowhere in their text: they are linked without a place",
