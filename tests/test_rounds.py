@@ -22,6 +22,7 @@ from gemel_ray.engine.rounds import Rounds
 from gemel_ray.engine.run import Engine
 from gemel_ray.engine.seam import Refused
 from gemel_ray.engine.search import Candidate
+from gemel_ray.knowledge.prefix_tree import PrefixTree
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
@@ -290,3 +291,16 @@ def test_rollouts_are_asked_where_rounds_are_not_to_be_had(generating: Generatin
         engine._rounds = rounds
     same([asyncio.run(generating._by_rollouts(asked, row)) for row in own], expected)
     assert all(answer["status"] == "linked" for answer in answers)
+
+
+def test_nothing_is_left_of_a_tree_that_nobody_asks_for(
+    generating: Generating, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a change of knowledge: the former tree's rounds, and its arrays on the device."""
+    former, rounds = PrefixTree.open(generating.tree_folder), rounds_of(generating)
+    monkeypatch.setattr(generating, "tree", former)
+    asyncio.run(in_rounds(generating, rows[:2]))
+    assert former in {search.tree for search in rounds._lanes}
+    generating.retire()
+    within(generating.engine, lambda: None)
+    assert former not in {search.tree for search in rounds._lanes} | rounds._trees.keys()
