@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemel_ray.config import Config
+from gemel_ray.config import Config, load
 from gemel_ray.engine import opening, seam
 from gemel_ray.engine.opening import opened
 from gemel_ray.engine.proof import prove
@@ -23,10 +23,10 @@ from gemel_ray.engine.run import Engine
 from gemel_ray.engine.seam import Refused
 from gemel_ray.engine.search import Candidate
 from gemel_ray.knowledge.prefix_tree import PrefixTree
-from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
-from gemel_ray.stages.generating import Generating
+from gemel_ray.stages.generating import Generating, _engine_options
 
 pytestmark = pytest.mark.slow
 DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "test.parquet"
@@ -242,6 +242,9 @@ def test_what_refuses_is_said_and_gives_its_blocks_back(
     def refuse(*given: Any) -> None:
         raise Refused("numbers differ")
 
+    def moved(embeddings: Any, *others: Any) -> Any:
+        raise TypeError("an argument that vLLM no longer has")
+
     def reopened(rounds: str, arena: float) -> Any:
         options = replace(engine.options, rounds=rounds, arena=arena)
         return within(
@@ -252,6 +255,12 @@ def test_what_refuses_is_said_and_gives_its_blocks_back(
     pool: Any = engine._engine.engine_core
     pool = pool.engine_core.scheduler.kv_cache_manager.block_pool
     before = pool.num_gpu_blocks, pool.get_num_free_blocks()
+    with monkeypatch.context() as other:
+        other.setattr(seam.Seam, "forward", moved)
+        assert reopened("auto", 0.2) is None
+        assert "an argument that vLLM no longer has" in caplog.messages[-1]
+        assert not engine._rollouts.running
+        caplog.clear()
     monkeypatch.setattr(opening, "prove", refuse)
     assert reopened("never", 0.2) is None
     assert not caplog.messages
@@ -304,3 +313,20 @@ def test_nothing_is_left_of_a_tree_that_nobody_asks_for(
     generating.retire()
     within(generating.engine, lambda: None)
     assert former not in {search.tree for search in rounds._lanes} | rounds._trees.keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "rounds"),
+    [
+        ([], "auto"),
+        (["generate.search=exact"], "never"),
+        (["retrieve.sets=0"], "never"),
+        (["retrieve.sets=0", "retrieve.demonstrations=0"], "auto"),
+    ],
+)
+def test_rounds_that_nobody_would_be_in_take_none_of_the_cache(
+    workspace_folder: Path, settings: list[str], rounds: str
+) -> None:
+    config = load(None, read_facts(workspace_folder)["settings"], settings)
+    options = _engine_options(config.generate, Workspace.open(workspace_folder, config))
+    assert options.rounds == rounds

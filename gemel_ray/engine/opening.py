@@ -50,13 +50,18 @@ def _tried(met: Seam, blocks: list[int], options: EngineOptions, try_: Callable[
     def made(replayed: bool) -> Rounds:
         arena = Arena(blocks, met.block)
         rounds = Rounds(met, arena, options.columns, options.beams, replayed=replayed)
-        try_(rounds)
+        try:
+            try_(rounds)
+        except Refused:
+            raise
+        except Exception as fault:  # of any kind: it is vLLM's inside that is called
+            raise Refused(f"a search on trial failed: {fault!r}") from fault
         return rounds
 
     if met.device.type == "cuda":
         try:
             return made(True)
-        except RuntimeError as reason:  # Refused is one, too
+        except Refused as reason:
             _log.warning("rounds go on without CUDA graphs: %s", reason)
     return made(False)
 

@@ -39,7 +39,11 @@ def prove(rollouts: Rollouts, embeddings: Tensor, end_token: int, rounds: Rounds
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as aside:
         # Not in this thread: it may have an event loop that runs.
         proof = _Proof(rollouts, rounds, embeddings, end_token, Folder(folder))
-        aside.submit(asyncio.run, proof.run()).result()
+        try:
+            aside.submit(asyncio.run, proof.run()).result()
+        finally:
+            for request in list(rollouts.running):
+                rollouts.abort(request)
 
 
 class _Proof:

@@ -44,7 +44,7 @@ class Generating(Work):
     def __init__(self, stage: Generate, workspace: Workspace, former: Generating | None = None) -> None:
         self.stage, self.tree, self.entities = stage, workspace.tree, workspace.entities
         self.tree_folder = workspace.tree_folder
-        options = _engine_options(stage, workspace.language_model)
+        options = _engine_options(stage, workspace)
         self.engine: Engine = former.engine if former else Engine(options, workspace.tree.end_token)
         self.room: Room = former.room if former else Room(self.engine.cache)
         self.prompts: PromptEmbeddings = workspace.prompt_embeddings(
@@ -198,7 +198,10 @@ def _reported(beams: int) -> int:
     return max(16, 2 * beams)
 
 
-def _engine_options(stage: Generate, model: str) -> EngineOptions:
-    """The engine's share of the stage's fields."""
+def _engine_options(stage: Generate, workspace: Workspace) -> EngineOptions:
+    """The engine's share of the stage's fields. Rounds that nobody would be in take none of the cache."""
     own = {k: v for k, v in asdict(stage).items() if k in EngineOptions.__dataclass_fields__}
-    return EngineOptions(model=model, **own)
+    shown = workspace.config.retrieve
+    if stage.search == "exact" or (shown.demonstrations and not shown.sets):
+        own["rounds"] = "never"
+    return EngineOptions(model=workspace.language_model, **own)
