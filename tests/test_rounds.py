@@ -131,6 +131,17 @@ def test_a_pass_has_its_limit(generating: Generating, rows: Rows, monkeypatch: p
     assert len({number for number, _ in passes}) < len(passes)
 
 
+def test_two_parts_take_turns(generating: Generating, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: six columns, three in each part, and more mentions than those."""
+    whole, rounds = asyncio.run(in_rounds(generating, rows)), rounds_of(generating)
+    parts = Rounds(rounds.seam, rounds.arena, 6, generating.stage.beams, parts=2)
+    monkeypatch.setattr(generating.engine, "_rounds", parts)
+    same(asyncio.run(in_rounds(generating, rows)), whole)
+    (lane,) = parts._lanes.values()
+    assert [part.growing.columns for part in lane.parts] == [3, 3]
+    assert min(part.rounds for part in lane.parts) > 3
+
+
 async def in_rounds(work: Generating, rows: Rows) -> list[list[Candidate]]:
     return list(await asyncio.gather(*(work._in_rounds(work.stage, row) for row in rows)))
 

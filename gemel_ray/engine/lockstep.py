@@ -10,8 +10,7 @@ host waits for the device once, at the beginning: what a step has started is tol
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +29,7 @@ Whole = npt.NDArray[np.int64]
 Part = tuple[int, Reading, int]  # as Columns.readings gives them
 
 
-@dataclass(frozen=True, slots=True)
-class _Asking:
+class _Asking(NamedTuple):
     """Beams whose nodes are asked about, int64 [rows]: column and place among its beams, where their keys and
     values stand, tokens of the name there already, and those to be computed."""
 
@@ -39,15 +37,15 @@ class _Asking:
     beam: Whole
     place: Whole
     cached: Whole
-    count: Whole
+    tokens: Whole
 
     def split(self, tokens: int, rows: int) -> Iterator[_Asking]:
         """Of at most so many each; one at least, if it is empty."""
         start = 0
-        while start < len(self.count) or not start:
-            ends = np.cumsum(self.count[start : start + rows])
+        while start < len(self.tokens) or not start:
+            ends = np.cumsum(self.tokens[start : start + rows])
             end = start + max(1, int(np.searchsorted(ends, tokens, side="right")))
-            yield _Asking(*(array[start:end] for array in astuple(self)))
+            yield _Asking(*(array[start:end] for array in self))
             start = end
 
 
@@ -68,14 +66,14 @@ class Lockstep:
     def step(self) -> None:
         """One token more for all beams; who waits joins, as many as there is room for."""
         *before, last = self._heard().split(self.seam.tokens, self.seam.rows)
-        room = self.seam.tokens - int(last.count.sum()), self.seam.rows - len(last.count)
+        room = self.seam.tokens - int(last.tokens.sum()), self.seam.rows - len(last.tokens)
         readings = list(self.columns.readings(*room))
         if self.columns.copies:
             self.seam.copy(np.array(self.columns.copies))
             self.columns.copies.clear()
         for asking in before:  # rare: very wide beams, or many long forced chains at once
             self._compute(asking, [])
-        if len(last.count) or readings:
+        if len(last.tokens) or readings:
             self._compute(last, readings)
         self._tell(self._grown())
         self.rounds += 1
@@ -125,11 +123,11 @@ class Lockstep:
 
     def _compute(self, asking: _Asking, readings: list[Part]) -> None:
         """One pass over these beams and parts of prompts. Scores the children of both."""
-        growing, columns, rows = self.growing, self.columns, len(asking.count)
+        growing, columns, rows = self.growing, self.columns, len(asking.tokens)
         embeddings = self._embeddings(asking, readings)
         start = np.array([reading.start + reading.done for _, reading, _ in readings], np.int64)
         start = np.concatenate([columns.prompt[asking.column] + asking.cached, start])
-        count = np.concatenate([asking.count, [tokens for _, _, tokens in readings]]).astype(np.int64)
+        count = np.concatenate([asking.tokens, [tokens for _, _, tokens in readings]]).astype(np.int64)
         most = columns.arena.blocks(int((start + count).max()))
         table = np.zeros((len(count), most), np.int32)
         table[:rows] = columns.table[asking.column, asking.place, :most]
@@ -151,9 +149,9 @@ class Lockstep:
         """Of the tokens of beams, and behind them of the parts of prompts. Made on the device: ids go there,
         and pictures are written over their places."""
         path = self.growing.path
-        ends = np.cumsum(asking.count)
+        ends = np.cumsum(asking.tokens)
         first = (asking.column * path.shape[1] + asking.beam) * path.shape[2] + asking.cached
-        among = np.repeat(first - ends + asking.count, asking.count) + np.arange(asking.count.sum())
+        among = np.repeat(first - ends + asking.tokens, asking.tokens) + np.arange(asking.tokens.sum())
         parts = [reading.written.part(reading.done, reading.done + tokens) for _, reading, tokens in readings]
         beams, prompts = self.seam.upload(
             among, np.concatenate([np.empty(0, np.int64), *(p[0] for p in parts)])

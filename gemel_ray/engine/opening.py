@@ -49,7 +49,8 @@ def _tried(met: Seam, blocks: list[int], options: EngineOptions, try_: Callable[
 
     def made(replayed: bool) -> Rounds:
         arena = Arena(blocks, met.block)
-        rounds = Rounds(met, arena, options.columns, options.beams, replayed=replayed)
+        parts = 1 if met.device.type == "cpu" else 2
+        rounds = Rounds(met, arena, options.columns, options.beams, parts=parts, replayed=replayed)
         try:
             try_(rounds)
         except Refused:

@@ -1,9 +1,9 @@
 """All rounds of an engine: one Lockstep for every tree, width and way to score that is asked for.
 
 They share the arena, and are stepped in turn. A search of another width than the configured one has rounds of
-its own, made when first asked for; so has a renewed tree, beside the former one's. On a GPU there are two of
-each, with half the columns: while the host reads what one has told, the device computes the other.
-Everything here belongs to the engine's thread.
+its own, made when first asked for; so has a renewed tree, beside the former one's. On a GPU each has two
+parts of half the columns: while the host reads what one has told, the device computes the other. Everything
+here belongs to the engine's thread.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ class Search:
 @dataclass(frozen=True, slots=True)
 class _Lane:
     waiting: dict[Mention, None]
-    halves: list[Lockstep]
+    parts: list[Lockstep]
 
     @property
     def busy(self) -> bool:
-        return any(half.columns.busy for half in self.halves)
+        return any(part.columns.busy for part in self.parts)
 
 
 class Rounds:
-    """`columns` mentions at once, of `width` beams; of wider searches as many as make no more rows.
-    `replayed` as of Lockstep."""
+    """`columns` mentions at once, of `width` beams; of wider searches as many as make no more rows. They are
+    in `parts` that take turns; `replayed` as of Lockstep."""
 
-    def __init__(self, seam: Seam, arena: Arena, columns: int, width: int, *, replayed: bool = False) -> None:
-        self.seam, self.arena, self.replayed = seam, arena, replayed
+    def __init__(
+        self, seam: Seam, arena: Arena, columns: int, width: int, *, parts: int = 1, replayed: bool = False
+    ) -> None:
+        self.seam, self.arena, self.parts, self.replayed = seam, arena, parts, replayed
         self._columns, self._rows = columns, columns * (width + 1)
         self._lanes: dict[Search, _Lane] = {}  # the one longest unused first
         self._trees: dict[PrefixTree, FlatTree] = {}
@@ -59,7 +61,7 @@ class Rounds:
     @property
     def rounds(self) -> int:
         lanes = tuple(self._lanes.values())
-        return self._ended + sum(half.rounds for lane in lanes for half in lane.halves)
+        return self._ended + sum(part.rounds for lane in lanes for part in lane.parts)
 
     def fits(self, search: Search, beginning: int, own: int) -> bool:
         """Whether the arena could take such a prompt, were it alone."""
@@ -75,22 +77,22 @@ class Rounds:
     def drop(self, search: Search, mention: Mention) -> None:
         """Its caller has left."""
         if (lane := self._lanes.get(search)) is not None:
-            for half in lane.halves:
-                half.columns.drop(mention)
+            for part in lane.parts:
+                part.columns.drop(mention)
 
     def step(self) -> None:
         """A round of each that somebody is in."""
         for lane in self._lanes.values():
-            for half in lane.halves:
-                if half.columns.busy:
-                    half.step()
+            for part in lane.parts:
+                if part.columns.busy:
+                    part.step()
 
     def waiting(self) -> list[Mention]:
         """Everybody who has no answer yet."""
         found = []
         for lane in self._lanes.values():
             found += list(lane.waiting)
-            found += [guest.mention for half in lane.halves for guest in half.columns.guests.values()]
+            found += [guest.mention for part in lane.parts for guest in part.columns.guests.values()]
         return found
 
     def retire(self, tree: PrefixTree) -> None:
@@ -105,9 +107,8 @@ class Rounds:
         if search.tree not in self._trees:
             self._trees[search.tree] = FlatTree(search.tree, self.seam.device)
         waiting: dict[Mention, None] = {}
-        halves = 1 if self.seam.device.type == "cpu" else 2
-        columns = max(1, min(self._columns, self._rows // (search.width + 1)) // halves)
-        return _Lane(waiting, [self._lockstep(search, waiting, columns) for _ in range(halves)])
+        columns = max(1, min(self._columns, self._rows // (search.width + 1)) // self.parts)
+        return _Lane(waiting, [self._lockstep(search, waiting, columns) for _ in range(self.parts)])
 
     def _lockstep(self, search: Search, waiting: dict[Mention, None], columns: int) -> Lockstep:
         tree, width = self._trees[search.tree], search.width
@@ -117,6 +118,6 @@ class Rounds:
         return Lockstep(self.seam, growing, seats, replayed=self.replayed)
 
     def _end(self, search: Search) -> None:
-        self._ended += sum(half.rounds for half in self._lanes.pop(search).halves)
+        self._ended += sum(part.rounds for part in self._lanes.pop(search).parts)
         for tree in self._trees.keys() - {known.tree for known in self._lanes}:
             del self._trees[tree]
