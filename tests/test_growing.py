@@ -96,10 +96,10 @@ def searched_in_lock_step(
     return [found[i] for i in range(len(models))], work
 
 
-def same(found: list[Candidate], expected: list[Candidate]) -> None:
+def same(found: list[Candidate], expected: list[Candidate], tolerance: float = 1e-9) -> None:
     assert [c.leaf for c in found] == [c.leaf for c in expected]
     for ours, theirs in zip(found, expected, strict=True):
-        assert (ours.log_prob, ours.score) == pytest.approx((theirs.log_prob, theirs.score), abs=1e-9)
+        assert (ours.log_prob, ours.score) == pytest.approx((theirs.log_prob, theirs.score), abs=tolerance)
 
 
 @quick
