@@ -87,7 +87,7 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
             cpus=float(max(1, machine.cores // engines)) if count else 1.0,
             gpus=float(parallel) if count else 0.0,
         )
-        return (each,), f"online.segments: {engines} replicas of all stages" + _on(machine, parallel)
+        return (each,), f"{engines} replicas of all stages" + _on(machine, parallel)
     if not count:
         return _on_cores(machine.cores)
     fronts = _fronts(machine, engines, weights / parallel)
@@ -102,20 +102,18 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
         gpus=float(parallel) if apart else _ENGINE,
         overlap=8,
     )
-    why = f"offline.segments: {engines} engines, {fronts} processes of the stages before" + _on(
-        machine, parallel
-    )
+    why = f"{engines} engines, {fronts} processes of the stages before" + _on(machine, parallel)
     return (front, back), why
 
 
 def _on_cores(cores: int) -> tuple[tuple[SegmentOptions, ...], str]:
     """Without a GPU the engine takes what cores it finds; what stands before it needs little of one."""
     if cores < 2:
-        return Offline().segments, "offline.segments: all stages in one process, for one core"
+        return Offline().segments, "all stages in one process, for one core"
     front = SegmentOptions(stages=FRONT, threads=max(1, cores // 4))
     back = SegmentOptions(stages=BACK, threads=cores)
     return (front, back), (
-        f"offline.segments: the engine in a process of its own, on {cores} cores without a GPU: both start "
+        f"the engine in a process of its own, on {cores} cores without a GPU: both start "
         "at once, and neither waits for the other's Python"
     )
 

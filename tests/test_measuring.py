@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import SMALL
 
 from gemel_ray.config import Config, load
@@ -19,8 +20,9 @@ from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, read_facts
 from gemel_ray.measuring.alone import alone, assembled
 from gemel_ray.measuring.apart import apart, meet, together
 from gemel_ray.measuring.engine import Measuring, Sizes
+from gemel_ray.measuring.job import _core_ms, _start
 from gemel_ray.measuring.machine import Look, look, looks, machine, middle, peaks
-from gemel_ray.measuring.pace import steady
+from gemel_ray.measuring.pace import Pace, steady
 from gemel_ray.measuring.pictures import encoding
 from gemel_ray.measuring.scale import edited
 from gemel_ray.measuring.speed import bottleneck
@@ -164,6 +166,30 @@ def test_what_holds_the_line_up_is_said_in_one_line() -> None:
     assert bottleneck(slow).endswith("its GPU computes 2 of 25 ms a mention: the host holds it up")
     slow["rounds"]["kernel_ms_per_mention"] = {"median": 24}
     assert bottleneck(slow).endswith("the GPU holds it up")
+
+
+@pytest.mark.gpu
+def test_the_kernels_of_a_gpu_are_timed(workspace: Workspace, config: Config, generating: Any) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    mentions = assembled(config, workspace, [str(TEST)]).slice(0, 128)
+    sizes = Sizes(mentions=128, under_way=64, reference=0, raw=0)
+    measuring = Measuring(config, workspace, generating, mentions, sizes)
+    found = {name: f["median"] for name, f in measuring.rounds(lambda _: None).items()}
+    assert 0 < found["kernel_ms_per_mention"] < 2 * 1000 / found["mentions_per_second"]
+
+
+def test_what_a_start_costs_is_counted_until_the_first_batch() -> None:
+    seen = [Look(at, {}, {}, {"this process": 2.0 * at, "worker": 0.1}) for at in (1.0, 2.0, 9.0)]
+    assert _start(seen, 2.5) == {"all": 4.1, "this process": 4.0}
+    assert _start(seen, 0.5) == {"all": 0}
+
+
+def test_what_a_mention_costs_while_the_pace_is_steady() -> None:
+    seen = [Look(float(at), {}, {}, {"worker": 3.0 * at, "raylet": 0.001 * at}) for at in range(10)]
+    told = [(at + 0.5, 100) for at in range(10)]
+    assert _core_ms(seen, told, Pace(100.0, 2.0, 8.0)) == {"all": 30.01, "worker": 30.0, "raylet": 0.01}
+    assert _core_ms(seen, told, Pace(100.0, 2.1, 2.9)) is None
 
 
 @pytest.mark.slow

@@ -193,3 +193,17 @@ def test_the_weights_of_a_folder(tmp_path: Path) -> None:
     assert weights(str(tmp_path)) == pytest.approx(3 / 1024)
     assert weights("starter") > 0.2
     assert weights("nobody/has-this") == weights("three/parts/long") == 0
+
+
+@pytest.mark.gpu
+def test_this_machine_s_gpus_are_used_without_a_setting() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    found = machine.here()
+    assert len(found.gpus) == torch.cuda.device_count()
+    for index, card in enumerate(found.gpus):
+        total = torch.cuda.get_device_properties(index).total_memory / 2**30
+        assert card.gib == pytest.approx(total, rel=0.05)
+    back = fit(Config(), "offline", found, SMALL).config.offline.segments[-1]
+    assert (back.workers, back.gpus) == (len(found.gpus), 0.6)

@@ -41,7 +41,7 @@ def add(verb: Parser) -> None:
     verb.add_argument("inputs", nargs="*", metavar="INPUT", help="documents with mentions")
     verb.add_argument("--workspace", type=place, help="made by gemel-ray build")
     verb.add_argument("--output", type=folder, default=Path("bench"), metavar="DIR", help="folder (bench)")
-    verb.add_argument("--mentions", type=int, default=1024, help="speed, host: mentions linked (1024)")
+    verb.add_argument("--mentions", type=int, help="speed, host: mentions linked (1024; host: 4096)")
     verb.add_argument("--rounds", type=int, default=1, help="speed: rounds of the engine alone (1)")
     verb.add_argument("--names", type=int, default=1_000_000, help="trees: names made up (1000000)")
     verb.add_argument(
@@ -110,7 +110,7 @@ def _speed(options: argparse.Namespace, settings: Any, workspace: Path, inputs: 
     from gemel_ray.measuring.engine import Sizes
     from gemel_ray.measuring.speed import speed
 
-    sizes = Sizes(mentions=options.mentions, rounds=options.rounds)
+    sizes = Sizes(mentions=options.mentions or 1024, rounds=options.rounds)
     return speed(settings(), workspace, inputs, options.output, sizes, say)
 
 
@@ -118,7 +118,7 @@ def _host(options: argparse.Namespace, settings: Any, workspace: Path, inputs: l
     from gemel_ray.measuring.engine import Sizes
     from gemel_ray.measuring.host import host
 
-    sizes = Sizes(mentions=options.mentions, reference=0, raw=0)
+    sizes = Sizes(mentions=options.mentions or 4096, reference=0, raw=0)
     return host(partial(configured, options), workspace, inputs, options.output, sizes, say)
 
 

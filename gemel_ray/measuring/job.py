@@ -13,6 +13,8 @@ from gemel_ray.measuring.pace import Moment, Pace, steady
 from gemel_ray.progress import Progress
 from gemel_ray.sizing import fitted
 
+_SHOWN = 0.5  # processor seconds of a kind of process that is named
+
 
 def timed(
     config: Config, workspace: Path, inputs: Sequence[str], output: Path
@@ -29,10 +31,12 @@ def timed(
 
     with looks() as seen:
         manifest = link(config, workspace, inputs, output, report)
-    pace = steady(told, sum(s.overlap * s.workers for s in config.offline.segments))
+    last = config.offline.segments[-1]
+    pace = steady(told, last.overlap * last.workers)
     found = {
         "mentions": manifest["rows"],
         "seconds_to_first_batch": round(told[0][0] - began, 2),
+        "core_seconds_to_first_batch": _start(seen, told[0][0]),
         "mentions_per_second": round(pace.rate, 3) if pace else None,
         "seconds": manifest["seconds"],
         "core_ms_per_mention": _core_ms(seen, told, pace) if pace else None,
@@ -40,6 +44,15 @@ def timed(
         "own_peak_mib": peaks(look.own for look in seen),
     }
     return found, manifest
+
+
+def _start(seen: Sequence[Look], until: float) -> dict[str, float]:
+    """Processor seconds until then, of all and by kind of process: what a start costs, whoever else is at
+    work on the machine."""
+    before = [look.processor for look in seen if look.at <= until]
+    spent = before[-1] if before else {}
+    named = {kind: round(s, 1) for kind, s in sorted(spent.items(), key=lambda i: -i[1]) if s >= _SHOWN}
+    return {"all": round(sum(spent.values()), 1), **named}
 
 
 def _core_ms(seen: Sequence[Look], told: Sequence[Moment], pace: Pace) -> dict[str, float] | None:
