@@ -157,6 +157,10 @@ def test_of_several_captions_the_first(tmp_path: Path, text: str, fields: Row) -
     assert read(tmp_path, fields, {"text": "other"})[0]["text"] == text
 
 
+def test_a_status_that_is_not_img2dataset_s_says_nothing_of_a_picture(tmp_path: Path) -> None:
+    assert picture(one(tmp_path, key="a", status="published", image="a.jpg")) == f"{tmp_path}/a.jpg"
+
+
 # What is not read
 
 

@@ -318,7 +318,9 @@ def test_half_a_surrogate_pair_in_a_url_to_be_fetched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("depth", [400, 900, 950, 980, 985, 990, 995, 1000, 2000])
-@pytest.mark.parametrize("field", ["id", "text", "mentions", "image", "mention"])
+@pytest.mark.parametrize(
+    "field", ["id", "text", "mentions", "image", "mention", "images", "file_name", "thumb"]
+)
 def test_deep_values_cost_no_other_row(tmp_path: Path, depth: int, field: str) -> None:
     """Around the depth that Python's JSON still reads: what it has read must also bear being shown."""
     value = "[" * depth + "]" * depth

@@ -100,7 +100,7 @@ def _picture(raw: Row, at: Place, *, pair: bool) -> tuple[Row, str]:
     status = raw.get("status")
     if "image" in picture or not isinstance(status, str) or "key" not in raw:
         return picture, field
-    if status != "success":
+    if status.startswith("failed"):
         why = raw.get("error_message")
         raise BadRecord(f"img2dataset could not get its picture: {why if isinstance(why, str) else status}")
     found = at.downloaded(raw["key"]) if isinstance(raw["key"], str) else None

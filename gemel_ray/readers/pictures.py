@@ -15,21 +15,13 @@ from typing import Any
 
 import fsspec
 
-from gemel_ray.readers.fields import BadRecord, Row, sound
+from gemel_ray.readers.fields import BadRecord, Row, short, sound
 from gemel_ray.readers.inline import inline, is_picture, looks_base64, looks_bytes
 from gemel_ray.readers.names import ends_as_picture, may_name_picture, names_picture, plainness
 
 # Where releases keep pictures: beside the file, or in folders so named (MIMIC, MELBench, WikiDiverse).
 _NOTHING = ("", "nan", "none", "null", "<na>")  # as tables spell it
-_INNER = (
-    "bytes",
-    "path",
-    "url",
-    "src",
-    "file_name",
-    "image_url",
-    "image",
-)  # of an object
+_INNER = ("bytes", "path", "url", "src", "file_name", "image_url", "image")  # of an object
 _FOLDERS = ("mention_image", "mention_images", "images", "KVQAimgs", "wikinewsImgs")
 
 
@@ -87,32 +79,34 @@ def field_of(raw: Mapping[str, Any], *, pair: bool) -> str | None:
 
 
 def columns_of(value: Any, field: str, at: Place) -> Row:
-    """The image columns of a picture's field. Raises BadRecord for what is none."""
+    """The image columns of a picture's field: of a list its first. Raises BadRecord for what is none."""
+    if isinstance(value, list):
+        value = next((item for item in value if not is_nothing(item)), None)
     if is_nothing(value):
         return {}
-    if isinstance(value, list):
-        first = next((item for item in value if not is_nothing(item)), None)
-        return columns_of(first, field, at)
     if isinstance(value, dict):
         inner = next((value[name] for name in _INNER if not is_nothing(value.get(name))), None)
-        if isinstance(inner, (str, bytes)):
-            return columns_of(inner, field, at)
+        value = inner if isinstance(inner, (str, bytes)) else value
     if isinstance(value, bytes):
         if is_picture(value) or not (address := _as_address(value)):
             return {"image": value}
         value = address
     if not isinstance(sound(value, field), str):
-        raise BadRecord(f"{field} cannot be {value!r:.60}: it is bytes, a path, a URL or base64")
+        raise BadRecord(f"{field} cannot be {short(value)}: it is bytes, a path, a URL or base64")
     held = inline(value, field)
     return {"image_address": at.own(value)} if held is None else {"image": held}
 
 
 def looks(value: Any) -> bool:
-    """Whether a value is a picture, or names a picture's file."""
+    """Whether a value is a picture, or names a picture's file; of a list or an object something in it."""
     if isinstance(value, list):
-        return any(looks(item) for item in value[:3])
+        return any(_looks_alone(item) or (isinstance(item, dict) and looks(item)) for item in value[:3])
     if isinstance(value, dict):
-        return any(looks(value[name]) for name in _INNER if name in value)
+        return any(_looks_alone(value[name]) for name in _INNER if name in value)
+    return _looks_alone(value)
+
+
+def _looks_alone(value: Any) -> bool:
     if isinstance(value, bytes):
         return is_picture(value) or ends_as_picture(_as_address(value))
     if not isinstance(value, str):

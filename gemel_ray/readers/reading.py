@@ -59,7 +59,8 @@ def _document(raw: Any, at: Place, number: int) -> Row:
         name = _name(raw, name)
         raw = _shown(raw) if isinstance(raw, dict) else raw
         return _row(name, source, **form.columns(raw, at))
-    except BadRecord as bad:
+    except (BadRecord, RecursionError) as fault:
+        bad = "a value in it is nested too deeply" if isinstance(fault, RecursionError) else str(fault)
         at_row = "" if name.endswith(f":{number}") else f" ({PurePosixPath(at.address).name}:{number})"
         return _row(name, source, error=f"{bad}{at_row}")
 

@@ -14,7 +14,7 @@ from json import JSONDecoder
 from typing import Any
 
 from gemel_ray.readers import bounds
-from gemel_ray.readers.fields import BadRecord, Numbered, Row, plain
+from gemel_ray.readers.fields import BadRecord, Numbered, Row, identity, plain
 from gemel_ray.readers.names import TEXTS
 from gemel_ray.readers.opening import decoded, opened
 
@@ -88,12 +88,10 @@ def _coco(text: str, outline: Outline) -> Iterator[Row]:
     pictures = {}
     for picture in _items(text, outline["images"][0]):
         if isinstance(picture, dict):
-            pictures[picture.get("id")] = picture.get("file_name") or picture.get("coco_url")
+            pictures[identity(picture.get("id"))] = picture.get("file_name") or picture.get("coco_url")
     for item in _items(text, outline["annotations"][0]):
-        if not isinstance(item, dict) or item.get("image_id") not in pictures:
-            yield item
-        else:
-            yield {"image": pictures[item["image_id"]]} | item
+        known = identity(item.get("image_id")) if isinstance(item, dict) else None
+        yield {"image": pictures[known]} | item if known in pictures and known else item
 
 
 def _by_key(text: str, outline: Outline) -> Iterator[Any]:
