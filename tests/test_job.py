@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +30,12 @@ from gemel_ray.job.page import write_page
 from gemel_ray.job.reasons import kind
 from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Selection
-from gemel_ray.job.stopped import Stopped
-from gemel_ray.job.stopping import TooManyErrors, note, plainly
+from gemel_ray.job.stopped import Stopped, Terminated
+from gemel_ray.job.stopping import TooManyErrors, note, plainly, terminable
 from gemel_ray.job.worker import Worker
 from gemel_ray.object_folder import folder_at
 from gemel_ray.readers import documents
+from gemel_ray.storage import LocalFolder
 
 Row = dict[str, Any]
 
@@ -411,3 +416,35 @@ def test_options_that_make_no_sense_are_refused(
     common = [file, "--workspace", str(workspace_folder), "--output", str(tmp_path / "out")]
     assert main(["link", *common, *options]) == 2
     assert says in capsys.readouterr().err
+
+
+# Its end
+
+
+def test_sigterm_ends_a_job_in_order_and_is_recorded(output: Path) -> None:
+    results.prepare(output)
+    with (
+        pytest.raises(Terminated, match="terminated") as ended,
+        plainly(Record(output, 0, 0), "run"),
+        terminable(),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert ended.value.status == 143
+    said = json.loads((output / "progress.json").read_text())
+    assert (said["state"], said["why"]) == ("stopped", "terminated (SIGTERM)")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_full_disk_is_said_in_words_though_nothing_can_be_noted(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results.prepare(output)
+    told = Record(output, 0, 0)
+
+    def full(self: LocalFolder, name: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", name)
+
+    monkeypatch.setattr(LocalFolder, "write", full)
+    with pytest.raises(Stopped, match=r"No space left on device: 'progress\.json'"), plainly(told, "run"):
+        told.write("running")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import SMALL
 
+from gemel_ray.cli import main
 from gemel_ray.config import Config, load
 from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, read_facts
 from gemel_ray.measuring.alone import alone, assembled
@@ -203,3 +204,14 @@ def test_a_round(workspace: Workspace, config: Config, generating: Any) -> None:
     assert found["computed_per_mention"] < found["asked_per_mention"]
     assert found["requests_per_mention"] > 1
     assert found["greedy_mentions_per_second"] > found["mentions_per_second"]
+
+
+def test_resume_tells_how_long_it_takes_to_know_what_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["bench", "resume", "--documents", "250000", "--output", str(tmp_path), "--json"]
+    for _ in range(2):  # what was made up is taken again
+        assert main(common) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert (said["documents"], said["files"]) == (250_000, 3)
+        assert said["seconds"]["whole"] > said["seconds"]["what is done"] > 0

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import json
+import os
 import random
 import shutil
-from collections.abc import Callable
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +202,61 @@ def test_of_many_creators_one_is_told_so(tmp_path: Path) -> None:
     assert sum(made) == 1
     assert (tmp_path / "name").read_text() == str(made.index(True))
     assert [p.name for p in tmp_path.iterdir()] == ["name"]
+
+
+_SHUTDOWN, _WITHOUT_ITS_JOURNAL = 0x8004587D, 2  # EXT4_IOC_SHUTDOWN, and its flag
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[Path]:
+    """An ext4 of our own on a loop device, where this machine lets us."""
+    disk, mounted = tmp_path / "disk.img", tmp_path / "mounted"
+    mounted.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(64 * 2**20)
+    for command in (["mkfs.ext4", "-q", str(disk)], ["mount", "-o", "loop", str(disk), str(mounted)]):
+        if (
+            shutil.which(command[0]) is None
+            or subprocess.run(command, check=False, capture_output=True).returncode
+        ):
+            pytest.skip(f"{command[0]} cannot be had here")
+    yield mounted
+    subprocess.run(["umount", str(mounted)], check=False)
+
+
+def test_on_a_real_ext4_that_is_shut_down(ext4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel drops what was not synced, and fails every call until the disk is mounted again."""
+    monkeypatch.setattr(merging, "FILE", 5)
+    monkeypatch.setattr(results, "_PAUSES", ())
+    disk, dice, real, cuts = ext4.with_name("disk.img"), random.Random(0), os.fsync, 0
+    for number in range(int(os.environ.get("GEMEL_RAY_CUTS", "10"))):
+        job, left = Job(ext4 / str(number)), [dice.randrange(30)]
+
+        def cutting(descriptor: int, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                with suppress(OSError):
+                    flag = struct.pack("I", _WITHOUT_ITS_JOURNAL)
+                    fcntl.ioctl(os.open(ext4, os.O_RDONLY), _SHUTDOWN, flag)
+            real(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", cutting)
+            with suppress(OSError, ValueError):
+                job.run()
+        cuts += left[0] < 0
+        _close_below(ext4)
+        subprocess.run(["umount", str(ext4)], check=True)
+        subprocess.run(["mount", "-o", "loop", str(disk), str(ext4)], check=True)
+        job.run()
+        assert [name for name, *_ in job.found()] == sorted(str(n) for n in range(12))
+    assert cuts
+
+
+def _close_below(folder: Path) -> None:
+    """What a killed process would not hold open any more."""
+    gc.collect()
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):
+            if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(folder):
+                os.close(descriptor)
