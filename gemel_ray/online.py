@@ -31,7 +31,7 @@ from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.offline import connect
 from gemel_ray.segments import OnlineSegment
-from gemel_ray.serving import address
+from gemel_ray.serving import address, proxy
 from gemel_ray.serving.door import keys
 from gemel_ray.serving.following import Following
 from gemel_ray.serving.linker import Gone, Reply
@@ -85,8 +85,8 @@ def _placed(config: Config, options: OnlineSegment) -> dict[str, Any]:
         }
     return scaled | {
         "max_ongoing_requests": options.ongoing,
-        "health_check_period_s": 2,  # three in a row that fail, and the replica is replaced
-        "health_check_timeout_s": 30,  # a busy engine is no dead one
+        "health_check_period_s": 1,  # three in a row that fail, and the replica is replaced
+        "health_check_timeout_s": 10,  # a busy engine is no dead one
         "graceful_shutdown_timeout_s": config.online.deadline + _GRACE,
         # Serve waits for ever for room that new replicas beside the old ones do not find. Without surge
         # they are renewed in place, one after the other.
@@ -199,8 +199,8 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
             yield f"http://{here}:{online.port}", logs
         finally:
             handle.drain.remote().result(timeout_s=online.deadline + _GRACE)
-            ray_serve.delete(NAME)
-            if online.address != "local":  # else it ends with its Ray, and more quietly
+            if online.address != "local":  # else it ends with its Ray: till then it says 503, not 404
+                ray_serve.delete(NAME)
                 ray_serve.shutdown()
     finally:
         ray.shutdown()
@@ -218,6 +218,7 @@ def serve(config: Config, workspace: Path, ready: Callable[[str, str], None]) ->
 def _connect(config: Config) -> str:
     """Join the configured cluster, or start Ray here, quietly. The folder of this node's logs."""
     where, segments = config.online.address, config.online.segments
+    os.environ |= proxy.settings(config.online.megabytes)  # of a Ray that is started here
     context = connect(where, sum(s.max_replicas * s.cpus for s in segments) + 1)
     import ray
 

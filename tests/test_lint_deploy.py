@@ -477,7 +477,7 @@ def test_only_the_broken_place_is_told(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["lint-deploy", str(tmp_path)]) in (0, 1)
     before = capsys.readouterr().out.splitlines()
     file = tmp_path / "redis" / "redis.yaml"
-    file.write_text(file.read_text().replace("redis:7.4.0", "redis:latest"))
+    file.write_text(file.read_text().replace("redis:7.4.6", "redis:latest"))
     assert main(["lint-deploy", str(tmp_path), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert [f["rule"] for f in found if f["rule"] == "image-version"] == ["image-version"]

@@ -397,3 +397,42 @@ def test_pictures_of_a_request_are_not_too_large_together(tmp_path: Path) -> Non
             return await http.post("/v1/link", json={"documents": [ONE | {"image": u} for u in urls]})
 
     assert kind(asyncio.run(asked())) == (413, "too_large")
+
+
+def test_when_nothing_comes_through_although_somebody_waits_it_is_not_ready(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others' links count for a while only: an engine that hangs has many who wait."""
+    monkeypatch.setattr("gemel_ray.serving.readiness.SILENT", 0.2)
+    monkeypatch.setattr("gemel_ray.serving.readiness.PATIENCE", 0.1)
+
+    async def scene(served: Endpoint, http: httpx.AsyncClient, slow: Slow) -> None:
+        inside = asyncio.create_task(http.post("/v1/link", json=ONE))
+        await slow.until(1)
+        assert (await http.get("/readyz")).status_code == 200
+        await asyncio.sleep(0.3)
+        state = await http.get("/readyz")
+        assert (state.status_code, "somebody waits" in state.json()["reason"]) == (503, True)
+        assert kind(await http.post("/v1/link", json=ONE)) == (503, "not_ready")
+        slow.go.set()
+        assert (await inside).status_code == 200
+        assert (await http.get("/readyz")).status_code == 200
+
+    play(scene, Slow, Online())
+
+
+def test_who_loses_its_worker_has_the_time_of_a_request_again(play: Any) -> None:
+    """The replacement of a hung engine takes longer than what is left."""
+    asked: list[pa.Table] = []
+
+    async def dying(table: pa.Table) -> Reply:
+        asked.append(table)
+        await asyncio.sleep(0.8)
+        if len(asked) == 1:
+            raise Gone("a worker has died")
+        return await echoed(table)
+
+    async def scene(served: Endpoint, http: httpx.AsyncClient, linker: Any) -> None:
+        assert (await http.post("/v1/link", json=ONE)).status_code == 200
+
+    play(scene, lambda: dying, Online(deadline=1.6))

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 # Seconds. A step takes milliseconds, on a slow machine a few seconds, and whatever an engine compiles it
 # compiles before its first one. What takes longer (a GPU that does not answer) never comes back.
-HUNG = 120.0
+HUNG = 30.0
 
 
 class EngineDied(RuntimeError):

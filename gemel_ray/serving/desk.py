@@ -99,6 +99,7 @@ class Desk:
         self.memory = int(_BODIES * online.megabytes * 2**20)
         self.readiness = Readiness(linker)
         self.documents, self.bytes, self.closed = Counter[str](), Counter[str](), False  # of each caller
+        self.clocks = set[asyncio.Timeout]()  # of requests inside that have lost no worker yet
         self.pace = Pace(long=online.wait / 2)
         self.turns = Turns(self._room)
         self.least = min((s.ongoing for s in online.segments), default=1)
@@ -141,6 +142,7 @@ class Desk:
         left = began + self.deadline - time.monotonic()
         try:
             async with asyncio.timeout(left) as clock:
+                self.clocks.add(clock)
                 yield
         except TimeoutError as late:
             if clock.expired():
@@ -148,6 +150,8 @@ class Desk:
                 message = f"it took longer than {self.deadline:g} seconds and was given up"
                 raise Fault("timeout", message) from late
             raise
+        finally:
+            self.clocks.discard(clock)
 
     async def link(self, document: pa.Table, caller: str) -> Reply:
         """One document's rows, when it is the caller's turn, from whoever lives to give them."""
@@ -168,11 +172,19 @@ class Desk:
     async def _asked(self, document: pa.Table) -> Reply:
         while True:
             try:
-                return await self.linker(document)
+                with self.readiness.waited():
+                    return await self.linker(document)
             except Gone as gone:
+                self._once_more()
                 self.meters.asked_again.inc()
                 self.readiness.suspect(str(gone))
                 await asyncio.sleep(_PAUSE)
+
+    def _once_more(self) -> None:
+        """Somebody at work is gone: whoever is inside now has the time of a whole request again, once."""
+        for clock in (clock for clock in self.clocks if not clock.expired()):
+            clock.reschedule(asyncio.get_running_loop().time() + self.deadline)
+        self.clocks.clear()
 
     async def as_done(
         self, documents: Sequence[pa.Table], caller: str

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -19,6 +21,7 @@ from gemel_ray.serving.linker import Gone, Linker
 from gemel_ray.serving.logs import told
 
 PATIENCE = 5.0  # seconds for a tiny link, where nobody else is served
+SILENT = 10.0  # seconds in which nothing came through although somebody waits
 _FRESH = 2.0  # seconds for which other people's links are proof enough
 _TEXT = "Adobe opened an office."
 _STARTING = "the models are being loaded"
@@ -37,13 +40,27 @@ class Readiness:
     link: Linker
     down: str | None = _STARTING
     doubted: bool = True  # somebody at work died, and nothing came through since
+    waiting: int = 0  # documents that somebody is at work on
+    _since: float = 0.0  # somebody waits, or something came through
     _last: float = 0.0
     _probe: asyncio.Task[None] | None = None
     _watch: asyncio.Task[None] | None = field(default=None)
 
+    @contextmanager
+    def waited(self) -> Iterator[None]:
+        """While a document is worked on."""
+        if not self.waiting:
+            self._since = time.monotonic()
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+
     def succeeded(self) -> None:
         """A link came through."""
         self.down, self.doubted, self._last = None, False, time.monotonic()
+        self._since = self._last
 
     def suspect(self, reason: str | None = None) -> None:
         """Somebody at work is gone: ask until there is an answer again."""
@@ -60,6 +77,9 @@ class Readiness:
     async def reason(self, busy: bool = False) -> str | None:
         """Why not, or None. `busy`: others are being served. Then their links are proof, too, and a late
         answer is none: whoever dies with work on his desk is told of at once (see `suspect`)."""
+        if self.waiting and time.monotonic() - self._since > SILENT:
+            self.down = self.down or f"nothing came through for {SILENT:.0f} seconds, although somebody waits"
+            self.suspect()
         trusted = busy and not self.doubted
         if trusted and time.monotonic() - self._last < _FRESH:
             return self.down

@@ -1,0 +1,69 @@
+"""In Ray Serve's proxy, before a request comes to us: headers and bodies have an end.
+
+The proxy keeps of a body what the endpoint has not read yet, and its parser, httptools, reads a header
+however long it is. Serve calls `bounded` in each proxy (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gemel_ray.serving.faults import Fault
+
+_LIMIT = "GEMEL_RAY_MEGABYTES"  # of a request's body, in the proxy's environment
+
+
+def settings(megabytes: float) -> Mapping[str, str]:
+    """The environment of a Ray whose proxies are bounded, and soon replaced when they die; and whose replicas
+    are killed when they hang, not asked to end in their own time."""
+    return {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.bounded",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        _LIMIT: str(megabytes),
+    }
+
+
+def bounded() -> list[Middleware]:
+    """What stands before the proxy's own app; and h11 for its parser, whose headers have 64 KiB at most."""
+    from uvicorn import config
+
+    config.HTTP_PROTOCOLS["auto"] = config.HTTP_PROTOCOLS["h11"]
+    return [Middleware(Bounded, most=int(float(os.environ.get(_LIMIT, "40")) * 2**20))]
+
+
+@dataclass
+class Bounded:
+    """Before `app`: a body that has more than `most` bytes is refused, or cut off, as it comes."""
+
+    app: ASGIApp
+    most: int
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > self.most:
+            fault = Fault("too_large", f"the request is larger than {self.most:,} bytes")
+            answer = JSONResponse(fault.body(""), fault.status, {"Connection": "close"})
+            await answer(scope, receive, send)
+            return
+        came = 0
+
+        async def received() -> Message:
+            nonlocal came
+            if came > self.most:  # whoever reads on has had one part too many, and will say so
+                return {"type": "http.disconnect"}
+            message = await receive()
+            came += len(message.get("body", b""))
+            return message
+
+        await self.app(scope, received, send)
