@@ -135,6 +135,9 @@ class Train:
     warmup: float = setting(0.1, at_least=0, at_most=1, unit="share of the steps")
     weight_decay: float = setting(0.01, at_least=0)  # not on biases
     clip_norm: float = setting(1.0, above=0)
+    # That what prompts begin with alike is kept, computed, and teaches nothing; 0: it is computed with each
+    # step, gradients through its pictures too.
+    keep: int = setting(0, at_least=0, unit="steps")
     look: int = setting(25, at_least=1, unit="steps")  # between two looks, and two checkpoints
     # Between two measurements of dev accuracy, by decoding; 0: none.
     decode_every: int = setting(100, at_least=0, unit="steps")
