@@ -60,7 +60,8 @@ def share_beginnings(model: Any, mapper: FeatureMapper) -> str | None:
         model.set_attn_implementation(attention.NAME)
         pack = next(packs(made_up, mapper.prefix, 10**6))
         worst = (_of_pack(model, mapper, pack, made_up) - apart).abs().max().item()
-        if not worst < (1e-3 if model.dtype == torch.float32 else 0.2):
+        # In bfloat16 logits of 30 are steps of a quarter apart.
+        if not worst < (1e-3 if model.dtype == torch.float32 else 0.1 * apart.mean().item()):
             raise Unfit(f"losses that differ by {worst:.3f}")
     except Unfit as why:
         model.set_attn_implementation(before)
