@@ -65,6 +65,8 @@ class Bank:
     # An entity with a longer name is left out; the text of a longer example is cut around its mention.
     longest_name: int = setting(256, at_least=8, unit="tokens")
     longest_example: int = setting(512, at_least=32, unit="tokens")
+    # Solved examples from which on a ranker is fitted on them.
+    ranker: int = setting(1000, at_least=0, unit="examples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +137,6 @@ class Train:
     warmup: float = setting(0.1, at_least=0, at_most=1, unit="share of the steps")
     weight_decay: float = setting(0.01, at_least=0)  # not on biases
     clip_norm: float = setting(1.0, above=0)
-    # That what prompts begin with alike is kept, computed, and teaches nothing; 0: it is computed with each
-    # step, gradients through its pictures too.
-    keep: int = setting(0, at_least=0, unit="steps")
     look: int = setting(25, at_least=1, unit="steps")  # between two looks, and two checkpoints
     # Between two measurements of dev accuracy, by decoding; 0: none.
     decode_every: int = setting(100, at_least=0, unit="steps")
@@ -196,6 +195,8 @@ PAPER = (
     "retrieve.by=mention",
     "retrieve.names=false",
     "retrieve.words=0",
+    "bank.ranker=0",
+    "retrieve.ranking=0",
     "retrieve.sets=0",
     "retrieve.demonstrations=16",
     "generate.search=beam",
@@ -204,6 +205,7 @@ PAPER = (
     "generate.length_penalty=1.0",
     "generate.prior_weight=0",
     "generate.neighbours=0",
+    "generate.ranking=0",
 )
 
 

@@ -114,8 +114,6 @@ def running(config: Config) -> Iterator[Metrics]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Else each batch under way has the whole memory map of its process read, every second.
-    context.memory_usage_poll_interval_s = None
     context.execution_no_progress_timeout_s = int(config.offline.stall_minutes * 60)
     for name in ("", "._internal.execution.streaming_executor", ".exceptions"):
         logging.getLogger(f"ray.data{name}").setLevel(logging.CRITICAL)  # we say ourselves what went wrong

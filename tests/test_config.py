@@ -128,6 +128,7 @@ NONSENSE: dict[str, list[Any]] = {
     "encode.smallest": [-1], "encode.aspect": [0.5, -1], "encode.fetch": [0], "encode.per_host": [0],
     "encode.pause": [-1],
     "retrieve.demonstrations": [-1], "retrieve.sets": [-1], "retrieve.own": [-1],
+    "retrieve.ranking": [-1], "generate.ranking": [-0.1, 2], "bank.ranker": [-1],
     "retrieve.mention_weight": [-1], "retrieve.image_weight": [-1], "retrieve.words": [-0.1],
     "generate.beams": [0, -5], "generate.requests": [0], "generate.length_penalty": [-1, ENDLESS],
     "generate.columns": [0], "generate.arena": [0, 1.0, NOT_A_NUMBER],
@@ -150,9 +151,8 @@ NONSENSE: dict[str, list[Any]] = {
     "online.hosts": [["http://here"]],
     "train.prefix": [0], "train.hidden": [-1], "train.ridge": [-1], "train.epochs": [-1], "train.batch": [0],
     "train.learning_rate": [0, -1e-3], "train.warmup": [2, -0.1], "train.weight_decay": [-1],
-    "train.clip_norm": [0], "train.keep": [-1], "train.look": [0], "train.decode_every": [-1],
-    "train.dev_mentions": [0], "train.patience": [0], "train.seed": [-1, 2**32], "train.workers": [0],
-    "train.cpus": [-1],
+    "train.clip_norm": [0], "train.look": [0], "train.decode_every": [-1], "train.dev_mentions": [0],
+    "train.patience": [0], "train.seed": [-1, 2**32], "train.workers": [0], "train.cpus": [-1],
     "train.gpus": [1.5], "train.device": ["quantum"], "train.tokens": [0],
 }  # fmt: skip
 

@@ -12,10 +12,9 @@ def add(verb: Parser) -> None:
     """Train the feature mapper, the one trained part: image features to visual prefixes.
 
     Prompts are made as link makes them, an example never demonstrating itself. The mapper that names most of
-    DEV right goes into the workspace, unless the model does better there without. Killed at any time, the
-    same command goes on; other settings start anew. WORKSPACE/training holds the curve (curve.svg,
-    curve.json, logs for TensorBoard), WORKSPACE/cache what was encoded, which another training takes from
-    there.
+    DEV right goes into the workspace. Killed at any time, the same command goes on; other settings start
+    anew. WORKSPACE/training holds the curve (curve.svg, curve.json, logs for TensorBoard), WORKSPACE/cache
+    what was encoded, which another training takes from there.
 
       gemel-ray train --train train.parquet --dev dev.parquet --workspace my-workspace
     """

@@ -31,13 +31,14 @@ class Neighbours:
         """P(neighbours) of the leaves that `rows` of the bank vote for. A target that is no name has none."""
         votes: dict[int, float] = {}
         for row, cosine in zip(rows, cosines, strict=True):
-            leaf = self._leaf(self._bank.target(row))
+            leaf = self.leaf(self._bank.target(row))
             if leaf != NOWHERE:
                 votes[leaf] = votes.get(leaf, 0.0) + math.exp((cosine - 1) / TEMPERATURE)
         total = sum(votes.values())
         return {leaf: vote / total for leaf, vote in votes.items()} if total else {}
 
-    def _leaf(self, target: str) -> int:
+    def leaf(self, target: str) -> int:
+        """The leaf of a name, NOWHERE for what is not one."""
         if target not in self._leaf_of:
             path = [*self._tokenize([target])[0], self._tree.end_token]
             self._leaf_of[target] = self._tree.walk(path)

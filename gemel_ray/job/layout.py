@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Collection, Sequence
 
 import pyarrow as pa
@@ -24,7 +23,6 @@ LINKS, PARTS, INDEX = "links", "parts", "index"
 PASSES, DONE = "passes", "done"  # of the run that writes: see job/index.py
 SOURCE = "source"  # column of the input's file and row, with a mark (job/identity.py)
 DOCUMENTS = b"gemel_ray.documents"  # in a part's metadata: [[source, rows, has an error], ...] in its order
-_MADE = re.compile(r"\d{8}-\d{3}-[0-9a-f]{8}\.(parquet|npy)")
 _log = logging.getLogger(__name__)
 
 
@@ -32,20 +30,6 @@ def part_of(run: str | None, sources: Collection[str]) -> str:
     """The part of a batch of these documents, in this order."""
     digest = hashlib.blake2b(json.dumps(list(sources)).encode(), digest_size=12).hexdigest()
     return f"{PARTS}/{run}/{digest}.parquet"
-
-
-def made(number: int, of: int, run: str) -> str:
-    """The name of a file of links: of a ledger entry, and of the run that wrote it."""
-    return f"{LINKS}/{number:08}-{of:03}{ending(run)}"
-
-
-def ending(run: str) -> str:
-    return f"-{run[:8]}.parquet"
-
-
-def is_ours(name: str) -> bool:
-    """Whether a file of links, or of the index, has such a name: any other is somebody else's."""
-    return _MADE.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def index_of(name: str) -> str:

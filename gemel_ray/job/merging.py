@@ -119,11 +119,20 @@ def _merged(at: Folder, state: State, parts: New) -> Iterator[tuple[str, Records
         if group and (part is None or size >= FILE):
             tables = (layout.read(at, name) for name in group)
             records = index.joined(parts[name] for name in group)
-            yield _written(at, layout.made(state.number + 1, number, state.run), tables, records)
+            yield _written(at, _name(state, number), tables, records)
             group, size, number = [], 0, number + 1
         if part is not None:
             group.append(part)
             size += len(parts[part])
+
+
+def _name(state: State, number: int) -> str:
+    return f"{layout.LINKS}/{state.number + 1:08}-{number:03}{_ending(state.run)}"
+
+
+def _ending(run: str) -> str:
+    """Of the names of files that a run has made."""
+    return f"-{run[:8]}.parquet"
 
 
 def _written(at: Folder, name: str, tables: Iterator[pa.Table], records: Records) -> tuple[str, Records]:
@@ -161,7 +170,7 @@ def _superseded(files: New) -> Surplus:
 
 def _doubled(files: _Files, run: str) -> set[_Triple]:
     """Documents that this run wrote twice, as when Ray makes a lost block of its input again."""
-    ours, found = [r[r["run"] == run_number(run)] for _, r in files.items(layout.ending(run))], set[_Triple]()
+    ours, found = [r[r["run"] == run_number(run)] for _, r in files.items(_ending(run))], set[_Triple]()
     keys = np.concatenate([np.empty(0, np.uint64), *map(_key, ours)])
     keys.sort()
     twice = np.unique(keys[1:][keys[1:] == keys[:-1]])
@@ -212,7 +221,7 @@ def _rewritten(
     for name, records in files.items() if changed else ():
         if name in changed and (keep := changed[name]).any():
             table = layout.read(at, name).filter(pa.array(np.repeat(keep, records["rows"])))
-            yield _written(at, layout.made(state.number + 1, number, state.run), iter([table]), records[keep])
+            yield _written(at, _name(state, number), iter([table]), records[keep])
             number += 1
 
 

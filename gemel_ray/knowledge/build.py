@@ -80,6 +80,10 @@ def _fill(folder: Path, config: Config, entities: str, demonstrations: list[str]
     write_facts(folder, config, names, made)
     workspace = Workspace(folder, config, json.loads((folder / "workspace.json").read_text()))
     _bank(workspace, demonstrations, made, say)
+    if config.bank.ranker and made.demonstrations >= config.bank.ranker:
+        from gemel_ray.ranking.making import make
+
+        say(make(workspace))
     write_facts(folder, config, names, made)
     return made
 

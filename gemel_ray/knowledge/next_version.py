@@ -30,6 +30,7 @@ from gemel_ray.knowledge.versions import linked
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.knowledge.writing import BankWriter, Made, index, seal
 from gemel_ray.progress import Meter
+from gemel_ray.ranking.making import renew
 from gemel_ray.readers import count, documents
 
 Entity = dict[str, Any]
@@ -70,6 +71,8 @@ class NextVersion:
         if vectors == self.version:
             own = Workspace(former.folder, former.config, facts, self.version, self.inside)
             facts["multiplicity"] = index(bank, own.new_vectors)
+        if former.ranks:
+            renew(former, self.inside / "ranking", bank, self.entities)
         facts |= {"demonstrations": bank.examples, "names": len(bank) - bank.examples}
         facts["pictures"] = len(bank.image_vectors)
         if former.features is not None:

@@ -4,6 +4,7 @@
     tree/            prefix tree of the entities' names       entities.arrow   the entities
     bank/            demonstrations, tokenised, with features  vectors/         their Qdrant shard
     mapper.safetensors   the feature mapper, where there is one
+    ranking/         names, examples and descriptions indexed, and the ranker fitted on them
     features/        pictures' features that came ready-made, by key (import-gemel)
     versions/        what gemel-ray kb made of it since: see versions.py
     cache/, training/    features of pictures and encoded examples; training's checkpoint, curve and logs
@@ -144,6 +145,15 @@ class Workspace:
     @cached_property
     def bank(self) -> Bank:
         return Bank.open(self.inside / "bank")
+
+    @property
+    def ranking_folder(self) -> Path:
+        return self.inside / "ranking"
+
+    @property
+    def ranks(self) -> bool:
+        """Whether a ranker was fitted on the examples (gemel_ray/ranking)."""
+        return (self.ranking_folder / "ranker.safetensors").exists()
 
     @cached_property
     def features(self) -> Features | None:

@@ -81,7 +81,7 @@ def seal(folder: Path, facts: dict[str, Any], **history: Any) -> None:
     """Write workspace.json: the facts, what they and the knowledge in the folder are known by (`version`),
     and how it came to be, its `history`, which is no part of that."""
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
-    inside = ("*.arrow", "tree/*", "bank/*", "features/*")
+    inside = ("*.arrow", "tree/*", "bank/*", "features/*", "ranking/*")
     for file in sorted(file for pattern in inside for file in folder.glob(pattern)):
         if file.name == THUMBNAILS:
             continue  # no answer depends on them

@@ -47,11 +47,14 @@ class Encode(Stage):
     features the workspace keeps for later jobs; limits of one picture; `fetch`, `per_host`, `pause`,
     `public_hosts`: of pictures by URL (models/fetching.py); `stores`: other schemes that are read."""
 
-    reads: ClassVar = ("image", "image_address", "image_key", "mentions", "unread", "unread_picture")
+    reads: ClassVar = (
+        "text", "image", "image_address", "image_key", "mentions", "unread", "unread_picture",
+    )  # fmt: skip
     writes: ClassVar = pa.schema(
         [
             pa.field("image_vector", VECTOR),  # CLIP's feature as the mapper takes it, or null
             pa.field("mention_vectors", pa.list_(VECTOR)),  # of unit length, one a mention
+            pa.field("text_vector", VECTOR),  # of unit length; null where nobody ranks by it
         ]
     )
     device: str = setting("auto", form=DEVICE, machine=True)
@@ -110,7 +113,11 @@ class _Encoding(Work):
         errors = [e or missing for e, missing in zip(errors, lacking, strict=True)]
         for name, counts in counted(batch).items():
             self.unread[name].update(counts)
-        columns = {"image_vector": vectors, "mention_vectors": self._mention_vectors(batch["mentions"])}
+        columns = {
+            "image_vector": vectors,
+            "mention_vectors": self._mention_vectors(batch["mentions"]),
+            "text_vector": self._text_vectors(batch["text"].to_pylist()),
+        }
         return answer(self.stage.writes, columns, errors)
 
     @cached_property
@@ -223,6 +230,9 @@ class _Encoding(Work):
         strings = [[m["mention"] or "" for m in row] for row in mentions.to_pylist()]
         vectors = iter(self.encode_mentions([s for row in strings for s in row]))
         return [[next(vectors) for _ in row] for row in strings]
+
+    def _text_vectors(self, texts: list[str]) -> list[Any]:
+        return list(self.encode_mentions(texts)) if self.workspace.ranks else [None] * len(texts)
 
     def close(self) -> None:
         self.threads.shutdown()

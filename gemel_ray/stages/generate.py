@@ -24,13 +24,16 @@ class Generate(Stage):
     sum over its tokens divided by their number to the power of `length_penalty`; `prior_weight` times what
     the model gives the name without a question is taken off that sum when the search has ended. With
     `neighbours` the score is the logarithm of (1 - neighbours) * P(name), as the model says it, plus
-    neighbours * P(name), as the demonstrations alone say it. Below `nil_threshold` of probability (the
-    softmax of the candidates' scores) the answer is NIL. The other fields are the engine's (see
-    EngineOptions).
+    neighbours * P(name), as the demonstrations alone say it. Where the workspace has a ranker (see
+    gemel_ray/ranking), the score is the mean of both log-probabilities instead, the ranker's weighted by
+    `ranking` (0: not joined), normalised over the names that either knows. Below `nil_threshold` of
+    probability (the softmax of the candidates' scores) the answer is NIL. The other fields are the engine's
+    (see EngineOptions).
     """
 
     reads: ClassVar = (
-        "prompt", "beginning", "image_vector", "shots", "nearest", "similarities", "options",
+        "prompt", "beginning", "image_vector", "shots", "nearest", "similarities", "likely", "chances",
+        "options",
     )  # fmt: skip
     writes: ClassVar = pa.schema(
         [
@@ -48,6 +51,7 @@ class Generate(Stage):
     length_penalty: float = setting(0.0, at_least=0)
     prior_weight: float = setting(0.0, at_least=0)
     neighbours: float = setting(0.5, at_least=0, at_most=1)
+    ranking: float = setting(0.7, at_least=0, at_most=1)
     nil_threshold: float = setting(0.0, at_least=0, at_most=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     length: int = setting(4096, at_least=1, unit="tokens")

@@ -28,6 +28,8 @@ from gemel_ray.engine.run import Engine
 from gemel_ray.engine.search import Candidate, Expansions, Path, Rollout, beam, greedy, probabilities
 from gemel_ray.engine.usage import Usage
 from gemel_ray.engine.vllm_engine import Asked, EngineOptions, Step
+from gemel_ray.knowledge.prefix_tree import NOWHERE
+from gemel_ray.ranking.joining import joined
 from gemel_ray.stage import Work, answer
 from gemel_ray.stages.assemble import query_text
 from gemel_ray.stages.generate import Generate
@@ -80,10 +82,21 @@ class Generating(Work):
                 found = await self.prior.corrected(found, asked.prior_weight, asked.length_penalty)
         except ValueError as reason:  # this prompt's own fault: too long
             return {"error": str(reason)}
-        if weight := asked.neighbours:
+        if asked.ranking and row["likely"]:
+            found = joined(found, self._chances(row), asked.ranking, asked.beams)
+        elif weight := asked.neighbours:
             shares = self.neighbours.shares(row["nearest"], row["similarities"])
             found = interpolated(found, shares, weight, asked.beams)
         return self._row(found, asked.nil_threshold)
+
+    def _chances(self, row: dict[str, Any]) -> dict[int, float]:
+        """The ranker's log-probabilities by leaf. A name that several entities bear has the best one's."""
+        chances: dict[int, float] = {}
+        named = self.entities.of(row["likely"])
+        for (_, name), log_prob in zip(named, row["chances"], strict=True):
+            if (leaf := self.neighbours.leaf(name)) != NOWHERE:
+                chances.setdefault(leaf, log_prob)
+        return chances
 
     def _asked(self, options: dict[str, Any]) -> Generate:
         """The stage as this row's document wants it."""

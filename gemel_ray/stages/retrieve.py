@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from gemel_ray.tables import listed, matrix
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
+    from gemel_ray.ranking.ranking import Ranking
 
 Rows = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
@@ -40,18 +41,22 @@ class Retrieve(Stage):
     `sets`: 0 shows each mention its nearest examples only; else the bank's examples make so many sets, and a
     mention is shown its set's, then its `own` nearest (see SharedSets).
     `names`: whether the knowledge base's own names are found beside the examples (see config.Bank).
-    `itself`: whether an example with the same mention and text may demonstrate it. `published`: choice and
-    order of GEMEL's code to the last tie (by the mention alone, among all of the bank).
+    `ranking`: candidates that the workspace's ranker hands on beside the examples, if it has one (see
+    gemel_ray/ranking); 0: none. `itself`: whether an example with the same mention and text may demonstrate
+    it. `published`: choice and order of GEMEL's code to the last tie (by the mention alone, among all of the
+    bank).
     """
 
     explodes: ClassVar = ("mentions", "mention_vectors")
-    reads: ClassVar = ("text", "mention", "image_vector", "mention_vector", "options")
+    reads: ClassVar = ("text", "mention", "image_vector", "mention_vector", "text_vector", "options")
     writes: ClassVar = pa.schema(
         [
             pa.field("shots", pa.list_(pa.int32())),  # rows of the bank, the nearest last
             pa.field("shared", pa.int32()),  # so many of them, the first, are its set's
             pa.field("nearest", pa.list_(pa.int32())),  # rows of the bank, most similar last
             pa.field("similarities", pa.list_(pa.float32())),  # of `nearest`: cosine, and words shared
+            pa.field("likely", pa.list_(pa.int32())),  # rows of the entities that it may mean, best first
+            pa.field("chances", pa.list_(pa.float32())),  # of `likely`: log-probabilities by the ranker
         ]
     )
     demonstrations: int = setting(16, at_least=0, unit="examples")
@@ -62,6 +67,7 @@ class Retrieve(Stage):
     image_weight: float = setting(1.0, at_least=0)
     words: float = setting(0.2, at_least=0)
     names: bool = True
+    ranking: int = setting(10, at_least=0, unit="candidates")
     itself: bool = False
     published: bool = False
 
@@ -86,6 +92,7 @@ class _Retrieving(Work):
         self.store = workspace.vectors() if searches else None
         shared = stage.demonstrations - stage.own
         self.sets = SharedSets(self.bank, stage.sets, shared) if wanted and stage.sets and shared else None
+        self.ranking = _ranking(workspace) if stage.ranking and workspace.ranks else None
         self.words = Words(self.bank.mentions() if wanted and stage.words else ())
 
     def renewed(self, workspace: Workspace) -> Work:
@@ -112,13 +119,38 @@ class _Retrieving(Work):
             own = [n[max(0, len(n) - self.stage.own) :] for n in nearest]
         shots = listed([np.concatenate(pair) for pair in zip(sets, own, strict=True)], pa.int32())
         near = listed(nearest, pa.int32())
+        similarities = pa.ListArray.from_arrays(near.offsets, self._near(vectors, nearest, mentions))
         columns = {
             "shots": shots,
             "shared": [len(s) for s in sets],
             "nearest": near,
-            "similarities": pa.ListArray.from_arrays(near.offsets, self._near(vectors, nearest, mentions)),
+            "similarities": similarities,
         }
-        return answer(self.stage.writes, columns)
+        return answer(self.stage.writes, columns | self._ranked(batch, nearest, similarities))
+
+    def _ranked(self, batch: pa.Table, nearest: list[Rows], similarities: pa.ListArray) -> dict[str, Any]:
+        """What the workspace's ranker makes of each mention."""
+        if self.ranking is None:
+            return {"likely": [None] * len(batch), "chances": [None] * len(batch)}
+        from gemel_ray.ranking.evidence import Question
+
+        columns = ("mention", "text", "text_vector", "image_vector")
+        given = zip(*(batch[c].to_pylist() for c in columns), nearest, similarities.to_pylist(), strict=True)
+        ranked = [
+            self.ranking(
+                Question(
+                    mention=mention,
+                    text=text,
+                    text_vector=np.array(text_vector, np.float32),
+                    picture=None if picture is None else unit(np.array(picture, np.float32)),
+                    nearest=np.asarray(rows, np.int64),
+                    similarities=np.array(cosines, np.float32),
+                ),
+                self.stage.ranking,
+            )
+            for mention, text, text_vector, picture, rows, cosines in given
+        ]
+        return {"likely": [rows for rows, _ in ranked], "chances": [logs for _, logs in ranked]}
 
     def _near(self, vectors: Vectors, nearest: list[Rows], mentions: list[str]) -> Vectors:
         """Of the rows `nearest` to each mention, one mention's behind another's: their cosines with it, and
@@ -176,3 +208,9 @@ class _Retrieving(Work):
 
     def close(self) -> None:
         self.retire()
+
+
+def _ranking(workspace: Workspace) -> Ranking:
+    from gemel_ray.ranking.ranking import Ranking
+
+    return Ranking.open(workspace.ranking_folder, workspace.bank, workspace.entities)

@@ -1,0 +1,13 @@
+"""Ranking: which entities a mention may mean, judged by names, examples, descriptions and pictures.
+
+    words.py     how strings are compared
+    postings.py  a memory-mapped inverted index
+    names.py     names and aliases by words, initials, trigrams
+    examples.py  what the solved examples say of a mention and of an entity
+    evidence.py  candidates and their features
+    ranker.py    a small network over the features of all candidates
+    fitting.py   the network fitted on the examples themselves, when a workspace is built
+    ranking.py   all of it at work, behind Retrieve
+
+Knows nothing of the language model: what it says is joined to this in Generate.
+"""

@@ -1,0 +1,123 @@
+"""The ranker fitted on the workspace's own examples, each judged by all others and never by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gemel_ray.ranking.evidence import FEATURES, MOST, Evidence, Question, Witness
+from gemel_ray.ranking.examples import Examples
+from gemel_ray.ranking.ranker import Ranker
+
+Matrix = npt.NDArray[np.float32]
+Neighbours = Callable[[npt.NDArray[np.int64]], Iterator[tuple[npt.NDArray[np.int64], Matrix]]]
+
+SAMPLE = 8_000  # examples it is fitted on, at most
+_HIDDEN, _BATCH, _EPOCHS, _RATE = 48, 128, 10, 6e-3
+_HELD_OUT = 0.1  # of the sample: what is reported was not fitted on
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An example's candidates and which of them is right."""
+
+    evidence: Evidence
+    right: int
+
+
+def fitted(witness: Witness, neighbours: Neighbours) -> Ranker | None:
+    """A ranker; None where too few of the sampled examples have their entity among their candidates.
+    `neighbours` gives, for rows of the bank, their nearest other rows and the cosines."""
+    judged, sampled = _judged(witness, neighbours)
+    held_out = int(len(judged) * _HELD_OUT)
+    if held_out < 1:
+        return None
+    torch.manual_seed(0)
+    tested, learnt = judged[:held_out], judged[held_out:]
+    ranker = _taught(learnt)
+    logs = [ranker.log_probabilities(j.evidence.features) for j in tested]
+    hits = [bool(log.argmax() == j.right) for log, j in zip(logs, tested, strict=True)]
+    ranker.about.update(
+        examples=len(learnt),
+        among_candidates=len(judged) / sampled,
+        held_out=len(tested),
+        right=float(np.mean(hits)),
+    )
+    return ranker
+
+
+def _judged(witness: Witness, neighbours: Neighbours) -> tuple[list[Judged], int]:
+    examples = witness.examples
+    known = np.flatnonzero(examples.entity[: examples.bank.examples] >= 0)
+    sample = np.random.default_rng(0).permutation(known)[:SAMPLE]
+    found = []
+    for row, (nearest, similarities) in zip(sample.tolist(), neighbours(sample), strict=True):
+        evidence = witness.evidence(_question(examples, row, nearest, similarities))
+        at = np.flatnonzero(evidence.rows == examples.entity[row])
+        if len(at):
+            found.append(Judged(evidence, int(at[0])))
+    return found, len(sample)
+
+
+def _question(examples: Examples, row: int, nearest: npt.NDArray[np.int64], similarities: Matrix) -> Question:
+    bank = examples.bank
+    text, mention = bank.text(row), bank.mention(row)
+    return Question(
+        mention=mention,
+        text=text,
+        text_vector=examples.text_vectors[examples.text[row]].astype(np.float32),
+        picture=examples.picture(row),
+        nearest=nearest,
+        similarities=similarities,
+        own=frozenset(bank.same([text], [mention])[0]),
+    )
+
+
+def _taught(judged: Sequence[Judged]) -> Ranker:
+    """By cross-entropy over each mention's candidates."""
+    tables, there = _padded(judged)
+    right = torch.tensor([j.right for j in judged])
+    mean, deviation = tables[there].mean(0), tables[there].std(0)
+    scale = 1 / (deviation + 1e-3)
+    tables = (tables - mean) * scale * there[..., None]
+    width = len(FEATURES)
+    linear, inner = torch.nn.Linear(width, 1, bias=False), torch.nn.Linear(width, _HIDDEN)
+    middle, outer = torch.nn.Linear(_HIDDEN, _HIDDEN), torch.nn.Linear(_HIDDEN, 1, bias=False)
+    drop = torch.nn.Dropout(0.1)
+    weights = [p for layer in (linear, inner, middle, outer) for p in layer.parameters()]
+    optimiser = torch.optim.AdamW(weights, lr=_RATE, weight_decay=0.01)
+    steps = _EPOCHS * -(-len(judged) // _BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, steps)
+    for _ in range(_EPOCHS):
+        for rows in torch.randperm(len(judged)).split(_BATCH):
+            x = tables[rows]
+            hidden = drop(torch.relu(inner(x)))
+            scores = linear(x) + outer(torch.relu(middle(hidden)))
+            loss = torch.nn.functional.cross_entropy(
+                scores[..., 0].masked_fill(~there[rows], -torch.inf), right[rows]
+            )
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    named = {
+        "mean": mean, "scale": scale, "linear": linear.weight[0],
+        "inner": inner.weight.T, "inner_bias": inner.bias,
+        "middle": middle.weight.T, "middle_bias": middle.bias, "outer": outer.weight[0],
+    }  # fmt: skip
+    return Ranker({name: np.ascontiguousarray(w.detach().numpy()) for name, w in named.items()}, {})
+
+
+def _padded(judged: Sequence[Judged]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features [mentions, candidates, features], and which candidates there are."""
+    most = max((len(j.evidence.rows) for j in judged), default=MOST)
+    tables = torch.zeros(len(judged), most, len(FEATURES))
+    there = torch.zeros(len(judged), most, dtype=torch.bool)
+    for i, j in enumerate(judged):
+        tables[i, : len(j.evidence.rows)] = torch.from_numpy(j.evidence.features)
+        there[i, : len(j.evidence.rows)] = True
+    return tables, there

@@ -1,0 +1,71 @@
+"""A workspace's ranking made: indexes written, the ranker fitted on what Retrieve finds for the examples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.entities import Entities
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.ranking.fitting import fitted
+from gemel_ray.ranking.ranking import FILE, witness, write
+
+_BATCH = 256  # examples whose neighbours are looked for at once
+
+
+def make(workspace: Workspace) -> str:
+    """Write the ranking of a workspace that has its bank. Returns what came of it, in words."""
+    began, folder = time.perf_counter(), workspace.ranking_folder
+    encode = workspace.mention_encoder(workspace.config.encode.device, workspace.config.encode.dtype)
+    write(folder, workspace.bank, workspace.entities, encode)
+    knowing = witness(folder, workspace.bank, workspace.entities)
+    ranker = fitted(knowing, lambda rows: _neighbours(workspace, rows))
+    seconds = f"{time.perf_counter() - began:.1f} s"
+    if ranker is None:
+        return f"no ranker: hardly any example has its entity among its candidates, {seconds}"
+    ranker.save(folder / FILE)
+    about = ranker.about
+    return (
+        f"a ranker fitted on {about['examples']:,} examples, right in {about['right']:.1%} of "
+        f"{about['held_out']:,} others, {seconds}"
+    )
+
+
+def renew(former: Workspace, folder: Path, bank: Bank, entities: Entities) -> None:
+    """The ranking of another version of `former`, which has one: indexes anew, the same ranker."""
+    encode = former.mention_encoder(former.config.encode.device, former.config.encode.dtype)
+    write(folder, bank, entities, encode, former)
+
+
+def _neighbours(
+    workspace: Workspace, rows: npt.NDArray[np.int64]
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """Nearest other rows of the bank and their similarities, by the configured Retrieve."""
+    bank = workspace.bank
+    retrieving = replace(workspace.config.retrieve, ranking=0).start(workspace)
+    pictures = bank.table["image_row"].to_numpy()
+    try:
+        for start in range(0, len(rows), _BATCH):
+            some = rows[start : start + _BATCH]
+            features = [bank.image_vectors[p] if p >= 0 else None for p in pictures[some]]
+            asked = bank.table.take(pa.array(some)).select(["text", "mention"])
+            columns = {
+                "image_vector": pa.array(features, pa.list_(pa.float32())),
+                "mention_vector": pa.array(list(bank.mention_vectors[some]), pa.list_(pa.float32())),
+                "options": pa.nulls(len(some)),
+            }
+            for name, column in columns.items():
+                asked = asked.append_column(name, column)
+            found = retrieving(asked)
+            assert isinstance(found, pa.Table)
+            pairs = zip(found["nearest"].to_pylist(), found["similarities"].to_pylist(), strict=True)
+            yield from ((np.array(n, np.int64), np.array(s, np.float32)) for n, s in pairs)
+    finally:
+        retrieving.close()

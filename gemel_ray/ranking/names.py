@@ -1,0 +1,154 @@
+"""The knowledge base's names and aliases by their words, whole forms, initials and trigrams.
+
+Everything is memory-mapped, and what a question costs does not grow with the knowledge base: words that
+very many entities share are passed over, and so are common trigrams.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gemel_ray.knowledge.entities import Entities
+from gemel_ray.ranking import postings
+from gemel_ray.ranking.postings import Postings, Rows
+from gemel_ray.ranking.words import folded, initials, key, stems, trigrams
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string()),  # folded
+        pa.field("aliases", pa.list_(pa.string())),  # folded, without the name
+        pa.field("bracket", pa.bool_()),  # whether the name tells itself apart: Mercury (planet)
+        pa.field("about", pa.list_(pa.string())),  # stems of the description, without the name's
+    ]
+)
+_FREQUENT = 6_000  # entities that share a word: more tell nothing
+_GRAMS = 60_000  # rows of the rarest trigrams that are counted
+_BATCH = 65_536
+
+
+class Names:
+    """What `write` made, opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self._words, self._forms, self._grams, self._about = (
+            Postings.open(folder, name) for name in ("words", "forms", "grams", "about")
+        )
+        self.table = pa.ipc.open_file(pa.memory_map(str(folder / "names.arrow"))).read_all()
+        self._sizes = np.load(folder / "sizes.npy", mmap_mode="r")  # trigrams of each name, uint16
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def rows(self, rows: npt.NDArray[np.int64] | Rows) -> list[dict[str, Any]]:
+        """Name, aliases and description of these entities."""
+        found: list[dict[str, Any]] = self.table.take(pa.array(rows)).to_pylist()
+        return found
+
+    def named(self, form: str) -> Rows:
+        """Entities of exactly this folded name or alias."""
+        return self._forms.of(key(form))
+
+    def abbreviated(self, form: str) -> Rows:
+        """Entities whose initials are this folded form."""
+        return self._forms.of(key(f"initials {form.replace(' ', '')}"))
+
+    def weight(self, word: str) -> float:
+        """How much a word of a name tells: the logarithm of how few entities bear it."""
+        return math.log(len(self) / max(1, len(self._words.of(key(word)))))
+
+    def telling(self, stem: str) -> float:
+        """The same of a word of descriptions."""
+        return math.log(len(self) / max(1, len(self._about.of(key(stem)))))
+
+    def sharing(self, form: str) -> dict[int, float]:
+        """Entities that share words with a folded form, with the weight of what they share."""
+        shared: dict[int, float] = {}
+        for word in dict.fromkeys(form.split()):
+            rows = self._words.of(key(word))
+            if len(rows) < _FREQUENT:
+                weight = self.weight(word)
+                for row in rows.tolist():
+                    shared[row] = shared.get(row, 0.0) + weight
+        return shared
+
+    def alike(self, form: str, most: int) -> list[int]:
+        """At most `most` entities whose names share many trigrams with a folded form: misspelt ones."""
+        grams = trigrams(form)
+        lists = sorted((self._grams.of(key(gram)) for gram in grams), key=len)
+        taken: list[Rows] = []
+        total = 0
+        for rows in lists:
+            if taken and total + len(rows) > _GRAMS:
+                break
+            taken.append(rows)
+            total += len(rows)
+        if not total:
+            return []
+        rows, counts = np.unique(np.concatenate(taken), return_counts=True)
+        score = 2 * counts / (self._sizes[rows] + len(grams))
+        best = np.argsort(-score, kind="stable")[:most]
+        return [int(row) for row in rows[best[score[best] > 0.3]]]
+
+
+def write(entities: Entities, folder: Path) -> None:
+    """Index the entities into `folder`, streaming."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with pa.ipc.new_file(str(folder / "names.arrow"), _SCHEMA) as file:
+        batch: list[dict[str, Any]] = []
+        for row in map(_folded, entities.rows()):
+            batch.append(row)
+            if len(batch) == _BATCH:
+                file.write_table(pa.Table.from_pylist(batch, _SCHEMA))
+                batch = []
+        file.write_table(pa.Table.from_pylist(batch, _SCHEMA))
+    table = pa.ipc.open_file(pa.memory_map(str(folder / "names.arrow"))).read_all()
+    postings.write(_pairs(table, _of_words), folder, "words")
+    postings.write(_pairs(table, _of_forms), folder, "forms")
+    postings.write(_pairs(table, _of_grams), folder, "grams")
+    postings.write(_pairs(table, lambda row: row["about"]), folder, "about")
+    sizes = np.fromiter((len(trigrams(row["name"])) for row in _each(table)), np.uint16)
+    np.save(folder / "sizes.npy", sizes)
+
+
+def _folded(entity: dict[str, Any]) -> dict[str, Any]:
+    name = folded(entity["name"])
+    aliases = dict.fromkeys(map(folded, entity["aliases"] or ()))
+    about = stems(folded(entity["description"] or "")) - stems(name)
+    return {
+        "name": name,
+        "aliases": [alias for alias in aliases if alias and alias != name],
+        "bracket": "(" in entity["name"],
+        "about": sorted(about),
+    }
+
+
+def _each(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for batch in table.to_batches():
+        yield from batch.to_pylist()
+
+
+def _pairs(table: pa.Table, words: Any) -> Iterator[tuple[int, int]]:
+    for row, entity in enumerate(_each(table)):
+        for word in words(entity):
+            yield key(word), row
+
+
+def _of_words(entity: dict[str, Any]) -> set[str]:
+    return {word for form in (entity["name"], *entity["aliases"]) for word in form.split()}
+
+
+def _of_forms(entity: dict[str, Any]) -> Iterator[str]:
+    yield from (entity["name"], *entity["aliases"])
+    if short := initials(entity["name"]):
+        yield f"initials {short}"
+
+
+def _of_grams(entity: dict[str, Any]) -> frozenset[str]:
+    return trigrams(entity["name"])

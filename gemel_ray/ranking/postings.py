@@ -1,0 +1,43 @@
+"""An inverted index in three flat arrays: hashed keys, and the rows that bear each. Memory-mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[np.int32]
+_NONE: Rows = np.empty(0, np.int32)
+_PARTS = ("keys", "offsets", "rows")
+
+
+class Postings:
+    """`keys` uint64 [k], rising; the rows of key i are `rows[offsets[i] : offsets[i + 1]]`, rising."""
+
+    def __init__(self, keys: npt.NDArray[np.uint64], offsets: npt.NDArray[np.int64], rows: Rows) -> None:
+        self._keys, self._offsets, self._rows = keys, offsets, rows
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> Postings:
+        """Map the files that `write` made."""
+        mapped = (np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in _PARTS)
+        return cls(*map(np.asarray, mapped))  # plain arrays over the mapping: indexing them is cheaper
+
+    def of(self, key: int) -> Rows:
+        """The rows that bear `key`."""
+        at = int(np.searchsorted(self._keys, np.uint64(key)))
+        if at == len(self._keys) or int(self._keys[at]) != key:
+            return _NONE
+        return self._rows[self._offsets[at] : self._offsets[at + 1]]
+
+
+def write(pairs: Iterable[tuple[int, int]], folder: Path, name: str) -> None:
+    """Write an index of (key, row) pairs, given in any order; equal pairs count once."""
+    given = np.fromiter(pairs, np.dtype([("key", np.uint64), ("row", np.int32)]))
+    given = np.unique(given)
+    keys, first = np.unique(given["key"], return_index=True)
+    np.save(folder / f"{name}.keys.npy", keys)
+    np.save(folder / f"{name}.offsets.npy", np.append(first, len(given)).astype(np.int64))
+    np.save(folder / f"{name}.rows.npy", np.ascontiguousarray(given["row"]))

@@ -1,0 +1,59 @@
+"""The ranker: a small network that scores each candidate by its features; softmax over a mention's candidates
+gives their probabilities. Run in numpy, so that who ranks needs no torch; taught by fitting.py.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from gemel_ray import storage
+from gemel_ray.ranking.evidence import FEATURES
+
+Matrix = npt.NDArray[np.float32]
+WEIGHTS = ("mean", "scale", "linear", "inner", "inner_bias", "middle", "middle_bias", "outer")
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """`weights` by name: features are shifted by `mean` and multiplied by `scale`; `linear` [features] beside
+    two hidden layers with ReLU, `inner` [features, hidden], `middle` [hidden, hidden], `outer` [hidden]."""
+
+    weights: dict[str, Matrix]
+    about: dict[str, Any]
+
+    def log_probabilities(self, features: Matrix) -> Matrix:
+        """Of each candidate, [n], from the features of all of one mention's, [n, features]."""
+        w = self.weights
+        x = (features - w["mean"]) * w["scale"]
+        hidden = np.maximum(x @ w["inner"] + w["inner_bias"], 0)
+        hidden = np.maximum(hidden @ w["middle"] + w["middle_bias"], 0)
+        scores = x @ w["linear"] + hidden @ w["outer"]
+        scores = scores - scores.max()
+        logs: Matrix = (scores - np.log(np.exp(scores).sum())).astype(np.float32)
+        return logs
+
+    def save(self, path: Path) -> None:
+        facts = {"features": list(FEATURES), **self.about}
+        with storage.replacing(path) as aside:
+            save_file(self.weights, aside, metadata={"ranker": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, path: Path) -> Ranker:
+        """Raises ValueError, naming the file, for what is not a ranker of these features."""
+        try:
+            with safe_open(path, "np") as file:
+                about = json.loads((file.metadata() or {})["ranker"])
+                weights = {name: file.get_tensor(name) for name in WEIGHTS}
+        except (SafetensorError, OSError, KeyError, ValueError) as fault:
+            raise ValueError(f"{path} is not a ranker written by gemel-ray: {fault}") from fault
+        if about.pop("features", None) != list(FEATURES):
+            raise ValueError(f"{path} was fitted on other features: build the workspace again")
+        return cls(weights, about)

@@ -1,0 +1,85 @@
+"""The ranking at work, and how a workspace comes by it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.entities import Entities
+from gemel_ray.ranking import examples as example_files
+from gemel_ray.ranking import names as name_files
+from gemel_ray.ranking.evidence import Question, Witness
+from gemel_ray.ranking.examples import Encode, Examples
+from gemel_ray.ranking.names import Names
+from gemel_ray.ranking.ranker import Ranker
+
+if TYPE_CHECKING:
+    from gemel_ray.knowledge.workspace import Workspace
+
+Matrix = npt.NDArray[np.float32]
+FOLDER, FILE = "ranking", "ranker.safetensors"
+_DESCRIBED = 8_192  # descriptions encoded at once
+
+
+class Ranking:
+    """Candidates of mentions with their probabilities."""
+
+    def __init__(self, witness: Witness, ranker: Ranker) -> None:
+        self._witness, self._ranker = witness, ranker
+
+    @classmethod
+    def open(cls, folder: Path, bank: Bank, entities: Entities) -> Ranking:
+        """From the files of one version of a workspace. ValueError: no ranker there, or another's."""
+        ranker = Ranker.load(folder / FILE)
+        return cls(witness(folder, bank, entities), ranker)
+
+    def __call__(self, asked: Question, most: int) -> tuple[npt.NDArray[np.int64], Matrix]:
+        """Rows of the entities and log-probabilities of the `most` likeliest, best first."""
+        evidence = self._witness.evidence(asked)
+        if not len(evidence.rows):
+            return evidence.rows, np.empty(0, np.float32)
+        logs = self._ranker.log_probabilities(evidence.features)
+        best = np.argsort(-logs, kind="stable")[:most]
+        return evidence.rows[best], logs[best]
+
+
+def witness(folder: Path, bank: Bank, entities: Entities) -> Witness:
+    about = np.load(folder / "about.npy", mmap_mode="r")
+    return Witness(Names(folder), Examples(folder, bank), entities, np.asarray(about))
+
+
+def write(
+    folder: Path, bank: Bank, entities: Entities, encode: Encode, former: Workspace | None = None
+) -> None:
+    """Index a version's entities and examples into `folder`. Texts that `former`, another version, has
+    encoded are taken over, and so is its ranker."""
+    name_files.write(entities, folder)
+    known = Examples(former.ranking_folder, former.bank) if former else None
+    example_files.write(bank, entities, encode, folder, known)
+    about = np.zeros((len(entities), bank.mention_vectors.shape[1]), np.float16)
+    for rows, texts in _described(entities):
+        about[rows] = encode(texts)
+    np.save(folder / "about.npy", about)
+    if former:
+        shutil.copyfile(former.ranking_folder / FILE, folder / FILE)
+
+
+def _described(entities: Entities) -> Iterator[tuple[list[int], list[str]]]:
+    """Rows and texts of the entities that have a description."""
+    rows: list[int] = []
+    texts: list[str] = []
+    for row, entity in enumerate(entities.rows()):
+        if entity["description"]:
+            rows.append(row)
+            texts.append(f"{entity['name']}: {entity['description']}")
+        if len(rows) == _DESCRIBED:
+            yield rows, texts
+            rows, texts = [], []
+    if rows:
+        yield rows, texts

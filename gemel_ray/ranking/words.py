@@ -1,0 +1,58 @@
+"""Strings as the ranking compares them: without case, accents, punctuation and endings."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from functools import lru_cache
+
+_SEPARATORS = re.compile(r"[\W_]+")
+_ENDINGS = ("ing", "ers", "er", "ed", "es", "s", "n", "an", "ian")
+_EMPTY = {
+    "the", "of", "and", "in", "a", "to", "at", "on", "for", "with", "by", "from", "de", "la", "le",
+    "van", "von", "der", "das", "du", "des", "di", "da", "el",
+}  # fmt: skip
+
+
+def folded(text: str) -> str:
+    """Lower case, accents taken off, words separated by one space."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return _SEPARATORS.sub(" ", plain).strip().casefold()
+
+
+def trigrams(form: str) -> frozenset[str]:
+    """Of a folded form, its ends marked by spaces."""
+    padded = f" {form} "
+    return frozenset(padded[i : i + 3] for i in range(len(padded) - 2))
+
+
+def likeness(one: frozenset[str], other: frozenset[str]) -> float:
+    """Dice's coefficient, 0 to 1."""
+    return 2 * len(one & other) / (len(one) + len(other) or 1)
+
+
+def initials(form: str) -> str:
+    """The first letters of a folded form of several words; "" for one word."""
+    words = form.split()
+    return "".join(word[0] for word in words) if len(words) > 1 else ""
+
+
+@lru_cache(maxsize=100_000)
+def stem(word: str) -> str:
+    """A word without a common English ending: painter and painters, Bavaria and Bavarian are one."""
+    for ending in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= 4:
+            return word.removesuffix(ending)
+    return word
+
+
+def stems(form: str) -> set[str]:
+    """The telling words of a folded text, each as its stem."""
+    return {stem(word) for word in form.split() if len(word) > 2 and word not in _EMPTY}
+
+
+@lru_cache(maxsize=1_000_000)
+def key(word: str) -> int:
+    """A 64-bit hash that is the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())

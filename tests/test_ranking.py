@@ -1,0 +1,211 @@
+"""The ranking: candidates by names, examples and descriptions, and a network fitted on the examples."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemel_ray.cli import main
+from gemel_ray.config import PAPER, load
+from gemel_ray.engine.search import Candidate
+from gemel_ray.knowledge.build import build
+from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.linking import linking_graph
+from gemel_ray.ranking import postings
+from gemel_ray.ranking.evidence import FEATURES, Question
+from gemel_ray.ranking.joining import joined
+from gemel_ray.ranking.making import _neighbours
+from gemel_ray.ranking.names import Names
+from gemel_ray.ranking.postings import Postings
+from gemel_ray.ranking.ranker import Ranker
+from gemel_ray.ranking.ranking import Ranking, witness
+from gemel_ray.readers import documents
+
+TRADES = {
+    "painter": "showed her new canvases and oil portraits in the gallery",
+    "footballer": "scored twice before the match went to extra time",
+    "astronomer": "discovered a comet with the telescope of the observatory",
+    "senator": "voted against the bill in parliament after the debate",
+    "cellist": "played the concerto with the orchestra that evening",
+}
+SURNAMES = (
+    "Almeida",
+    "Brandt",
+    "Castellan",
+    "Dvorsky",
+    "Eriksen",
+    "Fontaine",
+    "Grimaldi",
+    "Hollander",
+    "Ivanova",
+)
+SETTINGS = ("bank.ranker=20", "retrieve.demonstrations=4")
+FRONT = ["detect", "encode", "retrieve"]
+
+
+def entities() -> list[dict[str, Any]]:
+    return [
+        {"id": f"Q{10 * s + t}", "name": f"{first} {surname}", "description": f"{trade} from Utrecht"}
+        for s, surname in enumerate(SURNAMES)
+        for t, (trade, first) in enumerate(zip(TRADES, ("Ana", "Ben", "Cleo", "Dirk", "Eva"), strict=True))
+    ]
+
+
+def examples() -> list[dict[str, Any]]:
+    """Of all surnames but the last, which nobody is known by."""
+    made = []
+    for entity in entities():
+        surname = entity["name"].split()[1]
+        trade = entity["description"].split()[0]
+        if surname != SURNAMES[-1]:
+            text = f"{surname} {TRADES[trade]}."
+            made.append({"id": entity["id"], "text": text, "mention": surname, "target": entity["name"]})
+    return made
+
+
+def written(folder: Path, name: str, rows: list[dict[str, Any]]) -> str:
+    (folder / name).write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / name)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: Any) -> Workspace:
+    folder = tmp_path_factory.mktemp("ranked")
+    kb, train = written(folder, "kb.jsonl", entities()), written(folder, "train.jsonl", examples())
+    build(load(None, {}, SETTINGS), kb, [train], folder / "workspace", print)
+    config = load(None, read_facts(folder / "workspace")["settings"], SETTINGS)
+    return Workspace.open(folder / "workspace", config)
+
+
+def likely(workspace: Workspace, folder: Path, **fields: Any) -> list[tuple[str, float]]:
+    """Names and probabilities of what a mention may mean, as Retrieve hands them on."""
+    source = written(folder, "asked.jsonl", [{"id": "1", **fields}])
+    segment = linking_graph(workspace.config, workspace).segment(FRONT, workspace)
+    (row,) = asyncio.run(segment.run(next(documents(source)))).to_pylist()
+    segment.close()
+    names = [name for _, name in workspace.entities.of(row["likely"])]
+    return list(zip(names, map(math.exp, row["chances"]), strict=True))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 9)), max_size=50))
+def test_an_index_gives_back_every_row_of_a_key_once(
+    tmp_path_factory: Any, pairs: list[tuple[int, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("postings")
+    postings.write(iter(pairs), folder, "x")
+    expected: dict[int, set[int]] = defaultdict(set)
+    for key, row in pairs:
+        expected[key].add(row)
+    index = Postings.open(folder, "x")
+    assert {key: index.of(key).tolist() for key in expected} == {k: sorted(v) for k, v in expected.items()}
+    assert index.of(next(k for k in range(99) if k not in expected)).tolist() == []
+
+
+def test_names_are_found_by_words_form_initials_and_with_spelling_mistakes(workspace: Workspace) -> None:
+    names = Names(workspace.ranking_folder)
+    row = [e["name"] for e in entities()].index("Cleo Grimaldi")
+    assert row in names.sharing("grimaldi")
+    assert names.named("cleo grimaldi").tolist() == [row]
+    assert row in names.abbreviated("cg")
+    assert names.alike("kleo grimmaldi", 3)[0] == row
+
+
+@pytest.mark.parametrize("trade", TRADES)
+def test_the_text_decides_between_entities_of_one_surname_that_nobody_knows(
+    workspace: Workspace, tmp_path: Path, trade: str
+) -> None:
+    """No example mentions them: description and names are all there is."""
+    surname = SURNAMES[-1]
+    text = f"The {trade} {surname} {TRADES[trade]}."
+    found = likely(workspace, tmp_path, text=text, mention=surname)
+    right = next(e["name"] for e in entities() if surname in e["name"] and trade in e["description"])
+    assert found[0][0] == right
+    assert sum(p for _, p in found) == pytest.approx(1, abs=0.2)  # ten of all candidates
+
+
+def test_an_example_never_speaks_for_itself(workspace: Workspace) -> None:
+    """The only example of a mention, asked itself, has no example of that mention."""
+    knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
+    (nearest, similarities) = next(_neighbours(workspace, np.array([0])))
+    text, mention = workspace.bank.text(0), workspace.bank.mention(0)
+    vector = knowing.examples.text_vectors[knowing.examples.text[0]].astype(np.float32)
+
+    def counted(own: frozenset[int]) -> float:
+        asked = Question(mention, text, vector, None, nearest, similarities, own)
+        evidence = knowing.evidence(asked)
+        at = evidence.rows.tolist().index(int(knowing.examples.entity[0]))
+        return float(evidence.features[at, FEATURES.index("examples at all")])
+
+    assert 0 not in nearest.tolist()
+    assert counted(frozenset({0})) == 0 < counted(frozenset())
+
+
+def test_a_new_entity_is_a_candidate_without_fitting_again(workspace: Workspace, tmp_path: Path) -> None:
+    new = {"id": "Q999", "name": "Zora Ivanova", "description": "beekeeper from Utrecht"}
+    assert (
+        main(
+            [
+                "kb",
+                "add",
+                "--workspace",
+                str(workspace.folder),
+                "--entities",
+                written(tmp_path, "n.jsonl", [new]),
+            ]
+        )
+        == 0
+    )
+    opened = Workspace.open(workspace.folder, workspace.config)
+    text = "The beekeeper Ivanova sold honey from her hives."
+    assert "Zora Ivanova" in dict(likely(opened, tmp_path, text=text, mention="Ivanova"))
+    assert main(["kb", "rollback", "--workspace", str(workspace.folder)]) == 0
+
+
+def test_few_examples_make_no_ranker_and_the_paper_has_none(tmp_path: Path) -> None:
+    kb, train = written(tmp_path, "kb.jsonl", entities()), written(tmp_path, "t.jsonl", examples()[:5])
+    build(load(None, {}, SETTINGS), kb, [train], tmp_path / "few", print)
+    opened = Workspace.open(tmp_path / "few", load(None, read_facts(tmp_path / "few")["settings"], SETTINGS))
+    assert not opened.ranks
+    paper = load(None, {}, PAPER)
+    assert (paper.bank.ranker, paper.retrieve.ranking, paper.generate.ranking) == (0, 0, 0.0)
+
+
+def test_a_file_that_is_not_a_ranker_is_named(workspace: Workspace, tmp_path: Path) -> None:
+    file = tmp_path / "ranker.safetensors"
+    file.write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match=r"ranker\.safetensors is not a ranker"):
+        Ranker.load(file)
+    with pytest.raises(ValueError, match="is not a ranker"):
+        Ranking.open(tmp_path, workspace.bank, workspace.entities)
+
+
+CANDIDATES = st.dictionaries(st.integers(0, 20), st.floats(-30, 0), min_size=1, max_size=8)
+
+
+@given(CANDIDATES, CANDIDATES, st.floats(0, 1))
+def test_joined_names_are_a_distribution_over_what_either_knows(
+    said: dict[int, float], chances: dict[int, float], weight: float
+) -> None:
+    found = [Candidate(leaf, p, p) for leaf, p in said.items()]
+    both = joined(found, chances, weight, 100)
+    assert {c.leaf for c in both} == said.keys() | chances.keys()
+    assert sum(math.exp(c.score) for c in both) == pytest.approx(1)
+    assert [c.score for c in both] == sorted((c.score for c in both), reverse=True)
+
+
+@given(CANDIDATES, CANDIDATES)
+def test_a_weight_of_nothing_keeps_the_language_model_s_best_and_a_weight_of_one_the_ranker_s(
+    said: dict[int, float], chances: dict[int, float]
+) -> None:
+    found = [Candidate(leaf, p, p) for leaf, p in said.items()]
+    assert said[joined(found, chances, 0.0, 1)[0].leaf] == max(said.values())
+    assert chances[joined(found, chances, 1.0, 1)[0].leaf] == max(chances.values())
