@@ -392,7 +392,16 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     workspace_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = lines(tmp_path, ["Adobe"] * 30)
-    common = [file, "--workspace", str(workspace_folder), "--output", str(tmp_path / "out"), "--dry-run"]
+    common = [
+        file,
+        "--workspace",
+        str(workspace_folder),
+        "--output",
+        str(tmp_path / "out"),
+        "--dry-run",
+        "--set",
+        "offline.sized=false",
+    ]
     assert main(["link", *common, "--limit", "12"]) == 0
     said = capsys.readouterr().out
     assert "1 files with 12 documents, of which 0 are in" in said
