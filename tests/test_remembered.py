@@ -81,6 +81,7 @@ def batch(tmp_path: Path) -> pa.Table:
         (tmp_path / name).write_bytes(data)
     here = [str(tmp_path / "a.jpg"), str(tmp_path / "broken.jpg")]
     columns = {
+        "text": ["Adobe."] * 6,
         "image": [images[0], images[1], None, None, images[1], None],
         "image_address": [None, None, *here, "elsewhere.jpg", None],
         "image_key": [None] * 6,
@@ -88,7 +89,15 @@ def batch(tmp_path: Path) -> pa.Table:
         "unread": [None, None, None, None, None, "size\nthumb"],
         "unread_picture": [None, None, None, None, None, "thumb"],
     }
-    types = [pa.large_binary(), pa.string(), pa.string(), pa.list_(MENTION), pa.string(), pa.string()]
+    types = [
+        pa.string(),
+        pa.large_binary(),
+        pa.string(),
+        pa.string(),
+        pa.list_(MENTION),
+        pa.string(),
+        pa.string(),
+    ]
     return pa.table({n: pa.array(v, t) for (n, v), t in zip(columns.items(), types, strict=True)})
 
 

@@ -71,8 +71,7 @@ def _pictured(inputs: Sequence[str]) -> pa.Table:
         if sum(map(len, tables)) >= _PICTURES:
             break
     found = pa.concat_tables(tables).slice(0, _PICTURES)
-    found = found.select(["image", "image_address", "image_key", "given"])
-    return found.rename_columns(["image", "image_address", "image_key", "mentions"])
+    return found.rename_columns({"given": "mentions"}).select(Encode.reads)
 
 
 def _where(table: pa.Table) -> tuple[list[bytes | None], list[str | None]]:

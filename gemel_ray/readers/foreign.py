@@ -14,7 +14,9 @@ _OTHERS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "pack
            "package-lock.json", "croissant.json")  # fmt: skip
 _STATS = re.compile(r"\d{4,}_stats\.json")  # of img2dataset, of a shard
 _SHARD = re.compile(r"\d{4,}")
-_WRITTEN = ("manifest.json", "inputs.json", "progress.json", "report.html")  # by link, beside its links
+# By link, beside its links and in folders of its own (job/layout.py); a file `run` marks such a folder.
+_WRITTEN = ("manifest.json", "inputs.json", "progress.json", "report.html", "traceback.txt", "run")
+_WITHIN = ("links/", "parts/", "ledger/", "index/", "passes/", "done/")
 
 
 @dataclass
@@ -33,11 +35,11 @@ class Marks:
         while folder:
             if folder not in self.seen:
                 self.seen[folder] = (
-                    self._holds(folder, ".run"),
+                    self._holds(folder, "run"),
                     self._holds(folder, "workspace.json") and self._holds(folder, "entities.arrow"),
                 )
             output, workspace = self.seen[folder]
-            if (workspace and workspaces) or (output and (inner in _WRITTEN or inner.startswith("links/"))):
+            if (workspace and workspaces) or (output and (inner in _WRITTEN or inner.startswith(_WITHIN))):
                 return folder
             folder, _, name = folder.rpartition("/")
             inner = f"{name}/{inner}"
