@@ -56,7 +56,8 @@ def test_a_worker_and_the_vectors_server_are_taken_away(tmp_path: Path) -> None:
 
     def linking(to: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "gemel_ray.cli", "link", str(file), "--workspace", str(workspace)]
-        command += ["--set", f"vectors.address={at}"]
+        # In one process: else all is retrieved long before the server is killed.
+        command += ["--set", f"vectors.address={at}", "--set", "offline.sized=false"]
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
         return subprocess.Popen([*command, "--output", str(to)], **pipes, env=environment)
