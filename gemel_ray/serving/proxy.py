@@ -6,6 +6,7 @@ however long it is. Serve calls `bounded` in each proxy (RAY_SERVE_HTTP_PROXY_CA
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,14 +57,23 @@ class Bounded:
             answer = JSONResponse(fault.body(""), fault.status, {"Connection": "close"})
             await answer(scope, receive, send)
             return
-        came = 0
+        came, ended, answered = 0, False, asyncio.Event()
 
         async def received() -> Message:
-            nonlocal came
-            if came > self.most:  # whoever reads on has had one part too many, and will say so
+            nonlocal came, ended
+            if ended:  # Serve would cancel the request before the endpoint has said why
+                await answered.wait()
                 return {"type": "http.disconnect"}
+            if came > self.most:  # the endpoint has had one part too many, and says so
+                ended = True
+                return {"type": "http.request", "body": b"", "more_body": False}
             message = await receive()
             came += len(message.get("body", b""))
             return message
 
-        await self.app(scope, received, send)
+        async def sent(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                answered.set()
+
+        await self.app(scope, received, sent)
