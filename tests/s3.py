@@ -56,12 +56,13 @@ def serving() -> Iterator[Server]:
             "endpoint_url": url, "region_name": "us-east-1", "aws_access_key_id": "x",
             "aws_secret_access_key": "x",
         }  # fmt: skip
+        told(url, "reset")  # a process's servers share what they know, and whether they ask for keys
+        told(url, "reset-auth", b"inf")
         iam = boto3.client("iam", **anybody)
         iam.create_user(UserName="tester")
         key = iam.create_access_key(UserName="tester")["AccessKey"]
         iam.put_user_policy(UserName="tester", PolicyName="all", PolicyDocument=json.dumps(POLICY))
-        ask = urllib.request.Request(f"{url}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
-        urllib.request.urlopen(ask).read()  # from now on keys are checked
+        told(url, "reset-auth", b"0")  # from now on keys are checked
         environment = {
             "AWS_ENDPOINT_URL": url,
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -74,6 +75,12 @@ def serving() -> Iterator[Server]:
         yield Server(environment, client)
     finally:
         server.stop()
+
+
+def told(url: str, what: str, data: bytes = b"") -> None:
+    """Moto's own calls; `reset-auth` takes the number of requests from which on keys are checked."""
+    ask = urllib.request.Request(f"{url}/moto-api/{what}", data, {"Content-Type": "text/plain"})
+    urllib.request.urlopen(ask).read()
 
 
 @contextmanager
