@@ -196,7 +196,10 @@ def _bad(raw: Any) -> Row:
 
 
 def _first(raw: Mapping[str, Any], names: Iterable[str]) -> Any:
-    return next((raw[n] for n in names if raw.get(n) is not None), None)
+    for name in names:
+        if (value := raw.get(name)) is not None:
+            return value
+    return None
 
 
 def _words(raw: Mapping[str, Any], *, placed: bool) -> str | None:

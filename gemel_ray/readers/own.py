@@ -9,7 +9,7 @@ Parquet or JSON (its README.md, "Output format").
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemel_ray.readers.fields import BadRecord, Row, short, text_of, typed
@@ -20,6 +20,7 @@ from gemel_ray.readers.unread import unread
 
 _CAPTIONS = ("caption", "TEXT", "alt_text", "Caption", "CAPTION", "alttext", "image_caption", "raw_caption")
 _ANNOTATIONS = ("entities", "spans", "ents", "label", "labels")  # spaCy's and Prodigy's, doccano's
+_BESIDE = tuple(name for names in SIDE_BY_SIDE.values() for name in names)
 _SENTENCE = ("raw", "caption", "text", "sentence")  # of an object in a list of captions
 
 
@@ -36,7 +37,7 @@ def columns(raw: Row, at: Place) -> Row:
     key = typed(raw, "image_key", str)
     return {
         "text": text, "given": mentions_of(raw, text), "image_key": key, **picture,
-        **unread(raw, {*OURS, *_of_mentions(raw), field, where}, pictured=bool(picture or key)),
+        **unread(raw, OURS.union((field, where), _of_mentions(raw)), pictured=bool(picture or key)),
     }  # fmt: skip
 
 
@@ -47,8 +48,8 @@ def mentions_of(raw: Row, text: str) -> list[Row] | None:
     if isinstance(given, str):
         given = _listed(given)
     if given is None:
-        field = next((f for f in _ANNOTATIONS if is_places(raw.get(f))), None)
-        return mentions(raw[field], text) if field else None
+        annotated = _annotated(raw)
+        return mentions(raw[annotated[0]], text) if annotated else None
     if not isinstance(given, list):
         raise BadRecord(f"mentions is a list of mentions, not {short(given)}")
     if given and all(isinstance(m, str) for m in given):
@@ -56,11 +57,14 @@ def mentions_of(raw: Row, text: str) -> list[Row] | None:
     return mentions(given, text)
 
 
-def _of_mentions(raw: Row) -> set[str]:
+def _of_mentions(raw: Row) -> Sequence[str]:
     """The fields beside `mentions`, or in their place, that are read."""
-    if raw.get("mentions") is not None:
-        return {name for names in SIDE_BY_SIDE.values() for name in names}
-    return {field for field in _ANNOTATIONS if is_places(raw.get(field))}
+    return _annotated(raw) if raw.get("mentions") is None else _BESIDE
+
+
+def _annotated(raw: Row) -> list[str]:
+    """The fields that hold places, the likeliest first."""
+    return [field for field in _ANNOTATIONS if field in raw and is_places(raw[field])]
 
 
 def _listed(written: str) -> list[Any] | None:
@@ -76,8 +80,10 @@ def _listed(written: str) -> list[Any] | None:
 
 def _text(raw: Row) -> tuple[str, str]:
     """The text's field, and the text: of several the first. Raises BadRecord where there is none."""
-    field = next((name for name in TEXTS if raw.get(name) is not None), None)
-    if field is None:
+    for field in TEXTS:
+        if raw.get(field) is not None:
+            break
+    else:
         shown = ", ".join(f"{name!r:.40}" for name in list(raw)[:8]) or "none"
         raise BadRecord(f"the text is empty: there is no field text or caption; the fields are {shown}")
     value = raw[field]

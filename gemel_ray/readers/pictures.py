@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -31,6 +31,11 @@ class Place:
 
     address: str
     fetch: bool
+
+    @cached_property
+    def name(self) -> str:
+        """The file's own."""
+        return PurePosixPath(self.address).name
 
     def beside(self, name: str) -> str:
         """The address of a name that is relative to the file."""
@@ -70,6 +75,8 @@ def field_of(raw: Mapping[str, Any], *, pair: bool) -> str | None:
     if not is_nothing(raw.get("image")):
         return "image"
     named = [name for name, value in raw.items() if may_name_picture(name) and not is_nothing(value)]
+    if not named:
+        return None
     certain = sorted(filter(names_picture, named), key=plainness)
     for names, fits in ((certain, _holds_bytes), (certain, looks), (named, looks)):
         if found := next((name for name in names if fits(raw[name])), None):

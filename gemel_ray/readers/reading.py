@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +17,7 @@ from gemel_ray.records import DOCUMENT
 
 BATCH = 256
 _HELD = 64 * 2**20  # bytes of pictures and texts in one table
+_RARE = frozenset((float, BadRecord))  # types of values that may have to be left out
 _NEEDED = ("mentions", "mention", "sentence")
 REST = "rest"  # in place of a row's number: what of a file could not be had, and may be another time
 _FORMS = (wikidiverse, melbench, context, official, own)  # the first that fits
@@ -37,10 +37,10 @@ def documents(address: str, *, fetch_official_images: bool = False, batch: int =
         except Exception as fault:  # a truncated or foreign file, a lost connection
             behind = REST if isinstance(fault, Unreachable) else number + 1
             reason = f"cannot read {address}: {plain(fault)}"
-            made.append(_row(PurePosixPath(address).name, f"{address}:{behind}", error=reason))
+            made.append(_row(at.name, f"{address}:{behind}", error=reason))
             break
         made.append(_document(raw, at, number))
-        held += len(made[-1]["image"] or b"") + len(made[-1]["text"] or "")
+        held += len(made[-1].get("image") or b"") + len(made[-1].get("text") or "")
         if len(made) == batch or held > _HELD:
             yield pa.Table.from_pylist(made, DOCUMENT)
             made, held = [], 0
@@ -49,7 +49,7 @@ def documents(address: str, *, fetch_official_images: bool = False, batch: int =
 
 
 def _document(raw: Any, at: Place, number: int) -> Row:
-    name, source = f"{PurePosixPath(at.address).name}:{number}", f"{at.address}:{number}"
+    name, source = f"{at.name}:{number}", f"{at.address}:{number}"
     try:
         if isinstance(raw, BadRecord):
             raise raw
@@ -61,13 +61,15 @@ def _document(raw: Any, at: Place, number: int) -> Row:
         return _row(name, source, **form.columns(raw, at))
     except (BadRecord, RecursionError) as fault:
         bad = "a value in it is nested too deeply" if isinstance(fault, RecursionError) else str(fault)
-        at_row = "" if name.endswith(f":{number}") else f" ({PurePosixPath(at.address).name}:{number})"
+        at_row = "" if name.endswith(f":{number}") else f" ({at.name}:{number})"
         return _row(name, source, error=f"{bad}{at_row}")
 
 
 def _shown(raw: Row) -> Row:
     """The row without what its column cannot show, and without NaN, as pandas spells null. Raises BadRecord
     where the former is the text, the mentions or the picture."""
+    if _RARE.isdisjoint(map(type, raw.values())):
+        return raw
     for name, value in raw.items():
         if isinstance(value, BadRecord) and (name in TEXTS or name in _NEEDED or names_picture(name)):
             raise value
@@ -87,4 +89,5 @@ def _name(raw: Any, name: str) -> str:
 
 
 def _row(document_id: str, source: str, **values: Any) -> Row:
-    return {n: None for n in DOCUMENT.names} | {"document_id": document_id, "source": source} | values
+    """A row of DOCUMENT; what it lacks is null."""
+    return {"document_id": document_id, "source": source, **values}

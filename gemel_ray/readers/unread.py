@@ -19,8 +19,9 @@ _SPACE = "\n"  # between the names in a document's column
 def unread(raw: Mapping[str, Any], read: Collection[str], *, pictured: bool) -> Row:
     """The document's columns of what it came with and is not read; of a document without a picture also the
     field that looks like one."""
-    left = [name for name in raw if name not in read and not is_nothing(raw[name])]
-    left = [name for name in left if is_unicode(name)]
+    left = [n for n in raw if n not in read and not is_nothing(raw[n]) and is_unicode(n)]
+    if not left:
+        return {}
     field = None if pictured else next((n for n in left if names_picture(n) or looks(raw[n])), None)
     return {"unread": _SPACE.join(left) or None, "unread_picture": field}
 
