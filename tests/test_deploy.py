@@ -61,7 +61,7 @@ def test_the_lint_finds_nothing() -> None:
 def test_all_that_is_promised_is_there() -> None:
     sizes = {f"overlays/{size}/{kind}" for size in ("laptop", "cpu", "gpu") for kind in ("offline", "online")}
     ways = {f"overlays/gpu/online-{way}" for way in ("in-place", "incremental")}
-    assert set(clean()) == sizes | ways | {".", "qdrant", "redis", "upload", "monitoring"}
+    assert set(clean()) == sizes | ways | {".", "qdrant", "redis", "upload", "monitoring", "roles"}
     for folder, manifests in clean().items():
         found = [d["kind"] for d in manifests.documents if d["kind"].startswith("Ray")]
         kind = {"offline": ["RayJob"], "online": ["RayService"]}

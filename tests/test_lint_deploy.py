@@ -41,7 +41,7 @@ def clean() -> dict[str, Manifests]:
 def place(documents: list[dict[str, Any]], kind: str, path: str) -> tuple[Any, Any]:
     """What holds the last step of a path (a.0.b) in the first document of a kind, and that step."""
     found: Any = next(d for d in documents if d["kind"] == kind)
-    *steps, last = [int(step) if step.isdigit() else step for step in path.split("/")]
+    *steps, last = [int(s) if s.isdigit() else s.replace("~", "/") for s in path.split("/")]
     for step in steps:
         found = found[step] if isinstance(found, list) else found.setdefault(step, {})
     return found, last
@@ -102,6 +102,14 @@ def only_head_to_redis(documents: list[dict[str, Any]]) -> None:
     policy["spec"]["podSelector"]["matchExpressions"][0]["values"] = ["head"]
 
 
+def route_to(service: str) -> Edit:
+    def edit(documents: list[dict[str, Any]]) -> None:
+        spec = {"rules": [{"backendRefs": [{"name": service}]}]}
+        documents.append({"kind": "HTTPRoute", "metadata": {"name": "a"}, "spec": spec})
+
+    return edit
+
+
 CASES: list[tuple[str, str, Edit, str]] = [
     ("schema", JOB, put("RayJob", "spec/retries", 3), "unknown field retries"),
     ("schema", JOB, put("RayJob", f"{JWORK}/0/replica", 2), "unknown field replica"),
@@ -128,6 +136,12 @@ CASES: list[tuple[str, str, Edit, str]] = [
     ("job-end", JOB, cut("RayJob", "spec/shutdownAfterJobFinishes"), "stays when the job is done"),
     ("job-end", JOB, put("RayJob", "spec/deletionStrategy", {"deletionRules": []}), "excludes"),
     ("job-end", JOB, put("RayJob", "spec/preRunningDeadlineSeconds", 0), "above 0"),
+    (
+        "job-end",
+        JOB,
+        put("RayJob", "spec/deletionStrategy/deletionRules", [{"policy": "DeleteWorkers"}]),
+        "DeleteWorkers is refused",
+    ),
     ("job-retry", JOB, put("RayJob", "spec/backoffLimit", 0), "backoffLimit"),
     ("job-retry", JOB, put("RayJob", "spec/activeDeadlineSeconds", 60), "activeDeadlineSeconds"),
     ("job-retry", JOB, put("RayJob", f"{J}/gcsFaultToleranceOptions", {}), "for services"),
@@ -135,6 +149,8 @@ CASES: list[tuple[str, str, Edit, str]] = [
     ("submission", JOB, put("RayJob", "spec/submissionMode", "SidecarMode"), "refuses submitterPodTemplate"),
     ("submission", JOB, put("RayJob", "spec/submissionMode", "K8s"), "no submissionMode K8s"),
     ("submission", JOB, put("RayJob", "spec/entrypointNumCpus", 1), "the head has none"),
+    ("queue", JOB, put("RayJob", "metadata/labels/kueue.x-k8s.io~queue-name", "a"), "groups of fixed size"),
+    ("route", QDRANT, route_to("gemel-ray-serve"), "no Service gemel-ray-serve;"),
     ("upgrade", SERVICE, put("RayService", "spec/upgradeStrategy/type", "BlueGreen"), "must be one of"),
     ("upgrade", GRADUAL, cut("RayService", "spec/upgradeStrategy/clusterUpgradeOptions"), "belong"),
     ("upgrade", GRADUAL, cut("RayService", f"{S}/enableInTreeAutoscaling"), "enableInTreeAutoscaling"),

@@ -81,6 +81,7 @@ def rendered(deploy: Path, existing: Sequence[str] = ()) -> list[Manifests]:
         file.parent
         for file in deploy.rglob("kustomization.yaml")
         if "base" not in file.relative_to(deploy).parts  # which overlays complete
+        and yaml.safe_load(file.read_text()).get("kind") != "Component"  # which overlays take up
     )
     if not folders:
         raise ValueError(f"there is no kustomization.yaml under {deploy}")

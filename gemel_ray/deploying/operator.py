@@ -68,6 +68,11 @@ def job_end(manifests: Manifests) -> Found:
             yield where, "without shutdownAfterJobFinishes the cluster stays when the job is done"
         if spec.get("suspend") and not ends:
             yield where, "suspend needs shutdownAfterJobFinishes"
+        rules = spec.get("deletionStrategy", {}).get("deletionRules", ())
+        if spec["rayClusterSpec"].get("enableInTreeAutoscaling") and any(
+            rule["policy"] == "DeleteWorkers" for rule in rules
+        ):
+            yield where, "DeleteWorkers is refused with the autoscaler: DeleteCluster"
         if ttl < 0:
             yield where, "ttlSecondsAfterFinished must not be below 0"
         for name in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
@@ -109,6 +114,14 @@ def submission(manifests: Manifests) -> Found:
                 yield where, f"SidecarMode refuses {name}"
         if spec.get("entrypointNumCpus"):
             yield where, "entrypointNumCpus makes the driver wait for CPUs, and the head has none"
+
+
+def queue(manifests: Manifests) -> Found:
+    """Kueue's webhook (0.19) refuses what changes its size, unless its gate for elastic jobs is on."""
+    for where, document in manifests.of("RayJob"):
+        queued = "kueue.x-k8s.io/queue-name" in document["metadata"].get("labels", {})
+        if queued and document["spec"]["rayClusterSpec"].get("enableInTreeAutoscaling"):
+            yield where, "Kueue takes no cluster with enableInTreeAutoscaling: groups of fixed size"
 
 
 def upgrade(manifests: Manifests) -> Found:

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gemel_ray.deploying.kinds import KINDS
+
 Json = dict[str, Any]
 _TEXT: Json = {"type": "string"}
 _FLAG: Json = {"type": "boolean"}
@@ -47,7 +49,8 @@ def _schemas() -> tuple[dict[str, Json], dict[str, Json]]:
     """Schemas by apiVersion and kind, and the definitions that they refer to."""
     crds: dict[str, Json] = json.loads(Path(__file__).with_name("crds.json").read_text())
     metadata = _at(crds, "RayCluster", f"{_TEMPLATE}.metadata")
-    own = {name: _object(("metadata",), **fields) for name, fields in _kubernetes(crds, metadata).items()}
+    fields = _kubernetes(crds, metadata) | KINDS
+    own = {name: _object(("metadata",), **several) for name, several in fields.items()}
     custom = {name: schema for name, schema in crds.items() if " " in name}
     for schema in (own | custom).values():
         schema["properties"] |= {"apiVersion": _TEXT, "kind": _TEXT, "metadata": metadata}

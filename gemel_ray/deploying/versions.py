@@ -14,7 +14,7 @@ def images(manifests: Manifests) -> Found:
     """Every image says its version."""
     for pod in manifests.pods():
         for container in pod.containers:
-            tag = container.get("image", "").rpartition("/")[2].partition(":")[2]
+            tag = _short(container.get("image", "")).partition(":")[2]
             if not tag or tag.startswith("latest"):
                 yield pod.where, f"{container['name']}'s image {container.get('image')} needs a version"
 
@@ -28,7 +28,7 @@ def ray(manifests: Manifests) -> Found:
         build = "gpu" if gpus(room(spec, "maxReplicas")) else "cpu"
         tag = f"{version('gemel-ray')}-ray{PINS['ray']}-{build}"
         for pod in manifests.pods(where):
-            if pod.main["image"].rpartition("/")[2] != f"gemel-ray:{tag}":
+            if _short(pod.main["image"]) != f"gemel-ray:{tag}":
                 yield pod.where, f"its image must be gemel-ray:{tag}, not {pod.main['image']}"
 
 
@@ -36,9 +36,14 @@ def qdrant(manifests: Manifests) -> Found:
     """Client and server may be one minor version apart."""
     client = int(PINS["qdrant-client"].split(".")[1])
     for pod in manifests.pods():
-        name, _, tag = pod.main["image"].rpartition("/")[2].partition(":")
+        name, _, tag = _short(pod.main["image"]).partition(":")
         if name == "qdrant" and abs(int(tag.split(".")[1]) - client) > 1:
             yield (
                 pod.where,
                 f"Qdrant {tag} is more than one minor version from qdrant-client {PINS['qdrant-client']}",
             )
+
+
+def _short(image: str) -> str:
+    """Name and tag, without registry and digest."""
+    return image.rpartition("/")[2].partition("@")[0]
