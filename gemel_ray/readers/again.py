@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from gzip import BadGzipFile
 
 from gemel_ray.readers.containers import rows
 from gemel_ray.readers.fields import Numbered
+from gemel_ray.readers.opening import is_from_storage
 
 _PAUSES = (0.5, 2.0, 8.0)  # seconds before a file is opened again
-_CLIENTS = ("aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3")
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, BadGzipFile)
 
 
 class Unreachable(OSError):
@@ -30,18 +28,8 @@ def steady_rows(address: str) -> Iterator[Numbered]:
                     yield row
             return
         except Exception as fault:
-            if not _is_from_storage(fault):
+            if not is_from_storage(fault):
                 raise
             if pause is None:
                 raise Unreachable(str(fault)) from fault
             time.sleep(pause)
-
-
-def _is_from_storage(fault: Exception) -> bool:
-    """Arrow says with an OSError, without a number, that a file's content is damaged; clients of object
-    stores have errors of their own."""
-    if isinstance(fault, _LASTING):
-        return False
-    if isinstance(fault, OSError):
-        return fault.errno is not None or isinstance(fault, (ConnectionError, TimeoutError))
-    return type(fault).__module__.partition(".")[0] in _CLIENTS

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 
 LINE = 64 * 2**20  # bytes of a line, which is a document with its picture
 WHOLE = 512 * 2**20  # bytes of a file that is one JSON document
+APART = 256 * 2**20  # bytes of a shard's pairs that wait for the rest of their members
+PAIRS = 20_000  # of them
 BATCH = 256  # rows
 _DECODED = 256 * 2**20  # bytes of a batch, where one value can stand in all of its rows
 _ROW = 64 * 2**20  # bytes of a row, or values in it

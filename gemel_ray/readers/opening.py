@@ -6,6 +6,7 @@ import codecs
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from gzip import BadGzipFile
 from typing import IO, Any
 
 import fsspec
@@ -16,6 +17,8 @@ from fsspec.spec import AbstractBufferedFile
 from gemel_ray.readers import bounds
 
 PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
+_CLIENTS = ("aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3")
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, BadGzipFile)
 _MARKS = {  # UTF-32's first: UTF-16's is its beginning
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -78,3 +81,13 @@ class _Behind(io.RawIOBase):
         self.first = self.first[len(buffer) :]
         buffer[: len(part)] = part
         return len(part)
+
+
+def is_from_storage(fault: Exception) -> bool:
+    """Whether a file that is opened again may be read whole. Arrow says with an OSError, without a number,
+    that a file's content is damaged; clients of object stores have errors of their own."""
+    if isinstance(fault, _LASTING):
+        return False
+    if isinstance(fault, OSError):
+        return fault.errno is not None or isinstance(fault, (ConnectionError, TimeoutError))
+    return type(fault).__module__.partition(".")[0] in _CLIENTS

@@ -1,10 +1,8 @@
 """Tar shards of image-caption pairs (WebDataset, and what img2dataset writes): a pair a row.
 
-A pair is the consecutive members whose names are equal up to the first dot of their last part:
-000000123.jpg, 000000123.txt, 000000123.json. Where no such member is there, names with dots are pairs up to
-their last one: photo.2021.jpg, photo.2021.txt. A member that comes a second time, or apart from its pair, is
-a row of its own that says so. A shard is read as a stream, and nothing is ever extracted: a link in it, which
-leads to a member that is gone by, is its pair's error; devices are passed over.
+What belongs together is told by the names (pairs.py). A member that comes a second time, or too far from its
+pair, is a row of its own that says so. A shard is read as a stream, and nothing is ever extracted: a link in
+it, which leads to a member that is gone by, is its pair's error; devices are passed over.
 """
 
 from __future__ import annotations
@@ -12,20 +10,14 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import fsspec
 
-from gemel_ray.readers.fields import BadRecord
-from gemel_ray.readers.names import TEXTS
-from gemel_ray.readers.opening import opened
+from gemel_ray.readers.opening import is_from_storage, opened
+from gemel_ray.readers.pairs import Apart, Pair, kind_of, row_of
 
 SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_PICTURES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif",
-             "svg", "ico", "jp2", "img", "image")  # fmt: skip
-_TEXTS = ("txt", "text", "caption", "cap")
-_FIELDS = ("image", "caption", "json")
 _LARGEST = 64 * 2**20  # bytes of a member that is read: what a stream claims is not believed beyond that
 _LONG = (
     tarfile.GNUTYPE_LONGNAME,
@@ -35,23 +27,6 @@ _LONG = (
     tarfile.SOLARIS_XHDTYPE,
 )
 _LONGEST = 2**20  # bytes of a header: a name, or a set of properties
-
-
-@dataclass
-class _Pair:
-    """Members so far: of `stem`, the name up to the first dot, or with `dotted` of that up to the last."""
-
-    key: str
-    stem: str
-    dotted: bool
-    fields: dict[str, Any] = field(default_factory=dict)
-    members: dict[str, str] = field(default_factory=dict)  # the name of each field's
-    left: dict[str, str] = field(default_factory=dict)  # of members that are no field of it, by ending
-    wrong: str | None = None
-
-    @property
-    def whole(self) -> bool:
-        return {"image", "caption"} <= self.fields.keys()
 
 
 def tar_rows(address: str) -> Iterator[tuple[int, Any]]:
@@ -65,58 +40,32 @@ def tar_rows(address: str) -> Iterator[tuple[int, Any]]:
         shard = tarfile.open(fileobj=source, mode="r|*", tarinfo=_Member)  # noqa: SIM115
         for pair in _pairs(shard):
             number += 1
-            yield number, _row(pair)
+            yield number, row_of(pair)
 
 
-def _pairs(shard: tarfile.TarFile) -> Iterator[_Pair]:
+def _pairs(shard: tarfile.TarFile) -> Iterator[Pair]:
     """Members put together. Raises what tarfile raises, after the pairs before that."""
-    pair: _Pair | None = None
-    done = set[int]()  # hashes of keys
-    for member in shard:
-        shard.members = []  # type: ignore[attr-defined]  # a stream goes back to none of them
-        folder, _, name = member.name.rpartition("/")
-        stem, dot, kind = name.partition(".")
-        if not (member.isfile() or member.issym() or member.islnk()) or not stem or not dot:
-            continue
-        stem, kind = f"{folder}/{stem}" if folder else stem, kind.lower()
-        following = _following(pair, stem, kind, member.name, done)
-        if following is not pair and pair is not None:
-            done.add(hash(pair.key))
-            yield pair
-        pair = following
-        _add(pair, kind, member, shard)
+    pair: Pair | None = None
+    apart = Apart()
+    try:
+        for member in shard:
+            shard.members = []  # type: ignore[attr-defined]  # a stream goes back to none of them
+            folder, _, name = member.name.rpartition("/")
+            stem, dot, kind = name.partition(".")
+            if not (member.isfile() or member.issym() or member.islnk()) or not stem or not dot:
+                continue
+            following = apart.following(pair, f"{folder}/{stem}" if folder else stem, member.name)
+            if following is not pair and pair is not None:
+                yield from apart.put(pair)
+            pair = following
+            _add(pair, kind.lower(), member, shard)
+    except Exception as fault:
+        if not is_from_storage(fault):  # the shard is read again, and its pairs come in the same order
+            yield from apart.rest()
+        raise
     if pair is not None:
-        yield pair
-
-
-def _following(pair: _Pair | None, stem: str, kind: str, name: str, done: set[int]) -> _Pair:
-    """The pair that the next member belongs to: the one that is open, or a new one."""
-    _, dot, last = kind.rpartition(".")
-    dotted = bool(dot) and _field(last) is not None
-    key = f"{stem}.{name.rpartition('/')[2][len(stem.rpartition('/')[2]) + 1 :].rpartition('.')[0]}"
-    if pair is not None and pair.stem == stem:
-        if not pair.dotted:
-            again = pair.members.get(_field(kind) or "", "").rpartition("/")[2] == name.rpartition("/")[2]
-            return _again(stem, stem, name) if again else pair
-        if dotted and pair.key == key:
-            return _again(key, stem, name) if pair.members.get(_field(last) or "") == name else pair
-        if not dotted and not pair.whole:  # a.depth.png in front of a.jpg: it is a member of that
-            pair.key, pair.dotted = stem, False
-            pair.left |= {member.rpartition(".")[2]: member for member in pair.members.values()}
-            pair.fields, pair.members = {}, {}
-            return pair
-    made = _Pair(key, stem, True) if dotted else _Pair(stem, stem, False)
-    if hash(made.key) in done:
-        made.wrong = (
-            f"{name} is apart from the members of {made.key} before: those of a pair stand one after another "
-            "(tar --sort=name writes them so)"
-        )
-    return made
-
-
-def _again(key: str, stem: str, name: str) -> _Pair:
-    why = f"{name}: the pair {key} has such a member already; names in a shard must differ"
-    return _Pair(key, stem, key != stem, wrong=why)
+        yield from apart.put(pair)
+    yield from apart.rest()
 
 
 class _Member(tarfile.TarInfo):
@@ -145,16 +94,9 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError("it ends too soon") from fault
 
 
-def _field(kind: str) -> str | None:
-    """The field of a member, by the end of its name."""
-    return (
-        "image" if kind in _PICTURES else "caption" if kind in _TEXTS else "json" if kind == "json" else None
-    )
-
-
-def _add(pair: _Pair, kind: str, member: tarfile.TarInfo, shard: tarfile.TarFile) -> None:
+def _add(pair: Pair, kind: str, member: tarfile.TarInfo, shard: tarfile.TarFile) -> None:
     """What a member adds to its pair; `wrong` where it cannot be used."""
-    name = _field(kind.rpartition(".")[2] if pair.dotted else kind)
+    name = kind_of(kind.rpartition(".")[2] if pair.dotted else kind)
     if name is None:
         pair.left[kind] = member.name
         return
@@ -174,31 +116,11 @@ def _add(pair: _Pair, kind: str, member: tarfile.TarInfo, shard: tarfile.TarFile
         _read(pair, name, member.name, file.read() if file else b"")
 
 
-def _read(pair: _Pair, name: str, member: str, data: bytes) -> None:
+def _read(pair: Pair, name: str, member: str, data: bytes) -> None:
+    pair.size += len(data)
     try:
         pair.fields[name] = (
             data if name == "image" else data.decode() if name == "caption" else json.loads(data)
         )
     except (ValueError, RecursionError) as fault:
         pair.wrong = f"{member} cannot be read: {str(fault).splitlines()[0]}"
-
-
-def _row(pair: _Pair) -> Any:
-    if pair.wrong:
-        return BadRecord(pair.wrong)
-    fields = pair.fields.pop("json", {})
-    if not isinstance(fields, dict):
-        return BadRecord(f"{pair.key}.json is not a JSON object")
-    row = {**fields, "key": pair.key, **pair.fields}
-    if any(isinstance(row.get(name), (str, list)) and row[name] for name in TEXTS):
-        return row | {f".{kind}": member for kind, member in pair.left.items()}
-    if beside := next(
-        (m for kind, m in pair.left.items() if _field(kind.rpartition(".")[2]) == "caption"), None
-    ):
-        return BadRecord(
-            f"{beside} belongs to no pair: members are paired by the name up to its first dot, "
-            f"{pair.stem.rpartition('/')[2]}, and the caption of that is called {pair.stem}.txt"
-        )
-    if "image" in pair.members:
-        return BadRecord(f"the text is empty: {pair.members['image']} has no {pair.key}.txt behind it")
-    return row
