@@ -76,6 +76,15 @@ class Vectors:
     address: str = setting("", form=_COLLECTION)  # of a Qdrant server; empty: the engine in this process
     # Fewer points are compared by one matrix product, more are searched by HNSW.
     exact_below: int = setting(200_000, at_least=0, unit="points")
+    # Of a Qdrant server:
+    wait: float = setting(5.0, at_least=0, unit="minutes")  # for it, before a job, a build or training stops
+    ca: str = ""  # the certificate file of the authority that signed its own; empty: those that all trust
+    grpc: int = setting(0, at_least=0, at_most=65_535)  # its port, usually 6334; 0: vectors go over HTTP, too
+    on_disk: bool = False  # a build's vectors and graph are kept there, and read as they are asked for
+    quantized: bool = False  # and a copy of a byte a number in memory, which the graph is searched by
+    shards: int = setting(0, at_least=0, unit="parts")  # of a build's collection; 0: as the server has it
+    # Of each part, on nodes of their own; 0: as the server has it.
+    replicas: int = setting(0, at_least=0, unit="copies")
 
 
 @dataclass(frozen=True, kw_only=True)

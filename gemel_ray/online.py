@@ -27,6 +27,7 @@ from gemel_ray.config import Config, load
 from gemel_ray.engine.run import EngineDied
 from gemel_ray.environment import lean, variables
 from gemel_ray.knowledge.bringing import Shared, brought
+from gemel_ray.knowledge.homes import hurried
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.offline import connect
@@ -104,7 +105,7 @@ class _Stages:
 
     def __init__(self, config: Config, workspace: Shared, options: OnlineSegment, following: Any) -> None:
         lean()
-        opened = Workspace.open(workspace.here(), config)
+        opened = Workspace.open(workspace.here(), hurried(config))
         segment = linking_graph(config, opened).segment(options.stages, opened)
         self.here = Following(segment, options.batch, opened)
         self.following = following

@@ -138,6 +138,7 @@ NONSENSE: dict[str, list[Any]] = {
     "generate.batch_tokens": [0], "generate.sequences": [0],
     "bank.names": [-1], "bank.longest_name": [0, -1], "bank.longest_example": [0, 5],
     "vectors.address": ["localhost", "http://host:6333", "s3://bucket/x"], "vectors.exact_below": [-1],
+    "vectors.wait": [-1], "vectors.grpc": [-1, 65_536], "vectors.shards": [-1], "vectors.replicas": [-1],
     "offline.address": ["everywhere", "http://host:1"], "offline.stall_minutes": [0, -1],
     "offline.segments.workers": [0], "offline.segments.cpus": [-1], "offline.segments.gpus": [1.5, -1],
     "offline.segments.threads": [-1], "offline.segments.batch": [0], "offline.segments.overlap": [0],
@@ -421,7 +422,9 @@ def test_the_repository_s_file_is_the_defaults_in_full() -> None:
 
 # The fingerprint
 
-PLACES = ("offline.", "online.", "vectors.address", "train.", "bank.")  # what a build did, the workspace says
+SERVER = ("address", "wait", "ca", "grpc", "on_disk", "quantized", "shards", "replicas")
+PLACES = ("offline.", "online.", "train.", "bank.")  # what a build did, the workspace says
+PLACES += tuple(f"vectors.{name}" for name in SERVER)
 MACHINE = (
     "encode.device",
     "encode.threads",

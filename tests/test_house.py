@@ -24,7 +24,7 @@ APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  #
 
 ONLY_IN = {
     "vllm": ["gemel_ray/engine/*"],
-    "qdrant_client": ["gemel_ray/knowledge/qdrant.py"],
+    "qdrant_client": ["gemel_ray/knowledge/server.py"],
     "qdrant_edge": ["gemel_ray/knowledge/qdrant.py"],
     "open_clip": ["gemel_ray/models/clip.py", "gemel_ray/starter/train_clip.py"],
     "ray": [

@@ -28,10 +28,9 @@ from gemel_ray.knowledge import features as feature_file
 from gemel_ray.knowledge import prefix_tree
 from gemel_ray.knowledge.features import Features
 from gemel_ray.knowledge.workspace import Workspace, revisions
-from gemel_ray.knowledge.writing import BankWriter, Made, free, index, write_facts
+from gemel_ray.knowledge.writing import BankWriter, Made, index, new_workspace, write_facts
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.models.tokenizer import load_tokenizer
-from gemel_ray.storage import new_folder
 
 Say = Callable[[str], None]
 _ROWS = 512
@@ -54,7 +53,6 @@ def import_gemel(
 
     ValueError names the file that is missing, damaged, or does not fit the others.
     """
-    free(output, replacing)
     own = config.models.clip
     models = replace(
         config.models,
@@ -69,13 +67,12 @@ def import_gemel(
     config = replace(config, models=models)
     names: dict[str, str] = dict(config.plain()["models"])
     mapper = artefacts.read_checkpoint(checkpoint)
-    with new_folder(output) as folder:
+    with new_workspace(output, replacing, config.vectors, say) as (folder, made):
         _entities(folder, data, language, say)
         features = _features(folder, data, mapper)
         say(f"{len(features):,} pictures' features of {features.vectors.shape[1]} numbers")
         _mapper(folder, mapper, _width(language), checkpoint, revisions(names))
         carried = _settings(mapper.demonstrations)
-        made = Made()
         write_facts(folder, config, names, made, **carried)
         workspace = Workspace(folder, config, json.loads((folder / "workspace.json").read_text()))
         _bank(workspace, data, features, made)

@@ -27,7 +27,7 @@ from gemel_ray.knowledge import entity_files, prefix_tree, thumbnails
 from gemel_ray.knowledge.lengths import in_words, longest_name
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, resolved, revisions
-from gemel_ray.knowledge.writing import BankWriter, Made, free, index, write_facts
+from gemel_ray.knowledge.writing import BankWriter, Made, index, new_workspace, write_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.models.tokenizer import end_token, load_tokenizer, tokenize
@@ -35,7 +35,6 @@ from gemel_ray.progress import Meter, Progress
 from gemel_ray.readers import BATCH, count, documents
 from gemel_ray.readers.fields import NIL, short
 from gemel_ray.records import DOCUMENT
-from gemel_ray.storage import new_folder
 from gemel_ray.tables import explode
 
 _LOOKED_AT = 4  # tables of a file
@@ -56,13 +55,15 @@ def build(
 ) -> Made:
     """Make the workspace `output`. Raises ValueError, before anything is done, where something else lies
     there, or a workspace that is not to be replaced; one that is gives way when the new one is whole."""
-    free(output, replacing)
-    with new_folder(output) as folder:
-        return _fill(folder, config, entities, demonstrations, say)
+    with new_workspace(output, replacing, config.vectors, say) as (folder, made):
+        _fill(folder, made, config, entities, demonstrations, say)
+    return made
 
 
-def _fill(folder: Path, config: Config, entities: str, demonstrations: list[str], say: Say) -> Made:
-    made, names = Made(), resolved(config.models)
+def _fill(
+    folder: Path, made: Made, config: Config, entities: str, demonstrations: list[str], say: Say
+) -> None:
+    names = resolved(config.models)
     tokenizer = load_tokenizer(names["language"])
     began = time.perf_counter()
     refusal = longest_name(partial(tokenize, tokenizer), config.bank.longest_name)
@@ -85,7 +86,6 @@ def _fill(folder: Path, config: Config, entities: str, demonstrations: list[str]
 
         say(make(workspace))
     write_facts(folder, config, names, made)
-    return made
 
 
 def _mapper(folder: Path, config: Config, names: dict[str, str], say: Say) -> None:

@@ -1,14 +1,31 @@
-"""Where a workspace's vectors are: written into Qdrant, and read from there or as they lie in the bank."""
+"""Where a workspace's vectors are: written into Qdrant, and read from there or as they lie in the bank.
+
+On a Qdrant server they are in a collection whose name the workspace records (`collection` in workspace.json),
+never an address or a key: those are the configuration's. See collection.py.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gemel_ray.knowledge import versions
+from gemel_ray import storage
+from gemel_ray.knowledge import collection, versions
 from gemel_ray.knowledge.matrices import Matrices
 from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
+from gemel_ray.knowledge.server import BRIEFLY, Say, Server
 from gemel_ray.knowledge.vectors import Vectors, VectorStore
-from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, read_facts
+
+if TYPE_CHECKING:
+    from gemel_ray.config import Config
+    from gemel_ray.config import Vectors as Options
+
+_COLLECTION = "collection"
+_AGAIN = "build the workspace again (gemel-ray build --replace)"
 
 
 def opened(workspace: Workspace) -> Vectors:
@@ -22,18 +39,142 @@ def opened(workspace: Workspace) -> Vectors:
 
 def created(workspace: Workspace, widths: dict[str, int]) -> Vectors:
     """Empty, to be filled once."""
-    at = _at(workspace, workspace.knowledge, workspace.inside)
-    store = ServerStore.create(at, widths) if isinstance(at, str) else EdgeStore.create(at, widths)
-    return Vectors(store, {}, workspace.config.vectors.exact_below)
+    options = workspace.config.vectors
+    store: VectorStore
+    if options.address:
+        store = ServerStore.create(Server(options), recorded(workspace.facts), widths)
+    else:
+        store = EdgeStore.create(workspace.inside / "vectors", widths)
+    return Vectors(store, {}, options.exact_below)
+
+
+def recorded(facts: dict[str, Any]) -> str:
+    """The collection that a version records; empty where its vectors lie in the workspace."""
+    return str(facts.get(_COLLECTION) or "")
+
+
+def record(name: str) -> dict[str, str]:
+    """What a version records of it."""
+    return {_COLLECTION: name} if name else {}
+
+
+def check(workspace: Workspace) -> None:
+    """Raises WorkspaceError when its vectors are elsewhere than the configuration's `vectors.address` says;
+    nothing is asked."""
+    there, address = recorded(workspace.facts), workspace.config.vectors.address
+    if not _has_vectors(workspace.facts):
+        return
+    if there and not address:
+        called = there.rpartition("-")[0]
+        why = f"its vectors are in collection {there} on a Qdrant server: set vectors.address "
+        why += f"(http://HOST:6333/{called})"
+    elif there and not collection.is_ours(address.rpartition("/")[2], there):
+        why = f"its vectors are in collection {there}, not at vectors.address={address}"
+    elif address and not there:
+        why = f"its vectors lie in it, not on a server: empty vectors.address, or {_AGAIN}"
+    else:
+        return
+    raise WorkspaceError(f"{workspace.folder}: {why}")
+
+
+def _has_vectors(facts: dict[str, Any]) -> bool:
+    return bool(facts.get("demonstrations") or facts.get("names"))
+
+
+def ask(workspace: Workspace, say: Say) -> None:
+    """Before any work: whether the workspace's Qdrant server answers, takes the key and has its vectors."""
+    options, there = workspace.config.vectors, recorded(workspace.facts)
+    if not options.address:
+        return
+    with closing(Server(options, BRIEFLY)) as server:
+        server.check(say)
+        if there and _has_vectors(workspace.facts) and not server.has(there):
+            raise WorkspaceError(
+                f"{workspace.folder}: its vectors are in collection {there}, which the Qdrant server at "
+                f"{server.host} has not: recover its snapshot, or {_AGAIN}"
+            )
+
+
+def hurried(config: Config) -> Config:
+    """For a service, whose callers do not wait for a server as long as a job does."""
+    return replace(config, vectors=replace(config.vectors, wait=min(config.vectors.wait, BRIEFLY)))
+
+
+@contextmanager
+def new_collection(options: Options, say: Say) -> Iterator[str]:
+    """The name of a collection for the vectors of a version that is made inside, on a server that was asked;
+    empty without a server. If what is inside fails, the collection is dropped; else the alias leads to it."""
+    if not options.address:
+        yield ""
+        return
+    with closing(Server(options, BRIEFLY)) as server:
+        name = collection.new_name(server, say)
+        try:
+            yield name
+        except BaseException:
+            _drop(server, [name], say)
+            raise
+        if server.has(name):
+            collection.lead(server, name)
+
+
+def of_all_versions(workspace: Path) -> set[str]:
+    """The collections of a workspace, whole or damaged, or of none."""
+    found = set()
+    for version in versions.known(workspace):
+        try:
+            found.add(recorded(read_facts(workspace, version)))
+        except ValueError:  # it says nothing that could be relied on
+            continue
+    return found - {""}
+
+
+def drop(names: Iterable[str], options: Options, say: Say) -> None:
+    """Of the collections those under the configuration's address; of others it is said that they stay."""
+    name = options.address.rpartition("/")[2]
+    for other in (n for n in names if not name or not collection.is_ours(name, n)):
+        say(f"collection {other} of a Qdrant server is used no more: delete it there")
+    if ours := [n for n in names if name and collection.is_ours(name, n)]:
+        with closing(Server(options, BRIEFLY)) as server:
+            _drop(server, ours, say)
+
+
+def _drop(server: Server, names: Iterable[str], say: Say) -> None:
+    for name in names:
+        try:
+            collection.drop(server, name)
+        except OSError as fault:
+            say(f"collection {name} is used no more, and stays, for it could not be dropped: {fault}")
+
+
+class Ledger:
+    """The collections that changes of a workspace made, a line each, so that those of versions that are there
+    no more are dropped. It is kept under versions.locked."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace, self.file = workspace, workspace / "versions" / "collections"
+
+    def add(self, name: str) -> None:
+        if name:
+            self._write([*self._names(), name])
+
+    def tidy(self, options: Options, say: Say) -> None:
+        """Drop what no version uses."""
+        if not options.address or not (names := self._names()):
+            return
+        used = of_all_versions(self.workspace)
+        drop([n for n in names if n not in used], options, say)
+        self._write([n for n in names if n in used])
+
+    def _names(self) -> list[str]:
+        return self.file.read_text().split() if self.file.exists() else []
+
+    def _write(self, names: list[str]) -> None:
+        storage.write(self.file, "".join(f"{name}\n" for name in names))
 
 
 def _qdrant(workspace: Workspace) -> VectorStore:
+    if workspace.config.vectors.address:
+        return ServerStore.open(Server(workspace.config.vectors), recorded(workspace.facts))
     of = workspace.facts.get("vectors", versions.FIRST)  # the version that they were written for
-    at = _at(workspace, of, versions.folder(workspace.folder, of))
-    return ServerStore.open(at) if isinstance(at, str) else EdgeStore.open(at)
-
-
-def _at(workspace: Workspace, version: str, inside: Path) -> str | Path:
-    if address := workspace.config.vectors.address:
-        return address if version == versions.FIRST else f"{address}-{version}"
-    return inside / "vectors"
+    return EdgeStore.open(versions.folder(workspace.folder, of) / "vectors")

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
-from gemel_ray.knowledge import prefix_tree, thumbnails, versions
+from gemel_ray.knowledge import homes, prefix_tree, thumbnails, versions
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.build import demonstrating, encoded, forms, own_examples
 from gemel_ray.knowledge.targets import Targets
@@ -35,7 +35,7 @@ from gemel_ray.readers import count, documents
 
 Entity = dict[str, Any]
 TIME = "%Y-%m-%d %H:%M"
-_OF_ONE_VERSION = ("version", "vectors", "former", "made", "changes")  # of workspace.json
+_OF_ONE_VERSION = ("version", "vectors", "collection", "former", "made", "changes")  # of workspace.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,14 @@ def rows_of(workspace: Workspace, ids: Iterable[str]) -> list[Entity]:
 
 
 class NextVersion:
-    """The writing of one version into the folder `inside`."""
+    """The writing of one version into the folder `inside`, its vectors, where there is a Qdrant server, into
+    `collection`."""
 
-    def __init__(self, former: Workspace, wanted: Change, version: str, inside: Path) -> None:
+    def __init__(
+        self, former: Workspace, wanted: Change, version: str, inside: Path, collection: str
+    ) -> None:
         self.former, self.wanted, self.version, self.inside = former, wanted, version, inside
+        self.collection = homes.record(collection)
         self.made, self.repeated = Made(), 0
 
     def write(self) -> list[str]:
@@ -68,8 +72,10 @@ class NextVersion:
         facts = {k: v for k, v in former.facts.items() if k not in _OF_ONE_VERSION}
         self._entities()
         bank, vectors = self._bank()
+        collection = homes.record(homes.recorded(former.facts))
         if vectors == self.version:
-            own = Workspace(former.folder, former.config, facts, self.version, self.inside)
+            collection = self.collection
+            own = Workspace(former.folder, former.config, facts | collection, self.version, self.inside)
             facts["multiplicity"] = index(bank, own.new_vectors)
         if former.ranks:
             renew(former, self.inside / "ranking", bank, self.entities)
@@ -79,7 +85,7 @@ class NextVersion:
             shutil.copytree(former.inside / "features", self.inside / "features", copy_function=linked)
         changes = self._told(bank.examples - former.bank.examples)
         history = {"former": former.knowledge, "made": time.strftime(TIME), "changes": changes}
-        seal(self.inside, facts, vectors=vectors, **history)
+        seal(self.inside, facts, vectors=vectors, **history, **collection)
         return changes
 
     def _entities(self) -> None:

@@ -1,23 +1,22 @@
 """Where vectors live, in Qdrant: a folder (`EdgeStore`) or a server's collection (`ServerStore`).
 
 The folder is searched by Qdrant's own engine in this process, and by many processes at once. Neither
-home settles ties: that, and all checks, are `vectors.Vectors`' part. Only this file imports Qdrant.
+home settles ties: that, and all checks, are `vectors.Vectors`' part. Only this file imports qdrant_edge.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from gemel_ray.knowledge import collection
 from gemel_ray.knowledge.rankings import Ranked, padded
+from gemel_ray.knowledge.server import Refused, Server
 from gemel_ray.knowledge.vectors import Matrix, Points, Without
-
-_PAUSES: Final = (0.2, 0.4, 0.8, 1.6)  # seconds before a silent server is asked again
 
 
 @contextmanager
@@ -92,74 +91,55 @@ class EdgeStore:
 
 
 class ServerStore:
-    """A collection of a Qdrant server, "http://host:6333/collection"; its key is in QDRANT_API_KEY.
+    """A collection of a Qdrant server, which is closed with it."""
 
-    For tests also ":memory:" or a folder: qdrant-client's imitation of a server, in this process.
-    """
-
-    def __init__(self, address: str) -> None:
-        from qdrant_client import QdrantClient, models
-
-        self.address, self._models, self.widths = address, models, dict[str, int]()
-        self._imitated = "://" not in address
-        if self._imitated:
-            where = {"location": address} if address == ":memory:" else {"path": address}
-            self._client, self._collection = QdrantClient(**where), "vectors"
-            return
-        host, _, self._collection = address.rpartition("/")
-        if host.endswith("/") or not self._collection:
-            raise ValueError(f"{address} must end with a collection: http://host:6333/collection")
-        key = os.environ.get("QDRANT_API_KEY")
-        self._client = QdrantClient(url=host, api_key=key, timeout=60, check_compatibility=False)
+    def __init__(self, server: Server, name: str, widths: Mapping[str, int]) -> None:
+        self.server, self.name, self.widths = server, name, dict(widths)
 
     @classmethod
-    def create(cls, address: str, widths: Mapping[str, int]) -> ServerStore:
-        """An empty collection. FileExistsError if it is there, ConnectionError if no server answers."""
-        self = cls(address)
-        if self._ask(self._client.collection_exists):
-            raise FileExistsError(f"{address} holds vectors already")
-        m, self.widths = self._models, dict(widths)
-        params = {name: m.VectorParams(size=w, distance=m.Distance.COSINE) for name, w in widths.items()}
-        later = m.OptimizersConfigDiff(indexing_threshold=0)  # no graph while points still come
-        self._ask(self._client.create_collection, vectors_config=params, optimizers_config=later)
-        return self
+    def create(cls, server: Server, name: str, widths: Mapping[str, int]) -> ServerStore:
+        """An empty collection. Errors as of Server.ask."""
+        collection.create(server, name, dict(widths))
+        return cls(server, name, widths)
 
     @classmethod
-    def open(cls, address: str) -> ServerStore:
-        """A finished collection. FileNotFoundError if it is not there, ConnectionError as above."""
-        self = cls(address)
-        if not self._ask(self._client.collection_exists):
-            raise FileNotFoundError(f"no vectors at {address}")
-        params = self._ask(self._client.get_collection).config.params.vectors
-        self.widths = {name: vector.size for name, vector in params.items()}
-        return self
+    def open(cls, server: Server, name: str) -> ServerStore:
+        """A finished collection. FileNotFoundError if it is not there, other errors as of Server.ask."""
+        if not server.has(name):
+            raise FileNotFoundError(f"the Qdrant server at {server.host} has no collection {name}")
+        params = server.ask(server.client.get_collection, name).config.params.vectors
+        return cls(server, name, {vector: of.size for vector, of in params.items()})
 
     def count(self) -> int:
-        return int(self._ask(self._client.count, exact=True).count)
+        return int(self.server.ask(self.server.client.count, self.name, exact=True).count)
 
     def upsert(self, points: Points) -> None:
-        listed = [self._models.PointStruct(id=row, vector=dict(vectors)) for row, vectors in points.items()]
-        self._ask(self._client.upsert, points=listed)
+        m = self.server.models
+        listed = [m.PointStruct(id=row, vector=dict(vectors)) for row, vectors in points.items()]
+        self.server.ask(self.server.client.upsert, self.name, points=listed)
 
     def finish(self, graph: bool) -> None:
-        if not graph:
-            return
-        m = self._models
+        if graph:
+            self._index()
+        collection.complete(self.server, self.name)
+
+    def _index(self) -> None:
+        m, client = self.server.models, self.server.client
         now = m.OptimizersConfigDiff(indexing_threshold=10_000)  # kilobytes in a segment
-        self._ask(self._client.update_collection, optimizers_config=now)
+        self.server.ask(client.update_collection, self.name, optimizers_config=now)
         greens = 0
         while greens < 2:  # the first may date from before the change
-            status = self._ask(self._client.get_collection).status
+            status = self.server.ask(client.get_collection, self.name).status
             if status == m.CollectionStatus.RED:
-                raise RuntimeError(f"the server cannot index {self.address}")
+                raise Refused(f"{self.server.host} cannot index {self.name}: see the Qdrant server's log")
             greens = greens + 1 if status == m.CollectionStatus.GREEN else 0
-            time.sleep(0 if self._imitated else 1)
+            time.sleep(0 if self.server.imitated else 1)
 
     def close(self) -> None:
-        self._client.close()
+        self.server.close()
 
     def nearest(self, name: str, queries: Matrix, without: Without, depth: int, exact: bool) -> Ranked:
-        m = self._models
+        m = self.server.models
         requests = [
             m.QueryRequest(
                 query=vector,
@@ -168,26 +148,9 @@ class ServerStore:
                 filter=m.Filter(must_not=[m.HasIdCondition(has_id=sorted(map(int, rows)))])
                 if len(rows)
                 else None,
-                params=None if self._imitated else m.SearchParams(exact=exact),  # the imitation warns of it
+                params=None if self.server.imitated else m.SearchParams(exact=exact),  # it warns of it
             )
             for vector, rows in zip(queries.tolist(), without, strict=True)
         ]
-        answers = self._ask(self._client.query_batch_points, requests=requests)
+        answers = self.server.ask(self.server.client.query_batch_points, self.name, requests=requests)
         return padded([[(int(point.id), point.score) for point in answer.points] for answer in answers])
-
-    def _ask(self, call: Callable[..., Any], **arguments: Any) -> Any:
-        """`call` on the collection, again after a pause while nobody answers or the server is busy."""
-        from qdrant_client.common.client_exceptions import QdrantException
-        from qdrant_client.http.exceptions import ApiException
-
-        reason: Exception
-        for pause in (0.0, *_PAUSES):
-            time.sleep(pause)
-            try:
-                return call(self._collection, **arguments)
-            except (ApiException, QdrantException) as error:
-                status = getattr(error, "status_code", None) or 503
-                if status < 500 and status != 429:
-                    raise RuntimeError(f"{self.address} refuses: {error}") from error
-                reason = error
-        raise ConnectionError(f"no Qdrant server answers at {self.address}: {reason}") from reason

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gemel_ray.config import Config
-from gemel_ray.knowledge import versions
+from gemel_ray.knowledge import homes, versions
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.lengths import longest_name
 from gemel_ray.knowledge.next_version import TIME, Change, NextVersion, rows_of
@@ -33,10 +33,13 @@ def change(folder: Path, config: Config, wanted: Change, say: Say) -> str:
         _check(former, wanted)
         version = versions.following(folder)
         began = time.perf_counter()
-        with new_folder(versions.folder(folder, version)) as inside:
-            changes = NextVersion(former, wanted, version, inside).write()
+        ledger, at = homes.Ledger(folder), versions.folder(folder, version)
+        with homes.new_collection(config.vectors, say) as collection, new_folder(at) as inside:
+            ledger.add(collection)
+            changes = NextVersion(former, wanted, version, inside, collection).write()
             versions.share(versions.folder(folder, former.knowledge), inside, without="vectors")
         versions.use(folder, version)
+        ledger.tidy(config.vectors, say)
     say(f"version {version}: {'; '.join(changes)}; {time.perf_counter() - began:.1f} s")
     return version
 

@@ -101,9 +101,12 @@ class Workspace:
     @classmethod
     def open(cls, folder: Path, config: Config, knowledge: str | None = None) -> Workspace:
         """The version `knowledge`, or the current one, whatever becomes current. Raises WorkspaceError."""
+        from gemel_ray.knowledge import homes
+
         knowledge = knowledge or versions.current(folder)
         workspace = cls(folder, config, read_facts(folder, knowledge), knowledge)
         workspace.check_models()
+        homes.check(workspace)
         return workspace
 
     def check_models(self) -> None:

@@ -1,6 +1,7 @@
 """How a workspace comes into being: whole or not at all, with facts that say what it was made from.
 
-    with new_folder(output) as folder: ...; BankWriter(workspace); ...; index(bank, ...); write_facts(...)
+    with new_workspace(output, ...) as (folder, made): ...; BankWriter(workspace); ...; index(bank, ...);
+        write_facts(...)
 
 Knows nothing of where entities, examples and vectors come from: build.py makes them with the models,
 gemel/importing.py takes them from GEMEL's own files.
@@ -11,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.config import Config
+from gemel_ray.config import Vectors as Options
 from gemel_ray.knowledge import bank as bank_file
+from gemel_ray.knowledge import homes
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.lengths import example_tokens
 from gemel_ray.knowledge.rejects import Rejects
@@ -30,8 +34,10 @@ from gemel_ray.knowledge.vectors import Matrix, Vectors
 from gemel_ray.knowledge.workspace import FORMAT, Workspace, revisions
 from gemel_ray.models.clip import unit
 from gemel_ray.stages.assemble import demonstration_text
+from gemel_ray.storage import new_folder
 
 _POINTS = 4096
+Say = Callable[[str], None]
 
 
 @dataclass
@@ -45,6 +51,19 @@ class Made:
     unknown_targets: int = 0
     doubtful_targets: int = 0  # a name, and another entity's id
     multiplicity: dict[str, int] = field(default_factory=dict)  # most rows with one vector: see vectors.py
+    collection: str = ""  # of a Qdrant server, for the vectors
+
+
+@contextmanager
+def new_workspace(output: Path, replacing: bool, options: Options, say: Say) -> Iterator[tuple[Path, Made]]:
+    """A folder to be filled, which is the workspace `output` when all is done, and what its vectors need. A
+    Qdrant server is asked first, and of a workspace that is replaced has its vectors no more. Raises
+    ValueError as `free` does."""
+    free(output, replacing)
+    former = homes.of_all_versions(output)
+    with homes.new_collection(options, say) as collection, new_folder(output) as folder:
+        yield folder, Made(collection=collection)
+    homes.drop(former, options, say)
 
 
 def free(output: Path, replacing: bool) -> None:
@@ -74,7 +93,7 @@ def write_facts(
         "multiplicity": made.multiplicity,
         "settings": {"models": {k: v for k, v in models.items() if k != "mapper"}, **carried},
     }
-    seal(folder, facts)
+    seal(folder, facts, **homes.record(made.collection))
 
 
 def seal(folder: Path, facts: dict[str, Any], **history: Any) -> None:

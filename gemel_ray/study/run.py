@@ -13,6 +13,7 @@ from typing import Any
 from gemel_ray import storage
 from gemel_ray.config import Config
 from gemel_ray.evaluation import Evaluation, compare, evaluate, known
+from gemel_ray.knowledge import homes
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.offline import link
 from gemel_ray.progress import Meter
@@ -84,8 +85,9 @@ class _Judge:
             variants.write(self.rows, cell.variant, file)
         folder = self._workspace(cell.prefix)
         config = self.configured(read_facts(folder)["settings"], cell.settings)
-        version = Workspace.open(folder, config).version
-        output = self.of.output / "runs" / f"{config.fingerprint(version)}-{cell.variant}"
+        opened = Workspace.open(folder, config)
+        homes.ask(opened, self.say)
+        output = self.of.output / "runs" / f"{config.fingerprint(opened.version)}-{cell.variant}"
         if not (output / "manifest.json").exists():
             with Meter("documents", len(self.rows)) as meter:
                 link(config, folder, [str(file)], output, meter.add)

@@ -20,6 +20,7 @@ from typing import Any
 
 from gemel_ray import storage
 from gemel_ray.config import Config
+from gemel_ray.knowledge import homes
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.training import checkpoint
 from gemel_ray.training.checkpoint import Point
@@ -43,6 +44,7 @@ def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder
             "assemble.images is false: without pictures in the prompts there is nothing to train"
         )
     workspace = Workspace.open(folder, config)
+    homes.ask(workspace, say)
     examples = prepared(config, workspace, files, say)
     dev = prepared(config, workspace, dev_files, say)
     task = _task(config, workspace, examples, dev)

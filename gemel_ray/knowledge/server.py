@@ -1,0 +1,208 @@
+"""A Qdrant server: reached over HTTP, TLS or gRPC, asked before the work, and waited for.
+
+What it refuses, or that it does not answer, is one sentence that says what to do. Only this file imports
+qdrant_client. The server's key is in QDRANT_API_KEY. Knows nothing of builds: see collection.py.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import ssl
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from gemel_ray.config import Vectors as Options
+
+log = logging.getLogger(__name__)
+Say = Callable[[str], None]
+
+OLDEST: Final = (1, 16)  # whose collections have metadata
+BRIEFLY: Final = 3 / 60  # minutes that a server is waited for where somebody waits for an answer
+_QUIET, _LONGEST_PAUSE = 3.0, 5.0  # seconds of silence before it is said; between two attempts
+_KEY: Final = "QDRANT_API_KEY"
+
+
+class Refused(OSError):
+    """The server answers, and asking it again is of no use."""
+
+
+class Server:
+    """Whatever is asked raises Refused, or ConnectionError when nobody answers for `wait` minutes (those of
+    the options, where not given). For tests the address may be ":memory:" or a folder: qdrant-client's
+    imitation of a server, in this process."""
+
+    def __init__(self, options: Options, wait: float | None = None) -> None:
+        from qdrant_client import QdrantClient, models
+
+        self.models, self.options = models, options
+        self.wait = 60 * (options.wait if wait is None else wait)
+        self.imitated = "://" not in options.address
+        if self.imitated:
+            where = {"location": ":memory:"} if options.address == ":memory:" else {"path": options.address}
+            self.host, self.name, self.client = options.address, "vectors", QdrantClient(**where)
+            return
+        self.host, _, self.name = options.address.rpartition("/")
+        with warnings.catch_warnings():  # of a key that travels in clear text: docs/security.md says so
+            warnings.simplefilter("ignore")
+            self.client = QdrantClient(
+                url=self.host, api_key=os.environ.get(_KEY), timeout=60, check_compatibility=False,
+                **_trust(options), **_grpc(options),
+            )  # fmt: skip
+
+    def close(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.client.close()
+
+    def ask(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        """A call of the client; again, after longer and longer pauses, while nobody answers or the server is
+        busy. That it is waited for is said once."""
+        began, pause, said = time.monotonic(), 0.2, False
+        while True:
+            try:
+                answer = call(*given, **named)
+            except Exception as fault:
+                reason = self._passing(fault)
+                waited = time.monotonic() - began
+                if waited + pause > self.wait:
+                    raise ConnectionError(
+                        f"no Qdrant server answers at {self.host} (waited {_span(waited)}): {reason}; start "
+                        "it, or correct vectors.address"
+                    ) from fault
+            else:
+                if said:
+                    log.warning("the Qdrant server at %s answers again", self.host)
+                return answer
+            if waited >= _QUIET and not said:
+                span = _span(self.wait)
+                log.warning("no Qdrant server answers at %s (%s); waiting up to %s", self.host, reason, span)
+                said = True
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def check(self, say: Say) -> str:
+        """Its version, once it is known that it is a Qdrant server of a version that can be used and takes
+        the key."""
+        version = str(self.ask(self.client.info).version)
+        if fault := _unfit(version):
+            raise Refused(f"the Qdrant server at {self.host} {fault}")
+        if odd := _strange(version):
+            say(f"the Qdrant server at {self.host} {odd}")
+        self.has(self.name)
+        return version
+
+    def has(self, collection: str) -> bool:
+        return bool(self.ask(self.client.collection_exists, collection))
+
+    def _passing(self, fault: Exception) -> str:
+        """In words, why it may help to ask again; raises Refused, or what is a fault of ours, where not."""
+        status, words = _answered(fault)
+        if status is None:
+            raise fault
+        if status in (401, 403):
+            key = f"the key in {_KEY}" if os.environ.get(_KEY) else f"to be asked without a key: set {_KEY}"
+            may = " to do this (it may be for reading only)" if status == 403 and os.environ.get(_KEY) else ""
+            raise Refused(f"the Qdrant server at {self.host} refuses {key}{may}: {words}") from fault
+        if "CERTIFICATE_VERIFY_FAILED" in words:
+            raise Refused(
+                f"the certificate of {self.host} is not trusted ({words}): name the file of the authority "
+                "that signed it in vectors.ca"
+            ) from fault
+        if status == 0:
+            raise Refused(f"what answers at {self.host} is no Qdrant server: {words}") from fault
+        if status < 500 and status != 429:
+            raise Refused(f"the Qdrant server at {self.host} refuses ({status}): {words}") from fault
+        return words
+
+
+def _trust(options: Options) -> dict[str, Any]:
+    if not options.ca:
+        return {}
+    try:
+        return {"verify": ssl.create_default_context(cafile=options.ca)}
+    except OSError as fault:  # an SSLError is one
+        raise ValueError(f"vectors.ca: {options.ca} cannot be read as certificates: {fault}") from fault
+
+
+def _grpc(options: Options) -> dict[str, Any]:
+    if not options.grpc:
+        return {}
+    more = {"grpc_options": {"root_certificates": Path(options.ca).read_bytes()}} if options.ca else {}
+    return {"prefer_grpc": True, "grpc_port": options.grpc, **more}
+
+
+def _answered(fault: Exception) -> tuple[int | None, str]:
+    """Of what the client raised: the HTTP status that it stands for (503: nobody answered; 0: an answer that
+    is not Qdrant's; None: no fault of the server's), and the reason in one line."""
+    import grpc
+    from pydantic import ValidationError
+    from qdrant_client.common.client_exceptions import QdrantException
+    from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+    if isinstance(fault, UnexpectedResponse):
+        return fault.status_code or 503, _line(_error(fault.content) or str(fault))
+    broken = ValidationError | json.JSONDecodeError
+    if isinstance(fault, broken) or isinstance(getattr(fault, "source", None), broken):
+        return 0, "its answer is none of Qdrant's"
+    if isinstance(fault, ResponseHandlingException):
+        return 503, _line(str(fault.source)) or type(fault.source).__name__
+    if isinstance(fault, grpc.RpcError) and isinstance(fault, grpc.Call):
+        statuses = {
+            grpc.StatusCode.UNAUTHENTICATED: 401,
+            grpc.StatusCode.PERMISSION_DENIED: 403,
+            grpc.StatusCode.UNAVAILABLE: 503,
+            grpc.StatusCode.DEADLINE_EXCEEDED: 503,
+            grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+        }
+        return statuses.get(fault.code(), 400), _line(str(fault.details()))
+    return (503, _line(str(fault))) if isinstance(fault, QdrantException) else (None, "")
+
+
+def _error(content: bytes) -> str:
+    try:
+        return str(json.loads(content)["status"]["error"])
+    except (ValueError, TypeError, KeyError):
+        return content.decode(errors="replace")[:200]
+
+
+def _line(words: str) -> str:
+    return " ".join(words.split())
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    """Major and minor; zeros where it says neither."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _client() -> str:
+    from importlib.metadata import version
+
+    return version("qdrant-client")
+
+
+def _unfit(version: str) -> str:
+    """Why a server of this version cannot be used; empty where it can."""
+    server, client = _numbers(version), _numbers(_client())
+    if server[0] == client[0] and server >= OLDEST:
+        return ""
+    oldest = f"{client[0]}.{OLDEST[1]}"
+    return f"has the version {version}, and qdrant-client {_client()} needs {oldest} or later: update it"
+
+
+def _strange(version: str) -> str:
+    """What is said of a server that may do, though Qdrant does not promise it."""
+    if abs(_numbers(version)[1] - _numbers(_client())[1]) <= 1:
+        return ""
+    return f"has the version {version}, more than one minor version from qdrant-client {_client()}: update it"
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.0f} s"
