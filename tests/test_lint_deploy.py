@@ -501,6 +501,29 @@ def test_only_the_broken_place_is_told(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @needs_kubectl
+def test_for_production_images_are_named_by_digest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which kustomize puts in the tag's place: no rule asks for a tag then."""
+    shutil.copytree(HOUSE / "deploy", tmp_path / "deploy")
+    shutil.rmtree(tmp_path / "deploy" / "overlays" / "laptop")
+    ours = tmp_path / "deploy" / "overlays" / "ours"
+    ours.mkdir()
+    digest = "sha256:" + "0123456789abcdef" * 4
+    image = f"{{name: gemel-ray, newName: registry.example.com/gemel-ray, digest: '{digest}'}}"
+    (ours / "kustomization.yaml").write_text(f"resources: [../gpu/online]\nimages: [{image}]\n")
+
+    def found(*options: str) -> set[tuple[str, str]]:
+        main(["lint-deploy", str(tmp_path / "deploy"), "--json", *options])
+        return {(f["rule"], f["folder"]) for f in json.loads(capsys.readouterr().out)}
+
+    assert {folder for _, folder in found()} & {"overlays/ours"} == set()
+    strictly = found("--digests")
+    assert {("image-digest", "overlays/gpu/online"), ("image-digest", "redis")} <= strictly
+    assert ("image-digest", "overlays/ours") not in strictly
+
+
+@needs_kubectl
 def test_what_the_cluster_has_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(HOUSE / "deploy" / "redis", tmp_path / "redis")
     shutil.copy(HOUSE / "deploy" / "secrets.yaml", tmp_path)

@@ -25,6 +25,9 @@ def add(verb: Parser) -> None:
         metavar="KIND/NAME",
         help="an object that the cluster has already, as PriorityClass/batch-low; may be repeated",
     )
+    verb.add_argument(
+        "--digests", action="store_true", help="for production: refuse images that are named by a tag alone"
+    )
     verb.add_argument("--json", action="store_true", help="print what was found as JSON")
     verb.set_defaults(run=_run, settings=False)
 
@@ -32,9 +35,9 @@ def add(verb: Parser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.deploying.lint import RULES, lint
 
-    faults = lint(options.folder, options.existing)
+    faults = lint(options.folder, options.existing, options.digests)
     if options.json:
         print(json.dumps([vars(fault) for fault in faults], indent=2))
     else:
-        print("\n".join(map(str, faults)) or f"nothing found by {len(RULES)} rules")
+        print("\n".join(map(str, faults)) or f"nothing found by {len(RULES) + options.digests} rules")
     return 1 if faults else 0

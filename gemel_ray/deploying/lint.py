@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,17 +103,19 @@ class Fault:
         return f"{self.folder}: {self.where}: {self.what} ({self.rule})"
 
 
-def lint(deploy: Path, existing: Sequence[str] = ()) -> list[Fault]:
+def lint(deploy: Path, existing: Sequence[str] = (), digests: bool = False) -> list[Fault]:
     """Everything wrong with the manifests under `deploy`, in a cluster that has the objects `existing`
-    (KIND/NAME) already. ValueError where they cannot be rendered."""
-    return [fault for manifests in rendered(deploy, existing) for fault in refused(manifests)]
+    (KIND/NAME) already; with `digests` also every image that is named by its tag alone. ValueError where they
+    cannot be rendered."""
+    rules = RULES | ({"image-digest": versions.digests} if digests else {})
+    return [fault for manifests in rendered(deploy, existing) for fault in refused(manifests, rules)]
 
 
-def refused(manifests: Manifests) -> list[Fault]:
+def refused(manifests: Manifests, rules: Mapping[str, Callable[[Manifests], Found]] = RULES) -> list[Fault]:
     """By every rule; by the schema alone where it refuses: the others take shapes for granted."""
     broken = [Fault("schema", manifests.folder, *found) for found in schemas(manifests)]
     return broken or [
         Fault(name, manifests.folder, where, what)
-        for name, rule in RULES.items()
+        for name, rule in rules.items()
         for where, what in rule(manifests)
     ]

@@ -3,20 +3,40 @@ probes and checks by rayVersion."""
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 
 from gemel_ray.deploying.manifests import Found, Manifests, cluster
 from gemel_ray.deploying.placement import gpus, room
 from gemel_ray.doctor import PINS
 
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
 
 def images(manifests: Manifests) -> Found:
     """Every image says its version."""
     for pod in manifests.pods():
         for container in pod.containers:
-            tag = _short(container.get("image", "")).partition(":")[2]
-            if not tag or tag.startswith("latest"):
+            _, tag, digest = _parted(container.get("image", ""))
+            if (not tag and not digest) or tag.startswith("latest"):
                 yield pod.where, f"{container['name']}'s image {container.get('image')} needs a version"
+
+
+def digests(manifests: Manifests) -> Found:
+    """Every image is the one that was looked at: whoever may write to a registry can move a tag."""
+    for pod in manifests.pods():
+        for container in pod.containers:
+            name, _, digest = _parted(container.get("image", ""))
+            if not _DIGEST.fullmatch(digest):
+                says = f"images: [{{name: {name}, digest: sha256:...}}] in your overlay"
+                yield pod.where, f"{container['name']}'s image {container.get('image')} has no digest: {says}"
+
+
+def _parted(image: str) -> tuple[str, str, str]:
+    """Name, tag and digest of an image's address; a digest stands for a tag, or beside it."""
+    address, _, digest = image.partition("@")
+    name, _, tag = address.rpartition("/")[2].partition(":")
+    return name, tag, digest
 
 
 def ray(manifests: Manifests) -> Found:
@@ -28,7 +48,8 @@ def ray(manifests: Manifests) -> Found:
         build = "gpu" if gpus(room(spec, "maxReplicas")) else "cpu"
         tag = f"{version('gemel-ray')}-ray{PINS['ray']}-{build}"
         for pod in manifests.pods(where):
-            if _short(pod.main["image"]) != f"gemel-ray:{tag}":
+            name, given, digest = _parted(pod.main["image"])
+            if name != "gemel-ray" or (given != tag and not (digest and not given)):
                 yield pod.where, f"its image must be gemel-ray:{tag}, not {pod.main['image']}"
 
 
@@ -36,14 +57,9 @@ def qdrant(manifests: Manifests) -> Found:
     """Client and server may be one minor version apart."""
     client = int(PINS["qdrant-client"].split(".")[1])
     for pod in manifests.pods():
-        name, _, tag = _short(pod.main["image"]).partition(":")
-        if name == "qdrant" and abs(int(tag.split(".")[1]) - client) > 1:
+        name, tag, _ = _parted(pod.main["image"])
+        if name == "qdrant" and tag and abs(int(tag.split(".")[1]) - client) > 1:
             yield (
                 pod.where,
                 f"Qdrant {tag} is more than one minor version from qdrant-client {PINS['qdrant-client']}",
             )
-
-
-def _short(image: str) -> str:
-    """Name and tag, without registry and digest."""
-    return image.rpartition("/")[2].partition("@")[0]
