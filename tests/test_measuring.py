@@ -11,9 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import SMALL
+from on_gpu import same
 
 from gemel_ray.cli import main
 from gemel_ray.config import Config, load
@@ -25,10 +28,10 @@ from gemel_ray.measuring.job import _core_ms, _start
 from gemel_ray.measuring.machine import Look, look, looks, machine, middle, peaks
 from gemel_ray.measuring.pace import Pace, steady
 from gemel_ray.measuring.pictures import encoding
+from gemel_ray.measuring.random_model import dressed
 from gemel_ray.measuring.scale import edited
 from gemel_ray.measuring.speed import bottleneck
 from gemel_ray.measuring.trees import made_up
-from gemel_ray.measuring.two_layers import dressed
 
 TEST = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "test.parquet"
 
@@ -135,6 +138,24 @@ def test_two_layers_for_a_language_model_and_all_else_as_it_was(
     assert light.vectors().count() == workspace.vectors().count()
     assert dressed(workspace, tmp_path) == folder  # made anew
     assert len(Workspace.open(workspace_folder, config).tree) == len(light.tree)  # nothing was taken away
+
+
+def test_links_of_two_machines_are_the_same_or_not(tmp_path: Path) -> None:
+    """What on_gpu.py finds out behind a run on a GPU."""
+
+    def linked(name: str, *scores: float) -> Path:
+        row = {"document_id": "a", "mention_id": "0-5", "status": "linked"}
+        row["candidates"] = [{"entity": f"E{i}", "score": s} for i, s in enumerate(scores)]
+        (tmp_path / name / "links").mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / name / "links" / "a.parquet")
+        return tmp_path / name
+
+    log, cpu = tmp_path / "log", linked("cpu", -0.1, -2.0)
+    assert same(log, cpu, linked("near", -0.1004, -2.0)) == 0
+    assert "1 mentions: 1 first names equal, all names in order for 1" in log.read_text()
+    assert same(log, cpu, linked("far", -0.2, -2.0)) == 1
+    assert same(log, cpu, linked("fewer", -0.1)) == 1
+    assert same(log, None, cpu) == 2
 
 
 def test_without_pictures_of_its_own_encode_is_measured_on_the_starter_s(

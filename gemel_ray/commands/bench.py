@@ -7,10 +7,13 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemel_ray.arguments import Parser, folder, place, refuse
 from gemel_ray.commands import configured, say
+
+if TYPE_CHECKING:
+    from gemel_ray.measuring.random_model import ShapeName
 
 
 def add(verb: Parser) -> None:
@@ -26,11 +29,13 @@ def add(verb: Parser) -> None:
     flow    every stage but the language model on so many pairs without mentions: rows a second, memory
     resume  how long a job takes to know what is done, of so many documents
 
-    Without INPUT and --workspace: the starter's. Use the machine for nothing else meanwhile. INPUT's own
-    links are not judged: gemel-ray study puts accuracy beside speed.
+    With --shape a random language model of that shape stands in the place of the workspace's: what would one
+    of 7 billion weights cost here? Without INPUT and --workspace: the starter's. Use the machine for nothing
+    else meanwhile. INPUT's own links are not judged: gemel-ray study puts accuracy beside speed.
 
       gemel-ray bench speed
       gemel-ray bench speed dev.json --workspace kb --json
+      gemel-ray bench speed --shape 7b
       gemel-ray bench host
       gemel-ray bench trees --names 10000000 --output bench
       gemel-ray bench scale dev.json --workspace kb --sizes 1000 10000
@@ -43,6 +48,9 @@ def add(verb: Parser) -> None:
     verb.add_argument("--output", type=folder, default=Path("bench"), metavar="DIR", help="folder (bench)")
     verb.add_argument("--mentions", type=int, help="speed, host: mentions linked (1024; host: 4096)")
     verb.add_argument("--rounds", type=int, default=1, help="speed: rounds of the engine alone (1)")
+    verb.add_argument(
+        "--shape", choices=("two-layers", "7b"), help="of a random language model (host: two-layers)"
+    )
     verb.add_argument("--names", type=int, default=1_000_000, help="trees: names made up (1000000)")
     verb.add_argument(
         "--sizes", type=int, nargs="+", default=[1000, 10_000], help="scale: mentions (1000 10000)"
@@ -70,6 +78,7 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.readers import files
 
     others = [name for what, names in _OWN.items() if what != options.what for name in names]
+    others += ["--shape"] if options.what in ("flow", "resume") else []  # no language model is asked there
     refuse(options, others, f"bench {options.what} measures without it")
     if options.workspace and not options.inputs:
         raise ValueError("with --workspace, say what to measure on: gemel-ray bench ... INPUT")
@@ -79,6 +88,9 @@ def _run(options: argparse.Namespace) -> int:
         return _shown(options, _resume(options))
     workspace: Path = options.workspace or _starter(options)
     inputs = given or [str(options.output / "documents.parquet")]
+    shape: ShapeName | None = options.shape or ("two-layers" if options.what == "host" else None)
+    if shape:
+        workspace = _shaped(options, workspace, shape)
     settings = partial(configured, options, read_facts(workspace)["settings"])
     measured = {"speed": _speed, "host": _host, "trees": _trees, "scale": _scale, "flow": _flow}[options.what]
     return _shown(options, measured(options, settings, workspace, inputs))
@@ -106,6 +118,16 @@ def _starter(options: argparse.Namespace) -> Path:
     return workspace
 
 
+def _shaped(options: argparse.Namespace, workspace: Path, shape: ShapeName) -> Path:
+    """The same knowledge under a random language model of this shape."""
+    from gemel_ray.knowledge.workspace import Workspace, read_facts
+    from gemel_ray.measuring.random_model import dressed
+
+    say(f"making a random language model: {shape}")
+    config = configured(options, read_facts(workspace)["settings"])
+    return dressed(Workspace.open(workspace, config), options.output, shape)
+
+
 def _speed(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:
     from gemel_ray.measuring.engine import Sizes
     from gemel_ray.measuring.speed import speed
@@ -119,7 +141,7 @@ def _host(options: argparse.Namespace, settings: Any, workspace: Path, inputs: l
     from gemel_ray.measuring.host import host
 
     sizes = Sizes(mentions=options.mentions or 4096, reference=0, raw=0)
-    return host(partial(configured, options), workspace, inputs, options.output, sizes, say)
+    return host(settings(), workspace, inputs, options.output, sizes, say)
 
 
 def _trees(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""A workspace whose language model costs nearly nothing: random, two layers, made on the spot.
+"""A workspace with a random language model of a given shape, made on the spot.
 
 Its tokens are those of the workspace's own language model, so everything else is as it was: the tree, the
-demonstrations, the pictures. What is measured with it is all but the language model.
+demonstrations, the pictures. A model of two layers costs nearly nothing: what is measured with it is all but
+the language model. One of 7 billion weights tells what such a model would cost here, without its weights.
 """
 
 from __future__ import annotations
@@ -9,20 +10,38 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace, revisions
 from gemel_ray.models.mapper import FeatureMapper
 
-_WIDTH, _HEADS, _POSITIONS = 64, 2, 8192
+_POSITIONS = 8192
 
 
-def dressed(workspace: Workspace, output: Path) -> Path:
+class Shape(NamedTuple):
+    """Of a Llama. `tied`: the output's weights are the input embeddings."""
+
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    tied: bool
+
+
+ShapeName = Literal["two-layers", "7b"]
+SHAPES: dict[ShapeName, Shape] = {
+    "two-layers": Shape(64, 128, 2, 2, tied=True),
+    "7b": Shape(4096, 11_008, 32, 32, tied=False),  # Llama 2's, 0.5 MiB of cache a token
+}
+
+
+def dressed(workspace: Workspace, output: Path, shape: ShapeName = "two-layers") -> Path:
     """The folder of the same knowledge with such a model, in `output`; it is made anew each time."""
-    folder = output / "two-layers"
+    folder = output / shape
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    model = _model(workspace.language_model, folder / "model")
+    model = _model(workspace.language_model, folder / "model", SHAPES[shape])
     for path in workspace.inside.iterdir():
         if path.name not in ("workspace.json", "mapper.safetensors", "versions", "cache", "training"):
             (folder / path.name).symlink_to(path.resolve())
@@ -32,7 +51,8 @@ def dressed(workspace: Workspace, output: Path) -> Path:
         (folder / "vectors").symlink_to(vectors.resolve())
     if workspace.sees:
         mapper, _ = FeatureMapper.load(workspace.folder / "mapper.safetensors")
-        FeatureMapper(mapper.linear.in_features, mapper.prefix, _WIDTH).save(folder / "mapper.safetensors")
+        width = SHAPES[shape].width
+        FeatureMapper(mapper.linear.in_features, mapper.prefix, width).save(folder / "mapper.safetensors")
     facts = workspace.facts | {"vectors": versions.FIRST}
     facts["models"] = facts["models"] | {"language": str(model)}
     facts["revisions"] = facts["revisions"] | {"language": revisions({"language": str(model)})["language"]}
@@ -43,8 +63,9 @@ def dressed(workspace: Workspace, output: Path) -> Path:
     return folder
 
 
-def _model(like: str, folder: Path) -> Path:
-    """With the tokenizer and the vocabulary of the language model `like`."""
+def _model(like: str, folder: Path, shape: Shape) -> Path:
+    """With the tokenizer and the vocabulary of the language model `like`. Made on a GPU where there is one: a
+    large model takes seconds there, and minutes elsewhere."""
     import torch
     from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -52,15 +73,18 @@ def _model(like: str, folder: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=there.vocab_size,
-        hidden_size=_WIDTH,
-        intermediate_size=2 * _WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=_HEADS,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
         max_position_embeddings=_POSITIONS,
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape.tied,
         bos_token_id=there.bos_token_id,
         eos_token_id=there.eos_token_id,
+        dtype=torch.bfloat16,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(like).save_pretrained(folder)
     return folder
