@@ -32,6 +32,7 @@ from gemel_ray.commands import (
     train,
 )
 from gemel_ray.job.stopped import Stopped
+from gemel_ray.job.submitted import MISTAKES, stop_mistaken
 
 _VERBS: dict[str, Callable[[Parser], None]] = {
     "demo": demo.add,
@@ -76,8 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             options.workspace = brought(options.workspace, say)
         status: int = options.run(options)
+    except SystemExit as usage:  # argparse has said what is wrong, or has helped
+        if usage.code:
+            stop_mistaken()
+        raise
     except (ValueError, OSError) as reason:
         say(f"gemel-ray{verb}: {reason}")
+        if isinstance(reason, MISTAKES):
+            stop_mistaken()
         return 2
     except Stopped as reason:
         say(f"gemel-ray{verb}: {reason}\nWhat is done stays; the same command goes on from there.")

@@ -28,6 +28,7 @@ ONLY_IN = {
     "qdrant_edge": ["gemel_ray/knowledge/qdrant.py"],
     "open_clip": ["gemel_ray/models/clip.py", "gemel_ray/starter/train_clip.py"],
     "ray": [
+        "gemel_ray/job/submitted.py",  # the client of Ray's job server
         "gemel_ray/offline.py",
         "gemel_ray/online.py",
         "gemel_ray/training/launch.py",

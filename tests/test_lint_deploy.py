@@ -144,6 +144,7 @@ CASES: list[tuple[str, str, Edit, str]] = [
     ),
     ("job-retry", JOB, put("RayJob", "spec/backoffLimit", 0), "backoffLimit"),
     ("job-retry", JOB, put("RayJob", "spec/activeDeadlineSeconds", 60), "activeDeadlineSeconds"),
+    ("job-retry", JOB, cut("RayJob", f"{JPOD}/containers/0/env/8"), "a wrong path is retried"),
     ("job-retry", JOB, put("RayJob", f"{J}/gcsFaultToleranceOptions", {}), "for services"),
     ("entrypoint", JOB, swap("RayJob", "spec/entrypoint", "--output", "&& --output"), "one plain command"),
     ("submission", JOB, put("RayJob", "spec/submissionMode", "SidecarMode"), "refuses submitterPodTemplate"),

@@ -86,6 +86,9 @@ def job_retry(manifests: Manifests) -> Found:
         spec = document["spec"]
         if spec.get("backoffLimit", 0) < 1:
             yield where, "backoffLimit must be at least 1: a retry is a new cluster that resumes"
+        (head,) = (pod for pod in manifests.nodes(where) if pod.role == "head")
+        if head.environment.get("GEMEL_RAY_STOP_MISTAKES", {}).get("value") != "1":
+            yield where, "GEMEL_RAY_STOP_MISTAKES must be 1 on the head, or a wrong path is retried"
         if "activeDeadlineSeconds" in spec:
             yield where, "activeDeadlineSeconds ends a job for good, without a retry"
         if "gcsFaultToleranceOptions" in spec["rayClusterSpec"]:
