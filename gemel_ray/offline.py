@@ -28,7 +28,7 @@ import pyarrow as pa
 from gemel_ray.config import Config, Input
 from gemel_ray.environment import lean, variables
 from gemel_ray.graph import Graph
-from gemel_ray.job import record, results
+from gemel_ray.job import record, results, said
 from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.filters import Filters, digests, repeated
 from gemel_ray.job.index import Done
@@ -79,7 +79,8 @@ def link(
     shares, total = selection.of(given.addresses, given.keys), selection.total(given.addresses)
     told = Record(at, max(0, total - len(done)), len(done))
     opening = Opening(config, Shared.of(workspace), knowledge, at, run)
-    with plainly(told, run), Merging(at, run) as merging, running(config) as told.metrics:
+    hearing = said.heard(at, run, report)
+    with plainly(told, run), hearing, Merging(at, run) as merging, running(config) as told.metrics:
         filters = Filters(config.input, *_repeated(given.addresses, config.input))
         for counts in counted(dataset(opening, shares, done, filters)):
             told.add(counts)
@@ -222,6 +223,7 @@ class _Actor:
 
         self.opening, self.fault, self.node = opening, None, ray.get_runtime_context().get_node_id()
         lean()
+        said.say(opening.output, opening.run)
         try:
             self.worker = opening.worker(stages)
         except Exception as fault:

@@ -12,10 +12,11 @@ _EVERY = 15.0  # seconds between lines of a log; between redraws of a terminal's
 
 @dataclass(frozen=True)
 class Progress:
-    """What one finished batch adds: documents, and their mentions by status."""
+    """What one finished batch adds: documents, and their mentions by status; or a note to be shown."""
 
     documents: int
     statuses: dict[str, int]
+    note: str = ""
 
 
 class Meter:
@@ -39,7 +40,10 @@ class Meter:
             print(file=sys.stderr)
 
     def add(self, progress: Progress) -> None:
-        """Count what one batch brought."""
+        """Count what one batch brought; a note is shown at once."""
+        if progress.note:
+            self._tell(progress.note)
+            return
         if not self.done:  # the models were loading until now, which says nothing of the pace
             self.first = (time.monotonic(), progress.documents)
         self.done += progress.documents

@@ -1,16 +1,14 @@
-"""In place of Qdrant's server, which no package index has: as a command, python tests/qdrant_server.py PORT
-FOLDER, a process that can be killed, with its collections in a folder."""
+"""In place of Qdrant's server, which no package index has."""
 
 from __future__ import annotations
 
 import json
 import re
 import ssl
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +129,3 @@ def builds(local: Any, name: str) -> list[str]:
     """The collections that builds made under this name."""
     listed = [c.name for c in local.get_collections().collections]
     return sorted(c for c in listed if re.fullmatch(rf"{name}-[0-9a-f]{{12}}", c))
-
-
-def main(port: int, folder: str) -> None:
-    from qdrant_client import QdrantClient
-
-    state = {"local": QdrantClient(path=folder), "created": []}
-    HTTPServer(("127.0.0.1", port), type("Answers", (Imitation,), state)).serve_forever(0.01)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])

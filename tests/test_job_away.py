@@ -9,15 +9,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pyarrow.parquet as pq
 import pytest
 from live import free_port
+from qdrant_client import QdrantClient
+from qdrant_server import serving
 from test_job_killed import first_links, processes, rows_of
 from tiny_training import tiny_language_model
 
@@ -26,29 +26,12 @@ from gemel_ray.knowledge.build import build
 from gemel_ray.starter.demo import DATA
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-SERVER = Path(__file__).with_name("qdrant_server.py")
 ROWS = 900
-
-
-@contextlib.contextmanager
-def serving(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The vectors' server, until it answers, and killed in the end."""
-    server = subprocess.Popen([sys.executable, str(SERVER), str(port), str(folder)])
-    try:
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            with contextlib.suppress(httpx.TransportError):
-                httpx.get(f"http://127.0.0.1:{port}/collections/bank/exists")
-                break
-            time.sleep(0.1)
-        yield server
-    finally:
-        server.kill()
-        server.wait()
+WAIT = 15  # seconds for the server
 
 
 def test_a_worker_and_the_vectors_server_are_taken_away(tmp_path: Path) -> None:
-    port, vectors = free_port(), tmp_path / "qdrant"
+    port, local = free_port(), QdrantClient(":memory:")
     at = f"http://127.0.0.1:{port}/bank"
     workspace, output, file = tmp_path / "workspace", tmp_path / "out", tmp_path / "in.jsonl"
     pairs = zip(range(ROWS), pq.read_table(DATA / "test.parquet")["text"].to_pylist() * ROWS, strict=False)
@@ -56,14 +39,21 @@ def test_a_worker_and_the_vectors_server_are_taken_away(tmp_path: Path) -> None:
 
     def linking(to: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "gemel_ray.cli", "link", str(file), "--workspace", str(workspace)]
-        # In one process: else all is retrieved long before the server is killed.
-        command += ["--set", f"vectors.address={at}", "--set", "offline.sized=false"]
-        command += ["--set", "vectors.wait=0.05"]
+        # In one process: else all is retrieved long before the server is stopped.
+        for option in (f"vectors.address={at}", "offline.sized=false", f"vectors.wait={WAIT / 60}"):
+            command += ["--set", option]
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
         return subprocess.Popen([*command, "--output", str(to)], **pipes, env=environment)
 
-    with serving(port, vectors) as server:
+    def more(job: subprocess.Popen[bytes]) -> None:
+        """Wait until it has written again."""
+        before = len(rows_of(output))
+        while len(rows_of(output)) == before:
+            assert job.poll() is None
+            time.sleep(0.2)
+
+    with serving(port, local):
         lm = tiny_language_model(tmp_path / "lm", head=32)
         config = load(None, {}, [f"models.language={lm}", f"vectors.address={at}"])
         build(config, str(DATA / "entities.jsonl"), [str(DATA / "train.parquet")], workspace, print)
@@ -81,16 +71,20 @@ def test_a_worker_and_the_vectors_server_are_taken_away(tmp_path: Path) -> None:
         for worker in workers:
             with contextlib.suppress(psutil.Error):
                 worker.kill()
-        before = len(rows_of(output))
-        while len(rows_of(output)) == before:  # another worker, with an engine of its own, has taken over
-            assert disturbed.poll() is None
-            time.sleep(0.2)
-        server.kill()
-        _, said = disturbed.communicate(timeout=300)
-        assert disturbed.returncode
-        assert f"no Qdrant server answers at http://127.0.0.1:{port}" in said.decode()
-        assert "Traceback" not in said.decode()
-    with serving(port, vectors):
+        more(disturbed)  # another worker, with an engine of its own, has taken over
+    while not list((output / ".workers").glob("said-*")):
+        assert disturbed.poll() is None
+        time.sleep(0.1)
+    with serving(port, local):
+        more(disturbed)
+    _, spoken = disturbed.communicate(timeout=300)
+    told = spoken.decode()
+    assert disturbed.returncode
+    assert told.count(f"waiting up to {WAIT} s") == 2
+    assert told.count("answers again") == 1
+    assert f"no Qdrant server answers at http://127.0.0.1:{port} (waited {WAIT} s)" in told
+    assert "Traceback" not in told
+    with serving(port, local):
         again = linking(output)
         _, said = again.communicate(timeout=300)
         assert again.returncode == 0, said.decode()[-2000:]

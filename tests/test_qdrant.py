@@ -8,15 +8,20 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from live import free_port
+from qdrant_client import QdrantClient
 from qdrant_server import Imitation, builds, serving
 
 from gemel_ray.cli import main
+from gemel_ray.config import Vectors as Options
 from gemel_ray.knowledge import writing
+from gemel_ray.knowledge.server import Server
 
 ENTITIES = [{"id": "Q3", "name": "Paris", "aliases": ["City of Light"]}, {"id": "Q4", "name": "New York"}]
 SOLVED = {"id": "e1", "text": "Paris", "mention": "Paris", "target": "Paris", "golden": "Q3"}
@@ -242,6 +247,23 @@ def test_what_a_killed_build_left_is_said_and_after_a_day_dropped(
     assert f"collection {young} of the Qdrant server was begun at" in said
     names = {c.name for c in local.get_collections().collections}
     assert names == {young, strange, facts(tmp_path)["collection"]}
+
+
+def test_a_server_that_was_away_is_waited_for_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    port, local = free_port(), QdrantClient(":memory:")
+    local.create_collection("bank-1", {})
+    server = Server(Options(address=f"http://127.0.0.1:{port}/bank"), 1)
+    back = ExitStack()
+    later = threading.Timer(4.0, lambda: back.enter_context(serving(port, local)))
+    with back:
+        later.start()
+        assert server.has("bank-1")
+    first, last = (record.getMessage() for record in caplog.records)
+    assert f"no Qdrant server answers at http://127.0.0.1:{port}" in first
+    assert "waiting up to 1 min" in first
+    assert last.endswith("answers again")
 
 
 def test_a_collection_that_is_no_builds_is_left_alone(server: Served, tmp_path: Path, capsys: Say) -> None:

@@ -71,7 +71,7 @@ class Server:
             except Exception as fault:
                 reason = self._passing(fault)
                 waited = time.monotonic() - began
-                if waited + pause > self.wait:
+                if waited >= self.wait:
                     raise ConnectionError(
                         f"no Qdrant server answers at {self.host} (waited {_span(waited)}): {reason}; start "
                         "it, or correct vectors.address"
@@ -84,7 +84,7 @@ class Server:
                 span = _span(self.wait)
                 log.warning("no Qdrant server answers at %s (%s); waiting up to %s", self.host, reason, span)
                 said = True
-            time.sleep(pause)
+            time.sleep(min(pause, max(0.0, self.wait - waited)))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def check(self, say: Say) -> str:
