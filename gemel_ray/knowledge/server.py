@@ -53,7 +53,7 @@ class Server:
             warnings.simplefilter("ignore")
             self.client = QdrantClient(
                 url=self.host, api_key=os.environ.get(_KEY), timeout=60, check_compatibility=False,
-                **_trust(options), **_grpc(options),
+                **_ways(options),
             )  # fmt: skip
 
     def close(self) -> None:
@@ -122,20 +122,19 @@ class Server:
         return words
 
 
-def _trust(options: Options) -> dict[str, Any]:
-    if not options.ca:
-        return {}
-    try:
-        return {"verify": ssl.create_default_context(cafile=options.ca)}
-    except OSError as fault:  # an SSLError is one
-        raise ValueError(f"vectors.ca: {options.ca} cannot be read as certificates: {fault}") from fault
-
-
-def _grpc(options: Options) -> dict[str, Any]:
-    if not options.grpc:
-        return {}
-    more = {"grpc_options": {"root_certificates": Path(options.ca).read_bytes()}} if options.ca else {}
-    return {"prefer_grpc": True, "grpc_port": options.grpc, **more}
+def _ways(options: Options) -> dict[str, Any]:
+    """For the client: whose certificates are trusted, and whether gRPC is used. Raises ValueError where
+    vectors.ca cannot be read."""
+    ways: dict[str, Any] = {}
+    if options.grpc:
+        ways |= {"prefer_grpc": True, "grpc_port": options.grpc}
+    if options.ca:
+        try:
+            ways["verify"] = ssl.create_default_context(cafile=options.ca)
+        except OSError as fault:  # an SSLError is one
+            raise ValueError(f"vectors.ca: {options.ca} cannot be read as certificates: {fault}") from fault
+        ways["grpc_options"] = {"root_certificates": Path(options.ca).read_bytes()}
+    return ways
 
 
 def _answered(fault: Exception) -> tuple[int | None, str]:
