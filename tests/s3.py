@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from live import free_port
 
 POLICY = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
 BUCKET = "captions"
@@ -43,44 +46,53 @@ class Server:
 
 @contextmanager
 def serving() -> Iterator[Server]:
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for every request
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    """In a process of its own: moto's state belongs to its process, and vLLM does not start beside Flask."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        host, port = server.get_host_and_port()
-        url = f"http://{host}:{port}"
-        anybody = {
-            "endpoint_url": url, "region_name": "us-east-1", "aws_access_key_id": "x",
-            "aws_secret_access_key": "x",
-        }  # fmt: skip
-        told(url, "reset")  # a process's servers share what they know, and whether they ask for keys
-        told(url, "reset-auth", b"inf")
-        iam = boto3.client("iam", **anybody)
-        iam.create_user(UserName="tester")
-        key = iam.create_access_key(UserName="tester")["AccessKey"]
-        iam.put_user_policy(UserName="tester", PolicyName="all", PolicyDocument=json.dumps(POLICY))
-        told(url, "reset-auth", b"0")  # from now on keys are checked
-        environment = {
-            "AWS_ENDPOINT_URL": url,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
-            "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
-        }
-        known = {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
-        client = boto3.client("s3", **(anybody | known))
-        client.create_bucket(Bucket=BUCKET)
-        yield Server(environment, client)
+        yield _opened(f"http://127.0.0.1:{port}")
     finally:
-        server.stop()
+        server.kill()
+        server.wait()
 
 
-def told(url: str, what: str, data: bytes = b"") -> None:
-    """Moto's own calls; `reset-auth` takes the number of requests from which on keys are checked."""
-    ask = urllib.request.Request(f"{url}/moto-api/{what}", data, {"Content-Type": "text/plain"})
+def _opened(url: str) -> Server:
+    """With a user and a bucket; from then on keys are checked."""
+    import boto3
+
+    anybody = {
+        "endpoint_url": url, "region_name": "us-east-1", "aws_access_key_id": "x",
+        "aws_secret_access_key": "x",
+    }  # fmt: skip
+    _wait_for(url)
+    iam = boto3.client("iam", **anybody)
+    iam.create_user(UserName="tester")
+    key = iam.create_access_key(UserName="tester")["AccessKey"]
+    iam.put_user_policy(UserName="tester", PolicyName="all", PolicyDocument=json.dumps(POLICY))
+    ask = urllib.request.Request(f"{url}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
     urllib.request.urlopen(ask).read()
+    environment = {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+    }
+    known = {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
+    client = boto3.client("s3", **(anybody | known))
+    client.create_bucket(Bucket=BUCKET)
+    return Server(environment, client)
+
+
+def _wait_for(url: str) -> None:
+    until = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/moto-api/").read()
+            return
+        except OSError:
+            assert time.monotonic() < until, "moto's server does not start"
+            time.sleep(0.1)
 
 
 @contextmanager
