@@ -188,7 +188,7 @@ def test_a_bad_row_is_an_error_and_the_others_are_answered(
 
     monkeypatch.setattr(met, "logits", overwritten)
     answers = asyncio.run(all_linked(generating, [long, *rows[:8]]))
-    assert "lower retrieve.demonstrations" in answers[0]["error"]
+    assert "set generate.length to " in answers[0]["error"]
     failed = [a for a in answers[1:] if a.get("error")]
     assert len(failed) == 1 and "not finite" in failed[0]["error"]
     monkeypatch.undo()

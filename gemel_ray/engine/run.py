@@ -152,10 +152,12 @@ class Engine:
         return await self._done(work, work.outcome, partial(self._rollouts.abort, work.request))
 
     def _check_length(self, tokens: int, name: int) -> None:
+        """Assemble makes prompts that fit, with the names that are known at that time."""
         if tokens + name > self.length:
             raise ValueError(
-                f"the prompt has {tokens} tokens and names up to {name}, but the engine takes "
-                f"{self.length}: lower retrieve.demonstrations or raise generate.length"
+                f"the prompt has {tokens} tokens and names up to {name}, but the engine takes {self.length}: "
+                "the knowledge base has had a longer name since the prompt was made; do it again, or set "
+                f"generate.length to {tokens + name} or more"
             )
 
     async def _done(self, work: Rollout | _Beams, outcome: Outcome[T], leave: Callable[[], None]) -> T:

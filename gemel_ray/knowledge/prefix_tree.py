@@ -193,7 +193,7 @@ def _tokenized(
 def _levels(tokens: Tokens, start: npt.NDArray[np.int64]) -> tuple[dict[str, Tokens], int]:
     """The arrays of the tree, made breadth first: one sort a level instead of a node at a time."""
     length = np.diff(start)
-    row = np.arange(len(length))  # names not yet ended ...
+    row = np.arange(len(length), dtype=np.int32)  # names not yet ended ...
     node = np.zeros(len(length), dtype=np.int64)  # ... and the node each has reached
     leaf_of_row = np.empty(len(length), dtype=np.int32)
     token_of, first_child = [np.array([-1], dtype=np.int32)], []
@@ -202,22 +202,21 @@ def _levels(tokens: Tokens, start: npt.NDArray[np.int64]) -> tuple[dict[str, Tok
         key = node << 32 | tokens[start[row] + depth]
         keys, which = np.unique(key, return_inverse=True)
         parents = keys >> 32
-        first_child.append(total + np.searchsorted(parents, np.arange(level_start, total)))
+        first_child.append((total + np.searchsorted(parents, np.arange(level_start, total))).astype(np.int32))
         token_of.append((keys & 0xFFFFFFFF).astype(np.int32))
         node = total + which
         level_start, total, depth = total, total + len(keys), depth + 1
+        if total > np.iinfo(np.int32).max:
+            raise ValueError(f"the tree would have more than {np.iinfo(np.int32).max:,} nodes")
         ended = length[row] == depth
         leaf_of_row[row[ended]] = node[ended]
         row, node = row[~ended], node[~ended]
-    first_child.append(np.full(total - level_start + 1, total))
-    if total > np.iinfo(np.int32).max:
-        raise ValueError(f"the tree would have {total:,} nodes; at most 2,147,483,647 are possible")
-
+    first_child.append(np.full(total - level_start + 1, total, np.int32))
     bearer = np.argsort(leaf_of_row, kind="stable").astype(np.int32)
     leaf, first_bearer = np.unique(leaf_of_row[bearer], return_index=True)
     return {
         "token": np.concatenate(token_of),
-        "first_child": np.concatenate(first_child).astype(np.int32),
+        "first_child": np.concatenate(first_child),
         "leaf": leaf,
         "first_bearer": np.append(first_bearer, len(bearer)).astype(np.int32),
         "bearer": bearer,
