@@ -32,7 +32,7 @@ from gemel_ray.job import record, results, said
 from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.filters import Filters, digests, repeated
 from gemel_ray.job.index import Done
-from gemel_ray.job.inputs import Given
+from gemel_ray.job.inputs import Given, unchanged
 from gemel_ray.job.manifest import write_manifest
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.metrics import Metrics
@@ -76,7 +76,8 @@ def link(
     given.note()
     knowledge = versions.current(workspace)  # all workers' to the end, whatever becomes current meanwhile
     done = results.finished(at, retry)
-    shares, total = selection.of(given.addresses, given.keys), selection.total(given.addresses)
+    known = unchanged(at, given.addresses, config.input)
+    shares, total = selection.of(given.addresses, given.keys, known), selection.total(given.addresses, known)
     told = Record(at, max(0, total - len(done)), len(done))
     opening = Opening(config, Shared.of(workspace), knowledge, at, run)
     hearing = said.heard(at, run, report)
@@ -89,6 +90,7 @@ def link(
             TooManyErrors.unless(told, max_error_rate)
         TooManyErrors.unless(told, max_error_rate, least=1)
         merging.done = done
+    given.finished(done, config.input)
     return write_manifest(config, workspace, inputs, told, knowledge)
 
 

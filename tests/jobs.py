@@ -14,7 +14,7 @@ from gemel_ray.graph import Graph
 from gemel_ray.job import results
 from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.filters import Filters
-from gemel_ray.job.inputs import Given
+from gemel_ray.job.inputs import Given, unchanged
 from gemel_ray.job.layout import part_of
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.selection import Selection
@@ -45,12 +45,14 @@ def run_once(output: Path, files: list[str], selection: Selection = _ALL, retry:
     given.note()
     found, number = results.finished(output, retry), 0
     with Merging(output, str(work.run)) as merging:
-        for share in selection.of(given.addresses, given.keys):
+        known = unchanged(output, given.addresses, Input())
+        for share in selection.of(given.addresses, given.keys, known):
             for table in share.tables(found, Filters(Input())):
                 rows = asyncio.run(work(table))
                 number += len(table)
                 merging.add(part_of(work.run, dict.fromkeys(rows["source"].to_pylist())), len(table))
         merging.done = found
+    given.finished(found, Input())
     return number
 
 
@@ -58,3 +60,20 @@ def linked(output: Path) -> list[str]:
     """Ids of what stands in the files that people read, each as often as it is there."""
     tables = (pq.read_table(file) for file in sorted((output / "links").glob("*.parquet")))
     return sorted(i for table in tables for i in table["document_id"].to_pylist())
+
+
+def names(*numbers: int, file: str = "in.jsonl") -> list[str]:
+    return sorted(f"{file}-{n}" for n in numbers)
+
+
+def edited(file: str, change: dict[int, str]) -> None:
+    """The file with some lines' texts changed, and a line put in where there was none."""
+    rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
+    for number, text in change.items():
+        new = {"id": f"in.jsonl-{number}", "text": text, "mentions": []}
+        at = next((i for i, row in enumerate(rows) if row["id"] == new["id"]), None)
+        if at is None:
+            rows.insert(len(rows) // 2, new)
+        else:
+            rows[at] = new
+    Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))

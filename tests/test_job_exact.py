@@ -4,7 +4,6 @@ whoever else writes."""
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from jobs import lines, linked, run_once, worker
+from jobs import edited, lines, linked, names, run_once, worker
 
 from gemel_ray.job import ledger, merging, results
 from gemel_ray.job.inputs import Given
@@ -29,27 +28,10 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def names(*numbers: int, file: str = "in.jsonl") -> list[str]:
-    return sorted(f"{file}-{n}" for n in numbers)
-
-
 def rows_of(output: Path) -> dict[str, Row]:
     found = [row for table in results.tables(output) for row in table.to_pylist()]
     assert len({row["document_id"] for row in found}) == len(found)
     return {row["document_id"]: row for row in found}
-
-
-def edited(file: str, change: dict[int, str]) -> None:
-    """The file with some lines' texts changed, and a line put in where there was none."""
-    rows = [json.loads(line) for line in Path(file).read_text().splitlines()]
-    for number, text in change.items():
-        new = {"id": f"in.jsonl-{number}", "text": text, "mentions": []}
-        at = next((i for i, row in enumerate(rows) if row["id"] == new["id"]), None)
-        if at is None:
-            rows.insert(len(rows) // 2, new)
-        else:
-            rows[at] = new
-    Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 # Edits

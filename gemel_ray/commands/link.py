@@ -80,12 +80,13 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _linked(options: argparse.Namespace, config: Config, inputs: list[str], selection: Selection) -> int:
+    from gemel_ray.job.inputs import unchanged
     from gemel_ray.job.page import write_page
     from gemel_ray.job.results import number
     from gemel_ray.offline import link
     from gemel_ray.progress import Meter
 
-    total = selection.total(inputs)
+    total = selection.total(inputs, unchanged(options.output, inputs, config.input))
     left = max(0, total - number(options.output)) if total else None
     if left == 0 and not options.retry_failed:
         say("nothing is left to do, as far as the input's files tell")

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,10 @@ class Known:
             return "again"
         return "new"
 
+    def are_all(self, documents: int | None) -> bool:
+        """Whether so many documents are done, and none is to be done again."""
+        return int(self.left.sum()) == documents and not self.again.any()
+
     def surplus(self) -> list[tuple[int, int]]:
         """Digests that were not met, and how often: the file holds them no more."""
         over = self.left + self.again
@@ -85,18 +90,25 @@ class Done:
         again = np.maximum(0, how_many(_ASKED) - paired)
         return Known(digests, np.bincount(where, minlength=len(digests)) - paired - again, again)
 
-    def passed(self, file: int, known: Known) -> None:
-        """Note that the whole file was read, and what of it is in the output and no more in the file."""
+    def passed(self, file: int, known: Known, documents: int | None) -> None:
+        """Note that the whole file was read, what of it is in the output and no more in the file, and how
+        many `documents` it holds, where all of them are taken."""
+        said = {"gone": known.surplus(), "documents": documents}
         name = f"{layout.PASSES}/{self.run}/{file:016x}.json"
-        folder_at(self.output).write(name, json.dumps(known.surplus()).encode())
+        folder_at(self.output).write(name, json.dumps(said).encode())
 
     def gone(self) -> dict[tuple[int, int], int]:
         """By file and digest: how many documents the files that were read whole hold no more."""
-        at, found = folder_at(self.output), dict[tuple[int, int], int]()
+        return {(file, digest): n for file, said in self._passes() for digest, n in said["gone"]}
+
+    def whole(self) -> dict[int, int]:
+        """By file: how many documents those hold of which all are taken."""
+        return {file: said["documents"] for file, said in self._passes() if said["documents"] is not None}
+
+    def _passes(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        at = folder_at(self.output)
         for name in at.names(f"{layout.PASSES}/{self.run}"):
-            file = int(name.rpartition("/")[2].removesuffix(".json"), 16)
-            found |= {(file, digest): number for digest, number in json.loads(at.read(name))}
-        return found
+            yield int(name.rpartition("/")[2].removesuffix(".json"), 16), json.loads(at.read(name))
 
 
 def finished(output: Place, retry: str | None = None) -> Done:

@@ -1,22 +1,36 @@
-"""The input of an output folder: each file once, and known by the same key wherever it was moved."""
+"""The input of an output folder: each file once, and known by the same key wherever it was moved.
+
+A file that a run has been through, and that is as it was then, is not read again: its stamp says so, which on
+a disk is its size, times and inode, and in an object store its size and ETag.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
+from gemel_ray.config import Input
 from gemel_ray.job.identity import file_key, place
+from gemel_ray.job.index import Done
 from gemel_ray.object_folder import Place, folder_at
 
 _HEAD = 2**16
 _NOTE = "inputs.json"
-Notes = dict[str, dict[str, Any]]  # by place: key, address, size, and a digest of the first bytes
+_AT_ONCE = 32  # files that are looked at
+_YOUNG = 2.0  # seconds: a file written so lately may be written again with the same stamp
+# By place: key, address, size, stamp, a digest of the first bytes; `whole`, once a run has been through it:
+# its stamp then, its documents, and what read them.
+Notes = dict[str, dict[str, Any]]
 
 
 def absolute(address: str) -> str:
@@ -50,10 +64,39 @@ class Given:
     def note(self) -> None:
         folder_at(self.output).write(_NOTE, json.dumps(self.known, indent=1).encode())
 
+    def finished(self, done: Done, asked: Input) -> None:
+        """The run has ended well: note which files it has been through, as they were before it read them."""
+        numbers = done.whole()
+        for said in self.known.values():
+            if said.get("stamp") and said["key"] in numbers:
+                read = {"documents": numbers[said["key"]], "reader": _reader(asked)}
+                said["whole"] = {"stamp": said["stamp"], **read}
+        self.note()
+
 
 def addresses(output: Place) -> dict[int, str]:
     """Where the file of each key was last."""
     return {said["key"]: said["address"] for said in _noted(output).values()}
+
+
+def unchanged(output: Place, inputs: Sequence[str], asked: Input) -> dict[str, int]:
+    """Of the files that a run has been through and that are as they were then: their numbers of documents."""
+    known, found = _noted(output), dict[str, dict[str, Any]]()
+    for address in inputs:
+        if said := known.get(place(absolute(address)), {}).get("whole"):
+            found[address] = said
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        stamps = dict(zip(found, threads.map(_stamp, found), strict=True))
+    return {
+        address: said["documents"]
+        for address, said in found.items()
+        if said["stamp"] == stamps[address] and said["reader"] == _reader(asked)
+    }
+
+
+def _reader(asked: Input) -> str:
+    """What else than the file decides what its documents are."""
+    return f"{version('gemel-ray')}{' fetch_official_images' * asked.fetch_official_images}"
 
 
 def _noted(output: Place) -> Notes:
@@ -65,8 +108,9 @@ def _noted(output: Place) -> Notes:
 
 
 def _with(known: Notes, given: Mapping[str, str]) -> Notes:
-    for at, address in given.items():
-        now = _look(address)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        looks = list(threads.map(lambda at: _look(given[at], known.get(at, {})), given))
+    for (at, address), now in zip(given.items(), looks, strict=True):
         if at not in known:
             former = _moved(known, now, given)
             known[at] = {"key": known.pop(former)["key"] if former else file_key(address)}
@@ -83,8 +127,12 @@ def _moved(known: Notes, now: Mapping[str, Any], given: Collection[str]) -> str 
     return None
 
 
-def _look(address: str) -> dict[str, Any]:
-    """Size, and a digest of the first bytes; nothing where it cannot be read, which its rows will say."""
+def _look(address: str, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Size, stamp, and a digest of the first bytes, which are not read where the stamp is as `before`;
+    nothing where it cannot be read, which its rows will say."""
+    stamp = _stamp(address)
+    if before and stamp and before.get("stamp") == stamp:
+        return {name: before[name] for name in ("bytes", "head", "stamp")}
     try:
         filesystem, path = fsspec.core.url_to_fs(address)
         size = int(filesystem.size(path))
@@ -92,4 +140,20 @@ def _look(address: str) -> dict[str, Any]:
             head = hashlib.blake2b(file.read(_HEAD), digest_size=16).hexdigest()
     except Exception:  # every store has its own errors
         return {}
-    return {"bytes": size, "head": head}
+    return {"bytes": size, "head": head, "stamp": stamp}
+
+
+def _stamp(address: str) -> str | None:
+    """What differs once the file is another; None where that cannot be told."""
+    try:
+        if "://" in address.removeprefix("file://"):
+            filesystem, path = fsspec.core.url_to_fs(address)
+            about = filesystem.info(path)
+            tag = about.get("ETag") or about.get("etag")
+            return f"{about['size']} {tag}" if tag else None
+        found = os.stat(address.removeprefix("file://"))
+    except Exception:  # as above
+        return None
+    if time.time() - max(found.st_mtime, found.st_ctime) < _YOUNG:
+        return None
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from gemel_ray.config import Config
 from gemel_ray.job import results
+from gemel_ray.job.inputs import unchanged
 from gemel_ray.job.selection import Selection
 from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.sizing import fitted
@@ -15,7 +16,7 @@ from gemel_ray.sizing import fitted
 def preview(config: Config, inputs: Sequence[str], output: Place, selection: Selection) -> str:
     """The plan in words: inputs, what is done, where it would run, and an estimate where there is one."""
     config = fitted(config, "offline")
-    total, done = selection.total(inputs), _done(output)
+    total, done = selection.total(inputs, unchanged(output, inputs, config.input)), _done(output)
     known = f"{total:,} documents" if total else "an unknown number of documents"
     lines = [f"{len(inputs):,} files with {known}, of which {done:,} are in {output} already"]
     lines.append(f"Ray: {config.offline.address}")

@@ -15,6 +15,8 @@ from gemel_ray.job.index import Done, Known
 from gemel_ray.job.results import keys
 from gemel_ray.readers import count, documents
 
+_NONE: Mapping[str, int] = {}
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -30,22 +32,25 @@ class Selection:
         if not 0 < self.sample <= 1:
             raise ValueError(f"--sample takes a share above 0, and at most 1, not {self.sample:g}")
 
-    def of(self, inputs: Sequence[str], keys: Mapping[str, int] | None = None) -> list[Share]:
-        """What is taken of each file; `keys` of those that were known by another address. With a limit, files
-        are counted, as far as it reaches."""
+    def of(
+        self, inputs: Sequence[str], keys: Mapping[str, int] | None = None, whole: Mapping[str, int] = _NONE
+    ) -> list[Share]:
+        """What is taken of each file; `keys` of those that were known by another address, numbers of
+        documents of those that are as they were (inputs.unchanged). With a limit, the others are counted, as
+        far as it reaches."""
         shares, left = [], self.limit
         for address in inputs:
             if left is not None and left <= 0:
                 break
             key = (keys or {}).get(address, file_key(address))
-            shares.append(Share(address, key, left, self.sample))
+            shares.append(Share(address, key, left, self.sample, whole.get(address)))
             if left is not None:
-                left -= min(left, _counted(address, left))
+                left -= min(left, whole[address] if address in whole else _counted(address, left))
         return shares
 
-    def total(self, inputs: Sequence[str]) -> int:
+    def total(self, inputs: Sequence[str], whole: Mapping[str, int] = _NONE) -> int:
         """About how many documents that are; 0 where it cannot be told without reading everything."""
-        numbers = [count(address) for address in inputs]
+        numbers = [whole[address] if address in whole else count(address) for address in inputs]
         if any(number is None for number in numbers) and self.limit is None:
             return 0
         known = sum(number or 0 for number in numbers) or self.limit or 0
@@ -60,20 +65,24 @@ class Share:
     key: int  # by which the file is known: see job/identity.py
     limit: int | None = None
     sample: float = 1.0
+    whole: int | None = None  # documents, where the file is as a run that has been through it saw it
 
     def tables(self, done: Done, filters: Filters) -> Iterator[pa.Table]:
         """The file's documents that are taken and not `done`, the filtered marked. Where all of the file was
-        read, `done` is told what was not met in it."""
-        left, known, lost = self.limit, done.of(self.key), False
+        read, `done` is told what was not met in it. One that is as it was, and all done, is not read."""
+        left, known, lost, number = self.limit, done.of(self.key), False, 0
+        if self.whole is not None and known.are_all(self.whole):
+            return
         for table in documents(self.address, fetch_official_images=filters.input.fetch_official_images):
             taken = table if left is None else table.slice(0, left)
+            number += len(taken)
             lost = lost or is_rest(taken["source"][-1].as_py())
             if len(new := self._new(taken, known)):
                 yield filters.marked(new)
             if left is not None and (left := left - len(taken)) <= 0:
                 return
         if not lost:
-            done.passed(self.key, known)
+            done.passed(self.key, known, number if self.sample == 1.0 else None)
 
     def _new(self, table: pa.Table, known: Known) -> pa.Table:
         """Those of the sample that are to be done, their sources marked."""

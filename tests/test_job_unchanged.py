@@ -1,0 +1,84 @@
+"""A file of the input that is as it was when a run had been through it is not read again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import edited, lines, linked, names, run_once
+
+from gemel_ray.config import Input
+from gemel_ray.job import inputs, selection
+from gemel_ray.job.inputs import unchanged
+from gemel_ray.job.selection import Selection
+from gemel_ray.readers import documents
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses of files that are read, however lately they were written."""
+    found: list[str] = []
+
+    def noted(address: str, **options: Any) -> Any:
+        found.append(Path(address).name)
+        return documents(address, **options)
+
+    monkeypatch.setattr(selection, "documents", noted)
+    monkeypatch.setattr(inputs, "_YOUNG", 0.0)
+    return found
+
+
+def test_a_file_that_is_as_it_was_is_not_read_again(tmp_path: Path, output: Path, read: list[str]) -> None:
+    files = [lines(tmp_path, ["sleep"] * 9), lines(tmp_path, ["bursts"] * 2, "other.jsonl")]
+    run_once(output, files)
+    assert run_once(output, [*files, lines(tmp_path, ["sleep"], "new.jsonl")]) == 1
+    assert read == ["in.jsonl", "other.jsonl", "new.jsonl"]
+    edited(files[0], {3: "awake"})
+    assert (run_once(output, files), read[3:]) == (1, ["in.jsonl"])
+    assert (run_once(output, files, retry=""), read[4:]) == (2, ["other.jsonl"])
+    assert Selection().total([*files, "nowhere.jsonl"], unchanged(output, files, Input())) == 0
+    assert Selection().total(files, unchanged(output, files, Input())) == 11
+    assert linked(output) == sorted([*names(*range(9)), *names(0, 1, file="other.jsonl"), "new.jsonl-0"])
+
+
+def test_a_file_of_the_same_size_and_time_is_read_again(
+    tmp_path: Path, output: Path, read: list[str]
+) -> None:
+    """As rsync leaves it."""
+    file = lines(tmp_path, ["sleep", "words"])
+    before = os.stat(file)
+    run_once(output, [file])
+    edited(file, {1: "other"})
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert os.stat(file).st_size == before.st_size
+    assert run_once(output, [file]) == 1
+
+
+def test_a_file_is_read_again_where_not_all_of_it_was_done(
+    tmp_path: Path, output: Path, read: list[str]
+) -> None:
+    file = lines(tmp_path, ["sleep"] * 9)
+    run_once(output, [file], Selection(sample=0.5))
+    run_once(output, [file], Selection(limit=2))
+    assert len(linked(output)) < 9
+    run_once(output, [file])
+    assert linked(output) == names(*range(9))
+    assert unchanged(output, [file], Input(fetch_official_images=True)) == {}
+    next((output / "links").glob("*.parquet")).unlink()
+    assert 0 < run_once(output, [file]) < 10
+    assert linked(output) == names(*range(9))
+    assert read == ["in.jsonl"] * 4
+
+
+def test_a_file_that_was_written_just_now_is_not_taken_for_unchanged(tmp_path: Path, output: Path) -> None:
+    """Another writing within a tick of the clock would have the same stamp."""
+    file = lines(tmp_path, ["sleep"] * 9)
+    run_once(output, [file])
+    assert unchanged(output, [file], Input()) == {}
