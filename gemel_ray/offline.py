@@ -67,16 +67,16 @@ def link(
     """Link the documents of `inputs` that are selected and that `output` does not hold yet, or holds with an
     error that has the text `retry` in it; returns the manifest.
 
-    Raises Stopped where the job cannot go on, and TooManyErrors, a Stopped, beyond `max_error_rate` of its
-    rows: what is written stays, and the same call goes on. Rows' own errors are rows.
+    Raises Stopped where the job cannot go on, also beyond `max_error_rate` of its rows (TooManyErrors): what
+    is written stays, and the same call goes on. Rows' own errors are rows.
     """
     config, at = fitted(config, "offline"), folder_at(output)
     given = Given.of(inputs, at)
     run = results.prepare(at)
     given.note()
     knowledge = versions.current(workspace)  # all workers' to the end, whatever becomes current meanwhile
-    done = results.finished(at, retry)
-    known = unchanged(at, given.addresses, config.input)
+    done, known = results.finished(at, retry), unchanged(at, given.addresses, config.input)
+    said.retried(retry, done, report)
     shares, total = selection.of(given.addresses, given.keys, known), selection.total(given.addresses, known)
     told = Record(at, max(0, total - len(done)), len(done))
     opening = Opening(config, Shared.of(workspace), knowledge, at, run)
@@ -154,9 +154,8 @@ def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filt
     import ray
 
     config = opening.config
-    common = ray.put((done, filters))
     data = ray.data.from_items([{"share": s} for s in shares], override_num_blocks=max(1, len(shares)))
-    data = data.map_batches(_read, batch_size=1, fn_kwargs={"common": common}, num_cpus=0.5)
+    data = data.map_batches(_read, batch_size=1, fn_kwargs={"common": ray.put((done, filters))}, num_cpus=0.5)
     data = data.repartition(target_num_rows_per_block=_BLOCK)
     whole = True  # a row is a document
     for options in config.offline.segments:
@@ -203,8 +202,7 @@ def _read(batch: dict[str, Any], common: Any) -> Iterator[pa.Table]:
     import ray
 
     done, filters = ray.get(common)
-    for share in batch["share"]:
-        yield from share.tables(done, filters)
+    yield from (table for share in batch["share"] for table in share.tables(done, filters))
 
 
 def _repeated(addresses: Sequence[str], asked: Input) -> Iterator[results.Keys]:

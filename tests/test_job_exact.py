@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from jobs import edited, lines, linked, names, run_once, worker
 
-from gemel_ray.job import ledger, merging, results
+from gemel_ray.job import ledger, link_files, results
 from gemel_ray.job.inputs import Given
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.selection import Selection
@@ -147,7 +147,7 @@ def test_a_retry_that_is_killed_loses_nothing(tmp_path: Path, output: Path) -> N
 def test_parts_become_files_as_a_job_goes(
     tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merging, "FILE", 512)
+    monkeypatch.setattr(link_files, "FILE", 512)
     file = lines(tmp_path, ["sleep"] * 2100)
     run_once(output, [file])
     written = sorted((output / "links").iterdir())

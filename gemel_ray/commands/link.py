@@ -87,8 +87,8 @@ def _linked(options: argparse.Namespace, config: Config, inputs: list[str], sele
     from gemel_ray.progress import Meter
 
     total = selection.total(inputs, unchanged(options.output, inputs, config.input))
-    left = max(0, total - number(options.output)) if total else None
-    if left == 0 and not options.retry_failed:
+    left = max(0, total - number(options.output)) if total and not options.retry_failed else None
+    if left == 0:
         say("nothing is left to do, as far as the input's files tell")
     with Meter("documents", left) as meter:
         manifest = link(

@@ -7,28 +7,23 @@ ledger entry says so, whole or not at all; a driver that is killed before it has
 
 from __future__ import annotations
 
-import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gemel_ray.job import index, layout, ledger
+from gemel_ray.job import index, layout, ledger, link_files
 from gemel_ray.job.identity import AGAIN, FAILED, LOST, Records, run_number
 from gemel_ray.job.ledger import State, TakenOver
+from gemel_ray.job.link_files import LinkFiles, Writing, ending
 from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.storage import Folder
 
-FILE = 100_000  # documents, after which parts become a file
-_GROUP = 20_000  # rows that are compressed together
 Surplus = Counter[tuple[int, int]]  # of a file and a digest: how many documents must go
-New = dict[str, Records]
 _Triple = tuple[int, int, int]  # file, row and digest of a document
 
 
@@ -55,7 +50,7 @@ class Merging:
         """A worker has answered with a part. Raises TakenOver."""
         self.answered.append(part)
         self.documents += documents
-        if self.documents >= FILE:
+        if self.documents >= link_files.FILE:
             self._merge()
 
     def _merge(self) -> None:
@@ -67,25 +62,29 @@ class Merging:
             if np.any(records[part]["state"] & AGAIN):
                 held.append(part)
         parts = {part: some for part, some in records.items() if part not in held}
-        _commit(at, state, list(_merged(at, state, parts)), [], list(parts))
+        _commit(at, state, dict(Writing(at, state).of_parts(parts)), [], list(parts))
         self.answered, self.documents = held, 0
 
     def settle(self) -> None:
-        """Merge all parts, and let go what has a successor, and what files that were read whole hold no more.
-        Raises TakenOver."""
+        """Merge all parts, and let go what has a successor, and what files that were read whole hold no more;
+        put small files together, as many short runs leave them. Raises TakenOver."""
         at = folder_at(self.output)
         state = _ours(at, self.run)
         records = {part: index.of_part(at, part) for part in layout.counting_parts(at, state)}
-        merged = list(_merged(at, state, records))
-        files = _Files(at, [name for name, _ in state.files if name in at.names(layout.LINKS)], dict(merged))
-        drops = _superseded(files.merged)
+        writing = Writing(at, state)
+        merged = dict(writing.of_parts(records))
+        files = LinkFiles(at, [name for name, _ in state.files if name in at.names(layout.LINKS)], merged)
+        drops = _superseded(merged)
         if self.done is not None:
             drops += Counter(self.done.gone())
         doubled = _doubled(files, self.run)
         changed = _kept(files, drops, doubled)
-        fresh = [(n, f) for n, f in merged if n not in changed]
-        fresh += list(_rewritten(at, state, files, changed, len(merged)))
-        _commit(at, state, fresh, list(changed), list(records))
+        fresh = {name: found for name, found in merged.items() if name not in changed}
+        fresh |= writing.without(files, changed)
+        kept = LinkFiles(at, [name for name in files.former if name not in changed], fresh)
+        joined, small = writing.together(kept)
+        fresh = {name: found for name, found in fresh.items() if name not in small} | joined
+        _commit(at, state, fresh, [*changed, *small], list(records))
         self.answered, self.documents = [], 0
 
 
@@ -96,70 +95,7 @@ def _ours(at: Folder, run: str) -> State:
     return state
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Files of links: those of before, whose records are read one by one, and those just `merged`."""
-
-    at: Folder
-    former: list[str]
-    merged: New
-
-    def items(self, ending: str = "") -> Iterator[tuple[str, Records]]:
-        """Those whose names end so, oldest first."""
-        for name in self.former:
-            if name.endswith(ending) and (found := index.of_file(self.at, name)) is not None:
-                yield name, found
-        yield from ((name, found) for name, found in self.merged.items() if name.endswith(ending))
-
-
-def _merged(at: Folder, state: State, parts: New) -> Iterator[tuple[str, Records]]:
-    """Files of links of these parts, written, with their records."""
-    group, size, number = list[str](), 0, 0
-    for part in (*parts, None):
-        if group and (part is None or size >= FILE):
-            tables = (layout.read(at, name) for name in group)
-            records = index.joined(parts[name] for name in group)
-            yield _written(at, _name(state, number), tables, records)
-            group, size, number = [], 0, number + 1
-        if part is not None:
-            group.append(part)
-            size += len(parts[part])
-
-
-def _name(state: State, number: int) -> str:
-    return f"{layout.LINKS}/{state.number + 1:08}-{number:03}{_ending(state.run)}"
-
-
-def _ending(run: str) -> str:
-    """Of the names of files that a run has made."""
-    return f"-{run[:8]}.parquet"
-
-
-def _written(at: Folder, name: str, tables: Iterator[pa.Table], records: Records) -> tuple[str, Records]:
-    settled = records.copy()
-    settled["state"] &= np.uint8(FAILED | LOST)
-    sink, waiting = io.BytesIO(), list[pa.Table]()
-    writer = None
-    for table in (*_plain(tables), None):
-        if waiting and (table is None or sum(map(len, waiting)) >= _GROUP):
-            whole = pa.concat_tables(waiting)
-            writer = writer or pq.ParquetWriter(sink, whole.schema, compression="zstd")
-            writer.write_table(whole)
-            waiting = []
-        if table is not None:
-            waiting.append(table)
-    if writer:
-        writer.close()
-    at.write(layout.index_of(name), index.saved(settled))
-    at.write(name, sink.getvalue())
-    return name, records
-
-
-def _plain(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    return (table.replace_schema_metadata(None) for table in tables)
-
-
-def _superseded(files: New) -> Surplus:
+def _superseded(files: Mapping[str, Records]) -> Surplus:
     """Of what was done again, those that it stands for."""
     drops = Surplus()
     for records in files.values():
@@ -168,9 +104,9 @@ def _superseded(files: New) -> Surplus:
     return drops
 
 
-def _doubled(files: _Files, run: str) -> set[_Triple]:
+def _doubled(files: LinkFiles, run: str) -> set[_Triple]:
     """Documents that this run wrote twice, as when Ray makes a lost block of its input again."""
-    ours, found = [r[r["run"] == run_number(run)] for _, r in files.items(_ending(run))], set[_Triple]()
+    ours, found = [r[r["run"] == run_number(run)] for _, r in files.items(ending(run))], set[_Triple]()
     keys = np.concatenate([np.empty(0, np.uint64), *map(_key, ours)])
     keys.sort()
     twice = np.unique(keys[1:][keys[1:] == keys[:-1]])
@@ -190,7 +126,7 @@ def _triple(record: np.void) -> _Triple:
     return int(record["file"]), int(record["row"]), int(record["digest"])
 
 
-def _kept(files: _Files, drops: Surplus, doubled: set[_Triple]) -> dict[str, npt.NDArray[np.bool_]]:
+def _kept(files: LinkFiles, drops: Surplus, doubled: set[_Triple]) -> dict[str, npt.NDArray[np.bool_]]:
     """Of the files that lose some, which documents stay."""
     changed: dict[str, npt.NDArray[np.bool_]] = {}
     if not drops and not doubled:
@@ -214,23 +150,13 @@ def _kept(files: _Files, drops: Surplus, doubled: set[_Triple]) -> dict[str, npt
     return changed
 
 
-def _rewritten(
-    at: Folder, state: State, files: _Files, changed: dict[str, npt.NDArray[np.bool_]], number: int
-) -> Iterator[tuple[str, Records]]:
-    """The files without the documents that go."""
-    for name, records in files.items() if changed else ():
-        if name in changed and (keep := changed[name]).any():
-            table = layout.read(at, name).filter(pa.array(np.repeat(keep, records["rows"])))
-            yield _written(at, _name(state, number), iter([table]), records[keep])
-            number += 1
-
-
-def _commit(at: Folder, state: State, fresh: Sequence[tuple[str, Records]], stale: Sequence[str],
-            parts: Sequence[str]) -> None:  # fmt: skip
+def _commit(
+    at: Folder, state: State, fresh: Mapping[str, Records], stale: Sequence[str], parts: Sequence[str]
+) -> None:
     """Make it count, in one step; then delete what it was made of."""
     there = set(at.names(layout.LINKS))
     old = [(name, number) for name, number in state.files if name not in stale and name in there]
-    new = tuple((*old, *((name, len(records)) for name, records in fresh)))
+    new = tuple((*old, *((name, len(records)) for name, records in fresh.items())))
     if new == state.files and not parts:
         return
     left = tuple(part for part in state.parts if part not in set(parts))

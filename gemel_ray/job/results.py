@@ -54,7 +54,10 @@ def _refuse_foreign(at: Folder) -> None:
     known = {name for name, _ in ledger.latest(at).files}
     for name in at.names(LINKS):
         if name.endswith(".parquet") and name not in known and "-" not in name:
-            raise ValueError(f"{at}/{name} was not written by this gemel-ray's link: move it elsewhere")
+            raise ValueError(
+                f"{at} holds links of an earlier release of gemel-ray, or of another program ({name}), which "
+                "this one cannot go on with: give another --output, or move that folder elsewhere"
+            )
 
 
 def _clear(at: Folder, state: State) -> None:

@@ -1,4 +1,5 @@
-"""What workers say while no rows come, as that a server is waited for: the output brings it to the driver."""
+"""What is said while no rows come. Of workers, as that a server is waited for: the output brings it to the
+driver."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from gemel_ray.job.index import Done
 from gemel_ray.job.results import WORKERS
 from gemel_ray.progress import Progress
 from gemel_ray.storage import Folder, LocalFolder
@@ -31,6 +33,12 @@ class _Saying(logging.Handler):
 def say(output: Folder, run: str) -> None:
     """In a worker: whatever this process warns of from now on is brought to the driver."""
     _SOURCE.addHandler(_Saying(output, run))
+
+
+def retried(retry: str | None, done: Done, report: Callable[[Progress], None]) -> None:
+    """How many documents that failed are to be done again, where that is asked for."""
+    if retry is not None:
+        report(Progress(0, {}, f"{done.asked:,} failed documents: those that INPUT holds are done again"))
 
 
 @contextmanager

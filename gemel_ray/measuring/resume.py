@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from gemel_ray.job import index, layout, ledger, results
 from gemel_ray.job.identity import RECORD, file_key
-from gemel_ray.job.merging import FILE
+from gemel_ray.job.link_files import FILE
 from gemel_ray.measuring.machine import machine
 from gemel_ray.measuring.scale import Say
 from gemel_ray.object_folder import folder_at
