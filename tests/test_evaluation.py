@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from gemel_ray.evaluation.breakdowns import breakdowns
 from gemel_ray.evaluation.calibration import calibration
 from gemel_ray.evaluation.figures import popularity
 from gemel_ray.evaluation.judged import dataset, links_of
-from gemel_ray.evaluation.known import named_in, named_in_workspace
+from gemel_ray.evaluation.known import Named, named_in, named_in_workspace
 from gemel_ray.evaluation.resampling import Resampling
 from gemel_ray.job import results
 from gemel_ray.knowledge import entities
@@ -345,6 +346,7 @@ def test_breakdowns_by_hand() -> None:
         "ambiguity": {"0": (1 / 3, 3), "2": (0.5, 2)},
         "popularity": {"never": (0.0, 2), "once": (1.0, 1), "2-5": (0.0, 1), "more": (1.0, 1)},
         "seen": {"seen": (2 / 3, 3), "unseen": (0.0, 2)},
+        "novelty": {"target known for the mention": (0.5, 2), "mention not known": (1 / 3, 3)},
         "mention_is_name": {"it is": (1 / 3, 3), "it is not": (0.5, 2)},
         "kb_popularity": {
             "lowest": (0.0, 1),
@@ -447,7 +449,7 @@ def test_the_baseline_answers(tmp_path: Path, mention: str, answer: str | None) 
     train = tmp_path / "train.json"
     train.write_text("\n".join(map(json.dumps, rows)))
     names = ["New York", "York", "Paris", "Paris Hilton", "Hilton Hotels", "Jaguar"]
-    assert Baseline(known([str(train)], [(n, None) for n in names])).answer(mention) == answer
+    assert Baseline(known([str(train)], map(Named, names))).answer(mention) == answer
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("wikidiverse", 0.70, 0.75), ("wikimel", 0.78, 0.85)])
@@ -461,7 +463,7 @@ def test_the_baseline_on_real_captions(name: str, low: float, high: float) -> No
 
 
 def test_a_name_of_several_entities_is_as_popular_as_the_greatest() -> None:
-    found = known(entities=[("A", None), ("A", 2.0), ("A", 1.0), ("A", None), ("B", None)])
+    found = known(entities=starmap(Named, [("A",), ("A", 2.0), ("A", 1.0), ("A",), ("B",)]))
     assert (found.popularity, found.entities) == ({"A": 2.0, "B": None}, 5)
 
 
@@ -469,7 +471,7 @@ def test_a_workspace_tells_its_entities(tmp_path: Path) -> None:
     rows = [{"id": "1", "name": "A", "popularity": 3.0}, {"id": "2", "name": "B", "popularity": None}]
     entities.write(rows, tmp_path / "entities.arrow")
     (tmp_path / "workspace.json").write_text('{"format": 1}')
-    assert list(named_in_workspace(tmp_path)) == [("A", 3.0), ("B", None)]
+    assert list(named_in_workspace(tmp_path)) == [("A", 3.0, False), ("B", None, False)]
 
 
 # Two runs.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,18 +18,23 @@ from hypothesis import strategies as st
 from gemel_ray.cli import main
 from gemel_ray.config import PAPER, load
 from gemel_ray.engine.search import Candidate
+from gemel_ray.evaluation import gold_mentions
+from gemel_ray.job import results
 from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.ranking import postings
 from gemel_ray.ranking.evidence import FEATURES, Question
-from gemel_ray.ranking.joining import joined
+from gemel_ray.ranking.joining import joined, likeliest
 from gemel_ray.ranking.making import _neighbours
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.postings import Postings
 from gemel_ray.ranking.ranker import Ranker
 from gemel_ray.ranking.ranking import Ranking, witness
+from gemel_ray.ranking.years import compared, years
 from gemel_ray.readers import documents
+from gemel_ray.records import LINK
+from gemel_ray.stages.ranked import Ranked
 
 TRADES = {
     "painter": "showed her new canvases and oil portraits in the gallery",
@@ -132,6 +138,21 @@ def test_the_text_decides_between_entities_of_one_surname_that_nobody_knows(
     assert sum(p for _, p in found) == pytest.approx(1, abs=0.2)  # ten of all candidates
 
 
+@pytest.mark.parametrize(("text", "about", "expected"), [
+    ("Smith in 1944.", "officer (1910-1990)", (1, 1, 1, 0.12)),
+    ("Smith in 1944.", "lawyer (1833-1898)", (1, 1, 0, 1.42)),  # he was dead
+    ("Smith in 1899.", "lawyer (1833-1898)", (1, 1, 1, 0.52)),  # of the dead is spoken
+    ("Smith in 1944.", "singer, born in 1960", (1, 0, 0, 1.12)),
+    ("Smith in 2010 and 1944.", "judge since 1920", (1, 1, 1, 0.32)),  # no end is known
+    ("Smith, 11944 votes.", "lawyer (1833-1898)", (0, 0, 0, 0)),
+    ("Smith in 1944.", "lawyer", (0, 0, 0, 0)),
+])  # fmt: skip
+def test_years_of_a_text_against_those_of_a_description(
+    text: str, about: str, expected: tuple[float, ...]
+) -> None:
+    assert compared(years(text), years(about)) == pytest.approx(expected)
+
+
 def test_an_example_never_speaks_for_itself(workspace: Workspace) -> None:
     """The only example of a mention, asked itself, has no example of that mention."""
     knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
@@ -168,6 +189,54 @@ def test_a_new_entity_is_a_candidate_without_fitting_again(workspace: Workspace,
     text = "The beekeeper Ivanova sold honey from her hives."
     assert "Zora Ivanova" in dict(likely(opened, tmp_path, text=text, mention="Ivanova"))
     assert main(["kb", "rollback", "--workspace", str(workspace.folder)]) == 0
+
+
+def asked_about(surname: str) -> list[dict[str, Any]]:
+    return [
+        {"id": t, "text": f"The {t} {surname} {TRADES[t]}.", "mention": surname, "target": e["name"]}
+        for t, e in zip(TRADES, [e for e in entities() if surname in e["name"]], strict=True)
+    ]
+
+
+def linked_alone(workspace: Path, folder: Path, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By all stages in this process; the last of them must be the one without a language model."""
+    config = load(None, read_facts(workspace)["settings"], [*SETTINGS, "generate.ranking=1"])
+    opened = Workspace.open(workspace, config)
+    graph = linking_graph(config, opened)
+    segment = graph.segment([stage.name for stage in graph.stages], opened)
+    assert isinstance(segment.works[-1][1], Ranked)
+    rows = asyncio.run(segment.run(next(documents(written(folder, "alone.jsonl", asked)))))
+    segment.close()
+    return rows.to_pylist()
+
+
+def test_the_ranker_alone_links_without_a_language_model(workspace: Workspace, tmp_path: Path) -> None:
+    rows = linked_alone(workspace.folder, tmp_path, asked_about(SURNAMES[-1]))
+    assert [row["entity"] for row in rows] == [d["target"] for d in asked_about(SURNAMES[-1])]
+    assert all(row["status"] == "linked" and len(row["candidates"]) == 5 for row in rows)
+    assert all(row["probability"] == pytest.approx(math.exp(row["score"])) for row in rows)
+    assert {row["entity_id"] for row in rows} == {e["id"] for e in entities() if SURNAMES[-1] in e["name"]}
+
+
+def test_evaluate_takes_the_ranker_as_the_linker_without_a_model(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Links that are all missing but one, against a ranker that has them all."""
+    gold = written(tmp_path, "gold.jsonl", asked_about(SURNAMES[-1]))
+    (mention, *_) = gold_mentions([gold])
+    row = dict.fromkeys(LINK.names) | {n: mention[n] for n in ("document_id", "mention_id", "mention")}
+    results.prepare(tmp_path / "linked")
+    results.write(pa.Table.from_pylist([row | {"status": "nil"}], LINK), tmp_path / "linked")
+    run = {"configuration": {"retrieve": {"demonstrations": 4}}}
+    (tmp_path / "linked" / "manifest.json").write_text(json.dumps(run))
+    asked = ["evaluate", str(tmp_path / "linked"), "--gold", gold, "--workspace", str(workspace.folder)]
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] == 0
+    assert found["baseline"]["linker"] == "ranker"
+    assert found["baseline"]["accuracy"]["value"] == 1
+    assert found["baseline"]["headline"]["among_candidates"]["value"] == 1
+    assert list(found["breakdowns"]["described"]) == ["described"]
 
 
 def test_few_examples_make_no_ranker_and_the_paper_has_none(tmp_path: Path) -> None:
@@ -209,3 +278,28 @@ def test_a_weight_of_nothing_keeps_the_language_model_s_best_and_a_weight_of_one
     found = [Candidate(leaf, p, p) for leaf, p in said.items()]
     assert said[joined(found, chances, 0.0, 1)[0].leaf] == max(said.values())
     assert chances[joined(found, chances, 1.0, 1)[0].leaf] == max(chances.values())
+
+
+def test_of_entities_with_one_name_the_ranker_s_best_stands_first() -> None:
+    assert likeliest([7, 3, 9, 5], {9: -0.1, 3: -2.0, 4: 0.0}) == [9, 3, 7, 5]
+
+
+NAMESAKES = [
+    {"id": "Q901", "name": "Petra Novak", "description": "cellist from Brno"},
+    {"id": "Q902", "name": "Petra Novak", "description": "senator from Brno"},
+]
+
+
+@pytest.mark.parametrize(("trade", "identity"), [("cellist", "Q901"), ("senator", "Q902")])
+def test_two_of_one_name_are_told_apart_by_id(
+    workspace: Workspace, tmp_path: Path, trade: str, identity: str
+) -> None:
+    source = written(tmp_path, "namesakes.jsonl", NAMESAKES)
+    assert main(["kb", "add", "--workspace", str(workspace.folder), "--entities", source]) == 0
+    try:
+        text = f"The {trade} Novak {TRADES[trade]}."
+        (row,) = linked_alone(workspace.folder, tmp_path, [{"id": "1", "text": text, "mention": "Novak"}])
+    finally:
+        assert main(["kb", "rollback", "--workspace", str(workspace.folder)]) == 0
+    found = [c["entity_id"] for c in row["candidates"] if c["entity"] == "Petra Novak"]
+    assert found == sorted(("Q901", "Q902"), key=lambda one: one != identity)

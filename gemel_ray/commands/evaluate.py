@@ -24,7 +24,8 @@ def add(verb: Parser) -> None:
     target's, letter for letter but for white space and Unicode's forms; one that is missing or an error
     counts as wrong; mentions without a target are left out. Every figure has its 95% interval, by bootstrap
     over documents. With the training files and the knowledge base come accuracy by popularity and ambiguity,
-    and what a linker without any model would get.
+    and what a linker without a language model would get: the workspace's ranker (which links the gold
+    mentions for it), or, where there is none, names and the training mentions' targets.
 
       gemel-ray evaluate linked
       gemel-ray evaluate linked --gold dev.json --train train.json --workspace kb --report report.html
@@ -52,7 +53,8 @@ def _run(options: argparse.Namespace) -> int:
     made = read_manifest(options.links)
     gold = files(options.gold, say) if options.gold else own_gold(made, options.links)
     targets = _targets(options, made)
-    found = evaluate(options.links, gold, known(files(options.train, say), _entities(options)), targets)
+    knowing = known(files(options.train, say), _entities(options))
+    found = evaluate(options.links, gold, knowing, targets, _ranked(options, gold, made))
     against = evaluate(options.against, gold, targets=targets) if options.against else None
     comparison = compare(found, against).figures() if against else None
     if options.json:
@@ -63,6 +65,12 @@ def _run(options: argparse.Namespace) -> int:
         write_report(found, options.report, title=f"Links of {options.links}", comparison=comparison)
         say(str(options.report))
     return 0
+
+
+def _ranked(options: argparse.Namespace, gold: list[str], made: dict[str, Any]) -> Any:
+    from gemel_ray.evaluation.ranked import ranked_alone
+
+    return ranked_alone(options.workspace, gold, made) if options.workspace else None
 
 
 def own_gold(made: dict[str, Any], output: Place) -> list[str]:

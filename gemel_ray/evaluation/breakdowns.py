@@ -25,6 +25,8 @@ _TIMES = ("never", "once", "2-5", "more")
 _QUARTERS = ("lowest", "second", "third", "highest", "not given")
 _NAMES = ("it is", "it is not")
 _SEEN = ("seen", "unseen")
+_NOVELTY = ("target known for the mention", "mention known, target new for it", "mention not known")
+_DESCRIBED = ("described", "not described")
 
 
 def breakdowns(judged: Sequence[Judged], known: Known) -> dict[str, dict[str, Figure]]:
@@ -52,12 +54,20 @@ def _labels(known: Known) -> dict[str, Label]:
             "ambiguity": lambda j: _AMBIGUITY[min(3, len(known.targets_of.get(j.gold["mention"], ())))],
             "popularity": lambda j: times(known.targets[j.gold["target"]]),
             "seen": lambda j: _SEEN[known.targets[j.gold["target"]] == 0],
+            "novelty": lambda j: _novelty(known.targets_of.get(j.gold["mention"]), j.gold["target"]),
         }
+    if known.described:
+        found["described"] = lambda j: _DESCRIBED[j.gold["target"] not in known.described]
     if known.entities:
         found["mention_is_name"] = lambda j: _NAMES[j.gold["mention"] not in known.popularity]
     if edges := known.quarters():
         found["kb_popularity"] = lambda j: _quarter(known.popularity.get(j.gold["target"]), edges)
     return found
+
+
+def _novelty(targets: Counter[str] | None, target: str) -> str:
+    """Whether training knew the mention, and this target for it."""
+    return _NOVELTY[2 if not targets else target not in targets]
 
 
 def times(count: int) -> str:
@@ -83,6 +93,8 @@ def _ordered(name: str, labels: Sequence[str | None]) -> list[str]:
         "kb_popularity": _QUARTERS,
         "mention_is_name": _NAMES,
         "seen": _SEEN,
+        "novelty": _NOVELTY,
+        "described": _DESCRIBED,
     }
     counts = Counter(label for label in labels if label is not None)
     if name in orders:

@@ -6,7 +6,7 @@ The JSON, the table for the terminal and the page all show that dictionary, and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from gemel_ray.evaluation.baseline import Baseline
 from gemel_ray.evaluation.breakdowns import breakdowns
 from gemel_ray.evaluation.calibration import calibration
 from gemel_ray.evaluation.figures import difference, headline, popularity, resampling, with_nil
-from gemel_ray.evaluation.judged import NIL, Judged, gold_mentions, key, links_of
+from gemel_ray.evaluation.judged import NIL, Judged, Key, Row, gold_mentions, key, links_of
 from gemel_ray.evaluation.known import Known
 from gemel_ray.evaluation.resampling import Figure
 from gemel_ray.evaluation.table import told
@@ -35,6 +35,7 @@ class Evaluation:
     known: Known = field(default_factory=Known)
     output: Place | None = None  # where the links are, and the gold files: for what a page shows of them
     gold: Sequence[str] = ()
+    ranked: Mapping[Key, Row] | None = None  # what the workspace's ranker says without a language model
 
     def part(self, prefix: str) -> Evaluation:
         """Only the documents whose id begins so."""
@@ -74,12 +75,15 @@ class Evaluation:
         }
 
     def _baseline(self) -> dict[str, Any] | None:
-        """What needs no model gets on the same mentions, and how much better the run is."""
-        if not (self.known.targets and self.known.entities):
+        """What needs no language model gets on the same mentions, and how much better the run is: the
+        workspace's ranker, else names and the training mentions' targets."""
+        if self.ranked is None and not (self.known.targets and self.known.entities):
             return None
-        baseline = Baseline(self.known)
-        judged, nil = baseline.judged(self.judged), baseline.judged(self.nil)
+        judged, nil = self._without_model(self.judged), self._without_model(self.nil)
         found: dict[str, Any] = {
+            "linker": "names" if self.ranked is None else "ranker",
+            "headline": headline(judged),
+            "calibration": calibration(judged) or None,
             "accuracy": headline(judged)["accuracy"],
             "accuracy_with_nil": with_nil([*judged, *nil])["accuracy_with_nil"],
             "difference": difference(self.judged, judged),
@@ -88,6 +92,11 @@ class Evaluation:
         }
         plain: dict[str, Any] = _plain(found)
         return plain
+
+    def _without_model(self, mentions: Sequence[Judged]) -> list[Judged]:
+        if self.ranked is None:
+            return Baseline(self.known).judged(mentions)
+        return [Judged(j.gold, self.ranked.get(j.key)) for j in mentions]
 
     @cached_property
     def fingerprints(self) -> list[str]:
@@ -101,10 +110,15 @@ class Evaluation:
 
 
 def evaluate(
-    output: Place, gold: Iterable[str], known: Known | None = None, targets: Targets | None = None
+    output: Place,
+    gold: Iterable[str],
+    known: Known | None = None,
+    targets: Targets | None = None,
+    ranked: Mapping[Key, Row] | None = None,
 ) -> Evaluation:
     """Judge the links in `output` (what `gemel-ray link` wrote); `targets` names what the gold files tell by
-    its id. Raises ValueError when there are no links, or no gold mention has a target."""
+    its id; `ranked` has a ranker's own answers (ranked.py). Raises ValueError when there are no links, or no
+    gold mention has a target."""
     gold = list(gold)
     mentions = list(gold_mentions(gold))
     links = links_of(output, {key(row) for row in mentions})
@@ -120,7 +134,7 @@ def evaluate(
             + (": they tell ids, so give the knowledge base (--entities)" if _by_id(mentions) else "")
         )
     nil = [j for j in every if j.nil]
-    return Evaluation(judged, len(every) - len(judged), nil, known or Known(), output, gold)
+    return Evaluation(judged, len(every) - len(judged), nil, known or Known(), output, gold, ranked)
 
 
 def _written(links: Iterable[dict[str, Any]]) -> Targets:

@@ -39,7 +39,17 @@ def headline(judged: Sequence[Judged]) -> dict[str, Figure]:
     columns = np.array(list(shares.values()), float).T
     found = dict(zip(shares, drawn.shares(columns, np.ones_like(columns)), strict=True))
     reciprocal = np.array([[1 / rank if rank else 0.0] for rank in ranks])
-    return found | {"mrr": drawn.means(reciprocal, np.ones_like(reciprocal))[0]}
+    found["mrr"] = drawn.means(reciprocal, np.ones_like(reciprocal))[0]
+    return found | _of_ids(judged)
+
+
+def _of_ids(judged: Sequence[Judged]) -> dict[str, Figure]:
+    """Accuracy by id, of the mentions whose gold tells one: several entities may bear the answer's name."""
+    told = [j for j in judged if j.right_id is not None]
+    if not told:
+        return {}
+    right = np.array([[j.right_id] for j in told], float)
+    return {"accuracy_of_ids": resampling(told).shares(right, np.ones_like(right))[0]}
 
 
 def with_nil(judged: Sequence[Judged]) -> dict[str, Figure]:

@@ -60,6 +60,14 @@ class Judged:
         return self.status == "nil" if self.nil else self.answer == self.gold["target"] is not None
 
     @property
+    def right_id(self) -> bool | None:
+        """Whether the answer is the very entity, where several bear its name; None: gold tells no id."""
+        identity = self.gold.get("target_id")
+        if identity is None or self.nil:
+            return None
+        return self.link is not None and self.link["entity_id"] == identity
+
+    @property
     def rank(self) -> int | None:
         """Of the target among the candidates, from 1; None: it is not there. Whether the answer was
         held back as nil does not matter."""
@@ -115,8 +123,13 @@ def links_of(output: Place, wanted: Collection[Key]) -> dict[Key, Row]:
     for table in results.tables(output, [*_LINK, "candidates"]):
         for row in table.to_pylist():
             if key(row) in wanted:
-                found[key(row)] = {name: row[name] for name in _LINK[2:]} | {"ranked": ranked(row)}
+                found[key(row)] = answered(row)
     return found
+
+
+def answered(link: Row) -> Row:
+    """What judging needs of a link."""
+    return {name: link[name] for name in _LINK[2:]} | {"ranked": ranked(link)}
 
 
 def ranked(link: Row) -> tuple[str, ...]:

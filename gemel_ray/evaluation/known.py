@@ -9,14 +9,21 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 
 from gemel_ray.characters import normal
 from gemel_ray.evaluation.judged import gold_mentions
 
-Named = tuple[str, float | None]  # an entity's name and popularity
+
+class Named(NamedTuple):
+    """What is kept of an entity."""
+
+    name: str
+    popularity: float | None = None
+    described: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Known:
     targets_of: dict[str, Counter[str]] = field(default_factory=dict)  # of a mention string
     popularity: dict[str, float | None] = field(default_factory=dict)  # of a name: its greatest bearer's
     entities: int = 0
+    described: frozenset[str] = frozenset()  # names of which a bearer has a description
 
     def quarters(self) -> list[float]:
         """The three popularities that cut the knowledge base's names in four; empty: none are given."""
@@ -43,12 +51,15 @@ def known(train: Sequence[str] = (), entities: Iterable[Named] = ()) -> Known:
             targets[row["target"]] += 1
             targets_of[normal(row["mention"])][row["target"]] += 1
     popularity: dict[str, float | None] = {}
+    described: set[str] = set()
     count = 0
-    for name, value in entities:
+    for name, value, text in entities:
         count += 1
+        if text:
+            described.add(name)
         given = (v for v in (popularity.get(name), value) if v is not None)
         popularity[name] = max(given, default=None)
-    return Known(targets, dict(targets_of), popularity, count)
+    return Known(targets, dict(targets_of), popularity, count, frozenset(described))
 
 
 def named_in(file: str) -> Iterator[Named]:
@@ -60,7 +71,7 @@ def named_in(file: str) -> Iterator[Named]:
     empty = True
     for row in read(file, rejects):
         empty = False
-        yield row["name"], row["popularity"]
+        yield Named(row["name"], row["popularity"], bool(row["description"]))
     if empty:
         raise ValueError(f"{file} holds no entity" + (f": {rejects.first[0]}" if rejects.count else ""))
 
@@ -73,5 +84,7 @@ def named_in_workspace(folder: Path) -> Iterator[Named]:
 
     read_facts(folder)
     table: Any = Entities.open(current_folder(folder) / "entities.arrow").table
-    for batch in table.select(["name", "popularity"]).to_batches():
-        yield from zip(batch["name"].to_pylist(), batch["popularity"].to_pylist(), strict=True)
+    for batch in table.select(["name", "popularity", "description"]).to_batches():
+        described = pc.greater(pc.fill_null(pc.utf8_length(batch["description"]), 0), 0)
+        columns = (batch["name"], batch["popularity"], described)
+        yield from map(Named, *(column.to_pylist() for column in columns))

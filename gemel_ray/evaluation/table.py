@@ -8,6 +8,7 @@ from typing import Any
 Row = dict[str, Any]
 HEADLINE = {
     "accuracy": "accuracy",
+    "accuracy_of_ids": "accuracy by id",
     "accuracy_with_nil": "accuracy, gold NIL counted",
     "nil_precision": "right among answers nil",
     "nil_recall": "nil among gold NIL",
@@ -29,7 +30,10 @@ BREAKDOWNS = {
     "popularity": "by how often the target was one in training",
     "kb_popularity": "by quarter of the target's popularity in the knowledge base",
     "seen": "by whether the target was one in training",
+    "novelty": "by what training told of the mention",
+    "described": "by whether the knowledge base describes the target",
 }
+LINKERS = {"names": "baseline without a model", "ranker": "the ranker without a language model"}
 POPULARITY = {
     "true_mean": "times in training: the right entity",
     "predicted_mean": "times in training: the answer",
@@ -71,7 +75,7 @@ def _lines(figures: Row) -> Iterator[str]:
     yield f"{'mentions':<40}{figures['mentions']:>6,}  ({rows}; {left_out})"
     yield from _section(HEADLINE, figures["headline"])
     if baseline := figures["baseline"]:
-        names = {"accuracy": "baseline without a model", "difference": "the run is better by"}
+        names = {"accuracy": LINKERS[baseline["linker"]], "difference": "the run is better by"}
         yield from _section(names, baseline)
     for name, table in figures["breakdowns"].items():
         yield f"\n{title(name)}"
@@ -86,6 +90,8 @@ def _lines(figures: Row) -> Iterator[str]:
 
 def _section(names: dict[str, str], figures: Row, count: bool = False) -> Iterator[str]:
     for name, shown in names.items():
+        if name not in figures:
+            continue
         figure = figures[name]
         within = f"  ({interval(figure, name)})" if figure["interval_95"] else ""
         of = f"  of {figure['mentions']:,}" if count else ""

@@ -4,6 +4,8 @@
     postings.py  a memory-mapped inverted index
     names.py     names and aliases by words, initials, trigrams
     examples.py  what the solved examples say of a mention and of an entity
+    descriptions.py  what entities are described as, as vectors
+    years.py     years of a text against those of a description
     evidence.py  candidates and their features
     ranker.py    a small network over the features of all candidates
     fitting.py   the network fitted on the examples themselves, when a workspace is built

@@ -14,6 +14,7 @@ from gemel_ray.knowledge.entities import Entities
 from gemel_ray.ranking.examples import NOBODY, Examples
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.words import folded, likeness, stems, trigrams
+from gemel_ray.ranking.years import compared, years
 
 Vectors = npt.NDArray[np.float32]
 MOST = 100  # candidates of a mention
@@ -30,6 +31,8 @@ FEATURES = (
     # the text around it: against the description, by vectors and words; other words of the name there
     "description fits", "description fits less", "description's words", "description's words less",
     "rest of the name in the text", "name in the text",
+    # the years that the text and the description tell
+    "years known", "begun by then", "within its years", "years from its middle",
     # the entity's examples, whatever their mention: how many, and how alike their texts and pictures are
     "examples at all", "likest text", "mean text", "has examples", "likest picture", "likest picture less",
     # neighbours by mention and picture
@@ -162,7 +165,9 @@ class Witness:
             [len(r & inside) / max(1, len(r)), f" {e['name']} " in f" {text} "]
             for r, e in zip(rest, known, strict=True)
         ]
-        return np.concatenate([_less(fits), _less(overlap), np.array(named, np.float32)], axis=1)
+        spoken = years(asked.text)
+        when = [compared(spoken, e["years"]) for e in known]
+        return np.concatenate([_less(fits), _less(overlap), np.array(named, np.float32), when], axis=1)
 
     def _of_examples(self, rows: list[int], asked: Question) -> Vectors:
         found = []

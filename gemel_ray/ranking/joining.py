@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gemel_ray.engine.search import Candidate
 
@@ -26,3 +26,9 @@ def joined(
     whole = top + math.log(sum(math.exp(p - top) for p in pooled.values()))
     ranked = sorted((-p, leaf) for leaf, p in pooled.items())[:count]
     return [Candidate(leaf, said.get(leaf, -math.inf), -p - whole) for p, leaf in ranked]
+
+
+def likeliest(entities: Iterable[int], chances: Mapping[int, float]) -> list[int]:
+    """Entities that bear one name, those first that the ranker gives better chances; the others, of which it
+    knows nothing, in the order given."""
+    return sorted(entities, key=lambda row: -chances.get(row, -math.inf))

@@ -19,6 +19,7 @@ from gemel_ray.knowledge.entities import Entities
 from gemel_ray.ranking import postings
 from gemel_ray.ranking.postings import Postings, Rows
 from gemel_ray.ranking.words import folded, initials, key, stems, trigrams
+from gemel_ray.ranking.years import years
 
 _SCHEMA = pa.schema(
     [
@@ -26,6 +27,7 @@ _SCHEMA = pa.schema(
         pa.field("aliases", pa.list_(pa.string())),  # folded, without the name
         pa.field("bracket", pa.bool_()),  # whether the name tells itself apart: Mercury (planet)
         pa.field("about", pa.list_(pa.string())),  # stems of the description, without the name's
+        pa.field("years", pa.list_(pa.int16())),  # that the description tells, in its order
     ]
 )
 _FREQUENT = 6_000  # entities that share a word: more tell nothing
@@ -126,6 +128,7 @@ def _folded(entity: dict[str, Any]) -> dict[str, Any]:
         "aliases": [alias for alias in aliases if alias and alias != name],
         "bracket": "(" in entity["name"],
         "about": sorted(about),
+        "years": years(entity["description"] or ""),
     }
 
 

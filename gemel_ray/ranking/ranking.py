@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
+from gemel_ray.ranking import descriptions
 from gemel_ray.ranking import examples as example_files
 from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking.evidence import Question, Witness
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
 Matrix = npt.NDArray[np.float32]
-FOLDER, FILE = "ranking", "ranker.safetensors"
-_DESCRIBED = 8_192  # descriptions encoded at once
+FILE, _ABOUT = "ranker.safetensors", "about.npy"
 
 
 class Ranking:
@@ -50,8 +49,7 @@ class Ranking:
 
 
 def witness(folder: Path, bank: Bank, entities: Entities) -> Witness:
-    about = np.load(folder / "about.npy", mmap_mode="r")
-    return Witness(Names(folder), Examples(folder, bank), entities, np.asarray(about))
+    return Witness(Names(folder), Examples(folder, bank), entities, descriptions.opened(folder / _ABOUT))
 
 
 def write(
@@ -62,24 +60,11 @@ def write(
     name_files.write(entities, folder)
     known = Examples(former.ranking_folder, former.bank) if former else None
     example_files.write(bank, entities, encode, folder, known)
-    about = np.zeros((len(entities), bank.mention_vectors.shape[1]), np.float16)
-    for rows, texts in _described(entities):
-        about[rows] = encode(texts)
-    np.save(folder / "about.npy", about)
+    described = _described(former) if former else None
+    descriptions.write(entities, encode, bank.mention_vectors.shape[1], folder / _ABOUT, described)
     if former:
         shutil.copyfile(former.ranking_folder / FILE, folder / FILE)
 
 
-def _described(entities: Entities) -> Iterator[tuple[list[int], list[str]]]:
-    """Rows and texts of the entities that have a description."""
-    rows: list[int] = []
-    texts: list[str] = []
-    for row, entity in enumerate(entities.rows()):
-        if entity["description"]:
-            rows.append(row)
-            texts.append(f"{entity['name']}: {entity['description']}")
-        if len(rows) == _DESCRIBED:
-            yield rows, texts
-            rows, texts = [], []
-    if rows:
-        yield rows, texts
+def _described(former: Workspace) -> descriptions.Described:
+    return descriptions.Described(former.entities, descriptions.opened(former.ranking_folder / _ABOUT))

@@ -10,7 +10,7 @@ import html
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from gemel_ray.evaluation.table import CALIBRATION, HEADLINE, POPULARITY, interval, title, value
+from gemel_ray.evaluation.table import CALIBRATION, HEADLINE, LINKERS, POPULARITY, interval, title, value
 from gemel_ray.report.literature import PUBLISHED
 
 Row = dict[str, Any]
@@ -25,7 +25,7 @@ def tiles(figures: Row) -> str:
     if figures["gold_nil"]:
         shown.append(_tile(HEADLINE["accuracy_with_nil"], head["accuracy_with_nil"]))
     if baseline:
-        shown.append(_tile("baseline without a model", baseline["accuracy"]))
+        shown.append(_tile(LINKERS[baseline["linker"]], baseline["accuracy"]))
     shown += [_tile(HEADLINE["among_candidates"], head["among_candidates"]), _tile("MRR", head["mrr"], "mrr")]
     if found := figures["calibration"]:
         name = "expected_calibration_error"
@@ -41,9 +41,9 @@ def _tile(title: str, figure: Row, name: str = "") -> str:
 def figures_table(figures: Row) -> str:
     """All headline figures with their intervals."""
     rows = _named(HEADLINE, figures["headline"])
-    if figures["baseline"]:
-        names = {"accuracy": "baseline without a model", "difference": "this run is better by"}
-        rows += _named(names, figures["baseline"])
+    if baseline := figures["baseline"]:
+        names = {"accuracy": LINKERS[baseline["linker"]], "difference": "this run is better by"}
+        rows += _named(names, baseline)
     rows += _named(POPULARITY, figures["popularity"] or {}) + _named(
         CALIBRATION, figures["calibration"] or {}
     )

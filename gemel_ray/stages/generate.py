@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -26,7 +26,8 @@ class Generate(Stage):
     `neighbours` the score is the logarithm of (1 - neighbours) * P(name), as the model says it, plus
     neighbours * P(name), as the demonstrations alone say it. Where the workspace has a ranker (see
     gemel_ray/ranking), the score is the mean of both log-probabilities instead, the ranker's weighted by
-    `ranking` (0: not joined), normalised over the names that either knows. Below `nil_threshold` of
+    `ranking` (0: not joined; 1: the ranker alone answers, and the language model is not even loaded),
+    normalised over the names that either knows. Below `nil_threshold` of
     probability (the softmax of the candidates' scores) the answer is NIL. The other fields are the engine's
     (see EngineOptions).
     """
@@ -74,7 +75,19 @@ class Generate(Stage):
         if self.neighbours and self.prior_weight:
             raise ValueError("generate.prior_weight and generate.neighbours cannot be had both: set one to 0")
 
+    def asked(self, options: dict[str, Any] | None) -> Generate:
+        """The stage as a row's document wants it. Raises ValueError for options that do not go together."""
+        names = {"candidates": "beams", "search": "search", "nil_threshold": "nil_threshold"}
+        own: dict[str, Any] = {
+            names[k]: v for k, v in (options or {}).items() if k in names and v is not None
+        }
+        return replace(self, **own) if own else self
+
     def start(self, workspace: Workspace) -> Work:
+        if self.ranking == 1 and workspace.ranks and workspace.config.retrieve.ranking:
+            from gemel_ray.stages.ranked import Ranked
+
+            return Ranked(self, workspace)
         from gemel_ray.stages.generating import Generating  # with torch, which the driver does without
 
         return Generating(self, workspace)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from gemel_ray.engine.search import Candidate, Expansions, Path, Rollout, beam, 
 from gemel_ray.engine.usage import Usage
 from gemel_ray.engine.vllm_engine import Asked, EngineOptions, Step
 from gemel_ray.knowledge.prefix_tree import NOWHERE
-from gemel_ray.ranking.joining import joined
+from gemel_ray.ranking.joining import joined, likeliest
 from gemel_ray.stage import Work, answer
 from gemel_ray.stages.assemble import query_text
 from gemel_ray.stages.generate import Generate
@@ -73,7 +73,7 @@ class Generating(Work):
     async def _link(self, row: dict[str, Any]) -> dict[str, Any]:
         self.mentions += 1
         try:
-            asked = self._asked(row["options"] or {})
+            asked = self.stage.asked(row["options"])
         except ValueError as reason:  # options that do not go together
             return {"error": str(reason)}
         try:
@@ -82,27 +82,21 @@ class Generating(Work):
                 found = await self.prior.corrected(found, asked.prior_weight, asked.length_penalty)
         except ValueError as reason:  # this prompt's own fault: too long
             return {"error": str(reason)}
-        if asked.ranking and row["likely"]:
-            found = joined(found, self._chances(row), asked.ranking, asked.beams)
+        chances = dict(zip(row["likely"] or (), row["chances"] or (), strict=True))
+        if asked.ranking and chances:
+            found = joined(found, self._by_name(chances), asked.ranking, asked.beams)
         elif weight := asked.neighbours:
             shares = self.neighbours.shares(row["nearest"], row["similarities"])
             found = interpolated(found, shares, weight, asked.beams)
-        return self._row(found, asked.nil_threshold)
+        return self._row(found, asked.nil_threshold, chances)
 
-    def _chances(self, row: dict[str, Any]) -> dict[int, float]:
-        """The ranker's log-probabilities by leaf. A name that several entities bear has the best one's."""
-        chances: dict[int, float] = {}
-        named = self.entities.of(row["likely"])
-        for (_, name), log_prob in zip(named, row["chances"], strict=True):
+    def _by_name(self, chances: dict[int, float]) -> dict[int, float]:
+        """The ranker's log-probabilities of entities, as those of their names, by leaf."""
+        names: dict[int, float] = {}
+        for (_, name), log_prob in zip(self.entities.of(chances), chances.values(), strict=True):
             if (leaf := self.neighbours.leaf(name)) != NOWHERE:
-                chances.setdefault(leaf, log_prob)
-        return chances
-
-    def _asked(self, options: dict[str, Any]) -> Generate:
-        """The stage as this row's document wants it."""
-        names = {"candidates": "beams", "search": "search", "nil_threshold": "nil_threshold"}
-        own = {names[k]: v for k, v in options.items() if k in names and v is not None}
-        return replace(self.stage, **own) if own else self.stage
+                names[leaf] = float(np.logaddexp(names.get(leaf, -np.inf), log_prob))
+        return names
 
     async def _in_rounds(self, asked: Generate, row: dict[str, Any]) -> list[Candidate]:
         """In lock step with all others; nothing where that is not to be had. Exact search is none of beams.
@@ -168,13 +162,17 @@ class Generating(Work):
         )
         return prompt.base
 
-    def _row(self, found: list[Candidate], nil_threshold: float) -> dict[str, Any]:
-        """The answer's columns. A name that several entities bear stands once for each of them, in the
-        knowledge base's order; the probability is the name's."""
+    def _row(self, found: list[Candidate], nil_threshold: float, chances: dict[int, float]) -> dict[str, Any]:
+        """The answer's columns. A name that several entities bear stands once for each of them, those first
+        that the ranker gives better `chances`, else in the knowledge base's order; the probability is the
+        name's."""
+
         candidates = [
             {"entity": name, "entity_id": identity, "score": candidate.score}
             for candidate in found
-            for identity, name in self.entities.of(self.tree.entities(candidate.leaf))
+            for identity, name in self.entities.of(
+                likeliest(self.tree.entities(candidate.leaf).tolist(), chances)
+            )
         ]
         probability = probabilities(found)[0]
         sure = probability >= nil_threshold

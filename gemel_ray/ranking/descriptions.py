@@ -1,0 +1,82 @@
+"""What entities are described as, as vectors: float16 [entities, width]; zeros where there is nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gemel_ray.knowledge.entities import Entities
+from gemel_ray.ranking.examples import Encode
+from gemel_ray.ranking.words import key
+
+Half = npt.NDArray[np.float16]
+_AT_ONCE = 8_192
+
+
+class Described:
+    """The vectors of one version of the knowledge, by their texts."""
+
+    def __init__(self, entities: Entities, vectors: Half) -> None:
+        self._vectors = vectors
+        pairs = [
+            (key(text), row)
+            for rows, texts in _texts(entities)
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        found = np.array(pairs, np.uint64).reshape(-1, 2)
+        self._keys, self._rows = found[found[:, 0].argsort()].T
+
+    def of(self, texts: list[str]) -> list[int]:
+        """The row of each text; -1: it has none."""
+        keys = np.array([key(text) for text in texts], np.uint64)
+        at = np.minimum(np.searchsorted(self._keys, keys), max(0, len(self._keys) - 1))
+        if not len(self._keys):
+            return [-1] * len(texts)
+        return np.where(self._keys[at] == keys, self._rows[at].astype(np.int64), -1).tolist()
+
+    def vectors(self, rows: list[int]) -> Half:
+        """Those of some rows."""
+        return self._vectors[rows]
+
+
+def opened(file: Path) -> Half:
+    """The vectors, mapped."""
+    return np.asarray(np.load(file, mmap_mode="r"))
+
+
+def write(
+    entities: Entities, encode: Encode, width: int, file: Path, former: Described | None = None
+) -> None:
+    """Write the vectors to `file`, some at once; a text that `former` has is not encoded again."""
+    shape = (len(entities), width)
+    if not len(entities):
+        np.save(file, np.zeros(shape, np.float16))
+        return
+    made = np.lib.format.open_memmap(file, "w+", np.float16, shape)  # type: ignore[no-untyped-call]
+    for rows, texts in _texts(entities):
+        known = former.of(texts) if former else [-1] * len(texts)
+        old = [i for i, row in enumerate(known) if row >= 0]
+        new = [i for i, row in enumerate(known) if row < 0]
+        if former and old:
+            made[[rows[i] for i in old]] = former.vectors([known[i] for i in old])
+        if new:
+            made[[rows[i] for i in new]] = encode([texts[i] for i in new])
+    made.flush()
+
+
+def _texts(entities: Entities) -> Iterator[tuple[list[int], list[str]]]:
+    """Rows and texts of the entities that have a description."""
+    rows: list[int] = []
+    texts: list[str] = []
+    for row, entity in enumerate(entities.rows()):
+        if entity["description"]:
+            rows.append(row)
+            texts.append(f"{entity['name']}: {entity['description']}")
+        if len(rows) == _AT_ONCE:
+            yield rows, texts
+            rows, texts = [], []
+    if rows:
+        yield rows, texts

@@ -1,0 +1,51 @@
+"""Generate without a language model: the workspace's ranker alone decides (generate.ranking=1)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from gemel_ray.stage import Work, answer
+from gemel_ray.stages.generate import Generate
+
+if TYPE_CHECKING:
+    from gemel_ray.knowledge.workspace import Workspace
+
+
+class Ranked(Work):
+    """What Retrieve's ranker says, as links. No engine is started."""
+
+    def __init__(self, stage: Generate, workspace: Workspace) -> None:
+        self.stage, self.entities, self.mentions = stage, workspace.entities, 0
+
+    def renewed(self, workspace: Workspace) -> Work:
+        return Ranked(self.stage, workspace)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = [self._link(row) for row in batch.select(["likely", "chances", "options"]).to_pylist()]
+        self.mentions += len(rows)
+        columns = {name: [row.get(name) for row in rows] for name in self.stage.writes.names}
+        table = answer(self.stage.writes, columns, [row.get("error") for row in rows])
+        return table.append_column("status", pa.array([row.get("status") for row in rows], pa.string()))
+
+    def _link(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            asked = self.stage.asked(row["options"])
+        except ValueError as reason:  # options that do not go together
+            return {"error": str(reason)}
+        if not row["likely"]:
+            return {"status": "nil", "candidates": []}
+        candidates = [
+            {"entity": name, "entity_id": identity, "score": score}
+            for (identity, name), score in zip(self.entities.of(row["likely"]), row["chances"], strict=True)
+        ][: asked.beams]
+        probability = math.exp(candidates[0]["score"])
+        sure = probability >= asked.nil_threshold
+        best = candidates[0] if sure else candidates[0] | {"entity": None, "entity_id": None}
+        status = "linked" if sure else "nil"
+        return {**best, "probability": probability, "candidates": candidates, "status": status}
+
+    def measures(self) -> dict[str, Any]:
+        return {"mentions": self.mentions}
