@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 import yaml
 
+from gemel_ray.errors import GemelError
 from gemel_ray.setting import allowed
 
 
-class ConfigError(ValueError):
+class ConfigError(GemelError, ValueError):
     """What is wrong, where, and the nearest right name."""
 
 

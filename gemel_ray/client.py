@@ -18,12 +18,14 @@ from typing import Any
 
 import httpx
 
+from gemel_ray.errors import GemelError
+
 Link = dict[str, Any]  # the columns of links/*.parquet
 Image = str | bytes | Path  # an http(s) or data: URL, the picture's bytes, or its file
 _LONGEST = 30.0  # seconds between two tries, whatever the server asks for
 
 
-class ServerError(RuntimeError):
+class ServerError(GemelError, RuntimeError):
     """What the endpoint refused: its sentence, `kind`, HTTP `status` and `request_id`."""
 
     def __init__(self, message: str, kind: str, status: int, request_id: str) -> None:

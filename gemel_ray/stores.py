@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from gemel_ray.errors import GemelError
+
 _PATIENCE = 30.0  # seconds for a first answer
 T = TypeVar("T")
 
@@ -45,7 +47,7 @@ for _kind in ("s3", "gs", "az", "abfs"):  # other processes write, so that what 
     fsspec.config.conf.setdefault(_kind, {}).setdefault("use_listings_cache", False)
 
 
-class StoreError(OSError):
+class StoreError(GemelError, OSError):
     """What is wrong with a store, in one sentence with the address."""
 
 

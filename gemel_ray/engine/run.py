@@ -33,6 +33,7 @@ from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.search import Candidate
 from gemel_ray.engine.usage import Usage
 from gemel_ray.engine.vllm_engine import Asked, EngineOptions, Step, embedding_table, sampling, start
+from gemel_ray.errors import GemelError
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ T = TypeVar("T")
 HUNG = 30.0
 
 
-class EngineDied(RuntimeError):
+class EngineDied(GemelError, RuntimeError):
     """The engine's thread has ended; the process must be replaced."""
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gemel_ray.errors import GemelError
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
@@ -57,7 +58,7 @@ _REBUILD = {
 }
 
 
-class WorkspaceError(ValueError):
+class WorkspaceError(GemelError, ValueError):
     """The folder is no workspace, or was made with something else than what is asked of it now."""
 
 

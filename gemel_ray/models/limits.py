@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.error import URLError
 
+from gemel_ray.errors import GemelError
+
 STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss")  # object stores, whose addresses name no host
 
 
-class ImageError(ValueError):
+class ImageError(GemelError, ValueError):
     """An image that cannot be had; the message names it and says why."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -46,6 +46,11 @@ def documents(address: str, *, fetch_official_images: bool = False, batch: int =
             made, held = [], 0
     if made:
         yield pa.Table.from_pylist(made, DOCUMENT)
+
+
+def table(rows: Iterable[tuple[int, Any]], at: Place) -> pa.Table:
+    """Numbered rows of any form, as a file at `at` would have them."""
+    return pa.Table.from_pylist([_document(raw, at, number) for number, raw in rows], DOCUMENT)
 
 
 def _document(raw: Any, at: Place, number: int) -> Row:

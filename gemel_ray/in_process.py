@@ -1,0 +1,81 @@
+"""Link documents in this process: the models are loaded once, then any number of documents.
+
+    from gemel_ray import Linker
+
+    with Linker("my-workspace") as linker:
+        links = linker.link("A flag with the mark of AWS.", image="flag.jpg", mentions=["AWS"])
+
+The graph is the one of `gemel-ray link` and of the endpoint, without Ray: one process, one engine. For
+millions of documents use the job, which resumes and shares the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gemel_ray.config import load
+from gemel_ray.graph import run_in_process
+from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.linking import linking_graph
+from gemel_ray.readers.pictures import Place
+from gemel_ray.readers.reading import table
+from gemel_ray.sizing import fitted
+
+Link = dict[str, Any]  # the columns of links/*.parquet
+Image = str | bytes | Path  # an address, the picture's bytes, or its file
+_BATCH = 64
+
+
+class Linker:
+    """The started graph of a workspace: a folder that `gemel-ray build` made.
+
+    `settings`: as `--set` takes them, {"generate.beams": 1}. `config`: a configuration file. Not thread-safe.
+    Raises WorkspaceError, ConfigError.
+    """
+
+    def __init__(
+        self,
+        workspace: str | Path,
+        settings: Mapping[str, Any] | None = None,
+        config: str | Path | None = None,
+    ) -> None:
+        folder, given = Path(workspace), [f"{name}={value}" for name, value in (settings or {}).items()]
+        file = Path(config) if config is not None else None
+        options = fitted(load(file, read_facts(folder)["settings"], given), "offline")
+        opened = Workspace.open(folder, options)
+        graph = linking_graph(options, opened)
+        self._segment = graph.segment([stage.name for stage in graph.stages], opened)
+
+    def __enter__(self) -> Linker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the models."""
+        self._segment.close()
+
+    def link(
+        self, text: str, image: Image | None = None, mentions: Sequence[str | tuple[int, int]] | None = None
+    ) -> list[Link]:
+        """Links of one document, a row a mention. `mentions`: strings, or (start, end) in characters; None
+        lets Detect find them. A document that cannot be linked is a row of status `error`."""
+        row: dict[str, Any] = {"text": text}
+        if image is not None:
+            row["image"] = str(image) if isinstance(image, Path) else image
+        if mentions is not None:
+            row["mentions"] = [m if isinstance(m, str) else {"start": m[0], "end": m[1]} for m in mentions]
+        return list(self.link_many([row]))
+
+    def link_many(self, documents: Iterable[Mapping[str, Any]]) -> Iterator[Link]:
+        """Links of each document, in order; `document_id` says whose they are. A document is what a line of
+        an input file may be (docs/inputs.md); relative paths begin in the working directory."""
+        at = Place(str(Path.cwd() / "documents"), fetch=False)
+        numbered = enumerate(map(dict, documents), 1)
+        tables = (table(some, at) for some in iter(lambda: list(islice(numbered, _BATCH)), []))
+        for done in run_in_process(self._segment, tables):
+            yield from done.to_pylist()
