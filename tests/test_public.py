@@ -24,8 +24,8 @@ if __name__ == "__main__":
     with gemel_ray.Linker(sys.argv[1], settings) as linker:
         found = linker.link("A flag with the mark of AWS.", picture, ["AWS"])
         found += linker.link("A flag with the mark of AWS.", picture.read_bytes(), [(24, 27)])
-        rows = [{"id": "a", "text": "Adobe and AWS met.", "mentions": ["Adobe", "AWS"]}, {"id": "b", "text": 7}]
-        found += linker.link_many(rows)
+        rows = [{"id": "a", "text": "Adobe and AWS met.", "mentions": ["Adobe", "AWS"]}]
+        found += linker.link_many([*rows, {"id": "b", "text": 7}])
     print(json.dumps(found))
 """
 
