@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from gemel_ray.checked import ConfigError
     from gemel_ray.client import Client, ServerError
     from gemel_ray.engine.run import EngineDied
-    from gemel_ray.errors import GemelError
+    from gemel_ray.errors import GemelError, WorkspaceError
     from gemel_ray.graph import GraphError
     from gemel_ray.in_process import Linker
-    from gemel_ray.knowledge.workspace import WorkspaceError
     from gemel_ray.models.limits import ImageError
     from gemel_ray.stores import StoreError
 
@@ -36,7 +35,7 @@ _PLACES = {
     "Linker": "in_process",
     "ServerError": "client",
     "StoreError": "stores",
-    "WorkspaceError": "knowledge.workspace",
+    "WorkspaceError": "errors",
 }
 __all__ = [
     "Client",

@@ -84,7 +84,7 @@ def prepared(options: argparse.Namespace) -> tuple[Path, str]:
             "build",
             "--entities",
             str(data / "entities.jsonl"),
-            "--examples",
+            "--demonstrations",
             str(data / "train.parquet"),
         ]
         if code := run(options.output / "build.log", [*build, "--output", str(made)], 600):

@@ -20,7 +20,8 @@ from on_gpu import same
 
 from gemel_ray.cli import main
 from gemel_ray.config import Config, load
-from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, read_facts
+from gemel_ray.errors import WorkspaceError
+from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.measuring.alone import alone, assembled
 from gemel_ray.measuring.apart import apart, meet, together
 from gemel_ray.measuring.engine import Measuring, Sizes

@@ -20,13 +20,14 @@ import pyarrow as pa
 
 from gemel_ray.config import Config
 from gemel_ray.detecting.linked import Learnt
+from gemel_ray.errors import WorkspaceError
 from gemel_ray.graph import Segment
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import entity_files, prefix_tree, thumbnails
 from gemel_ray.knowledge.lengths import in_words, longest_name
 from gemel_ray.knowledge.targets import Targets
-from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, resolved, revisions
+from gemel_ray.knowledge.workspace import Workspace, resolved, revisions
 from gemel_ray.knowledge.writing import BankWriter, Made, index, new_workspace, write_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.models.mapper import FeatureMapper

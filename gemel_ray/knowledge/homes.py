@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemel_ray import storage
+from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge import collection, versions
 from gemel_ray.knowledge.matrices import Matrices
 from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
 from gemel_ray.knowledge.server import BRIEFLY, Say, Server
 from gemel_ray.knowledge.vectors import Vectors, VectorStore
-from gemel_ray.knowledge.workspace import Workspace, WorkspaceError, read_facts
+from gemel_ray.knowledge.workspace import Workspace, read_facts
 
 if TYPE_CHECKING:
     from gemel_ray.config import Config

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gemel_ray.errors import GemelError
+from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
@@ -56,10 +56,6 @@ _REBUILD = {
     "mention_pooling": "the demonstrations' mentions are encoded so",
     "end_of_name": "the prefix tree's names end with it",
 }
-
-
-class WorkspaceError(GemelError, ValueError):
-    """The folder is no workspace, or was made with something else than what is asked of it now."""
 
 
 def resolved(models: Models) -> dict[str, str]:
