@@ -17,7 +17,7 @@ import yaml
 
 from gemel_ray.checked import ConfigError, made, merged, parsed
 from gemel_ray.knowledge.carried import allowed
-from gemel_ray.segments import STAGES, OnlineSegment, SegmentOptions, in_line
+from gemel_ray.segments import STAGES, ApiOptions, OnlineSegment, SegmentOptions, in_line
 from gemel_ray.setting import CLUSTER, DEVICE, GPUS, HOST, NAME, Form, setting
 from gemel_ray.stages.assemble import Assemble
 from gemel_ray.stages.detect import Detect
@@ -113,6 +113,7 @@ class Online:
     hosts: tuple[str, ...] = setting(("*.svc", "*.svc.cluster.local"), form=HOST)
     sized: bool = True  # as offline.sized
     segments: tuple[OnlineSegment, ...] = (OnlineSegment(stages=STAGES),)
+    api: ApiOptions = field(default_factory=ApiOptions)
     # Taken in at once, those under way included; beyond: 503.
     queue: int = setting(128, at_least=1, unit="documents")
     # Of work, as estimated, ahead of a request that is let in; beyond: 503.
@@ -126,8 +127,10 @@ class Online:
     image_hosts: tuple[str, ...] = setting((), form=HOST)
 
     def __post_init__(self) -> None:
-        if self.documents > self.queue:
-            raise ValueError("online.documents is at most online.queue")
+        if self.documents * self.api.max_replicas > self.queue:
+            raise ValueError(
+                "online.documents times online.api.max_replicas is at most online.queue, which they share"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,43 +2,33 @@
 
     proxy -> api (requests, limits, metrics) -> first segment -> ... -> last segment, and back
 
-The API is a process of its own, so that it answers while models load or an engine is down. A segment calls
-its successor itself. Everything about HTTP is in serving/; only Ray is here. `app` is what a Serve
-config file or a RayService names as import_path: gemel_ray.online:app.
+The API has processes of its own, so that it answers while models load or an engine is down. A segment calls
+its successor itself. What runs in the replicas is in serving/replicas.py, everything about HTTP elsewhere in
+serving/. `app` is what a Serve config file or a RayService names as import_path: gemel_ray.online:app.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from gemel_ray.config import Config, load
-from gemel_ray.engine.run import EngineDied
-from gemel_ray.environment import lean, variables
+from gemel_ray.environment import variables
 from gemel_ray.knowledge.bringing import Shared, brought
-from gemel_ray.knowledge.homes import hurried
-from gemel_ray.knowledge.workspace import Workspace, read_facts
-from gemel_ray.linking import linking_graph
+from gemel_ray.knowledge.workspace import read_facts
 from gemel_ray.offline import connect
-from gemel_ray.segments import OnlineSegment
-from gemel_ray.serving import address, proxy
+from gemel_ray.segments import ApiOptions, OnlineSegment
+from gemel_ray.serving import address, proxy, replicas
 from gemel_ray.serving.door import keys
-from gemel_ray.serving.following import Following
-from gemel_ray.serving.linker import Gone, Reply
 from gemel_ray.sizing import fitted
 
 NAME = "gemel-ray"
+_POLICY = "gemel_ray.serving.scaling:by_mentions"
 _GRACE = 10.0  # seconds beyond the deadline for a replica that stops
 
 
@@ -58,11 +48,12 @@ def deployed(config: Config, workspace: Path) -> Any:
     shared, following = Shared.of(workspace), None
     for options in reversed(config.online.segments):
         following = (
-            serve.deployment(_Stages, name="-".join(options.stages))
+            serve.deployment(replicas.Stages, name="-".join(options.stages))
             .options(**_placed(config, options))
             .bind(config, shared, options, following)
         )
-    api = serve.deployment(serve.ingress()(_Api), name="api").options(
+    api = serve.deployment(serve.ingress()(replicas.Api), name=replicas.API).options(
+        **_scaled(config.online.api, config.online.api.ongoing),
         max_ongoing_requests=100_000,  # it says no by itself, with a reason
         ray_actor_options={"num_cpus": 0},
         max_surge_percent=100,
@@ -75,15 +66,7 @@ def deployed(config: Config, workspace: Path) -> Any:
 def _placed(config: Config, options: OnlineSegment) -> dict[str, Any]:
     """A segment's replicas, as Serve calls it."""
     environment = variables(options, options.max_replicas, config.online.address)
-    scaled: dict[str, Any] = {"num_replicas": options.min_replicas}
-    if options.max_replicas > options.min_replicas:
-        scaled = {
-            "autoscaling_config": {
-                "min_replicas": options.min_replicas,
-                "max_replicas": options.max_replicas,
-                "target_ongoing_requests": max(1.0, options.ongoing / 2),
-            }
-        }
+    scaled = _scaled(options, max(1.0, options.ongoing / 2), policy={"policy_function": _POLICY})
     return scaled | {
         "max_ongoing_requests": options.ongoing,
         "health_check_period_s": 1,  # three in a row that fail, and the replica is replaced
@@ -100,77 +83,13 @@ def _placed(config: Config, options: OnlineSegment) -> dict[str, Any]:
     }
 
 
-class _Stages:
-    """A segment of the graph in a Serve replica."""
-
-    def __init__(self, config: Config, workspace: Shared, options: OnlineSegment, following: Any) -> None:
-        lean()
-        opened = Workspace.open(workspace.here(), hurried(config))
-        segment = linking_graph(config, opened).segment(options.stages, opened)
-        self.here = Following(segment, options.batch, opened)
-        self.following = following
-        self.name = f"{'-'.join(options.stages)}-{os.getpid()}-{time.time_ns()}"
-
-    async def link(self, table: pa.Table, knowledge: str | None = None) -> Reply:
-        """One document's rows, here and in the segments behind, which are told by which knowledge."""
-        reply = await self.here.link(table, knowledge, self.name)
-        if self.following is None:
-            return reply
-        later = await _asked(self.following, reply.rows, reply.knowledge)
-        seconds, measures = reply.seconds | later.seconds, reply.measures | later.measures
-        return replace(later, seconds=seconds, measures=measures)
-
-    def check_health(self) -> None:
-        """Serve replaces the replica when this raises."""
-        self.here.check()
-
-    def __del__(self) -> None:
-        if hasattr(self, "here"):
-            self.here.close()
-
-
-class _Api:
-    """The FastAPI app in a Serve replica."""
-
-    def __init__(self, config: Config, workspace: Shared, first: Any) -> None:
-        self.config, self.workspace, self.first = config, workspace, first
-
-    def __serve_build_asgi_app__(self) -> Any:
-        from gemel_ray.serving import logs
-        from gemel_ray.serving.app import create
-        from gemel_ray.serving.building import endpoint
-
-        logs.start()
-        opened = Workspace.open(self.workspace.here(), self.config)
-        made = endpoint(self.config, opened, partial(_asked, self.first))
-        self.desk = made.desk
-        return create(made)
-
-    async def drain(self) -> None:
-        """Let nobody in any more, and wait for those inside."""
-        self.desk.close()
-        while self.desk.inside:
-            await asyncio.sleep(0.05)
-
-
-async def _asked(deployment: Any, table: pa.Table, knowledge: str | None = None) -> Reply:
-    """What a deployment replies. Cancelled, so is its work; Gone, when its replica is no more."""
-    from ray.exceptions import RayActorError, TaskCancelledError, WorkerCrashedError
-    from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
-
-    response = deployment.link.remote(table, knowledge)
-    try:
-        reply: Reply = await response
-    except asyncio.CancelledError:
-        response.cancel()
-        raise
-    except EngineDied as death:
-        raise Gone("the engine has stopped; it is being replaced") from death
-    except (RayActorError, WorkerCrashedError, TaskCancelledError, ReplicaUnavailableError) as death:
-        raise Gone("a worker has died; it is being replaced") from death
-    except DeploymentUnavailableError as death:
-        raise Gone("the workers cannot be started; their logs say why") from death
-    return reply
+def _scaled(options: OnlineSegment | ApiOptions, target: float, **policy: Any) -> dict[str, Any]:
+    """How many replicas: with `target` in each, where more of them may be started."""
+    least, most = options.min_replicas, options.max_replicas
+    if most == least:
+        return {"num_replicas": least}
+    bounds = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": target}
+    return {"autoscaling_config": bounds | policy}
 
 
 @contextmanager
@@ -199,7 +118,7 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
             address.until_ready(here, online.port)
             yield f"http://{here}:{online.port}", logs
         finally:
-            handle.drain.remote().result(timeout_s=online.deadline + _GRACE)
+            handle.broadcast("drain").results(timeout_s=online.deadline + _GRACE, return_exceptions=True)
             if online.address != "local":  # else it ends with its Ray: till then it says 503, not 404
                 ray_serve.delete(NAME)
                 ray_serve.shutdown()

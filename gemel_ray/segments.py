@@ -32,7 +32,7 @@ class OnlineSegment:
 
     stages: tuple[str, ...]
     min_replicas: int = setting(1, at_least=1, unit="processes")
-    # More than min_replicas: as many as documents under way ask for.
+    # More than min_replicas: as many as mentions under way ask for.
     max_replicas: int = setting(1, at_least=1, unit="processes")
     cpus: float = setting(1.0, at_least=0, unit="CPUs")
     gpus: float = setting(0.0, form=GPUS)
@@ -40,9 +40,24 @@ class OnlineSegment:
     threads: int = setting(0, at_least=0, unit="threads")
     batch: int = setting(16, at_least=1, unit="documents")  # that waited meanwhile, encoded in one pass
     # In a replica at once; from half of it on, more replicas are started.
-    ongoing: int = setting(64, at_least=1, unit="documents")
+    ongoing: int = setting(64, at_least=1, unit="mentions")
     # Started beside the old ones when all are renewed, as a share of them; without room Serve waits for ever.
     surge: float = setting(0.0, at_least=0, at_most=1, unit="share of the replicas")
+
+    def __post_init__(self) -> None:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas is more than max_replicas")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiOptions:
+    """The processes that take requests: they read, check and answer; segments do the work."""
+
+    min_replicas: int = setting(1, at_least=1, unit="processes")
+    # More than min_replicas: as many as requests inside ask for.
+    max_replicas: int = setting(1, at_least=1, unit="processes")
+    # In a process at once, beyond which another one is started.
+    ongoing: int = setting(100, at_least=1, unit="requests")
 
     def __post_init__(self) -> None:
         if self.min_replicas > self.max_replicas:

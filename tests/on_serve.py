@@ -14,9 +14,11 @@ import httpx
 
 from gemel_ray.config import Config
 from gemel_ray.online import running
-from gemel_ray.segments import OnlineSegment
+from gemel_ray.segments import ApiOptions, OnlineSegment
 
-QUEUE = 12
+PROCESSES = 2  # of the API
+DOCUMENTS = 12  # of one request, and the share of each process
+QUEUE = PROCESSES * DOCUMENTS
 LAST = "retrieve-assemble-generate"
 
 
@@ -30,6 +32,11 @@ class Served:
         """POST where there is something to send."""
         method = "POST" if request.keys() & {"json", "content", "files"} else "GET"
         return httpx.request(method, self.address + path, timeout=120, **request)
+
+    def counted(self, sample: str) -> float:
+        """Of all API processes together: a sample of /metrics, by the beginning of its line."""
+        told = self.ask("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in told if line.startswith(sample))
 
     def inside_replica(self, function: Callable[[Any], Any]) -> Any:
         """What `function` gives of the engine, in the process that has it."""
@@ -48,7 +55,7 @@ class Served:
 
 @contextmanager
 def endpoint(config: Config, workspace: Path) -> Iterator[Served]:
-    """Ready, in two segments beside the API."""
+    """Ready, in two segments beside the API, which has two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -58,7 +65,8 @@ def endpoint(config: Config, workspace: Path) -> Iterator[Served]:
         ),  # twice both fit in Ray's three cores
         OnlineSegment(stages=("retrieve", "assemble", "generate")),
     )
-    limits: dict[str, Any] = {"queue": QUEUE, "documents": QUEUE, "megabytes": 4.0}
+    limits: dict[str, Any] = {"queue": QUEUE, "documents": DOCUMENTS, "megabytes": 4.0}
+    limits["api"] = ApiOptions(min_replicas=PROCESSES, max_replicas=PROCESSES)
     limits["wait"] = (
         600.0  # else what is let in depends on how busy the machine is; test_pace.py has the rest
     )

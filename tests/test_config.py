@@ -97,7 +97,7 @@ WRONG = [
     ("offline.segments", "detect", "must be a list, not 'detect'"),
     ("offline.segments", ["detect"], r"offline\.segments\[0\] must hold settings, not 'detect'"),
     ("online.segments", [{"stages": ["detect"], "min_replicas": 2}], "min_replicas is more than max_rep"),
-    ("online.queue", 3, "online.documents is at most online.queue"),
+    ("online.queue", 3, "online.documents times online.api.max_replicas is at most online.queue"),
     ("offline.segments", [{}], r"offline\.segments\[0\] lacks stages"),
     ("input.longest", "many", "must be a whole number"),
     ("generate", 5, "generate must hold settings, not 5"),

@@ -31,6 +31,7 @@ ONLY_IN = {
         "gemel_ray/job/submitted.py",  # the client of Ray's job server
         "gemel_ray/offline.py",
         "gemel_ray/online.py",
+        "gemel_ray/serving/replicas.py",
         "gemel_ray/training/launch.py",
         "gemel_ray/deploying/serve_config.py",  # its schema of a service's configuration, nothing that runs
         "cluster/*",

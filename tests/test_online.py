@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from on_serve import LAST, QUEUE, Served, until
+from on_serve import DOCUMENTS, LAST, PROCESSES, QUEUE, Served, until
 from parity import same_row
+from ray.serve.config import AutoscalingContext
 
 from gemel_ray.config import Config
 from gemel_ray.graph import Segment, run_in_process
@@ -72,8 +73,8 @@ def same(there: list[dict[str, Any]], here: list[dict[str, Any]]) -> None:
 
 
 def in_parts(documents: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    yield documents[:QUEUE]
-    yield documents[QUEUE:]
+    yield documents[:DOCUMENTS]
+    yield documents[DOCUMENTS:]
 
 
 def test_many_documents_give_the_rows_of_one_process(served: Served, messy: Any, in_process: Any) -> None:
@@ -139,11 +140,7 @@ def test_its_states_and_its_page(served: Served) -> None:
     assert served.ask("/healthz").status_code == 200
     assert served.ask("/readyz").json()["status"] == "ready"
     assert served.ask("/", follow_redirects=True).headers["content-type"].startswith("text/html")
-    told = served.ask("/metrics").text
-    computed = [
-        n for n in told.splitlines() if n.startswith('gemel_ray_prompt_tokens_total{source="computed"}')
-    ]
-    assert float(computed[0].split()[-1]) > 0
+    assert served.counted('gemel_ray_prompt_tokens_total{process="') > 0
     answer = served.ask(json={"text": TEXT}, headers={"X-Request-ID": "mine"})
     assert answer.headers.get_list("x-request-id") == ["mine"]
     assert answer.json()["request_id"] == "mine"
@@ -178,20 +175,33 @@ def test_any_bytes_as_a_picture_are_a_link_or_a_plain_refusal(
         assert answer.status_code in (200, 400), answer.text
 
 
+def replicas_for(scaled: Any, mentions: dict[str, float], queued: float) -> float:
+    """What the policy of a deployment says in Serve's controller, before its bounds."""
+    counted = {"mentions": mentions} if mentions else {}
+    context = AutoscalingContext(
+        None, "name", "app", 2, 2, [], 0.0, queued, counted, {}, 1, 3, {}, None, None, None, scaled
+    )
+    wanted, _ = scaled.policy.get_policy()(context)
+    return float(wanted)
+
+
 def test_segments_become_deployments(workspace_folder: Path) -> None:
     """As a Serve config file has it; nothing is started."""
     from ray.serve._private.build_app import build_app
 
     segments = "[{stages: [detect, encode], max_replicas: 3, ongoing: 8, surge: 0.5}, "
     segments += "{stages: [retrieve, assemble, generate], gpus: 0.5}]"
-    bound = app(
-        {"workspace": str(workspace_folder), "set": [f"online.segments={segments}", "online.deadline=20"]}
-    )
+    settings = [f"online.segments={segments}", "online.deadline=20", "online.api.max_replicas=2"]
+    bound = app({"workspace": str(workspace_folder), "set": settings})
     built = build_app(bound, name="name", default_runtime_env={})
     generate, encode, api = built.deployments
     assert (generate.name, generate.num_replicas, generate.ray_actor_options["num_gpus"]) == (LAST, 1, 0.5)
     scaled = encode._deployment_config.autoscaling_config
     assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (1, 3, 4.0)
+    assert replicas_for(scaled, {"one": 30.0, "two": 10.0}, queued=4) == 11  # 44 mentions, 4 in each
+    assert replicas_for(scaled, {}, queued=4) == 2  # as many as there are, until somebody has counted
+    scaled = api._deployment_config.autoscaling_config
+    assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (1, 2, 100)
     assert [d._deployment_config.max_surge_percent for d in (encode, generate)] == [50, 0]
     assert (encode.max_ongoing_requests, built.ingress_deployment_name) == (8, api.name)
     for deployment in built.deployments:  # whoever is stopped has longer than any request
@@ -224,7 +234,7 @@ def flood(served: Served, number: int) -> list[httpx.Response]:
 
 
 def test_more_than_the_queue_holds_is_refused_and_the_rest_is_answered(served: Served) -> None:
-    answers = flood(served, 3 * QUEUE)
+    answers = flood(served, 2 * QUEUE)
     refused = [a for a in answers if a.status_code == 503]
     assert {a.json()["error"]["kind"] for a in refused} == {"busy"}
     assert all(int(a.headers["retry-after"]) >= 1 for a in refused)
@@ -233,14 +243,31 @@ def test_more_than_the_queue_holds_is_refused_and_the_rest_is_answered(served: S
 
 def test_a_client_that_leaves_takes_its_work_out_of_the_engine(served: Served) -> None:
     mentions = [{"start": n, "end": n + 2} for n in range(0, 24, 3)]
-    many = {"documents": [{"text": f"{n} {TEXT}", "mentions": mentions} for n in range(QUEUE)]}
+    many = {"documents": [{"text": f"{n} {TEXT}", "mentions": mentions} for n in range(DOCUMENTS)]}
     before = served.inside_replica(lambda engine: engine._steps)
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(served.address + "/v1/link", json=many, timeout=1.5)
-    until(lambda: "gemel_ray_documents_inside 0.0" in served.ask("/metrics").text)
+    until(lambda: served.counted("gemel_ray_documents_inside") == 0)
     until(lambda: served.inside_replica(lambda engine: engine.busy))
     assert served.inside_replica(lambda engine: engine._steps) > before
     assert 'status="499"' in served.ask("/metrics").text
+
+
+def test_the_processes_of_the_api_tell_the_counts_of_all_and_share_the_queue(served: Served) -> None:
+    """Whoever of them is asked."""
+    until(lambda: served.counted("gemel_ray_queue") == QUEUE)
+    before = served.counted("gemel_ray_links_total{")
+    for _ in range(6):
+        answer = served.ask(json={"text": TEXT, "mentions": ["Adobe"]})
+        assert answer.status_code == 200, answer.text
+    told = [served.ask("/metrics").text for _ in range(6)]
+    for text in told:
+        assert len(set(re.findall(r'process="(\w+)"', text))) == PROCESSES
+    assert served.counted("gemel_ray_links_total{") == before + 6
+    shares = re.findall(
+        r'gemel_ray_requests_total\{process="\w+",route="/v1/link",status="200"\} (\S+)', told[-1]
+    )
+    assert len(shares) == PROCESSES  # both have answered somebody
 
 
 def test_an_engine_that_dies_is_replaced_and_its_documents_are_asked_again(served: Served) -> None:

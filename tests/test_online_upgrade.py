@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from on_serve import QUEUE, Served, until
+from on_serve import DOCUMENTS, Served, until
 
 from gemel_ray.config import Config
 from gemel_ray.online import NAME, deployed
@@ -62,8 +62,10 @@ def test_another_configuration_loses_no_accepted_request(served: Served, workspa
 
 
 def test_at_the_end_what_was_accepted_is_finished(served: Served) -> None:
-    with ThreadPoolExecutor(QUEUE) as pool:
-        accepted = [pool.submit(served.ask, json={"text": TEXT}) for _ in range(QUEUE - 2)]
-        until(lambda: f"gemel_ray_documents_inside {QUEUE - 2}.0" in served.ask("/metrics").text)
+    """By both processes of the API."""
+    number = DOCUMENTS - 2
+    with ThreadPoolExecutor(number) as pool:
+        accepted = [pool.submit(served.ask, json={"text": TEXT}) for _ in range(number)]
+        until(lambda: served.counted("gemel_ray_documents_inside") == number)
         served.stop()
-        assert [a.result().status_code for a in accepted] == [200] * (QUEUE - 2)
+        assert [a.result().status_code for a in accepted] == [200] * number

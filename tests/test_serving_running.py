@@ -121,6 +121,20 @@ def test_a_lone_document_waits_for_nobody(running: Running) -> None:
     assert (rows["said"].to_pylist(), split.passes) == (["A"], [["a"]])
 
 
+def test_the_engine_s_counts_are_told_once(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of several API processes had the reply: they only add."""
+    counts = iter([(10, 4), (10, 4), (30, 14)])
+
+    def measured() -> dict[str, Any]:
+        asked, cached = next(counts)
+        return {"generate": {"asked": asked, "cached": cached, "steps": 7}}
+
+    monkeypatch.setattr(type(running.segment), "measures", lambda _: measured())
+    assert running.counted() == {"asked": 10, "cached": 4}
+    assert running.counted() == {}
+    assert running.counted() == {"asked": 20, "cached": 10}
+
+
 def test_who_comes_while_all_passes_end_is_served_as_well() -> None:
     graph = Graph((Split(), Say()), SOURCE, RESULT, "print")
     segment = graph.segment(["split"], cast(Any, None))

@@ -71,6 +71,10 @@ def _rows(kind: Any, path: tuple[str, ...], said: dict[tuple[str, ...], str | No
             yield f"| `{name}` | list | | {_docstring(inner[0])} |\n"
             yield from (row.replace(f"{name}.", f"{name}[].", 1) for row in _rows(inner[0], at, said))
             continue
+        if is_dataclass(hints[setting.name]):
+            yield f"| `{name}` | section | | {_docstring(hints[setting.name])} |\n"
+            yield from _rows(hints[setting.name], at, said)
+            continue
         if not said.get(at):
             raise ValueError(f"ray_config.yaml says nothing of {'.'.join(at)}: give it a comment")
         machine = ", *machine*" if "machine" in setting.metadata else ""

@@ -22,6 +22,7 @@ from gemel_ray.serving.door import Door
 from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.front_page import Page
 from gemel_ray.serving.gate import Gate
+from gemel_ray.serving.peers import Peers
 from gemel_ray.serving.pictures import Pictures
 
 _ABOUT = """Names the people, places and things in image-caption pairs.
@@ -71,6 +72,7 @@ class Endpoint:
     pictures: Pictures
     page: Page
     door: Door = field(default_factory=Door)
+    peers: Peers | None = None  # of one process among several
 
 
 def create(endpoint: Endpoint) -> FastAPI:
@@ -80,6 +82,8 @@ def create(endpoint: Endpoint) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         endpoint.desk.readiness.suspect()
+        if endpoint.peers is not None:
+            await endpoint.peers.start()
         yield
 
     app = FastAPI(
@@ -170,7 +174,8 @@ def _states(app: FastAPI, endpoint: Endpoint) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse, tags=["state"])
     async def metrics() -> Response:
-        return Response(desk.meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = desk.meters.text() if endpoint.peers is None else await endpoint.peers.text()
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _refused(request: Request, error: Exception) -> Response:

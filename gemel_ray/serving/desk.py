@@ -26,11 +26,11 @@ from gemel_ray.serving.linker import Gone, Linker, Reply
 from gemel_ray.serving.meters import Meters
 from gemel_ray.serving.pace import Pace
 from gemel_ray.serving.readiness import Readiness
+from gemel_ray.serving.scaling import mentions
 from gemel_ray.serving.turns import Turns
 
 _PAUSE = 0.5  # seconds before a document is asked for again
 _FEWEST = 4  # mentions under way at once, on however slow a machine
-_CHARACTERS = 40  # of a text for each mention that is looked for
 _BODIES = 8  # requests of the greatest size, whose bytes are in memory at once
 _LATEST = 30  # seconds after which whoever was refused is asked to try again at the latest
 
@@ -94,17 +94,23 @@ class Desk:
         self, linker: Linker, online: Online, meters: Meters, known: dict[str, str] | None = None
     ) -> None:
         self.known = known or {}  # knowledge and fingerprint of the last answer
-        self.linker, self.meters = linker, meters
-        self.queue, self.wait, self.deadline = online.queue, online.wait, online.deadline
+        self.linker, self.meters, self.online = linker, meters, online
+        self.wait, self.deadline = online.wait, online.deadline
         self.memory = int(_BODIES * online.megabytes * 2**20)
-        self.readiness = Readiness(linker)
+        self.readiness = Readiness(self._probed)
         self.documents, self.bytes, self.closed = Counter[str](), Counter[str](), False  # of each caller
         self.clocks = set[asyncio.Timeout]()  # of requests inside that have lost no worker yet
         self.pace = Pace(long=online.wait / 2)
         self.turns = Turns(self._room)
         self.least = min((s.ongoing for s in online.segments), default=1)
         self.most = min((s.ongoing * s.max_replicas for s in online.segments), default=1)
-        meters.queue.set(self.queue)
+        self.share(1)
+
+    def share(self, processes: int) -> None:
+        """So many API processes share what is let in, and the workers."""
+        self.processes = max(1, processes)
+        self.queue = max(self.online.documents, self.online.queue // self.processes)
+        self.meters.queue.set(self.queue)
 
     @property
     def inside(self) -> int:
@@ -112,11 +118,11 @@ class Desk:
         return self.documents.total()
 
     def _room(self) -> float:
-        """Mentions that the workers have at once: what keeps them busy, and no more than half of `wait`, so
-        that a newcomer's turn comes soon."""
+        """Mentions that the workers have at once from here: what keeps them busy, and no more than half of
+        `wait`, so that a newcomer's turn comes soon. The rate is of what went through here."""
         if not self.pace.rate:
-            return self.least
-        return min(self.most, max(_FEWEST, self.pace.rate * self.wait / 2))
+            return self.least / self.processes
+        return min(self.most / self.processes, max(_FEWEST, self.pace.rate * self.wait / 2))
 
     def close(self) -> None:
         """Let nobody in any more; those inside are finished."""
@@ -169,6 +175,12 @@ class Desk:
         self.known |= reply.known
         return reply
 
+    async def _probed(self, document: pa.Table) -> Reply:
+        """For readiness; what it was made by is news where nobody else asks."""
+        reply = await self.linker(document)
+        self.known |= reply.known
+        return reply
+
     async def _asked(self, document: pa.Table) -> Reply:
         while True:
             try:
@@ -201,11 +213,3 @@ class Desk:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def mentions(document: pa.Table) -> int:
-    """Those that came with it, else how many a text of its length may name: they are not looked for here."""
-    given = document["given"][0].as_py()
-    if given is not None:
-        return max(1, len(given))
-    return 1 + len(document["text"][0].as_py() or "") // _CHARACTERS

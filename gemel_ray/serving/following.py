@@ -34,8 +34,8 @@ class Following:
         self._newest = self._looked = workspace.knowledge
         self._taking, self._tasks = asyncio.Lock(), set[asyncio.Task[None]]()
 
-    async def link(self, table: pa.Table, knowledge: str | None, name: str) -> Reply:
-        """A document's rows by the version `knowledge`, or the newest. Counts go by the replica's `name`."""
+    async def link(self, table: pa.Table, knowledge: str | None) -> Reply:
+        """A document's rows by the version `knowledge`, or the newest."""
         if not self._tasks:
             self._keep(self._follow())
         version = knowledge or self._newest
@@ -43,8 +43,7 @@ class Following:
             await self._take(version)
         running = self._running[version]
         rows, seconds = await running.run(table)
-        measures = {f"{name}-{version}": running.segment.measures()}
-        return Reply(rows, seconds, measures, version)
+        return Reply(rows, seconds, running.counted(), version)
 
     @property
     def segment(self) -> Segment:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
@@ -15,12 +14,12 @@ class Gone(Exception):
 
 @dataclass
 class Reply:
-    """A document's rows, the seconds of each stage, what each worker counted since its start, and which
+    """A document's rows, the seconds of each stage, what the engine counted since its last reply, and which
     version of the knowledge answered."""
 
     rows: pa.Table
     seconds: dict[str, float] = field(default_factory=dict)
-    measures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     knowledge: str = ""
 
     @property

@@ -1,4 +1,4 @@
-"""What Prometheus is told. Workers' own counts come with their replies, so one process tells all.
+"""What Prometheus is told. An engine's counts come with its replies, to whichever API process asked.
 
 NIL rate: rate(gemel_ray_links_total{status="nil"}) over rate(gemel_ray_links_total).
 """
@@ -6,14 +6,12 @@ NIL rate: rate(gemel_ray_links_total{status="nil"}) over rate(gemel_ray_links_to
 from __future__ import annotations
 
 from collections import Counter as Count
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from gemel_ray.serving.linker import Reply
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_COUNTED = ("asked", "cached", "decoded", "requests", "mentions")
 
 
 class Meters:
@@ -37,7 +35,6 @@ class Meters:
         self.inside = self._gauge("documents_inside", "documents waiting or under way")
         self.queue = self._gauge("queue", "documents that are let in at most")
         self.pace = self._gauge("mentions_per_second", "that can be done, as estimated; 0: not known yet")
-        self._told: dict[str, Count[str]] = {}
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"gemel_ray_{name}", about, labels, registry=self.registry)
@@ -53,14 +50,7 @@ class Meters:
             self.links.labels(status).inc(number)
         for stage, seconds in reply.seconds.items():
             self.stages.labels(stage).observe(seconds)
-        for worker, measures in reply.measures.items():
-            self._counted(worker, measures.get("generate", {}))
-
-    def _counted(self, worker: str, counts: dict[str, Any]) -> None:
-        """What a worker has counted since it last told. Replies may overtake each other."""
-        before = self._told.setdefault(worker, Count())
-        new = {name: max(0, counts.get(name, 0) - before[name]) for name in _COUNTED}
-        before.update(new)
+        new = Count(reply.counts)
         self.tokens.labels("cached").inc(new["cached"])
         self.tokens.labels("computed").inc(max(0, new["asked"] - new["cached"]))
         self.decoded.inc(new["decoded"])

@@ -74,6 +74,12 @@ class Readiness:
         if time.monotonic() - self._last > seconds:
             self.suspect("nothing came through in a request's time")
 
+    async def first(self, seconds: float) -> None:
+        """Wait for a first link, for so long at most."""
+        end = time.monotonic() + seconds
+        while await self.reason() is not None and time.monotonic() < end:
+            await asyncio.sleep(0.1)
+
     async def reason(self, busy: bool = False) -> str | None:
         """Why not, or None. `busy`: others are being served. Then their links are proof, too, and a late
         answer is none: whoever dies with work on his desk is told of at once (see `suspect`)."""

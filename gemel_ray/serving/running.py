@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from gemel_ray.graph import Segment
 
+_COUNTED = ("asked", "cached", "decoded", "requests")  # of what Generate measures
 _LANES = 2  # passes at once, so that one slow picture does not keep everybody waiting
 
 
@@ -37,6 +38,7 @@ class Running:
         self.segment = segment
         self.gathering = Gathering(Segment(segment.graph, works[:cut]), batch) if cut else None
         self.streaming = Segment(segment.graph, works[cut:]) if cut < len(works) else None
+        self._told = Counter[str]()
 
     async def run(self, table: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Rows of one document, and the seconds each stage took."""
@@ -47,6 +49,13 @@ class Running:
             if self.streaming is not None:
                 table = await self.streaming.run(table, seconds)
         return table, seconds
+
+    def counted(self) -> dict[str, int]:
+        """By the engine since this was last asked: whoever adds that up counts nothing twice."""
+        measured = self.segment.measures().get("generate", {})
+        now = Counter({name: measured.get(name, 0) for name in _COUNTED})
+        new, self._told = now - self._told, now
+        return dict(new)
 
     async def retire(self) -> None:
         """When the documents under way are done, give back what no renewed segment shares."""

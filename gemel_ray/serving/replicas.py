@@ -1,0 +1,129 @@
+"""What runs in Serve's replicas: a segment of the graph, or the API; and how they ask each other."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from gemel_ray.config import Config
+from gemel_ray.engine.run import EngineDied
+from gemel_ray.environment import lean
+from gemel_ray.knowledge.bringing import Shared
+from gemel_ray.knowledge.homes import hurried
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.linking import linking_graph
+from gemel_ray.segments import OnlineSegment
+from gemel_ray.serving.following import Following
+from gemel_ray.serving.linker import Gone, Reply
+from gemel_ray.serving.peers import Counts, Peers
+from gemel_ray.serving.scaling import MENTIONS, mentions
+
+API = "api"  # the deployment's name
+_PATIENCE = 3.0  # seconds for what the API's replicas tell each other
+
+
+class Stages:
+    """A segment of the graph in a Serve replica."""
+
+    def __init__(self, config: Config, workspace: Shared, options: OnlineSegment, following: Any) -> None:
+        lean()
+        opened = Workspace.open(workspace.here(), hurried(config))
+        segment = linking_graph(config, opened).segment(options.stages, opened)
+        self.here = Following(segment, options.batch, opened)
+        self.following = following
+        self.inside = 0  # mentions
+
+    async def link(self, table: pa.Table, knowledge: str | None = None) -> Reply:
+        """One document's rows, here and in the segments behind, which are told by which knowledge."""
+        count = mentions(table)
+        self.inside += count
+        try:
+            reply = await self.here.link(table, knowledge)
+            if self.following is None:
+                return reply
+            later = await asked(self.following, reply.rows, reply.knowledge)
+        finally:
+            self.inside -= count
+        return replace(later, seconds=reply.seconds | later.seconds, counts=reply.counts | later.counts)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks for it."""
+        return {MENTIONS: self.inside}
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        self.here.check()
+
+    def __del__(self) -> None:
+        if hasattr(self, "here"):
+            self.here.close()
+
+
+class Api:
+    """The FastAPI app in a Serve replica, one of `online.api.max_replicas`."""
+
+    def __init__(self, config: Config, workspace: Shared, first: Any) -> None:
+        self.config, self.workspace, self.first = config, workspace, first
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from ray import serve
+
+        from gemel_ray.serving import logs
+        from gemel_ray.serving.app import create
+        from gemel_ray.serving.building import endpoint
+
+        logs.start()
+        opened = Workspace.open(self.workspace.here(), self.config)
+        made = endpoint(self.config, opened, partial(asked, self.first))
+        self.desk = made.desk
+        if self.config.online.api.max_replicas > 1:
+            self.peers = Peers(serve.get_replica_context().replica_id.unique_id, made.desk, _of_all)
+            made = replace(made, peers=self.peers)
+        return create(made)
+
+    async def alive(self) -> bool:
+        """One of those who share."""
+        return not self.desk.closed
+
+    async def counts(self) -> Counts:
+        """Of this process."""
+        return self.peers.counts()
+
+    async def drain(self) -> None:
+        """Let nobody in any more, and wait for those inside."""
+        self.desk.close()
+        while self.desk.inside:
+            await asyncio.sleep(0.05)
+
+
+async def _of_all(method: str) -> list[object]:
+    """What the API's replicas say, those that do."""
+    from ray import serve
+
+    handle = serve.get_deployment_handle(API, serve.get_replica_context().app_name)
+    said = await handle.broadcast(method).results_async(timeout_s=_PATIENCE, return_exceptions=True)
+    return [answer for answer in said if not isinstance(answer, BaseException)]
+
+
+async def asked(deployment: Any, table: pa.Table, knowledge: str | None = None) -> Reply:
+    """What a deployment replies. Cancelled, so is its work; Gone, when its replica is no more."""
+    from ray.exceptions import RayActorError, TaskCancelledError, WorkerCrashedError
+    from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
+
+    response = deployment.link.remote(table, knowledge)
+    try:
+        reply: Reply = await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    except EngineDied as death:
+        raise Gone("the engine has stopped; it is being replaced") from death
+    except (RayActorError, WorkerCrashedError, TaskCancelledError, ReplicaUnavailableError) as death:
+        raise Gone("a worker has died; it is being replaced") from death
+    except DeploymentUnavailableError as death:
+        raise Gone("the workers cannot be started; their logs say why") from death
+    return reply
