@@ -1,9 +1,13 @@
-"""The environment of a process that runs stages: its threads, and which GPUs it sees."""
+"""The environment of a process that runs stages: its threads, which GPUs it sees, and who reaches its Ray."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import sys
+from contextlib import suppress
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from gemel_ray.segments import OnlineSegment, SegmentOptions
 
@@ -30,3 +34,23 @@ def lean() -> None:
     """To be called before a process imports its models' libraries: transformers imports scikit-learn where it
     finds it, 1 to 3 seconds, for a way of generating that nothing here uses."""
     sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+
+
+def private() -> None:
+    """Of a Ray that is started here, for its user alone. To be called before ray is imported: it asks then.
+
+    Its ports, those of metrics too, are the loopback's: Ray's own name for that is of the systems on which it
+    does nothing else. Its token, which it would write for everybody to read (2.60), is there already."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        return
+    folder = Path.home() / ".ray"
+    token = folder / "auth_token"
+    with suppress(OSError):  # a home that cannot be written: Ray says so
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with NamedTemporaryFile("w", dir=folder) as made:  # for its user alone
+            made.write(secrets.token_hex(32))
+            made.flush()
+            with suppress(FileExistsError):
+                os.link(made.name, token)  # at once and whole, whoever else starts
+        token.chmod(0o600)

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.config import Config, Input
-from gemel_ray.environment import lean, variables
+from gemel_ray.environment import lean, private, variables
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results, said
 from gemel_ray.job.attempts import Attempts
@@ -99,6 +99,8 @@ def connect(address: str, cpus: float) -> Any:
     at least; Ray's context."""
     # Ray logs an error for every actor that Ray Data itself starts (its issue 53727): not ours to mend.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address == "local":
+        private()
     import ray
 
     cores = max(os.cpu_count() or 1, int(np.ceil(cpus)))
