@@ -2,8 +2,9 @@
 
     python -m cluster.local --nodes 3 --cpus 2 --gpus 1
 
-prints its address, for offline.address, and stays until Ctrl-C. GPUs are made up: Ray places as if they were
-there, and CUDA finds none. So a configuration's placement can be tried, not its arithmetic.
+prints its address, for offline.address, and stays until Ctrl-C. Only who has the token in ~/.ray may join. GPUs
+are made up: Ray places as if they were there, and CUDA finds none. So a configuration's placement can be tried,
+not its arithmetic.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from gemel_ray.environment import own_token
 
 _STORE = 200 * 2**20  # bytes of a node's object store: many nodes share the machine's memory
 
@@ -47,6 +50,8 @@ class LocalCluster:
 def local_cluster(nodes: int, cpus: float = 1, gpus: float = 0) -> Iterator[LocalCluster]:
     """A cluster of `nodes` nodes beside its head, ended with the block."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    own_token()
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": _STORE}

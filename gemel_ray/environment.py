@@ -40,8 +40,13 @@ def private() -> None:
     """Of a Ray that is started here, for its user alone. To be called before ray is imported: it asks then.
 
     Its ports, those of metrics too, are the loopback's: Ray's own name for that is of the systems on which it
-    does nothing else. Its token, which it would write for everybody to read (2.60), is there already."""
+    does nothing else."""
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    own_token()
+
+
+def own_token() -> None:
+    """The token of Ray's clusters, where there is none yet: Ray 2.60 makes it for everybody to read."""
     if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         return
     folder = Path.home() / ".ray"

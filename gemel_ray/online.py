@@ -97,11 +97,8 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
     """The application on a Ray of its own, or the cluster's; its address and its logs' folder, once a link
     went through. At the end nobody is let in any more, and what was accepted is finished. Raises
     ValueError when it cannot be started."""
-    import ray
-    from ray import serve as ray_serve
-
     config = fitted(config, "online")
-    online, bound = config.online, deployed(config, workspace)
+    online = config.online
     keys(os.environ)  # said before anything is started
     if online.address == "local":
         address.is_free(online.host, online.port)
@@ -109,6 +106,9 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
     place = "HeadOnly" if online.address == "local" else "EveryNode"
     try:
         logs = _connect(config)
+        from ray import serve as ray_serve
+
+        bound = deployed(config, workspace)
         ray_serve.start(proxy_location=place, http_options={"host": online.host, "port": online.port})
         try:
             handle = ray_serve.run(bound, name=NAME, route_prefix="/")
@@ -123,6 +123,8 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
                 ray_serve.delete(NAME)
                 ray_serve.shutdown()
     finally:
+        import ray
+
         ray.shutdown()
 
 
@@ -141,6 +143,7 @@ def _connect(config: Config) -> str:
     os.environ |= proxy.settings(config.online.megabytes)  # of a Ray that is started here
     context = connect(where, sum(s.max_replicas * s.cpus for s in segments) + 1)
     import ray
+    import ray.serve  # it sets its own logger's level
 
     for name in ("ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from on_serve import DOCUMENTS, Served, until
 
@@ -62,10 +64,23 @@ def test_another_configuration_loses_no_accepted_request(served: Served, workspa
 
 
 def test_at_the_end_what_was_accepted_is_finished(served: Served) -> None:
-    """By both processes of the API."""
-    number = DOCUMENTS - 2
-    with ThreadPoolExecutor(number) as pool:
+    """By both processes of the API; who comes meanwhile is told so, and never that nothing is there."""
+    number, ended = DOCUMENTS - 2, threading.Event()
+
+    def late() -> set[int]:
+        said = set[int]()
+        while not ended.is_set():
+            with suppress(httpx.TransportError):
+                said.add(served.ask(json={"text": TEXT}).status_code)
+        return said
+
+    with ThreadPoolExecutor(number + 1) as pool:
         accepted = [pool.submit(served.ask, json={"text": TEXT}) for _ in range(number)]
         until(lambda: served.counted("gemel_ray_documents_inside") == number)
-        served.stop()
+        latecomer = pool.submit(late)
+        try:
+            served.stop()
+        finally:
+            ended.set()
+        assert latecomer.result() <= {200, 503}
         assert [a.result().status_code for a in accepted] == [200] * number

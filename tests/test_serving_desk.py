@@ -312,6 +312,8 @@ def test_nobody_is_let_in_any_more_when_it_closes(play: Any) -> None:
         await slow.until(1)
         served.desk.close()
         assert kind(await http.post("/v1/link", json=ONE)) == (503, "not_ready")
+        state = await http.get("/readyz")
+        assert (state.status_code, state.json()["reason"]) == (503, "it is being shut down")
         slow.go.set()
         assert (await inside).status_code == 200
 

@@ -166,7 +166,8 @@ def _states(app: FastAPI, endpoint: Endpoint) -> None:
 
     @app.get("/readyz", summary="Whether a link went through just now", responses={503: {}}, tags=["state"])
     async def readyz() -> JSONResponse:
-        reason = await desk.readiness.reason(busy=desk.inside > 0)
+        closed = "it is being shut down" if desk.closed else None
+        reason = closed or await desk.readiness.reason(busy=desk.inside > 0)
         known = desk.known
         if reason is not None:
             return JSONResponse({"status": "not ready", "reason": reason} | known, 503, {"Retry-After": "5"})

@@ -83,7 +83,8 @@ class Readiness:
     async def reason(self, busy: bool = False) -> str | None:
         """Why not, or None. `busy`: others are being served. Then their links are proof, too, and a late
         answer is none: whoever dies with work on his desk is told of at once (see `suspect`)."""
-        if self.waiting and time.monotonic() - self._since > SILENT:
+        silent = self.waiting and time.monotonic() - self._since > SILENT
+        if silent:
             self.down = self.down or f"nothing came through for {SILENT:.0f} seconds, although somebody waits"
             self.suspect()
         trusted = busy and not self.doubted
@@ -91,6 +92,8 @@ class Readiness:
             return self.down
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._ask())
+        if silent:  # known already: nobody is kept for what a probe says
+            return self.down
         done, _ = await asyncio.wait({self._probe}, timeout=PATIENCE)
         if not done and not trusted:
             self.down = self.down or f"no link came back within {PATIENCE:.0f} seconds"
