@@ -2,9 +2,9 @@
 
     python -m cluster.local --nodes 3 --cpus 2 --gpus 1
 
-prints its address, for offline.address, and stays until Ctrl-C. Only who has the token in ~/.ray may join. GPUs
-are made up: Ray places as if they were there, and CUDA finds none. So a configuration's placement can be tried,
-not its arithmetic.
+prints its address, for offline.address, and stays until Ctrl-C. Only who has the token in ~/.ray may join.
+GPUs are made up: Ray places as if they were there, and CUDA finds none. So a configuration's placement can be
+tried, not its arithmetic.
 """
 
 from __future__ import annotations
@@ -50,9 +50,11 @@ class LocalCluster:
 def local_cluster(nodes: int, cpus: float = 1, gpus: float = 0) -> Iterator[LocalCluster]:
     """A cluster of `nodes` nodes beside its head, ended with the block."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     own_token()
+    from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
     from ray.cluster_utils import Cluster
+
+    enable_token_auth_by_default()  # as Ray does itself for one of a single node
 
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": _STORE}
     made = LocalCluster(Cluster(initialize_head=True, head_node_args=head))
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpus", type=float, default=0, help="of a node, made up (0)")
     options = parser.parse_args(arguments)
     with local_cluster(options.nodes, options.cpus, options.gpus) as cluster:
-        print(f"gemel-ray link ... --set offline.address={cluster.address}", flush=True)
+        print(f"RAY_AUTH_MODE=token gemel-ray link ... --set offline.address={cluster.address}", flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
 
 

@@ -34,7 +34,7 @@ def test_a_node_is_lost_while_a_job_runs_and_another_joins(three_nodes: LocalClu
     file = written(tmp_path)
     ended(file, tmp_path / "undisturbed")
     output = tmp_path / "out"
-    environment = ENVIRONMENT | {"CLUSTER": three_nodes.address}
+    environment = ENVIRONMENT | {"CLUSTER": three_nodes.address, "RAY_AUTH_MODE": "token"}
     job = subprocess.Popen(
         [*COMMAND, str(file), str(output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )

@@ -20,6 +20,7 @@ from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.serving.app import create
 from gemel_ray.serving.building import endpoint
+from gemel_ray.serving.door import Door
 from gemel_ray.serving.linker import Reply
 
 pytestmark = [
@@ -253,7 +254,7 @@ def test_a_server_that_wants_a_key_is_given_it(browser: Page, workspace: Workspa
     async def refused(table: pa.Table) -> Reply:
         raise AssertionError("nobody gets here")
 
-    made = replace(endpoint(config, workspace, refused), key="open sesame")
+    made = replace(endpoint(config, workspace, refused), door=Door(("open sesame",)))
     made.desk.readiness.succeeded()
     with listening(create(made)) as url:
         browser.open(url)
