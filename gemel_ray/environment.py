@@ -36,13 +36,15 @@ def lean() -> None:
     sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
 
 
-def private() -> None:
-    """Of a Ray that is started here, for its user alone. To be called before ray is imported: it asks then.
-
-    Its ports, those of metrics too, are the loopback's: Ray's own name for that is of the systems on which it
-    does nothing else."""
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    own_token()
+def before_ray(address: str) -> None:
+    """To be called before ray is imported, which looks then. One that is started here (`local`) is its user's
+    alone: its ports, those of metrics too, are the loopback's, by Ray's own name for what it does on systems
+    that have no clusters."""
+    # Ray logs an error for every actor that Ray Data itself starts (its issue 53727): not ours to mend.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address == "local":
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        own_token()
 
 
 def own_token() -> None:

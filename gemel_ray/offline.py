@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.config import Config, Input
-from gemel_ray.environment import lean, private, variables
+from gemel_ray.environment import before_ray, lean, variables
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results, said
 from gemel_ray.job.attempts import Attempts
@@ -97,10 +97,7 @@ def link(
 def connect(address: str, cpus: float) -> Any:
     """Join the cluster at `address`, or, for `local`, start Ray here, quietly, with as many CPUs as asked for
     at least; Ray's context."""
-    # Ray logs an error for every actor that Ray Data itself starts (its issue 53727): not ours to mend.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if address == "local":
-        private()
+    before_ray(address)
     import ray
 
     cores = max(os.cpu_count() or 1, int(np.ceil(cpus)))
