@@ -139,8 +139,10 @@ def run(log: Path, arguments: list[str], seconds: float, command: list[str] = CO
 
 def same(log: Path, theirs: Path | None, ours: Path) -> int:
     """Whether both machines give the same names, with scores within FAR."""
-    if theirs is None:
-        log.write_text("nothing to compare with: give --links\n")
+    if theirs is None or not list(theirs.glob("links/*.parquet")):
+        log.write_text(
+            f"no links to compare with in {theirs}: --links takes the folder that the CPU's run wrote\n"
+        )
         return 2
     cpu, gpu = links(theirs), links(ours)
     names = [key for key in cpu if [n for n, _ in cpu[key]] == [n for n, _ in gpu.get(key, [])]]

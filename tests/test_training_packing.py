@@ -23,6 +23,7 @@ from transformers import (
 
 from gemel_ray.knowledge import prefix_tree
 from gemel_ray.models.mapper import FeatureMapper
+from gemel_ray.starter.models import language_model
 from gemel_ray.training import Example, item_losses
 from gemel_ray.training import attention as pack_attention
 from gemel_ray.training.decoding import decode
@@ -135,6 +136,22 @@ def test_long_prompts_take_the_kernel_and_lose_nothing(monkeypatch: pytest.Monke
     found, other = of_all(model, mapped, items, 1000)
     assert found == pytest.approx(expected, abs=1e-4)
     assert torch.allclose(other, gradient, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_rounding_is_not_taken_for_another_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The starter's language model as training has it by default, in bfloat16."""
+    for seed in range(4):
+        model = AutoModelForCausalLM.from_pretrained(language_model(), dtype=torch.bfloat16)
+        torch.manual_seed(seed)
+        assert share_beginnings(model, FeatureMapper(FEATURE, 4, model.config.hidden_size)) is None
+    right = pack_attention._by_products
+    monkeypatch.setattr(
+        pack_attention, "_by_products", lambda g, q, k, v, tk, tv: right(g, q, k, v, tk.roll(1, 1), tv)
+    )
+    model = AutoModelForCausalLM.from_pretrained(language_model(), dtype=torch.bfloat16)
+    mapped = FeatureMapper(FEATURE, 4, model.config.hidden_size)
+    assert "losses that differ" in str(share_beginnings(model, mapped))
 
 
 @pytest.mark.parametrize("why", list(UNFIT))

@@ -27,6 +27,10 @@ Part = tuple[
     list[int], torch.Tensor
 ]  # which examples, and the losses of their target tokens, float32 [tokens]
 
+# Nats. Losses of made-up prompts are around 10; in bfloat16 another order of sums moves them by up to 0.4,
+# and keys of the wrong tokens by 12.
+_ROUNDING = 1.0
+
 
 def losses(model: Any, mapper: FeatureMapper, examples: Sequence[Example], tokens: int) -> Iterator[Part]:
     """Of all examples, in nats, `tokens` positions computed at once."""
@@ -52,7 +56,7 @@ def share_beginnings(model: Any, mapper: FeatureMapper) -> str | None:
         model.set_attn_implementation(attention.NAME)
         pack = next(packs(made_up, mapper.prefix, 10**6))
         worst = (_of_pack(model, mapper, pack, made_up) - apart).abs().max().item()
-        if not worst < (1e-3 if model.dtype == torch.float32 else 0.2):
+        if not worst < (1e-3 if model.dtype == torch.float32 else _ROUNDING):
             raise Unfit(f"losses that differ by {worst:.3f}")
     except Unfit as why:
         model.set_attn_implementation(before)
