@@ -10,16 +10,22 @@ tried, not its arithmetic.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import shlex
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gemel_ray.environment import own_token
 
+_LONGEST = 120.0  # seconds that nodes take to join
 _STORE = 200 * 2**20  # bytes of a node's object store: many nodes share the machine's memory
 
 
@@ -29,6 +35,7 @@ class LocalCluster:
 
     cluster: Any
     nodes: list[Any] = field(default_factory=list)
+    apart: list[subprocess.Popen[bytes]] = field(default_factory=list)  # nodes with disks of their own
 
     @property
     def address(self) -> str:
@@ -40,6 +47,33 @@ class LocalCluster:
         node = self.cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=_STORE)
         self.nodes.append(node)
         return str(node.node_id)
+
+    def add_apart(self, folder: Path, cpus: float = 1) -> subprocess.Popen[bytes]:
+        """Start a node that has a disk of its own, empty, where others have `folder`: as a machine that does
+        not share it. It takes the right to mount (root has it); it ends with the process returned."""
+        options = [
+            f"--num-cpus={cpus:g}",
+            f"--object-store-memory={_STORE}",
+            "--dashboard-agent-listen-port=0",
+        ]
+        start = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={self.address}", *options]
+        ray = shlex.join([*start, "--min-worker-port=0", "--max-worker-port=0", "--block"])
+        command = f"mount -t tmpfs tmpfs {shlex.quote(str(folder))} && exec {ray}"
+        node = subprocess.Popen(["unshare", "--mount", "sh", "-c", command], stdout=subprocess.DEVNULL)
+        self.apart.append(node)
+        return node
+
+    def wait(self, nodes: int) -> None:
+        """Until so many nodes have joined, the head being one. Raises TimeoutError."""
+        import ray
+
+        ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
+        until = time.monotonic() + _LONGEST
+        while sum(node["Alive"] for node in ray.nodes()) < nodes:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{nodes} nodes have not joined in {_LONGEST:.0f} s")
+            time.sleep(0.2)
+        ray.shutdown()
 
     def kill(self, number: int) -> None:
         """SIGKILL to the processes of a node: as when its machine is gone."""
@@ -63,6 +97,10 @@ def local_cluster(nodes: int, cpus: float = 1, gpus: float = 0) -> Iterator[Loca
             made.add(cpus, gpus)
         yield made
     finally:
+        for node in made.apart:
+            node.terminate()
+        for node in made.apart:
+            node.wait()
         made.cluster.shutdown()
 
 

@@ -13,13 +13,15 @@ import os
 import shutil
 import sys
 import tempfile
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gemel_ray.config import Vectors
 
 PINS = {
     "ray": "2.60.0",
@@ -52,8 +54,8 @@ class Finding:
     advice: str = ""
 
 
-def examine(config_models: Mapping[str, str], workspace: Path | None, qdrant: str = "") -> list[Finding]:
-    """config_models: the configuration's models; qdrant: its address, with or without the collection."""
+def examine(models: Mapping[str, str], workspace: Path | None, at: Vectors | None = None) -> list[Finding]:
+    """`models` and `at`: the configuration's sections models and vectors."""
     looks: dict[str, Callable[[], Iterable[Finding]]] = {
         "Python": _python,
         "packages": _packages,
@@ -63,10 +65,10 @@ def examine(config_models: Mapping[str, str], workspace: Path | None, qdrant: st
         "disk": _disk,
         "/dev/shm": _shared_memory,
         "GPU": _gpu,
-        "starter models": lambda: _starter("starter" in config_models.values() or not config_models),
-        "models": lambda: _models(config_models),
+        "starter models": lambda: _starter("starter" in models.values() or not models),
+        "models": lambda: _models(models),
         "workspace": lambda: _workspace(workspace),
-        "Qdrant": lambda: _qdrant(qdrant),
+        "Qdrant": lambda: _qdrant(at),
     }
     return [finding for what, look in looks.items() for finding in _guarded(what, look)]
 
@@ -234,16 +236,15 @@ def _workspace(folder: Path | None) -> Iterator[Finding]:
     yield Finding(fits, "workspace", found, "" if fits else build)
 
 
-def _qdrant(address: str) -> Iterator[Finding]:
-    if not address:
+def _qdrant(options: Vectors | None) -> Iterator[Finding]:
+    if options is None or not options.address:
         return
-    parts = urllib.parse.urlsplit(address if "://" in address else f"http://{address}")
-    server = f"{parts.scheme}://{parts.netloc}"
+    from gemel_ray.knowledge.server import BRIEFLY, Server
+
+    said: list[str] = []
     try:
-        with urllib.request.urlopen(server, timeout=5) as answer:
-            facts = json.load(answer)
+        with closing(Server(options, BRIEFLY)) as server:
+            found = f"{server.host}, version {server.check(said.append)}"
+            yield Finding(None if said else True, "Qdrant", said[0] if said else found)
     except (OSError, ValueError) as fault:
-        advice = "start it, or empty vectors.address: then the engine in the process is used"
-        yield Finding(False, "Qdrant", f"{server} does not answer: {fault}", advice)
-    else:
-        yield Finding(True, "Qdrant", f"{server}, version {facts.get('version', 'unknown')}")
+        yield Finding(False, "Qdrant", str(fault), "mend it, or build without vectors.address")

@@ -5,7 +5,7 @@
 Every worker starts its segment's stages once and takes several batches at a time, so the engine is
 fed across batches; what it does when it dies, and how, stands in job/worker.py. The last segment's worker
 writes (job/results.py), and only counts come back to the driver. Run again, the job reads which documents
-are there and does the rest. Only this file, online.py and training/launch.py import ray.
+are there and does the rest. Only this file, nodes.py, online.py and training/launch.py import ray.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import asyncio
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from gemel_ray import nodes
 from gemel_ray.config import Config, Input
-from gemel_ray.environment import before_ray, lean, variables
+from gemel_ray.environment import lean, variables
 from gemel_ray.graph import Graph
-from gemel_ray.job import record, results, said
+from gemel_ray.job import record, results, said, shared
 from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.filters import Filters, digests, repeated
 from gemel_ray.job.index import Done
@@ -38,6 +37,8 @@ from gemel_ray.job.merging import Merging
 from gemel_ray.job.metrics import Metrics
 from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Selection, Share
+from gemel_ray.job.shared import Seen
+from gemel_ray.job.stopped import Stopped
 from gemel_ray.job.stopping import TooManyErrors, note, plainly, terminable
 from gemel_ray.job.worker import Worker, traced
 from gemel_ray.knowledge import versions
@@ -79,9 +80,10 @@ def link(
     said.retried(retry, done, report)
     shares, total = selection.of(given.addresses, given.keys, known), selection.total(given.addresses, known)
     told = Record(at, max(0, total - len(done)), len(done))
-    opening = Opening(config, Shared.of(workspace), knowledge, at, run)
+    opening = Opening.of(config, Shared.of(workspace), knowledge, at, run)
     hearing = said.heard(at, run, report)
     with plainly(told, run), hearing, Merging(at, run) as merging, running(config) as told.metrics:
+        _refuse_apart(opening, given.addresses)
         filters = Filters(config.input, *_repeated(given.addresses, config.input))
         for counts in counted(dataset(opening, shares, done, filters)):
             told.add(counts)
@@ -94,22 +96,11 @@ def link(
     return write_manifest(config, workspace, inputs, told, knowledge)
 
 
-def connect(address: str, cpus: float) -> Any:
-    """Join the cluster at `address`, or, for `local`, start Ray here, quietly, with as many CPUs as asked for
-    at least; Ray's context."""
-    before_ray(address)
-    import ray
-
-    cores = max(os.cpu_count() or 1, int(np.ceil(cpus)))
-    ours: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False} if address == "local" else {}
-    return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
-
-
 @contextmanager
 def running(config: Config) -> Iterator[Metrics]:
     """Ray, joined or started, and Ray Data quiet; what a job tells Prometheus. Leaves Ray at the end."""
     # One CPU more than the segments', for reading.
-    connect(config.offline.address, sum(s.workers * s.cpus for s in config.offline.segments) + 1)
+    nodes.connect(config.offline.address, sum(s.workers * s.cpus for s in config.offline.segments) + 1)
     import ray
     from ray.util.metrics import Gauge
 
@@ -135,16 +126,32 @@ class Opening:
     knowledge: str
     output: Folder
     run: str
+    seen: tuple[Seen, ...] = ()  # as every node must see it
+
+    @classmethod
+    def of(cls, config: Config, workspace: Shared, knowledge: str, output: Folder, run: str) -> Opening:
+        alone = config.offline.address == "local"
+        seen = () if alone else shared.of_worker(workspace, knowledge, output)
+        return cls(config, workspace, knowledge, output, run, seen)
 
     def graph(self, opened: Workspace) -> Graph:
         return linking_graph(self.config, opened)
 
     def worker(self, stages: Sequence[str]) -> Worker:
+        shared.check_here(self.seen)
         opened = Workspace.open(self.workspace.here(), self.config, self.knowledge)
         graph = traced(self.graph(opened))
         output = self.output if stages[-1] == graph.stages[-1].name else None
         attempts = Attempts(self.output, "+".join(stages))
         return Worker(graph.segment(stages, opened), attempts, output, self.run)
+
+
+def _refuse_apart(opening: Opening, inputs: Sequence[str]) -> None:
+    """Raise Stopped where a node does not see what all must."""
+    if opening.config.offline.address != "local":
+        seen = (*opening.seen, *shared.of_job(opening.config, inputs))
+        if sentence := nodes.apart(seen):
+            raise Stopped(sentence)
 
 
 def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filters) -> Any:
@@ -187,13 +194,6 @@ def counted(data: Any) -> Iterator[dict[str, Any]]:
     """Run the dataset; what each batch added (job/record.py), as it is written."""
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from (json.loads(row["counts"]) for row in batch.to_pylist())
-
-
-def spilled_mib() -> int:
-    """What Ray's object store has put on disk for want of memory, on all nodes."""
-    from ray._private.internal_api import memory_summary
-
-    return sum(map(int, re.findall(r"Spilled (\d+) MiB", memory_summary(stats_only=True))))
 
 
 def _read(batch: dict[str, Any], common: Any) -> Iterator[pa.Table]:

@@ -17,11 +17,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gemel_ray import nodes
 from gemel_ray.config import Config, load
 from gemel_ray.environment import variables
+from gemel_ray.job import shared
+from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bringing import Shared, brought
 from gemel_ray.knowledge.workspace import read_facts
-from gemel_ray.offline import connect
 from gemel_ray.segments import ApiOptions, OnlineSegment
 from gemel_ray.serving import address, proxy, replicas
 from gemel_ray.serving.door import keys
@@ -106,6 +108,9 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
     place = "HeadOnly" if online.address == "local" else "EveryNode"
     try:
         logs = _connect(config)
+        seen = shared.of_workspace(Shared.of(workspace), versions.current(workspace))
+        if sentence := nodes.apart(seen):
+            raise ValueError(sentence)
         from ray import serve as ray_serve
 
         bound = deployed(config, workspace)
@@ -141,7 +146,7 @@ def _connect(config: Config) -> str:
     """Join the configured cluster, or start Ray here, quietly. The folder of this node's logs."""
     where, segments = config.online.address, config.online.segments
     os.environ |= proxy.settings(config.online.megabytes)  # of a Ray that is started here
-    context = connect(where, sum(s.max_replicas * s.cpus for s in segments) + 1)
+    context = nodes.connect(where, sum(s.max_replicas * s.cpus for s in segments) + 1)
     import ray
     import ray.serve  # it sets its own logger's level
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,11 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from live import free_port
+from PIL import Image
 from test_job_killed import COMMAND, ENVIRONMENT, ended, first_links, rows_of, written
 
 from cluster.local import LocalCluster, local_cluster
+from gemel_ray.cli import main
 from gemel_ray.config import Config
 from gemel_ray.offline import link
+from gemel_ray.online import running
 from gemel_ray.segments import SegmentOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -77,3 +83,44 @@ def test_segments_are_placed_as_configured(
     assert manifest["statuses"]["linked"] > 10
     assert manifest["measures"]["rows"]["encode"] >= manifest["statuses"]["linked"] / 2
     assert set(manifest["measures"]["seconds"]) == {"detect", "encode", "retrieve", "assemble", "generate"}
+
+
+def can_mount() -> bool:
+    return shutil.which("unshare") is not None and not subprocess.call(["unshare", "--mount", "true"])
+
+
+@pytest.mark.skipif(not can_mount(), reason="a disk of its own takes the right to mount")
+def test_what_three_nodes_with_disks_of_their_own_do_not_share_is_said_at_the_start(
+    workspace_folder: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real nodes in mount namespaces: where the driver has `apart`, each has an empty disk."""
+    apart, shared = tmp_path / "apart", tmp_path / "shared"
+    for place in (apart, shared):
+        shutil.copytree(workspace_folder, place / "workspace")
+        Image.new("RGB", (4, 4)).save(place / "logo.png")
+    for place, picture in ((apart, "logo.png"), (shared, str(apart / "logo.png"))):
+        line = {"id": "d", "text": "Adobe", "mentions": [{"start": 0, "end": 5}], "image": picture}
+        (place / "in.jsonl").write_text(json.dumps(line))
+    with local_cluster(0) as cluster:
+        for _ in range(3):
+            cluster.add_apart(apart)
+        cluster.wait(4)
+        for workspace, file, output, seen in (
+            (apart, shared, shared, "workspace/workspace.json (the workspace)"),
+            (shared, shared, apart, "out/run (the output)"),
+            (shared, apart, shared, "in.jsonl (the input)"),
+            (shared, shared, shared, "logo.png (a picture of the input)"),
+        ):
+            given = [str(file / "in.jsonl"), "--workspace", str(workspace / "workspace")]
+            where = ["--output", str(output / "out"), "--set", f"offline.address={cluster.address}"]
+            assert main(["link", *given, *where, "--set", "offline.sized=false"]) == 1
+            said = capsys.readouterr().err
+            assert re.search(
+                rf"node \S+ \([^)]*\) \(and 2 other nodes\) does not see {apart}/\S+ \(", said
+            ), said
+            assert f"does not see {apart}/{seen}: put it where all nodes see it" in said
+            assert "Traceback" not in said
+        ours = replace(config, online=replace(config.online, address=cluster.address, port=free_port()))
+        refused = pytest.raises(ValueError, match=r"does not see .* \(the workspace\)")
+        with refused, running(ours, apart / "workspace"):
+            pass

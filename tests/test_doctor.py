@@ -5,16 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-import threading
 from collections import namedtuple
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from qdrant_server import serving
 
 from gemel_ray import doctor
+from gemel_ray.config import Vectors
 from gemel_ray.doctor import PINS, Finding, exit_status, print_findings
 from gemel_ray.starter import models as starter
 
@@ -51,7 +50,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     return state
 
 
-def examine(workspace: Path | None = None, qdrant: str = "", **names: str) -> dict[str, Finding]:
+def examine(workspace: Path | None = None, qdrant: Vectors | None = None, **names: str) -> dict[str, Finding]:
     return {f.what: f for f in doctor.examine(names or {"language": "starter"}, workspace, qdrant)}
 
 
@@ -161,35 +160,21 @@ def test_workspace(tmp_path: Path) -> None:
         assert examine(tmp_path)["workspace"].ok is fits
 
 
-class Answers(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b'{"title": "qdrant", "version": "1.17.0"}')
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Answers) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}"
-        http.shutdown()
-        thread.join()
-
-
-def test_qdrant(server: str) -> None:
-    assert "version 1.17.0" in examine(qdrant=f"{server}/demonstrations")["Qdrant"].found
-    assert examine(qdrant=server.removeprefix("http://"))["Qdrant"].ok
+def test_qdrant() -> None:
+    with serving() as (address, answers):
+        asked = Vectors(address=f"{address}/demonstrations")
+        found = examine(qdrant=asked)["Qdrant"]
+        assert (found.ok, found.found) == (True, f"{address}, version 1.20.0")
+        answers.version = "1.18.3"
+        assert examine(qdrant=asked)["Qdrant"].ok is None
+        answers.key = "sesame"
+        assert "set QDRANT_API_KEY" in examine(qdrant=asked)["Qdrant"].found
 
 
 def test_no_qdrant() -> None:
     assert "Qdrant" not in examine()
     # Port 9 (discard) is nobody's here: refused at once.
-    assert wrong(examine(qdrant="http://127.0.0.1:9/demonstrations")) == {"Qdrant"}
+    assert wrong(examine(qdrant=Vectors(address="http://127.0.0.1:9/demonstrations"))) == {"Qdrant"}
 
 
 def test_a_broken_look_hides_no_other(machine: SimpleNamespace) -> None:

@@ -29,6 +29,7 @@ ONLY_IN = {
     "open_clip": ["gemel_ray/models/clip.py", "gemel_ray/starter/train_clip.py"],
     "ray": [
         "gemel_ray/job/submitted.py",  # the client of Ray's job server
+        "gemel_ray/nodes.py",
         "gemel_ray/offline.py",
         "gemel_ray/online.py",
         "gemel_ray/serving/replicas.py",

@@ -25,7 +25,7 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.sizing import told
 
     config = configured(options, {})
-    findings = examine(config.plain()["models"], options.workspace, config.vectors.address)
+    findings = examine(config.plain()["models"], options.workspace, config.vectors)
     findings += [Finding(fits, what, found) for fits, what, found in told(config)]
     print_findings(findings)
     return exit_status(findings)

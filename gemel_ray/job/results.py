@@ -33,7 +33,7 @@ from gemel_ray.storage import Folder
 __all__ = ["SOURCE", "TakenOver", "counts", "files", "finished", "keys", "prepare", "tables", "write"]
 Keys = npt.NDArray[np.uint64]
 WORKERS = ".workers"  # where they tell what they measure (job/record.py)
-_MARK = "run"
+MARK = "run"
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before storage that failed is written to again
 
 
@@ -43,7 +43,7 @@ def prepare(output: Place) -> str:
     run, at = uuid.uuid4().hex, folder_at(output)
     _refuse_foreign(at)
     state = ledger.take_over(at, run, lambda former: layout.counting_parts(at, former))
-    at.write(_MARK, run.encode())
+    at.write(MARK, run.encode())
     _clear(at, state)
     for notes in (attempts.FOLDER, WORKERS):
         at.clear(notes)
@@ -106,7 +106,7 @@ def write(rows: pa.Table, output: Place, run: str | None = None) -> str:
     name = layout.part_of(run, [source for source, _, _ in documents])
     for pause in (*_PAUSES, None):
         try:
-            if at.read(_MARK).decode() != run:
+            if at.read(MARK).decode() != run:
                 raise TakenOver(f"another run of gemel-ray link has taken over {at}")
             at.write(name, data)
         except OSError as fault:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ _SOURCE = ".source"
 _LEFT = ("cache", "training")  # what a machine keeps beside a workspace for itself
 _AT_ONCE = 16
 _ATTEMPTS = 3
+SHARE = "put it where all nodes see it, a shared folder or an object store (docs/cluster.md)"
 Say = Callable[[str], None]
 
 
@@ -69,9 +71,14 @@ class Shared:
         return self.address or str(self.folder)
 
     def here(self) -> Path:
-        """On whatever node it is called. Raises StoreError where it is another workspace by now."""
-        if not self.address or self.folder.exists():
+        """On whatever node it is called. Raises StoreError where it is another workspace by now, or a folder
+        that this node does not see."""
+        if self.folder.exists():
             return self.folder
+        if not self.address:
+            raise StoreError(
+                f"node {socket.gethostname()} does not see {self.folder} (the workspace): {SHARE}"
+            )
         found = brought(self.address, lambda _: None)
         if found.name != self.folder.name:
             raise StoreError(f"{self.address} has changed since this was started: start it again")

@@ -50,20 +50,24 @@ def create(server: Server, collection: str, widths: dict[str, int]) -> None:
     m, options = server.models, server.options
     on_disk = options.on_disk or None
     int8 = m.ScalarQuantizationConfig(type=m.ScalarType.INT8, always_ram=True)
-    server.ask(
-        server.client.create_collection,
-        collection,
-        vectors_config={
-            name: m.VectorParams(size=width, distance=m.Distance.COSINE, on_disk=on_disk)
-            for name, width in widths.items()
-        },
-        optimizers_config=m.OptimizersConfigDiff(indexing_threshold=0),  # no graph while points still come
-        hnsw_config=m.HnswConfigDiff(on_disk=True) if on_disk else None,
-        quantization_config=m.ScalarQuantization(scalar=int8) if options.quantized else None,
-        shard_number=options.shards or None,
-        replication_factor=options.replicas or None,
-        metadata={_STATE: time.strftime(_TIME, time.gmtime())},
-    )
+    vectors = {
+        name: m.VectorParams(size=width, distance=m.Distance.COSINE, on_disk=on_disk)
+        for name, width in widths.items()
+    }
+    wanted = {
+        "vectors_config": vectors,
+        "optimizers_config": m.OptimizersConfigDiff(indexing_threshold=0),  # no graph while points still come
+        "hnsw_config": m.HnswConfigDiff(on_disk=True) if on_disk else None,
+        "quantization_config": m.ScalarQuantization(scalar=int8) if options.quantized else None,
+        "shard_number": options.shards or None,
+        "replication_factor": options.replicas or None,
+        "metadata": {_STATE: time.strftime(_TIME, time.gmtime())},
+    }
+    try:
+        server.ask(server.client.create_collection, collection, **wanted)
+    except Refused:
+        if not server.has(collection):  # else it was made, and the answer lost
+            raise
 
 
 def complete(server: Server, collection: str) -> None:

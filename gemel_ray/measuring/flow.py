@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gemel_ray import offline
+from gemel_ray import nodes, offline
 from gemel_ray.config import Config
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
@@ -99,7 +99,7 @@ def flow(
             if not looks or time.time() - told.began - looks[-1][0] > _LOOKS:
                 looks.append((time.time() - told.began, told.documents, look().own))
                 say(f"{told.documents:,} pairs, {looks[-1][2]}")
-        spilled = offline.spilled_mib()
+        spilled = nodes.spilled_mib()
     measures = told.write("finished")["measures"]
     return {
         "machine": machine(),

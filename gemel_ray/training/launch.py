@@ -21,6 +21,7 @@ from typing import Any
 from gemel_ray import storage
 from gemel_ray.config import Config
 from gemel_ray.knowledge import homes
+from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.training import checkpoint
 from gemel_ray.training.checkpoint import Point
@@ -93,7 +94,8 @@ def _run(task: Task, say: Say) -> Point:
     """All workers to the end; the best look."""
     if task.config.train.workers == 1 and task.config.offline.address == "local":
         return _fit(task, say)
-    from gemel_ray.offline import connect
+    from gemel_ray.job.shared import of_workspace
+    from gemel_ray.nodes import apart, connect
 
     train, address = task.config.train, task.config.offline.address
     connect(address, train.workers * train.cpus + 1)  # one for the controller
@@ -101,6 +103,8 @@ def _run(task: Task, say: Say) -> Point:
     from ray.util.queue import Queue
 
     try:
+        if sentence := apart(of_workspace(Shared.of(task.workspace), task.knowledge)):
+            raise ValueError(sentence)
         told: Any = Queue(actor_options={"num_cpus": 0})
         listener = threading.Thread(target=_listen, args=(told, say))
         listener.start()

@@ -1,0 +1,116 @@
+"""What a job takes for the same on every node, so that it is said at the start where it is not: workspace,
+output, the input's files and their pictures, and models that are folders. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from gemel_ray.config import Config
+from gemel_ray.job.results import MARK
+from gemel_ray.knowledge import versions
+from gemel_ray.knowledge.bringing import SHARE, Shared
+from gemel_ray.readers import documents
+from gemel_ray.storage import Folder, LocalFolder
+from gemel_ray.stores import scheme
+
+_HEAD: Final = 2**16  # bytes of a file that are compared
+_AGAIN: Final = (0.0, 1.0, 3.0)  # seconds: a network's file system may show a new file a little later
+_INPUTS, _PICTURES = 3, 3  # so many of the input's files are opened for so many pictures each
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A file, or a folder, as it is seen here: what it is to the job, and what is in it."""
+
+    what: str
+    path: str
+    content: str
+
+    @classmethod
+    def here(cls, what: str, path: Path) -> Seen:
+        return cls(what, str(path.absolute()), _content(path))
+
+    def fault(self) -> str:
+        """What is wrong with it on this machine; empty where nothing is."""
+        for pause in _AGAIN:
+            time.sleep(pause)
+            found = _content(Path(self.path))
+            if found == self.content:
+                return ""
+        has = f"has another {self.path}" if found else f"does not see {self.path}"
+        return f"{has} ({self.what}): {SHARE}"
+
+
+def faults(seen: Sequence[Seen]) -> list[str]:
+    """Of what another machine saw: what is wrong with it here."""
+    return [fault for each in seen if (fault := each.fault())]
+
+
+def refusal(by_node: Mapping[str, Sequence[str]]) -> str:
+    """One sentence of what `faults` found on the nodes; empty where it found nothing."""
+    wrong = {node: found for node, found in by_node.items() if found}
+    if not wrong:
+        return ""
+    node, found = next(iter(wrong.items()))
+    others = f" (and {len(wrong) - 1} other nodes)" if len(wrong) > 1 else ""
+    return f"node {node}{others} {found[0]}"
+
+
+def of_workspace(workspace: Shared, knowledge: str) -> tuple[Seen, ...]:
+    """One that lies in a store is brought to each node."""
+    inside = versions.folder(workspace.folder, knowledge)
+    return () if workspace.address else (Seen.here("the workspace", inside / "workspace.json"),)
+
+
+def of_worker(workspace: Shared, knowledge: str, output: Folder) -> tuple[Seen, ...]:
+    """What a job's worker reads and writes, whichever its documents."""
+    seen = of_workspace(workspace, knowledge)
+    if isinstance(output, LocalFolder):
+        seen += (Seen.here("the output", output.path / MARK),)
+    return seen
+
+
+def of_job(config: Config, inputs: Sequence[str]) -> Iterator[Seen]:
+    """The input's files, pictures of the first, and whatever file or folder the configuration names."""
+    files = [Path(address.removeprefix("file://")) for address in inputs if not scheme(address)]
+    named = {f"models.{n}": str(v) for n, v in config.plain()["models"].items() if os.sep in str(v)}
+    named["vectors.ca"] = config.vectors.ca
+    yield from (Seen.here(what, Path(path)) for what, path in named.items() if path and Path(path).exists())
+    yield from (Seen.here("the input", file) for file in files if file.exists())
+    for file in files[:_INPUTS]:
+        yield from (Seen.here("a picture of the input", picture) for picture in _pictures(file, config))
+
+
+def check_here(seen: Sequence[Seen]) -> None:
+    """In a worker, which may be on a node that came later: raises OSError for what it does not see."""
+    if sentence := refusal({socket.gethostname(): faults(seen)}):
+        raise OSError(sentence)
+
+
+def _pictures(file: Path, config: Config) -> list[Path]:
+    """The first that are files beside the input."""
+    try:
+        table = next(iter(documents(str(file), fetch_official_images=config.input.fetch_official_images)))
+    except Exception:  # what cannot be read becomes error rows
+        return []
+    named = (a for a in table["image_address"].to_pylist() if a and not scheme(a))
+    return list(islice((path for a in named if (path := Path(a)).is_file()), _PICTURES))
+
+
+def _content(path: Path) -> str:
+    """Empty where it is not there, or cannot be read."""
+    try:
+        if path.is_dir():
+            return "folder"
+        with path.open("rb") as file:
+            return f"{path.stat().st_size}-{hashlib.blake2b(file.read(_HEAD), digest_size=16).hexdigest()}"
+    except OSError:
+        return ""
