@@ -100,9 +100,17 @@ def test_nobody_answers(tmp_path: Path, capsys: Say) -> None:
 
 
 REFUSALS: list[tuple[dict[str, Any], str, str]] = [
-    ({"key": "sesame"}, "", "refuses to be asked without a key: set QDRANT_API_KEY"),
+    (
+        {"key": "sesame"},
+        "",
+        "refuses to be asked without a key (Must provide an API key): set QDRANT_API_KEY",
+    ),
     ({"key": "sesame"}, "wrong", "refuses the key in QDRANT_API_KEY"),
-    ({"key": "sesame", "reads_only": True}, "sesame", "it may be for reading only"),
+    (
+        {"key": "sesame", "reads_only": True},
+        "sesame",
+        "refuses this with the key in QDRANT_API_KEY (Write access",
+    ),
     (
         {"version": "1.15.4"},
         "",

@@ -81,7 +81,10 @@ def test_a_build_over_grpc(tmp_path: Path, capsys: Say, monkeypatch: pytest.Monk
         monkeypatch.delenv("QDRANT_API_KEY")
         capsys.readouterr()
         assert building(tmp_path, "http://127.0.0.1:9/bank", "--replace", *over) == 2
-        assert "refuses to be asked without a key: set QDRANT_API_KEY" in capsys.readouterr().err
+        assert (
+            "refuses to be asked without a key (Must provide an API key): set QDRANT_API_KEY"
+            in capsys.readouterr().err
+        )
     assert building(tmp_path, "http://127.0.0.1:9/bank", "--replace", *over) == 2
     assert "no Qdrant server answers at http://127.0.0.1:9" in capsys.readouterr().err
     assert linking(tmp_path, "") == 2

@@ -107,9 +107,7 @@ class Server:
         if status is None:
             raise fault
         if status in (401, 403):
-            key = f"the key in {_KEY}" if os.environ.get(_KEY) else f"to be asked without a key: set {_KEY}"
-            may = " to do this (it may be for reading only)" if status == 403 and os.environ.get(_KEY) else ""
-            raise Refused(f"the Qdrant server at {self.host} refuses {key}{may}: {words}") from fault
+            raise Refused(f"the Qdrant server at {self.host} refuses {_of_key(status, words)}") from fault
         if "CERTIFICATE_VERIFY_FAILED" in words:
             raise Refused(
                 f"the certificate of {self.host} is not trusted ({words}): name the file of the authority "
@@ -162,6 +160,15 @@ def _answered(fault: Exception) -> tuple[int | None, str]:
         }
         return statuses.get(fault.code(), 400), _line(str(fault.details()))
     return (503, _line(str(fault))) if isinstance(fault, QdrantException) else (None, "")
+
+
+def _of_key(status: int, words: str) -> str:
+    """What the server refuses, and what to do."""
+    if not os.environ.get(_KEY):
+        return f"to be asked without a key ({words}): set {_KEY}"
+    if status == 403:
+        return f"this with the key in {_KEY} ({words}): it may be for reading only, set one that is not"
+    return f"the key in {_KEY} ({words}): set the right one"
 
 
 def _error(content: bytes) -> str:
