@@ -10,7 +10,6 @@ tried, not its arithmetic.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shlex
 import signal
@@ -48,9 +47,9 @@ class LocalCluster:
         self.nodes.append(node)
         return str(node.node_id)
 
-    def add_apart(self, folder: Path, cpus: float = 1) -> subprocess.Popen[bytes]:
-        """Start a node that has a disk of its own, empty, where others have `folder`: as a machine that does
-        not share it. It takes the right to mount (root has it); it ends with the process returned."""
+    def add_apart(self, folder: Path, cpus: float = 1) -> None:
+        """Start a node that has a disk of its own, empty, where others have `folder`: as a machine that
+        does not share it. It takes the right to mount. Raises TimeoutError where it does not join."""
         options = [
             f"--num-cpus={cpus:g}",
             f"--object-store-memory={_STORE}",
@@ -59,21 +58,16 @@ class LocalCluster:
         start = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={self.address}", *options]
         ray = shlex.join([*start, "--min-worker-port=0", "--max-worker-port=0", "--block"])
         command = f"mount -t tmpfs tmpfs {shlex.quote(str(folder))} && exec {ray}"
-        node = subprocess.Popen(["unshare", "--mount", "sh", "-c", command], stdout=subprocess.DEVNULL)
-        self.apart.append(node)
-        return node
-
-    def wait(self, nodes: int) -> None:
-        """Until so many nodes have joined, the head being one. Raises TimeoutError."""
-        import ray
-
-        ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
-        until = time.monotonic() + _LONGEST
-        while sum(node["Alive"] for node in ray.nodes()) < nodes:
+        before, until = self._alive(), time.monotonic() + _LONGEST
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.apart.append(subprocess.Popen(["unshare", "--mount", "sh", "-c", command], **quiet))
+        while self._alive() == before:
             if time.monotonic() > until:
-                raise TimeoutError(f"{nodes} nodes have not joined in {_LONGEST:.0f} s")
+                raise TimeoutError(f"the node has not joined in {_LONGEST:.0f} s")
             time.sleep(0.2)
-        ray.shutdown()
+
+    def _alive(self) -> int:
+        return sum(node["Alive"] for node in self.cluster.global_state.node_table())
 
     def kill(self, number: int) -> None:
         """SIGKILL to the processes of a node: as when its machine is gone."""

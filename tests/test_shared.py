@@ -42,7 +42,7 @@ def test_what_is_as_it_was_is_no_fault_and_the_rest_is_said_by_node_and_path(tmp
     other, gone = shared.faults(seen)
     assert other == f"has another {at}/workspace.json (the workspace): {shared.SHARE}"
     assert gone.startswith(f"does not see {tmp_path}/out/run (the output): put it where all nodes see it")
-    assert shared.refusal({"a": [], "b": [gone], "c": [other, gone]}) == f"node b (and 1 other nodes) {gone}"
+    assert shared.refusal({"a": [], "b": [gone], "c": [other, gone]}) == f"node b (and 1 more) {gone}"
     with pytest.raises(OSError, match=r"node .* has another .*workspace\.json"):
         shared.check_here(seen)
 

@@ -60,7 +60,7 @@ def refusal(by_node: Mapping[str, Sequence[str]]) -> str:
     if not wrong:
         return ""
     node, found = next(iter(wrong.items()))
-    others = f" (and {len(wrong) - 1} other nodes)" if len(wrong) > 1 else ""
+    others = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
     return f"node {node}{others} {found[0]}"
 
 
