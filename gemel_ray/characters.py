@@ -13,6 +13,7 @@ from itertools import pairwise
 Span = tuple[int, int]  # characters, end exclusive
 Shape = tuple[str, list[int]]  # what is compared, and of each of its characters, and its end, the place
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))  # no part of a word's spelling
+_ENDS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "".join(map(chr, _INVISIBLE))
 _UNEVEN = re.compile(r"[^\S ]|  ")  # white space that is not one space
 # Scripts that put no spaces between words, or, as Korean, particles behind names: a name ends anywhere.
 _UNSPACED = (
@@ -33,6 +34,11 @@ def normal(name: str) -> str:
     if not name.isascii():
         name = unicodedata.normalize("NFC", name).translate(_INVISIBLE)
     return " ".join(name.split())
+
+
+def trimmed(text: str) -> str:
+    """Without white space and invisible characters at its ends, as addresses get when they are copied."""
+    return text.strip(_ENDS)
 
 
 def compared(text: str, any_case: bool) -> tuple[str, list[int] | None]:

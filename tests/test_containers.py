@@ -326,7 +326,8 @@ def test_an_empty_table_holds_nothing(tmp_path: Path) -> None:
 def test_an_array_of_words_is_an_error_an_item(tmp_path: Path) -> None:
     rows = read(lines_of(tmp_path, json.dumps(["One.", "Two."], indent=1)))
     assert [r["error"] for r in rows] == [
-        f"line {n} is not a JSON object, nor an item of a known data set" for n in (1, 2)
+        f"line {n} is not a JSON object, nor an item of a known data set: {word!r}"
+        for n, word in ((1, "One."), (2, "Two."))
     ]
 
 

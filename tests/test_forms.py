@@ -86,6 +86,12 @@ def test_a_picture_in_the_row_itself(tmp_path: Path, field: str, value: Any) -> 
     assert picture(one(tmp_path, **{field: value})) == JPEG
 
 
+@pytest.mark.parametrize("ends", [" ", "\n", "\u00a0", "\u200b", "\ufeff", "\u200e \r\n"])
+def test_an_address_without_what_came_along_when_it_was_copied(tmp_path: Path, ends: str) -> None:
+    assert picture(one(tmp_path, image=f"{ends}https://e.org/a.jpg{ends}")) == "https://e.org/a.jpg"
+    assert picture(one(tmp_path, image=f"{ends}a.jpg{ends}")) == f"{tmp_path}/a.jpg"
+
+
 @pytest.mark.parametrize(("value", "says"), [
     ("data:image/svg+xml;utf8,<svg/>", "image: a data: URL of an image is in base64"),
     ("data:image/png;base64,????", "image is not base64: it begins with '????'"),

@@ -317,6 +317,12 @@ def test_unknown_and_chained_schemes_are_refused() -> None:
     assert "nosuchscheme" in refusal(None, "nosuchscheme://a/b.png").partition(": ")[2]
     # Chains would go round the limits of read_http, or unpack an archive.
     assert "chained" in refusal(None, "simplecache::http://127.0.0.1/a.png")
+    assert refusal(None, "http://[::1]:1/a.png").endswith("Connection refused")  # no chain
+
+
+@pytest.mark.parametrize("address", ["http:///a.png", "https://u:p@example.org/a.png"])
+def test_an_address_without_a_host_or_with_a_user_is_named(address: str) -> None:
+    assert refusal(None, address).endswith("its address has no host, or a user in it")
 
 
 def test_too_many_bytes_are_not_read_to_their_end(tmp_path: Path) -> None:

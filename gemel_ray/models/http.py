@@ -42,7 +42,10 @@ def ascii_url(address: str) -> str:
 def read_http(address: str, limits: ImageLimits) -> bytes:
     deadline = time.monotonic() + limits.seconds
     try:
-        asked = request.Request(ascii_url(address), headers=HEADERS)
+        url = ascii_url(address)
+        if not urlsplit(url).hostname or urlsplit(url).username is not None:
+            raise ImageError("its address has no host, or a user in it")
+        asked = request.Request(url, headers=HEADERS)
         with web().open(asked, timeout=limits.seconds) as answer:
             received = bytearray()
             # read1 returns with what has come: a server that drips cannot outlast the deadline.

@@ -64,9 +64,9 @@ def fetch(address: str | None, limits: ImageLimits) -> bytes:
         raise ImageError("there are neither bytes nor an address")
     if "://" not in address:
         return read_file(Path(address), limits)
-    if "::" in address:
-        raise ImageError("chained addresses are not read")
     scheme = address.partition("://")[0].strip().lower()
+    if "::" in address and scheme not in ("http", "https"):  # there it is of IPv6
+        raise ImageError("chained addresses are not read")
     if not _SCHEME.fullmatch(scheme):
         raise ImageError("an address begins with https://, s3:// or another scheme, or is a path")
     if scheme == "file":

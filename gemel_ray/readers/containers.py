@@ -11,7 +11,7 @@ from typing import IO
 from gemel_ray.readers import bounds
 from gemel_ray.readers.columnar import ARROW, PARQUET, arrow_rows, parquet_rows
 from gemel_ray.readers.delimited import TABLES, table_rows
-from gemel_ray.readers.fields import BadRecord, Numbered, plain
+from gemel_ray.readers.fields import BadRecord, Numbered, not_json
 from gemel_ray.readers.opening import PACKED, encoding, lines, opened
 from gemel_ray.readers.shards import SHARDS, tar_rows
 from gemel_ray.readers.whole import whole_rows
@@ -100,4 +100,4 @@ def _lines(address: str) -> Iterator[Numbered]:
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as fault:
-                yield number, BadRecord(f"line {number} is not JSON: {plain(fault)}")
+                yield number, BadRecord(f"line {number} is not JSON: {not_json(fault)}")

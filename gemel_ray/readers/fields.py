@@ -5,12 +5,14 @@ Knows nothing of files and forms. What is wrong with a whole document is a BadRe
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 Row = dict[str, Any]
 Numbered = tuple[int, Any]  # a row's number in its file, from 1, and the row or the BadRecord in its place
+_NEAR = 20  # characters before and behind a fault that are shown
 _WHOLE = re.compile(r"-?[0-9]{1,10}")
 NIL = "NIL"  # as target_id: the entity is known not to be in the knowledge base
 
@@ -22,6 +24,16 @@ class BadRecord(ValueError):
 def plain(fault: BaseException) -> str:
     """A fault's first line."""
     return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+
+
+def not_json(fault: BaseException) -> str:
+    """Where and why a text could not be read as JSON."""
+    if isinstance(fault, UnicodeDecodeError):
+        return f"it is not UTF-8 at byte {fault.start + 1}: save the file as UTF-8"
+    if not isinstance(fault, json.JSONDecodeError):
+        return plain(fault)
+    near = fault.doc[max(0, fault.pos - _NEAR) : fault.pos + _NEAR].strip()
+    return f"{fault.msg.removesuffix(' at')} at character {fault.pos + 1}, near {short(near)}"
 
 
 def typed(raw: Mapping[str, Any], field: str, kind: type | tuple[type, ...]) -> Any:

@@ -84,6 +84,8 @@ def _text(raw: Row) -> tuple[str, str]:
         if raw.get(field) is not None:
             break
     else:
+        if named := next((name for name in TEXTS if name in raw), None):
+            raise BadRecord(f"the text is empty: {named} is null")
         shown = ", ".join(f"{name!r:.40}" for name in list(raw)[:8]) or "none"
         raise BadRecord(f"the text is empty: there is no field text or caption; the fields are {shown}")
     value = raw[field]

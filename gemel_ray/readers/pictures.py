@@ -15,6 +15,7 @@ from typing import Any
 
 import fsspec
 
+from gemel_ray.characters import trimmed
 from gemel_ray.readers.fields import BadRecord, Row, short, sound
 from gemel_ray.readers.inline import inline, is_picture, looks_base64, looks_bytes
 from gemel_ray.readers.names import ends_as_picture, may_name_picture, names_picture, plainness
@@ -44,7 +45,7 @@ class Place:
     def own(self, name: str) -> str:
         """The address of our own form's picture: taken at its word. Raises BadRecord for a URL without its
         beginning."""
-        name = name.strip()
+        name = trimmed(name)
         if name.lower().startswith("www.") or (name.startswith("//") and not _is_file(name)):
             raise BadRecord(f"the picture's address {name!r:.60} is no whole URL: one begins with https://")
         return name if "://" in name or name.startswith("/") else self.beside(name)

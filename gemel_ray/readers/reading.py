@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from gemel_ray.readers import context, melbench, official, own, wikidiverse
 from gemel_ray.readers.again import Unreachable, steady_rows
-from gemel_ray.readers.fields import BadRecord, Row, identity, plain
+from gemel_ray.readers.fields import BadRecord, Row, identity, plain, short
 from gemel_ray.readers.names import TEXTS, names_picture
 from gemel_ray.readers.pictures import Place
 from gemel_ray.records import DOCUMENT
@@ -60,14 +60,23 @@ def _document(raw: Any, at: Place, number: int) -> Row:
             raise raw
         form = next((form for form in _FORMS if form.fits(raw)), None)
         if form is None:
-            raise BadRecord(f"line {number} is not a JSON object, nor an item of a known data set")
+            what = short(raw if isinstance(raw, str) else repr(raw))
+            raise BadRecord(f"line {number} is not a JSON object, nor an item of a known data set: {what}")
         name = _name(raw, name)
         raw = _shown(raw) if isinstance(raw, dict) else raw
-        return _row(name, source, **form.columns(raw, at))
+        columns = form.columns(raw, at)
+        for mention in columns["given"] or ():
+            if mention["error"]:
+                mention["error"] += _at_row(name, at, number)
+        return _row(name, source, **columns)
     except (BadRecord, RecursionError) as fault:
         bad = "a value in it is nested too deeply" if isinstance(fault, RecursionError) else str(fault)
-        at_row = "" if name.endswith(f":{number}") else f" ({at.name}:{number})"
-        return _row(name, source, error=f"{bad}{at_row}")
+        return _row(name, source, error=f"{bad}{_at_row(name, at, number)}")
+
+
+def _at_row(name: str, at: Place, number: int) -> str:
+    """Where the document stands, if its name does not say so."""
+    return "" if name.endswith(f":{number}") else f" ({at.name}:{number})"
 
 
 def _shown(raw: Row) -> Row:

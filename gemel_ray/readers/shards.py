@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import fsspec
 
+from gemel_ray.readers.fields import not_json
 from gemel_ray.readers.opening import is_from_storage, opened
 from gemel_ray.readers.pairs import Apart, Pair, kind_of, row_of
 
@@ -123,4 +124,4 @@ def _read(pair: Pair, name: str, member: str, data: bytes) -> None:
             data if name == "image" else data.decode() if name == "caption" else json.loads(data)
         )
     except (ValueError, RecursionError) as fault:
-        pair.wrong = f"{member} cannot be read: {str(fault).splitlines()[0]}"
+        pair.wrong = f"{member} cannot be read: {not_json(fault)}"

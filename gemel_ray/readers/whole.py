@@ -14,7 +14,7 @@ from json import JSONDecoder
 from typing import Any
 
 from gemel_ray.readers import bounds
-from gemel_ray.readers.fields import BadRecord, Numbered, Row, identity, plain
+from gemel_ray.readers.fields import BadRecord, Numbered, Row, identity, not_json
 from gemel_ray.readers.names import TEXTS
 from gemel_ray.readers.opening import decoded, opened
 
@@ -34,7 +34,7 @@ def whole_rows(address: str) -> Iterator[Numbered]:
         for number, row in enumerate(_rows(text), 1):
             yield number, row
     except (ValueError, RecursionError) as fault:
-        reason = f"item {number + 1} is not JSON, and nothing behind it can be read: {plain(fault)}"
+        reason = f"item {number + 1} is not JSON, and nothing behind it can be read: {not_json(fault)}"
         yield number + 1, BadRecord(reason)
 
 
