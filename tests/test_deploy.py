@@ -259,3 +259,28 @@ def test_the_rented_gpus_hold_the_job_s_segments() -> None:
     assert front["gpus"] + back["gpus"] <= node["GPU"]
     assert 2 * front["cpus"] > node["CPU"]  # two encoders fit no machine, and two engines no GPU
     assert 2 * back["gpus"] > node["GPU"]
+
+
+@needs_kubectl
+def test_a_dead_head_of_the_service_counts_as_dead_within_what_operations_say() -> None:
+    """Serve's controller is started anew only then, and requests hang until it is."""
+    (service,) = [d for d in clean()["overlays/cpu/online"].documents if d["kind"] == "RayService"]
+    head = cluster(service)["headGroupSpec"]["template"]["spec"]["containers"][0]
+    said = {entry["name"]: entry.get("value", "") for entry in head["env"]}
+    first, period, patience, times = (
+        int(said[f"RAY_health_check_{name}"])
+        for name in ("initial_delay_ms", "period_ms", "timeout_ms", "failure_threshold")
+    )
+    refused, silent = (first + times * each for each in (period, period + patience))
+    assert (refused, silent) == (6000, 21000)
+    assert "counts as dead after\n6 s, or 21." in OPERATIONS.read_text()
+
+
+@needs_kubectl
+def test_every_node_of_a_job_ends_when_it_is_told_to() -> None:
+    """KubeRay's shell is process 1, which passes no SIGTERM on: without preStop, 30 or 60 s each."""
+    for folder in ("overlays/gpu/offline", "overlays/gpu/online"):
+        (document,) = [d for d in clean()[folder].documents if d["kind"].startswith("Ray")]
+        for group in (cluster(document)["headGroupSpec"], *groups(cluster(document))):
+            stop = group["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+            assert "ray stop" in " ".join(stop)
