@@ -20,11 +20,14 @@ from gemel_ray.config import PAPER, load
 from gemel_ray.engine.search import Candidate
 from gemel_ray.evaluation import gold_mentions
 from gemel_ray.job import results
+from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
-from gemel_ray.ranking import postings
-from gemel_ray.ranking.evidence import FEATURES, Question
+from gemel_ray.ranking import descriptions, postings
+from gemel_ray.ranking.context import Judged, learnt
+from gemel_ray.ranking.descriptions import Described
+from gemel_ray.ranking.evidence import FEATURES, Evidence, Question, bend
 from gemel_ray.ranking.joining import joined, likeliest
 from gemel_ray.ranking.making import _neighbours
 from gemel_ray.ranking.names import Names
@@ -255,6 +258,56 @@ def test_a_file_that_is_not_a_ranker_is_named(workspace: Workspace, tmp_path: Pa
         Ranker.load(file)
     with pytest.raises(ValueError, match="is not a ranker"):
         Ranking.open(tmp_path, workspace.bank, workspace.entities)
+
+
+def judged_by_texts(about: np.ndarray[Any, Any], count: int, seed: int) -> list[Judged]:
+    """Examples whose texts tell the entity in half of the numbers, and in the others, loudly, nothing."""
+    dice = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        rows, right = dice.choice(len(about), 10, replace=False), int(dice.integers(10))
+        text = about[rows[right]].astype(np.float32)
+        text[8:] = dice.normal(0, 1.5, 8)
+        features = np.zeros((10, len(FEATURES)), np.float32)
+        found.append(Judged(Evidence(rows, features), right, text))
+    return found
+
+
+def test_texts_are_bent_towards_the_descriptions_of_who_is_meant() -> None:
+    about = np.random.default_rng(0).normal(0, 1, (200, 16)).astype(np.float16)
+    taught, asked = judged_by_texts(about, 2_000, 1), judged_by_texts(about, 300, 2)
+
+    def right(matrix: np.ndarray[Any, Any]) -> float:
+        best = [(about[j.evidence.rows] @ bend(j.text, matrix)).argmax() == j.right for j in asked]
+        return float(np.mean(best))
+
+    matrix = learnt(about, taught)
+    assert right(matrix) > right(np.zeros((16, 16), np.float32)) + 0.05
+    assert np.array_equal(matrix, learnt(about, taught))
+    assert not learnt(about, taught[:10]).any()  # too few teach nothing
+
+
+def test_another_version_s_descriptions_are_not_encoded_again(tmp_path: Path) -> None:
+    encoded: list[str] = []
+
+    def encode(texts: list[str]) -> np.ndarray[Any, Any]:
+        encoded.extend(texts)
+        return np.array([[len(text), text.count("e")] for text in texts], np.float32)
+
+    def write(name: str, rows: list[dict[str, Any]], former: Described | None = None) -> Described:
+        made = entity_file.write(rows, tmp_path / f"{name}.arrow")
+        descriptions.write(made, encode, 2, tmp_path / f"{name}.npy", former)
+        return Described(made, descriptions.opened(tmp_path / f"{name}.npy"))
+
+    rows = entities()
+    one = write("one", rows)
+    changed = [rows[1], rows[0] | {"description": "beekeeper"}, {"id": "Q5", "name": "Nobody"}, *rows[2:]]
+    encoded.clear()
+    write("two", changed, one)
+    assert encoded == [f"{rows[0]['name']}: beekeeper"]
+    vectors = descriptions.opened(tmp_path / "two.npy")
+    texts = [f"{r['name']}: {r['description']}" if "description" in r else "" for r in changed]
+    assert vectors.tolist() == [[len(text), text.count("e")] for text in texts]
 
 
 CANDIDATES = st.dictionaries(st.integers(0, 20), st.floats(-30, 0), min_size=1, max_size=8)

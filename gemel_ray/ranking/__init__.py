@@ -8,6 +8,7 @@
     years.py     years of a text against those of a description
     evidence.py  candidates and their features
     ranker.py    a small network over the features of all candidates
+    context.py   how texts' vectors are bent towards descriptions, taught by the examples
     fitting.py   the network fitted on the examples themselves, when a workspace is built
     ranking.py   all of it at work, behind Retrieve
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.ranking.examples import NOBODY, Examples
 from gemel_ray.ranking.names import Names
-from gemel_ray.ranking.words import folded, likeness, stems, trigrams
+from gemel_ray.ranking.words import against_names, folded, stems, trigrams
 from gemel_ray.ranking.years import compared, years
 
 Vectors = npt.NDArray[np.float32]
@@ -29,7 +29,8 @@ FEATURES = (
     "is the name", "is an alias", "words in the name", "words in an alias", "words shared", "like the name",
     "like an alias", "same last word", "same first word", "begins the name", "is its initials",
     # the text around it: against the description, by vectors and words; other words of the name there
-    "description fits", "description fits less", "description's words", "description's words less",
+    "description fits", "description fits less", "description fits bent", "description fits bent less",
+    "description's words", "description's words less",
     "rest of the name in the text", "name in the text",
     # the years that the text and the description tell
     "years known", "begun by then", "within its years", "years from its middle",
@@ -69,12 +70,17 @@ class Evidence:
 
 class Witness:
     """Everything that is known, asked for one mention at a time. `about`: vectors of what entities are
-    described as, float16 [entities, width]; zeros: not described."""
+    described as, float16 [entities, width]; zeros: not described. `bend`: see context.py."""
 
     def __init__(
-        self, names: Names, examples: Examples, entities: Entities, about: npt.NDArray[np.float16]
+        self,
+        names: Names,
+        examples: Examples,
+        entities: Entities,
+        about: npt.NDArray[np.float16],
+        bend: Vectors | None = None,
     ) -> None:
-        self.names, self.examples, self.about = names, examples, about
+        self.names, self.examples, self.about, self.bend = names, examples, about, bend
         self._popularity = entities.table["popularity"]
 
     def evidence(self, asked: Question) -> Evidence:
@@ -141,7 +147,7 @@ class Witness:
         short = mention.replace(" ", "") if len(mention) <= _SHORT else ""
         return np.array(
             [
-                _compared(
+                against_names(
                     mention, words, all_of, grams, short, entity["name"], entity["aliases"], part / whole
                 )
                 for entity, part in zip(known, shared, strict=True)
@@ -153,10 +159,6 @@ class Witness:
         self, mention: str, asked: Question, rows: npt.NDArray[np.int64], known: list[dict[str, Any]]
     ) -> Vectors:
         text = folded(asked.text)
-        about = self.about[rows].astype(np.float32)
-        fits, described = about @ asked.text_vector, about.any(axis=1)
-        # Without a description an entity is neither better nor worse than the others.
-        fits = np.where(described, fits, fits[described].mean() if described.any() else 0.0)
         around = stems(text) - stems(mention)
         words, inside = set(mention.split()), set(text.split())
         overlap = [sum(map(self.names.telling, set(e["about"]) & around)) for e in known]
@@ -167,7 +169,17 @@ class Witness:
         ]
         spoken = years(asked.text)
         when = [compared(spoken, e["years"]) for e in known]
-        return np.concatenate([_less(fits), _less(overlap), np.array(named, np.float32), when], axis=1)
+        plain = asked.text_vector
+        bent = plain if self.bend is None else bend(plain, self.bend)
+        fits = self.fits(rows, plain), self.fits(rows, bent)
+        return np.concatenate([*fits, _less(overlap), np.array(named, np.float32), when], axis=1)
+
+    def fits(self, rows: npt.NDArray[np.int64], text_vector: Vectors) -> Vectors:
+        """How near descriptions are to a text, and how much less than the nearest. An entity without one is
+        neither better nor worse than the others."""
+        about = self.about[rows].astype(np.float32)
+        fits, described = about @ text_vector, about.any(axis=1)
+        return _less(np.where(described, fits, fits[described].mean() if described.any() else 0.0))
 
     def _of_examples(self, rows: list[int], asked: Question) -> Vectors:
         found = []
@@ -189,33 +201,6 @@ class Witness:
         return np.array([[math.log1p(max(0.0, p or 0.0)), p is not None] for p in given], np.float32)
 
 
-def _compared(
-    mention: str,
-    words: list[str],
-    all_of: set[str],
-    grams: frozenset[str],
-    short: str,
-    name: str,
-    aliases: list[str],
-    shared: float,
-) -> list[float]:
-    """A mention against an entity's name and aliases, all folded."""
-    parts = name.split()
-    return [
-        name == mention,
-        mention in aliases,
-        all_of <= set(parts),
-        any(all_of <= set(alias.split()) for alias in aliases),
-        shared,
-        likeness(grams, trigrams(name)),
-        max((likeness(grams, trigrams(alias)) for alias in aliases), default=0.0),
-        parts[-1:] == words[-1:],
-        parts[:1] == words[:1],
-        name.startswith(mention),
-        bool(short) and short == "".join(part[0] for part in parts) and len(parts) > 1,
-    ]
-
-
 def _of_question(asked: Question, mention: str, known: list[dict[str, Any]]) -> Vectors:
     words, capital = len(mention.split()), asked.mention[:1].isupper()
     return np.array(
@@ -233,6 +218,11 @@ def _of_question(asked: Question, mention: str, known: list[dict[str, Any]]) -> 
         ],
         np.float32,
     )
+
+
+def bend(texts: Vectors, matrix: Vectors) -> Vectors:
+    """Vectors of texts, bent towards descriptions."""
+    return texts + texts @ matrix
 
 
 def _less(values: Any) -> Vectors:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from gemel_ray.ranking.evidence import FEATURES, MOST, Evidence, Question, Witness
+from gemel_ray.ranking import context
+from gemel_ray.ranking.context import Judged
+from gemel_ray.ranking.evidence import FEATURES, MOST, Question, Witness, bend
 from gemel_ray.ranking.examples import Examples
 from gemel_ray.ranking.ranker import Ranker
 
@@ -18,15 +19,8 @@ Neighbours = Callable[[npt.NDArray[np.int64]], Iterator[tuple[npt.NDArray[np.int
 
 SAMPLE = 8_000  # examples it is fitted on, at most
 _HIDDEN, _BATCH, _EPOCHS, _RATE = 48, 128, 10, 6e-3
+_BENT = FEATURES.index("description fits bent")
 _HELD_OUT = 0.1  # of the sample: what is reported was not fitted on
-
-
-@dataclass(frozen=True)
-class Judged:
-    """An example's candidates and which of them is right."""
-
-    evidence: Evidence
-    right: int
 
 
 def fitted(witness: Witness, neighbours: Neighbours) -> Ranker | None:
@@ -36,9 +30,11 @@ def fitted(witness: Witness, neighbours: Neighbours) -> Ranker | None:
     held_out = int(len(judged) * _HELD_OUT)
     if held_out < 1:
         return None
+    matrix = _bent(witness, judged)
     torch.manual_seed(0)
     tested, learnt = judged[:held_out], judged[held_out:]
     ranker = _taught(learnt)
+    ranker.weights["bend"] = matrix
     logs = [ranker.log_probabilities(j.evidence.features) for j in tested]
     hits = [bool(log.argmax() == j.right) for log, j in zip(logs, tested, strict=True)]
     ranker.about.update(
@@ -56,11 +52,23 @@ def _judged(witness: Witness, neighbours: Neighbours) -> tuple[list[Judged], int
     sample = np.random.default_rng(0).permutation(known)[:SAMPLE]
     found = []
     for row, (nearest, similarities) in zip(sample.tolist(), neighbours(sample), strict=True):
-        evidence = witness.evidence(_question(examples, row, nearest, similarities))
+        asked = _question(examples, row, nearest, similarities)
+        evidence = witness.evidence(asked)
         at = np.flatnonzero(evidence.rows == examples.entity[row])
         if len(at):
-            found.append(Judged(evidence, int(at[0])))
+            found.append(Judged(evidence, int(at[0]), asked.text_vector))
     return found, len(sample)
+
+
+def _bent(witness: Witness, judged: Sequence[Judged]) -> Matrix:
+    """How texts are bent, by all examples; in the features of each half of them as the other half says."""
+    half = len(judged) // 2
+    for learning, asking in ((judged[:half], judged[half:]), (judged[half:], judged[:half])):
+        matrix = context.learnt(witness.about, learning)
+        for one in asking:
+            fits = witness.fits(one.evidence.rows, bend(one.text, matrix))
+            one.evidence.features[:, _BENT : _BENT + 2] = fits
+    return context.learnt(witness.about, judged)
 
 
 def _question(examples: Examples, row: int, nearest: npt.NDArray[np.int64], similarities: Matrix) -> Question:

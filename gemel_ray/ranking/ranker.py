@@ -18,13 +18,14 @@ from gemel_ray import storage
 from gemel_ray.ranking.evidence import FEATURES
 
 Matrix = npt.NDArray[np.float32]
-WEIGHTS = ("mean", "scale", "linear", "inner", "inner_bias", "middle", "middle_bias", "outer")
+WEIGHTS = ("mean", "scale", "linear", "inner", "inner_bias", "middle", "middle_bias", "outer", "bend")
 
 
 @dataclass(frozen=True)
 class Ranker:
     """`weights` by name: features are shifted by `mean` and multiplied by `scale`; `linear` [features] beside
-    two hidden layers with ReLU, `inner` [features, hidden], `middle` [hidden, hidden], `outer` [hidden]."""
+    two hidden layers with ReLU, `inner` [features, hidden], `middle` [hidden, hidden], `outer` [hidden].
+    `bend` [width, width] is for the texts' vectors: see context.py."""
 
     weights: dict[str, Matrix]
     about: dict[str, Any]

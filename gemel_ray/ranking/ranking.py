@@ -36,7 +36,7 @@ class Ranking:
     def open(cls, folder: Path, bank: Bank, entities: Entities) -> Ranking:
         """From the files of one version of a workspace. ValueError: no ranker there, or another's."""
         ranker = Ranker.load(folder / FILE)
-        return cls(witness(folder, bank, entities), ranker)
+        return cls(witness(folder, bank, entities, ranker.weights["bend"]), ranker)
 
     def __call__(self, asked: Question, most: int) -> tuple[npt.NDArray[np.int64], Matrix]:
         """Rows of the entities and log-probabilities of the `most` likeliest, best first."""
@@ -48,8 +48,9 @@ class Ranking:
         return evidence.rows[best], logs[best]
 
 
-def witness(folder: Path, bank: Bank, entities: Entities) -> Witness:
-    return Witness(Names(folder), Examples(folder, bank), entities, descriptions.opened(folder / _ABOUT))
+def witness(folder: Path, bank: Bank, entities: Entities, bend: Matrix | None = None) -> Witness:
+    about = descriptions.opened(folder / _ABOUT)
+    return Witness(Names(folder), Examples(folder, bank), entities, about, bend)
 
 
 def write(

@@ -38,6 +38,33 @@ def initials(form: str) -> str:
     return "".join(word[0] for word in words) if len(words) > 1 else ""
 
 
+def against_names(
+    mention: str,
+    words: list[str],
+    all_of: set[str],
+    grams: frozenset[str],
+    short: str,
+    name: str,
+    aliases: list[str],
+    shared: float,
+) -> list[float]:
+    """A mention against an entity's name and aliases, all folded."""
+    parts = name.split()
+    return [
+        name == mention,
+        mention in aliases,
+        all_of <= set(parts),
+        any(all_of <= set(alias.split()) for alias in aliases),
+        shared,
+        likeness(grams, trigrams(name)),
+        max((likeness(grams, trigrams(alias)) for alias in aliases), default=0.0),
+        parts[-1:] == words[-1:],
+        parts[:1] == words[:1],
+        name.startswith(mention),
+        bool(short) and short == "".join(part[0] for part in parts) and len(parts) > 1,
+    ]
+
+
 @lru_cache(maxsize=100_000)
 def stem(word: str) -> str:
     """A word without a common English ending: painter and painters, Bavaria and Bavarian are one."""

@@ -45,6 +45,7 @@ GROUPS: dict[str, tuple[Cell, ...]] = {
     "prefix": tuple(Cell(str(k), prefix=k, sees=True) for k in (1, 2, 4, 8)),
     "names": tuple(Cell(str(n).lower(), (f"retrieve.names={str(n).lower()}",)) for n in (True, False)),
     "neighbours": _each("generate.neighbours", 0.0, 0.25, 0.5, 0.75, 1.0),
+    "ranking": _each("generate.ranking", 0.0, 0.5, 0.7, 0.9, 1.0),
     "search": (
         Cell("greedy", ("generate.beams=1", "generate.search=beam", "generate.prior_weight=0")),
         Cell("5 beams", ("generate.beams=5", "generate.search=beam")),

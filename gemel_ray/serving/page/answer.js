@@ -68,7 +68,7 @@ function headline(row) {
 }
 
 function demonstrations(row, ask) {
-  const nearest = [...row.demonstrations].reverse(); // in the prompt the most similar stands last
+  const nearest = [...row.demonstrations].reverse(); // what is nearest to the question stands last
   const list = el("ul", { class: "shots" });
   const add = (ids) => ids.forEach((id) => {
     const place = el("li", {}, el("span", { class: "hint" }, id));
@@ -85,7 +85,7 @@ function demonstrations(row, ask) {
     more.remove();
   } }, `Show all ${nearest.length}`);
   return el("section", {},
-    el("h4", {}, "Demonstrations", el("small", {}, " solved examples in the prompt, most similar first")),
+    el("h4", {}, "Demonstrations", el("small", {}, " solved examples in the prompt, the last of them first")),
     list, rest.length ? more : null);
 }
 
