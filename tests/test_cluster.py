@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,7 +37,18 @@ def three_nodes() -> Iterator[LocalCluster]:
             yield cluster
 
 
+def stranger(cluster: LocalCluster, home: Path) -> subprocess.Popen[bytes]:
+    """A driver of somebody who has not the cluster's token; Ray tries for 20 seconds."""
+    environment = {k: v for k, v in ENVIRONMENT.items() if not k.startswith("RAY_AUTH")}
+    program = f"import ray; ray.init(address='{cluster.address}')"
+    return subprocess.Popen(
+        [sys.executable, "-c", program], env=environment | {"HOME": str(home)}, stderr=subprocess.PIPE
+    )
+
+
 def test_a_node_is_lost_while_a_job_runs_and_another_joins(three_nodes: LocalCluster, tmp_path: Path) -> None:
+    """And nobody gets in meanwhile who has not the token."""
+    refused = stranger(three_nodes, tmp_path)
     file = written(tmp_path)
     ended(file, tmp_path / "undisturbed")
     output = tmp_path / "out"
@@ -53,6 +65,9 @@ def test_a_node_is_lost_while_a_job_runs_and_another_joins(three_nodes: LocalClu
         assert b"node" in said.lower()
         subprocess.run([*COMMAND, str(file), str(output)], env=environment, check=True, timeout=180)
     assert rows_of(output) == rows_of(tmp_path / "undisturbed")
+    _, said = refused.communicate(timeout=120)
+    assert refused.returncode != 0
+    assert b"Failed to connect to Ray cluster" in said
 
 
 def test_segments_are_placed_as_configured(
