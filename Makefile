@@ -51,7 +51,7 @@ endif
 	@rm -f .venv/.ready
 	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check uv==$(UV_VERSION) || \
 	echo "uv cannot be installed: pip does it, more slowly"
-	@if [ -x "$(BIN)/uv" ]; then add() { "$(BIN)/uv" pip install --python "$(BIN)/python" "$$@"; }; \
+	@if [ -x "$(BIN)/uv" ]; then add() { "$(BIN)/uv" pip install --compile-bytecode --python "$(BIN)/python" "$$@"; }; \
 	else add() { "$(BIN)/python" -m pip install --disable-pip-version-check "$$@"; }; fi; \
 	echo "installing $< into .venv"; \
 	add --quiet --no-deps -r $< && add --quiet --no-deps -e .
