@@ -7,6 +7,7 @@ is not installed, a wrong key, a missing bucket, no answer.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -45,6 +46,9 @@ _STORES = {
 }
 for _kind in ("s3", "gs", "az", "abfs"):  # other processes write, so that what is listed once is not kept
     fsspec.config.conf.setdefault(_kind, {}).setdefault("use_listings_cache", False)
+
+for _package in ("s3fs", "gcsfs", "adlfs"):  # they log with tracebacks what we say in a sentence
+    logging.getLogger(_package).setLevel(logging.CRITICAL)
 
 
 class StoreError(GemelError, OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 import threading
@@ -443,3 +444,10 @@ def test_a_data_set_of_the_hub_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match="there is no hf://datasets/someone/captions/in/gone"):
             files(["hf://datasets/someone/captions/in/gone.jsonl"])
         server.shutdown()
+
+
+def test_a_driver_s_own_log_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    """What it warns of, with a traceback, is our sentence."""
+    for name in ("gcsfs", "gcsfs.retry", "adlfs", "s3fs"):
+        logging.getLogger(name).error("out of retries")
+    assert caplog.text == ""
