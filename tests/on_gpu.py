@@ -1,11 +1,11 @@
 """What only a GPU can show, in one run: the same links as a CPU's, the engine's tests, rates, a profile.
 
     python tests/on_gpu.py cpu --output cpu          # on a machine without a GPU, before
-    python tests/on_gpu.py gpu --output out --links cpu/links
+    python tests/on_gpu.py gpu --output out --cpu cpu
 
 Either side links the same mentions in float32: the starter's, or those of --input under --workspace. Carry
-`cpu/links` to the GPU machine. There each step writes a log in `out`, a step that fails does not stop the
-others, and `out/summary.txt` says what came of each.
+the folder `cpu`, links and the workspace that they were made with, to the GPU machine. There each step writes
+a log in `out`, a step that fails does not stop the others, and `out/summary.txt` says what came of each.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> int:
     steps: dict[str, Callable[[Path], int]] = {
         "doctor": lambda log: run(log, ["doctor"], 120),
         "links": lambda log: run(log, link(workspace, given, options.output / "links"), 300),
-        "same": lambda log: same(log, options.links, options.output / "links"),
+        "same": lambda log: same(log, options.cpu, options.output / "links"),
         "tests": lambda log: run(log, tests(), 400, [sys.executable, "-m", "pytest"]),
         "speed": lambda log: run(log, [*bench, str(options.output / "speed")], 300),
         "profile": lambda log: run(log, profiled(options.output, bench), 300, ["py-spy", "record"]),
@@ -61,10 +61,10 @@ def parsed() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("where", choices=("cpu", "gpu"))
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--workspace", type=Path, help="made by gemel-ray build (the starter's)")
+    parser.add_argument("--output", type=place, required=True, metavar="DIR")
+    parser.add_argument("--workspace", type=place, help="made by gemel-ray build (the starter's)")
     parser.add_argument("--input", help="documents with mentions (the starter's)")
-    parser.add_argument("--links", type=Path, metavar="DIR", help="gpu: what the CPU linked")
+    parser.add_argument("--cpu", type=place, metavar="DIR", help="gpu: what the CPU's run wrote")
     parser.add_argument(
         "--only", nargs="+", metavar="STEP", help="gpu: doctor links same tests speed profile speed-7b"
     )
@@ -74,11 +74,15 @@ def parsed() -> argparse.Namespace:
     return options
 
 
+def place(path: str) -> Path:
+    return Path(path).resolve()  # every step runs in the project's folder
+
+
 def prepared(options: argparse.Namespace) -> tuple[Path, str]:
     """A workspace and its input."""
     if options.workspace:
         return options.workspace, options.input
-    data, made = ROOT / "gemel_ray" / "starter" / "data", options.output / "workspace"
+    data, made = ROOT / "gemel_ray" / "starter" / "data", (options.cpu or options.output) / "workspace"
     if not made.exists():
         build = [
             "build",
@@ -137,22 +141,25 @@ def run(log: Path, arguments: list[str], seconds: float, command: list[str] = CO
             return 124
 
 
-def same(log: Path, theirs: Path | None, ours: Path) -> int:
+def same(log: Path, cpu: Path | None, ours: Path) -> int:
     """Whether both machines give the same names, with scores within FAR."""
+    theirs = cpu / "links" if cpu else None
     if theirs is None or not list(theirs.glob("links/*.parquet")):
         log.write_text(
-            f"no links to compare with in {theirs}: --links takes the folder that the CPU's run wrote\n"
+            f"no links to compare with in {theirs}: --cpu takes the folder that the CPU's run wrote\n"
         )
         return 2
-    cpu, gpu = links(theirs), links(ours)
-    names = [key for key in cpu if [n for n, _ in cpu[key]] == [n for n, _ in gpu.get(key, [])]]
-    first = sum(cpu[key][:1] and cpu[key][0][0] == next(iter(gpu.get(key, [])), ("", 0))[0] for key in cpu)
-    far = max((abs(a[1] - b[1]) for k in names for a, b in zip(cpu[k], gpu[k], strict=True)), default=0.0)
+    before, gpu = links(theirs), links(ours)
+    names = [key for key in before if [n for n, _ in before[key]] == [n for n, _ in gpu.get(key, [])]]
+    first = sum(
+        before[key][:1] and before[key][0][0] == next(iter(gpu.get(key, [])), ("", 0))[0] for key in before
+    )
+    far = max((abs(a[1] - b[1]) for k in names for a, b in zip(before[k], gpu[k], strict=True)), default=0.0)
     log.write_text(
-        f"{len(cpu)} mentions: {first} first names equal, all names in order for {len(names)}; "
+        f"{len(before)} mentions: {first} first names equal, all names in order for {len(names)}; "
         f"scores of these at most {far:.2g} apart\n"
     )
-    return 0 if len(names) == len(cpu) == len(gpu) and far <= FAR else 1
+    return 0 if len(names) == len(before) == len(gpu) and far <= FAR else 1
 
 
 def links(output: Path) -> dict[tuple[str, str], list[tuple[str, float]]]:

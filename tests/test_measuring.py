@@ -151,12 +151,12 @@ def test_links_of_two_machines_are_the_same_or_not(tmp_path: Path) -> None:
         pq.write_table(pa.Table.from_pylist([row]), tmp_path / name / "links" / "a.parquet")
         return tmp_path / name
 
-    log, cpu = tmp_path / "log", linked("cpu", -0.1, -2.0)
+    log, cpu = tmp_path / "log", linked("cpu/links", -0.1, -2.0).parent
     assert same(log, cpu, linked("near", -0.1004, -2.0)) == 0
     assert "1 mentions: 1 first names equal, all names in order for 1" in log.read_text()
     assert same(log, cpu, linked("far", -0.2, -2.0)) == 1
     assert same(log, cpu, linked("fewer", -0.1)) == 1
-    assert same(log, None, cpu) == 2
+    assert same(log, None, tmp_path / "near") == same(log, tmp_path, tmp_path / "near") == 2
 
 
 def test_without_pictures_of_its_own_encode_is_measured_on_the_starter_s(
