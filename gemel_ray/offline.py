@@ -221,10 +221,10 @@ class _Actor:
         import ray
 
         self.opening, self.fault, self.node = opening, None, ray.get_runtime_context().get_node_id()
-        lean()
         said.say(opening.output, opening.run)
         try:
-            self.worker = opening.worker(stages)
+            with lean():
+                self.worker = opening.worker(stages)
         except Exception as fault:
             self.fault = fault
         self.name = f"{'+'.join(stages)}-{os.getpid()}-{time.time_ns()}"

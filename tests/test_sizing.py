@@ -207,3 +207,17 @@ def test_this_machine_s_gpus_are_used_without_a_setting() -> None:
         assert card.gib == pytest.approx(total, rel=0.05)
     back = fit(Config(), "offline", found, SMALL).config.offline.segments[-1]
     assert (back.workers, back.gpus) == (len(found.gpus), 0.6)
+
+
+def test_a_process_collects_nothing_until_it_has_started() -> None:
+    program = """
+import gc
+from gemel_ray.environment import lean
+try:
+    with lean():
+        print(gc.isenabled())
+        raise OSError
+except OSError:
+    print(gc.isenabled(), gc.get_freeze_count() > 1000)
+"""
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\nTrue True\n"

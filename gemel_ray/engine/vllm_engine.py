@@ -5,6 +5,7 @@ Together with constraint.py all that knows vLLM's interfaces; run.py is the loop
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 from collections.abc import Sequence
@@ -77,6 +78,7 @@ def start(options: EngineOptions) -> LLMEngine:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    gc.freeze()  # vLLM collects five times while it starts: what was imported is no garbage
     arguments = EngineArgs(
         model=options.model,
         dtype=options.dtype,  # type: ignore[arg-type]

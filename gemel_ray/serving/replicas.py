@@ -30,9 +30,9 @@ class Stages:
     """A segment of the graph in a Serve replica."""
 
     def __init__(self, config: Config, workspace: Shared, options: OnlineSegment, following: Any) -> None:
-        lean()
-        opened = Workspace.open(workspace.here(), hurried(config))
-        segment = linking_graph(config, opened).segment(options.stages, opened)
+        with lean():
+            opened = Workspace.open(workspace.here(), hurried(config))
+            segment = linking_graph(config, opened).segment(options.stages, opened)
         self.here = Following(segment, options.batch, opened)
         self.following = following
         self.inside = 0  # mentions
