@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemel_ray.environment import own_token
+from gemel_ray.environment import LOOPBACK, own_token
 
 _LONGEST = 120.0  # seconds that nodes take to join
 _STORE = 200 * 2**20  # bytes of a node's object store: many nodes share the machine's memory
@@ -60,7 +60,10 @@ class LocalCluster:
         command = f"mount -t tmpfs tmpfs {shlex.quote(str(folder))} && exec {ray}"
         before, until = self._alive(), time.monotonic() + _LONGEST
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.apart.append(subprocess.Popen(["unshare", "--mount", "sh", "-c", command], **quiet))
+        # What a Ray of this process' own has set is not for nodes of a cluster: none would join.
+        environment = {n: v for n, v in os.environ.items() if n != LOOPBACK}
+        opened = subprocess.Popen(["unshare", "--mount", "sh", "-c", command], env=environment, **quiet)
+        self.apart.append(opened)
         while self._alive() == before:
             if time.monotonic() > until:
                 raise TimeoutError(f"the node has not joined in {_LONGEST:.0f} s")

@@ -13,6 +13,8 @@ from tempfile import NamedTemporaryFile
 
 from gemel_ray.segments import OnlineSegment, SegmentOptions
 
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray keeps to this machine
+
 
 def variables(options: SegmentOptions | OnlineSegment, processes: int, address: str) -> dict[str, str]:
     """Of each of so many processes, on a Ray at `address`. Who is given no GPU sees none: Ray hides them only
@@ -57,7 +59,7 @@ def before_ray(address: str) -> None:
     # Ray logs an error for every actor that Ray Data itself starts (its issue 53727): not ours to mend.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address == "local":
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault(LOOPBACK, "0")
         own_token()
 
 
