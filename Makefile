@@ -18,8 +18,8 @@ help:  ## this list
 demo: .venv/.ready  ## install, link the starter set, print a table and the report's path
 	"$(BIN)/gemel-ray" demo
 
-test: lint  ## lint, then every test, in two processes: most tests wait
-	"$(BIN)/python" -m pytest -n 2 --dist loadgroup
+test: lint  ## lint, then every test
+	"$(BIN)/python" -m pytest
 
 lint: .venv/.ready  ## ruff and mypy
 	"$(BIN)/ruff" check .

@@ -29,19 +29,6 @@ SMALL = [  # float32, so that what is compared differs by rounding only; small, 
 ]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests one process has to run where several share the work: those of a file, and all those of one
-    engine or one endpoint, which take long to start."""
-    costly = {"served": "endpoint", "generating": "engine", "live_url": "engine"}
-    groups = {item.path: item.path.stem for item in items}
-    for item in items:
-        for fixture in costly.keys() & set(getattr(item, "fixturenames", ())):
-            groups[item.path] = min(groups[item.path], costly[fixture])
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
-
-
 @pytest.fixture(scope="session")
 def workspace_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The starter's 421 entities and 240 of its solved examples, with pictures."""
