@@ -22,6 +22,7 @@ from gemel_ray.errors import GemelError
 
 Link = dict[str, Any]  # the columns of links/*.parquet
 Image = str | bytes | Path  # an http(s) or data: URL, the picture's bytes, or its file
+Mention = str | tuple[int, int]  # its words, or start and end in characters
 _LONGEST = 30.0  # seconds between two tries, whatever the server asks for
 
 
@@ -57,7 +58,7 @@ class Client:
         self,
         text: str,
         image: Image | None = None,
-        mentions: Iterable[str | tuple[int, int]] | None = None,
+        mentions: Iterable[Mention] | None = None,
         **options: Any,
     ) -> list[Link]:
         """Links of one document, a row a mention. `mentions`: strings, or (start, end) in characters; None
@@ -100,7 +101,7 @@ class Client:
 def document(
     text: str,
     image: Image | None = None,
-    mentions: Iterable[str | tuple[int, int]] | None = None,
+    mentions: Iterable[Mention] | None = None,
     id: str | None = None,
 ) -> dict[str, Any]:
     """A document as the endpoint takes it."""
@@ -110,8 +111,13 @@ def document(
     if image is not None:
         made["image"] = base64.b64encode(image).decode() if isinstance(image, bytes) else image
     if mentions is not None:
-        made["mentions"] = [m if isinstance(m, str) else {"start": m[0], "end": m[1]} for m in mentions]
+        made["mentions"] = given(mentions)
     return made if id is None else made | {"id": id}
+
+
+def given(mentions: Iterable[Mention]) -> list[str | dict[str, int]]:
+    """Mentions as documents have them."""
+    return [m if isinstance(m, str) else {"start": m[0], "end": m[1]} for m in mentions]
 
 
 def _pause(answer: httpx.Response) -> float | None:

@@ -82,9 +82,14 @@ class Graph:
         needed = {STATUS.name, ERROR.name, *self.result.names}
         return needed.union(*((*s.reads, *s.explodes) for s in later)) if later else needed
 
+    @property
+    def names(self) -> list[str]:
+        """The stages', in order."""
+        return [stage.name for stage in self.stages]
+
     def segment(self, names: Sequence[str], workspace: Workspace) -> Segment:
         """Start the adjacent stages `names` in this process."""
-        order = [s.name for s in self.stages]
+        order = self.names
         start = order.index(names[0]) if names and names[0] in order else len(order)
         if not names or order[start : start + len(names)] != list(names):
             raise GraphError(f"a segment takes adjacent stages of {order}, not {list(names)}")

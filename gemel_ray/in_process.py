@@ -11,11 +11,12 @@ millions of documents use the job, which resumes and shares the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from gemel_ray.client import Image, Link, Mention, given
 from gemel_ray.config import load
 from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.workspace import Workspace, read_facts
@@ -24,8 +25,6 @@ from gemel_ray.readers.pictures import Place
 from gemel_ray.readers.reading import table
 from gemel_ray.sizing import fitted
 
-Link = dict[str, Any]  # the columns of links/*.parquet
-Image = str | bytes | Path  # an address, the picture's bytes, or its file
 _BATCH = 64
 
 
@@ -42,12 +41,12 @@ class Linker:
         settings: Mapping[str, Any] | None = None,
         config: str | Path | None = None,
     ) -> None:
-        folder, given = Path(workspace), [f"{name}={value}" for name, value in (settings or {}).items()]
+        folder, chosen = Path(workspace), [f"{name}={value}" for name, value in (settings or {}).items()]
         file = Path(config) if config is not None else None
-        options = fitted(load(file, read_facts(folder)["settings"], given), "offline")
+        options = fitted(load(file, read_facts(folder)["settings"], chosen), "offline")
         opened = Workspace.open(folder, options)
         graph = linking_graph(options, opened)
-        self._segment = graph.segment([stage.name for stage in graph.stages], opened)
+        self._segment = graph.segment(graph.names, opened)
 
     def __enter__(self) -> Linker:
         return self
@@ -60,15 +59,16 @@ class Linker:
         self._segment.close()
 
     def link(
-        self, text: str, image: Image | None = None, mentions: Sequence[str | tuple[int, int]] | None = None
+        self, text: str, image: Image | None = None, mentions: Iterable[Mention] | None = None
     ) -> list[Link]:
         """Links of one document, a row a mention. `mentions`: strings, or (start, end) in characters; None
-        lets Detect find them. A document that cannot be linked is a row of status `error`."""
+        lets Detect find them. `image` may also be a file's address. A document that cannot be linked is a row
+        of status `error`."""
         row: dict[str, Any] = {"text": text}
         if image is not None:
             row["image"] = str(image) if isinstance(image, Path) else image
         if mentions is not None:
-            row["mentions"] = [m if isinstance(m, str) else {"start": m[0], "end": m[1]} for m in mentions]
+            row["mentions"] = given(mentions)
         return list(self.link_many([row]))
 
     def link_many(self, documents: Iterable[Mapping[str, Any]]) -> Iterator[Link]:

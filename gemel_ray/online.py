@@ -20,7 +20,7 @@ from typing import Any
 from gemel_ray import nodes
 from gemel_ray.config import Config, load
 from gemel_ray.environment import variables
-from gemel_ray.job import shared
+from gemel_ray.job.shared import of_workspace
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bringing import Shared, brought
 from gemel_ray.knowledge.workspace import read_facts
@@ -108,7 +108,7 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
     place = "HeadOnly" if online.address == "local" else "EveryNode"
     try:
         logs = _connect(config)
-        seen = shared.of_workspace(Shared.of(workspace), versions.current(workspace))
+        seen = of_workspace(Shared.of(workspace), versions.current(workspace))
         if sentence := nodes.apart(seen):
             raise ValueError(sentence)
         from ray import serve as ray_serve

@@ -170,7 +170,7 @@ def documents(*rows: tuple[str | None, str | None] | tuple[str | None, str | Non
 
 def run(graph: Graph, table: pa.Table, cuts: Sequence[int] = (), batch: int | None = None) -> Rows:
     """The graph cut into segments before the stages numbered `cuts`; `batch` rows at once in each."""
-    names, parts = [s.name for s in graph.stages], [table]
+    names, parts = graph.names, [table]
     for start, stop in zip([0, *cuts], [*cuts, len(names)], strict=True):
         segment = graph.segment(names[start:stop], NO_WORKSPACE)
         whole = pa.concat_tables(parts)

@@ -206,7 +206,7 @@ def linked_alone(workspace: Path, folder: Path, asked: list[dict[str, Any]]) -> 
     config = load(None, read_facts(workspace)["settings"], [*SETTINGS, "generate.ranking=1"])
     opened = Workspace.open(workspace, config)
     graph = linking_graph(config, opened)
-    segment = graph.segment([stage.name for stage in graph.stages], opened)
+    segment = graph.segment(graph.names, opened)
     assert isinstance(segment.works[-1][1], Ranked)
     rows = asyncio.run(segment.run(next(documents(written(folder, "alone.jsonl", asked)))))
     segment.close()

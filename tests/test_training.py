@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 from tiny_training import DATA, FEW, tiny_workspace, trained
 
 from gemel_ray.config import load
@@ -92,7 +91,6 @@ def test_the_loss_falls_and_the_rest_stays(
 
 @pytest.mark.ray
 def test_two_workers_are_one(undisturbed: list[dict[str, float]], workspace: Path) -> None:
-    ray.shutdown()  # another test of this process may have left one
     said: list[str] = []
     best = trained(workspace, "train.workers=2", say=said.append)
     assert_equal_curves(points(workspace), undisturbed)

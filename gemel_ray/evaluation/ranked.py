@@ -30,7 +30,7 @@ def ranked_alone(folder: Path, gold: Sequence[str], run: Mapping[str, Any]) -> d
     if not workspace.ranks or not config.retrieve.ranking:
         return None
     graph = linking_graph(config, workspace)
-    segment = graph.segment([stage.name for stage in graph.stages], workspace)
+    segment = graph.segment(graph.names, workspace)
     try:
         tables = run_in_process(segment, _mentioning(gold))
         return {key(row): answered(row) for table in tables for row in table.to_pylist()}
