@@ -31,7 +31,7 @@ from gemel_ray.job import record, results, said, shared
 from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.filters import Filters, digests, repeated
 from gemel_ray.job.index import Done
-from gemel_ray.job.inputs import Given, unchanged
+from gemel_ray.job.inputs import Given
 from gemel_ray.job.manifest import write_manifest
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.metrics import Metrics
@@ -76,7 +76,7 @@ def link(
     run = results.prepare(at)
     given.note()
     knowledge = versions.current(workspace)  # all workers' to the end, whatever becomes current meanwhile
-    done, known = results.finished(at, retry), unchanged(at, given.addresses, config.input)
+    done, known = results.finished(at, retry), given.unchanged(config.input)
     said.retried(retry, done, report)
     shares, total = selection.of(given.addresses, given.keys, known), selection.total(given.addresses, known)
     told = Record(at, max(0, total - len(done)), len(done))

@@ -14,7 +14,7 @@ from gemel_ray.graph import Graph
 from gemel_ray.job import results
 from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.filters import Filters
-from gemel_ray.job.inputs import Given, unchanged
+from gemel_ray.job.inputs import Given
 from gemel_ray.job.layout import part_of
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.selection import Selection
@@ -45,7 +45,7 @@ def run_once(output: Path, files: list[str], selection: Selection = _ALL, retry:
     given.note()
     found, number = results.finished(output, retry), 0
     with Merging(output, str(work.run)) as merging:
-        known = unchanged(output, given.addresses, Input())
+        known = given.unchanged(Input())
         for share in selection.of(given.addresses, given.keys, known):
             for table in share.tables(found, Filters(Input())):
                 rows = asyncio.run(work(table))

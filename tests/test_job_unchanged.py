@@ -11,8 +11,9 @@ from jobs import edited, lines, linked, names, run_once
 
 from gemel_ray.config import Input
 from gemel_ray.job import inputs, selection
-from gemel_ray.job.inputs import unchanged
+from gemel_ray.job.inputs import Given, unchanged
 from gemel_ray.job.selection import Selection
+from gemel_ray.object_folder import folder_at
 from gemel_ray.readers import documents
 
 
@@ -82,3 +83,13 @@ def test_a_file_that_was_written_just_now_is_not_taken_for_unchanged(tmp_path: P
     file = lines(tmp_path, ["sleep"] * 9)
     run_once(output, [file])
     assert unchanged(output, [file], Input()) == {}
+
+
+def test_a_file_that_cannot_be_read_now_is_not_taken_for_unchanged(
+    tmp_path: Path, output: Path, read: list[str]
+) -> None:
+    file = lines(tmp_path, ["sleep"] * 9)
+    run_once(output, [file])
+    assert Given.of([file], folder_at(output)).unchanged(Input()) == {file: 9}
+    Path(file).unlink()
+    assert Given.of([file], folder_at(output)).unchanged(Input()) == {}

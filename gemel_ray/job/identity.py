@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ RECORD = np.dtype(  # of one document of a file of links
 FAILED, AGAIN, LOST = 1, 2, 4  # states: has an error row; stands for one that has; what could not be read
 Records = npt.NDArray[np.void]
 REST_DIGEST = 1  # of what could not be had of a file: whatever is had another time takes its place
+_HEAD = 2**16  # bytes
 _MARK = re.compile(r"#([0-9a-f]{16})([0-9a-f]{16})(!?)$")
 _COLUMNS = ("document_id", "text", "image", "image_address", "image_key", "given", "options", "error")
 
@@ -45,6 +46,11 @@ def hashed(*parts: bytes) -> int:
         made.update(len(part).to_bytes(8))
         made.update(part)
     return int.from_bytes(made.digest())
+
+
+def head(file: IO[bytes]) -> str:
+    """A digest of an open file's first bytes."""
+    return hashlib.blake2b(file.read(_HEAD), digest_size=16).hexdigest()
 
 
 def place(address: str) -> str:

@@ -6,7 +6,6 @@ a disk is its size, times and inode, and in an object store its size and ETag.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -20,11 +19,10 @@ from typing import Any
 import fsspec
 
 from gemel_ray.config import Input
-from gemel_ray.job.identity import file_key, place
+from gemel_ray.job.identity import file_key, head, place
 from gemel_ray.job.index import Done
 from gemel_ray.object_folder import Place, folder_at
 
-_HEAD = 2**16
 _NOTE = "inputs.json"
 _AT_ONCE = 32  # files that are looked at
 _YOUNG = 2.0  # seconds: a file written so lately may be written again with the same stamp
@@ -61,6 +59,11 @@ class Given:
         """By address."""
         return {address: self.known[place(address)]["key"] for address in self.addresses}
 
+    def unchanged(self, asked: Input) -> dict[str, int]:
+        """As the function, by what was seen when this was made: nothing is looked at again."""
+        found = {address: self.known[place(address)] for address in self.addresses}
+        return _as_they_were(found, {address: said["stamp"] for address, said in found.items()}, asked)
+
     def note(self) -> None:
         folder_at(self.output).write(_NOTE, json.dumps(self.known, indent=1).encode())
 
@@ -81,16 +84,21 @@ def addresses(output: Place) -> dict[int, str]:
 
 def unchanged(output: Place, inputs: Sequence[str], asked: Input) -> dict[str, int]:
     """Of the files that a run has been through and that are as they were then: their numbers of documents."""
-    known, found = _noted(output), dict[str, dict[str, Any]]()
-    for address in inputs:
-        if said := known.get(place(absolute(address)), {}).get("whole"):
-            found[address] = said
+    known = _noted(output)
+    noted = {address: known.get(place(absolute(address)), {}) for address in inputs}
+    found = {address: said for address, said in noted.items() if "whole" in said}
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         stamps = dict(zip(found, threads.map(_stamp, found), strict=True))
+    return _as_they_were(found, stamps, asked)
+
+
+def _as_they_were(noted: Notes, stamps: Mapping[str, str | None], asked: Input) -> dict[str, int]:
+    """By address: the documents of files whose stamps are those of when a run went through them."""
+    wholes = {address: said["whole"] for address, said in noted.items() if "whole" in said}
     return {
-        address: said["documents"]
-        for address, said in found.items()
-        if said["stamp"] == stamps[address] and said["reader"] == _reader(asked)
+        address: whole["documents"]
+        for address, whole in wholes.items()
+        if whole["stamp"] == stamps[address] and whole["reader"] == _reader(asked)
     }
 
 
@@ -114,7 +122,7 @@ def _with(known: Notes, given: Mapping[str, str]) -> Notes:
         if at not in known:
             former = _moved(known, now, given)
             known[at] = {"key": known.pop(former)["key"] if former else file_key(address)}
-        known[at] |= {"address": address, **now}
+        known[at] |= {"address": address, "stamp": None, **now}  # None: it cannot be read now
     return known
 
 
@@ -137,10 +145,10 @@ def _look(address: str, before: Mapping[str, Any] | None = None) -> dict[str, An
         filesystem, path = fsspec.core.url_to_fs(address)
         size = int(filesystem.size(path))
         with filesystem.open(path, "rb") as file:
-            head = hashlib.blake2b(file.read(_HEAD), digest_size=16).hexdigest()
+            first = head(file)
     except Exception:  # every store has its own errors
         return {}
-    return {"bytes": size, "head": head, "stamp": stamp}
+    return {"bytes": size, "head": first, "stamp": stamp}
 
 
 def _stamp(address: str) -> str | None:

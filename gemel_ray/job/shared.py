@@ -3,7 +3,6 @@ output, the input's files and their pictures, and models that are folders. Knows
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from gemel_ray.config import Config
+from gemel_ray.job.identity import head
 from gemel_ray.job.results import MARK
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bringing import SHARE, Shared
@@ -21,7 +21,6 @@ from gemel_ray.readers import documents
 from gemel_ray.storage import Folder, LocalFolder
 from gemel_ray.stores import scheme
 
-_HEAD: Final = 2**16  # bytes of a file that are compared
 _AGAIN: Final = (0.0, 1.0, 3.0)  # seconds: a network's file system may show a new file a little later
 _INPUTS, _PICTURES = 3, 3  # so many of the input's files are opened for so many pictures each
 
@@ -111,6 +110,6 @@ def _content(path: Path) -> str:
         if path.is_dir():
             return "folder"
         with path.open("rb") as file:
-            return f"{path.stat().st_size}-{hashlib.blake2b(file.read(_HEAD), digest_size=16).hexdigest()}"
+            return f"{path.stat().st_size}-{head(file)}"
     except OSError:
         return ""
