@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from live import free_port
 
 from gemel_ray.config import Config
 from gemel_ray.online import running
@@ -56,9 +55,6 @@ class Served:
 @contextmanager
 def endpoint(config: Config, workspace: Path) -> Iterator[Served]:
     """Ready, in two segments beside the API, which has two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     segments = (
         OnlineSegment(
             stages=("detect", "encode"), threads=1, cpus=0.5
@@ -70,16 +66,8 @@ def endpoint(config: Config, workspace: Path) -> Iterator[Served]:
     limits["wait"] = (
         600.0  # else what is let in depends on how busy the machine is; test_pace.py has the rest
     )
-    online = replace(config.online, port=port, segments=segments, **limits)
+    online = replace(config.online, port=free_port(), segments=segments, **limits)
     serving = replace(config, online=online)
     with ExitStack() as stack:
         address, _ = stack.enter_context(running(serving, workspace))
         yield Served(stack, address, serving)
-
-
-def until(true: Callable[[], bool], seconds: float = 90) -> None:
-    """Look again and again."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.1)

@@ -8,16 +8,15 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 import pytest
-from live import free_port
+from live import free_port, until
 
 POLICY = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
 BUCKET = "captions"
@@ -65,7 +64,7 @@ def _opened(url: str) -> Server:
         "endpoint_url": url, "region_name": "us-east-1", "aws_access_key_id": "x",
         "aws_secret_access_key": "x",
     }  # fmt: skip
-    _wait_for(url)
+    until(lambda: _answers(url), 120)
     iam = boto3.client("iam", **anybody)
     iam.create_user(UserName="tester")
     key = iam.create_access_key(UserName="tester")["AccessKey"]
@@ -84,15 +83,11 @@ def _opened(url: str) -> Server:
     return Server(environment, client)
 
 
-def _wait_for(url: str) -> None:
-    until = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/moto-api/").read()
-            return
-        except OSError:
-            assert time.monotonic() < until, "moto's server does not start"
-            time.sleep(0.1)
+def _answers(url: str) -> bool:
+    with suppress(OSError):
+        urllib.request.urlopen(f"{url}/moto-api/").read()
+        return True
+    return False
 
 
 @contextmanager

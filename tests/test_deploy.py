@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import cache
@@ -20,6 +19,7 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
+from live import answering
 
 from gemel_ray.config import Config
 from gemel_ray.deploying import lint
@@ -176,11 +176,8 @@ def qdrant() -> Iterator[tuple[str, type[Qdrant]]]:
         pass
 
     Server.held, Server.keys = {"a": [f"2026-01-0{n}" for n in range(1, 4)], "b": []}, set()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", Server
-    server.shutdown()
-    server.server_close()
+    with answering(Server) as address:
+        yield address, Server
 
 
 def test_snapshots_are_made_and_the_oldest_go(qdrant: tuple[str, type[Qdrant]]) -> None:

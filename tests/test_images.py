@@ -6,7 +6,6 @@ import io
 import os
 import re
 import struct
-import threading
 import time
 import tracemalloc
 import warnings
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live import answering
 from PIL import Image, ImageFile
 
 from gemel_ray.models.images import read_image
@@ -382,11 +382,8 @@ class Site(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with answering(Site) as at:
+        yield at
 
 
 @pytest.fixture(autouse=True)

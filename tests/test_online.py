@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from on_serve import DOCUMENTS, LAST, PROCESSES, QUEUE, Served, until
+from live import until
+from on_serve import DOCUMENTS, LAST, PROCESSES, QUEUE, Served
 from parity import same_row
 from ray.serve.config import AutoscalingContext
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from on_serve import Served, until
+from live import until
+from on_serve import Served
 
 from gemel_ray.cli import main
 from gemel_ray.knowledge import versions

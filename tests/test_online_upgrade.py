@@ -13,7 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from on_serve import DOCUMENTS, Served, until
+from live import until
+from on_serve import DOCUMENTS, Served
 
 from gemel_ray.config import Config
 from gemel_ray.online import NAME, deployed

@@ -7,10 +7,11 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from live import answering
 
 from gemel_ray.cli import main
 from gemel_ray.serving.load import Load, arrivals, loaded, requests
@@ -40,10 +41,8 @@ class _Endpoint(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Endpoint) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with answering(_Endpoint) as at:
+        yield at
 
 
 def test_arrivals_do_not_wait_for_answers(address: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from live import answering
 
 from gemel_ray.config import Input
 from gemel_ray.job import results
@@ -41,10 +41,8 @@ class _Breaking(BaseHTTPRequestHandler):
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(again, "_PAUSES", (0.01, 0.01, 0.01))
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Breaking) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/in.jsonl"
-        server.shutdown()
+    with answering(_Breaking) as at:
+        yield f"{at}/in.jsonl"
 
 
 def test_a_file_is_read_on_where_its_storage_broke_off(address: str) -> None:

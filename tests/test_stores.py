@@ -6,17 +6,17 @@ import json
 import logging
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
 import pyarrow as pa
 import pytest
+from live import answering
 from s3 import BUCKET, Server, serving, silent, use
 
 from gemel_ray import stores
@@ -271,10 +271,8 @@ def test_what_is_written_to_in_place_is_a_folder_of_this_machine(
 def test_a_workspace_behind_a_web_server(workspace_folder: Path, config: Config, kept: Path) -> None:
     """Any server that lists its folders: nginx, Apache, this one of Python's."""
     serve = partial(SimpleHTTPRequestHandler, directory=str(workspace_folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        folder = brought(f"http://127.0.0.1:{server.server_port}/", print)
-        server.shutdown()
+    with answering(serve) as at:
+        folder = brought(f"{at}/", print)
     assert contents(folder) == contents(workspace_folder)
 
 
@@ -433,9 +431,8 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def test_a_data_set_of_the_hub_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        endpoint = {"endpoint": f"http://127.0.0.1:{server.server_port}"}
+    with answering(Hub) as at:
+        endpoint = {"endpoint": at}
         monkeypatch.setitem(fsspec.config.conf, "hf", endpoint)
         for asked in ("in", "in/*.jsonl", "in/x.jsonl"):
             found = files([f"hf://datasets/someone/captions/{asked}"])
@@ -443,7 +440,6 @@ def test_a_data_set_of_the_hub_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ids(found) == ["a", "b"]
         with pytest.raises(ValueError, match="there is no hf://datasets/someone/captions/in/gone"):
             files(["hf://datasets/someone/captions/in/gone.jsonl"])
-        server.shutdown()
 
 
 def test_a_driver_s_own_log_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:

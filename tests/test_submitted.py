@@ -8,11 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from live import answering
 
 JOB = {"metadata": {"job_submission_id": "gemel-ray-link-abc"}}
 
@@ -47,11 +47,8 @@ def server() -> Iterator[tuple[str, type[JobServer]]]:
         pass
 
     Server.asked = []
-    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{listening.server_port}", Server
-    listening.shutdown()
-    listening.server_close()
+    with answering(Server) as address:
+        yield address, Server
 
 
 def ran(server: tuple[str, type[JobServer]], arguments: list[str], **environment: str) -> tuple[int, str]:
