@@ -13,14 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gemel_ray.deploying.kinds import KINDS
+from gemel_ray.deploying.kinds import FLAG, KINDS, MAP, NUMBER, TEXT, Json, list_of, object_of
 
-Json = dict[str, Any]
-_TEXT: Json = {"type": "string"}
-_FLAG: Json = {"type": "boolean"}
-_NUMBER: Json = {"type": "integer", "format": "int32"}
-_TEXTS: Json = {"type": "object", "additionalProperties": _TEXT}
-_EITHER: Json = {"anyOf": [_NUMBER, _TEXT]}
+_EITHER: Json = {"anyOf": [NUMBER, TEXT]}
 _TEMPLATE = "spec.headGroupSpec.template"  # where in a RayCluster Kubernetes' own parts are
 _POLICY = "spec.networkPolicy.head"
 
@@ -36,24 +31,15 @@ def faults(document: Json) -> Iterator[tuple[str, str]]:
         yield fault.json_path, fault.message
 
 
-def _object(required: tuple[str, ...] = (), **properties: Json) -> Json:
-    schema: Json = {"type": "object", "properties": properties}
-    return schema | ({"required": list(required)} if required else {})
-
-
-def _list(items: Json) -> Json:
-    return {"type": "array", "items": items}
-
-
 def _schemas() -> tuple[dict[str, Json], dict[str, Json]]:
     """Schemas by apiVersion and kind, and the definitions that they refer to."""
     crds: dict[str, Json] = json.loads(Path(__file__).with_name("crds.json").read_text())
     metadata = _at(crds, "RayCluster", f"{_TEMPLATE}.metadata")
     fields = _kubernetes(crds, metadata) | KINDS
-    own = {name: _object(("metadata",), **several) for name, several in fields.items()}
+    own = {name: object_of(("metadata",), **several) for name, several in fields.items()}
     custom = {name: schema for name, schema in crds.items() if " " in name}
     for schema in (own | custom).values():
-        schema["properties"] |= {"apiVersion": _TEXT, "kind": _TEXT, "metadata": metadata}
+        schema["properties"] |= {"apiVersion": TEXT, "kind": TEXT, "metadata": metadata}
         schema["properties"].pop("status", None)
     return own | custom, crds
 
@@ -64,29 +50,29 @@ def _kubernetes(crds: dict[str, Json], metadata: Json) -> dict[str, dict[str, Js
     claim = _at(crds, "RayCluster", f"{_TEMPLATE}.spec.volumes.ephemeral.volumeClaimTemplate.spec")
     selector = _at(crds, "RayCluster", f"{_POLICY}.ingressRules.from.podSelector")
     job = _job(template)
-    stateful = _stateful_set(template, selector, _object(metadata=metadata, spec=claim))
-    policy = _object(
+    stateful = _stateful_set(template, selector, object_of(metadata=metadata, spec=claim))
+    policy = object_of(
         ("podSelector",),
         podSelector=selector,
-        policyTypes=_list({"enum": ["Ingress", "Egress"]}),
-        ingress=_list(_at(crds, "RayCluster", f"{_POLICY}.ingressRules")),
-        egress=_list(_at(crds, "RayCluster", f"{_POLICY}.egressRules")),
+        policyTypes=list_of({"enum": ["Ingress", "Egress"]}),
+        ingress=list_of(_at(crds, "RayCluster", f"{_POLICY}.ingressRules")),
+        egress=list_of(_at(crds, "RayCluster", f"{_POLICY}.egressRules")),
     )
-    budget = _object(
+    budget = object_of(
         minAvailable=_EITHER,
         maxUnavailable=_EITHER,
         selector=selector,
         unhealthyPodEvictionPolicy={"enum": ["IfHealthyBudget", "AlwaysAllow"]},
     )
     return {
-        "v1 ConfigMap": {"data": _TEXTS, "binaryData": _TEXTS, "immutable": _FLAG},
-        "v1 Secret": {"data": _TEXTS, "stringData": _TEXTS, "type": _TEXT, "immutable": _FLAG},
+        "v1 ConfigMap": {"data": MAP, "binaryData": MAP, "immutable": FLAG},
+        "v1 Secret": {"data": MAP, "stringData": MAP, "type": TEXT, "immutable": FLAG},
         "v1 PersistentVolumeClaim": {"spec": claim},
         "v1 Pod": {"spec": _at(crds, "RayCluster", f"{_TEMPLATE}.spec")},
         "v1 Service": {"spec": _at(crds, "RayService", "spec.serveService.spec")},
         "apps/v1 StatefulSet": {"spec": stateful},
         "batch/v1 Job": {"spec": job},
-        "batch/v1 CronJob": {"spec": _cron_job(_object(metadata=metadata, spec=job))},
+        "batch/v1 CronJob": {"spec": _cron_job(object_of(metadata=metadata, spec=job))},
         "policy/v1 PodDisruptionBudget": {"spec": budget},
         "networking.k8s.io/v1 NetworkPolicy": {"spec": policy},
     }
@@ -110,35 +96,35 @@ def _resolved(schema: Json, crds: dict[str, Json]) -> Json:
 def _job(template: Json) -> Json:
     numbers = ("backoffLimit", "ttlSecondsAfterFinished", "completions", "parallelism")
     seconds = {"activeDeadlineSeconds": {"type": "integer", "format": "int64"}}
-    return _object(("template",), template=template, **dict.fromkeys(numbers, _NUMBER), **seconds)
+    return object_of(("template",), template=template, **dict.fromkeys(numbers, NUMBER), **seconds)
 
 
 def _cron_job(job_template: Json) -> Json:
-    return _object(
+    return object_of(
         ("schedule", "jobTemplate"),
-        schedule=_TEXT,
-        timeZone=_TEXT,
+        schedule=TEXT,
+        timeZone=TEXT,
         jobTemplate=job_template,
         concurrencyPolicy={"enum": ["Allow", "Forbid", "Replace"]},
         startingDeadlineSeconds={"type": "integer", "format": "int64"},
-        successfulJobsHistoryLimit=_NUMBER,
-        failedJobsHistoryLimit=_NUMBER,
-        suspend=_FLAG,
+        successfulJobsHistoryLimit=NUMBER,
+        failedJobsHistoryLimit=NUMBER,
+        suspend=FLAG,
     )
 
 
 def _stateful_set(template: Json, selector: Json, claim: Json) -> Json:
     kept = {"enum": ["Retain", "Delete"]}
-    return _object(
+    return object_of(
         ("selector", "template", "serviceName"),
-        serviceName=_TEXT,
-        replicas=_NUMBER,
+        serviceName=TEXT,
+        replicas=NUMBER,
         selector=selector,
         template=template,
-        volumeClaimTemplates=_list(claim),
+        volumeClaimTemplates=list_of(claim),
         podManagementPolicy={"enum": ["OrderedReady", "Parallel"]},
-        updateStrategy=_object(type={"enum": ["RollingUpdate", "OnDelete"]}),
-        persistentVolumeClaimRetentionPolicy=_object(whenDeleted=kept, whenScaled=kept),
+        updateStrategy=object_of(type={"enum": ["RollingUpdate", "OnDelete"]}),
+        persistentVolumeClaimRetentionPolicy=object_of(whenDeleted=kept, whenScaled=kept),
     )
 
 

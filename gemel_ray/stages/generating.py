@@ -166,7 +166,6 @@ class Generating(Work):
         """The answer's columns. A name that several entities bear stands once for each of them, those first
         that the ranker gives better `chances`, else in the knowledge base's order; the probability is the
         name's."""
-
         candidates = [
             {"entity": name, "entity_id": identity, "score": candidate.score}
             for candidate in found
