@@ -240,7 +240,9 @@ def test_more_than_the_queue_holds_is_refused_and_the_rest_is_answered(served: S
     refused = [a for a in answers if a.status_code == 503]
     assert {a.json()["error"]["kind"] for a in refused} == {"busy"}
     assert all(int(a.headers["retry-after"]) >= 1 for a in refused)
-    assert sum(a.status_code == 200 for a in answers) == len(answers) - len(refused) >= QUEUE
+    answered = sum(a.status_code == 200 for a in answers)
+    # How many reach which process is for Serve's router to say; each lets its share in.
+    assert answered == len(answers) - len(refused) >= QUEUE // PROCESSES
 
 
 def test_a_client_that_leaves_takes_its_work_out_of_the_engine(served: Served) -> None:
