@@ -26,6 +26,7 @@ ONLY_IN = {
     "vllm": ["gemel_ray/engine/*"],
     "qdrant_client": ["gemel_ray/knowledge/server.py"],
     "qdrant_edge": ["gemel_ray/knowledge/qdrant.py"],
+    "jinja2": ["gemel_ray/report/page.py"],
     "open_clip": ["gemel_ray/models/clip.py", "gemel_ray/starter/train_clip.py"],
     "ray": [
         "gemel_ray/job/submitted.py",  # the client of Ray's job server

@@ -140,6 +140,16 @@ def test_the_shares_of_the_candidates_make_a_whole(page: Page) -> None:
     assert widths == sorted(widths, reverse=True)
 
 
+def test_entities_of_one_name_share_its_probability_on_the_page_as_in_the_row(page: Page) -> None:
+    twins = [{"entity": "Ann", "entity_id": i, "score": -0.1} for i in ("Q0", "Q7")]
+    other = {"entity": "Rome", "entity_id": "Q2", "score": -1.1}
+    row = json.dumps({"probability": 0.99, "candidates": [*twins, other]})
+    made = page.value(f"import('/page/answer.js').then(module => [...module.names({row})])")
+    assert made[0] == ["Ann", {"share": 0.99, "ids": ["Q0", "Q7"]}]
+    assert made[1][1]["share"] == pytest.approx(0.99 / 2.71828, abs=1e-4)
+    assert len(made) == 2
+
+
 def test_the_keyboard_is_enough(page: Page) -> None:
     """In the page's order; before the mention is a character that Python and browsers count differently."""
     passed = tab_to(page, "text")

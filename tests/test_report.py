@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -131,7 +132,20 @@ def test_a_link_where_there_should_be_none_is_shown_wrong(folder: Path) -> None:
     row["mentions"].append({"start": 0, "end": 1, "target": "A"})  # type: ignore[attr-defined]
     (folder / "gold.jsonl").write_text(json.dumps(row))
     text = page_of(folder, ["evaluate", str(folder / "ours"), "--gold", str(folder / "gold.jsonl")])
-    assert "Ann &lt;b&gt;</b> &mdash; should be NIL" in text
+    assert "Ann &lt;b&gt;</b> — should be NIL" in text
+
+
+def test_entities_of_one_name_share_its_probability_on_the_page_as_in_the_row(folder: Path) -> None:
+    twins = [{"entity": "Ann <b>", "entity_id": i, "score": -0.1} for i in ("Q0", "Q7")]
+    other = {"entity": "Rome", "entity_id": "Q2", "score": -0.1 + math.log(0.01 / 0.99)}
+    row = link("d0", "1-4", "Ann <b>") | {"probability": 0.99, "candidates": [*twins, other]}
+    results.prepare(folder / "twins")
+    results.write(pa.Table.from_pylist([row], LINK), folder / "twins")
+    text = page_of(folder, ["evaluate", str(folder / "twins"), *words(folder)[2:]])
+    assert re.findall(r'<span title="([^"]*)">([^<]*)</span>\s*<i [^>]*></i><span>([^<]*)</span>', text) == [
+        ("Q0, Q7", "Ann &lt;b&gt;", "99.0%"),
+        ("Q2", "Rome", "1.0%"),
+    ]
 
 
 def test_what_is_not_known_leaves_no_empty_section(folder: Path) -> None:

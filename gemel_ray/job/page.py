@@ -3,7 +3,6 @@ counts over the links that are there."""
 
 from __future__ import annotations
 
-import html
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,9 +17,8 @@ from gemel_ray.job import index, inputs, layout, results
 from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.plots import Axis, Series, bars, lines
 from gemel_ray.readers import documents
-from gemel_ray.report.cards import candidate_bars, image_tag, marked, thumbnail
-from gemel_ray.report.page import page, section
-from gemel_ray.report.tables import table
+from gemel_ray.report.cards import NIL, candidates, marked, thumbnail
+from gemel_ray.report.page import page
 
 Row = dict[str, Any]
 _TOP = 25  # entities shown
@@ -35,16 +33,20 @@ def write_page(output: Place) -> None:
     entities = Counter[str]()
     for links in results.tables(output, ["entity"]):
         entities.update(e for e in links["entity"].to_pylist() if e)
-    plots = "".join(f"<figure>{svg}</figure>" for svg in _plots(progress))
-    body = [
-        section("", _tiles(manifest, progress)),
-        section("The run", f'<div class="plots">{plots}</div>{_slowest(progress)}' if plots else ""),
-        section("Errors", _errors(manifest, progress)),
-        section("Entities", _entities(entities)),
-        section("Samples", "".join(_samples(output))),
-    ]
-    title = f"gemel-ray link: {Path(str(at)).absolute().name}"
-    at.write("report.html", page(title, _subtitle(manifest), "".join(body)).encode())
+    text = page(
+        "job.html",
+        title=f"gemel-ray link: {Path(str(at)).absolute().name}",
+        subtitle=_subtitle(manifest),
+        tiles=_tiles(manifest, progress),
+        plots=list(_plots(progress)),
+        slowest=_slowest(progress),
+        errors=manifest["errors"],
+        examples={entry["kind"]: entry["examples"] for entry in progress["errors"]},
+        different=len(entities),
+        entities=_most(entities),
+        samples=list(_samples(output)),
+    )
+    at.write("report.html", text.encode())
 
 
 def _subtitle(manifest: Row) -> str:
@@ -55,9 +57,9 @@ def _subtitle(manifest: Row) -> str:
     )
 
 
-def _tiles(manifest: Row, progress: Row) -> str:
+def _tiles(manifest: Row, progress: Row) -> list[tuple[str, str, str]]:
     rows, statuses = manifest["rows"] or 1, manifest["statuses"]
-    shown = [
+    return [
         ("documents", f"{manifest['documents']:,}", f"{progress['documents']['done']:,} in this run"),
         ("mentions", f"{manifest['rows']:,}", f"{progress['rows_per_second'] or 0:.1f} a second"),
         *(
@@ -66,8 +68,6 @@ def _tiles(manifest: Row, progress: Row) -> str:
         ),
         ("seconds", f"{progress['seconds']:,.0f}", "start-up included"),
     ]
-    tiles = "".join(f"<div><span>{n}</span><b>{v}</b><small>{s}</small></div>" for n, v, s in shown)
-    return f'<div class="tiles">{tiles}</div>'
 
 
 def _plots(progress: Row) -> Iterator[str]:
@@ -82,43 +82,24 @@ def _plots(progress: Row) -> Iterator[str]:
         yield bars(list(shares), [series], title="Of a document's time, in each stage", y=Axis(percent=True))
 
 
-def _slowest(progress: Row) -> str:
-    """The bottleneck in words."""
+def _slowest(progress: Row) -> Row | None:
+    """The bottleneck."""
     shares = progress["stage_shares"]
     if not shares:
-        return ""
-    name = max(shares, key=shares.__getitem__)
+        return None
+    stage = max(shares, key=shares.__getitem__)
     memory = max((w["peak_mib"] for w in progress["workers"].values()), default=0)
-    return (
-        f"<p>A document spends most of its time in <b>{html.escape(name)}</b> ({shares[name]:.0%}, waiting "
-        f"for its turn there included). {len(progress['workers'])} workers, of at most {memory:,} MiB.</p>"
-    )
+    workers = len(progress["workers"])
+    return {"stage": stage, "share": shares[stage], "workers": workers, "mebibytes": memory}
 
 
-def _errors(manifest: Row, progress: Row) -> str:
-    examples = {entry["kind"]: entry["examples"] for entry in progress["errors"]}
-    rows = []
-    for reason, number in manifest["errors"].items():
-        shown = "<br>".join(
-            f"<small>{html.escape(e['source'] or e['document_id'])}: {html.escape(e['error'][:300])}</small>"
-            for e in examples.get(reason, ())
-        )
-        rows.append((f"{number:,}", html.escape(reason), shown))
-    if not rows:
-        return "<p>None.</p>"
-    note = "<p>Examples are of the last run. Once mended: <code>gemel-ray link ... --retry-failed</code></p>"
-    return table(("rows", "kind", "examples"), rows, raw=range(3)) + note
-
-
-def _entities(entities: Counter[str]) -> str:
-    if not entities:
-        return ""
+def _most(entities: Counter[str]) -> list[tuple[str, str, str]]:
+    """Those that are linked most often."""
     whole = sum(entities.values())
-    rows = [(name, f"{number:,}", f"{number / whole:.1%}") for name, number in entities.most_common(_TOP)]
-    return f"<p>{len(entities):,} different ones.</p>" + table(("most often linked", "mentions", ""), rows)
+    return [(name, f"{number:,}", f"{number / whole:.1%}") for name, number in entities.most_common(_TOP)]
 
 
-def _samples(output: Place) -> Iterator[str]:
+def _samples(output: Place) -> Iterator[Row]:
     """Mentions from all over the output, with their texts and pictures read again from the input."""
     chosen: dict[str, Row] = {}
     written, known = results.files(output), inputs.addresses(output)
@@ -129,16 +110,14 @@ def _samples(output: Place) -> Iterator[str]:
         chosen |= {source: good[source] for source in some[: _SAMPLES - len(chosen)]}
     for source, document in _read_again(chosen):
         link = chosen[source]
-        shown = {**link, "text": document["text"]}
-        picture = image_tag(thumbnail(document["image"], document["image_address"]))
-        answer = html.escape(link["entity"] or "NIL: none of them")
-        probability = f" ({link['probability']:.0%})" if link["probability"] is not None else ""
-        yield (
-            f'<div class="card"><div>{picture}</div>'
-            f"<div><p>{marked(shown)}</p><p><b>{answer}</b>{probability}</p>"
-            f'<p class="small">{html.escape(link["document_id"])}</p></div>'
-            f"<div>{candidate_bars(link)}</div></div>"
-        )
+        yield {
+            "text": marked({**link, "text": document["text"]}),
+            "picture": thumbnail(document["image"], document["image_address"]),
+            "answer": link["entity"] or NIL,
+            "probability": link["probability"],
+            "document_id": link["document_id"],
+            "candidates": candidates(link),
+        }
 
 
 def _with_sources(output: Place, file: str, known: Mapping[int, str]) -> pa.Table:

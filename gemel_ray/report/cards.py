@@ -1,90 +1,61 @@
-"""Every judged mention with its picture, answer, candidates and demonstrations.
-
-Pictures stand in the page itself, scaled down: it needs nothing else.
-"""
+"""One mention as pages show it: its text, picture and candidates with their probabilities."""
 
 from __future__ import annotations
 
 import base64
-import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import exp
 from typing import Any
 
-from gemel_ray.evaluation.evaluate import Evaluation
-from gemel_ray.evaluation.judged import Judged, pictures, whole_links
 from gemel_ray.knowledge import thumbnails
 from gemel_ray.models.images import read_image
 from gemel_ray.models.limits import ImageError
 
-Picture = Callable[[str], str | None]  # a demonstration's id to its picture as a data address
-_SIDE = 96
-_NIL = "NIL: none of them"
+NIL = "NIL: none of them"
+_SIDE = 96  # pixels of a thumbnail
 
 
-def cards(found: Evaluation, picture: Picture, most: int) -> tuple[int, str]:
-    """How many mentions are shown, and the HTML that does: at most `most`, wrong ones first."""
-    shown = sorted([*found.judged, *found.nil], key=lambda j: j.right)[:most]
-    wanted = {j.key for j in shown}
-    links = whole_links(found.output, wanted) if found.output else {}
-    images = pictures(found.gold, wanted)
-    return len(shown), "\n".join(
-        _card(j, links.get(j.key, {}), thumbnail(*images.get(j.key, (None, None))), picture) for j in shown
-    )
+@dataclass(frozen=True)
+class Marked:
+    """A text in three parts, the mention in the middle."""
+
+    before: str
+    mention: str = ""
+    after: str = ""
 
 
-def _card(judged: Judged, link: dict[str, Any], image: str | None, picture: Picture) -> str:
-    gold = judged.gold
-    answer = judged.answer or {"nil": _NIL, "error": "error"}.get(judged.status, "missing")
-    verdict = "right" if judged.right else "wrong"
-    why = f'<p class="wrong small">{html.escape(link["error"])}</p>' if link.get("error") else ""
-    return (
-        f'<div class="card"><div>{image_tag(image)}</div>'
-        f'<div><p>{marked(gold)}</p><p><b class="{verdict}">{html.escape(answer)}</b>'
-        f"{'' if judged.right else ' &mdash; should be ' + html.escape(gold['target'] or _NIL)}</p>{why}"
-        f'<p class="small">{html.escape(gold["document_id"])} {html.escape(gold["mention_id"])}</p></div>'
-        f"<div>{candidate_bars(link)}{_demonstrations(link, picture)}</div></div>"
-    )
+@dataclass
+class Named:
+    """A candidate's name with the ids of all entities that bear it."""
+
+    name: str
+    probability: float
+    ids: list[str]
 
 
-def marked(gold: Mapping[str, Any]) -> str:
-    """The text with the mention in it, as HTML."""
-    text: str = gold["text"]
-    if gold["mention"] is None:  # its place is none in this text
-        return html.escape(text)
-    if gold["start"] is None:  # it has no place
-        return f"{html.escape(text)} <mark>{html.escape(gold['mention'])}</mark>"
-    start, end = gold["start"], gold["end"]
-    parts = (html.escape(part) for part in (text[:start], text[start:end], text[end:]))
-    return "{}<mark>{}</mark>{}".format(*parts)
+def marked(row: Mapping[str, Any]) -> Marked:
+    """Of a row with `text`, `mention`, `start` and `end`."""
+    text: str = row["text"]
+    if row["mention"] is None:  # its place is none in this text
+        return Marked(text)
+    if row["start"] is None:  # it has no place
+        return Marked(f"{text} ", row["mention"])
+    start, end = row["start"], row["end"]
+    return Marked(text[:start], text[start:end], text[end:])
 
 
-def candidate_bars(link: Mapping[str, Any]) -> str:
-    """A link's candidates and their probabilities, as HTML."""
-    candidates: Sequence[dict[str, Any]] = link.get("candidates") or []
-    scores = [float(c["score"]) for c in candidates]
-    weights = [exp(s - max(scores)) for s in scores]
-    return "".join(
-        f'<div class="bar"><span>{html.escape(str(c["entity"]))}</span>'
-        f'<i style="width:{100 * w / sum(weights):.1f}%"></i><span>{w / sum(weights):.1%}</span></div>'
-        for c, w in zip(candidates, weights, strict=True)
-    )
-
-
-def _demonstrations(link: dict[str, Any], picture: Picture) -> str:
-    ids: Sequence[str] = link.get("demonstrations") or []
-    if not ids:
-        return ""
-    shown = "".join(
-        f"<figure>{image_tag(picture(i))}<figcaption>{html.escape(i)}</figcaption></figure>" for i in ids
-    )
-    summary = f'<summary class="small">{len(ids)} demonstrations</summary>'
-    return f'<details>{summary}<div class="shots">{shown}</div></details>'
-
-
-def image_tag(address: str | None) -> str:
-    """A picture of a data address, or nothing."""
-    return f'<img loading="lazy" alt="" src="{address}">' if address else ""
+def candidates(link: Mapping[str, Any]) -> list[Named]:
+    """A link's candidates, best first. The one rule for probabilities: the first name has the row's, another
+    one's is lower as its score is. Entities that share a name share its probability: the name stands once."""
+    named: dict[str, Named] = {}
+    rows = link.get("candidates") or []
+    for row in rows:
+        fall = 0.0 if row["score"] == rows[0]["score"] else row["score"] - rows[0]["score"]
+        one = named.setdefault(row["entity"], Named(row["entity"], link["probability"] * exp(fall), []))
+        if row["entity_id"] is not None:
+            one.ids.append(row["entity_id"])
+    return list(named.values())
 
 
 def thumbnail(data: bytes | None, address: str | None) -> str | None:

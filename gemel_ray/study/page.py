@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gemel_ray import storage
 from gemel_ray.evaluation.table import interval, value
 from gemel_ray.plots import Axis, Series, bars
-from gemel_ray.report.page import page, section
-from gemel_ray.report.tables import table
+from gemel_ray.report.page import page
 
 _HEADS = (
     "",
@@ -31,32 +29,39 @@ def write_page(found: dict[str, Any], path: Path) -> None:
     groups: dict[str, list[dict[str, Any]]] = {"": [found["base"]]}
     for row in found["cells"]:
         groups.setdefault(row["group"], []).append(row)
-    body = "".join(
-        section(name.capitalize() or "The base", "".join(_group(name, rows))) for name, rows in groups.items()
-    )
-    if found["left_out"]:
-        rows = [(r["group"], r["cell"], r["why"]) for r in found["left_out"]]
-        body += section("Left out", table(("group", "cell", "why"), rows))
     subtitle = (
         f"{found['documents']:,} documents of {', '.join(found['gold'])}; 95% intervals by bootstrap over "
         "documents; p by McNemar's exact test against the base, on the same mentions; seconds with start-up"
     )
-    storage.write(path, page("A study of the configuration", subtitle, body))
+    text = page(
+        "study.html",
+        title="A study of the configuration",
+        subtitle=subtitle,
+        heads=_HEADS,
+        groups=[_group(name, rows) for name, rows in groups.items()],
+        left_out=[(row["group"], row["cell"], row["why"]) for row in found["left_out"]],
+    )
+    storage.write(path, text)
 
 
-def _group(name: str, rows: list[dict[str, Any]]) -> Iterator[str]:
-    if name:
-        known = [r["accuracy"] for r in rows]
-        series = Series(
-            "accuracy",
-            [f["value"] for f in known],
-            [(f["interval_95"] or [f["value"]])[0] for f in known],
-            [(f["interval_95"] or [f["value"]])[-1] for f in known],
-        )
-        names = [r["cell"].replace(", ", "\n") for r in rows]
-        plot = bars(names, [series], title=name, y=Axis(percent=True, ends=(0, 1)))
-        yield f'<div class="plots"><figure>{plot}</figure></div>'
-    yield table(_HEADS, [_cells(row) for row in rows])
+def _group(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "title": name.capitalize() or "The base",
+        "plot": _plot(name, rows) if name else None,
+        "rows": [_cells(row) for row in rows],
+    }
+
+
+def _plot(name: str, rows: list[dict[str, Any]]) -> str:
+    known = [row["accuracy"] for row in rows]
+    series = Series(
+        "accuracy",
+        [f["value"] for f in known],
+        [(f["interval_95"] or [f["value"]])[0] for f in known],
+        [(f["interval_95"] or [f["value"]])[-1] for f in known],
+    )
+    names = [row["cell"].replace(", ", "\n") for row in rows]
+    return bars(names, [series], title=name, y=Axis(percent=True, ends=(0, 1)))
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

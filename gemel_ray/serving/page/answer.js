@@ -33,16 +33,26 @@ function quoted(text, row) {
     points.slice(row.end, to).join("") + (to < points.length ? " …" : ""));
 }
 
-// Softmax: the best one's probability is given, and scores are logarithms.
-function bars(row) {
+// The first name has the row's probability; another's is lower as its score is, and scores are logarithms.
+// Entities that share a name share its probability: the name stands once, with all their ids.
+export function names(row) {
   const best = row.candidates[0];
-  const share = (c) => (c.score === null || best.score === null ? 0 : row.probability * Math.exp(c.score - best.score));
-  const lines = row.candidates.map((candidate, place) => {
+  const found = new Map();
+  for (const c of row.candidates) {
+    const fall = c.score === best.score ? 0 : (c.score ?? -Infinity) - best.score;
+    if (!found.has(c.entity)) found.set(c.entity, { share: row.probability * Math.exp(fall), ids: [] });
+    if (c.entity_id !== null) found.get(c.entity).ids.push(c.entity_id);
+  }
+  return found;
+}
+
+function bars(row) {
+  const lines = [...names(row)].map(([name, { share, ids }], place) => {
     const bar = el("span", { class: "track", "aria-hidden": "true" }, el("i"));
-    bar.firstChild.style.width = `${100 * share(candidate)}%`;
+    bar.firstChild.style.width = `${100 * share}%`;
     return el("li", { class: place === 0 && row.status === "linked" ? "best" : "" },
-      el("span", { class: "entity" }, candidate.entity, el("small", {}, candidate.entity_id ?? "")),
-      bar, el("span", { class: "share" }, percent(share(candidate))));
+      el("span", { class: "entity" }, name, el("small", {}, ids.join(", "))),
+      bar, el("span", { class: "share" }, percent(share)));
   });
   return el("section", {}, el("h4", {}, "Candidates"), el("ol", { class: "bars" }, ...lines));
 }
