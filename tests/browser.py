@@ -88,7 +88,7 @@ class Page:
         message = {"id": number, "method": method, "params": parameters}
         self.socket.send(json.dumps(message | ({"sessionId": self.session} if self.session else {})))
         while True:
-            said = json.loads(self.socket.recv(timeout=60))
+            said = json.loads(self.socket.recv(timeout=300))
             if said.get("id") == number:
                 assert "error" not in said, (method, said["error"])
                 return dict(said["result"])
@@ -114,7 +114,7 @@ class Page:
         assert "exceptionDetails" not in said, said["exceptionDetails"]
         return said["result"].get("value")
 
-    def until(self, script: str, seconds: float = 60) -> None:
+    def until(self, script: str, seconds: float = 300) -> None:
         """Wait until the expression is true."""
         end = time.monotonic() + seconds
         while not self.value(script):

@@ -3,6 +3,7 @@ and small HTTP servers that stand for others."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -76,7 +77,14 @@ def answering(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
             server.shutdown()
 
 
-def until(true: Callable[[], bool], seconds: float = 90) -> None:
+async def soon(true: Callable[[], Any], seconds: float = 400) -> None:
+    """Look again and again, while others go on."""
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+def until(true: Callable[[], bool], seconds: float = 400) -> None:
     """Look again and again."""
     end = time.monotonic() + seconds
     while not true():

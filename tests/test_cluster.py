@@ -60,12 +60,12 @@ def test_a_node_is_lost_while_a_job_runs_and_another_joins(three_nodes: LocalClu
     time.sleep(1)
     three_nodes.kill(0)
     three_nodes.add(cpus=2)
-    _, said = job.communicate(timeout=180)
+    _, said = job.communicate(timeout=600)
     if job.returncode:  # Ray gave the job up: the same command goes on
         assert b"node" in said.lower()
-        subprocess.run([*COMMAND, str(file), str(output)], env=environment, check=True, timeout=180)
+        subprocess.run([*COMMAND, str(file), str(output)], env=environment, check=True, timeout=600)
     assert rows_of(output) == rows_of(tmp_path / "undisturbed")
-    _, said = refused.communicate(timeout=120)
+    _, said = refused.communicate(timeout=600)
     assert refused.returncode != 0
     assert b"Failed to connect to Ray cluster" in said
 

@@ -158,5 +158,5 @@ def test_a_log_is_kept_to_the_last_line(ours: dict[str, Manifests], tmp_path: Pa
         time.sleep(0.05)
     (logs / "job-driver-x.log").write_text("first\nlast\n")
     keeper.terminate()
-    assert keeper.wait(timeout=20) == 0
+    assert keeper.wait(timeout=100) == 0
     assert kept.read_text() == "first\nlast\n"

@@ -58,7 +58,7 @@ def test_a_worker_and_the_vectors_server_are_taken_away(tmp_path: Path) -> None:
         config = load(None, {}, [f"models.language={lm}", f"vectors.address={at}"])
         build(config, str(DATA / "entities.jsonl"), [str(DATA / "train.parquet")], workspace, print)
         undisturbed = linking(tmp_path / "undisturbed")
-        _, said = undisturbed.communicate(timeout=300)
+        _, said = undisturbed.communicate(timeout=600)
         assert undisturbed.returncode == 0, said.decode()[-2000:]
         assert not list(
             (tmp_path / "compiled").iterdir()
@@ -77,7 +77,7 @@ def test_a_worker_and_the_vectors_server_are_taken_away(tmp_path: Path) -> None:
         time.sleep(0.1)
     with serving(port, local):
         more(disturbed)
-    _, spoken = disturbed.communicate(timeout=300)
+    _, spoken = disturbed.communicate(timeout=600)
     told = spoken.decode()
     assert disturbed.returncode
     assert told.count(f"waiting up to {WAIT} s") == 2
@@ -86,6 +86,6 @@ def test_a_worker_and_the_vectors_server_are_taken_away(tmp_path: Path) -> None:
     assert "Traceback" not in told
     with serving(port, local):
         again = linking(output)
-        _, said = again.communicate(timeout=300)
+        _, said = again.communicate(timeout=600)
         assert again.returncode == 0, said.decode()[-2000:]
     assert rows_of(output) == rows_of(tmp_path / "undisturbed")

@@ -42,14 +42,14 @@ def test_a_new_version_is_taken_over_while_it_serves_and_taken_back(
         added = ["--id", "Z1", "--name", "Zorblax Industries", "--description", "a maker of zorblaxes"]
         assert main(["kb", "add", "--workspace", str(workspace_folder), *added]) == 0
         new = versions.current(workspace_folder)
-        until(lambda: linked()["knowledge"] == new, 30)
+        until(lambda: linked()["knowledge"] == new)
         after = linked()
         assert after["links"][0]["entity_id"] == "Z1"
         assert after["fingerprint"] == after["links"][0]["fingerprint"] != first["fingerprint"]
         assert served.ask("/readyz").json()["knowledge"] == new
     finally:
         assert main(["kb", "rollback", "--workspace", str(workspace_folder), before]) == 0
-        until(lambda: linked()["knowledge"] == before, 30)
+        until(lambda: linked()["knowledge"] == before)
         end.set()
         others.join()
     assert linked()["fingerprint"] == first["fingerprint"]

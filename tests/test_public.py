@@ -35,7 +35,7 @@ def test_documents_are_linked_in_this_process(workspace_folder: Path, tmp_path: 
     (tmp_path / "flag.jpg").write_bytes(pq.read_table(DATA / "test.parquet")["image"][0].as_py())
     (tmp_path / "linking.py").write_text(SCRIPT)
     command = [sys.executable, "linking.py", str(workspace_folder), *SMALL]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second, *others = json.loads(done.stdout.splitlines()[-1])
     assert (first["mention"], first["start"], first["status"]) == ("AWS", 24, "linked")

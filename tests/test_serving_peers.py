@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from live import soon
 from serving_cases import echoed, endpoint
 
 from gemel_ray.config import ConfigError, Online, load
@@ -44,16 +45,12 @@ def test_the_queue_is_shared_by_those_that_are_there(tmp_path: Path, monkeypatch
         one = there["one"]
         alone = one.desk._room()
         await one.start()
-        await asyncio.sleep(0.05)
-        assert one.desk.queue == 20
-        assert one.desk._room() == alone / 2
+        await soon(lambda: (one.desk.queue, one.desk._room()) == (20, alone / 2))
         del there["two"]
-        await asyncio.sleep(0.05)
-        assert (one.desk.queue, one.desk._room()) == (40, alone)
+        await soon(lambda: (one.desk.queue, one.desk._room()) == (40, alone))
         for number in range(4):  # more than were to be: a request of the greatest size is still taken
             there[f"more {number}"] = one
-        await asyncio.sleep(0.05)
-        assert one.desk.queue == LIMITS.documents
+        await soon(lambda: one.desk.queue == LIMITS.documents)
 
     asyncio.run(run())
 
@@ -123,7 +120,7 @@ def test_a_process_that_joins_is_ready_before_its_first_request_and_knows_what_a
         await asyncio.sleep(0.2)
         assert not joining.done()
         loaded.set()
-        await asyncio.wait_for(joining, 5)
+        await asyncio.wait_for(joining, 100)
         assert served.desk.readiness.down is None
         assert served.desk.known["knowledge"] == "newer"
 
@@ -141,7 +138,7 @@ def test_the_first_process_of_all_does_not_wait_for_the_models(tmp_path: Path) -
         served = endpoint(tmp_path, never, LIMITS)
         served.desk.wait = 0.3
         peer = Peers("one", served.desk, ask)
-        await asyncio.wait_for(peer.start(), 5)
+        await asyncio.wait_for(peer.start(), 100)
         assert served.desk.readiness.down is not None
 
     with contextlib.suppress(asyncio.CancelledError):

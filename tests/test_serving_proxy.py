@@ -40,7 +40,7 @@ _HEAD = b"POST / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n"
 def answered(port: int, head: bytes, parts: list[bytes]) -> bytes:
     """What comes back; b"" where the server hung up without a word."""
     came = b""
-    with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=100) as connection:
         connection.sendall(head)
         for part in parts:
             connection.sendall(part)

@@ -30,11 +30,12 @@ class _Splitting(Work):
     go: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        self.passes.append(batch["text"].to_pylist())
-        assert self.go.wait(10)
-        if any("bomb" in text for text in self.passes[-1]):
+        texts = batch["text"].to_pylist()
+        self.passes.append(texts)
+        assert self.go.wait(100)
+        if any("bomb" in text for text in texts):
             raise RuntimeError("the stage's own fault")
-        words = [[{"word": w, "error": None} for w in t.split()] for t in batch["text"].to_pylist()]
+        words = [[{"word": w, "error": None} for w in t.split()] for t in texts]
         return answer(Split.writes, {"words": words})
 
 
@@ -43,11 +44,12 @@ class _Saying(Work):
     under_way: int = 0
     most: int = 0
     alive: bool = True
+    pause: float = 0.01
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         self.under_way += 1
         self.most = max(self.most, self.under_way)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(self.pause)
         self.under_way -= 1
         said = [word.upper() for word in batch["word"].to_pylist()]
         made = answer(Say.writes, {"said": said}, [None] * len(said))
@@ -102,6 +104,7 @@ async def gathered(running: Running, texts: list[str], then: Callable[[Any], Non
 
 def test_those_who_wait_go_together_and_come_back_apart(running: Running) -> None:
     split, say = works(running)
+    say.pause = 0.5
     texts = ["a b", "c", "d e f", "", "g", "h", "i j", "k"]
     outcomes = asyncio.run(gathered(running, texts, lambda _: split.go.set()))
     for text, (rows, seconds) in zip(texts, outcomes, strict=True):
@@ -151,7 +154,7 @@ def test_who_comes_while_all_passes_end_is_served_as_well() -> None:
         await asyncio.sleep(0.05)
         split.go.set()
         time.sleep(0.2)  # meanwhile both passes are done, so that the loop hears of them in one turn
-        await asyncio.wait_for(asyncio.gather(first, second), 10)
+        await asyncio.wait_for(asyncio.gather(first, second), 100)
 
     asyncio.run(scene())
     assert split.passes == [["a"], ["b"], ["c"]]

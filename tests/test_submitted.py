@@ -56,7 +56,7 @@ def ran(server: tuple[str, type[JobServer]], arguments: list[str], **environment
     told = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(JOB), "RAY_API_SERVER_ADDRESS": server[0]}
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | told | environment)
     server[1].driver = driver.pid
-    _, said = driver.communicate(timeout=100)
+    _, said = driver.communicate(timeout=600)
     return driver.returncode, said
 
 

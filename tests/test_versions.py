@@ -248,7 +248,7 @@ def test_two_changes_at_once_are_both_made(workspace: Path) -> None:
     with ThreadPoolExecutor(2) as both:
         with versions.locked(workspace, say):  # so that both find it taken, whoever is faster
             made = [both.submit(add, number) for number in ("N1", "N2")]
-            assert all(waiting.acquire(timeout=60) for _ in made)
+            assert all(waiting.acquire(timeout=300) for _ in made)
             assert versions.known(workspace) == ["0"]
         assert sorted(one.result() for one in made) == ["1", "2"]
     assert {"N1", "N2"} <= set(names(opened(workspace)))

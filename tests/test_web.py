@@ -15,7 +15,7 @@ import pytest
 from gemel_ray.models.limits import ImageError, ImageLimits
 from gemel_ray.models.web import Address, PublicWeb, is_public, resolved
 
-LIMITS = ImageLimits(bytes=1000, seconds=1.0)
+LIMITS = ImageLimits(bytes=1000, seconds=60.0)
 BYTES = b"picture" * 20
 
 
@@ -219,11 +219,17 @@ def test_no_more_than_the_limit_is_read(web: PublicWeb, server: Any) -> None:
 
 @pytest.mark.parametrize(
     ("path", "says"),
-    [("missing", "answered 404"), ("short", "cut short"), ("drip", "did not arrive in time")],
+    [("missing", "answered 404"), ("short", "cut short")],
 )
 def test_a_server_that_does_not_deliver(web: PublicWeb, server: Any, path: str, says: str) -> None:
     with pytest.raises(ImageError, match=says):
         web.fetch(url(server, path))
+
+
+def test_a_server_that_is_too_slow(web: PublicWeb, server: Any) -> None:
+    hasty = PublicWeb(ImageLimits(bytes=1000, seconds=0.5), resolve=web.resolve, allowed=web.allowed)
+    with pytest.raises(ImageError, match="did not arrive in time"):
+        hasty.fetch(url(server, "drip"))
 
 
 def test_the_system_s_resolver() -> None:
