@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gemel_ray.config import Vectors
+    from gemel_ray.settings import Vectors
 
 PINS = {
     "ray": "2.60.0",

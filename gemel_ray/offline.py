@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from gemel_ray import nodes
-from gemel_ray.config import Config, Input
+from gemel_ray.config import Config
 from gemel_ray.environment import lean, variables
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results, said, shared
@@ -47,6 +47,7 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.progress import Progress
+from gemel_ray.settings import Input
 from gemel_ray.sizing import fitted
 from gemel_ray.storage import Folder
 

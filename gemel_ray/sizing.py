@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gemel_ray.config import Config, Offline, Online
+from gemel_ray.config import Config
 from gemel_ray.machine import Gpu, Machine, here
 from gemel_ray.segments import STAGES, OnlineSegment, SegmentOptions
+from gemel_ray.settings import Offline, Online
 from gemel_ray.stages.generate import Generate
 
 FRONT, BACK = STAGES[:-1], STAGES[-1:]

@@ -9,7 +9,6 @@ from pathlib import Path
 import deadly
 import pyarrow.parquet as pq
 
-from gemel_ray.config import Input
 from gemel_ray.graph import Graph
 from gemel_ray.job import results
 from gemel_ray.job.attempts import Attempts
@@ -21,6 +20,7 @@ from gemel_ray.job.selection import Selection
 from gemel_ray.job.worker import Worker, traced
 from gemel_ray.object_folder import folder_at
 from gemel_ray.records import DOCUMENT, LINK
+from gemel_ray.settings import Input
 
 _ALL = Selection()
 

@@ -13,8 +13,8 @@ import pytest
 from qdrant_server import serving
 
 from gemel_ray import doctor
-from gemel_ray.config import Vectors
 from gemel_ray.doctor import PINS, Finding, exit_status, print_findings
+from gemel_ray.settings import Vectors
 from gemel_ray.starter import models as starter
 
 INSTALLED = {**PINS}

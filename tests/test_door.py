@@ -12,10 +12,11 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from gemel_ray.config import Config, Online
+from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.serving.app import create
 from gemel_ray.serving.building import endpoint as built
+from gemel_ray.settings import Online
 from tests.live import listening
 from tests.serving_cases import echoed, endpoint
 

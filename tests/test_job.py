@@ -20,7 +20,6 @@ import pytest
 from jobs import lines, run_once, worker
 
 from gemel_ray.cli import main
-from gemel_ray.config import Input
 from gemel_ray.job import record, results
 from gemel_ray.job.filters import Filters, digests, repeated
 from gemel_ray.job.identity import plain
@@ -35,6 +34,7 @@ from gemel_ray.job.stopping import TooManyErrors, note, plainly, terminable
 from gemel_ray.job.worker import Worker
 from gemel_ray.object_folder import folder_at
 from gemel_ray.readers import documents
+from gemel_ray.settings import Input
 from gemel_ray.storage import LocalFolder
 
 Row = dict[str, Any]

@@ -21,7 +21,6 @@ import pytest
 from power import Disk, rounds
 
 from gemel_ray import storage
-from gemel_ray.config import Input
 from gemel_ray.job import link_files, results
 from gemel_ray.job.filters import Filters
 from gemel_ray.job.inputs import Given
@@ -29,6 +28,7 @@ from gemel_ray.job.merging import Merging
 from gemel_ray.job.selection import Selection
 from gemel_ray.knowledge import versions
 from gemel_ray.records import LINK
+from gemel_ray.settings import Input
 
 ROUNDS = 200
 

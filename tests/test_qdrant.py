@@ -19,9 +19,9 @@ from qdrant_client import QdrantClient
 from qdrant_server import Imitation, builds, serving
 
 from gemel_ray.cli import main
-from gemel_ray.config import Vectors as Options
 from gemel_ray.knowledge import writing
 from gemel_ray.knowledge.server import Server
+from gemel_ray.settings import Vectors as Options
 
 ENTITIES = [{"id": "Q3", "name": "Paris", "aliases": ["City of Light"]}, {"id": "Q4", "name": "New York"}]
 SOLVED = {"id": "e1", "text": "Paris", "mention": "Paris", "target": "Paris", "golden": "Q3"}

@@ -20,11 +20,11 @@ from qdrant_server import builds, serving
 from test_qdrant import Say, building, facts, linking
 
 from gemel_ray.cli import main
-from gemel_ray.config import Vectors as Options
 from gemel_ray.knowledge import collection
 from gemel_ray.knowledge.qdrant import ServerStore
 from gemel_ray.knowledge.server import BRIEFLY, Refused, Server
 from gemel_ray.knowledge.vectors import Vectors
+from gemel_ray.settings import Vectors as Options
 
 
 @pytest.fixture(scope="module")

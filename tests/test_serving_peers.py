@@ -11,7 +11,7 @@ import pytest
 from live import soon
 from serving_cases import echoed, endpoint
 
-from gemel_ray.config import ConfigError, Online, load
+from gemel_ray.config import ConfigError, load
 from gemel_ray.readers.mentions import mention
 from gemel_ray.records import DOCUMENT
 from gemel_ray.segments import ApiOptions
@@ -21,6 +21,7 @@ from gemel_ray.serving.linker import Gone, Reply
 from gemel_ray.serving.peers import Peers, merged
 from gemel_ray.serving.readiness import tiny
 from gemel_ray.serving.scaling import mentions
+from gemel_ray.settings import Online
 
 LIMITS = Online(queue=40, documents=16, api=ApiOptions(max_replicas=2))
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from live import answering
 
-from gemel_ray.config import Input
 from gemel_ray.job import results
 from gemel_ray.job.filters import Filters
 from gemel_ray.job.selection import Selection
 from gemel_ray.readers import again, documents
+from gemel_ray.settings import Input
 
 BODY = "".join(json.dumps({"id": f"d{i}", "text": "Adobe " * 20}) + "\n" for i in range(2000)).encode()
 

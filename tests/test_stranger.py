@@ -11,10 +11,9 @@ import pytest
 
 from gemel_ray.checked import ConfigError
 from gemel_ray.cli import main
-from gemel_ray.config import Config, load
+from gemel_ray.config import CARRIED, Config, load
 from gemel_ray.errors import WorkspaceError
 from gemel_ray.gemel.importing import _settings
-from gemel_ray.knowledge.carried import CARRIED
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.models.revision import revision
 

@@ -11,9 +11,9 @@ import torch
 from tiny_training import tiny_language_model
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-from gemel_ray.config import Train
 from gemel_ray.knowledge import prefix_tree
 from gemel_ray.models.mapper import FeatureMapper
+from gemel_ray.settings import Train
 from gemel_ray.training import Example, item_losses
 from gemel_ray.training.decoding import accuracy, decode
 from gemel_ray.training.loop import optimiser, schedule

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_server import Imitation, serving
 
-from gemel_ray.config import Vectors as Options
 from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
 from gemel_ray.knowledge.server import BRIEFLY, Server
 from gemel_ray.knowledge.vectors import Hits, Matrix, Vectors, VectorStore, fuse
+from gemel_ray.settings import Vectors as Options
 
 WIDTHS = {"mention": 16, "image": 8}
 HOMES = ["edge", "imitation", "http"]

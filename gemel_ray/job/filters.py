@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gemel_ray.config import Input
 from gemel_ray.job.identity import plain
 from gemel_ray.job.results import Keys, keys
 from gemel_ray.readers import documents
+from gemel_ray.settings import Input
 from gemel_ray.stage import ERROR
 from gemel_ray.tables import failed
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import fsspec
 
-from gemel_ray.config import Input
 from gemel_ray.job.identity import file_key, head, place
 from gemel_ray.job.index import Done
 from gemel_ray.object_folder import Place, folder_at
+from gemel_ray.settings import Input
 
 _NOTE = "inputs.json"
 _AT_ONCE = 32  # files that are looked at

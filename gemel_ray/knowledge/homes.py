@@ -23,7 +23,7 @@ from gemel_ray.knowledge.workspace import Workspace, read_facts
 
 if TYPE_CHECKING:
     from gemel_ray.config import Config
-    from gemel_ray.config import Vectors as Options
+    from gemel_ray.settings import Vectors as Options
 
 _COLLECTION = "collection"
 _AGAIN = "build the workspace again (gemel-ray build --replace)"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from gemel_ray.config import Vectors as Options
+    from gemel_ray.settings import Vectors as Options
 
 log = logging.getLogger(__name__)
 Say = Callable[[str], None]

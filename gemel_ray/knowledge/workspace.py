@@ -38,12 +38,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from tokenizers import Tokenizer
 
-    from gemel_ray.config import Config, Models
+    from gemel_ray.config import Config
     from gemel_ray.engine.prompts import PromptEmbeddings
     from gemel_ray.engine.run import Engine
     from gemel_ray.knowledge.vectors import Vectors
     from gemel_ray.models.clip import Clip
     from gemel_ray.models.remembered import PictureCache
+    from gemel_ray.settings import Models
 
     Watch = Callable[[tuple[bytes | None, str | None], Image], None]  # (bytes, address) and the picture
 

@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.config import Config
-from gemel_ray.config import Vectors as Options
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import homes
 from gemel_ray.knowledge.bank import Bank
@@ -33,6 +32,7 @@ from gemel_ray.knowledge.thumbnails import ThumbnailWriter
 from gemel_ray.knowledge.vectors import Matrix, Vectors
 from gemel_ray.knowledge.workspace import FORMAT, Workspace, revisions
 from gemel_ray.models.clip import unit
+from gemel_ray.settings import Vectors as Options
 from gemel_ray.stages.assemble import demonstration_text
 from gemel_ray.storage import new_folder
 

@@ -14,7 +14,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
-from gemel_ray.config import Online
 from gemel_ray.serving import bodies, requests, schemas
 from gemel_ray.serving.answers import Answering
 from gemel_ray.serving.desk import Desk, Place
@@ -24,6 +23,7 @@ from gemel_ray.serving.front_page import Page
 from gemel_ray.serving.gate import Gate
 from gemel_ray.serving.peers import Peers
 from gemel_ray.serving.pictures import Pictures
+from gemel_ray.settings import Online
 
 _ABOUT = """Names the people, places and things in image-caption pairs.
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from gemel_ray.config import Online
 from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.linker import Gone, Linker, Reply
 from gemel_ray.serving.meters import Meters
@@ -28,6 +27,7 @@ from gemel_ray.serving.pace import Pace
 from gemel_ray.serving.readiness import Readiness
 from gemel_ray.serving.scaling import mentions
 from gemel_ray.serving.turns import Turns
+from gemel_ray.settings import Online
 
 _PAUSE = 0.5  # seconds before a document is asked for again
 _FEWEST = 4  # mentions under way at once, on however slow a machine

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
-from gemel_ray.config import Online
 from gemel_ray.models.limits import ImageError, shown
 from gemel_ray.readers import BadRecord
 from gemel_ray.readers.fields import Row, is_unicode, text_of
@@ -27,6 +26,7 @@ from gemel_ray.records import DOCUMENT
 from gemel_ray.serving.bodies import Body
 from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.schemas import Document, Many, One, Options, Span
+from gemel_ray.settings import Online
 
 _LEVELS: dict[Any, type[BaseModel]] = {"documents": Document, "options": Options, "mentions": Span}
 TOO_LONG = "the text has {:,} characters; at most {:,} are taken"

@@ -40,7 +40,7 @@ class Retrieve(Stage):
     Fused: weighted reciprocal ranks. Without an image, `image` and `fused` go by the mention.
     `sets`: 0 shows each mention its nearest examples only; else the bank's examples make so many sets, and a
     mention is shown its set's, then its `own` nearest (see SharedSets).
-    `names`: whether the knowledge base's own names are found beside the examples (see config.Bank).
+    `names`: whether the knowledge base's own names are found beside the examples (see settings.Bank).
     `ranking`: candidates that the workspace's ranker hands on beside the examples, if it has one (see
     gemel_ray/ranking); 0: none. `itself`: whether an example with the same mention and text may demonstrate
     it. `published`: choice and order of GEMEL's code to the last tie (by the mention alone, among all of the

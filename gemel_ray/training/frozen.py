@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gemel_ray.config import Train
+from gemel_ray.settings import Train
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 

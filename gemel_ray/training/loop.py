@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from gemel_ray.config import Config, Train
+from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.models.mapper import FeatureMapper
+from gemel_ray.settings import Train
 from gemel_ray.training import checkpoint, curve
 from gemel_ray.training.checkpoint import Point, State
 from gemel_ray.training.dev import NOTHING, Dev, order, told

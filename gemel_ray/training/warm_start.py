@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gemel_ray.config import Train
 from gemel_ray.models.mapper import FeatureMapper
+from gemel_ray.settings import Train
 from gemel_ray.training.dev import Dev, order, told, zeros
 from gemel_ray.training.examples import Examples
 
