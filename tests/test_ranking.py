@@ -25,9 +25,11 @@ from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.workspace import Workspace, read_facts
 from gemel_ray.linking import linking_graph
 from gemel_ray.ranking import descriptions, postings
+from gemel_ray.ranking.cases import Question
 from gemel_ray.ranking.context import Judged, learnt
 from gemel_ray.ranking.descriptions import Described
-from gemel_ray.ranking.evidence import FEATURES, Evidence, Question, bend
+from gemel_ray.ranking.evidence import Evidence
+from gemel_ray.ranking.features import FEATURES, bend
 from gemel_ray.ranking.joining import joined, likeliest
 from gemel_ray.ranking.making import _neighbours
 from gemel_ray.ranking.names import Names
@@ -161,12 +163,12 @@ def test_an_example_never_speaks_for_itself(workspace: Workspace) -> None:
     knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
     (nearest, similarities) = next(_neighbours(workspace, np.array([0])))
     text, mention = workspace.bank.text(0), workspace.bank.mention(0)
-    vector = knowing.examples.text_vectors[knowing.examples.text[0]].astype(np.float32)
+    vector = knowing.sources.examples.text_vectors[knowing.sources.examples.text[0]].astype(np.float32)
 
     def counted(own: frozenset[int]) -> float:
         asked = Question(mention, text, vector, None, nearest, similarities, own)
         evidence = knowing.evidence(asked)
-        at = evidence.rows.tolist().index(int(knowing.examples.entity[0]))
+        at = evidence.rows.tolist().index(int(knowing.sources.examples.entity[0]))
         return float(evidence.features[at, FEATURES.index("examples at all")])
 
     assert 0 not in nearest.tolist()

@@ -9,9 +9,11 @@ import numpy.typing as npt
 import torch
 
 from gemel_ray.ranking import context
+from gemel_ray.ranking.cases import Question
 from gemel_ray.ranking.context import Judged
-from gemel_ray.ranking.evidence import FEATURES, MOST, Question, Witness, bend
+from gemel_ray.ranking.evidence import MOST, Witness
 from gemel_ray.ranking.examples import Examples
+from gemel_ray.ranking.features import FEATURES, bend, fits
 from gemel_ray.ranking.ranker import Ranker
 
 Matrix = npt.NDArray[np.float32]
@@ -47,7 +49,7 @@ def fitted(witness: Witness, neighbours: Neighbours) -> Ranker | None:
 
 
 def _judged(witness: Witness, neighbours: Neighbours) -> tuple[list[Judged], int]:
-    examples = witness.examples
+    examples = witness.sources.examples
     known = np.flatnonzero(examples.entity[: examples.bank.examples] >= 0)
     sample = np.random.default_rng(0).permutation(known)[:SAMPLE]
     found = []
@@ -62,13 +64,13 @@ def _judged(witness: Witness, neighbours: Neighbours) -> tuple[list[Judged], int
 
 def _bent(witness: Witness, judged: Sequence[Judged]) -> Matrix:
     """How texts are bent, by all examples; in the features of each half of them as the other half says."""
-    half = len(judged) // 2
+    half, about = len(judged) // 2, witness.sources.about
     for learning, asking in ((judged[:half], judged[half:]), (judged[half:], judged[:half])):
-        matrix = context.learnt(witness.about, learning)
+        matrix = context.learnt(about, learning)
         for one in asking:
-            fits = witness.fits(one.evidence.rows, bend(one.text, matrix))
-            one.evidence.features[:, _BENT : _BENT + 2] = fits
-    return context.learnt(witness.about, judged)
+            bent = fits(about, one.evidence.rows, bend(one.text, matrix))
+            one.evidence.features[:, _BENT : _BENT + 2] = bent
+    return context.learnt(about, judged)
 
 
 def _question(examples: Examples, row: int, nearest: npt.NDArray[np.int64], similarities: Matrix) -> Question:

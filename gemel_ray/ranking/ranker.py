@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gemel_ray import storage
-from gemel_ray.ranking.evidence import FEATURES
+from gemel_ray.ranking.features import FEATURES
 
 Matrix = npt.NDArray[np.float32]
 WEIGHTS = ("mean", "scale", "linear", "inner", "inner_bias", "middle", "middle_bias", "outer", "bend")

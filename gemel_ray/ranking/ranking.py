@@ -14,7 +14,8 @@ from gemel_ray.knowledge.entities import Entities
 from gemel_ray.ranking import descriptions
 from gemel_ray.ranking import examples as example_files
 from gemel_ray.ranking import names as name_files
-from gemel_ray.ranking.evidence import Question, Witness
+from gemel_ray.ranking.cases import Question, Sources
+from gemel_ray.ranking.evidence import Witness
 from gemel_ray.ranking.examples import Encode, Examples
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.ranker import Ranker
@@ -50,7 +51,7 @@ class Ranking:
 
 def witness(folder: Path, bank: Bank, entities: Entities, bend: Matrix | None = None) -> Witness:
     about = descriptions.opened(folder / _ABOUT)
-    return Witness(Names(folder), Examples(folder, bank), entities, about, bend)
+    return Witness(Sources(Names(folder), Examples(folder, bank), entities, about, bend))
 
 
 def write(

@@ -132,7 +132,7 @@ class _Retrieving(Work):
         """What the workspace's ranker makes of each mention."""
         if self.ranking is None:
             return {"likely": [None] * len(batch), "chances": [None] * len(batch)}
-        from gemel_ray.ranking.evidence import Question
+        from gemel_ray.ranking.cases import Question
 
         columns = ("mention", "text", "text_vector", "image_vector")
         given = zip(*(batch[c].to_pylist() for c in columns), nearest, similarities.to_pylist(), strict=True)

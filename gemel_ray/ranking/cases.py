@@ -1,0 +1,59 @@
+"""One mention that is asked about, and what is known of it and of its candidates before features are made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemel_ray.knowledge.entities import Entities
+from gemel_ray.ranking.examples import Examples
+from gemel_ray.ranking.names import Names
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One mention. `text_vector` of unit length; `picture`: CLIP's feature of unit length, or None. `nearest`
+    and `similarities`: rows of the bank and their cosines. `own`: the examples that are the question itself,
+    which say nothing (fitting)."""
+
+    mention: str
+    text: str
+    text_vector: Vectors
+    picture: Vectors | None
+    nearest: npt.NDArray[np.int64]
+    similarities: Vectors
+    own: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All that is known of one version of the knowledge. `about`: vectors of what entities are described as,
+    float16 [entities, width]; zeros: not described. `bend`: see context.py."""
+
+    names: Names
+    examples: Examples
+    entities: Entities
+    about: npt.NDArray[np.float16]
+    bend: Vectors | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question with its candidates: `rows` of the entities, int64 [n], and what the names' index says of
+    each. By row: how often examples mean it by this mention (`prior`), what its name shares with the mention
+    (`shared`), and the neighbours' share of it (`votes`). `mention` and `text` are folded."""
+
+    asked: Question
+    mention: str
+    text: str
+    rows: npt.NDArray[np.int64]
+    known: list[dict[str, Any]]
+    prior: Counter[int]
+    shared: dict[int, float]
+    votes: dict[int, float]

@@ -1,0 +1,175 @@
+"""What speaks for each candidate, in numbers: groups of features, one row a candidate.
+
+A group is a name for people, its features' names, and a function of all that is known and the case; a new
+one is added at the end of `GROUPS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gemel_ray.ranking.cases import Case, Sources, Vectors
+from gemel_ray.ranking.words import against_names, stems, trigrams
+from gemel_ray.ranking.years import compared, years
+
+SHORT = 6  # letters of what may be initials
+_READ = 200  # examples of one entity that are compared
+
+
+class Group(NamedTuple):
+    """`of` gives float32 [candidates, features]."""
+
+    name: str
+    features: tuple[str, ...]
+    of: Callable[[Sources, Case], Vectors]
+
+
+def _mention(sources: Sources, case: Case) -> Vectors:
+    prior = case.prior
+    total, targets = prior.total(), len(prior)
+    return np.array(
+        [
+            [math.log1p(n), n / (total + 1), n > 0, math.log1p(total), total > 0 and n == 0, targets]
+            for n in (prior[row] for row in case.rows.tolist())
+        ],
+        np.float32,
+    )
+
+
+def _names(sources: Sources, case: Case) -> Vectors:
+    mention, names = case.mention, sources.names
+    words, grams = mention.split(), trigrams(mention)
+    whole, all_of = sum(map(names.weight, words)) or 1.0, set(words)
+    short = mention.replace(" ", "") if len(mention) <= SHORT else ""
+    shared = [case.shared.get(row, 0.0) for row in case.rows.tolist()]
+    return np.array(
+        [
+            against_names(
+                mention, words, all_of, grams, short, entity["name"], entity["aliases"], part / whole
+            )
+            for entity, part in zip(case.known, shared, strict=True)
+        ],
+        np.float32,
+    )
+
+
+def _description(sources: Sources, case: Case) -> Vectors:
+    around = stems(case.text) - stems(case.mention)
+    overlap = [sum(map(sources.names.telling, set(e["about"]) & around)) for e in case.known]
+    plain = case.asked.text_vector
+    bent = plain if sources.bend is None else bend(plain, sources.bend)
+    described = (fits(sources.about, case.rows, vector) for vector in (plain, bent))
+    return np.concatenate([*described, _less(overlap)], axis=1)
+
+
+def _name_around(sources: Sources, case: Case) -> Vectors:
+    words, inside = set(case.mention.split()), set(case.text.split())
+    rest = [(set(e["name"].split()) - words) for e in case.known]
+    named = [
+        [len(r & inside) / max(1, len(r)), f" {e['name']} " in f" {case.text} "]
+        for r, e in zip(rest, case.known, strict=True)
+    ]
+    return np.array(named, np.float32)
+
+
+def _years(sources: Sources, case: Case) -> Vectors:
+    spoken = years(case.asked.text)
+    return np.array([compared(spoken, e["years"]) for e in case.known], np.float32)
+
+
+def _examples(sources: Sources, case: Case) -> Vectors:
+    found, known, asked = [], sources.examples, case.asked
+    for row in case.rows.tolist():
+        examples = known.of(row)[:_READ]
+        if asked.own:
+            examples = examples[~np.isin(examples, list(asked.own))]
+        if not len(examples):
+            found.append([0.0, 0.0, 0.0, 0.0, 0.0])
+            continue
+        similar = known.fits(examples, asked.text_vector)
+        looks = 0.0 if asked.picture is None else known.looks(examples, asked.picture)
+        found.append([math.log1p(len(examples)), similar.max(), similar.mean(), 1.0, looks])
+    made = np.array(found, np.float32)
+    return np.concatenate([made, made[:, 4:] - made[:, 4:].max()], axis=1)
+
+
+def _neighbours(sources: Sources, case: Case) -> Vectors:
+    return _less([case.votes.get(row, 0.0) for row in case.rows.tolist()])
+
+
+def _popularity(sources: Sources, case: Case) -> Vectors:
+    given = [sources.entities.table["popularity"][row].as_py() for row in case.rows.tolist()]
+    return np.array([[math.log1p(max(0.0, p or 0.0)), p is not None] for p in given], np.float32)
+
+
+def _question(sources: Sources, case: Case) -> Vectors:
+    asked = case.asked
+    words, capital = len(case.mention.split()), asked.mention[:1].isupper()
+    seen, among = asked.picture is not None, len(case.rows)
+    lengths = [len(e["name"].split()) for e in case.known]
+    return np.array(
+        [
+            [n, n - words, among, e["bracket"], capital, words, seen]
+            for n, e in zip(lengths, case.known, strict=True)
+        ],
+        np.float32,
+    )
+
+
+GROUPS = (
+    Group("examples of this mention", (
+        "examples", "prior", "is known", "mentions known", "others only", "targets known",
+    ), _mention),
+    Group("name", (
+        "is the name", "is an alias", "words in the name", "words in an alias", "words shared",
+        "like the name", "like an alias", "same last word", "same first word", "begins the name",
+        "is its initials",
+    ), _names),
+    Group("description", (
+        "description fits", "description fits less", "description fits bent", "description fits bent less",
+        "description's words", "description's words less",
+    ), _description),
+    Group("name around the mention", ("rest of the name in the text", "name in the text"), _name_around),
+    Group("years", ("years known", "begun by then", "within its years", "years from its middle"), _years),
+    # Whatever their mention: how many, and how alike their texts and pictures are.
+    Group("other examples of it", (
+        "examples at all", "likest text", "mean text", "has examples", "likest picture",
+        "likest picture less",
+    ), _examples),
+    Group("neighbours", ("votes", "votes less"), _neighbours),
+    Group("popularity", ("popularity", "has popularity"), _popularity),
+    Group("form of the name", (
+        "words of the name", "words more", "candidates", "name in brackets", "capital", "words",
+        "has a picture",
+    ), _question),
+)  # fmt: skip
+FEATURES = tuple(feature for group in GROUPS for feature in group.features)
+
+
+def features(sources: Sources, case: Case) -> Vectors:
+    """Float32 [candidates, len(FEATURES)]."""
+    return np.concatenate([group.of(sources, case) for group in GROUPS], axis=1, dtype=np.float32)
+
+
+def fits(about: npt.NDArray[np.float16], rows: npt.NDArray[np.int64], text_vector: Vectors) -> Vectors:
+    """How near descriptions are to a text, and how much less than the nearest. An entity without one is
+    neither better nor worse than the others."""
+    vectors = about[rows].astype(np.float32)
+    near, described = vectors @ text_vector, vectors.any(axis=1)
+    return _less(np.where(described, near, near[described].mean() if described.any() else 0.0))
+
+
+def bend(texts: Vectors, matrix: Vectors) -> Vectors:
+    """Vectors of texts, bent towards descriptions."""
+    return texts + texts @ matrix
+
+
+def _less(values: Any) -> Vectors:
+    """Each value, and how much less it is than the greatest. [n, 2]"""
+    one = np.asarray(values, np.float32)
+    return np.stack([one, one - one.max()], axis=1)
