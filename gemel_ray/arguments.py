@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gemel_ray.errors import Mistake
+
 
 def folder(text: str) -> Path:
     """Of this machine; an address would become a folder named s3:."""
@@ -127,4 +129,4 @@ def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
     """Raise ValueError where one of these options was given: it would change nothing."""
     for name in names:
         if name in options.given:
-            raise ValueError(f"{why}: leave out {name}")
+            raise Mistake(f"{why}: leave out {name}")

@@ -9,17 +9,17 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal
 
 import yaml
 
-from gemel_ray.errors import GemelError
-from gemel_ray.setting import allowed
+from gemel_ray.errors import Mistake
+from gemel_ray.setting import allowed, former
 
 
-class ConfigError(GemelError, ValueError):
+class ConfigError(Mistake):
     """What is wrong, where, and the nearest right name."""
 
 
@@ -46,6 +46,26 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         inner = result.get(name)
         result[name] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return result
+
+
+def renamed(kind: Any, values: Mapping[str, Any], hint: Callable[[str], None]) -> dict[str, Any]:
+    """The sections of settings `values`, with each name of the version before replaced by today's; `hint`
+    receives a sentence for each. Raises ConfigError where both names are given."""
+    hints, found = typing.get_type_hints(kind), dict(values)
+    for f in fields(kind):
+        old, section = former(f), found.get(f.name)
+        if old in found and old is not None:
+            if f.name in found:
+                raise ConfigError(f"{f.name} and {old} are one setting: leave out {old}, its former name")
+            found[f.name] = found.pop(old)
+            hint(f"{old} is now called {f.name}; the next version no longer knows the old name")
+        elif is_dataclass(hints[f.name]) and isinstance(section, Mapping):
+            found[f.name] = renamed(hints[f.name], section, _within(f.name, hint))
+    return found
+
+
+def _within(section: str, hint: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda said: hint(f"{section}.{said}")
 
 
 def made(kind: Any, value: Any, where: str) -> Any:

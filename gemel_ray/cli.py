@@ -31,6 +31,7 @@ from gemel_ray.commands import (
     study,
     train,
 )
+from gemel_ray.errors import Mistake
 from gemel_ray.job.stopped import Stopped
 from gemel_ray.job.submitted import MISTAKES, stop_mistaken
 
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if usage.code:
             stop_mistaken()
         raise
-    except (ValueError, OSError) as reason:
+    except (Mistake, OSError) as reason:
         say(f"gemel-ray{verb}: {reason}")
         if isinstance(reason, MISTAKES):
             stop_mistaken()

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from gemel_ray.checked import ConfigError, made, merged, parsed
-from gemel_ray.segments import in_line
-from gemel_ray.settings import Bank, Input, Models, Offline, Online, Train, Vectors
+from gemel_ray.checked import ConfigError, made, merged, parsed, renamed
+from gemel_ray.segments import Offline, Online, in_line
+from gemel_ray.setting import section
+from gemel_ray.settings import Bank, Input, Models, Train, Vectors
 from gemel_ray.stages.assemble import Assemble
 from gemel_ray.stages.detect import Detect
 from gemel_ray.stages.encode import Encode
@@ -29,18 +30,36 @@ from gemel_ray.stages.retrieve import Retrieve
 class Config:
     """The whole of ray_config.yaml."""
 
-    models: Models = field(default_factory=Models)
-    input: Input = field(default_factory=Input)
-    detect: Detect = field(default_factory=Detect)
-    encode: Encode = field(default_factory=Encode)
-    retrieve: Retrieve = field(default_factory=Retrieve)
-    assemble: Assemble = field(default_factory=Assemble)
-    generate: Generate = field(default_factory=Generate)
-    bank: Bank = field(default_factory=Bank)
-    vectors: Vectors = field(default_factory=Vectors)
-    offline: Offline = field(default_factory=Offline)
-    online: Online = field(default_factory=Online)
-    train: Train = field(default_factory=Train)
+    models: Models = section(
+        Models,
+        "The models. `starter` stands for the small ones that come with the package. A workspace carries\n"
+        "the models it was built with, and those win over this file.",
+    )
+    input: Input = section(Input, "How documents are read.")
+    detect: Detect = section(
+        Detect, "The five stages, in their order. Detect finds mentions in documents that come without."
+    )
+    encode: Encode = section(Encode, "Pictures and mentions become vectors.")
+    retrieve: Retrieve = section(Retrieve, "Solved examples are found for each mention.")
+    assemble: Assemble = section(Assemble, "The prompt is put together.")
+    generate: Generate = section(Generate, "The language model writes a name of the knowledge base.")
+    bank: Bank = section(Bank, "What a build makes of entities and solved examples.")
+    vectors: Vectors = section(Vectors, "Where the examples' vectors are searched.")
+    offline: Offline = section(
+        Offline,
+        "The job (gemel-ray link), and where its stages run. A segment is adjacent stages in one kind of\n"
+        "process. Below, CLIP and an engine share each of four GPUs (generate.gpu_memory: 0.7 leaves CLIP\n"
+        "its memory). The shares say where Ray may place, not what is used: more than half a GPU keeps\n"
+        "engines apart, and all encoders together leave room for an engine, since Ray fills one GPU first.\n"
+        "    - {stages: [detect, encode], workers: 4, cpus: 4.0, gpus: 0.1, batch: 128}\n"
+        "    - {stages: [retrieve, assemble, generate], workers: 4, cpus: 2.0, gpus: 0.6, batch: 64}",
+    )
+    online: Online = section(
+        Online,
+        "The endpoint (gemel-ray serve), and what it takes from strangers. An API key, if any, is in the\n"
+        "environment variable GEMEL_RAY_API_KEY.",
+    )
+    train: Train = section(Train, "The training of the feature mapper (gemel-ray train).")
 
     def plain(self) -> dict[str, Any]:
         """As nested dictionaries, for files."""
@@ -66,20 +85,19 @@ PAPER = (
     "bank.names=0",
     "retrieve.by=mention",
     "retrieve.names=false",
-    "retrieve.words=0",
+    "retrieve.word_bonus=0",
     "bank.ranker=0",
     "retrieve.ranking=0",
-    "retrieve.sets=0",
+    "retrieve.shared_sets=0",
     "retrieve.demonstrations=16",
     "generate.search=beam",
     "generate.beams=5",
     "generate.score=paper",
     "generate.length_penalty=1.0",
     "generate.prior_weight=0",
-    "generate.neighbours=0",
+    "generate.neighbour_weight=0",
     "generate.ranking=0",
 )
-
 
 # What a workspace may set: its models, and how it links. A workspace may come from a stranger, and its
 # settings win over the configuration's. So addresses, hosts, files, limits, and what a machine or a person
@@ -88,31 +106,42 @@ CARRIED: dict[str, tuple[str, ...]] = {
     "models": (
         "language", "clip", "clip_feature", "mention_encoder", "mention_pooling", "end_of_name",
     ),
-    "detect": ("shortest", "case", "link_probability"),
+    "detect": ("min_characters", "case", "link_probability"),
     "encode": ("dtype",),
     "retrieve": (
-        "demonstrations", "sets", "own", "by", "mention_weight", "image_weight", "words", "names", "itself",
-        "published",
+        "demonstrations", "shared_sets", "nearest", "by", "mention_weight", "image_weight", "word_bonus",
+        "names", "allow_itself", "official_order",
     ),
     "assemble": ("images",),
     "generate": (
-        "beams", "search", "score", "length_penalty", "prior_weight", "neighbours", "nil_threshold", "dtype",
+        "beams", "search", "score", "length_penalty", "prior_weight", "neighbour_weight",
+        "nil_threshold", "dtype",
     ),
 }  # fmt: skip
 
 
-def load(file: Path | None, carried: Mapping[str, Any], overrides: Iterable[str]) -> Config:
+def load(
+    file: Path | None,
+    carried: Mapping[str, Any],
+    overrides: Iterable[str],
+    hint: Callable[[str], None] = lambda _: None,
+) -> Config:
     """The configuration of `file` (None: all defaults), under a workspace's settings and --set options.
-    Raises ConfigError, also for settings that no workspace may carry."""
+    `hint` receives a sentence for each name of the version before. Raises ConfigError, also for settings that
+    no workspace may carry."""
     values: dict[str, Any] = {}
     if file is not None:
         try:
             values = yaml.safe_load(file.read_text()) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
             raise ConfigError(f"cannot read the configuration {file}: {fault}") from fault
+    if isinstance(values, Mapping):
+        values = renamed(Config, values, hint)
+    if isinstance(carried, Mapping):
+        carried = renamed(Config, carried, hint)
     values = merged(values, _allowed(carried))
     for override in overrides:
-        values = merged(values, parsed(override))
+        values = merged(values, renamed(Config, parsed(override), hint))
     config: Config = made(Config, values, "")
     in_line("offline.segments", config.offline.segments)
     in_line("online.segments", config.online.segments)
@@ -123,12 +152,12 @@ def _allowed(settings: Any) -> Mapping[str, Any]:
     """The settings of a workspace.json. Raises ConfigError for one that a workspace may not set."""
     if not isinstance(settings, Mapping):
         raise ConfigError("the settings in workspace.json are no sections of ray_config.yaml")
-    for section, values in settings.items():
+    for part, values in settings.items():
         names = values if isinstance(values, Mapping) else ("",)
         for name in names:
-            if name not in CARRIED.get(section, ()):
+            if name not in CARRIED.get(part, ()):
                 raise ConfigError(
-                    f"workspace.json sets {'.'.join(filter(None, (str(section), str(name))))}, which no "
+                    f"workspace.json sets {'.'.join(filter(None, (str(part), str(name))))}, which no "
                     "workspace may: take it out there, and give it by --config or --set if you want it"
                 )
     return settings

@@ -5,5 +5,10 @@ class GemelError(Exception):
     """Catch this to catch them all."""
 
 
-class WorkspaceError(GemelError, ValueError):
+class Mistake(GemelError, ValueError):
+    """What whoever asked can put right: a file, a row, an option. Its text says which and how. A ValueError
+    of a library is none of these: it is a fault of ours."""
+
+
+class WorkspaceError(Mistake):
     """The folder is not a workspace, or was made with something else than what is asked of it now."""

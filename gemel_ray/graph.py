@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gemel_ray.errors import GemelError
+from gemel_ray.errors import Mistake
 from gemel_ray.stage import ERROR, Stage, Work
 from gemel_ray.tables import STATUS, combined, explode, failed, replaced, settled
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FINGERPRINT = pa.field("fingerprint", pa.string())
 
 
-class GraphError(GemelError, ValueError):
+class GraphError(Mistake):
     """The stages do not fit together; said when the graph is built, before anything starts."""
 
 

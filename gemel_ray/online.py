@@ -20,6 +20,7 @@ from typing import Any
 from gemel_ray import nodes
 from gemel_ray.config import Config, load
 from gemel_ray.environment import variables
+from gemel_ray.errors import Mistake
 from gemel_ray.job.shared import of_workspace
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bringing import Shared, brought
@@ -110,7 +111,7 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
         logs = _connect(config)
         seen = of_workspace(Shared.of(workspace), versions.current(workspace))
         if sentence := nodes.apart(seen):
-            raise ValueError(sentence)
+            raise Mistake(sentence)
         from ray import serve as ray_serve
 
         bound = deployed(config, workspace)
@@ -118,7 +119,7 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
         try:
             handle = ray_serve.run(bound, name=NAME, route_prefix="/")
         except RuntimeError as failure:
-            raise ValueError(f"the endpoint did not start, and {logs}/serve says why") from failure
+            raise Mistake(f"the endpoint did not start, and {logs}/serve says why") from failure
         try:
             address.until_ready(here, online.port)
             yield f"http://{here}:{online.port}", logs
@@ -155,5 +156,5 @@ def _connect(config: Config) -> str:
     if where == "local" and (gpus := sum(s.min_replicas * s.gpus for s in segments)):
         found = ray.cluster_resources().get("GPU", 0)
         if gpus > found:  # it would wait for them for ever
-            raise ValueError(f"online.segments take {gpus:g} GPUs; this machine has {found:g}")
+            raise Mistake(f"online.segments take {gpus:g} GPUs; this machine has {found:g}")
     return f"{context.address_info['session_dir']}/logs"

@@ -1,4 +1,5 @@
-"""Segments: how the configuration cuts the line of stages, and where each part runs."""
+"""Segments: how the configuration cuts the line of stages, and where each part runs, in the job and behind
+the endpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gemel_ray.checked import ConfigError, nearest
-from gemel_ray.setting import GPUS, setting
+from gemel_ray.errors import Mistake
+from gemel_ray.setting import CLUSTER, GPUS, HOST, section, setting
 
 STAGES = ("detect", "encode", "retrieve", "assemble", "generate")
 
@@ -16,52 +18,158 @@ STAGES = ("detect", "encode", "retrieve", "assemble", "generate")
 class SegmentOptions:
     """Adjacent stages in one kind of process: how many, on what, and how much at once."""
 
-    stages: tuple[str, ...]
-    workers: int = setting(1, at_least=1, unit="processes")
-    cpus: float = setting(1.0, at_least=0, unit="CPUs")
-    gpus: float = setting(0.0, form=GPUS)
-    # Of torch in each worker; 0: all cores shared among the workers (on a cluster: cpus).
-    threads: int = setting(0, at_least=0, unit="threads")
-    batch: int = setting(64, at_least=1, unit="documents")  # (after Retrieve: mentions) given at once
-    overlap: int = setting(4, at_least=1, unit="batches")  # under way at once in a worker
+    stages: tuple[str, ...] = setting(
+        about="adjacent stages; all segments together hold the five, in their order"
+    )
+    workers: int = setting(1, "number of processes", at_least=1, unit="processes")
+    cpus: float = setting(1.0, "CPUs of each, as Ray counts them", at_least=0, unit="CPUs")
+    gpus: float = setting(0.0, "GPUs of each: a share of one, or whole ones", form=GPUS)
+    threads: int = setting(
+        0,
+        "torch's threads in each; 0: all cores shared among the workers (on a cluster: cpus)",
+        at_least=0,
+        unit="threads",
+    )
+    batch: int = setting(
+        64, "documents (after retrieve: mentions) in one batch", at_least=1, unit="documents"
+    )
+    overlap: int = setting(
+        4, "batches a worker has in work at once, so that the engine never waits", at_least=1, unit="batches"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineSegment:
     """Adjacent stages in one kind of Serve replica: how many, on what, and how much at once."""
 
-    stages: tuple[str, ...]
-    min_replicas: int = setting(1, at_least=1, unit="processes")
-    # More than min_replicas: as many as mentions under way ask for.
-    max_replicas: int = setting(1, at_least=1, unit="processes")
-    cpus: float = setting(1.0, at_least=0, unit="CPUs")
-    gpus: float = setting(0.0, form=GPUS)
-    # Of torch in each replica; 0: all cores shared among the replicas (on a cluster: cpus).
-    threads: int = setting(0, at_least=0, unit="threads")
-    batch: int = setting(16, at_least=1, unit="documents")  # that waited meanwhile, encoded in one pass
-    # In a replica at once; from half of it on, more replicas are started.
-    ongoing: int = setting(64, at_least=1, unit="mentions")
-    # Started beside the old ones when all are renewed, as a share of them; without room Serve waits for ever.
-    surge: float = setting(0.0, at_least=0, at_most=1, unit="share of the replicas")
+    stages: tuple[str, ...] = setting(
+        about="adjacent stages; all segments together hold the five, in their order"
+    )
+    min_replicas: int = setting(1, "fewest processes", at_least=1, unit="processes")
+    max_replicas: int = setting(
+        1,
+        "most processes; above min_replicas, as many as the mentions in work need",
+        at_least=1,
+        unit="processes",
+    )
+    cpus: float = setting(1.0, "CPUs of each, as Ray counts them", at_least=0, unit="CPUs")
+    gpus: float = setting(0.0, "GPUs of each: a share of one, or whole ones", form=GPUS)
+    threads: int = setting(
+        0,
+        "torch's threads in each; 0: all cores shared among the replicas (on a cluster: cpus)",
+        at_least=0,
+        unit="threads",
+    )
+    batch: int = setting(16, "waiting documents that are encoded in one pass", at_least=1, unit="documents")
+    ongoing: int = setting(
+        64,
+        "mentions in one replica at once; from half of it on, more replicas are started",
+        at_least=1,
+        unit="mentions",
+    )
+    surge: float = setting(
+        0.0,
+        "replicas started beside the old ones when all are renewed; the cluster needs room for them",
+        at_least=0,
+        at_most=1,
+        unit="share of the replicas",
+    )
 
     def __post_init__(self) -> None:
         if self.min_replicas > self.max_replicas:
-            raise ValueError("min_replicas is more than max_replicas")
+            raise Mistake("min_replicas is more than max_replicas")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApiOptions:
     """The processes that take requests: they read, check and answer; segments do the work."""
 
-    min_replicas: int = setting(1, at_least=1, unit="processes")
-    # More than min_replicas: as many as requests inside ask for.
-    max_replicas: int = setting(1, at_least=1, unit="processes")
-    # In a process at once, beyond which another one is started.
-    ongoing: int = setting(100, at_least=1, unit="requests")
+    min_replicas: int = setting(1, "fewest processes", at_least=1, unit="processes")
+    max_replicas: int = setting(
+        1,
+        "most processes; above min_replicas, as many as the requests in work need",
+        at_least=1,
+        unit="processes",
+    )
+    ongoing: int = setting(
+        100,
+        "requests in one process at once, above which another one is started",
+        at_least=1,
+        unit="requests",
+    )
 
     def __post_init__(self) -> None:
         if self.min_replicas > self.max_replicas:
-            raise ValueError("min_replicas is more than max_replicas")
+            raise Mistake("min_replicas is more than max_replicas")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offline:
+    """The Ray Data job."""
+
+    address: str = setting(
+        "local",
+        "Ray: local starts it here, auto joins the cluster of this machine, or an address",
+        form=CLUSTER,
+    )
+    sized: bool = setting(
+        True, "fit the segments and sizes of generate that are left at their defaults to this machine"
+    )
+    segments: tuple[SegmentOptions, ...] = (SegmentOptions(stages=STAGES),)
+    stall_minutes: float = setting(
+        30.0, "without any progress, model loading included, before the job gives up", above=0, unit="minutes"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Online:
+    """The endpoint on Ray Serve, and what it takes from strangers."""
+
+    address: str = setting(
+        "local",
+        "Ray: local starts it here, auto joins the cluster of this machine, or an address",
+        form=CLUSTER,
+    )
+    host: str = setting(
+        "127.0.0.1", "address to listen at; 0.0.0.0: reachable from other machines", form=HOST
+    )
+    port: int = setting(8000, "port to listen at", at_least=1, at_most=65_535)
+    hosts: tuple[str, ...] = setting(
+        ("*.svc", "*.svc.cluster.local"),
+        'names it may be asked by, beside IP addresses and names without a dot; "*": any',
+        form=HOST,
+    )
+    sized: bool = setting(True, "as offline.sized")
+    segments: tuple[OnlineSegment, ...] = (OnlineSegment(stages=STAGES),)
+    api: ApiOptions = section(ApiOptions, "processes that take requests; they share queue")
+    queue: int = setting(
+        128,
+        "documents accepted at once, those in work included; more get status 503",
+        at_least=1,
+        unit="documents",
+    )
+    wait: float = setting(
+        10.0,
+        "work, as estimated, ahead of a request that is accepted; more gets status 503",
+        above=0,
+        unit="seconds",
+    )
+    deadline: float = setting(
+        60.0, "time for one request; then it is aborted with status 504", above=0, unit="seconds"
+    )
+    documents: int = setting(64, "documents in one request", at_least=1, unit="documents")
+    mentions: int = setting(50, "mentions in one document", at_least=1, unit="mentions")
+    characters: int = setting(20_000, "length of one text", at_least=1, unit="characters")
+    megabytes: float = setting(40.0, "size of one request", above=0, unit="MiB")
+    image_hosts: tuple[str, ...] = setting(
+        (), "hosts whose pictures are fetched (*.example.org); empty: any public host", form=HOST
+    )
+
+    def __post_init__(self) -> None:
+        if self.documents * self.api.max_replicas > self.queue:
+            raise Mistake(
+                "online.documents times online.api.max_replicas is at most online.queue, which they share"
+            )
 
 
 def in_line(where: str, segments: Sequence[SegmentOptions | OnlineSegment]) -> None:

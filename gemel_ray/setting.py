@@ -1,9 +1,10 @@
-"""A setting: a dataclass's field with its default and, beyond its type, what it takes.
+"""A setting: a dataclass's field with its default, its meaning and, beyond its type, what it takes.
 
-    beams: int = setting(5, at_least=1, unit="candidates")
-    device: str = setting("auto", form=DEVICE, machine=True)
+    beams: int = setting(5, "candidates wanted", at_least=1)
+    device: str = setting("auto", "device of CLIP", form=DEVICE, machine=True)
 
-checked.py holds values against it, and documenting/ writes it into docs/configuration.md.
+A setting is described nowhere else: checked.py holds values against it, and documenting/ writes
+ray_config.yaml and docs/configuration.md from it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-_ALLOWED = "allowed"
+_ALLOWED, _ABOUT, _FORMER = "allowed", "about", "former"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,7 @@ HOST = Form(r"[^\s/]+", "(a host's name or address)")
 
 def setting(
     default: Any = MISSING,
+    about: str = "",
     *,
     at_least: float | None = None,
     above: float | None = None,
@@ -90,12 +92,30 @@ def setting(
     unit: str = "",
     form: Form | Gpus | None = None,
     machine: bool = False,
+    was: str = "",
 ) -> Any:
-    """The field. `machine`: says how much of a machine is used; it changes no answer, so no fingerprint."""
+    """The field. `machine`: says how much of a machine is used; it changes no answer, so no fingerprint.
+    `was`: its name in the version before, which is accepted with a hint."""
     bounds = Range(at_least=at_least, above=above, at_most=at_most, or_zero=or_zero, unit=unit)
     takes: Allowed | None = form or (bounds if bounds != Range() else None)
-    metadata = {_ALLOWED: takes} if takes else {}
+    metadata = {_ABOUT: about} | ({_ALLOWED: takes} if takes else {}) | ({_FORMER: was} if was else {})
     return field(default=default, metadata=metadata | ({"machine": True} if machine else {}))
+
+
+def section(kind: type, about: str) -> Any:
+    """The field of a whole section of settings, with its defaults. `about`: one line or several."""
+    return field(default_factory=kind, metadata={_ABOUT: about})
+
+
+def described(made: Any) -> str:
+    """What a dataclass's field is."""
+    return str(made.metadata.get(_ABOUT, ""))
+
+
+def former(made: Any) -> str | None:
+    """What a dataclass's field was called in the version before, where that was something else."""
+    found: str | None = made.metadata.get(_FORMER)
+    return found
 
 
 def allowed(made: Any) -> Allowed | None:

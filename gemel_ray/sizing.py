@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemel_ray.config import Config
+from gemel_ray.errors import Mistake
 from gemel_ray.machine import Gpu, Machine, here
-from gemel_ray.segments import STAGES, OnlineSegment, SegmentOptions
-from gemel_ray.settings import Offline, Online
+from gemel_ray.segments import STAGES, Offline, Online, OnlineSegment, SegmentOptions
 from gemel_ray.stages.generate import Generate
 
 FRONT, BACK = STAGES[:-1], STAGES[-1:]
@@ -78,7 +78,7 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
     """The segments, and why."""
     count, parallel = len(machine.gpus), config.generate.tensor_parallel
     if 0 < count < parallel:
-        raise ValueError(f"generate.tensor_parallel is {parallel}, and this machine has {count} GPUs")
+        raise Mistake(f"generate.tensor_parallel is {parallel}, and this machine has {count} GPUs")
     engines = count // parallel if count else 1
     if way == "online":
         each = OnlineSegment(
@@ -142,14 +142,14 @@ def _possible(config: Config, way: Way, machine: Machine) -> None:
             continue
         where = f"{way}.segments[{number}]"
         if machine.gpus and "generate" in segment.stages:
-            raise ValueError(
+            raise Mistake(
                 f"{where} holds generate and has gpus: 0, but this machine's engine needs a GPU: give it "
                 f"gpus, or leave {way}.segments out, and they are chosen"
             )
         for stage in ("detect", "encode"):
             device = getattr(config, stage).device
             if stage in segment.stages and device.startswith("cuda"):
-                raise ValueError(f"{stage}.device is {device}, but {where} has gpus: 0 and sees no GPU")
+                raise Mistake(f"{stage}.device is {device}, but {where} has gpus: 0 and sees no GPU")
 
 
 def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> Iterator[tuple[str, Any]]:
@@ -158,7 +158,7 @@ def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> 
     share = round(max(0.3, 1 - _RESERVE - _encoders_beside(config, way) * _CLIP_GIB / least), 2)
     share = share if stage.gpu_memory == Generate.gpu_memory else stage.gpu_memory
     if weights / stage.tensor_parallel > 0.9 * share * least:
-        raise ValueError(
+        raise Mistake(
             f"the language model's {weights:.1f} GiB do not fit a GPU of {least:.0f} GiB: set "
             "generate.tensor_parallel to the number of GPUs that hold it"
         )

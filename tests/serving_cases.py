@@ -12,6 +12,7 @@ import pyarrow as pa
 from gemel_ray.knowledge import bank
 from gemel_ray.models.limits import ImageError
 from gemel_ray.records import LINK
+from gemel_ray.segments import Online
 from gemel_ray.serving.app import Endpoint, create
 from gemel_ray.serving.desk import Desk
 from gemel_ray.serving.door import Door
@@ -19,7 +20,6 @@ from gemel_ray.serving.front_page import Page
 from gemel_ray.serving.linker import Linker, Reply
 from gemel_ray.serving.meters import Meters
 from gemel_ray.serving.pictures import Pictures
-from gemel_ray.settings import Online
 
 EXAMPLE = {"id": "one/0-5", "text": "Adobe is here.", "mention": "Adobe", "target": "Adobe"}
 

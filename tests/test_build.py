@@ -70,7 +70,7 @@ def retrieved(workspace: Workspace, folder: Path, line: dict[str, Any], *setting
     """The one row that Retrieve and Assemble make of an official line, under such settings."""
     file = folder / "train.json"
     file.write_text(json.dumps(line))
-    config = load(None, workspace.facts["settings"], ["retrieve.sets=0", *settings])
+    config = load(None, workspace.facts["settings"], ["retrieve.shared_sets=0", *settings])
     opened = Workspace.open(workspace.folder, config)
     segment = linking_graph(config, opened).segment(["detect", "encode", "retrieve", "assemble"], opened)
     row: dict[str, Any] = asyncio.run(segment.run(next(documents(str(file))))).to_pylist()[0]
@@ -94,13 +94,13 @@ def test_a_caption_that_is_a_name_is_shown_the_name_but_not_itself(
 
 
 def test_names_can_be_left_out_when_linking(workspace: Workspace, tmp_path: Path) -> None:
-    without = ("retrieve.names=false", "retrieve.itself=true")
+    without = ("retrieve.names=false", "retrieve.allow_itself=true")
     assert shown(workspace, tmp_path, *without) == ["e1/0-5"]
-    assert shown(workspace, tmp_path, "retrieve.itself=true")[-2:] == ["Q3/0-5", "e1/0-5"]
+    assert shown(workspace, tmp_path, "retrieve.allow_itself=true")[-2:] == ["Q3/0-5", "e1/0-5"]
 
 
 def test_random_ones_are_examples(workspace: Workspace, tmp_path: Path) -> None:
-    assert shown(workspace, tmp_path, "retrieve.by=random", "retrieve.itself=true") == ["e1/0-5"]
+    assert shown(workspace, tmp_path, "retrieve.by=random", "retrieve.allow_itself=true") == ["e1/0-5"]
 
 
 def test_a_bank_may_be_empty(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_an_example_that_holds_all_words_is_nearer(workspace: Workspace, tmp_pat
         assert near == pytest.approx(sorted(near), abs=1e-5)  # the most similar stands last
         return dict(zip(row["demonstrations"], row["similarities"], strict=True))
 
-    alone, with_words = found("retrieve.words=0"), found("retrieve.words=0.5")
+    alone, with_words = found("retrieve.word_bonus=0"), found("retrieve.word_bonus=0.5")
     assert alone.keys() == with_words.keys()
     for name, cosine in alone.items():
         assert with_words[name] == pytest.approx(cosine + (0.5 if name == "Q2/0-9" else 0.0), abs=1e-5)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from gemel_ray.config import Config, ConfigError, load
 from gemel_ray.segments import STAGES
-from gemel_ray.setting import allowed
+from gemel_ray.setting import allowed, described, former
 from gemel_ray.stages.detect import Detect
 
 REPOSITORY = Path(__file__).parents[1] / "ray_config.yaml"
@@ -81,6 +81,52 @@ def test_a_letter_left_out_of_any_key_is_found_again(name: str) -> None:
         loaded("", f"{section}.{setting[:-2]}{setting[-1]}=1")
 
 
+# Former names
+
+
+def test_every_former_name_is_accepted_with_a_hint_wherever_it_comes_from() -> None:
+    defaults, moved = Config(), 0
+    for section in fields(Config):
+        values = getattr(defaults, section.name)
+        for f in fields(values) if is_dataclass(values) else ():
+            if not (old := former(f)):
+                continue
+            moved += 1
+            hints: list[str] = []
+            value = json.dumps(getattr(values, f.name))
+            config = load(None, {}, [f"{section.name}.{old}={value}"], hints.append)
+            assert config == defaults
+            assert hints == [
+                f"{section.name}.{old} is now called {f.name}; the next version no longer knows the old name"
+            ]
+    assert moved > 15
+    assert loaded("retrieve: {words: 0.5}").retrieve.word_bonus == 0.5
+    assert loaded("", carried={"retrieve": {"itself": True}}).retrieve.allow_itself is True
+
+
+def test_a_former_name_wins_and_loses_as_todays_does() -> None:
+    assert loaded("retrieve: {word_bonus: 0.5}", "retrieve.words=0.1").retrieve.word_bonus == 0.1
+    assert loaded("retrieve: {words: 0.5}", "retrieve.word_bonus=0.1").retrieve.word_bonus == 0.1
+    with pytest.raises(ConfigError, match=r"word_bonus and words are one setting: leave out words"):
+        loaded("retrieve: {words: 0.5, word_bonus: 0.1}")
+
+
+def test_every_setting_is_described() -> None:
+    """In the one place that ray_config.yaml and the docs are written from."""
+    assert [name for name, f in described_fields(Config) if not described(f)] == []
+
+
+def described_fields(kind: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field that has a value of its own, of all sections and of segments' elements."""
+    hints = get_type_hints(kind)
+    for f in fields(kind):
+        inner = next((k for k in (hints[f.name], *get_args(hints[f.name])) if is_dataclass(k)), None)
+        if inner is None:
+            yield f"{where}{f.name}", f
+        else:
+            yield from described_fields(inner, f"{where}{f.name}.")
+
+
 # Types
 
 WRONG = [
@@ -101,7 +147,7 @@ WRONG = [
     ("online.segments", [{"stages": ["detect"], "min_replicas": 2}], "min_replicas is more than max_rep"),
     ("online.queue", 3, "online.documents times online.api.max_replicas is at most online.queue"),
     ("offline.segments", [{}], r"offline\.segments\[0\] lacks stages"),
-    ("input.longest", "many", "must be a whole number"),
+    ("input.max_characters", "many", "must be a whole number"),
     ("generate", 5, "generate must hold settings, not 5"),
 ]
 
@@ -122,19 +168,21 @@ NOT_A_NUMBER, ENDLESS = float("nan"), float("inf")
 # Of every setting that takes less than all of its type: what it must not take.
 NONSENSE: dict[str, list[Any]] = {
     "models.language": [""], "models.clip": ["", " "], "models.mention_encoder": [""], "models.mapper": [""],
-    "input.shortest": [-1], "input.longest": [-1],
-    "detect.shortest": [0], "detect.link_probability": [-0.1, 1.1], "detect.tag": [-0.1, 2],
-    "detect.most": [0], "detect.device": ["gpu", ""], "detect.batch": [0],
+    "input.min_characters": [-1], "input.max_characters": [-1],
+    "detect.min_characters": [0], "detect.link_probability": [-0.1, 1.1], "detect.tag_probability": [-0.1, 2],
+    "detect.max_mentions": [0], "detect.device": ["gpu", ""], "detect.batch": [0],
     "encode.device": ["graphics card", "cuda:x"], "encode.batch": [0], "encode.threads": [0, -1],
-    "encode.cache": [-1], "encode.megapixels": [0], "encode.megabytes": [-1.0], "encode.seconds": [0],
-    "encode.smallest": [-1], "encode.aspect": [0.5, -1], "encode.fetch": [0], "encode.per_host": [0],
-    "encode.pause": [-1],
-    "retrieve.demonstrations": [-1], "retrieve.sets": [-1], "retrieve.own": [-1],
+    "encode.cache": [-1], "encode.max_megapixels": [0], "encode.max_megabytes": [-1.0],
+    "encode.fetch_seconds": [0],
+    "encode.min_side": [-1], "encode.max_aspect": [0.5, -1], "encode.downloads": [0],
+    "encode.downloads_per_host": [0],
+    "encode.host_interval": [-1],
+    "retrieve.demonstrations": [-1], "retrieve.shared_sets": [-1], "retrieve.nearest": [-1],
     "retrieve.ranking": [-1], "generate.ranking": [-0.1, 2], "bank.ranker": [-1],
-    "retrieve.mention_weight": [-1], "retrieve.image_weight": [-1], "retrieve.words": [-0.1],
-    "generate.beams": [0, -5], "generate.requests": [0], "generate.length_penalty": [-1, ENDLESS],
+    "retrieve.mention_weight": [-1], "retrieve.image_weight": [-1], "retrieve.word_bonus": [-0.1],
+    "generate.beams": [0, -5], "generate.exact_requests": [0], "generate.length_penalty": [-1, ENDLESS],
     "generate.columns": [0], "generate.arena": [0, 1.0, NOT_A_NUMBER],
-    "generate.prior_weight": [-0.1], "generate.neighbours": [1.5, -0.5, NOT_A_NUMBER],
+    "generate.prior_weight": [-0.1], "generate.neighbour_weight": [1.5, -0.5, NOT_A_NUMBER],
     "generate.nil_threshold": [7, -1], "generate.length": [0], "generate.tensor_parallel": [0],
     "generate.cache_gib": [0, -1], "generate.gpu_memory": [7, 0, NOT_A_NUMBER], "generate.block": [0],
     "generate.batch_tokens": [0], "generate.sequences": [0],
@@ -155,7 +203,8 @@ NONSENSE: dict[str, list[Any]] = {
     "online.hosts": [["http://here"]],
     "train.prefix": [0], "train.hidden": [-1], "train.ridge": [-1], "train.epochs": [-1], "train.batch": [0],
     "train.learning_rate": [0, -1e-3], "train.warmup": [2, -0.1], "train.weight_decay": [-1],
-    "train.clip_norm": [0], "train.look": [0], "train.decode_every": [-1], "train.dev_mentions": [0],
+    "train.clip_norm": [0], "train.evaluate_every": [0], "train.decode_every": [-1],
+    "train.dev_mentions": [0],
     "train.patience": [0], "train.seed": [-1, 2**32], "train.workers": [0], "train.cpus": [-1],
     "train.gpus": [1.5], "train.device": ["quantum"], "train.tokens": [0],
 }  # fmt: skip
@@ -236,7 +285,7 @@ def test_numbers_as_people_write_them(spelled: str, value: float) -> None:
 @pytest.mark.parametrize(("override", "message"), [
     ("generate.nil_threshold=0.5", None), ("generate.prior_weight=0.5", "cannot be had both"),
     ("generate.batch_tokens=100", r"batch_tokens is at least generate\.sequences"),
-    ("retrieve.own=17", r"retrieve\.own is at most retrieve\.demonstrations"),
+    ("retrieve.nearest=17", r"retrieve\.nearest is at most retrieve\.demonstrations"),
 ])  # fmt: skip
 def test_values_that_a_stage_refuses(override: str, message: str | None) -> None:
     if message is None:
@@ -432,11 +481,11 @@ MACHINE = (
     "encode.device",
     "encode.threads",
     "encode.cache",
-    "encode.fetch",
+    "encode.downloads",
     "detect.device",
     "detect.batch",
-    "encode.per_host",
-    "encode.pause",
+    "encode.downloads_per_host",
+    "encode.host_interval",
     "generate.cache_gib",
     "generate.gpu_memory",
     "generate.tensor_parallel",
@@ -461,7 +510,7 @@ def other(name: str) -> Any:
         return next(choice for choice in typing.get_args(hint) if choice != value)
     if isinstance(value, bool):
         return not value
-    if name in ("generate.gpu_memory", "generate.neighbours", "generate.arena"):
+    if name in ("generate.gpu_memory", "generate.neighbour_weight", "generate.arena"):
         return value / 2
     if isinstance(value, int | float):
         return type(value)(value + 1)
@@ -470,10 +519,10 @@ def other(name: str) -> Any:
 
 @pytest.mark.parametrize("name", [n for n in ALL if not n.startswith((*PLACES, *MACHINE))])
 def test_the_fingerprint_changes_with_meaning(name: str) -> None:
-    base = changed(Config(), "generate.neighbours", 0.0 if name == "generate.prior_weight" else 0.5)
+    base = changed(Config(), "generate.neighbour_weight", 0.0 if name == "generate.prior_weight" else 0.5)
     if name == "detect.by":
         base = replace(base, detect=Detect(by="both", model="some/model"))
-    base = changed(base, "retrieve.sets", 0 if name == "retrieve.published" else 1)  # not both
+    base = changed(base, "retrieve.shared_sets", 0 if name == "retrieve.official_order" else 1)  # not both
     assert changed(base, name, other(name)).fingerprint("facts") != base.fingerprint("facts")
 
 

@@ -144,12 +144,12 @@ def test_stopped_and_rarely_linked_names_are_not_looked_for(tmp_path: Path) -> N
     (tmp_path / "surface_forms.json").write_text('{"It": [1, 100], "Ada": [50, 100]}')
     workspace = knowing(tmp_path, "Google", "It", "Ada", "IBM", "Al")
     text = "It is Ada of Google, Al and IBM."
-    stage = Detect(stop=str(tmp_path / "stop.txt"), shortest=2)
+    stage = Detect(stop_names=str(tmp_path / "stop.txt"), min_characters=2)
     assert mentions(stage, workspace, text) == [["Ada", "Al", "IBM"]]
-    assert mentions(replace(stage, stop="", link_probability=0.0, shortest=3), workspace, text) == [
-        ["Ada", "Google", "IBM"]
-    ]
-    assert mentions(replace(stage, most=1), workspace, text) == [["Ada"]]
+    assert mentions(
+        replace(stage, stop_names="", link_probability=0.0, min_characters=3), workspace, text
+    ) == [["Ada", "Google", "IBM"]]
+    assert mentions(replace(stage, max_mentions=1), workspace, text) == [["Ada"]]
 
 
 def test_the_starter_s_names_in_any_case(workspace: Workspace) -> None:
@@ -164,8 +164,8 @@ def test_a_model_is_asked_for_by_name() -> None:
 
 
 def test_what_is_not_there_is_said_before_the_first_document(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"detect\.stop: there is no file .*/words\.txt"):
-        Detect(stop=str(tmp_path / "words.txt")).start(knowing(tmp_path))
+    with pytest.raises(ValueError, match=r"detect\.stop_names: there is no file .*/words\.txt"):
+        Detect(stop_names=str(tmp_path / "words.txt")).start(knowing(tmp_path))
     with pytest.raises(ValueError, match=r"detect\.model .*/tagger cannot be loaded"):
         Detect(by="both", model=str(tmp_path / "tagger")).start(knowing(tmp_path))
 
@@ -175,8 +175,8 @@ def test_a_job_here_is_refused_at_once(
 ) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "Adobe"}')
     asked = ["link", str(tmp_path / "in.jsonl"), "--workspace", str(workspace_folder)]
-    assert main([*asked, "--output", str(tmp_path / "out"), "--set", "detect.stop=nowhere.txt"]) == 2
-    assert "detect.stop: there is no file nowhere.txt" in capsys.readouterr().err
+    assert main([*asked, "--output", str(tmp_path / "out"), "--set", "detect.stop_names=nowhere.txt"]) == 2
+    assert "detect.stop_names: there is no file nowhere.txt" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -90,7 +90,7 @@ def test_the_workspace_holds_the_files(imported: tuple[Path, Official]) -> None:
     workspace = folder / "workspace"
     facts = json.loads((workspace / "workspace.json").read_text())
     assert facts["settings"]["retrieve"]["demonstrations"] == 4
-    own = {"beams": 5, "score": "paper", "length_penalty": 1.0, "neighbours": 0.0}
+    own = {"beams": 5, "score": "paper", "length_penalty": 1.0, "neighbour_weight": 0.0}
     assert facts["settings"]["generate"] == own
     assert facts["demonstrations"] == gemel_files.TRAIN
     tree = PrefixTree.open(workspace / "tree")

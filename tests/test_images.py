@@ -476,9 +476,9 @@ def test_pictures_that_are_too_small_or_too_narrow_are_filtered() -> None:
 
     limits = ImageLimits(smallest=10, aspect=3.0)
     assert read_image(picture(10, 30), None, limits).size == (10, 30)
-    with pytest.raises(ImageError, match=r"^filtered: a side of 9 pixels, less than encode.smallest 10"):
+    with pytest.raises(ImageError, match=r"^filtered: a side of 9 pixels, less than encode.min_side 10"):
         read_image(picture(9, 20), None, limits)
-    with pytest.raises(ImageError, match=r"^filtered: 31 by 10 pixels, narrower than encode.aspect 3"):
+    with pytest.raises(ImageError, match=r"^filtered: 31 by 10 pixels, narrower than encode.max_aspect 3"):
         read_image(picture(31, 10), None, limits)
 
 

@@ -236,11 +236,11 @@ def reasons(filters: Filters, file: str) -> dict[str, str | None]:
 
 def test_texts_too_short_or_too_long_are_filtered(tmp_path: Path) -> None:
     file = lines(tmp_path, ["ab", "abc", "abcdef", "abcdefg", "日本語"])
-    assert reasons(Filters(Input(shortest=3, longest=6)), file) == {
-        "0": "filtered: a text of 2 characters, less than input.shortest 3",
+    assert reasons(Filters(Input(min_characters=3, max_characters=6)), file) == {
+        "0": "filtered: a text of 2 characters, less than input.min_characters 3",
         "1": None,
         "2": None,
-        "3": "filtered: a text of 7 characters, more than input.longest 6",
+        "3": "filtered: a text of 7 characters, more than input.max_characters 6",
         "4": None,
     }
 

@@ -19,9 +19,9 @@ from live import listening
 from PIL import Image
 from serving_cases import echoed, endpoint
 
+from gemel_ray.segments import Online
 from gemel_ray.serving.app import create
 from gemel_ray.serving.linker import Reply
-from gemel_ray.settings import Online
 
 pytestmark = [
     pytest.mark.slow,

@@ -37,7 +37,7 @@ Rows = list[dict[str, Any]]
 def rows(workspace: Workspace, config: Config) -> Rows:
     """Prompts of pictures behind two sets of demonstrations with pictures, and one without any."""
     found: Rows = []
-    for settings in ({"sets": 2, "own": 1}, {"demonstrations": 0}):
+    for settings in ({"shared_sets": 2, "nearest": 1}, {"demonstrations": 0}):
         own = replace(config, retrieve=replace(config.retrieve, **settings))
         segment = linking_graph(own, workspace).segment(
             ["detect", "encode", "retrieve", "assemble"], workspace
@@ -331,8 +331,8 @@ def test_nothing_is_left_of_a_tree_that_nobody_asks_for(
     [
         ([], "auto"),
         (["generate.search=exact"], "never"),
-        (["retrieve.sets=0"], "never"),
-        (["retrieve.sets=0", "retrieve.demonstrations=0"], "auto"),
+        (["retrieve.shared_sets=0"], "never"),
+        (["retrieve.shared_sets=0", "retrieve.demonstrations=0"], "auto"),
     ],
 )
 def test_rounds_that_nobody_would_be_in_take_none_of_the_cache(

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pytest
 
 from gemel_ray.models.limits import ImageError
+from gemel_ray.segments import Online
 from gemel_ray.serving import logs
 from gemel_ray.serving.app import Endpoint, create
 from gemel_ray.serving.linker import Gone, Linker, Reply
-from gemel_ray.settings import Online
 from tests.live import soon
 from tests.serving_cases import client, echoed, endpoint
 

@@ -14,14 +14,13 @@ from serving_cases import echoed, endpoint
 from gemel_ray.config import ConfigError, load
 from gemel_ray.readers.mentions import mention
 from gemel_ray.records import DOCUMENT
-from gemel_ray.segments import ApiOptions
+from gemel_ray.segments import ApiOptions, Online
 from gemel_ray.serving import peers
 from gemel_ray.serving.app import create
 from gemel_ray.serving.linker import Gone, Reply
 from gemel_ray.serving.peers import Peers, merged
 from gemel_ray.serving.readiness import tiny
 from gemel_ray.serving.scaling import mentions
-from gemel_ray.settings import Online
 
 LIMITS = Online(queue=40, documents=16, api=ApiOptions(max_replicas=2))
 

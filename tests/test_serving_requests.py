@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from gemel_ray.readers import documents
+from gemel_ray.segments import Online
 from gemel_ray.serving import bodies, requests
 from gemel_ray.serving.bodies import Body
 from gemel_ray.serving.faults import Fault
-from gemel_ray.settings import Online
 from tests.serving_cases import client, echoed, endpoint, nowhere
 
 LIMITS = Online(documents=3, queue=8, mentions=4, characters=100, megabytes=0.01)

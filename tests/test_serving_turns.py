@@ -19,11 +19,11 @@ import pyarrow as pa
 import pytest
 
 from gemel_ray.models.limits import ImageError
+from gemel_ray.segments import Online
 from gemel_ray.serving import bodies
 from gemel_ray.serving.app import create
 from gemel_ray.serving.linker import Linker, Reply
 from gemel_ray.serving.turns import Turns
-from gemel_ray.settings import Online
 from tests.live import listening
 from tests.serving_cases import echoed, endpoint
 

@@ -72,7 +72,7 @@ def front(workspace: Workspace, config: Config) -> Front:
 
 
 def test_a_prompt_is_its_set_and_then_its_own_nearest(front: Front, workspace: Workspace) -> None:
-    alone, both = front(demonstrations=2, sets=0), front(demonstrations=6, sets=1, own=2)
+    alone, both = front(demonstrations=2, shared_sets=0), front(demonstrations=6, shared_sets=1, nearest=2)
     for mine, row in zip(alone, both, strict=True):
         assert row["shots"][:4] == both[0]["shots"][:4]
         assert row["shots"][4:] == mine["shots"]
@@ -84,13 +84,18 @@ def test_a_prompt_is_its_set_and_then_its_own_nearest(front: Front, workspace: W
 
 
 def test_no_own_examples_and_no_sets(front: Front) -> None:
-    assert all(len(row["shots"]) == 3 and row["beginning"] for row in front(demonstrations=3, sets=1, own=0))
-    assert all(len(row["shots"]) == 3 and not row["beginning"] for row in front(demonstrations=3, sets=0))
+    assert all(
+        len(row["shots"]) == 3 and row["beginning"]
+        for row in front(demonstrations=3, shared_sets=1, nearest=0)
+    )
+    assert all(
+        len(row["shots"]) == 3 and not row["beginning"] for row in front(demonstrations=3, shared_sets=0)
+    )
 
 
 def test_an_example_never_shows_itself_in_a_set(workspace: Workspace, config: Config) -> None:
     """A document of the bank is shown its set without itself."""
-    own = replace(config, retrieve=replace(config.retrieve, demonstrations=5, sets=1, own=0))
+    own = replace(config, retrieve=replace(config.retrieve, demonstrations=5, shared_sets=1, nearest=0))
     row = int(SharedSets(workspace.bank, 1, 5).of(np.asarray(workspace.bank.mention_vectors)[:1])[0][2])
     work: Any = own.retrieve.start(workspace)
     vector = np.asarray(workspace.bank.mention_vectors)[row].tolist()
@@ -107,15 +112,15 @@ def test_an_example_never_shows_itself_in_a_set(workspace: Workspace, config: Co
 
 
 def test_settings_that_do_not_go_together() -> None:
-    for wrong in (["retrieve.own=20"], ["retrieve.published=true"]):
+    for wrong in (["retrieve.nearest=20"], ["retrieve.official_order=true"]):
         with pytest.raises(ConfigError, match=r"retrieve\."):
-            load(None, {}, ["retrieve.sets=1", *wrong])
+            load(None, {}, ["retrieve.shared_sets=1", *wrong])
 
 
 @pytest.mark.slow
 def test_a_shared_beginning_is_computed_once(workspace: Workspace, config: Config, generating: Any) -> None:
     """Behind it every mention costs its own tokens only, and the answers are those without any cache."""
-    own = replace(config, retrieve=replace(config.retrieve, demonstrations=6, sets=1, own=0))
+    own = replace(config, retrieve=replace(config.retrieve, demonstrations=6, shared_sets=1, nearest=0))
     graph = linking_graph(own, workspace)
     first = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
     rows = asyncio.run(first.run(next(documents(str(TEST), batch=12))))

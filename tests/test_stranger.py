@@ -29,7 +29,7 @@ from gemel_ray.models.revision import revision
         {"online": {"queue": 10_000_000}},
         {"offline": {"address": "evil.example:6379"}},
         {"encode": {"public_hosts": False}},
-        {"encode": {"megapixels": 1e6}},
+        {"encode": {"max_megapixels": 1e6}},
         {"detect": {"stop": "/etc/passwd"}},
         {"detect": {"model": "evil/model"}},
         {"generate": {"requests": 10_000_000}},

@@ -178,7 +178,11 @@ def test_a_mapper_worse_than_no_pictures_is_not_put_into_the_workspace(workspace
 
 def test_patience_ends_it(workspace: Path) -> None:
     trained(
-        workspace, "train.learning_rate=1e-30", "train.look=1", "train.patience=2", "train.decode_every=0"
+        workspace,
+        "train.learning_rate=1e-30",
+        "train.evaluate_every=1",
+        "train.patience=2",
+        "train.decode_every=0",
     )
     assert [p["step"] for p in points(workspace)] == [0, 1, 2]
 

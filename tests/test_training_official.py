@@ -35,7 +35,7 @@ def mapper(imported: tuple[Path, Official]) -> FeatureMapper:
 
 def examples(folder: Path, file: str) -> list[Example]:
     config: Config = load(None, read_facts(folder / "workspace")["settings"], [])
-    assert config.retrieve.itself, "import-gemel's workspaces say so: training must not heed it"
+    assert config.retrieve.allow_itself, "import-gemel's workspaces say so: training must not heed it"
     workspace = Workspace.open(folder / "workspace", config)
     return list(prepared(config, workspace, [str(folder / "data" / file)], lambda _: None))
 

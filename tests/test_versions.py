@@ -35,7 +35,7 @@ ENTITIES = [
 SOLVED = {"id": "e1", "text": "Paris", "mention": "Paris", "target": "Paris", "golden": "Q3"}
 MORE = {"id": "e2", "text": "He flew to Rome", "mention": "Rome", "target": "Rome", "golden": "Q5"}
 ROME = {"id": "Q5", "name": "Rome", "aliases": ["Roma"], "description": "capital of Italy"}
-SETTINGS = ("retrieve.demonstrations=4", "retrieve.sets=0")
+SETTINGS = ("retrieve.demonstrations=4", "retrieve.shared_sets=0")
 
 
 def lines(file: Path, *rows: dict[str, Any]) -> str:

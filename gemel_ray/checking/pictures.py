@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from gemel_ray.errors import Mistake
 from gemel_ray.models.images import image_bytes, read_image
 from gemel_ray.models.kinds import FORMATS
 from gemel_ray.models.limits import ImageError
@@ -47,7 +48,7 @@ class Folder:
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder of pictures")
+            raise Mistake(f"{folder} is no folder of pictures")
         inside = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS and p.is_file())
         self.folder, self.unused = folder, {str(p.resolve()): p for p in inside}
         self._of: dict[str, Path] = {p.name: p for p in inside}

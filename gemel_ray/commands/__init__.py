@@ -20,7 +20,8 @@ def configured(options: argparse.Namespace, carried: Mapping[str, Any], more: Se
 
     usual = Path("ray_config.yaml")
     file = options.config or (usual if usual.exists() else None)
-    return load(file, carried, [*(PAPER if options.paper else ()), *options.set, *more])
+    overrides = [*(PAPER if options.paper else ()), *options.set, *more]
+    return load(file, carried, overrides, hint=say)
 
 
 def say(text: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemel_ray.arguments import Parser, folder, place, refuse
 from gemel_ray.commands import configured, say
+from gemel_ray.errors import Mistake
 
 if TYPE_CHECKING:
     from gemel_ray.measuring.random_model import ShapeName
@@ -81,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
     others += ["--shape"] if options.what in ("flow", "resume") else []  # no language model is asked there
     refuse(options, others, f"bench {options.what} measures without it")
     if options.workspace and not options.inputs:
-        raise ValueError("with --workspace, say what to measure on: gemel-ray bench ... INPUT")
+        raise Mistake("with --workspace, say what to measure on: gemel-ray bench ... INPUT")
     given = files(options.inputs, say)  # refused before anything is built
     options.output.mkdir(parents=True, exist_ok=True)
     if options.what == "resume":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemel_ray.arguments import Parser, place
 from gemel_ray.commands import say
+from gemel_ray.errors import Mistake
 
 if TYPE_CHECKING:
     from gemel_ray.object_folder import Place
@@ -78,11 +79,11 @@ def own_gold(made: dict[str, Any], output: Place) -> list[str]:
     from gemel_ray.readers import files
 
     if not made.get("inputs"):
-        raise ValueError(f"{output} has no manifest.json that names the job's input: give --gold FILE")
+        raise Mistake(f"{output} has no manifest.json that names the job's input: give --gold FILE")
     try:
         return files(made["inputs"])
     except ValueError as gone:
-        raise ValueError(f"the job's input is gone: {gone}; give --gold FILE") from gone
+        raise Mistake(f"the job's input is gone: {gone}; give --gold FILE") from gone
 
 
 def _targets(options: argparse.Namespace, made: dict[str, Any]) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemel_ray.arguments import Parser, add_verbs, folder
 from gemel_ray.commands import configured, say
+from gemel_ray.errors import Mistake
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.next_version import Change
@@ -85,12 +86,12 @@ def _run_add(options: argparse.Namespace) -> int:
         rejects = Rejects()
         new += read(options.entities, rejects)
         if rejects.count:
-            raise ValueError(f"{rejects.first[0]}; nothing was changed")
+            raise Mistake(f"{rejects.first[0]}; nothing was changed")
     one = {k: getattr(options, k) for k in ("id", "name", "description", "image")}
     if options.alias or any(value is not None for value in one.values()):
         new.append(entity(one | {"aliases": options.alias}))
     if not new and not options.demonstrations:
-        raise ValueError("nothing to add: give --entities, --id and --name, or --demonstrations")
+        raise Mistake("nothing to add: give --entities, --id and --name, or --demonstrations")
     return _change(options, Change(entities=new, demonstrations=files(options.demonstrations, say)))
 
 

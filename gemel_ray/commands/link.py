@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemel_ray.arguments import Parser, place
 from gemel_ray.commands import configured, say
+from gemel_ray.errors import Mistake
 
 if TYPE_CHECKING:
     from gemel_ray.config import Config
@@ -58,9 +59,9 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.stores import writable
 
     if options.reason and not options.retry_failed:
-        raise ValueError("--reason says which rows --retry-failed takes: give both")
+        raise Mistake("--reason says which rows --retry-failed takes: give both")
     if not 0 <= options.max_error_rate <= 1:
-        raise ValueError(f"--max-error-rate is a share from 0 to 1, not {options.max_error_rate:g}")
+        raise Mistake(f"--max-error-rate is a share from 0 to 1, not {options.max_error_rate:g}")
     selection = Selection(options.limit, options.sample)
     config = configured(options, read_facts(options.workspace)["settings"])
     ask(Workspace.open(options.workspace, config), say)  # refuses a mismatch before anything is started

@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 
 from gemel_ray.arguments import Parser
+from gemel_ray.errors import Mistake
 
 
 def add(verb: Parser) -> None:
     """Check the Kubernetes manifests before a cluster is asked: schemas, KubeRay's rules, references...
 
     FOLDER and what is under it is rendered with `kubectl kustomize`, which needs no cluster; your own
-    overlays in it, too. Exit status: 0 when nothing was found, 1 when something was.
+    overlays in it, too. It comes with the checkout, not with the wheel. Exit status: 0 when nothing was
+    found, 1 when something was.
 
       gemel-ray lint-deploy deploy
     """
@@ -33,8 +35,12 @@ def add(verb: Parser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from gemel_ray.deploying.lint import RULES, lint
-
+    try:
+        from gemel_ray.deploying.lint import RULES, lint
+    except ImportError as missing:
+        raise Mistake(
+            f"works in a checkout of the project, after `make`: it is not in the wheel ({missing})"
+        ) from missing
     faults = lint(options.folder, options.existing, options.digests)
     if options.json:
         print(json.dumps([vars(fault) for fault in faults], indent=2))

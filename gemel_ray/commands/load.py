@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from gemel_ray.arguments import Parser
+from gemel_ray.errors import Mistake
 
 
 def add(verb: Parser) -> None:
@@ -38,7 +39,7 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.starter.demo import DATA
 
     if options.rate <= 0 or options.seconds <= 0 or options.documents < 1:
-        raise ValueError("--rate, --seconds and --documents must be more than nothing")
+        raise Mistake("--rate, --seconds and --documents must be more than nothing")
     sent = load.requests(files(options.inputs or [str(DATA / "test.parquet")]), options.documents)
     times = load.arrivals(options.rate, options.seconds, options.seed)
     key = next(iter(keys(os.environ)), "")

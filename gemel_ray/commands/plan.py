@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gemel_ray.arguments import Parser, refuse
+from gemel_ray.errors import Mistake
 
 if TYPE_CHECKING:
     from gemel_ray.planning.cost import Cost, Troubles
@@ -76,7 +77,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.hours is not None or options.budget is not None:
         found = within(options.pairs, node, troubles, hours=options.hours, budget=options.budget)
         if found is None:
-            raise ValueError("no number of nodes from 1 to 1,000 does that: see the table without --hours")
+            raise Mistake("no number of nodes from 1 to 1,000 does that: see the table without --hours")
         costs = [found]
     else:
         costs = table(options.pairs, node, troubles, options.nodes or NODES)
@@ -92,17 +93,17 @@ def _check(options: argparse.Namespace) -> None:
              "megabytes", "gigabits")  # fmt: skip
     for name in names:
         if (given := getattr(options, name)) is not None and given <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be more than 0")
+            raise Mistake(f"--{name.replace('_', '-')} must be more than 0")
     if not 0 < options.efficiency <= 1:
-        raise ValueError("--efficiency is a share above 0, and at most 1")
+        raise Mistake("--efficiency is a share above 0, and at most 1")
     if options.rates:
         refuse(options, _PUBLISHED, "--rates says what a node does")
     if options.hours is not None or options.budget is not None:
         refuse(options, ("--nodes",), "--hours and --budget look for the number of nodes")
     if options.rates and options.budget is not None and options.price is None:
-        raise ValueError("--budget with --rates needs --price: what a node like that costs an hour")
+        raise Mistake("--budget with --rates needs --price: what a node like that costs an hour")
     if any(n < 1 for n in options.nodes or ()):
-        raise ValueError("--nodes are at least 1")
+        raise Mistake("--nodes are at least 1")
 
 
 def _node(options: argparse.Namespace) -> Node:

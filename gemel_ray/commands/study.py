@@ -7,6 +7,7 @@ from functools import partial
 
 from gemel_ray.arguments import Parser, folder, place
 from gemel_ray.commands import configured, say
+from gemel_ray.errors import Mistake
 
 
 def add(verb: Parser) -> None:
@@ -41,7 +42,7 @@ def _run(options: argparse.Namespace) -> int:
 
     unknown = [g for g in options.only or () if g not in GROUPS]
     if unknown:
-        raise ValueError(f"there is no group {unknown[0]}; there are {', '.join(GROUPS)}")
+        raise Mistake(f"there is no group {unknown[0]}; there are {', '.join(GROUPS)}")
     gold, train, dev = (files(some, say) for some in (options.gold, options.train, options.dev))
     of = Study(options.workspace, options.output, gold, train, dev, options.limit)
     found = study(of, options.only or list(GROUPS), partial(configured, options), say)

@@ -17,6 +17,7 @@ from gemel_ray.checked import ConfigError, made, merged, parsed
 from gemel_ray.config import Config
 from gemel_ray.deploying import placement
 from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod, cluster, serve_config
+from gemel_ray.errors import Mistake
 
 _TOLERANCE = 1e-6
 
@@ -112,7 +113,7 @@ def carried(manifests: Manifests, where: str, document: Json) -> Config:
         readers = manifests.nodes(where)  # a replica may be on any of them
     texts = {_text(manifests, pod, path) for pod in readers}
     if len(texts) != 1:
-        raise ValueError(f"pods of one cluster see different files at {path}")
+        raise Mistake(f"pods of one cluster see different files at {path}")
     try:
         values: Any = yaml.safe_load(texts.pop()) or {}
     except yaml.YAMLError as fault:
@@ -132,13 +133,13 @@ def _options(document: Json) -> Any:
     said = io.StringIO()
     try:
         if program != "gemel-ray":
-            raise ValueError(f"the entrypoint must start with gemel-ray, not {program}")
+            raise Mistake(f"the entrypoint must start with gemel-ray, not {program}")
         with contextlib.redirect_stderr(said):
             options = parser({"link": link.add}).parse_args(arguments)
     except SystemExit as refused:
-        raise ValueError(f"the entrypoint is refused: {said.getvalue().splitlines()[0]}") from refused
+        raise Mistake(f"the entrypoint is refused: {said.getvalue().splitlines()[0]}") from refused
     if options.config is None:
-        raise ValueError("the entrypoint must name its configuration with --config")
+        raise Mistake("the entrypoint must name its configuration with --config")
     return options
 
 
@@ -171,7 +172,7 @@ def _text(manifests: Manifests, pod: Pod, path: str) -> str:
         text = document["data"].get(PurePosixPath(path).name)
         if document["metadata"]["name"] == name and text is not None:
             return str(text)
-    raise ValueError(f"there is no ConfigMap's file at {path or 'args.config'} in {pod.where}")
+    raise Mistake(f"there is no ConfigMap's file at {path or 'args.config'} in {pod.where}")
 
 
 def _configured(manifests: Manifests) -> Any:

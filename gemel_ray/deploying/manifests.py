@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from gemel_ray.errors import Mistake
+
 Json = dict[str, Any]
 Found = Iterator[tuple[str, str]]  # where, and what is wrong there
 
@@ -76,7 +78,7 @@ def rendered(deploy: Path, existing: Sequence[str] = ()) -> list[Manifests]:
     """Every kustomization under `deploy`, rendered, and around it what the cluster has already (KIND/NAME).
     ValueError where kustomize refuses one, or is missing."""
     if shutil.which("kubectl") is None:
-        raise ValueError("kubectl is not installed, and renders the manifests; no cluster is needed")
+        raise Mistake("kubectl is not installed, and renders the manifests; no cluster is needed")
     folders = sorted(
         file.parent
         for file in deploy.rglob("kustomization.yaml")
@@ -84,7 +86,7 @@ def rendered(deploy: Path, existing: Sequence[str] = ()) -> list[Manifests]:
         and yaml.safe_load(file.read_text()).get("kind") != "Component"  # which overlays take up
     )
     if not folders:
-        raise ValueError(f"there is no kustomization.yaml under {deploy}")
+        raise Mistake(f"there is no kustomization.yaml under {deploy}")
     made = {folder: _kustomized(folder) for folder in folders}
     plain = [d for file in sorted(deploy.glob("*.yaml")) for d in yaml.safe_load_all(file.read_text())]
     around = [*plain, *(d for documents in made.values() for d in documents), *map(_existing, existing)]
@@ -96,14 +98,14 @@ def _kustomized(folder: Path) -> list[Json]:
     command = ["kubectl", "kustomize", str(folder)]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode or made.stderr:
-        raise ValueError(f"{folder} cannot be rendered: {made.stderr.strip()}")
+        raise Mistake(f"{folder} cannot be rendered: {made.stderr.strip()}")
     return [d for d in yaml.load_all(made.stdout, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if d]
 
 
 def _existing(text: str) -> Json:
     kind, slash, name = text.partition("/")
     if not (kind and slash and name):
-        raise ValueError(f"--existing {text}: say KIND/NAME, as PriorityClass/batch-low")
+        raise Mistake(f"--existing {text}: say KIND/NAME, as PriorityClass/batch-low")
     return {"kind": kind, "metadata": {"name": name}, "spec": {}}
 
 

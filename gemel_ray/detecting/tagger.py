@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemel_ray.characters import Span
+from gemel_ray.errors import Mistake
 
 _STRIDE = 32  # tokens that two windows of a long text share
 
@@ -31,7 +32,7 @@ class Tagger:
                 device=torch_device(device),
             )
         except (OSError, ValueError) as fault:
-            raise ValueError(f"detect.model {model} cannot be loaded: {fault}") from fault
+            raise Mistake(f"detect.model {model} cannot be loaded: {fault}") from fault
         self._batch, self._least = batch, least
 
     def __call__(self, texts: Sequence[str]) -> list[list[Span]]:

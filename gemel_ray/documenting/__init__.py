@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from gemel_ray.documenting.commands import commands
-from gemel_ray.documenting.configuration import configuration
+from gemel_ray.documenting.configuration import configuration, settings_file
 
 
 def pages(repository: Path) -> dict[Path, str]:
-    """Each page's file and text. `repository` has ray_config.yaml and docs/."""
-    settings = (repository / "ray_config.yaml").read_text()
+    """Each file and its text. `repository` has docs/."""
     docs = repository / "docs"
-    return {docs / "configuration.md": configuration(settings), docs / "commands.md": commands()}
+    return {
+        repository / "ray_config.yaml": settings_file(),
+        docs / "configuration.md": configuration(),
+        docs / "commands.md": commands(),
+    }

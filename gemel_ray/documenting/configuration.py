@@ -1,21 +1,22 @@
-"""Every setting: type, range and default from the dataclass, meaning from the comment in ray_config.yaml."""
+"""Every setting as the code describes it: ray_config.yaml with all defaults, and a page."""
 
 from __future__ import annotations
 
 import inspect
-import re
+import textwrap
 import typing
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal
 
+import yaml
+
 from gemel_ray.config import Config
-from gemel_ray.setting import allowed
+from gemel_ray.setting import Range, allowed, described
 
 _HEAD = """# Every setting
 
-Made from the code and the comments of [ray_config.yaml](../ray_config.yaml) by `make docs`; a test holds it
-against them.
+Made from the code by `make docs`, like [ray_config.yaml](../ray_config.yaml).
 
 A setting's value comes from, later ones winning: its default; the file (`--config`, else `ray_config.yaml`
 in the folder the command runs in); what the workspace carries (the models it was built with, and a
@@ -27,41 +28,81 @@ Results carry a *fingerprint*: two runs of equal fingerprints may be compared. T
 stages, `models`, `input` and `vectors.exact_below` are part of it. Those marked *machine* say how much of a
 machine is used; they change no answer and no fingerprint, nor do `offline` and `online`.
 """
-# A setting's line in the YAML: indentation, perhaps a list's dash, name, value, comment.
-_LINE = re.compile(r"^( *)(?:- )?(\w+):(?: +[^#\n]*?)?(?: +# (.*))?$")
 _PLAIN = {str: "text", int: "whole number", float: "number", bool: "true, false"}
 
 
-def configuration(settings: str) -> str:
-    """The page, from the text of ray_config.yaml. Raises ValueError for a setting without a comment there."""
-    said = dict(comments(settings))
+_YAML = """# gemel-ray's configuration: every setting with its default, written by `make docs`. A run
+# changes one with --set a.b=value; a file of your own needs only the lines that it changes.
+"""
+_COLUMN = 29  # where comments begin
+
+
+def configuration() -> str:
+    """The page docs/configuration.md."""
     parts = [_HEAD]
     hints = typing.get_type_hints(Config)
     for section in fields(Config):
         kind = hints[section.name]
-        when = said.get((section.name,))
-        about = " ".join(filter(None, (when and f"{when[0].upper()}{when[1:]}.", _docstring(kind))))
-        parts.append(f"## {section.name}\n\n{about}\n\n{_table(kind, (section.name,), said)}")
+        about = "\n\n".join(filter(None, (_prose(described(section)), _docstring(kind))))
+        table = f"| setting | | default | |\n|---|---|---|---|\n{''.join(_rows(kind, (section.name,)))}"
+        parts.append(f"## {section.name}\n\n{about}\n\n{table}")
     return "\n".join(parts)
 
 
-def comments(settings: str) -> Iterator[tuple[tuple[str, ...], str | None]]:
-    """The path and the comment of every setting that stands in the file, lists' elements without a number."""
-    path: list[tuple[int, str]] = []
-    for line in settings.splitlines():
-        if found := _LINE.match(line):
-            depth = len(found[1]) + (2 if line.lstrip().startswith("- ") else 0)
-            path = [(d, name) for d, name in path if d < depth]
-            path.append((depth, found[2]))
-            yield tuple(name for _, name in path), found[3]
+def settings_file() -> str:
+    """ray_config.yaml: every setting with its default and its meaning."""
+    hints, parts = typing.get_type_hints(Config), [_YAML]
+    for section in fields(Config):
+        about = textwrap.indent(described(section), "# ")
+        parts.append(f"\n{about}\n{section.name}:\n")
+        parts += _lines(hints[section.name](), "  ")
+    return "".join(parts)
 
 
-def _table(kind: Any, path: tuple[str, ...], said: dict[tuple[str, ...], str | None]) -> str:
-    rows = "".join(_rows(kind, path, said))
-    return f"| setting | | default | |\n|---|---|---|---|\n{rows}"
+def _lines(section: Any, indent: str) -> Iterator[str]:
+    """Of a section as it is by default."""
+    for setting in fields(section):
+        value, about = getattr(section, setting.name), described(setting)
+        if is_dataclass(value):
+            yield _line(f"{indent}{setting.name}:", about)
+            yield from _lines(value, indent + "  ")
+        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+            yield f"{indent}{setting.name}:\n"
+            first, *rest = _lines(value[0], indent + "    ")
+            yield f"{indent}  - {first.lstrip()}"
+            yield from rest
+        else:
+            yield _line(f"{indent}{setting.name}: {_plain(value)}", about + _unit(setting))
 
 
-def _rows(kind: Any, path: tuple[str, ...], said: dict[tuple[str, ...], str | None]) -> Iterator[str]:
+def _line(setting: str, about: str) -> str:
+    return f"{setting:<{_COLUMN - 1}} # {about}\n"
+
+
+def _unit(setting: Field[Any]) -> str:
+    """In brackets, where neither name nor description tells it."""
+    found = allowed(setting)
+    unit = found.unit if isinstance(found, Range) else ""
+    told = f"{setting.name} {described(setting)}"
+    return f" ({unit})" if unit and unit.split()[0].lower() not in told.lower() else ""
+
+
+def _plain(value: Any) -> str:
+    """As YAML on one line."""
+    if isinstance(value, tuple):
+        value = list(value)
+    text = yaml.safe_dump(
+        value, default_flow_style=True, width=1_000, default_style='"' if value == "" else None
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _prose(about: str) -> str:
+    """Without the example, which is indented."""
+    return " ".join(line for line in about.splitlines() if not line.startswith(" "))
+
+
+def _rows(kind: Any, path: tuple[str, ...]) -> Iterator[str]:
     hints = typing.get_type_hints(kind)
     for setting in fields(kind):
         at = (*path, setting.name)
@@ -69,19 +110,16 @@ def _rows(kind: Any, path: tuple[str, ...], said: dict[tuple[str, ...], str | No
         name = ".".join(at)
         if inner and is_dataclass(inner[0]):  # a list of sections
             yield f"| `{name}` | list | | {_docstring(inner[0])} |\n"
-            yield from (row.replace(f"{name}.", f"{name}[].", 1) for row in _rows(inner[0], at, said))
+            yield from (row.replace(f"{name}.", f"{name}[].", 1) for row in _rows(inner[0], at))
             continue
         if is_dataclass(hints[setting.name]):
             yield f"| `{name}` | section | | {_docstring(hints[setting.name])} |\n"
-            yield from _rows(hints[setting.name], at, said)
+            yield from _rows(hints[setting.name], at)
             continue
-        if not said.get(at):
-            raise ValueError(f"ray_config.yaml says nothing of {'.'.join(at)}: give it a comment")
         machine = ", *machine*" if "machine" in setting.metadata else ""
         takes = f" {found}" if (found := allowed(setting)) else ""
         kind = f"{_type(hints[setting.name])}{takes}{machine}"
-        cells = (f"`{name}`", kind, _default(setting), _cell(said[at]))
-        yield f"| {' | '.join(cells)} |\n"
+        yield f"| `{name}` | {kind} | {_default(setting)} | {_cell(described(setting))} |\n"
 
 
 def _type(kind: Any) -> str:
@@ -107,5 +145,5 @@ def _docstring(kind: Any) -> str:
     return " ".join(inspect.cleandoc(kind.__doc__ or "").split())
 
 
-def _cell(text: str | None) -> str:
-    return (text or "").replace("|", "\\|")
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

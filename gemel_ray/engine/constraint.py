@@ -27,6 +27,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, 
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV2
 
 from gemel_ray.engine.trees import UNCONSTRAINED, Trees, TreeScores
+from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Wanted:
             return None
         asked: list[Any] = [extra.get(name) for name in ("tree", "tree_node", "tree_renormalise")]
         if [type(value) for value in asked] != [str, int, bool] or extra["tree_node"] < 0:
-            raise ValueError(f"extra_args: tree, tree_node and tree_renormalise cannot be {asked}")
+            raise Mistake(f"extra_args: tree, tree_node and tree_renormalise cannot be {asked}")
         return cls(*asked)
 
 

@@ -33,7 +33,7 @@ from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.search import Candidate
 from gemel_ray.engine.usage import Usage
 from gemel_ray.engine.vllm_engine import Asked, EngineOptions, Step, embedding_table, sampling, start
-from gemel_ray.errors import GemelError
+from gemel_ray.errors import GemelError, Mistake
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 T = TypeVar("T")
@@ -155,7 +155,7 @@ class Engine:
     def _check_length(self, tokens: int, name: int) -> None:
         """Assemble makes prompts that fit, with the names that are known at that time."""
         if tokens + name > self.length:
-            raise ValueError(
+            raise Mistake(
                 f"the prompt has {tokens} tokens and names up to {name}, but the engine takes {self.length}: "
                 "the knowledge base has had a longer name since the prompt was made; do it again, or set "
                 f"generate.length to {tokens + name} or more"

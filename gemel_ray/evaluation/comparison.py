@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from gemel_ray.errors import Mistake
 from gemel_ray.evaluation.evaluate import Evaluation
 from gemel_ray.evaluation.figures import difference, headline
 from gemel_ray.evaluation.judged import Judged, Row
@@ -74,9 +75,7 @@ def compare(ours: Evaluation, theirs: Evaluation) -> Comparison:
     """Two evaluations against the same gold. Raises ValueError when the runs share no mention."""
     both = [(a, b) for a, b in zip(ours.judged, theirs.judged, strict=True) if a.link and b.link]
     if not both:
-        raise ValueError(
-            f"{ours.output} and {theirs.output} have no gold mention in common: nothing to compare"
-        )
+        raise Mistake(f"{ours.output} and {theirs.output} have no gold mention in common: nothing to compare")
     first, second = (read_manifest(run.output) if run.output else {} for run in (ours, theirs))
     notes = [*_mentions(ours, theirs, len(both)), *_fingerprints(ours, theirs)]
     if ours.fingerprints != theirs.fingerprints:

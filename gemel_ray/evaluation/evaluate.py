@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from gemel_ray.characters import normal
+from gemel_ray.errors import Mistake
 from gemel_ray.evaluation.baseline import Baseline
 from gemel_ray.evaluation.breakdowns import breakdowns
 from gemel_ray.evaluation.calibration import calibration
@@ -129,7 +130,7 @@ def evaluate(
     every = [Judged(row, links.get(key(row))) for row in mentions]
     judged = [j for j in every if j.gold["target"] is not None]
     if not judged:
-        raise ValueError(
+        raise Mistake(
             f"{', '.join(gold[:3])}: no mention has a target"
             + (": they tell ids, so give the knowledge base (--entities)" if _by_id(mentions) else "")
         )

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from gemel_ray.characters import normal
+from gemel_ray.errors import Mistake
 from gemel_ray.evaluation.judged import gold_mentions
 
 
@@ -73,7 +74,7 @@ def named_in(file: str) -> Iterator[Named]:
         empty = False
         yield Named(row["name"], row["popularity"], bool(row["description"]))
     if empty:
-        raise ValueError(f"{file} holds no entity" + (f": {rejects.first[0]}" if rejects.count else ""))
+        raise Mistake(f"{file} holds no entity" + (f": {rejects.first[0]}" if rejects.count else ""))
 
 
 def named_in_workspace(folder: Path) -> Iterator[Named]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from gemel_ray.errors import Mistake
 from gemel_ray.models.mapper import FeatureMapper
 
 
@@ -14,10 +15,10 @@ def export_gemel(mapper_file: Path, folder: Path, language: str, dataset: str, d
     not linear, or whose numbers are too large for float16."""
     mapper, _ = FeatureMapper.load(mapper_file)
     if mapper.hidden:
-        raise ValueError(f"{mapper_file} has a hidden layer of {mapper.hidden}: GEMEL's mapper is linear")
+        raise Mistake(f"{mapper_file} has a hidden layer of {mapper.hidden}: GEMEL's mapper is linear")
     state = {name: weight.half() for name, weight in mapper.linear.state_dict().items()}
     if not all(weight.isfinite().all() for weight in state.values()):
-        raise ValueError(f"{mapper_file} holds numbers beyond float16, which GEMEL's checkpoints are in")
+        raise Mistake(f"{mapper_file} holds numbers beyond float16, which GEMEL's checkpoints are in")
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{language}_{dataset}_linear_{mapper.prefix}token_{demonstrations}examples.pkl"
     torch.save(state, folder / name)

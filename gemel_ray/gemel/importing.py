@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from gemel_ray.config import Config
+from gemel_ray.errors import Mistake
 from gemel_ray.gemel import artefacts
 from gemel_ray.gemel.artefacts import Checkpoint
 from gemel_ray.knowledge import bank as bank_file
@@ -90,14 +91,14 @@ def _settings(demonstrations: int) -> dict[str, dict[str, Any]]:
     return {
         "retrieve": {
             "demonstrations": demonstrations,
-            "sets": 0,
+            "shared_sets": 0,
             "by": "mention",
-            "words": 0.0,
+            "word_bonus": 0.0,
             "names": False,
-            "itself": True,
-            "published": True,
+            "allow_itself": True,
+            "official_order": True,
         },
-        "generate": {"beams": 5, "score": "paper", "length_penalty": 1.0, "neighbours": 0.0},
+        "generate": {"beams": 5, "score": "paper", "length_penalty": 1.0, "neighbour_weight": 0.0},
     }
 
 
@@ -111,7 +112,7 @@ def _width(language: str) -> int:
 
 def _mapper(folder: Path, made: Checkpoint, width: int, source: Path, now: dict[str, str]) -> None:
     if len(made.weight) != made.prefix * width:
-        raise ValueError(
+        raise Mistake(
             f"{source} writes {made.prefix} vectors of {len(made.weight) / made.prefix:g} numbers, but the "
             f"language model's embeddings have {width}: it was trained for another model"
         )
@@ -127,14 +128,14 @@ def _features(folder: Path, data: Path, made: Checkpoint) -> Features:
     keys, vectors = [], []
     for key, vector in artefacts.read_features(source):
         if len(vector) != made.weight.shape[1]:
-            raise ValueError(
+            raise Mistake(
                 f"{source}: the feature of {key} has {len(vector)} numbers, but the checkpoint reads "
                 f"{made.weight.shape[1]}: they were made with another CLIP"
             )
         keys.append(key)
         vectors.append(vector)
     if not keys:
-        raise ValueError(f"{source} holds no features")
+        raise Mistake(f"{source} holds no features")
     return feature_file.write(keys, np.stack(vectors), folder / "features")
 
 
@@ -148,7 +149,7 @@ def _entities(folder: Path, data: Path, language: str, say: Say) -> None:
     tokenizer = load_tokenizer(language)
     most = max(begin, end, *(max(ids, default=0) for ids in tokenised))
     if most >= tokenizer.get_vocab_size():
-        raise ValueError(f"{source} has token {most}, which {language} has not: it is another model's tree")
+        raise Mistake(f"{source} has token {most}, which {language} has not: it is another model's tree")
     spelled = [name.strip(" ") for name in tokenizer.decode_batch(tokenised)]
     ids = _golden(data)
     rows: list[tuple[str | None, str, list[int]]] = []
@@ -179,12 +180,12 @@ def _bank(workspace: Workspace, data: Path, features: Features, made: Made) -> N
     """The training mentions as demonstrations, row for row those of the embeddings."""
     train = data / "train.json"
     if not train.is_file():
-        raise ValueError(f"{data} holds no train.json: the demonstrations are its mentions")
+        raise Mistake(f"{data} holds no train.json: the demonstrations are its mentions")
     source = artefacts.only(data, "*mention_embeddings*.pkl", "the training mentions' vectors")
     vectors = artefacts.read_embeddings(source)
     lines = list(artefacts.solved_lines(train))
     if len(lines) != len(vectors):
-        raise ValueError(
+        raise Mistake(
             f"{source} has {len(vectors):,} rows, but {train} has {len(lines):,} mentions that are not NIL: "
             "they do not belong together"
         )
@@ -211,9 +212,7 @@ def _solved(
         for row, (number, line) in enumerate(lines[start : start + _ROWS], start):
             feature = features.of(str(line["image_key"]))
             if feature is None:
-                raise ValueError(
-                    f"{train}:{number}: there is no feature of its picture {line['image_key']!r}"
-                )
+                raise Mistake(f"{train}:{number}: there is no feature of its picture {line['image_key']!r}")
             known = isinstance(line["start"], int) and isinstance(line["end"], int)
             rows.append(
                 {

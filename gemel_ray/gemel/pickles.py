@@ -15,6 +15,8 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
+from gemel_ray.errors import Mistake
+
 _PLAIN = frozenset("biufUS")  # kinds of numpy's numbers and strings: object arrays hold pickles of their own
 _ARRAY = object()  # stands for numpy.ndarray, which must not be called: it takes what memory it is told to
 
@@ -25,11 +27,11 @@ def read_pickle(path: Path) -> Any:
         with path.open("rb") as file:
             return _Plain(_Bounded(file)).load()
     except OSError as fault:
-        raise ValueError(f"cannot read {path}: {fault.strerror}") from fault
+        raise Mistake(f"cannot read {path}: {fault.strerror}") from fault
     except Refused as reason:
-        raise ValueError(f"{path} is refused: {reason}") from reason
+        raise Mistake(f"{path} is refused: {reason}") from reason
     except Exception as fault:  # a damaged program stops in any way there is
-        raise ValueError(f"{path} is no whole pickle: {fault or type(fault).__name__}") from fault
+        raise Mistake(f"{path} is no whole pickle: {fault or type(fault).__name__}") from fault
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -39,13 +41,13 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as fault:
-        raise ValueError(f"cannot read {path}: {fault.strerror or fault}") from fault
+        raise Mistake(f"cannot read {path}: {fault.strerror or fault}") from fault
     except Exception as fault:  # torch has no error of its own for this
         found = str(fault).partition("GLOBAL ")[2].split(" ")[0]
         reason = f"it wants {found}, but a checkpoint holds tensors only" if found else "it is damaged"
-        raise ValueError(f"{path} is refused: {reason}") from fault
+        raise Mistake(f"{path} is refused: {reason}") from fault
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise ValueError(f"{path} is no checkpoint: it holds no state_dict of tensors")
+        raise Mistake(f"{path} is no checkpoint: it holds no state_dict of tensors")
     return state
 
 

@@ -43,11 +43,11 @@ class Filters:
         return failed(table, pa.array(reasons, ERROR.type))
 
     def _reason(self, characters: int, twice: bool) -> str | None:
-        shortest, longest = self.input.shortest, self.input.longest
+        shortest, longest = self.input.min_characters, self.input.max_characters
         if characters < shortest:
-            return f"{FILTERED} a text of {characters} characters, less than input.shortest {shortest}"
+            return f"{FILTERED} a text of {characters} characters, less than input.min_characters {shortest}"
         if longest and characters > longest:
-            return f"{FILTERED} a text of {characters} characters, more than input.longest {longest}"
+            return f"{FILTERED} a text of {characters} characters, more than input.max_characters {longest}"
         return f"{FILTERED} its text and picture have come before" if twice else None
 
 

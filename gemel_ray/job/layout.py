@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gemel_ray.errors import Mistake
 from gemel_ray.job.ledger import State
 from gemel_ray.storage import Folder
 
@@ -59,7 +60,7 @@ def read(at: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Tabl
     except FileNotFoundError:
         raise
     except (pa.ArrowInvalid, OSError) as fault:
-        raise ValueError(f"cannot read {at}/{name}: {fault}") from fault
+        raise Mistake(f"cannot read {at}/{name}: {fault}") from fault
 
 
 def with_sources(at: Folder, part: str) -> pa.Table:

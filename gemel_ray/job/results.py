@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gemel_ray.errors import Mistake
 from gemel_ray.job import attempts, layout, ledger
 from gemel_ray.job.index import finished
 from gemel_ray.job.layout import DOCUMENTS, LINKS, PARTS, SOURCE
@@ -54,7 +55,7 @@ def _refuse_foreign(at: Folder) -> None:
     known = {name for name, _ in ledger.latest(at).files}
     for name in at.names(LINKS):
         if name.endswith(".parquet") and name not in known and "-" not in name:
-            raise ValueError(
+            raise Mistake(
                 f"{at} holds links of an earlier release of gemel-ray, or of another program ({name}), which "
                 "this one cannot go on with: give another --output, or move that folder elsewhere"
             )
@@ -140,9 +141,7 @@ def files(output: Place) -> list[str]:
 def tables(output: Place, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The links, file by file. Raises ValueError when the folder holds none, or no readable one."""
     if not ledger.latest(folder_at(output)).number:
-        raise ValueError(
-            f"{output} holds no links: gemel-ray link writes them to {folder_at(output)}/{LINKS}"
-        )
+        raise Mistake(f"{output} holds no links: gemel-ray link writes them to {folder_at(output)}/{LINKS}")
     for name in files(output):
         yield layout.read(folder_at(output), name, columns)
 

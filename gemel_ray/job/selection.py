@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
+from gemel_ray.errors import Mistake
 from gemel_ray.job.filters import Filters
 from gemel_ray.job.identity import REST_DIGEST, digests, file_key, is_rest, marked
 from gemel_ray.job.index import Done, Known
@@ -28,9 +29,9 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit takes at least one document, not {self.limit}")
+            raise Mistake(f"--limit takes at least one document, not {self.limit}")
         if not 0 < self.sample <= 1:
-            raise ValueError(f"--sample takes a share above 0, and at most 1, not {self.sample:g}")
+            raise Mistake(f"--sample takes a share above 0, and at most 1, not {self.sample:g}")
 
     def of(
         self, inputs: Sequence[str], keys: Mapping[str, int] | None = None, whole: Mapping[str, int] = _NONE

@@ -6,9 +6,11 @@ import json
 import os
 import time
 
+from gemel_ray.errors import Mistake
+
 _ENDED = 60.0  # seconds in which Ray ends this process, as it does with what is stopped
 
-MISTAKES = (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+MISTAKES = (Mistake, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 def stop_mistaken() -> None:

@@ -17,6 +17,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.entity_rows import FIELDS, entity
 from gemel_ray.knowledge.rejects import Reject
 from gemel_ray.readers.containers import is_whole, json_rows
@@ -42,7 +43,7 @@ def read(
                     raise raw
                 made = entity(raw, partial(_located, reject, f"{file}:{number}"))
                 if refusal is not None and (reason := refusal(made["name"])):
-                    raise ValueError(f"{reason}: left out")
+                    raise Mistake(f"{reason}: left out")
                 yield made | {"line": number}
             except ValueError as fault:
                 reject(f"{file}:{number}: {fault}")
@@ -57,9 +58,9 @@ def _whole(address: str) -> Iterator[Numbered]:
         except StopIteration:
             return
         except ValueError as fault:
-            raise ValueError(f"{address}: {plain(fault)}") from fault
+            raise Mistake(f"{address}: {plain(fault)}") from fault
         except Exception as fault:  # what a damaged file makes its library raise
-            raise ValueError(f"{address} cannot be read behind row {number:,}: {plain(fault)}") from fault
+            raise Mistake(f"{address} cannot be read behind row {number:,}: {plain(fault)}") from fault
         yield number, raw
 
 
@@ -75,7 +76,7 @@ def _files(address: str) -> list[str]:
         return [address]
     found = sorted(p for p in filesystem.find(path) if _kind(p) in _READ)
     if not found:
-        raise ValueError(f"{address} is a folder without a file that ends in {', '.join(_READ)}")
+        raise Mistake(f"{address} is a folder without a file that ends in {', '.join(_READ)}")
     return [filesystem.unstrip_protocol(p) if "://" in address else p for p in found]
 
 
@@ -184,7 +185,7 @@ def _with_columns(names: Any) -> None:
     have = {str(name).strip().lower() for name in names}
     for field in ("id", "name"):
         if not have.intersection(FIELDS[field]):
-            raise ValueError(
+            raise Mistake(
                 f"there is no column for an entity's {field} ({', '.join(FIELDS[field])}); "
                 f"its columns are {', '.join(map(str, names))}"
             )

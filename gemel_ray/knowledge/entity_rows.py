@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gemel_ray.characters import normal
+from gemel_ray.errors import Mistake
 from gemel_ray.knowledge import mimic_entities, wikidata
 from gemel_ray.knowledge.rejects import Reject
 from gemel_ray.readers.fields import identity, is_unicode, short
@@ -31,7 +32,7 @@ def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
     """An entity as it is kept. ValueError says what is wrong with it; `reject` is told what else was left
     out."""
     if not isinstance(raw, dict):
-        raise ValueError(f"an entity is an object with id and name, not {short(raw)}")
+        raise Mistake(f"an entity is an object with id and name, not {short(raw)}")
     if wikidata.fits(raw):
         raw = wikidata.renamed(raw)
     elif mimic_entities.fits(raw):
@@ -40,9 +41,9 @@ def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
         raw = _in_our_words(raw)
     known_by, name = _bare(identity(_plain(raw.get("id")))), _name(_plain(raw.get("name")))
     if known_by is None:
-        raise ValueError(f"an entity needs an id, text or a whole number: {_not(raw.get('id'))}")
+        raise Mistake(f"an entity needs an id, text or a whole number: {_not(raw.get('id'))}")
     if not name:
-        raise ValueError(f"an entity needs a name: {_not(raw.get('name'))}")
+        raise Mistake(f"an entity needs a name: {_not(raw.get('name'))}")
 
     def dropped(field: str, value: Any, why: str) -> None:
         reject(f"the {field} {short(value)} of {known_by} is {why}: left out")

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from gemel_ray.errors import Mistake
+
 
 class Features:
     """A read-only view of the files that `write` made."""
@@ -42,7 +44,7 @@ def write(keys: Sequence[str], vectors: npt.NDArray[np.float32], folder: Path) -
     hashes = np.array([_hash(key) for key in keys], np.uint64)
     order = np.argsort(hashes)
     if len(np.unique(hashes)) < len(hashes):
-        raise ValueError("two pictures have the same key")
+        raise Mistake("two pictures have the same key")
     np.save(folder / "keys.npy", hashes[order])
     np.save(folder / "vectors.npy", vectors[order])
     return Features.open(folder)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gemel_ray.errors import Mistake
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import homes, prefix_tree, thumbnails, versions
@@ -144,7 +145,7 @@ class NextVersion:
                     tables.append(writer.table(new))
         if not tables and not self.wanted.entities:
             why = "; ".join(self.made.rejects.first[:3]) or f"all {self.repeated:,} are there already"
-            raise ValueError(f"no demonstration is new: {why}; nothing was changed")
+            raise Mistake(f"no demonstration is new: {why}; nothing was changed")
         return tables
 
     def _not_there(self, solved: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -170,7 +171,7 @@ class NextVersion:
         with Meter("names", len(new)) as meter:
             solved = [demonstrating(t, known, made) for t in encoded(self.former, own_examples(new), meter)]
         if made.rejects.count:
-            raise ValueError(f"{made.rejects.first[0]}; nothing was changed")
+            raise Mistake(f"{made.rejects.first[0]}; nothing was changed")
         return [writer.table(rows) for rows in solved if rows]
 
     def _told(self, examples: int) -> list[str]:

@@ -21,6 +21,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from gemel_ray.errors import Mistake
+
 NOWHERE: Final = -1
 _ARRAYS: Final = ("token", "first_child", "leaf", "first_bearer", "bearer")
 _CHUNK: Final = 20_000
@@ -160,7 +162,7 @@ def revised(
 
 def _written(tokens: Tokens, start: npt.NDArray[np.int64], end_token: int, folder: Path) -> PrefixTree:
     if len(start) == 1:
-        raise ValueError("the knowledge base has no entities")
+        raise Mistake("the knowledge base has no entities")
     arrays, depth = _levels(tokens, start)
     folder.mkdir(parents=True, exist_ok=True)
     for name in _ARRAYS:
@@ -182,7 +184,7 @@ def _tokenized(
         for name, ids in zip(chunk, rows, strict=True):
             if not ids or end_token in ids:
                 why = "has no tokens" if not ids else "contains the end-of-name token"
-                raise ValueError(f"entity row {row}: the name {name!r} {why}")
+                raise Mistake(f"entity row {row}: the name {name!r} {why}")
             ids.append(end_token)
             row += 1
         parts.append(np.fromiter((t for ids in rows for t in ids), dtype=np.int32))
@@ -207,7 +209,7 @@ def _levels(tokens: Tokens, start: npt.NDArray[np.int64]) -> tuple[dict[str, Tok
         node = total + which
         level_start, total, depth = total, total + len(keys), depth + 1
         if total > np.iinfo(np.int32).max:
-            raise ValueError(f"the tree would have more than {np.iinfo(np.int32).max:,} nodes")
+            raise Mistake(f"the tree would have more than {np.iinfo(np.int32).max:,} nodes")
         ended = length[row] == depth
         leaf_of_row[row[ended]] = node[ended]
         row, node = row[~ended], node[~ended]

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from gemel_ray.errors import Mistake
+
 if TYPE_CHECKING:
     from gemel_ray.settings import Vectors as Options
 
@@ -130,7 +132,7 @@ def _ways(options: Options) -> dict[str, Any]:
         try:
             ways["verify"] = ssl.create_default_context(cafile=options.ca)
         except OSError as fault:  # an SSLError is one
-            raise ValueError(f"vectors.ca: {options.ca} cannot be read as certificates: {fault}") from fault
+            raise Mistake(f"vectors.ca: {options.ca} cannot be read as certificates: {fault}") from fault
         ways["grpc_options"] = {"root_certificates": Path(options.ca).read_bytes()}
     return ways
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gemel_ray.config import Config
+from gemel_ray.errors import Mistake
 from gemel_ray.knowledge import homes, versions
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.lengths import longest_name
@@ -50,7 +51,7 @@ def rollback(folder: Path, version: str | None, say: Say) -> str:
     with versions.locked(folder, say):
         to = version or read_facts(folder).get("former")
         if to is None:
-            raise ValueError(f"{folder} is at its first version: there is none before it")
+            raise Mistake(f"{folder} is at its first version: there is none before it")
         versions.use(folder, to)
     return to
 
@@ -86,14 +87,14 @@ def _check(former: Workspace, wanted: Change) -> None:
     _refuse([i for i in (*wanted.removed, *wanted.aliases) if i not in known], "not in the knowledge base")
     refusal = longest_name(former.tokenize, former.config.bank.longest_name)
     if reason := next(filter(None, (refusal(e["name"]) for e in wanted.entities)), None):
-        raise ValueError(f"{reason}; nothing was changed")
+        raise Mistake(f"{reason}; nothing was changed")
     for row in rows_of(former, wanted.aliases):
         have = {row["name"], *(row["aliases"] or ())}
         for alias in wanted.aliases[row["id"]]:
             if not alias.strip():
-                raise ValueError(f"an alias of {row['id']} is empty; nothing was changed")
+                raise Mistake(f"an alias of {row['id']} is empty; nothing was changed")
             if alias in have:
-                raise ValueError(
+                raise Mistake(
                     f"{row['id']} ({row['name']}) has the name {alias!r} already; nothing was changed"
                 )
             have.add(alias)
@@ -102,4 +103,4 @@ def _check(former: Workspace, wanted: Change) -> None:
 def _refuse(wrong: list[str], why: str) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"entity {', '.join(wrong[:3])}{more} is {why}; nothing was changed")
+        raise Mistake(f"entity {', '.join(wrong[:3])}{more} is {why}; nothing was changed")

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.rankings import Ranked, below, beside, fused, levelled, nothing, spread
 
 Matrix = npt.NDArray[np.float32]
@@ -79,7 +80,7 @@ class Vectors:
         for name, matrix in vectors.items():
             there = self._there(name, matrix)
             if len(matrix) != len(points):
-                raise ValueError(f"{len(matrix)} {name} vectors for {len(points)} different rows")
+                raise Mistake(f"{len(matrix)} {name} vectors for {len(points)} different rows")
             for row, vector in zip(np.asarray(rows)[there].tolist(), matrix[there].tolist(), strict=True):
                 points[row][name] = vector
         for chunk in _chunks(list(points), _POINTS):
@@ -121,7 +122,7 @@ class Vectors:
         depth, given, found = max(10 * limit, _DEEP), weights or {}, []
         for name, matrix in queries.items():
             if len(matrix) != count:
-                raise ValueError(f"{len(matrix)} queries under {name}, but {count} under another name")
+                raise Mistake(f"{len(matrix)} queries under {name}, but {count} under another name")
             if (weight := given.get(name, 1.0)) > 0:
                 extra = (bonus or {}).get(name)
                 found.append((self._search(name, matrix, depth, without, extra), weight))
@@ -140,7 +141,7 @@ class Vectors:
     def _search_one(self, name: str, queries: Matrix, limit: int, without: Without) -> Ranked:
         asked = self._there(name, queries)
         if len(without) not in (0, len(queries)):
-            raise ValueError(f"{len(queries)} queries, but {len(without)} lists of rows to leave out")
+            raise Mistake(f"{len(queries)} queries, but {len(without)} lists of rows to leave out")
         exact = self.count() < self.exact_below
         depth = limit + min(self.multiplicity.get(name, 1), _MOST_EQUALS)
         parts = [nothing(0, 0)]
@@ -152,14 +153,12 @@ class Vectors:
     def _there(self, name: str, matrix: Matrix) -> list[int]:
         """Numbers of the rows that are not none; ValueError for what no engine could make sense of."""
         if (width := self.store.widths.get(name)) is None:
-            raise ValueError(
-                f"no vector is named {name!r}; there are: {', '.join(sorted(self.store.widths))}"
-            )
+            raise Mistake(f"no vector is named {name!r}; there are: {', '.join(sorted(self.store.widths))}")
         if matrix.ndim != 2 or matrix.shape[1] != width:
-            raise ValueError(f"{name} vectors are {width} wide; these have the shape {matrix.shape}")
+            raise Mistake(f"{name} vectors are {width} wide; these have the shape {matrix.shape}")
         there: list[int] = np.flatnonzero(~np.isnan(matrix).all(axis=1)).tolist()
         if not np.isfinite(matrix[there]).all():
-            raise ValueError(f"a {name} vector holds NaN or infinity")
+            raise Mistake(f"a {name} vector holds NaN or infinity")
         return there
 
 

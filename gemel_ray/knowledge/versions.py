@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from gemel_ray import storage
+from gemel_ray.errors import Mistake
 
 FIRST: Final = "0"
 _VERSIONS, _CURRENT, _LOCK = "versions", "current", "lock"
@@ -38,7 +39,7 @@ def current(workspace: Path) -> str:
     except FileNotFoundError:
         return FIRST
     if not version.isdecimal():
-        raise ValueError(
+        raise Mistake(
             f"{pointer} is torn, as by a power cut: gemel-ray kb rollback --workspace {workspace} VERSION "
             f"names one anew; there are {', '.join(known(workspace))}"
         )
@@ -64,7 +65,7 @@ def following(workspace: Path) -> str:
 def use(workspace: Path, version: str) -> None:
     """Make this version the current one, in one step for whoever reads. ValueError: there is none such."""
     if version not in (there := known(workspace)):
-        raise ValueError(f"{workspace} has no version {version}; there are: {', '.join(there)}")
+        raise Mistake(f"{workspace} has no version {version}; there are: {', '.join(there)}")
     pointer = workspace / _VERSIONS / _CURRENT
     storage.write(pointer, f"{version}\n")
 

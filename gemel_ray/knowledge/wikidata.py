@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gemel_ray.errors import Mistake
+
 _LANGUAGES = ("en", "mul")
 
 
@@ -25,7 +27,7 @@ def renamed(raw: dict[str, Any]) -> dict[str, Any]:
     """The same entity in our words. ValueError: it is a property, or a lexeme."""
     kind = raw.get("type", "item")
     if kind != "item":
-        raise ValueError(f"{raw.get('id')} is a {kind} of Wikidata, no item: left out")
+        raise Mistake(f"{raw.get('id')} is a {kind} of Wikidata, no item: left out")
     name, spoken = _spoken(_map(raw.get("labels")))
     aliases = _map(raw.get("aliases"))
     languages = dict.fromkeys((spoken, "mul"))

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.config import Config
+from gemel_ray.errors import Mistake
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import homes
 from gemel_ray.knowledge.bank import Bank
@@ -72,9 +73,9 @@ def free(output: Path, replacing: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / "workspace.json").is_file():
-        raise ValueError(f"{output} is there and is no workspace: name a folder that is empty or not there")
+        raise Mistake(f"{output} is there and is no workspace: name a folder that is empty or not there")
     if not replacing:
-        raise ValueError(f"{output} is a workspace already: --replace puts the new one in its place")
+        raise Mistake(f"{output} is a workspace already: --replace puts the new one in its place")
 
 
 def write_facts(

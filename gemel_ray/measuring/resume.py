@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from gemel_ray.errors import Mistake
 from gemel_ray.job import index, layout, ledger, results
 from gemel_ray.job.identity import RECORD, file_key
 from gemel_ray.job.link_files import FILE
@@ -38,7 +39,7 @@ def resume(output: Path, documents: int, say: Say) -> dict[str, Any]:
     known = done.of(file_key(_input(0)))
     looked = time.perf_counter()
     if len(done) != documents or int(known.left.sum()) != min(_INPUT, documents):
-        raise ValueError(f"{made} is not what was made up: remove it")
+        raise Mistake(f"{made} is not what was made up: remove it")
     return {
         "machine": machine(),
         "documents": documents,

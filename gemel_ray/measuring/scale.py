@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gemel_ray.config import Config
+from gemel_ray.errors import Mistake
 from gemel_ray.measuring.job import timed
 from gemel_ray.measuring.machine import machine
 from gemel_ray.readers import documents
@@ -61,7 +62,7 @@ def edited(inputs: Sequence[str]) -> Iterator[dict[str, Any]]:
         if not row["error"] and mention["start"] is not None
     ]
     if not real:
-        raise ValueError("the input has no mention that stands in its text")
+        raise Mistake("the input has no mention that stands in its text")
     words = sorted({word for row, _ in real for word in row["text"].split()})
     dice = random.Random(0)
     for number in itertools.count():

@@ -24,7 +24,7 @@ from gemel_ray.measuring.apart import apart
 from gemel_ray.measuring.machine import looks, machine, peaks
 
 Say = Callable[[str], None]
-_SETTINGS = ("retrieve.demonstrations=0", "bank.names=0", "retrieve.sets=0")
+_SETTINGS = ("retrieve.demonstrations=0", "bank.names=0", "retrieve.shared_sets=0")
 
 
 def trees(

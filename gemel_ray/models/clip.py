@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gemel_ray.errors import Mistake
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,9 +47,9 @@ class Clip:
         import open_clip
 
         if feature not in ("hidden", "projected"):
-            raise ValueError(f"CLIP's feature is hidden or projected, not {feature!r}")
+            raise Mistake(f"CLIP's feature is hidden or projected, not {feature!r}")
         if dtype not in PRECISIONS:
-            raise ValueError(f"CLIP's dtype is one of {', '.join(PRECISIONS)}, not {dtype!r}")
+            raise Mistake(f"CLIP's dtype is one of {', '.join(PRECISIONS)}, not {dtype!r}")
         self.name = name
         model_name, weights = located(name)
         tag = open_clip.get_pretrained_cfg(model_name, weights) if weights else {}
@@ -115,7 +117,7 @@ class Clip:
         """The image vector's width, by encoding a blank picture."""
         features = self.encode_images([self.prepare(Image.new("RGB", (64, 64)))])
         if features.ndim != 2:
-            raise ValueError(
+            raise Mistake(
                 f"{self.name} answers an image with shape {features.shape[1:]}, not with one vector"
             )
         return int(features.shape[1])
@@ -127,14 +129,14 @@ def located(name: str) -> tuple[str, str | None]:
 
     if name and Path(name).is_dir():
         if not (Path(name) / "open_clip_config.json").is_file():
-            raise ValueError(f"{name} is no folder of open_clip's: it has no open_clip_config.json")
+            raise Mistake(f"{name} is no folder of open_clip's: it has no open_clip_config.json")
         return f"local-dir:{name}", None
     if name.startswith("hf-hub:"):
         return name, None
     architecture, _, weights = name.partition("/")
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if architecture not in open_clip.list_models() or not (weights in tags or Path(weights).is_file()):
-        raise ValueError(
+        raise Mistake(
             f"no CLIP model {name!r}: it is neither a folder, nor hf-hub:ORG/REPOSITORY, nor an "
             f"architecture of open_clip with a checkpoint file or a tag"
             + (f" ({', '.join(tags[:12])})" if tags else "")
@@ -169,7 +171,7 @@ def take_off_projection(visual: torch.nn.Module) -> None:
         elif visual.trunk.num_classes:  # the trunk's classifier serves as the projection
             visual.trunk.reset_classifier(0)
     else:
-        raise ValueError(
+        raise Mistake(
             f"the hidden feature is not defined for the visual tower {type(visual).__name__}"
             " of this shape: use the projected one"
         )

@@ -142,9 +142,11 @@ def _bytes(image: Image.Image) -> int:
 def _worth_it(size: tuple[int, int], limits: ImageLimits) -> None:
     short, long = sorted(size)
     if short < limits.smallest:
-        raise Filtered(f"filtered: a side of {short} pixels, less than encode.smallest {limits.smallest}")
+        raise Filtered(f"filtered: a side of {short} pixels, less than encode.min_side {limits.smallest}")
     if limits.aspect and long > limits.aspect * short:
-        raise Filtered(f"filtered: {long} by {short} pixels, narrower than encode.aspect {limits.aspect:g}")
+        raise Filtered(
+            f"filtered: {long} by {short} pixels, narrower than encode.max_aspect {limits.aspect:g}"
+        )
 
 
 class Silence:

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.error import URLError
 
-from gemel_ray.errors import GemelError
+from gemel_ray.errors import Mistake
 
 STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss")  # object stores, whose addresses name no host
 
 
-class ImageError(GemelError, ValueError):
+class ImageError(Mistake):
     """An image that cannot be had; the message names it and says why."""
 
 

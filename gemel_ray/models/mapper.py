@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import gelu
 
 from gemel_ray import storage
+from gemel_ray.errors import Mistake
 
 
 class FeatureMapper(nn.Module):
@@ -64,7 +65,7 @@ class FeatureMapper(nn.Module):
             mapper = cls(feature, facts["prefix"], facts["width"], facts.get("hidden", 0))
             mapper.load_state_dict(linear | weights)
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as fault:
-            raise ValueError(f"{path} is not a feature mapper written by gemel-ray: {fault}") from fault
+            raise Mistake(f"{path} is not a feature mapper written by gemel-ray: {fault}") from fault
         return mapper.eval().requires_grad_(False), facts
 
 

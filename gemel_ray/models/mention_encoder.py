@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from gemel_ray.errors import Mistake
 from gemel_ray.models.clip import Vectors, as_array, torch_device, unit
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class MentionEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         if dtype not in DTYPES:
-            raise ValueError(f"the mention encoder's dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+            raise Mistake(f"the mention encoder's dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
         self.name = name
         subfolder, stated = stated_layers(name)
         model, loaded = AutoModel.from_pretrained(
@@ -53,7 +54,7 @@ class MentionEncoder:
         )
         lacking = sorted(loaded["missing_keys"])
         if others := [key for key in lacking if not key.startswith("pooler.")]:
-            raise ValueError(f"the weights of {name} lack {len(others)} parts, the first {others[0]}")
+            raise Mistake(f"the weights of {name} lack {len(others)} parts, the first {others[0]}")
         has_pooler = getattr(model, "pooler", None) is not None and not lacking
         self.pooling = chosen_pooling(name, pooling, stated, has_pooler)
         self._device = torch_device(device)
@@ -104,9 +105,9 @@ def chosen_pooling(name: str, asked: Pooling, stated: str | None, has_pooler: bo
     usual = stated or ("pooler" if has_pooler else "mean")
     pooling = usual if asked == "auto" else asked
     if pooling not in ("pooler", "mean", "cls"):
-        raise ValueError(f"{name} wants the pooling {pooling!r}; only pooler, mean and cls are computed")
+        raise Mistake(f"{name} wants the pooling {pooling!r}; only pooler, mean and cls are computed")
     if pooling == "pooler" and not has_pooler:
-        raise ValueError(f"{name} has no trained pooler: choose the pooling mean or cls")
+        raise Mistake(f"{name} has no trained pooler: choose the pooling mean or cls")
     return pooling
 
 
@@ -124,7 +125,7 @@ def stated_layers(name: str) -> tuple[str, str | None]:
         elif kind == "Pooling":
             pooling = pooling_mode(read_json(name, f"{module['path']}/config.json") or {})
         elif kind != "Normalize":
-            raise ValueError(f"{name} ends in a layer {kind}, which is not computed here")
+            raise Mistake(f"{name} ends in a layer {kind}, which is not computed here")
     return subfolder, pooling
 
 

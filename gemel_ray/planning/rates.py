@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gemel_ray.errors import Mistake
 from gemel_ray.planning.figures import CARD, GPUS, MEASURED, MEASURED_ON, Gpu, Model, on_paper
 
 _CLIP = 162e9  # floating-point operations of ViT-L/14 for a picture (Radford et al., 2021: 81 G MACs)
@@ -61,7 +62,7 @@ def scaled(
     held = 2 * model.parameters / 2**30
     parallel = next((n for n in (1, 2, 4, 8) if n <= gpus and held <= 0.8 * n * kind.memory), None)
     if parallel is None:
-        raise ValueError(
+        raise Mistake(
             f"{model.parameters / 1e9:.1f} billion parameters take {held:.0f} GiB, and an {gpu} has "
             f"{kind.memory:.0f}: take a larger one, or more of them in a node (--gpus-per-node)"
         )
@@ -141,7 +142,7 @@ def _apart(gpus: int, cpus: int, speeds: _Speeds, parallel: int) -> _Cut:
     """Engines of `parallel` GPUs each, and whole GPUs for CLIP: the fewest that make the slower fastest."""
     cuts = [((gpus - own) // parallel, own) for own in range(1, gpus - parallel + 1)]
     if not cuts:
-        raise ValueError(
+        raise Mistake(
             f"an engine of {parallel} GPUs leaves none for CLIP in a node of {gpus}: give --gpus-per-node "
             f"{parallel + 1} or more"
         )
@@ -157,7 +158,7 @@ def _front(cpus: int, encoders: int, engines: int) -> int:
     front = (cpus - 2 * engines - 2) // encoders
     if front < 1:
         least = encoders + 2 * engines + 2
-        raise ValueError(
+        raise Mistake(
             f"--cpus-per-node {cpus}: {encoders} encoders and {engines} engines need at least {least} CPUs: "
             f"give --cpus-per-node {least} or more, or fewer --gpus-per-node"
         )
@@ -186,7 +187,7 @@ def measured(file: Path, mentions: float, price: float) -> Node:
         bottleneck = told["ratios"]["bottleneck"]
         machine = told["machine"]
     except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise ValueError(f"{file} is not what gemel-ray bench speed --json writes ({fault!r})") from fault
+        raise Mistake(f"{file} is not what gemel-ray bench speed --json writes ({fault!r})") from fault
     gpus, cpus = len(machine["gpus"]), int(machine["cores"])
     segments = ({"stages": ["detect", "encode", "retrieve", "assemble", "generate"], "workers": max(1, gpus),
                  "cpus": 1.0, "gpus": 1.0 if gpus else 0.0},)  # fmt: skip

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gemel_ray import storage
+from gemel_ray.errors import Mistake
 from gemel_ray.ranking.features import FEATURES
 
 Matrix = npt.NDArray[np.float32]
@@ -54,7 +55,7 @@ class Ranker:
                 about = json.loads((file.metadata() or {})["ranker"])
                 weights = {name: file.get_tensor(name) for name in WEIGHTS}
         except (SafetensorError, OSError, KeyError, ValueError) as fault:
-            raise ValueError(f"{path} is not a ranker written by gemel-ray: {fault}") from fault
+            raise Mistake(f"{path} is not a ranker written by gemel-ray: {fault}") from fault
         if about.pop("features", None) != list(FEATURES):
-            raise ValueError(f"{path} was fitted on other features: build the workspace again")
+            raise Mistake(f"{path} was fitted on other features: build the workspace again")
         return cls(weights, about)

@@ -8,6 +8,8 @@ from typing import IO, AnyStr, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gemel_ray.errors import Mistake
+
 LINE = 64 * 2**20  # bytes of a line, which is a document with its picture
 WHOLE = 512 * 2**20  # bytes of a file that is one JSON document
 APART = 256 * 2**20  # bytes of a shard's pairs that wait for the rest of their members
@@ -30,7 +32,7 @@ def whole(file: BinaryIO) -> bytes:
     """All of it. Raises ValueError where that is too much."""
     data = file.read(WHOLE + 1)
     if len(data) > WHOLE:
-        raise ValueError(f"it has more than {WHOLE:,} bytes: write it as JSON lines")
+        raise Mistake(f"it has more than {WHOLE:,} bytes: write it as JSON lines")
     return data
 
 
@@ -39,7 +41,7 @@ def checked(source: pq.ParquetFile) -> pq.ParquetFile:
     for column in (c for number in range(source.num_row_groups) for c in _columns(source, number)):
         size = max(column.total_uncompressed_size, column.num_values) / max(1, source.metadata.num_rows)
         if size > _ROW:
-            raise ValueError(f"rows of {size:,.0f} bytes on average in {column.path_in_schema}")
+            raise Mistake(f"rows of {size:,.0f} bytes on average in {column.path_in_schema}")
     return source
 
 
@@ -73,7 +75,7 @@ def _page_size(header: bytes) -> int:
     for _ in range(2):
         number = shift = 0
         if header[at : at + 1] != bytes([_INT]):
-            raise ValueError("the header of a dictionary is damaged")
+            raise Mistake("the header of a dictionary is damaged")
         while True:
             at += 1
             number |= (header[at] & 0x7F) << shift

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from gemel_ray.errors import Mistake
+
 Row = dict[str, Any]
 Numbered = tuple[int, Any]  # a row's number in its file, from 1, and the row or the BadRecord in its place
 _NEAR = 20  # characters before and behind a fault that are shown
@@ -17,7 +19,7 @@ _WHOLE = re.compile(r"-?[0-9]{1,10}")
 NIL = "NIL"  # as target_id: the entity is known not to be in the knowledge base
 
 
-class BadRecord(ValueError):
+class BadRecord(Mistake):
     """Why a row of the input is not a document."""
 
 

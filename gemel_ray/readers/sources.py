@@ -13,6 +13,7 @@ from functools import partial
 from glob import has_magic
 from typing import Any
 
+from gemel_ray.errors import Mistake
 from gemel_ray.readers.columnar import ARROW, PARQUET
 from gemel_ray.readers.containers import JSON
 from gemel_ray.readers.delimited import TABLES
@@ -77,23 +78,23 @@ def _search(address: str, marks: dict[str, Marks]) -> _Seen:
             path
         ):  # first: http takes a page for a folder
             if owner := _owner(ours, path, address, workspaces=False):
-                raise ValueError(f"{address} is of {owner}, which gemel-ray link wrote: it is no input")
+                raise Mistake(f"{address} is of {owner}, which gemel-ray link wrote: it is no input")
             seen.files.append((address, _identity(address, path)))
             return seen
         if filesystem.isdir(path):
             root, inside = path.rstrip("/"), sorted(filesystem.find(path))
             _take(seen, inside, Marks(filesystem, root, set(inside)), root)
         elif filesystem.exists(path):
-            raise ValueError(f"{address}: a document file ends in {_SHOWN}")
+            raise Mistake(f"{address}: a document file ends in {_SHOWN}")
         else:
             root, inside = _matched(filesystem, path)
             if not inside:
                 bucket_is_there(filesystem, path, address)
-                raise ValueError(f"there is no {address}")
+                raise Mistake(f"there is no {address}")
             _take(seen, inside, ours, root)
     if not seen.files:
         said = _said(seen.passed)
-        raise ValueError(f"{address} holds no file that ends in {_SHOWN}" + (f" ({said})" if said else ""))
+        raise Mistake(f"{address} holds no file that ends in {_SHOWN}" + (f" ({said})" if said else ""))
     return seen
 
 
@@ -151,7 +152,7 @@ def _spelled_out(address: str) -> Iterator[str]:
     if between := _RANGE.fullmatch(inner):
         first, last, width = int(between[1]), int(between[2]), len(between[1])
         if not 0 <= last - first < _MOST:
-            raise ValueError(f"{address}: {{{inner}}} stands for no files, or for more than {_MOST:,}")
+            raise Mistake(f"{address}: {{{inner}}} stands for no files, or for more than {_MOST:,}")
         names = [f"{number:0{width}}" for number in range(first, last + 1)]
     elif "," in inner:
         names = inner.split(",")

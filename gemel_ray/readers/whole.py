@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from json import JSONDecoder
 from typing import Any
 
+from gemel_ray.errors import Mistake
 from gemel_ray.readers import bounds
 from gemel_ray.readers.fields import BadRecord, Numbered, Row, identity, not_json
 from gemel_ray.readers.names import TEXTS
@@ -172,7 +173,7 @@ def _skipped(text: str, at: int) -> int:
 
 def _ended(text: str, at: int) -> None:
     if _after(text, at) != len(text):
-        raise ValueError(f"there is more behind the closing {text[at - 1 : at] or 'bracket'}")
+        raise Mistake(f"there is more behind the closing {text[at - 1 : at] or 'bracket'}")
 
 
 def _after(text: str, at: int) -> int:
@@ -184,5 +185,5 @@ def _after(text: str, at: int) -> int:
 def _expected(mark: str, text: str, at: int) -> int:
     at = _after(text, at)
     if text[at : at + 1] != mark:
-        raise ValueError(f"expected {mark!r} at character {at}")
+        raise Mistake(f"expected {mark!r} at character {at}")
     return at

@@ -7,6 +7,8 @@ import time
 from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException
 
+from gemel_ray.errors import Mistake
+
 
 def is_free(host: str, port: int) -> None:
     """Raises ValueError when nobody can listen there: a server would wait for it without a word."""
@@ -15,7 +17,7 @@ def is_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as fault:
-            raise ValueError(f"cannot listen at {host}:{port} ({fault.strerror}); set online.port") from fault
+            raise Mistake(f"cannot listen at {host}:{port} ({fault.strerror}); set online.port") from fault
 
 
 def until_ready(host: str, port: int) -> None:

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
+from gemel_ray.segments import Online
 from gemel_ray.serving import bodies, requests, schemas
 from gemel_ray.serving.answers import Answering
 from gemel_ray.serving.desk import Desk, Place
@@ -23,7 +24,6 @@ from gemel_ray.serving.front_page import Page
 from gemel_ray.serving.gate import Gate
 from gemel_ray.serving.peers import Peers
 from gemel_ray.serving.pictures import Pictures
-from gemel_ray.settings import Online
 
 _ABOUT = """Names the people, places and things in image-caption pairs.
 

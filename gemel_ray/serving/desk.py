@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from gemel_ray.segments import Online
 from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.linker import Gone, Linker, Reply
 from gemel_ray.serving.meters import Meters
@@ -27,7 +28,6 @@ from gemel_ray.serving.pace import Pace
 from gemel_ray.serving.readiness import Readiness
 from gemel_ray.serving.scaling import mentions
 from gemel_ray.serving.turns import Turns
-from gemel_ray.settings import Online
 
 _PAUSE = 0.5  # seconds before a document is asked for again
 _FEWEST = 4  # mentions under way at once, on however slow a machine

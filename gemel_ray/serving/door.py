@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
+from gemel_ray.errors import Mistake
 from gemel_ray.serving.faults import Fault
 
 KEYS = "GEMEL_RAY_API_KEY"
@@ -32,9 +33,9 @@ def keys(environment: Mapping[str, str]) -> tuple[str, ...]:
     found = tuple(environment[KEYS].split(","))
     for key in found:
         if not key:
-            raise ValueError(f"{KEYS} holds an empty key; leave the variable out where everybody may ask")
+            raise Mistake(f"{KEYS} holds an empty key; leave the variable out where everybody may ask")
         if not (key.isascii() and key.isprintable()) or " " in key:
-            raise ValueError(
+            raise Mistake(
                 f"{KEYS} holds a space, a line break or another character that no header can carry; "
                 "a file's last line break is one (kubectl create secret --from-file keeps it)"
             )

@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 
 from gemel_ray.client import document
+from gemel_ray.errors import Mistake
 from gemel_ray.readers import documents
 
 _TIMEOUT = 300.0
@@ -29,7 +30,7 @@ def requests(files: Sequence[str], most: int) -> list[dict[str, Any]]:
     rows = (row for file in files for table in documents(file) for row in table.to_pylist())
     found = list(itertools.islice((_request(row) for row in rows if row["error"] is None), most))
     if not found:
-        raise ValueError(f"there are no documents in {', '.join(files)}")
+        raise Mistake(f"there are no documents in {', '.join(files)}")
     return found
 
 

@@ -23,10 +23,10 @@ from gemel_ray.readers.mentions import mentions
 from gemel_ray.readers.names import TEXTS
 from gemel_ray.readers.pictures import is_nothing
 from gemel_ray.records import DOCUMENT
+from gemel_ray.segments import Online
 from gemel_ray.serving.bodies import Body
 from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.schemas import Document, Many, One, Options, Span
-from gemel_ray.settings import Online
 
 _LEVELS: dict[Any, type[BaseModel]] = {"documents": Document, "options": Options, "mentions": Span}
 TOO_LONG = "the text has {:,} characters; at most {:,} are taken"

@@ -18,10 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import QUERY_IMAGE, image_of
 from gemel_ray.models.tokenizer import longest_context
 from gemel_ray.readers.fields import short
 from gemel_ray.readers.places import place
+from gemel_ray.setting import setting
 from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.stages.budget import cut, kept
 from gemel_ray.tables import listed
@@ -60,7 +62,7 @@ class Assemble(Stage):
             pa.field("note", pa.string()),
         ]
     )
-    images: bool = True
+    images: bool = setting(True, "show pictures in the prompt")
 
     def start(self, workspace: Workspace) -> Work:
         return _Assembling(self, workspace)
@@ -143,7 +145,7 @@ def _room(workspace: Workspace) -> int:
     asked = workspace.config.generate.length
     room = min(asked, longest) - names
     if room < _LEAST:
-        raise ValueError(
+        raise Mistake(
             f"the knowledge base's longest name has {names:,} tokens, and generate.length is {asked:,}: "
             + (
                 f"set generate.length to {names + _LEAST:,} or more"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
 
+from gemel_ray.errors import Mistake
 from gemel_ray.records import MENTION
 from gemel_ray.setting import DEVICE, setting
 from gemel_ray.stage import Stage, Work, answer
@@ -27,32 +28,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Detect(Stage):
-    """`by`: names of the knowledge base, a token-classification `model`, or both. Of names: `shortest`, in
-    characters; `case`, their own or any; `link_probability`, of those whose share of being a mention, where
-    the demonstrations tell it, is at least that; none in the file `stop`, one a line. Of tags: `tag`, their
-    least probability. `most`: mentions kept of one text."""
+    """Mentions are whole words that are a name or an alias, the longest where several begin alike, or what a
+    model tags."""
 
     reads: ClassVar = ("text", "given")
     writes: ClassVar = pa.schema([pa.field("mentions", pa.list_(MENTION))])
-    by: Literal["names", "model", "both"] = "names"
-    shortest: int = setting(3, at_least=1, unit="characters")
-    case: Literal["own", "any"] = "own"
-    link_probability: float = setting(0.05, at_least=0, at_most=1)
-    stop: str = ""
-    model: str = ""
-    tag: float = setting(0.5, at_least=0, at_most=1)
-    most: int = setting(50, at_least=1, unit="mentions")
-    device: str = setting("auto", form=DEVICE, machine=True)
-    batch: int = setting(32, at_least=1, unit="texts", machine=True)
+    by: Literal["names", "model", "both"] = setting(
+        "names", "names of the knowledge base, a model that tags names, or both"
+    )
+    min_characters: int = setting(
+        3, "shortest name that is looked for", at_least=1, unit="characters", was="shortest"
+    )
+    case: Literal["own", "any"] = setting("own", "own: a name's letters as they are; any: in any case")
+    link_probability: float = setting(
+        0.05,
+        "least share of a name's occurrences that are mentions, where the demonstrations show it",
+        at_least=0,
+        at_most=1,
+    )
+    stop_names: str = setting("", "file of names that are never a mention, one a line", was="stop")
+    model: str = setting("", "token-classification model: folder or hub name")
+    tag_probability: float = setting(
+        0.5, "least probability of a tag of the model", at_least=0, at_most=1, was="tag"
+    )
+    max_mentions: int = setting(50, "mentions kept of one text", at_least=1, unit="mentions", was="most")
+    device: str = setting("auto", "device of the model", form=DEVICE, machine=True)
+    batch: int = setting(32, "texts in one pass of the model", at_least=1, unit="texts", machine=True)
 
     def __post_init__(self) -> None:
         if self.by != "names" and not self.model:
-            raise ValueError(f"detect.by={self.by} needs detect.model: a folder or hub name")
+            raise Mistake(f"detect.by={self.by} needs detect.model: a folder or hub name")
 
     def check(self) -> None:
         """Raise ValueError where the file of stopped names is not on this machine."""
-        if self.stop and not Path(self.stop).is_file():
-            raise ValueError(f"detect.stop: there is no file {self.stop}")
+        if self.stop_names and not Path(self.stop_names).is_file():
+            raise Mistake(f"detect.stop_names: there is no file {self.stop_names}")
 
     def start(self, workspace: Workspace) -> Work:
         self.check()
@@ -80,7 +90,7 @@ class _Detecting(Work):
         for i, spans in zip(bare, self._spans([texts[i] for i in bare]), strict=True):
             given[i] = [
                 {"mention_id": f"{a}-{b}", "mention": texts[i][a:b], "start": a, "end": b}
-                for a, b in spans[: self.stage.most]
+                for a, b in spans[: self.stage.max_mentions]
             ]
         return answer(self.stage.writes, {"mentions": given})
 
@@ -103,8 +113,12 @@ class _Detecting(Work):
         from gemel_ray.detecting.names import Names, width
 
         stage = self.stage
-        forms = {normal(f) for f in self.workspace.entities.surface_forms() if width(f) >= stage.shortest}
-        stopped = set(map(normal, Path(stage.stop).read_text().splitlines())) if stage.stop else set()
+        forms = {
+            normal(f) for f in self.workspace.entities.surface_forms() if width(f) >= stage.min_characters
+        }
+        stopped = (
+            set(map(normal, Path(stage.stop_names).read_text().splitlines())) if stage.stop_names else set()
+        )
         stopped |= rarely_linked(self.workspace.folder, stage.link_probability)
         return Names(forms - stopped, any_case=stage.case == "any")
 
@@ -112,4 +126,4 @@ class _Detecting(Work):
     def _tagger(self) -> Tagger:
         from gemel_ray.detecting.tagger import Tagger
 
-        return Tagger(self.stage.model, self.stage.device, self.stage.batch, self.stage.tag)
+        return Tagger(self.stage.model, self.stage.device, self.stage.batch, self.stage.tag_probability)

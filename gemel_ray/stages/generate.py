@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
 
+from gemel_ray.errors import Mistake
 from gemel_ray.records import CANDIDATE
 from gemel_ray.setting import setting
 from gemel_ray.stage import Stage, Work
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Generate(Stage):
     """`beams` is the number of candidates wanted. `search`: `beam` goes on with so many names at once (1 is
-    greedy); `exact` finds those that truly have the highest scores, unless it needs more than `requests` of
+    greedy); `exact` finds those that truly have the highest scores, unless it needs more than
+    `exact_requests` of
     the engine (the manifest's `cut` counts such mentions). `score`: `paper` adds log-softmax over
     the whole vocabulary, `tree` renormalises over what the tree allows at each step. A name is ranked by the
     sum over its tokens divided by their number to the power of `length_penalty`; `prior_weight` times what
     the model gives the name without a question is taken off that sum when the search has ended. With
-    `neighbours` the score is the logarithm of (1 - neighbours) * P(name), as the model says it, plus
-    neighbours * P(name), as the demonstrations alone say it. Where the workspace has a ranker (see
+    a `neighbour_weight` w the score is the logarithm of (1 - w) * P(name), as the model says it, plus
+    w * P(name), as the demonstrations alone say it. Where the workspace has a ranker (see
     gemel_ray/ranking), the score is the mean of both log-probabilities instead, the ranker's weighted by
     `ranking` (0: not joined; 1: the ranker alone answers, and the language model is not even loaded),
     normalised over the names that either knows. Below `nil_threshold` of
@@ -45,35 +47,94 @@ class Generate(Stage):
             pa.field("candidates", pa.list_(CANDIDATE)),
         ]
     )
-    beams: int = setting(5, at_least=1, unit="candidates")
-    search: Literal["beam", "exact"] = "beam"
-    requests: int = setting(512, at_least=1, unit="requests")
-    score: Literal["paper", "tree"] = "tree"
-    length_penalty: float = setting(0.0, at_least=0)
-    prior_weight: float = setting(0.0, at_least=0)
-    neighbours: float = setting(0.5, at_least=0, at_most=1)
-    ranking: float = setting(0.7, at_least=0, at_most=1)
-    nil_threshold: float = setting(0.0, at_least=0, at_most=1)
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    length: int = setting(4096, at_least=1, unit="tokens")
-    tensor_parallel: int = setting(1, at_least=1, unit="GPUs", machine=True)
-    cache_gib: float = setting(2.0, above=0, unit="GiB", machine=True)
-    gpu_memory: float = setting(0.9, above=0, at_most=1, unit="share of a GPU's memory", machine=True)
-    block: int = setting(32, at_least=1, unit="tokens", machine=True)
-    batch_tokens: int = setting(2048, at_least=1, unit="tokens", machine=True)
-    sequences: int = setting(256, at_least=1, unit="sequences", machine=True)
-    rounds: Literal["auto", "always", "never"] = setting("auto", machine=True)
-    columns: int = setting(64, at_least=1, unit="mentions", machine=True)
-    arena: float = setting(0.6, above=0, at_most=0.95, unit="share of the cache", machine=True)
+    beams: int = setting(5, "candidates wanted", at_least=1, unit="candidates")
+    search: Literal["beam", "exact"] = setting(
+        "beam", "beam (with 1 beam: greedy), or exact: the candidates with the highest scores of all names"
+    )
+    exact_requests: int = setting(
+        512,
+        "limit of one exact search; beyond it the search ends unproven, counted as cut in the manifest",
+        at_least=1,
+        unit="requests",
+        was="requests",
+    )
+    score: Literal["paper", "tree"] = setting(
+        "tree", "tree: renormalised over what the prefix tree allows; paper: raw log-softmax"
+    )
+    length_penalty: float = setting(
+        0.0, "exponent of the length by which a name's score is divided (the paper: 1.0)", at_least=0
+    )
+    prior_weight: float = setting(
+        0.0, "weight of a name's score without a question, subtracted from each candidate's", at_least=0
+    )
+    neighbour_weight: float = setting(
+        0.5,
+        "weight of the demonstrations' own votes beside the language model (kNN-LM)",
+        at_least=0,
+        at_most=1,
+        was="neighbours",
+    )
+    ranking: float = setting(
+        0.7,
+        "weight of the workspace's ranker, used instead of the votes; 1: alone, without a language model",
+        at_least=0,
+        at_most=1,
+    )
+    nil_threshold: float = setting(
+        0.0, "least probability of an answer; below it the answer is NIL", at_least=0, at_most=1
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "bfloat16", "number format in which the language model computes"
+    )
+    length: int = setting(4096, "longest prompt with its name", at_least=1, unit="tokens")
+    tensor_parallel: int = setting(1, "GPUs of one engine", at_least=1, unit="GPUs", machine=True)
+    cache_gib: float = setting(2.0, "key-value cache on a CPU", above=0, unit="GiB", machine=True)
+    gpu_memory: float = setting(
+        0.9,
+        "memory of a GPU that the engine uses, cache included",
+        above=0,
+        at_most=1,
+        unit="share of a GPU's memory",
+        machine=True,
+    )
+    block: int = setting(
+        32,
+        "size of a block of the cache; only whole blocks are shared",
+        at_least=1,
+        unit="tokens",
+        machine=True,
+    )
+    batch_tokens: int = setting(
+        2048, "computed in one step, at most", at_least=1, unit="tokens", machine=True
+    )
+    sequences: int = setting(256, "decoded in one step, at most", at_least=1, unit="sequences", machine=True)
+    rounds: Literal["auto", "always", "never"] = setting(
+        "auto",
+        "beams in lock step inside vLLM's worker: auto (else by rollouts), always, never",
+        machine=True,
+    )
+    columns: int = setting(
+        64, "mentions searched in lock step at once", at_least=1, unit="mentions", machine=True
+    )
+    arena: float = setting(
+        0.6,
+        "part of the key-value cache that is reserved for rounds",
+        above=0,
+        at_most=0.95,
+        unit="share of the cache",
+        machine=True,
+    )
 
     def __post_init__(self) -> None:
         for name in ("nil_threshold", "prior_weight"):
             if getattr(self, name) and self.beams == 1:
-                raise ValueError(f"generate.{name} compares candidates: it needs generate.beams of 2 or more")
+                raise Mistake(f"generate.{name} compares candidates: it needs generate.beams of 2 or more")
         if self.batch_tokens < self.sequences:
-            raise ValueError("generate.batch_tokens is at least generate.sequences: each takes one a step")
-        if self.neighbours and self.prior_weight:
-            raise ValueError("generate.prior_weight and generate.neighbours cannot be had both: set one to 0")
+            raise Mistake("generate.batch_tokens is at least generate.sequences: each takes one a step")
+        if self.neighbour_weight and self.prior_weight:
+            raise Mistake(
+                "generate.prior_weight and generate.neighbour_weight cannot be had both: set one to 0"
+            )
 
     def asked(self, options: dict[str, Any] | None) -> Generate:
         """The stage as a row's document wants it. Raises ValueError for options that do not go together."""

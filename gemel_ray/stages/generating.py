@@ -85,7 +85,7 @@ class Generating(Work):
         chances = dict(zip(row["likely"] or (), row["chances"] or (), strict=True))
         if asked.ranking and chances:
             found = joined(found, self._by_name(chances), asked.ranking, asked.beams)
-        elif weight := asked.neighbours:
+        elif weight := asked.neighbour_weight:
             shares = self.neighbours.shares(row["nearest"], row["similarities"])
             found = interpolated(found, shares, weight, asked.beams)
         return self._row(found, asked.nil_threshold, chances)
@@ -126,7 +126,7 @@ class Generating(Work):
         expansions = Expansions(tree, rollout, renormalise=asked.score == "tree")
         try:
             if asked.search == "exact":
-                found = await exact(tree, expansions, penalty, asked.beams, asked.requests)
+                found = await exact(tree, expansions, penalty, asked.beams, asked.exact_requests)
                 self.cut += expansions.cut
             elif asked.beams == 1:
                 found = await greedy(tree, expansions, penalty)
@@ -212,6 +212,6 @@ def _engine_options(stage: Generate, workspace: Workspace) -> EngineOptions:
     """The engine's share of the stage's fields. Rounds that nobody would be in take none of the cache."""
     own = {k: v for k, v in asdict(stage).items() if k in EngineOptions.__dataclass_fields__}
     shown = workspace.config.retrieve
-    if stage.search == "exact" or (shown.demonstrations and not shown.sets):
+    if stage.search == "exact" or (shown.demonstrations and not shown.shared_sets):
         own["rounds"] = "never"
     return EngineOptions(model=workspace.language_model, **own)

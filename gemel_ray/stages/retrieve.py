@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.published import PublishedOrder
 from gemel_ray.knowledge.shared_sets import SharedSets
 from gemel_ray.knowledge.vectors import Bonus
@@ -34,17 +35,9 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieve(Stage):
-    """`demonstrations` a mention, found by the mention's vector, the image's, both fused, or at random.
-
-    `words` is added to the cosine of a mention that holds all words of the one asked about.
-    Fused: weighted reciprocal ranks. Without an image, `image` and `fused` go by the mention.
-    `sets`: 0 shows each mention its nearest examples only; else the bank's examples make so many sets, and a
-    mention is shown its set's, then its `own` nearest (see SharedSets).
-    `names`: whether the knowledge base's own names are found beside the examples (see settings.Bank).
-    `ranking`: candidates that the workspace's ranker hands on beside the examples, if it has one (see
-    gemel_ray/ranking); 0: none. `itself`: whether an example with the same mention and text may demonstrate
-    it. `published`: choice and order of GEMEL's code to the last tie (by the mention alone, among all of the
-    bank).
+    """Two rankings are fused by weighted reciprocal ranks. Without an image, `image` and `fused` go by the
+    mention. Shared sets are made of the bank's examples (see SharedSets); a mention is shown one of them,
+    then its `nearest`. `official_order` searches all of the bank by the mention alone.
     """
 
     explodes: ClassVar = ("mentions", "mention_vectors")
@@ -59,24 +52,53 @@ class Retrieve(Stage):
             pa.field("chances", pa.list_(pa.float32())),  # of `likely`: log-probabilities by the ranker
         ]
     )
-    demonstrations: int = setting(16, at_least=0, unit="examples")
-    sets: int = setting(1, at_least=0, unit="sets")
-    own: int = setting(0, at_least=0, unit="examples")
-    by: Literal["mention", "image", "fused", "random"] = "fused"
-    mention_weight: float = setting(1.0, at_least=0)
-    image_weight: float = setting(1.0, at_least=0)
-    words: float = setting(0.2, at_least=0)
-    names: bool = True
-    ranking: int = setting(10, at_least=0, unit="candidates")
-    itself: bool = False
-    published: bool = False
+    demonstrations: int = setting(16, "solved examples in a prompt", at_least=0, unit="examples")
+    shared_sets: int = setting(
+        1,
+        "sets of examples that prompts begin with; 0: each mention gets its own nearest examples",
+        at_least=0,
+        unit="sets",
+        was="sets",
+    )
+    nearest: int = setting(
+        0,
+        "of the demonstrations, the mention's own nearest ones, placed after its shared set",
+        at_least=0,
+        unit="examples",
+        was="own",
+    )
+    by: Literal["mention", "image", "fused", "random"] = setting(
+        "fused", "similarity of the mention (the paper), of the image, of both (fused), or random"
+    )
+    mention_weight: float = setting(1.0, "weight of the ranking by mention, where fused", at_least=0)
+    image_weight: float = setting(1.0, "weight of the ranking by image, where fused", at_least=0)
+    word_bonus: float = setting(
+        0.2,
+        "added to the cosine of an example whose mention has all words of the one asked about",
+        at_least=0,
+        was="words",
+    )
+    names: bool = setting(True, "search the knowledge base's own names beside the examples (bank.names)")
+    ranking: int = setting(
+        10, "candidates of the workspace's ranker that are handed on; 0: none", at_least=0, unit="candidates"
+    )
+    allow_itself: bool = setting(
+        False,
+        "let an example demonstrate its own mention and text (as GEMEL does outside training)",
+        was="itself",
+    )
+    official_order: bool = setting(
+        False,
+        "choice and order of GEMEL's code to the last tie, in a workspace of import-gemel",
+        was="published",
+    )
 
     def __post_init__(self) -> None:
-        if self.sets and self.own > self.demonstrations:
-            raise ValueError("retrieve.own is at most retrieve.demonstrations")
-        if self.sets and self.published:
-            raise ValueError(
-                "retrieve.published is the order of each mention's own list: set retrieve.sets=0"
+        if self.shared_sets and self.nearest > self.demonstrations:
+            raise Mistake("retrieve.nearest is at most retrieve.demonstrations")
+        if self.shared_sets and self.official_order:
+            raise Mistake(
+                "retrieve.official_order needs lists of each mention's own: set retrieve.shared_sets=0"
             )
 
     def start(self, workspace: Workspace) -> Work:
@@ -87,13 +109,14 @@ class _Retrieving(Work):
     def __init__(self, stage: Retrieve, workspace: Workspace) -> None:
         self.stage, self.bank = stage, workspace.bank
         wanted = stage.demonstrations > 0 and len(self.bank) > 0
-        self.published = PublishedOrder(self.bank) if wanted and stage.published else None
-        searches = wanted and stage.by != "random" and not stage.published
+        self.official = PublishedOrder(self.bank) if wanted and stage.official_order else None
+        searches = wanted and stage.by != "random" and not stage.official_order
         self.store = workspace.vectors() if searches else None
-        shared = stage.demonstrations - stage.own
-        self.sets = SharedSets(self.bank, stage.sets, shared) if wanted and stage.sets and shared else None
+        shared = stage.demonstrations - stage.nearest
+        shows = wanted and stage.shared_sets and shared
+        self.sets = SharedSets(self.bank, stage.shared_sets, shared) if shows else None
         self.ranking = _ranking(workspace) if stage.ranking and workspace.ranks else None
-        self.words = Words(self.bank.mentions() if wanted and stage.words else ())
+        self.words = Words(self.bank.mentions() if wanted and stage.word_bonus else ())
 
     def renewed(self, workspace: Workspace) -> Work:
         return _Retrieving(self.stage, workspace)
@@ -102,10 +125,10 @@ class _Retrieving(Work):
         texts, mentions = batch["text"].to_pylist(), batch["mention"].to_pylist()
         vectors = matrix(batch["mention_vector"])
         without: list[list[int]] = [[] for _ in texts]
-        if not self.stage.itself:
+        if not self.stage.allow_itself:
             without = self.bank.same(texts, mentions)
-        if self.published is not None:
-            rows = self.published.nearest(vectors, self.stage.demonstrations, without)
+        if self.official is not None:
+            rows = self.official.nearest(vectors, self.stage.demonstrations, without)
         elif self.store is not None:
             rows = self._similar(mentions, vectors, batch["image_vector"], without)
         else:
@@ -116,7 +139,7 @@ class _Retrieving(Work):
         if self.sets is not None:
             every = zip(self.sets.of(vectors), without, off, strict=True)
             sets = [s[:0] if no else s[~np.isin(s, w)] if w else s for s, w, no in every]
-            own = [n[max(0, len(n) - self.stage.own) :] for n in nearest]
+            own = [n[max(0, len(n) - self.stage.nearest) :] for n in nearest]
         shots = listed([np.concatenate(pair) for pair in zip(sets, own, strict=True)], pa.int32())
         near = listed(nearest, pa.int32())
         similarities = pa.ListArray.from_arrays(near.offsets, self._near(vectors, nearest, mentions))
@@ -165,7 +188,7 @@ class _Retrieving(Work):
 
     def _shared(self, mention: str, rows: Rows) -> Vectors:
         """What rows are given for holding all of the mention's words in their own."""
-        return np.float32(self.stage.words) * self.words.held(mention, rows).astype(np.float32)
+        return np.float32(self.stage.word_bonus) * self.words.held(mention, rows).astype(np.float32)
 
     def _similar(
         self, mentions: list[str], vectors: Vectors, images: pa.ChunkedArray, without: list[list[int]]
@@ -177,7 +200,7 @@ class _Retrieving(Work):
         if "image" in store.store.widths and stage.by != "mention":
             # A row of NaN, which finds nothing, where there is no picture.
             queries["image"] = unit(matrix(images, store.store.widths["image"]))
-        bonus: Bonus | None = (lambda i, rows: self._shared(mentions[i], rows)) if stage.words else None
+        bonus: Bonus | None = (lambda i, rows: self._shared(mentions[i], rows)) if stage.word_bonus else None
         if stage.by == "fused":
             weights = {"mention": stage.mention_weight, "image": stage.image_weight}
             extra = {"mention": bonus} if bonus else {}

@@ -2,12 +2,13 @@
 
     python -m gemel_ray.starter.train_mapper FOLDER [--set train.epochs=1 ...]
 
-The shipped one is of train.epochs=1, train.learning_rate=0.001, train.look=20 and train.decode_every=40: 160
-steps in 10 minutes on two cores. Trains without demonstrations: then only the prefix can tell the brand, and
-a step is short. Before and after, the test's mentions are decoded with their own picture, with another's and
-without, with and without demonstrations (which are retrieved by the right picture in each case: only the
-query's prefix changes). FOLDER/workspace/training/best.safetensors is the result; whether it takes the place
-of the shipped one is for people to decide by the figures. Killed, the same command goes on.
+The shipped one is of train.epochs=1, train.learning_rate=0.001, train.evaluate_every=20 and
+train.decode_every=40: 160 steps in 10 minutes on two cores. Trains without demonstrations: then only the
+prefix can tell the brand, and a step is short. Before and after, the test's mentions are decoded with their
+own picture, with another's and without, with and without demonstrations (which are retrieved by the right
+picture in each case: only the query's prefix changes). FOLDER/workspace/training/best.safetensors is the
+result; whether it takes the place of the shipped one is for people to decide by the figures. Killed, the
+same command goes on.
 """
 
 from __future__ import annotations

@@ -21,20 +21,23 @@ def _each(setting: str, *values: object) -> tuple[Cell, ...]:
     return tuple(Cell(str(v), (f"{setting}={v}",)) for v in values)
 
 
-_OWN = "retrieve.sets=0"  # each mention is shown its own nearest examples
+_OWN = "retrieve.shared_sets=0"  # each mention is shown its own nearest examples
 BASE = Cell("as configured")
 GROUPS: dict[str, tuple[Cell, ...]] = {
     "demonstrations": _each("retrieve.demonstrations", 0, 1, 4, 8, 16),
     "sets": (
         Cell("own lists", (_OWN,)),
-        *(Cell(f"{n:,} shared", (f"retrieve.sets={n}", "retrieve.own=0")) for n in (1, 64, 512, 4096)),
-        *(Cell(f"1 shared, {n} own", ("retrieve.sets=1", f"retrieve.own={n}")) for n in (1, 4)),
+        *(
+            Cell(f"{n:,} shared", (f"retrieve.shared_sets={n}", "retrieve.nearest=0"))
+            for n in (1, 64, 512, 4096)
+        ),
+        *(Cell(f"1 shared, {n} own", ("retrieve.shared_sets=1", f"retrieve.nearest={n}")) for n in (1, 4)),
     ),
     "retrieval": (
-        Cell("random", ("retrieve.by=random", "retrieve.published=false", _OWN)),
+        Cell("random", ("retrieve.by=random", "retrieve.official_order=false", _OWN)),
         Cell("mention", ("retrieve.by=mention", _OWN)),
-        Cell("image", ("retrieve.by=image", "retrieve.published=false", _OWN), sees=True),
-        Cell("fused", ("retrieve.by=fused", "retrieve.published=false", _OWN), sees=True),
+        Cell("image", ("retrieve.by=image", "retrieve.official_order=false", _OWN), sees=True),
+        Cell("fused", ("retrieve.by=fused", "retrieve.official_order=false", _OWN), sees=True),
     ),
     "pictures": (
         Cell("right", sees=True),
@@ -44,7 +47,7 @@ GROUPS: dict[str, tuple[Cell, ...]] = {
     ),
     "prefix": tuple(Cell(str(k), prefix=k, sees=True) for k in (1, 2, 4, 8)),
     "names": tuple(Cell(str(n).lower(), (f"retrieve.names={str(n).lower()}",)) for n in (True, False)),
-    "neighbours": _each("generate.neighbours", 0.0, 0.25, 0.5, 0.75, 1.0),
+    "neighbours": _each("generate.neighbour_weight", 0.0, 0.25, 0.5, 0.75, 1.0),
     "ranking": _each("generate.ranking", 0.0, 0.5, 0.7, 0.9, 1.0),
     "search": (
         Cell("greedy", ("generate.beams=1", "generate.search=beam", "generate.prior_weight=0")),
@@ -58,7 +61,7 @@ GROUPS: dict[str, tuple[Cell, ...]] = {
                 f"generate.score={score}",
                 f"generate.length_penalty={penalty}",
                 f"generate.prior_weight={prior}",
-                "generate.neighbours=0",
+                "generate.neighbour_weight=0",
             ),
         )
         for score, penalty, prior in (

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gemel_ray import storage
+from gemel_ray.errors import Mistake
 from gemel_ray.models.images import read_image
 from gemel_ray.models.limits import ImageError
 from gemel_ray.readers import documents
@@ -39,7 +40,7 @@ def sample(files: Iterable[str], limit: int, seed: int) -> list[Row]:
         if not row["error"] and any(m["target"] for m in row["given"] or ()) and _placed(row)
     ]
     if not rows:
-        raise ValueError("the gold files have no mention with a target")
+        raise Mistake("the gold files have no mention with a target")
     order = np.random.default_rng(seed).permutation(len(rows))[: limit or None]
     return [rows[i] for i in sorted(order)]
 

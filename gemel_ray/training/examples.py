@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.config import Config
+from gemel_ray.errors import Mistake
 from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.bank import QUERY_IMAGE, Bank, image_of
 from gemel_ray.knowledge.targets import Targets
@@ -88,7 +89,7 @@ def prepared(config: Config, workspace: Workspace, files: Sequence[str], say: Sa
     No example demonstrates itself, whatever a workspace carries: its target would stand in its own prompt.
     Raises ValueError, saying what is missing, where there is no such mention.
     """
-    config = replace(config, retrieve=replace(config.retrieve, itself=False))
+    config = replace(config, retrieve=replace(config.retrieve, allow_itself=False))
     workspace.sees = True
     folder = workspace.folder / "cache" / _key(config, workspace, files)
     if not folder.exists():
@@ -102,7 +103,7 @@ def prepared(config: Config, workspace: Workspace, files: Sequence[str], say: Sa
         return examples
     reason = f" (the first error: {facts['first_error']})" if facts["first_error"] else ""
     counted = ", ".join(f"{n:,} {why}" for why, n in facts["left_out"].items()) or "there is no mention"
-    raise ValueError(
+    raise Mistake(
         f"{names}: no mention to train with or judge by: {counted}{reason}. Training needs documents with "
         "an `image` and mentions with a `target`, both in --train and --dev"
     )

@@ -20,6 +20,7 @@ from typing import Any
 
 from gemel_ray import storage
 from gemel_ray.config import Config
+from gemel_ray.errors import Mistake
 from gemel_ray.knowledge import homes
 from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.workspace import Workspace
@@ -41,9 +42,7 @@ def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder
     Raises ValueError where the settings, the workspace or the files cannot do.
     """
     if not config.assemble.images:
-        raise ValueError(
-            "assemble.images is false: without pictures in the prompts there is nothing to train"
-        )
+        raise Mistake("assemble.images is false: without pictures in the prompts there is nothing to train")
     workspace = Workspace.open(folder, config)
     homes.ask(workspace, say)
     examples = prepared(config, workspace, files, say)
@@ -104,7 +103,7 @@ def _run(task: Task, say: Say) -> Point:
 
     try:
         if sentence := apart(of_workspace(Shared.of(task.workspace), task.knowledge)):
-            raise ValueError(sentence)
+            raise Mistake(sentence)
         told: Any = Queue(actor_options={"num_cpus": 0})
         listener = threading.Thread(target=_listen, args=(told, say))
         listener.start()

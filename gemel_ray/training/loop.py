@@ -113,7 +113,7 @@ class Loop:
         self.optimiser.zero_grad()
         state.step += 1
         point = {"step": state.step, "loss": loss, "seconds": time.monotonic() - began}
-        if state.step % options.look == 0 or state.step == self.steps or self._decodes():
+        if state.step % options.evaluate_every == 0 or state.step == self.steps or self._decodes():
             self.look(point)
         else:
             self._keep(point)

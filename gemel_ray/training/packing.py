@@ -1,9 +1,9 @@
 """Prompts laid out in one row for the model, what many begin with only once.
 
-Demonstrations are most of a prompt, and with a shared set (`retrieve.sets`) all mentions begin with the same.
-A row is a trunk, the beginning that most share, and behind it one tail for each example: what stands behind
-the place where its prompt leaves the trunk. attention.py lets a tail see the trunk up to there and itself, so
-losses and gradients are those of whole prompts. Knows nothing of models.
+Demonstrations are most of a prompt, and with a shared set (`retrieve.shared_sets`) all mentions begin with
+the same. A row is a trunk, the beginning that most share, and behind it one tail for each example: what
+follows the place where its prompt leaves the trunk. attention.py lets a tail see the trunk up to there and
+itself, so losses and gradients are those of whole prompts. Knows nothing of models.
 """
 
 from __future__ import annotations

@@ -1,0 +1,195 @@
+"""Encode at work: a document's picture and its mentions to vectors, in one visit.
+
+A picture is known by its bytes and encoded once, however often it comes, in this job or an earlier one
+(models/remembered.py). What cannot be decoded is that document's error. A workspace may bring features
+ready-made, by the picture's key: those are taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gemel_ray.models.fetching import Fetching, fetched
+from gemel_ray.models.images import image_bytes, is_web, read_image
+from gemel_ray.models.limits import ImageError, told_of
+from gemel_ray.models.remembered import Remembered
+from gemel_ray.readers.unread import counted
+from gemel_ray.stage import Work, answer
+from gemel_ray.stages.encode import Encode
+
+if TYPE_CHECKING:
+    import torch
+
+    from gemel_ray.knowledge.workspace import Workspace
+    from gemel_ray.models.clip import Clip
+
+Picture = tuple[bytes | None, str | None]
+Vector = npt.NDArray[np.float32]
+_NONE: Picture = (None, None)
+_SEEN = 100_000  # URLs remembered
+
+
+class Encoding(Work):
+    def __init__(self, stage: Encode, workspace: Workspace) -> None:
+        self.stage = stage
+        self.encode_mentions = Remembered(workspace.mention_encoder(stage.device, stage.dtype))
+        self.workspace, self.lock = workspace, threading.Lock()
+        self.threads = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
+        self.fetching = Fetching(stage.limits, stage.manners)
+        self.cache = workspace.picture_cache(stage.dtype, stage.cache) if stage.cache else None
+        self.seen: dict[str, bytes] = {}  # URLs, and the digests of what was there
+        self.under_way: dict[bytes, Future[Vector | str]] = {}
+        self.counts = {"features": 0, "images": 0, "images_encoded": 0, "documents_without_image": 0}
+        self.unread = {"unread": Counter[str](), "unread_pictures": Counter[str]()}
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        pictures: list[Picture] = list(
+            zip(batch["image"].to_pylist(), batch["image_address"].to_pylist(), strict=True)
+        )
+        ready, lacking = self._ready_made(pictures, batch["image_key"].to_pylist())
+        vectors, errors = self._image_vectors(
+            [_NONE if r is not None else p for p, r in zip(pictures, ready, strict=True)]
+        )
+        vectors = [v if r is None else r for v, r in zip(vectors, ready, strict=True)]
+        errors = [e or missing for e, missing in zip(errors, lacking, strict=True)]
+        for name, counts in counted(batch).items():
+            self.unread[name].update(counts)
+        columns = {
+            "image_vector": vectors,
+            "mention_vectors": self._mention_vectors(batch["mentions"]),
+            "text_vector": self._text_vectors(batch["text"].to_pylist()),
+        }
+        return answer(self.stage.writes, columns, errors)
+
+    @cached_property
+    def clip(self) -> Clip:
+        """Loaded by the first picture: many inputs have none."""
+        return self.workspace.clip(self.stage.device, self.stage.dtype)
+
+    def _ready_made(
+        self, pictures: list[Picture], keys: list[str | None]
+    ) -> tuple[list[Any], list[str | None]]:
+        """Feature or None by each document's key; and a reason where there is neither it nor a picture."""
+        features = self.workspace.features
+        if features is None:
+            return [None] * len(keys), [None] * len(keys)
+        ready = [None if key is None else features.of(key) for key in keys]
+        self.counts["features"] += sum(r is not None for r in ready)
+        return ready, [
+            f"the workspace has no feature of the picture {key}" if key and r is None and p == _NONE else None
+            for p, key, r in zip(pictures, keys, ready, strict=True)
+        ]
+
+    def _image_vectors(self, pictures: list[Picture]) -> tuple[list[Any], list[str | None]]:
+        """Vector or None, and reason or None, of each document's picture; equal pictures are one."""
+        distinct = list(dict.fromkeys(p for p in pictures if p != _NONE))
+        known = self._known(distinct)
+        distinct = [p for p in distinct if p not in known]
+        asked = {a: self.fetching.ask(a) for d, a in distinct if d is None and a and is_web(a)}
+        beside = [p for p in distinct if p[1] not in asked]
+        read = dict(zip(beside, self.threads.map(self._read, beside), strict=True))
+        read |= {p: self._read(p, asked[p[1] or ""]) for p in distinct if p not in read}
+        whole = {p: r for p, r in read.items() if not isinstance(r, str)}
+        found = self._vectors({digest: (data, p[1]) for p, (digest, data) in whole.items()})
+        outcome: dict[Picture, Vector | str] = known | {
+            p: r if isinstance(r, str) else found[r[0]] for p, r in read.items()
+        }
+        self.counts["images"] += sum(p != _NONE for p in pictures)
+        self.counts["documents_without_image"] += sum(p == _NONE for p in pictures)
+        all_of = [outcome.get(p) for p in pictures]
+        vectors = [None if isinstance(o, str) else o for o in all_of]
+        return vectors, [o if isinstance(o, str) else None for o in all_of]
+
+    def _known(self, pictures: list[Picture]) -> dict[Picture, Vector | str]:
+        """Of pictures by URL that this process has fetched before, and whose vectors are kept."""
+        seen = {p: self.seen[p[1]] for p in pictures if p[0] is None and p[1] in self.seen}
+        vectors = self.cache.get(set(seen.values())) if self.cache and seen else {}
+        return {p: vectors[digest] for p, digest in seen.items() if digest in vectors}
+
+    def _read(self, picture: Picture, asked: Future[bytes] | None = None) -> tuple[bytes, bytes] | str:
+        """The encoded picture and its digest, or why it cannot be had."""
+        data, address = picture
+        try:
+            with told_of(address):
+                data = fetched(asked) if asked else data
+            data = image_bytes(data, address, self.stage.limits)
+        except ImageError as reason:
+            return str(reason)
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        if asked and address:
+            self.seen[address] = digest
+            while len(self.seen) > _SEEN:
+                self.seen.pop(next(iter(self.seen)), None)
+        return digest, data
+
+    def _vectors(self, pictures: dict[bytes, tuple[bytes, str | None]]) -> dict[bytes, Vector | str]:
+        """Feature, or why there is none, of each picture by its digest. One that another batch has under
+        way is waited for, not done again."""
+        with self.lock:
+            others = {d: self.under_way[d] for d in pictures if d in self.under_way}
+            mine = {d: Future[Vector | str]() for d in pictures if d not in others}
+            self.under_way |= mine
+        found: dict[bytes, Vector | str] = {}
+        try:
+            found |= self.cache.get(mine) if self.cache else {}
+            new = {d: pictures[d] for d in mine if d not in found}
+            made = self._encoded(new)
+            if self.cache:
+                self.cache.put({d: v for d, v in made.items() if not isinstance(v, str)})
+            found |= made
+        finally:
+            with self.lock:
+                for digest in mine:
+                    del self.under_way[digest]
+            for digest, future in mine.items():
+                future.set_result(found.get(digest, "the encoder failed in another batch"))
+        return found | {digest: future.result() for digest, future in others.items()}
+
+    def _encoded(self, pictures: dict[bytes, tuple[bytes, str | None]]) -> dict[bytes, Vector | str]:
+        """Threads decode and resize the next pictures while CLIP encodes a batch of those before."""
+        found: dict[bytes, Vector | str] = {}
+        prepared = zip(pictures, self.threads.map(self._prepared, pictures.values()), strict=True)
+        while some := list(islice(prepared, self.stage.batch)):
+            found |= {digest: why for digest, why in some if isinstance(why, str)}
+            good = [(digest, pixels) for digest, pixels in some if not isinstance(pixels, str)]
+            found |= zip((d for d, _ in good), self.clip.encode_images([p for _, p in good]), strict=True)
+            self.counts["images_encoded"] += len(good)
+        return found
+
+    def _prepared(self, picture: tuple[bytes, str | None]) -> torch.Tensor | str:
+        try:
+            with self.lock:
+                clip = self.clip
+            image = read_image(*picture, self.stage.limits, clip.side)
+            if self.workspace.watch is not None:
+                self.workspace.watch(picture, image)
+            return clip.prepare(image)
+        except ImageError as reason:
+            return str(reason)
+
+    def _mention_vectors(self, mentions: pa.ChunkedArray) -> list[list[Any]]:
+        strings = [[m["mention"] or "" for m in row] for row in mentions.to_pylist()]
+        vectors = iter(self.encode_mentions([s for row in strings for s in row]))
+        return [[next(vectors) for _ in row] for row in strings]
+
+    def _text_vectors(self, texts: list[str]) -> list[Any]:
+        return list(self.encode_mentions(texts)) if self.workspace.ranks else [None] * len(texts)
+
+    def close(self) -> None:
+        self.threads.shutdown()
+        self.fetching.close()
+        if self.cache:
+            self.cache.close()
+
+    def measures(self) -> dict[str, Any]:
+        return self.counts | {name: dict(counts) for name, counts in self.unread.items()}
