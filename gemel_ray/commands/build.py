@@ -15,11 +15,14 @@ def add(verb: Parser) -> None:
     aliases, popularity, image; or Wikidata's JSON dump.
     DEMONSTRATIONS: documents whose mentions have a target (the entity's name or id), in any form that link
     reads.
+    TRIPLES: JSON lines, TSV or CSV, packed or not, with head, relation and tail: ids of the knowledge graph's
+    entities. A tail may be a text (tail_label). The ranker then sees which facts a text tells.
 
       gemel-ray build --entities kb.jsonl --demonstrations train.json --output my-workspace
     """
     verb.add_argument("--entities", required=True, metavar="FILE", help="file or folder: id, name, ...")
     verb.add_argument("--demonstrations", nargs="+", default=[], metavar="FILE", help="solved documents")
+    verb.add_argument("--triples", metavar="FILE", help="file of head, relation, tail")
     verb.add_argument("--output", required=True, type=folder, metavar="WORKSPACE", help="folder to make")
     verb.add_argument("--replace", action="store_true", help="a workspace that is there gives way to it")
     verb.set_defaults(run=_run)
@@ -31,7 +34,7 @@ def _run(options: argparse.Namespace) -> int:
 
     made = build(
         configured(options, {}), options.entities, files(options.demonstrations, say), options.output, say,
-        replacing=options.replace,
+        triples=options.triples, replacing=options.replace,
     )  # fmt: skip
     for line in made.rejects.lines("left out"):
         say(line)

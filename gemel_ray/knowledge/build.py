@@ -24,7 +24,7 @@ from gemel_ray.errors import WorkspaceError
 from gemel_ray.graph import Segment
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
-from gemel_ray.knowledge import entity_files, prefix_tree, thumbnails
+from gemel_ray.knowledge import entity_files, prefix_tree, thumbnails, triple_files
 from gemel_ray.knowledge.lengths import in_words, longest_name
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.workspace import Workspace, resolved, revisions
@@ -52,19 +52,25 @@ def build(
     output: Path,
     say: Say,
     *,
+    triples: str | None = None,
     replacing: bool = False,
 ) -> Made:
     """Make the workspace `output`. Raises ValueError, before anything is done, where something else lies
     there, or a workspace that is not to be replaced; one that is gives way when the new one is whole."""
     with new_workspace(output, replacing, config.vectors, say) as (folder, made):
-        _fill(folder, made, config, entities, demonstrations, say)
+        _fill(folder, made, config, (entities, triples), demonstrations, say)
     return made
 
 
 def _fill(
-    folder: Path, made: Made, config: Config, entities: str, demonstrations: list[str], say: Say
+    folder: Path,
+    made: Made,
+    config: Config,
+    known: tuple[str, str | None],
+    demonstrations: list[str],
+    say: Say,
 ) -> None:
-    names = resolved(config.models)
+    (entities, triples), names = known, resolved(config.models)
     tokenizer = load_tokenizer(names["language"])
     began = time.perf_counter()
     refusal = longest_name(partial(tokenize, tokenizer), config.bank.longest_name)
@@ -78,6 +84,8 @@ def _fill(
     end = end_token(names["language"], config.models.end_of_name)
     tree = prefix_tree.build(knowledge.names(), partial(tokenize, tokenizer), end, folder / "tree")
     say(f"{len(knowledge):,} entities, {len(tree):,} names, {time.perf_counter() - began:.1f} s")
+    if triples:
+        say(triple_files.index(triples, knowledge, folder / "ranking", made.rejects))
     _mapper(folder, config, names, say)
     write_facts(folder, config, names, made)
     workspace = Workspace(folder, config, json.loads((folder / "workspace.json").read_text()))

@@ -25,8 +25,8 @@ from gemel_ray.readers.fields import BadRecord, Numbered, plain
 from gemel_ray.readers.opening import PACKED, decoded, lines, opened
 
 _COLUMNAR = (".parquet", ".pq")
-_TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
-_READ = (".json", ".jsonl", ".ndjson", *_COLUMNAR, *_TABLES)
+TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+_READ = (".json", ".jsonl", ".ndjson", *_COLUMNAR, *TABLES)
 _BATCH = 4096
 _HEAD = 2**20
 
@@ -37,7 +37,7 @@ def read(
     """The entities of a file or a folder, each with its `line`. `refusal` may give a reason against a name.
     Raises ValueError for what no reader knows."""
     for file in _files(address):
-        for number, raw in _whole(file):
+        for number, raw in whole(file, _rows(file)):
             try:
                 if isinstance(raw, BadRecord):
                     raise raw
@@ -49,9 +49,9 @@ def read(
                 reject(f"{file}:{number}: {fault}")
 
 
-def _whole(address: str) -> Iterator[Numbered]:
-    """The file's rows to its end. A knowledge base that is cut short would answer as if it were whole."""
-    source, number = _rows(address), 0
+def whole(address: str, source: Iterator[Numbered]) -> Iterator[Numbered]:
+    """A file's rows to its end. A knowledge base that is cut short would answer as if it were whole."""
+    number = 0
     while True:
         try:
             number, raw = next(source)
@@ -74,13 +74,13 @@ def _files(address: str) -> list[str]:
         if not filesystem.exists(path):
             raise FileNotFoundError(f"there is no {address}")
         return [address]
-    found = sorted(p for p in filesystem.find(path) if _kind(p) in _READ)
+    found = sorted(p for p in filesystem.find(path) if kind(p) in _READ)
     if not found:
         raise Mistake(f"{address} is a folder without a file that ends in {', '.join(_READ)}")
     return [filesystem.unstrip_protocol(p) if "://" in address else p for p in found]
 
 
-def _kind(address: str) -> str:
+def kind(address: str) -> str:
     """The ending that says what a file holds, without the one that says how it is packed."""
     name = address.lower()
     for packed in PACKED:
@@ -89,11 +89,11 @@ def _kind(address: str) -> str:
 
 
 def _rows(address: str) -> Iterator[Numbered]:
-    kind = _kind(address)
-    if kind in _COLUMNAR:
+    ending = kind(address)
+    if ending in _COLUMNAR:
         return _parquet(address)
-    if kind in _TABLES:
-        return _table(address, _TABLES[kind])
+    if ending in TABLES:
+        return _table(address, TABLES[ending])
     with opened(address) as file:
         first, second = file.readline(_HEAD).strip(), file.readline(_HEAD).strip()
     if first.removeprefix(codecs.BOM_UTF8) == b"[" and _is_json(second.rstrip(b",")):

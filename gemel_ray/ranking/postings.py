@@ -11,6 +11,7 @@ import numpy.typing as npt
 Rows = npt.NDArray[np.int32]
 _NONE: Rows = np.empty(0, np.int32)
 _PARTS = ("keys", "offsets", "rows")
+PAIR = np.dtype([("key", np.uint64), ("row", np.int32)])
 
 
 class Postings:
@@ -35,9 +36,14 @@ class Postings:
 
 def write(pairs: Iterable[tuple[int, int]], folder: Path, name: str) -> None:
     """Write an index of (key, row) pairs, given in any order; equal pairs count once."""
-    given = np.fromiter(pairs, np.dtype([("key", np.uint64), ("row", np.int32)]))
+    save(np.fromiter(pairs, PAIR), folder, name)
+
+
+def save(given: npt.NDArray[np.void], folder: Path, name: str) -> int:
+    """The same of an array of `PAIR`. Returns how many different pairs there are."""
     given = np.unique(given)
     keys, first = np.unique(given["key"], return_index=True)
     np.save(folder / f"{name}.keys.npy", keys)
     np.save(folder / f"{name}.offsets.npy", np.append(first, len(given)).astype(np.int64))
     np.save(folder / f"{name}.rows.npy", np.ascontiguousarray(given["row"]))
+    return len(given)

@@ -1,0 +1,173 @@
+"""The knowledge graph: which facts are known of an entity. Memory-mapped, and kept by ids, not by rows: it
+stays what it is when entities are added and removed.
+
+A *node* is what stands at a triple's end: an entity, by its id, or a text alone. A *fact* is a relation and a
+node; many entities share one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gemel_ray.ranking import postings
+from gemel_ray.ranking.postings import Postings, Rows
+from gemel_ray.ranking.words import folded, key, stems
+
+_PREFIX = "graph."  # of the files in the ranking's folder
+Keys = npt.NDArray[np.uint64]
+_LABELS = pa.schema([pa.field("label", pa.string())])
+_ARRAYS = ("relation", "node", "identity", "form", "degree", "starts", "words")
+_BATCH = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Triple:
+    """`tail`: an id, or None for what is a text alone; `relation` and `label` for people."""
+
+    head: str
+    relation: str
+    tail: str | None
+    label: str | None
+
+
+class Triples:
+    """What `write` made, opened. Of each fact its `relation` and `node`; of each node the `identity` it is
+    known by, the `form` of its label, how many entities have it (`degree`), and its label's stems."""
+
+    @classmethod
+    def there(cls, folder: Path) -> bool:
+        """Whether `write` made them in this folder."""
+        return (folder / f"{_PREFIX}node.npy").exists()
+
+    def __init__(self, folder: Path) -> None:
+        self._facts = Postings.open(folder, f"{_PREFIX}heads")
+        mapped = (np.asarray(np.load(folder / f"{_PREFIX}{name}.npy", mmap_mode="r")) for name in _ARRAYS)
+        self.relation, self.node, self.identity, self.form, self.degree, self._starts, self._words = mapped
+        self._labels, self._relations = (
+            _opened(folder / f"{_PREFIX}{name}.arrow") for name in ("nodes", "relations")
+        )
+
+    def facts(self, identity: int) -> Rows:
+        """Facts of the entity whose id has this key."""
+        return self._facts.of(identity)
+
+    def words(self, nodes: npt.NDArray[np.int32]) -> tuple[Keys, npt.NDArray[np.int64]]:
+        """Keys of the stems of these nodes' labels, one node's behind another's, and how many each has."""
+        starts = self._starts[nodes]
+        lengths = self._starts[nodes + 1] - starts
+        before = np.cumsum(lengths) - lengths
+        return self._words[np.repeat(starts - before, lengths) + np.arange(lengths.sum())], lengths
+
+    def label(self, node: int) -> str:
+        """Of a node."""
+        return str(self._labels[node].as_py())
+
+    def labels(self) -> list[str]:
+        """Of all nodes."""
+        return [str(label) for label in self._labels.to_pylist()]
+
+    def relations(self) -> list[str]:
+        return [str(relation) for relation in self._relations.to_pylist()]
+
+    def __len__(self) -> int:
+        return len(self.node)
+
+
+def taken_over(former: Path, folder: Path) -> None:
+    """The same triples in another version's folder."""
+    for file in former.glob(f"{_PREFIX}*"):
+        shutil.copyfile(file, folder / file.name)
+
+
+def _opened(file: Path) -> pa.ChunkedArray:
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()["label"]
+
+
+def write(triples: Iterable[Triple], entities: Iterable[tuple[str, str]], folder: Path) -> int:
+    """Write the arrays of these triples, given in any order. Returns how many there are; equal ones count
+    once. A tail without a label is called as the entity of its id is, by (id, name) of `entities`, or by its
+    id. In memory 16 bytes a triple, and the nodes' labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nodes, relations = _Numbered(), _Numbered()
+    heads, packed = array("Q"), array("q")
+    for triple in triples:
+        node = nodes.of(triple.tail or f"\0{triple.label}", triple.label)
+        heads.append(key(triple.head))
+        packed.append(relations.of(triple.relation) << 32 | node)
+    for identity, name in entities:
+        nodes.call(identity, name)
+    facts, fact_of = np.unique(np.frombuffer(packed, np.int64), return_inverse=True)
+    pairs = np.empty(len(heads), postings.PAIR)
+    pairs["key"], pairs["row"] = np.frombuffer(heads, np.uint64), fact_of
+    count = postings.save(pairs, folder, f"{_PREFIX}heads")
+    node_of = (facts & 0xFFFFFFFF).astype(np.int32)
+    pairs["row"] = node_of[fact_of]
+    owners = np.unique(pairs)
+    np.save(folder / f"{_PREFIX}relation.npy", (facts >> 32).astype(np.int32))
+    np.save(folder / f"{_PREFIX}node.npy", node_of)
+    degree = np.bincount(owners["row"], minlength=len(nodes)).astype(np.int32)
+    np.save(folder / f"{_PREFIX}degree.npy", degree)
+    _nodes(nodes, folder)
+    _save(relations.labels, folder / f"{_PREFIX}relations.arrow")
+    return count
+
+
+class _Numbered:
+    """Things numbered as they come, by the keys of their names, each with the first label that it is given;
+    without one its name is its label."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[int, int] = {}
+        self.labels: list[str] = []
+        self._unlabelled: set[int] = set()
+
+    def of(self, name: str, label: str | None = None) -> int:
+        number = self.numbers.setdefault(key(name), len(self.labels))
+        if number == len(self.labels):
+            self.labels.append(label or name)
+            if not label:
+                self._unlabelled.add(number)
+        elif label:
+            self.call(name, label)
+        return number
+
+    def call(self, name: str, label: str) -> None:
+        """Give the label to what has none, if it is here at all."""
+        number = self.numbers.get(key(name), -1)
+        if number in self._unlabelled:
+            self.labels[number] = label
+            self._unlabelled.remove(number)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def _nodes(nodes: _Numbered, folder: Path) -> None:
+    forms = [folded(label) for label in nodes.labels]
+    words = [[key(word) for word in sorted(stems(form))] for form in forms]
+    np.save(folder / f"{_PREFIX}identity.npy", np.fromiter(nodes.numbers, np.uint64, len(nodes)))
+    written = np.fromiter((key(form) if form else 0 for form in forms), np.uint64)
+    np.save(folder / f"{_PREFIX}form.npy", written)
+    np.save(folder / f"{_PREFIX}starts.npy", np.cumsum([0, *map(len, words)], dtype=np.int64))
+    np.save(folder / f"{_PREFIX}words.npy", np.fromiter(chain.from_iterable(words), np.uint64))
+    _save(nodes.labels, folder / f"{_PREFIX}nodes.arrow")
+
+
+def _save(labels: list[str], file: Path) -> None:
+    with pa.ipc.new_file(str(file), _LABELS) as out:
+        for some in _batches(labels):
+            out.write_table(pa.table({"label": some}, _LABELS))
+
+
+def _batches(labels: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(labels), _BATCH):
+        yield labels[start : start + _BATCH]

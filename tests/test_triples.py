@@ -1,0 +1,157 @@
+"""The knowledge graph: triples read, kept, and what they say of a mention's candidates."""
+
+from __future__ import annotations
+
+import gzip
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemel_ray.knowledge import entities as entity_file
+from gemel_ray.knowledge import triple_files
+from gemel_ray.knowledge.rejects import Rejects
+from gemel_ray.ranking import names as name_files
+from gemel_ray.ranking import triples as triple_arrays
+from gemel_ray.ranking.connections import CONNECTED, Connections, Spoken
+from gemel_ray.ranking.names import Names
+from gemel_ray.ranking.triples import Triple, Triples
+from gemel_ray.ranking.words import key
+
+EXPECTED = [Triple("Q1", "member of", "Q2", "The Band"), Triple("Q2", "genre", None, "punk rock")]
+FORMS = {
+    "ours.jsonl": '{"head": "Q1", "relation": "member of", "tail": "Q2", "tail_label": "The Band"}\n'
+    '{"head": "Q2", "relation": "genre", "tail_label": "punk rock"}\n',
+    "short.jsonl": '{"h": "Q1", "p": "P463", "pl": "member of", "t": "Q2", "tl": "The Band", "s": "x"}\n'
+    '{"h": "Q2", "p": "P136", "pl": "genre", "t": null, "tl": "punk rock"}\n',
+    "header.tsv": "head\trelation\ttail\ttail_label\nQ1\tmember of\tQ2\tThe Band\nQ2\tgenre\t\tpunk rock\n",
+    "header.csv": 'h,p,t,tl\nQ1,member of,Q2,"The Band"\nQ2,genre,,punk rock\n',
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_triples_are_read_in_every_form(tmp_path: Path, name: str, packed: bool) -> None:
+    file = tmp_path / (f"{name}.gz" if packed else name)
+    file.write_bytes(gzip.compress(FORMS[name].encode()) if packed else FORMS[name].encode())
+    rejects = Rejects()
+    assert list(triple_files.read(str(file), rejects)) == EXPECTED
+    assert rejects.count == 0
+
+
+def test_three_columns_without_a_header_are_head_relation_and_tail(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text('Q1\tmember of\tQ2\nQ1\tsaid\ta "word\n')
+    found = list(triple_files.read(str(tmp_path / "t.tsv"), Rejects()))
+    assert found == [Triple("Q1", "member of", "Q2", None), Triple("Q1", "said", 'a "word', None)]
+
+
+@pytest.mark.parametrize(("line", "why"), [
+    ('{"relation": "genre", "tail": "Q3"}', "needs a head"),
+    ('{"head": "Q1", "tail": "Q3"}', "needs a relation"),
+    ('{"head": "Q1", "relation": "genre"}', "needs a tail"),
+    ('{"head": "Q1", "relation"', "is not JSON"),
+    ('"Q1 genre Q3"', "an object with head, relation and tail"),
+])  # fmt: skip
+def test_what_is_no_triple_costs_its_line_only(tmp_path: Path, line: str, why: str) -> None:
+    file, rejects = tmp_path / "t.jsonl", Rejects()
+    file.write_text(f"{FORMS['ours.jsonl']}{line}\n{FORMS['ours.jsonl']}")
+    assert list(triple_files.read(str(file), rejects)) == EXPECTED * 2
+    assert rejects.count == 1
+    assert why in rejects.first[0]
+    assert "t.jsonl:3: " in rejects.first[0]
+
+
+def test_a_file_that_is_cut_short_or_empty_is_refused(tmp_path: Path) -> None:
+    whole = gzip.compress(FORMS["ours.jsonl"].encode() * 999)
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut\.jsonl\.gz"):
+        list(triple_files.read(str(tmp_path / "cut.jsonl.gz"), Rejects()))
+    (tmp_path / "none.tsv").write_text("")
+    entities = entity_file.write([], tmp_path / "entities.arrow")
+    with pytest.raises(ValueError, match=r"none\.tsv holds no triple"):
+        triple_files.index(str(tmp_path / "none.tsv"), entities, tmp_path / "graph", Rejects())
+
+
+NAMED = st.sampled_from(["Q1", "Q2", "Q3", "Q4"])
+
+
+@settings(deadline=None)  # files are written
+@given(st.lists(st.tuples(NAMED, st.sampled_from("ab"), NAMED), min_size=1, max_size=30))
+def test_arrays_give_back_every_fact_once(tmp_path_factory: Any, given: list[tuple[str, str, str]]) -> None:
+    folder = tmp_path_factory.mktemp("triples")
+    count = triple_arrays.write((Triple(*one, None) for one in given), [("Q2", "Two")], folder)
+    assert count == len(set(given))
+    opened = Triples(folder)
+    expected: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for head, relation, tail in given:
+        expected[head].add((relation, "Two" if tail == "Q2" else tail))
+    labels, relations = opened.labels(), opened.relations()
+    for head in ("Q1", "Q2", "Q3", "Q4"):
+        facts = opened.facts(key(head))
+        found = [(relations[opened.relation[f]], labels[opened.node[f]]) for f in facts]
+        assert sorted(found) == sorted(expected[head])
+    heads = {labels[n]: d for n, d in enumerate(opened.degree.tolist())}
+    for label, number in heads.items():
+        assert number == sum(any(t == label for _, t in facts) for facts in expected.values())
+
+
+def test_a_name_in_a_text_begins_with_a_capital_and_the_mention_is_none_of_them() -> None:
+    spoken = Spoken.of("The singer Ann Lee with Bob of Acme", "ann lee")
+    assert "ann lee" not in spoken.forms
+    assert {"bob", "acme", "bob of acme"} <= set(spoken.names)
+    assert "singer" in spoken.forms
+    assert "singer" not in spoken.names
+
+
+ENTITIES = [
+    {"id": "Q1", "name": "Ann Lee"},
+    {"id": "Q2", "name": "Anton Lee"},
+    {"id": "Q3", "name": "Bob Stone"},
+    {"id": "Q4", "name": "Acme Choir"},
+    {"id": "Q5", "name": "Cleo Lee"},
+]
+FACTS = [
+    Triple("Q1", "occupation", None, "stunt pilot"),
+    Triple("Q1", "award", "Q77", "Golden Wing"),
+    Triple("Q3", "spouse", "Q2", None),
+    Triple("Q5", "member of", "Q4", None),
+    Triple("Q2", "occupation", None, "judge"),
+    Triple("Q3", "award", "Q78", "Silver Cup"),
+    Triple("Q5", "award", "Q78", "Silver Cup"),
+]
+
+
+@pytest.fixture(scope="module")
+def connections(tmp_path_factory: Any) -> Connections:
+    folder = tmp_path_factory.mktemp("connections")
+    rows = [{"description": None, "aliases": None, **e} for e in ENTITIES]
+    entities = entity_file.write(rows, folder / "entities.arrow")
+    name_files.write(entities, folder)
+    triple_arrays.write(FACTS, entities.pairs(), folder)
+    identity = np.array([key(i) for i, _ in entities.pairs()], np.uint64)
+    return Connections(Triples(folder), Names(folder), identity)
+
+
+@pytest.mark.parametrize(("feature", "text", "right"), [
+    ("facts told", "Lee, a stunt pilot, before take-off", "Q1"),
+    ("rarest fact told", "Lee, a stunt pilot, before take-off", "Q1"),
+    ("facts' words", "Lee among other pilots", "Q1"),
+    ("another's fact", "Lee and Bob Stone at home", "Q2"),
+    ("fact of another", "Lee in front of the Acme Choir", "Q5"),
+    ("facts shared", "Lee with Bob Stone and the cup", "Q5"),
+])  # fmt: skip
+def test_the_graph_tells_candidates_apart(
+    connections: Connections, feature: str, text: str, right: str
+) -> None:
+    rows = np.array([0, 1, 4])
+    values = connections(rows, "lee", text)[:, CONNECTED.index(feature)]
+    assert ENTITIES[rows[values.argmax()]]["id"] == right
+    assert sorted(values)[-2] < values.max()
+
+
+def test_without_facts_and_without_words_nothing_is_said(connections: Connections) -> None:
+    assert not connections(np.array([3]), "acme choir", "Acme Choir").any()
