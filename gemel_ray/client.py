@@ -22,7 +22,9 @@ from gemel_ray.errors import GemelError
 
 Link = dict[str, Any]  # the columns of links/*.parquet
 Image = str | bytes | Path  # an http(s) or data: URL, the picture's bytes, or its file
-Mention = str | tuple[int, int]  # its words, or start and end in characters
+# Its words; start and end in characters; or a row of the table, from 0, and its column's name.
+Mention = str | tuple[int, int] | tuple[int, str]
+Table = Mapping[str, Any] | Iterable[Mapping[str, Any]] | str  # columns and rows; a row each; CSV
 _LONGEST = 30.0  # seconds between two tries, whatever the server asks for
 
 
@@ -59,20 +61,21 @@ class Client:
         text: str,
         image: Image | None = None,
         mentions: Iterable[Mention] | None = None,
+        table: Table | None = None,
         **options: Any,
     ) -> list[Link]:
-        """Links of one document, a row a mention. `mentions`: strings, or (start, end) in characters; None
-        lets the server find them. `options`: candidates, nil_threshold, search, demonstrations. Raises
-        ServerError."""
-        content = document(text, image, mentions) | {"options": options}
+        """Links of one document, a row a mention. `mentions`: strings, (start, end) in characters, or (row,
+        column) of `table`; None lets the server find them. `options`: candidates, nil_threshold, search,
+        demonstrations. Raises ServerError."""
+        content = document(text, image, mentions, table=table) | {"options": options}
         with self._asked(content) as answer:
             links: list[Link] = json.loads(answer.read())["links"]
         return links
 
     def link_many(self, documents: Iterable[Mapping[str, Any]], **options: Any) -> Iterator[list[Link]]:
         """Links of each document, in the order in which they are done; a row's document_id says whose they
-        are. A document: text and, if wanted, image, mentions and id, as `link` takes them. All of them are
-        one request; what is wrong with one of them is a row of status error. Raises ServerError."""
+        are. A document: text and, if wanted, image, mentions, table and id, as `link` takes them. All of them
+        are one request; what is wrong with one of them is a row of status error. Raises ServerError."""
         content = {"documents": [document(**d) for d in documents], "options": options}
         with self._asked(content, Accept="application/x-ndjson") as answer:
             for line in answer.iter_lines():
@@ -103,6 +106,7 @@ def document(
     image: Image | None = None,
     mentions: Iterable[Mention] | None = None,
     id: str | None = None,
+    table: Table | None = None,
 ) -> dict[str, Any]:
     """A document as the endpoint takes it."""
     made: dict[str, Any] = {"text": text}
@@ -112,12 +116,20 @@ def document(
         made["image"] = base64.b64encode(image).decode() if isinstance(image, bytes) else image
     if mentions is not None:
         made["mentions"] = given(mentions)
+    if table is not None:
+        made["table"] = table if isinstance(table, (str, Mapping)) else list(table)
     return made if id is None else made | {"id": id}
 
 
-def given(mentions: Iterable[Mention]) -> list[str | dict[str, int]]:
+def given(mentions: Iterable[Mention]) -> list[str | dict[str, Any]]:
     """Mentions as documents have them."""
-    return [m if isinstance(m, str) else {"start": m[0], "end": m[1]} for m in mentions]
+    return [m if isinstance(m, str) else _placed(*m) for m in mentions]
+
+
+def _placed(first: int, second: int | str) -> dict[str, Any]:
+    if isinstance(second, str):
+        return {"row": first, "column": second}
+    return {"start": first, "end": second}
 
 
 def _pause(answer: httpx.Response) -> float | None:

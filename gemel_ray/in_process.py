@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gemel_ray.client import Image, Link, Mention, given
+from gemel_ray.client import Image, Link, Mention, Table, given
 from gemel_ray.config import load
 from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.workspace import Workspace, read_facts
@@ -59,16 +59,22 @@ class Linker:
         self._segment.close()
 
     def link(
-        self, text: str, image: Image | None = None, mentions: Iterable[Mention] | None = None
+        self,
+        text: str,
+        image: Image | None = None,
+        mentions: Iterable[Mention] | None = None,
+        table: Table | None = None,
     ) -> list[Link]:
-        """Links of one document, a row a mention. `mentions`: strings, or (start, end) in characters; None
-        lets Detect find them. `image` may also be a file's address. A document that cannot be linked is a row
-        of status `error`."""
+        """Links of one document, a row a mention. `mentions`: strings, (start, end) in characters, or (row,
+        column) of `table`; None lets Detect find them. `image` may also be a file's address. A document
+        that cannot be linked is a row of status `error`."""
         row: dict[str, Any] = {"text": text}
         if image is not None:
             row["image"] = str(image) if isinstance(image, Path) else image
         if mentions is not None:
             row["mentions"] = given(mentions)
+        if table is not None:
+            row["table"] = table if isinstance(table, (str, Mapping)) else list(table)
         return list(self.link_many([row]))
 
     def link_many(self, documents: Iterable[Mapping[str, Any]]) -> Iterator[Link]:

@@ -14,7 +14,8 @@ from gemel_ray.characters import normal
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge import mimic_entities, wikidata
 from gemel_ray.knowledge.rejects import Reject
-from gemel_ray.readers.fields import identity, is_unicode, short
+from gemel_ray.readers import cells
+from gemel_ray.readers.fields import BadRecord, identity, is_unicode, short
 
 FIELDS = {  # in our words, and the other names of each
     "id": ("id", "qid", "wikidata_id", "entity_id", "kb_id", "identifier", "item"),
@@ -23,6 +24,7 @@ FIELDS = {  # in our words, and the other names of each
     "aliases": ("aliases", "alias", "altlabel", "alt_labels", "itemaltlabel", "synonyms"),
     "popularity": ("popularity", "sitelinks", "count", "views"),
     "image": ("image", "image_path", "image_url"),
+    "table": ("table",),
     "types": ("types", "type", "instance_of", "p31"),
 }
 _SEPARATOR = "|"  # of aliases and types in one field of text
@@ -52,7 +54,7 @@ def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
     return {
         "id": known_by,
         "name": name,
-        "description": _text(raw, "description", dropped),
+        "description": _description(raw, dropped),
         "aliases": [alias for alias in dict.fromkeys(map(normal, aliases)) if alias and alias != name],
         "popularity": _number(_plain(raw.get("popularity")), dropped),
         "image": _text(raw, "image", dropped),
@@ -114,6 +116,18 @@ def _text(raw: Mapping[str, Any], field: str, dropped: Any) -> str | None:
         return value
     dropped(field, value, "no valid Unicode (half a surrogate pair)" if isinstance(value, str) else "no text")
     return None
+
+
+def _description(raw: Mapping[str, Any], dropped: Any) -> str | None:
+    """The description, and behind it what the entity's table says."""
+    said, table = _text(raw, "description", dropped), raw.get("table")
+    if table is None or table == "":
+        return said
+    try:
+        return "; ".join(filter(None, (said, cells.row_of(table))))
+    except BadRecord as fault:
+        dropped("table", table, f"not understood: {fault}")
+        return said
 
 
 def _number(value: Any, dropped: Any) -> float | None:

@@ -12,7 +12,7 @@ TEXTS = (
     "caption_alt_text_description", "caption_attribution_description", "original_caption", "org_caption",
     "captions", "sentences", "description", "image_description", "photo_description", "ai_description",
 )  # fmt: skip
-OURS = {"id", "key", "mentions", "image_key", "status", "error_message"}
+OURS = {"id", "key", "mentions", "table", "image_key", "status", "error_message"}
 RELEASED = {"mention", "target", "golden", "type", "start", "end", "img_name", "img_url", "sentence",
             "entities", "answer", "imgPath", "img_list", "spans", "ents", "label", "labels", "targets",
             "target_id", "target_ids", "answers", "qids", "context_left", "context_right", "input", "output",

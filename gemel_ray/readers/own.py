@@ -1,5 +1,6 @@
 """Our own form, and image-caption pairs as data sets release them: an object with a text, `mentions`
 ([{start, end, target, ...}]; without them they are to be found) and a picture under one of its usual names.
+With or in place of the text a `table` (cells.py).
 
 LAION, CC and COYO (`TEXT`, `caption`, `text` with `URL`, `url`), Hugging Face's imagefolder and image
 columns, and what img2dataset writes: Parquet with the bytes in `jpg`, tar shards, or files beside their
@@ -12,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemel_ray.readers import cells
 from gemel_ray.readers.fields import BadRecord, Row, short, text_of, typed
 from gemel_ray.readers.mentions import SIDE_BY_SIDE, is_places, mentions, side_by_side
 from gemel_ray.readers.names import OURS, SIZES, TEXTS
@@ -31,12 +33,17 @@ def fits(raw: Any) -> bool:
 
 def columns(raw: Row, at: Place) -> Row:
     """The document's columns. Raises BadRecord."""
-    field, text = _text(raw)
+    table = raw.get(cells.FIELD)
+    field, text = _text(raw) if table is None or any(raw.get(name) for name in TEXTS) else ("", "")
     pair = field in _CAPTIONS or bool(SIZES & raw.keys())
     picture, where = _picture(raw, at, pair=pair)
     key = typed(raw, "image_key", str)
+    if table is None:
+        given = mentions_of(raw, text)
+    else:
+        text, given = cells.written(text, table, raw.get("mentions"))
     return {
-        "text": text, "given": mentions_of(raw, text), "image_key": key, **picture,
+        "text": text, "given": given, "image_key": key, **picture,
         **unread(raw, OURS.union((field, where), _of_mentions(raw)), pictured=bool(picture or key)),
     }  # fmt: skip
 

@@ -18,7 +18,7 @@ from gemel_ray.records import DOCUMENT
 BATCH = 256
 _HELD = 64 * 2**20  # bytes of pictures and texts in one table
 _RARE = frozenset((float, BadRecord))  # types of values that may have to be left out
-_NEEDED = ("mentions", "mention", "sentence")
+_NEEDED = ("mentions", "mention", "sentence", "table")
 REST = "rest"  # in place of a row's number: what of a file could not be had, and may be another time
 _FORMS = (wikidiverse, melbench, context, official, own)  # the first that fits
 

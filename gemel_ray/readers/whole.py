@@ -15,6 +15,7 @@ from typing import Any
 
 from gemel_ray.errors import Mistake
 from gemel_ray.readers import bounds
+from gemel_ray.readers.cells import FIELD
 from gemel_ray.readers.fields import BadRecord, Numbered, Row, identity, not_json
 from gemel_ray.readers.names import TEXTS
 from gemel_ray.readers.opening import decoded, opened
@@ -59,7 +60,11 @@ def _of_object(text: str, at: int, outline: Outline) -> Iterator[Any]:
     """The rows that an object is, or holds."""
     kinds = {key: kind for key, (_, kind) in outline.items()}
     lists = [key for key, (place, kind) in outline.items() if kind == "[" and _holds_objects(text, place)]
-    if any(kinds.get(name) == '"' for name in (*TEXTS, "sentence")) or not set(kinds.values()) & {"[", "{"}:
+    if (
+        FIELD in kinds
+        or any(kinds.get(name) == '"' for name in (*TEXTS, "sentence"))
+        or not set(kinds.values()) & {"[", "{"}
+    ):
         yield _decode(text, at)[0]
     elif {"images", "annotations"} <= set(lists):
         yield from _coco(text, outline)

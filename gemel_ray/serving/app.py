@@ -29,9 +29,10 @@ _ABOUT = """Names the people, places and things in image-caption pairs.
 
 `POST /v1/link` takes a text, a picture if there is one, and the mentions to be linked (or finds them), and
 gives for each mention an entity of the knowledge base, with its probability and the runners-up, or NIL."""
-_LINK = """Send JSON (one document, or `documents`), or a form with `text`, `image` (a file), `mentions` and
-`options` (JSON), `id`. With `Accept: application/x-ndjson` each document's links come as a line of their own
-as soon as they are there, and request_id, timings, fingerprint and knowledge as the last line."""
+_LINK = """Send JSON (one document, or `documents`), or a form with `text`, `image` (a file), `table`,
+`mentions` and `options` (JSON), `id`. With `Accept: application/x-ndjson` each document's links come as a
+line of their own as soon as they are there, and request_id, timings, fingerprint and knowledge as the last
+line."""
 _FORM = {
     "type": "object",
     "required": ["text"],
@@ -39,6 +40,7 @@ _FORM = {
     "properties": {
         "text": {"type": "string"},
         "image": {"type": "string", "format": "binary", "description": "the picture's file"},
+        "table": {"type": "string", "description": "JSON, as in a JSON request, or CSV"},
         "mentions": {"type": "string", "description": "JSON, as in a JSON request"},
         "id": {"type": "string"},
         "options": {"type": "string", "description": "JSON, as in a JSON request"},

@@ -21,7 +21,7 @@ from gemel_ray.serving.faults import Fault
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{1,70}")
 PATIENCE = 5.0  # seconds without a part of a body
 _SLOWEST = 2**14  # bytes a second
-FIELDS = ("text", "image", "mentions", "id", "options")
+FIELDS = ("text", "image", "table", "mentions", "id", "options")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ one, or with the request, is a Fault. Knows nothing of HTTP but bytes and conten
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from gemel_ray.models.limits import ImageError, shown
-from gemel_ray.readers import BadRecord
+from gemel_ray.readers import BadRecord, cells
 from gemel_ray.readers.fields import Row, is_unicode, text_of
 from gemel_ray.readers.inline import base64_bytes, inline
 from gemel_ray.readers.mentions import mentions
@@ -26,7 +26,7 @@ from gemel_ray.records import DOCUMENT
 from gemel_ray.segments import Online
 from gemel_ray.serving.bodies import Body
 from gemel_ray.serving.faults import Fault
-from gemel_ray.serving.schemas import Document, Many, One, Options, Span
+from gemel_ray.serving.schemas import Cell, Document, Many, One, Options, Span
 
 _LEVELS: dict[Any, type[BaseModel]] = {"documents": Document, "options": Options, "mentions": Span}
 TOO_LONG = "the text has {:,} characters; at most {:,} are taken"
@@ -81,7 +81,7 @@ def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
     """The first of what pydantic found, in our words where a slip is likely."""
     # Of a choice of types all are told; what went deepest is what was meant.
     first = max(
-        error.errors(include_url=False), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"]))
+        _meant(error.errors(include_url=False)), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"]))
     )
     *outer, last = first["loc"] or ("",)
     place = [p for p in outer if isinstance(p, int) or p.islower()]  # without names of types
@@ -104,6 +104,14 @@ def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
     )
 
 
+def _meant(errors: Sequence[Any]) -> Sequence[Any]:
+    """Of a mention that is no cell of a table, what is wrong with the other ways to give one; of a cell what
+    is wrong with that. (A mention may be either, and pydantic tells of all.)"""
+    of_cells = [e for e in errors if Cell.__name__ in e["loc"]]
+    missing = sum(e["type"] == "missing" for e in of_cells)
+    return [e for e in errors if e not in of_cells] if missing == 2 or not of_cells else of_cells
+
+
 def rows(asked: Call, limits: Online, fetch: Fetch) -> list[pa.Table]:
     """A DOCUMENT table of one row for each document, with what `fetch` gives for its picture's URL. Raises
     Fault for what is wrong with a document that came alone."""
@@ -116,8 +124,8 @@ def _table(document: Document, name: str, asked: Call, limits: Online, fetch: Fe
     row: Row = {column: None for column in DOCUMENT.names} | {"document_id": name}
     row["options"] = asked.options.model_dump() if asked.options else None
     try:
-        given = _mentions(document, limits)
-        row |= {"text": text_of({"text": document.text}, "text"), "given": given}
+        text, given = _mentions(document, limits)
+        row |= {"text": text_of({"text": text}, "text"), "given": given}
         if asked.alone and (errors := [m["error"] for m in given or () if m["error"]]):
             raise BadRecord(errors[0])
         row |= _picture(document.image, asked.picture, fetch)
@@ -132,20 +140,28 @@ def _table(document: Document, name: str, asked: Call, limits: Online, fetch: Fe
     return pa.Table.from_pylist([row], DOCUMENT)
 
 
-def _mentions(document: Document, limits: Online) -> list[Row] | None:
+def _mentions(document: Document, limits: Online) -> tuple[str, list[Row] | None]:
+    """The text, a table's rows in it, and the mentions."""
     text, wanted = document.text, document.mentions
-    if len(text) > limits.characters:
-        raise Fault("too_large", TOO_LONG.format(len(text), limits.characters))
-    if wanted is None:
-        return None
-    if len(wanted) > limits.mentions:
+    _bounded(text, limits)
+    if wanted is not None and len(wanted) > limits.mentions:
         raise Fault(
             "too_large", f"{len(wanted)} mentions in one document; at most {limits.mentions} are taken"
         )
-    for mention in wanted:
+    for mention in wanted or ():
         if isinstance(mention, str) and not is_unicode(mention):
             raise BadRecord("a mention holds half a surrogate pair: it is not valid Unicode")
-    return _apart(mentions([m if isinstance(m, str) else m.model_dump() for m in wanted], text))
+    raws = None if wanted is None else [m if isinstance(m, str) else m.model_dump() for m in wanted]
+    if document.table is None:
+        return text, None if raws is None else _apart(mentions(raws, text))
+    text, found = cells.written(text, document.table, raws)
+    _bounded(text, limits)
+    return text, None if found is None else _apart(found)
+
+
+def _bounded(text: str, limits: Online) -> None:
+    if len(text) > limits.characters:
+        raise Fault("too_large", TOO_LONG.format(len(text), limits.characters))
 
 
 def _apart(mentions: list[Row]) -> list[Row]:

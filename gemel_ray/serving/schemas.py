@@ -34,6 +34,14 @@ class Words(_Strict):
     end: int | None = None
 
 
+class Cell(_Strict):
+    """A cell of the document's table, or, with words, what of it is the mention."""
+
+    row: int = Field(description="from 0, below the header")
+    column: str | int = Field(description="its name, or its number from 0")
+    mention: str | None = None
+
+
 class Options(_Strict):
     """What one request wants otherwise than configured."""
 
@@ -50,10 +58,15 @@ class Document(_Strict):
     image: str | None = Field(
         None, description="an http(s) URL, a data: URL, or the picture's bytes in base64; or none"
     )
-    mentions: list[str | Span | Words] | None = Field(
+    table: dict[str, Any] | list[dict[str, Any]] | str | None = Field(
+        None,
+        description="rows and columns around the mentions: {columns, rows}, a list of objects, or CSV; it "
+        "follows the text, a line a row, which may then be empty",
+    )
+    mentions: list[str | Span | Words | Cell] | None = Field(
         None,
         description="what is to be linked: words (a string; their first place in the text counts, for a "
-        "second mention of the same words the next), a span, or both. "
+        "second mention of the same words the next), a span, or both; a row and column of the table. "
         "Without it, names and aliases of the knowledge base are looked for.",
     )
     id: str | None = Field(None, description="comes back as document_id")
