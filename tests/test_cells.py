@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gemel_ray.client import document
-from gemel_ray.settings import Online
 from gemel_ray.knowledge.entity_rows import entity
 from gemel_ray.readers import cells, documents
+from gemel_ray.segments import Online
 from gemel_ray.serving.bodies import Body
 from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.requests import call, rows

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemel_ray.cli import main
+from gemel_ray.config import load
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import triple_files
+from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.rejects import Rejects
+from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.linking import linking_graph
 from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking import triples as triple_arrays
 from gemel_ray.ranking.connections import CONNECTED, Connections, Spoken
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.triples import Triple, Triples
 from gemel_ray.ranking.words import key
+from gemel_ray.readers import documents
 
 EXPECTED = [Triple("Q1", "member of", "Q2", "The Band"), Triple("Q2", "genre", None, "punk rock")]
 FORMS = {
@@ -155,3 +163,79 @@ def test_the_graph_tells_candidates_apart(
 
 def test_without_facts_and_without_words_nothing_is_said(connections: Connections) -> None:
     assert not connections(np.array([3]), "acme choir", "Acme Choir").any()
+
+
+TRADES = ("oil painter", "goalkeeper", "comet hunter", "senator", "cellist")
+FIRST = ("Ana", "Ben", "Cleo", "Dirk", "Eva")
+SURNAMES = ("Almeida", "Brandt", "Castellan", "Dvorsky", "Eriksen", "Fontaine", "Grimaldi", "Ivanova")
+SETTINGS = ("bank.ranker=20", "retrieve.demonstrations=4", "generate.ranking=1")
+PEOPLE = [(f"Q{s}{t}", f"{first} {surname}", surname, trade)
+          for s, surname in enumerate(SURNAMES)
+          for t, (first, trade) in enumerate(zip(FIRST, TRADES, strict=True))]  # fmt: skip
+
+
+def lines(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: Any) -> Path:
+    """Nobody is described: what a person does is a triple, and all but the last surname have examples."""
+    folder = tmp_path_factory.mktemp("graph")
+    kb = lines(folder / "kb.jsonl", [{"id": i, "name": name} for i, name, _, _ in PEOPLE])
+    triples = folder / "triples.tsv"
+    triples.write_text("".join(f"{i}\toccupation\t{trade}\n" for i, _, _, trade in PEOPLE))
+    train = lines(folder / "train.jsonl", [
+        {"text": f"{surname}, the {trade}, on Sunday.", "mention": surname, "target": name}
+        for _, name, surname, trade in PEOPLE if surname != SURNAMES[-1]
+    ])  # fmt: skip
+    said: list[str] = []
+    build(load(None, {}, SETTINGS), kb, [train], folder / "ws", said.append, triples=str(triples))
+    assert any(line.startswith("40 triples") for line in said)
+    return folder / "ws"
+
+
+def linked(workspace: Path, file: Path, rows: list[dict[str, Any]]) -> list[str]:
+    """Ids that the ranker alone gives for the mentions of these documents."""
+    opened = Workspace.open(workspace, load(None, read_facts(workspace)["settings"], SETTINGS))
+    graph = linking_graph(opened.config, opened)
+    segment = graph.segment(graph.names, opened)
+    found = asyncio.run(segment.run(next(documents(lines(file, rows))))).to_pylist()
+    segment.close()
+    assert [row["error"] for row in found] == [None] * len(found)
+    return [row["entity_id"] for row in found]
+
+
+UNKNOWN = [person for person in PEOPLE if person[2] == SURNAMES[-1]]
+ASKED = [
+    {"text": f"{surname}, the {trade}, at noon.", "mention": surname} for _, _, surname, trade in UNKNOWN
+]
+
+
+def test_a_text_that_tells_a_fact_is_linked_to_whom_it_is_of(workspace: Path, tmp_path: Path) -> None:
+    assert linked(workspace, tmp_path / "in.jsonl", ASKED) == [identity for identity, *_ in UNKNOWN]
+
+
+def test_the_graph_stays_when_entities_come_and_go(workspace: Path, tmp_path: Path) -> None:
+    """Rows move, ids do not."""
+    assert main(["kb", "remove", "--workspace", str(workspace), PEOPLE[0][0]]) == 0
+    try:
+        asked = [identity for identity, *_ in UNKNOWN]
+        assert linked(workspace, tmp_path / "in.jsonl", ASKED) == asked
+    finally:
+        assert main(["kb", "rollback", "--workspace", str(workspace)]) == 0
+
+
+def test_a_table_decides_by_what_stands_beside_the_cell(workspace: Path, tmp_path: Path) -> None:
+    """With the trades of the next row, it is the next person."""
+
+    def asked(turned: int) -> list[str]:
+        trades = TRADES[turned:] + TRADES[:turned]
+        table = [{"name": surname, "trade": t} for (_, _, surname, _), t in zip(UNKNOWN, trades, strict=True)]
+        rows = [{"table": [row], "mentions": [{"row": 0, "column": "name"}]} for row in table]
+        return linked(workspace, tmp_path / "in.jsonl", rows)
+
+    right = [identity for identity, *_ in UNKNOWN]
+    assert asked(0) == right
+    assert asked(1) == right[1:] + right[:1]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gemel_ray.characters import normal
+from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.entity_files import TABLES, kind, whole
 from gemel_ray.knowledge.rejects import Reject, Rejects
@@ -36,19 +37,19 @@ def read(address: str, reject: Reject) -> Iterator[Triple]:
     for number, raw in whole(address, rows):
         try:
             yield _triple(raw)
-        except ValueError as fault:
+        except Mistake as fault:
             reject(f"{address}:{number}: {fault}")
 
 
 def index(address: str, entities: Entities, folder: Path, rejects: Rejects) -> str:
     """Write the triples of a file for the ranking in `folder`. Returns what came of it, in words. Raises
-    ValueError where there is none."""
+    Mistake where there is none."""
     began, before = time.perf_counter(), rejects.count
     count = triples.write(read(address, rejects), entities.pairs(), folder)
     left = rejects.count - before
     if not count:
         why = rejects.first[-1] if left else "the file is empty"
-        raise ValueError(f"{address} holds no triple: {why}")
+        raise Mistake(f"{address} holds no triple: {why}")
     beside = f", {left:,} left out" if left else ""
     return f"{count:,} triples{beside}, {time.perf_counter() - began:.1f} s"
 
@@ -59,16 +60,16 @@ def _triple(raw: Any) -> Triple:
     if isinstance(raw, list) and len(raw) == 3:
         raw = dict(zip(("head", "relation", "tail"), raw, strict=True))
     if not isinstance(raw, dict):
-        raise ValueError(f"a triple is an object with head, relation and tail, not {short(raw)}")
+        raise Mistake(f"a triple is an object with head, relation and tail, not {short(raw)}")
     found = {ours: next((raw[n] for n in names if raw.get(n)), None) for ours, names in FIELDS.items()}
     head, tail = identity(found["head"]), identity(found["tail"])
     relation, label = _text(found["relation"]), _text(found["label"])
     if head is None:
-        raise ValueError(f"a triple needs a head, an entity's id: {short(raw)}")
+        raise Mistake(f"a triple needs a head, an entity's id: {short(raw)}")
     if relation is None:
-        raise ValueError(f"a triple needs a relation, as text: {short(raw)}")
+        raise Mistake(f"a triple needs a relation, as text: {short(raw)}")
     if tail is None and label is None:
-        raise ValueError(f"a triple needs a tail, an id or its label: {short(raw)}")
+        raise Mistake(f"a triple needs a tail, an id or its label: {short(raw)}")
     return Triple(head, relation, tail, label)
 
 

@@ -6,6 +6,8 @@
     examples.py  what the solved examples say of a mention and of an entity
     descriptions.py  what entities are described as, as vectors
     years.py     years of a text against those of a description
+    triples.py   the facts of a knowledge graph, by ids
+    connections.py  facts that a text tells, and entities that are connected with others in it
     cases.py     a mention that is asked about, and what is known of it
     features.py  what speaks for a candidate, in groups of features
     evidence.py  candidates and their features

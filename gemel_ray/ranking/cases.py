@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.knowledge.entities import Entities
+from gemel_ray.ranking.connections import Connections
 from gemel_ray.ranking.examples import Examples
 from gemel_ray.ranking.names import Names
 
@@ -34,13 +35,15 @@ class Question:
 @dataclass(frozen=True)
 class Sources:
     """All that is known of one version of the knowledge. `about`: vectors of what entities are described as,
-    float16 [entities, width]; zeros: not described. `bend`: see context.py."""
+    float16 [entities, width]; zeros: not described. `bend`: see context.py. `connections`: of the knowledge
+    graph, where there is one."""
 
     names: Names
     examples: Examples
     entities: Entities
     about: npt.NDArray[np.float16]
     bend: Vectors | None = None
+    connections: Connections | None = None
 
 
 @dataclass(frozen=True)

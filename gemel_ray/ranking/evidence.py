@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from gemel_ray.ranking.cases import Case, Question, Sources, Vectors
 from gemel_ray.ranking.examples import NOBODY
-from gemel_ray.ranking.features import FEATURES, SHORT, features
+from gemel_ray.ranking.features import SHORT, Group, available, features, named
 from gemel_ray.ranking.words import folded
 
 MOST = 100  # candidates of a mention
@@ -20,23 +21,25 @@ _TEMPERATURE = 0.02  # of the cosines of neighbours: one that is nearer by as mu
 
 @dataclass(frozen=True)
 class Evidence:
-    """Candidates, rows of the entities [n], and their features, float32 [n, len(FEATURES)]."""
+    """Candidates, rows of the entities [n], and their features, float32 [n, features]."""
 
     rows: npt.NDArray[np.int64]
     features: Vectors
 
 
 class Witness:
-    """Everything that is known, asked for one mention at a time."""
+    """Everything that is known, asked for one mention at a time, for these groups of features, or all that
+    there are."""
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, groups: Sequence[Group] | None = None) -> None:
         self.sources = sources
+        self.groups = available(sources) if groups is None else tuple(groups)
 
     def evidence(self, asked: Question) -> Evidence:
         case = self._case(asked)
         if not len(case.rows):
-            return Evidence(case.rows, np.empty((0, len(FEATURES)), np.float32))
-        return Evidence(case.rows, features(self.sources, case))
+            return Evidence(case.rows, np.empty((0, len(named(self.groups))), np.float32))
+        return Evidence(case.rows, features(self.sources, case, self.groups))
 
     def _case(self, asked: Question) -> Case:
         mention = folded(asked.mention)

@@ -7,16 +7,18 @@ one is added at the end of `GROUPS`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.ranking.cases import Case, Sources, Vectors
+from gemel_ray.ranking.connections import CONNECTED
 from gemel_ray.ranking.words import against_names, stems, trigrams
 from gemel_ray.ranking.years import compared, years
 
+GRAPH = "knowledge graph"
 SHORT = 6  # letters of what may be initials
 _READ = 200  # examples of one entity that are compared
 
@@ -121,6 +123,11 @@ def _question(sources: Sources, case: Case) -> Vectors:
     )
 
 
+def _graph(sources: Sources, case: Case) -> Vectors:
+    assert sources.connections is not None
+    return sources.connections(case.rows, case.mention, case.asked.text)
+
+
 GROUPS = (
     Group("examples of this mention", (
         "examples", "prior", "is known", "mentions known", "others only", "targets known",
@@ -147,13 +154,33 @@ GROUPS = (
         "words of the name", "words more", "candidates", "name in brackets", "capital", "words",
         "has a picture",
     ), _question),
+    Group(GRAPH, CONNECTED, _graph),
 )  # fmt: skip
 FEATURES = tuple(feature for group in GROUPS for feature in group.features)
 
 
-def features(sources: Sources, case: Case) -> Vectors:
-    """Float32 [candidates, len(FEATURES)]."""
-    return np.concatenate([group.of(sources, case) for group in GROUPS], axis=1, dtype=np.float32)
+def features(sources: Sources, case: Case, groups: Sequence[Group]) -> Vectors:
+    """Float32 [candidates, features of these groups]."""
+    return np.concatenate([group.of(sources, case) for group in groups], axis=1, dtype=np.float32)
+
+
+def named(groups: Sequence[Group]) -> tuple[str, ...]:
+    """The features of some groups."""
+    return tuple(feature for group in groups for feature in group.features)
+
+
+def available(sources: Sources, without: Collection[str] = ()) -> tuple[Group, ...]:
+    """The groups that have something to go by, without those of these names."""
+    missing = {GRAPH} if sources.connections is None else set()
+    return tuple(group for group in GROUPS if group.name not in {*without, *missing})
+
+
+def of_features(wanted: Sequence[str]) -> tuple[Group, ...]:
+    """The groups whose features these are. ValueError: there are none such."""
+    groups = tuple(group for group in GROUPS if group.features[0] in wanted)
+    if named(groups) != tuple(wanted):
+        raise ValueError("other features")
+    return groups
 
 
 def fits(about: npt.NDArray[np.float16], rows: npt.NDArray[np.int64], text_vector: Vectors) -> Vectors:

@@ -13,7 +13,7 @@ from gemel_ray.ranking.cases import Question
 from gemel_ray.ranking.context import Judged
 from gemel_ray.ranking.evidence import MOST, Witness
 from gemel_ray.ranking.examples import Examples
-from gemel_ray.ranking.features import FEATURES, bend, fits
+from gemel_ray.ranking.features import bend, fits, named
 from gemel_ray.ranking.ranker import Ranker
 
 Matrix = npt.NDArray[np.float32]
@@ -21,7 +21,7 @@ Neighbours = Callable[[npt.NDArray[np.int64]], Iterator[tuple[npt.NDArray[np.int
 
 SAMPLE = 8_000  # examples it is fitted on, at most
 _HIDDEN, _BATCH, _EPOCHS, _RATE = 48, 128, 10, 6e-3
-_BENT = FEATURES.index("description fits bent")
+_BENT = "description fits bent"  # and what it is less than the best
 _HELD_OUT = 0.1  # of the sample: what is reported was not fitted on
 
 
@@ -35,8 +35,8 @@ def fitted(witness: Witness, neighbours: Neighbours) -> Ranker | None:
     matrix = _bent(witness, judged)
     torch.manual_seed(0)
     tested, learnt = judged[:held_out], judged[held_out:]
-    ranker = _taught(learnt)
-    ranker.weights["bend"] = matrix
+    weights = _taught(learnt)
+    ranker = Ranker(weights | {"bend": matrix}, {}, named(witness.groups))
     logs = [ranker.log_probabilities(j.evidence.features) for j in tested]
     hits = [bool(log.argmax() == j.right) for log, j in zip(logs, tested, strict=True)]
     ranker.about.update(
@@ -64,12 +64,15 @@ def _judged(witness: Witness, neighbours: Neighbours) -> tuple[list[Judged], int
 
 def _bent(witness: Witness, judged: Sequence[Judged]) -> Matrix:
     """How texts are bent, by all examples; in the features of each half of them as the other half says."""
+    if _BENT not in named(witness.groups):
+        return context.learnt(witness.sources.about, ())
+    place = named(witness.groups).index(_BENT)
     half, about = len(judged) // 2, witness.sources.about
     for learning, asking in ((judged[:half], judged[half:]), (judged[half:], judged[:half])):
         matrix = context.learnt(about, learning)
         for one in asking:
             bent = fits(about, one.evidence.rows, bend(one.text, matrix))
-            one.evidence.features[:, _BENT : _BENT + 2] = bent
+            one.evidence.features[:, place : place + 2] = bent
     return context.learnt(about, judged)
 
 
@@ -87,14 +90,14 @@ def _question(examples: Examples, row: int, nearest: npt.NDArray[np.int64], simi
     )
 
 
-def _taught(judged: Sequence[Judged]) -> Ranker:
-    """By cross-entropy over each mention's candidates."""
+def _taught(judged: Sequence[Judged]) -> dict[str, Matrix]:
+    """Weights of a ranker, by cross-entropy over each mention's candidates."""
     tables, there = _padded(judged)
     right = torch.tensor([j.right for j in judged])
     mean, deviation = tables[there].mean(0), tables[there].std(0)
     scale = 1 / (deviation + 1e-3)
     tables = (tables - mean) * scale * there[..., None]
-    width = len(FEATURES)
+    width = judged[0].evidence.features.shape[1]
     linear, inner = torch.nn.Linear(width, 1, bias=False), torch.nn.Linear(width, _HIDDEN)
     middle, outer = torch.nn.Linear(_HIDDEN, _HIDDEN), torch.nn.Linear(_HIDDEN, 1, bias=False)
     drop = torch.nn.Dropout(0.1)
@@ -114,18 +117,18 @@ def _taught(judged: Sequence[Judged]) -> Ranker:
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
-    named = {
+    weights_by_name = {
         "mean": mean, "scale": scale, "linear": linear.weight[0],
         "inner": inner.weight.T, "inner_bias": inner.bias,
         "middle": middle.weight.T, "middle_bias": middle.bias, "outer": outer.weight[0],
     }  # fmt: skip
-    return Ranker({name: np.ascontiguousarray(w.detach().numpy()) for name, w in named.items()}, {})
+    return {name: np.ascontiguousarray(w.detach().numpy()) for name, w in weights_by_name.items()}
 
 
 def _padded(judged: Sequence[Judged]) -> tuple[torch.Tensor, torch.Tensor]:
     """Features [mentions, candidates, features], and which candidates there are."""
     most = max((len(j.evidence.rows) for j in judged), default=MOST)
-    tables = torch.zeros(len(judged), most, len(FEATURES))
+    tables = torch.zeros(len(judged), most, judged[0].evidence.features.shape[1])
     there = torch.zeros(len(judged), most, dtype=torch.bool)
     for i, j in enumerate(judged):
         tables[i, : len(j.evidence.rows)] = torch.from_numpy(j.evidence.features)

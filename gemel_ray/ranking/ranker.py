@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from gemel_ray import storage
 from gemel_ray.errors import Mistake
-from gemel_ray.ranking.features import FEATURES
+from gemel_ray.ranking.features import of_features
 
 Matrix = npt.NDArray[np.float32]
 WEIGHTS = ("mean", "scale", "linear", "inner", "inner_bias", "middle", "middle_bias", "outer", "bend")
@@ -30,6 +30,7 @@ class Ranker:
 
     weights: dict[str, Matrix]
     about: dict[str, Any]
+    features: tuple[str, ...]
 
     def log_probabilities(self, features: Matrix) -> Matrix:
         """Of each candidate, [n], from the features of all of one mention's, [n, features]."""
@@ -43,7 +44,7 @@ class Ranker:
         return logs
 
     def save(self, path: Path) -> None:
-        facts = {"features": list(FEATURES), **self.about}
+        facts = {"features": self.features, **self.about}
         with storage.replacing(path) as aside:
             save_file(self.weights, aside, metadata={"ranker": json.dumps(facts)})
 
@@ -56,6 +57,9 @@ class Ranker:
                 weights = {name: file.get_tensor(name) for name in WEIGHTS}
         except (SafetensorError, OSError, KeyError, ValueError) as fault:
             raise Mistake(f"{path} is not a ranker written by gemel-ray: {fault}") from fault
-        if about.pop("features", None) != list(FEATURES):
-            raise Mistake(f"{path} was fitted on other features: build the workspace again")
-        return cls(weights, about)
+        features = tuple(about.pop("features", ()))
+        try:
+            of_features(features)
+        except ValueError as fault:
+            raise Mistake(f"{path} was fitted on {fault}: build the workspace again") from fault
+        return cls(weights, about, features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,20 +12,25 @@ import numpy.typing as npt
 
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
-from gemel_ray.ranking import descriptions
+from gemel_ray.ranking import descriptions, triples
 from gemel_ray.ranking import examples as example_files
 from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking.cases import Question, Sources
+from gemel_ray.ranking.connections import Connections
 from gemel_ray.ranking.evidence import Witness
 from gemel_ray.ranking.examples import Encode, Examples
+from gemel_ray.ranking.features import GRAPH, Group, of_features
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.ranker import Ranker
+from gemel_ray.ranking.triples import Triples
+from gemel_ray.ranking.words import key
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
 Matrix = npt.NDArray[np.float32]
 FILE, _ABOUT = "ranker.safetensors", "about.npy"
+_IDENTITIES = "identities.npy"  # keys of the entities' ids, for the knowledge graph
 
 
 class Ranking:
@@ -37,7 +43,8 @@ class Ranking:
     def open(cls, folder: Path, bank: Bank, entities: Entities) -> Ranking:
         """From the files of one version of a workspace. ValueError: no ranker there, or another's."""
         ranker = Ranker.load(folder / FILE)
-        return cls(witness(folder, bank, entities, ranker.weights["bend"]), ranker)
+        groups = of_features(ranker.features)
+        return cls(witness(folder, bank, entities, ranker.weights["bend"], groups), ranker)
 
     def __call__(self, asked: Question, most: int) -> tuple[npt.NDArray[np.int64], Matrix]:
         """Rows of the entities and log-probabilities of the `most` likeliest, best first."""
@@ -49,9 +56,24 @@ class Ranking:
         return evidence.rows[best], logs[best]
 
 
-def witness(folder: Path, bank: Bank, entities: Entities, bend: Matrix | None = None) -> Witness:
-    about = descriptions.opened(folder / _ABOUT)
-    return Witness(Sources(Names(folder), Examples(folder, bank), entities, about, bend))
+def witness(
+    folder: Path,
+    bank: Bank,
+    entities: Entities,
+    bend: Matrix | None = None,
+    groups: Sequence[Group] | None = None,
+) -> Witness:
+    """What a version's files tell, by these groups of features, or by all that it has. Those of the graph
+    are not opened where they are not wanted."""
+    about, names = descriptions.opened(folder / _ABOUT), Names(folder)
+    graph = Triples.there(folder) and (groups is None or any(group.name == GRAPH for group in groups))
+    connections = Connections(Triples(folder), names, _identities(folder)) if graph else None
+    sources = Sources(names, Examples(folder, bank), entities, about, bend, connections)
+    return Witness(sources, groups)
+
+
+def _identities(folder: Path) -> npt.NDArray[np.uint64]:
+    return np.asarray(np.load(folder / _IDENTITIES, mmap_mode="r"))
 
 
 def write(
@@ -66,6 +88,12 @@ def write(
     descriptions.write(entities, encode, bank.mention_vectors.shape[1], folder / _ABOUT, described)
     if former:
         shutil.copyfile(former.ranking_folder / FILE, folder / FILE)
+        triples.taken_over(former.ranking_folder, folder)
+    if Triples.there(folder):
+        identities = np.fromiter(
+            (key(identity) for identity, _ in entities.pairs()), np.uint64, len(entities)
+        )
+        np.save(folder / _IDENTITIES, identities)
 
 
 def _described(former: Workspace) -> descriptions.Described:
