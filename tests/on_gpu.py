@@ -23,7 +23,13 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "gemel_ray.cli"]
 MENTIONS, FAR = 200, 1e-3
-TESTS = ["engine", "search", "constraint", "rounds", "lockstep", "lockstep_toy", "sizing"]
+# Two engines on one GPU, against the one of `speed`.
+TWO = (
+    "offline.segments=[{stages: [detect, encode, retrieve, assemble], workers: 3, cpus: 2, gpus: 0.05}, "
+    "{stages: [generate], workers: 2, cpus: 2, gpus: 0.4, overlap: 8}]",
+    "generate.gpu_memory=0.4",
+)
+TESTS = ["engine", "search", "constraint", "rounds", "lockstep", "lockstep_toy", "shared_prefix", "sizing"]
 
 
 def main() -> int:
@@ -33,7 +39,7 @@ def main() -> int:
     if options.where == "cpu":
         return run(options.output / "links.log", link(workspace, given, options.output / "links"), 3600)
     bench = ["bench", "speed", given, "--workspace", str(workspace), "--json", "--output"]
-    bench_7b = [*bench, str(options.output / "7b"), "--shape", "7b", "--mentions", "512"]
+    bench_7b = ["--shape", "7b", "--mentions", "512"]
     steps: dict[str, Callable[[Path], int]] = {
         "doctor": lambda log: run(log, ["doctor"], 120),
         "links": lambda log: run(log, link(workspace, given, options.output / "links"), 300),
@@ -41,7 +47,13 @@ def main() -> int:
         "tests": lambda log: run(log, tests(), 400, [sys.executable, "-m", "pytest"]),
         "speed": lambda log: run(log, [*bench, str(options.output / "speed")], 300),
         "profile": lambda log: run(log, profiled(options.output, bench), 300, ["py-spy", "record"]),
-        "speed-7b": lambda log: run(log, bench_7b, 400),
+        "speed-two": lambda log: run(log, [*bench, str(options.output / "two"), *sets(*TWO)], 300),
+        "speed-7b": lambda log: run(log, [*bench, str(options.output / "7b"), *bench_7b], 400),
+        "speed-7b-each": lambda log: run(
+            log,
+            [*bench, str(options.output / "7b-each"), *bench_7b, *sets("generate.shared_attention=never")],
+            400,
+        ),
     }
     summary = options.output / "summary.txt"
     for name in options.only or steps:
@@ -66,7 +78,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--input", help="documents with mentions (the starter's)")
     parser.add_argument("--cpu", type=place, metavar="DIR", help="gpu: what the CPU's run wrote")
     parser.add_argument(
-        "--only", nargs="+", metavar="STEP", help="gpu: doctor links same tests speed profile speed-7b"
+        "--only",
+        nargs="+",
+        metavar="STEP",
+        help="gpu: doctor links same tests speed profile speed-two speed-7b speed-7b-each",
     )
     options = parser.parse_args()
     if (options.workspace is None) != (options.input is None):
@@ -109,6 +124,10 @@ def link(workspace: Path, given: str, output: Path) -> list[str]:
         str(MENTIONS),
         *exact,
     ]
+
+
+def sets(*settings: str) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def tests() -> list[str]:

@@ -496,6 +496,7 @@ MACHINE = (
     "generate.rounds",
     "generate.columns",
     "generate.arena",
+    "generate.shared_attention",
 )
 
 

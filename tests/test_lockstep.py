@@ -45,10 +45,11 @@ class PretendedSeam(Seam):
     def __init__(self) -> None:
         self.device, self.block, self.tokens, self.rows, self.passes = CUDA, BLOCK, 64, 64, 0
         self.model, self._config, self._cache_config, self._groups = PretendedModel(), None, None, None
+        self.shared = None
         self._context = lambda *given, **named: contextlib.nullcontext()
         self._by_layer = lambda *given: {}
         self._metadata = self._checked
-        self._caches = [(torch.empty(2, 100, BLOCK, HIDDEN, device=CUDA, dtype=torch.bfloat16), 1)]
+        self.caches = [(torch.empty(2, 100, BLOCK, HIDDEN, device=CUDA, dtype=torch.bfloat16), 1)]
 
     def upload(self, *arrays: Any) -> list[torch.Tensor]:
         return [torch.from_numpy(np.ascontiguousarray(array)).to(CUDA) for array in arrays]

@@ -31,12 +31,17 @@ class Toy(Seam):
         self.device, self.block, self.length, self.passes = torch.device("cpu"), BLOCK, LENGTH, 0
         self.tokens, self.rows = tokens, rows
         self.cache = torch.full((BLOCKS, BLOCK), torch.nan)
+        self.alike: list[int] = []  # blocks that all rows of a pass begin with
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens[:, None].float()
 
-    def forward(self, embeddings: torch.Tensor, start: Any, count: Any, table: Any) -> torch.Tensor:
+    def forward(
+        self, embeddings: torch.Tensor, start: Any, count: Any, table: Any, alike: int = 0
+    ) -> torch.Tensor:
         """[rows, LENGTH]: the tokens that each row's blocks hold, -1 behind them."""
+        assert (table[:, :alike] == table[0, :alike]).all() and (start >= alike * self.block).all()
+        self.alike.append(alike)
         assert len(count) <= self.rows and count.sum() <= max(self.tokens, count.max())
         self.passes += 1
         given, read = embeddings[:, 0].split(count.tolist()), torch.full((len(count), LENGTH), -1.0)
@@ -148,3 +153,22 @@ def test_a_round_is_a_pass_at_most_where_that_has_room() -> None:
         rounds.step()
     assert all(isinstance(mention.outcome.found, list) for mention in mentions)  # type: ignore[attr-defined]
     assert seam.passes <= rounds.rounds
+
+
+def test_a_pass_is_told_what_all_its_rows_begin_with() -> None:
+    """Blocks of the beginning that is theirs, none of a pass that reads it or another."""
+    tree, own = make_tree(5, 60), np.arange(5)
+    seam = Toy(400, 400)
+    rounds, search = Rounds(seam, Arena(range(1, BLOCKS), BLOCK), 8, 3), Search(tree, 3, 0.0, True)
+    for tokens in ([10, 10, 10], [10, 7], [10, 0]):
+        seam.alike.clear()
+        for length in tokens:
+            begins = np.arange(length)
+            told: Any = Told()
+            rounds.add(search, Mention(Written(begins, begins), Written(own, own), told, Usage()))
+        while rounds.busy:
+            rounds.step()
+        rounds.arena.forget()
+        assert seam.alike[0] == 0  # it reads a beginning
+        assert (0 in seam.alike[1:]) == (len(set(tokens)) > 1)
+        assert len(set(tokens)) > 1 or set(seam.alike[1:]) == {2}

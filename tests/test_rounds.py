@@ -225,10 +225,10 @@ def test_an_engine_whose_rounds_say_other_things_is_found_out(
     engine, rounds = generating.engine, rounds_of(generating)
     forward = rounds.seam.forward
 
-    def other(embeddings: Any, start: Any, count: Any, table: Any) -> Any:
+    def other(embeddings: Any, start: Any, count: Any, table: Any, alike: int) -> Any:
         if wrong == "start":
-            return forward(embeddings, start + (start > 0), count, table)
-        return forward(embeddings, start, count, np.roll(table, 1, axis=1))
+            return forward(embeddings, start + (start > 0), count, table, alike)
+        return forward(embeddings, start, count, np.roll(table, 1, axis=1), alike)
 
     if wrong == "copy":
         monkeypatch.setattr(rounds.seam, "copy", lambda blocks: None)

@@ -7,7 +7,7 @@ whatever rounds it belongs to: a wide search among narrow ones does not starve.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -90,6 +90,13 @@ class Columns:
     def growing(self) -> list[int]:
         """The columns whose prompts have been read."""
         return [column for column, guest in self.guests.items() if guest.reading is None]
+
+    def alike(self, columns: Iterable[int]) -> int:
+        """Whole blocks that all these columns' prompts begin with; of a beginning's own column none."""
+        guests = (self.guests.get(column) for column in columns)
+        beginnings = {guest.beginning if guest is not None else None for guest in guests}
+        only = beginnings.pop() if len(beginnings) == 1 else None
+        return 0 if only is None else only.tokens // self.arena.size
 
     def free(self, column: int) -> Guest:
         """Let the guest go."""

@@ -133,7 +133,8 @@ class Lockstep:
         table[:rows] = columns.table[asking.column, asking.place, :most]
         for i, (_, reading, _) in enumerate(readings, rows):
             table[i, : len(reading.blocks)] = reading.blocks[:most]
-        hidden = self.seam.forward(embeddings, start, count, table)
+        alike = columns.alike({*asking.column.tolist(), *(column for column, _, _ in readings)})
+        hidden = self.seam.forward(embeddings, start, count, table, alike)
 
         done = [(i, part[0]) for i, part in enumerate(readings, rows) if columns.read(*part)]
         row, begun = np.array(done, np.int64).reshape(-1, 2).T

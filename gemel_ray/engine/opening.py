@@ -14,6 +14,7 @@ from gemel_ray.engine.proof import prove
 from gemel_ray.engine.rollouts import Rollouts
 from gemel_ray.engine.rounds import Rounds
 from gemel_ray.engine.seam import Refused, Seam, give_back, reserve, seam
+from gemel_ray.engine.shared_prefix import shared_prefix
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -45,7 +46,7 @@ def opened(
 
 
 def _tried(met: Seam, blocks: list[int], options: EngineOptions, try_: Callable[[Rounds], None]) -> Rounds:
-    """Rounds that have been tried; on a GPU with CUDA graphs, or else without."""
+    """Rounds that have been tried; on a GPU with CUDA graphs and shared attention, or else without."""
 
     def made(replayed: bool) -> Rounds:
         arena = Arena(blocks, met.block)
@@ -59,12 +60,21 @@ def _tried(met: Seam, blocks: list[int], options: EngineOptions, try_: Callable[
             raise Refused(f"a search on trial failed: {fault!r}") from fault
         return rounds
 
-    if met.device.type == "cuda":
+    if met.device.type != "cuda":
+        return made(False)
+    if options.shared_attention != "never":
         try:
-            return made(True)
+            met.shared = shared_prefix(met, options.shared_attention)
+            with met.shared.wherever_it_can():
+                return made(True)
         except Refused as reason:
-            _log.warning("rounds go on without CUDA graphs: %s", reason)
-    return made(False)
+            met.shared = None
+            _log.info("each beam reads the demonstrations for itself: %s", reason)
+    try:
+        return made(True)
+    except Refused as reason:
+        _log.warning("rounds go on without CUDA graphs: %s", reason)
+        return made(False)
 
 
 def _share(engine: LLMEngine, met: Seam, options: EngineOptions) -> int:

@@ -96,14 +96,15 @@ class Engine:
         return bool(self._rollouts.running) or (self._rounds is not None and self._rounds.busy)
 
     def measures(self) -> dict[str, int]:
-        """Steps taken, bytes hashed for the prefix cache, rounds of beams and passes of the model over them,
-        since the start."""
+        """Steps taken, bytes hashed for the prefix cache, rounds of beams, passes of the model over them, and
+        those with shared attention, since the start."""
         rounds = self._rounds
         return {
             "steps": self._steps,
             "hashed": self._rollouts.hashes.hashed,
             "rounds": rounds.rounds if rounds else 0,
             "passes": rounds.seam.passes if rounds else 0,
+            "shared": rounds.seam.shared.passes if rounds and rounds.seam.shared else 0,
         }
 
     def forget(self) -> None:

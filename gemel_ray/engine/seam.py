@@ -19,6 +19,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    from gemel_ray.engine.shared_prefix import SharedPrefix
+
 Whole = npt.NDArray[np.int64]
 _RUNNER = ("attn_groups", "device", "kv_cache_config", "kv_caches", "max_num_tokens", "model", "vllm_config")
 _METADATA = (
@@ -50,7 +52,7 @@ class Seam:
             runner.vllm_config, runner.kv_cache_config, runner.attn_groups,
         )  # fmt: skip
         _check_model(self._config)
-        self._caches = _caches(runner)
+        self.caches = _caches(runner)
         self.model, self.device = runner.model, runner.device
         self.block = int(self._config.cache_config.block_size)
         self.tokens = self.rows = int(runner.max_num_tokens)  # of one pass, at most
@@ -58,6 +60,14 @@ class Seam:
             self.rows = _rows(self._config)
         self.length = int(self._config.model_config.max_model_len)
         self.passes = 0
+        self.shared: SharedPrefix | None = None
+
+    def attention(self) -> list[Any]:
+        """vLLM's implementation of it in every layer."""
+        layers = self._config.compilation_config.static_forward_context
+        return [
+            layers[name].impl for groups in self._groups for group in groups for name in group.layer_names
+        ]
 
     def upload(self, *arrays: npt.NDArray[Any]) -> list[Tensor]:
         """Arrays of one type on the device, in one copy for which the host does not wait."""
@@ -76,11 +86,14 @@ class Seam:
         made: Tensor = self.model.compute_logits(hidden)
         return made
 
-    def forward(self, embeddings: Tensor, start: Whole, count: Whole, table: npt.NDArray[np.int32]) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, start: Whole, count: Whole, table: npt.NDArray[np.int32], alike: int = 0
+    ) -> Tensor:
         """Hidden states of each row's last token, [rows, width].
 
         Row i computes `count[i]` tokens, its own of `embeddings` [tokens, width] (end to end), which stand at
-        positions `start[i]` and on, in the blocks `table[i]`.
+        positions `start[i]` and on, in the blocks `table[i]`. All tables begin with the same `alike` blocks,
+        which have been computed.
         """
         ends, row = np.cumsum(count), np.repeat(np.arange(len(count)), count)
         position = np.arange(len(row)) + (start - ends + count)[row]
@@ -102,6 +115,10 @@ class Seam:
             kv_cache_config=self._cache_config,
             seq_lens_cpu_upper_bound=torch.from_numpy(lengths),
         )
+        if self.shared is not None:
+            split = self.shared.split(alike, len(row), blocks, length, int(lengths.max()))
+            for of_layers in metadata.values():
+                of_layers.split = split
         by_layer = self._by_layer(slots[None], self._cache_config)
         with self._context(metadata, self._config, num_tokens=len(row), slot_mapping=by_layer):
             hidden: Tensor = self.model(
@@ -113,7 +130,7 @@ class Seam:
     def copy(self, blocks: npt.NDArray[np.int64]) -> None:
         """Blocks [n, 2], from and to, in every layer. Whole ones: backends order their inside differently."""
         source, target = self.upload(*np.ascontiguousarray(blocks.T))
-        for cache, dim in self._caches:
+        for cache, dim in self.caches:
             cache.index_copy_(dim, target, cache.index_select(dim, source))
 
 

@@ -124,6 +124,11 @@ class Generate(Stage):
         unit="share of the cache",
         machine=True,
     )
+    shared_attention: Literal["auto", "always", "never"] = setting(
+        "auto",
+        "attention to shared demonstrations, once for all beams: auto (large models on GPUs), always, never",
+        machine=True,
+    )
 
     def __post_init__(self) -> None:
         for name in ("nil_threshold", "prior_weight"):
