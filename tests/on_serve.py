@@ -30,7 +30,7 @@ class Served:
     def ask(self, path: str = "/v1/link", **request: Any) -> httpx.Response:
         """POST where there is something to send."""
         method = "POST" if request.keys() & {"json", "content", "files"} else "GET"
-        return httpx.request(method, self.address + path, timeout=120, **request)
+        return httpx.request(method, self.address + path, timeout=400, **request)
 
     def counted(self, sample: str) -> float:
         """Of all API processes together: a sample of /metrics, by the beginning of its line."""
@@ -66,6 +66,7 @@ def endpoint(config: Config, workspace: Path) -> Iterator[Served]:
     limits["wait"] = (
         600.0  # else what is let in depends on how busy the machine is; test_pace.py has the rest
     )
+    limits["deadline"] = 400.0  # an engine that died is there again by then, however slow the machine
     online = replace(config.online, port=free_port(), segments=segments, **limits)
     serving = replace(config, online=online)
     with ExitStack() as stack:

@@ -21,6 +21,10 @@ from gemel_ray.online import NAME, deployed
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 TEXT = "Adobe and Google met in Paris."
+LONG = {
+    "text": TEXT,
+    "mentions": [{"start": n, "end": n + 2} for n in range(0, 24, 3)],
+}  # all are inside at once
 
 
 def deploy(config: Config, workspace: Path) -> None:
@@ -76,7 +80,7 @@ def test_at_the_end_what_was_accepted_is_finished(served: Served) -> None:
         return said
 
     with ThreadPoolExecutor(number + 1) as pool:
-        accepted = [pool.submit(served.ask, json={"text": TEXT}) for _ in range(number)]
+        accepted = [pool.submit(served.ask, json=LONG) for _ in range(number)]
         until(lambda: served.counted("gemel_ray_documents_inside") == number)
         latecomer = pool.submit(late)
         try:

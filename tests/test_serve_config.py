@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,11 +15,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from live import free_port
@@ -91,11 +92,10 @@ def dashboard(service: Service) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        head.send_signal(signal.SIGTERM)  # it ends what it has started
-        try:
-            head.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:  # in order it takes 30 s
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -113,7 +113,7 @@ def ask(method: str, url: str, content: Any = None, token: str = "") -> tuple[in
         return 0, ""
 
 
-def eventually(wanted: int, *words: Any, seconds: float = 120, **options: Any) -> str:
+def eventually(wanted: int, *words: Any, seconds: float = 400, **options: Any) -> str:
     end = time.monotonic() + seconds
     while True:
         status, text = ask(*words, **options)
@@ -128,7 +128,7 @@ def running(service: Service, dashboard: str) -> dict[str, Any]:
     """The application's state when it runs, or has failed."""
     url = f"{dashboard}/api/serve/applications/"
     eventually(200, "PUT", url, service.config, token=TOKEN)  # KubeRay repeats it until it is taken, too
-    end = time.monotonic() + 300
+    end = time.monotonic() + 600
     while True:
         told = json.loads(eventually(200, "GET", url, token=TOKEN))
         (state,) = told["applications"].values()
