@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from gemel_ray.models import fetching
-from gemel_ray.models.fetching import Fetching, Manners, fetched, is_somebody
+from gemel_ray.models.fetching import Fetching, Manners, fetched
 from gemel_ray.models.limits import ImageError, ImageLimits
+from gemel_ray.models.web import is_somebody
 
 LIMITS = ImageLimits(bytes=1000, seconds=60.0)
 

@@ -404,7 +404,7 @@ def test_http_errors_are_told(site: str) -> None:
 def test_a_redirection_leads_to_no_file(site: str, stored: Path) -> None:
     for elsewhere in (stored.as_uri(), "ftp://127.0.0.1/a.png", "data:image/png;base64,AAAA"):
         message = refusal(None, f"{site}/to/{elsewhere}")
-        assert re.search(r"unknown url type|not allowed|answered 302", message), message
+        assert re.search(r"start with http", message), message
 
 
 def test_http_stops_at_the_byte_limit(site: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gemel_ray.models.limits import ImageError, ImageLimits
-from gemel_ray.models.web import Address, PublicWeb, is_public, resolved
+from gemel_ray.models.web import Address, Web, is_public, resolved
 
 LIMITS = ImageLimits(bytes=1000, seconds=60.0)
 BYTES = b"picture" * 20
@@ -75,10 +75,10 @@ def open_to(address: str) -> Any:
 
 
 @pytest.fixture
-def web(server: Any) -> PublicWeb:
+def web(server: Any) -> Web:
     server.seen.clear()
     known = names(("pictures.test", "127.0.0.1"), ("inside.test", "127.0.0.2"))
-    return PublicWeb(LIMITS, resolve=known, allowed=open_to("127.0.0.1"))
+    return Web(LIMITS, resolve=known, allowed=open_to("127.0.0.1"))
 
 
 def url(server: Any, path: str, host: str = "pictures.test") -> str:
@@ -143,18 +143,18 @@ def test_addresses_that_are_public(address: str) -> None:
 def test_this_machine_is_refused_however_it_is_written(server: Any, host: str) -> None:
     server.seen.clear()
     with pytest.raises(ImageError, match="its host is not"):
-        PublicWeb(LIMITS).fetch(url(server, "picture", host))
+        Web(LIMITS).fetch(url(server, "picture", host))
     assert server.seen == []
 
 
-def test_what_is_there_comes_back(web: PublicWeb, server: Any) -> None:
+def test_what_is_there_comes_back(web: Web, server: Any) -> None:
     assert web.fetch(url(server, "a picture?x=ü")) == BYTES
     assert server.seen == [("/a%20picture?x=%C3%BC", f"pictures.test:{server.server_port}")]
 
 
 def test_one_private_address_among_several_refuses_the_host(server: Any) -> None:
     known = names(("both.test", "127.0.0.1"), ("both.test", "10.0.0.1"))
-    web = PublicWeb(LIMITS, resolve=known, allowed=open_to("127.0.0.1"))
+    web = Web(LIMITS, resolve=known, allowed=open_to("127.0.0.1"))
     with pytest.raises(ImageError, match="not a public one"):
         web.fetch(url(server, "picture", "both.test"))
 
@@ -162,25 +162,25 @@ def test_one_private_address_among_several_refuses_the_host(server: Any) -> None
 def test_a_name_is_resolved_once_and_the_checked_address_is_asked(server: Any) -> None:
     """A name that would lead elsewhere the second time has no second time."""
     answers = iter([[ip_address("127.0.0.1")], [ip_address("10.0.0.1")]])
-    web = PublicWeb(LIMITS, resolve=lambda host, port: next(answers), allowed=open_to("127.0.0.1"))
+    web = Web(LIMITS, resolve=lambda host, port: next(answers), allowed=open_to("127.0.0.1"))
     assert web.fetch(url(server, "picture", "turning.test")) == BYTES
     assert next(answers) == [ip_address("10.0.0.1")]
 
 
 @pytest.mark.parametrize("target", ["http://inside.test/x", "http://127.0.0.2/x", "//inside.test/x"])
-def test_a_redirection_is_checked_like_a_first_address(web: PublicWeb, server: Any, target: str) -> None:
+def test_a_redirection_is_checked_like_a_first_address(web: Web, server: Any, target: str) -> None:
     with pytest.raises(ImageError, match="its host is not"):
         web.fetch(url(server, f"to/{target}"))
     assert len(server.seen) == 1
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://pictures.test/x", "gopher://pictures.test"])
-def test_a_redirection_stays_with_http(web: PublicWeb, server: Any, target: str) -> None:
+def test_a_redirection_stays_with_http(web: Web, server: Any, target: str) -> None:
     with pytest.raises(ImageError, match="start with http"):
         web.fetch(url(server, f"to/{target}"))
 
 
-def test_redirections_are_followed_but_not_for_ever(web: PublicWeb, server: Any) -> None:
+def test_redirections_are_followed_but_not_for_ever(web: Web, server: Any) -> None:
     assert web.fetch(url(server, "to//picture")) == BYTES
     with pytest.raises(ImageError, match="redirected more than 5 times"):
         web.fetch(url(server, "to/" + "/to/" * 20))
@@ -201,19 +201,19 @@ def test_redirections_are_followed_but_not_for_ever(web: PublicWeb, server: Any)
         (f"http://{'x' * 70}.test/", "its host is not known"),
     ],
 )
-def test_what_cannot_be_asked_is_told_in_a_line(web: PublicWeb, address: str, says: str) -> None:
+def test_what_cannot_be_asked_is_told_in_a_line(web: Web, address: str, says: str) -> None:
     with pytest.raises(ImageError, match=says):
         web.fetch(address)
 
 
-def test_only_the_hosts_allowed_are_asked(web: PublicWeb, server: Any) -> None:
-    some = PublicWeb(LIMITS, ("*.example.org", "PICTURES.test"), web.resolve, web.allowed)
+def test_only_the_hosts_allowed_are_asked(web: Web, server: Any) -> None:
+    some = Web(LIMITS, ("*.example.org", "PICTURES.test"), web.resolve, web.allowed)
     assert some.fetch(url(server, "picture")) == BYTES
     with pytest.raises(ImageError, match="not fetched here"):
         some.fetch(url(server, "picture", "inside.test"))
 
 
-def test_no_more_than_the_limit_is_read(web: PublicWeb, server: Any) -> None:
+def test_no_more_than_the_limit_is_read(web: Web, server: Any) -> None:
     assert len(web.fetch(url(server, "large"))) == LIMITS.bytes + 1
 
 
@@ -221,13 +221,13 @@ def test_no_more_than_the_limit_is_read(web: PublicWeb, server: Any) -> None:
     ("path", "says"),
     [("missing", "answered 404"), ("short", "cut short")],
 )
-def test_a_server_that_does_not_deliver(web: PublicWeb, server: Any, path: str, says: str) -> None:
+def test_a_server_that_does_not_deliver(web: Web, server: Any, path: str, says: str) -> None:
     with pytest.raises(ImageError, match=says):
         web.fetch(url(server, path))
 
 
-def test_a_server_that_is_too_slow(web: PublicWeb, server: Any) -> None:
-    hasty = PublicWeb(ImageLimits(bytes=1000, seconds=0.5), resolve=web.resolve, allowed=web.allowed)
+def test_a_server_that_is_too_slow(web: Web, server: Any) -> None:
+    hasty = Web(ImageLimits(bytes=1000, seconds=0.5), resolve=web.resolve, allowed=web.allowed)
     with pytest.raises(ImageError, match="did not arrive in time"):
         hasty.fetch(url(server, "drip"))
 
@@ -245,23 +245,75 @@ def test_the_system_s_resolver() -> None:
     ],
 )
 def test_international_hosts_are_asked_by_their_ascii_names(server: Any, host: str, asked: str) -> None:
-    web = PublicWeb(LIMITS, resolve=names((asked, "127.0.0.1")), allowed=open_to("127.0.0.1"))
+    web = Web(LIMITS, resolve=names((asked, "127.0.0.1")), allowed=open_to("127.0.0.1"))
     assert web.fetch(url(server, "café.jpg", host)) == BYTES
     assert server.seen[-1:] == [("/caf%C3%A9.jpg", f"{asked}:{server.server_port}")]
 
 
-def test_digits_of_other_scripts_lead_nowhere_else(web: PublicWeb, server: Any) -> None:
+def test_digits_of_other_scripts_lead_nowhere_else(web: Web, server: Any) -> None:
     with pytest.raises(ImageError, match="its host is not a public one"):
-        PublicWeb(LIMITS).fetch(url(server, "picture", "１２７.0.0.1"))
+        Web(LIMITS).fetch(url(server, "picture", "１２７.0.0.1"))
     assert server.seen == []
 
 
 @pytest.mark.parametrize("ends", ["{} ", " {}", "{}\n", "\t{}"])
-def test_white_space_at_the_ends_of_a_url_is_none_of_it(web: PublicWeb, server: Any, ends: str) -> None:
+def test_white_space_at_the_ends_of_a_url_is_none_of_it(web: Web, server: Any, ends: str) -> None:
     assert web.fetch(ends.format(url(server, "picture"))) == BYTES
     assert [path for path, _ in server.seen] == ["/picture"]
 
 
-def test_a_redirection_in_utf_8(web: PublicWeb, server: Any) -> None:
+def test_a_redirection_in_utf_8(web: Web, server: Any) -> None:
     assert web.fetch(url(server, "utf8")) == BYTES
     assert [path for path, _ in server.seen] == ["/utf8", "/caf%C3%A9.jpg"]
+
+
+class _Keeping(BaseHTTPRequestHandler):
+    """Keeps connections alive for so many requests, and counts them."""
+
+    protocol_version = "HTTP/1.1"
+    requests = 0
+
+    def do_GET(self) -> None:
+        if self.requests == 0:
+            self.server.seen.append(self.client_address)  # type: ignore[attr-defined]
+        self.requests += 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BYTES)))
+        self.end_headers()
+        self.wfile.write(BYTES)
+        if self.path == "/last":  # says nothing of it, and goes
+            self.close_connection = True
+
+    def log_message(self, *parts: object) -> None:
+        pass
+
+
+@pytest.fixture
+def keeping() -> Iterator[Any]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Keeping) as server:
+        server.seen = []  # type: ignore[attr-defined]
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_connection_is_kept_for_the_host_s_next_pictures(web: Web, keeping: Any) -> None:
+    for n in range(5):
+        assert web.fetch(url(keeping, str(n))) == BYTES
+    assert len(keeping.seen) == 1
+
+
+def test_a_connection_that_the_host_has_closed_is_not_used_again(web: Web, keeping: Any) -> None:
+    assert web.fetch(url(keeping, "last")) == BYTES
+    time.sleep(0.2)  # for the end of it to arrive
+    assert web.fetch(url(keeping, "next")) == BYTES
+    assert len(keeping.seen) == 2
+
+
+def test_a_kept_connection_is_of_the_host_that_was_checked(web: Web, keeping: Any) -> None:
+    """Another host at the same port has a connection of its own, and its own check."""
+    assert web.fetch(url(keeping, "picture")) == BYTES
+    with pytest.raises(ImageError, match="not a public one"):
+        web.fetch(url(keeping, "picture", "inside.test"))
+    assert len(keeping.seen) == 1

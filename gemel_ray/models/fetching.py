@@ -15,11 +15,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-from gemel_ray.models.http import read_http
 from gemel_ray.models.limits import Busy, ImageError, ImageLimits
-from gemel_ray.models.web import METADATA, Address, PublicWeb, inner, is_public
+from gemel_ray.models.web import Web, is_public, is_somebody
 
 _PAUSES = (1.0, 4.0)  # seconds before a busy server is asked again, where it does not say
 _REFUSAL = "its host is not a public one (encode.public_hosts=false lets private ones be asked)"
@@ -48,10 +46,8 @@ class Fetching:
 
     def __init__(self, limits: ImageLimits, manners: Manners) -> None:
         self._manners = manners
-        web = PublicWeb(limits, allowed=is_public if manners.public else is_somebody, refusal=_REFUSAL)
-        self._fetch: Callable[[str], bytes] = lambda url: (
-            read_http(url, limits) if _has_proxy(url) else web.fetch(url)
-        )
+        allowed = is_public if manners.public else is_somebody
+        self._web = Web(limits, allowed=allowed, refusal=_REFUSAL, proxies=True)
         self._threads = ThreadPoolExecutor(manners.threads, thread_name_prefix="fetch")
         self._clock = asyncio.new_event_loop()
         threading.Thread(target=self._tick, name="fetch clock", daemon=True).start()
@@ -90,7 +86,7 @@ class Fetching:
         """The URL asked for; of a busy server once more after each of the `pauses`. It keeps its place among
         the host's few meanwhile."""
         try:
-            outcome: bytes | Exception = self._fetch(url)
+            outcome: bytes | Exception = self._web.fetch(url)
         except Exception as fault:  # whatever it is, whoever waits for the picture must learn it
             outcome = fault
         if isinstance(outcome, Busy) and pauses:
@@ -127,26 +123,11 @@ class Fetching:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def is_somebody(address: Address) -> bool:
-    """Any host, of a private network or this machine too, but no cloud's metadata, and no group."""
-    place = inner(address) or address
-    return place not in METADATA and not (place.is_link_local or place.is_multicast or place.is_unspecified)
-
-
 def _host(url: str) -> str:
     try:
         return urlsplit(url).netloc.rpartition("@")[2].lower()
     except ValueError:
         return ""
-
-
-def _has_proxy(url: str) -> bool:
-    """Whether a proxy asks for us: it, then, decides who may be asked."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in getproxies() and not proxy_bypass(parts.hostname or "")
-    except ValueError:
-        return False
 
 
 def fetched(answer: Future[bytes]) -> bytes:

@@ -1,25 +1,23 @@
-"""Pictures over http, the trusting way: of any host, through the machine's proxy if it has one.
-
-models/web.py is the strict way. Both say alike what came of it. Knows nothing of pictures.
-"""
+"""Over HTTP: how a URL is asked for, and what a failure says. Knows nothing of pictures and connections."""
 
 from __future__ import annotations
 
 import errno
 import socket
-import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException
-from urllib import request
-from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 
+import httpcore
 import idna
 
-from gemel_ray.models.limits import Busy, ImageError, ImageLimits, reason
+from gemel_ray.models.limits import Busy, ImageError, reason
 
-HEADERS = {"User-Agent": "gemel-ray (image reader)"}  # Wikimedia refuses urllib's own
+HEADERS: dict[bytes | str, bytes | str] = {
+    "User-Agent": "gemel-ray (image reader)",  # Wikimedia refuses libraries' own
+    "Accept": "image/*",
+    "Accept-Encoding": "identity",
+}
 _BUSY = (429, 502, 503, 504)
 _CUT_OFF = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 
@@ -39,41 +37,6 @@ def ascii_url(address: str) -> str:
     return quote(parts.geturl(), safe="%/:?&=#+~!$,;@()*'[]")
 
 
-def read_http(address: str, limits: ImageLimits) -> bytes:
-    deadline = time.monotonic() + limits.seconds
-    try:
-        url = ascii_url(address)
-        if not urlsplit(url).hostname or urlsplit(url).username is not None:
-            raise ImageError("its address has no host, or a user in it")
-        asked = request.Request(url, headers=HEADERS)
-        with web().open(asked, timeout=limits.seconds) as answer:
-            received = bytearray()
-            # read1 returns with what has come: a server that drips cannot outlast the deadline.
-            while len(received) <= limits.bytes and (part := answer.read1(2**16)):
-                received += part
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-            return bytes(received[: limits.bytes + 1])
-    except HTTPError as error:
-        error.close()
-        raise unanswered(error.code, error.headers.get("Retry-After")) from error
-    except ImageError:
-        raise
-    except (OSError, HTTPException, ValueError) as error:
-        raise broken(error) from error
-
-
-def web() -> request.OpenerDirector:
-    """An opener of http and https alone: a redirection leads to no file and no FTP server."""
-    opener = request.OpenerDirector()
-    for part in (
-        request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, request.UnknownHandler,
-        request.HTTPRedirectHandler, request.HTTPDefaultErrorHandler, request.HTTPErrorProcessor,
-    ):  # fmt: skip
-        opener.add_handler(part())
-    return opener
-
-
 def unanswered(status: int, retry_after: str | None) -> ImageError:
     """What a status other than 200 says of the picture."""
     said = f"the server answered {status}"
@@ -83,13 +46,12 @@ def unanswered(status: int, retry_after: str | None) -> ImageError:
 def broken(error: Exception) -> ImageError:
     """What it says of the picture that a connection was not made, or broke. What did not arrive in time has
     had its time."""
-    if isinstance(error, URLError) and isinstance(error.reason, Exception):
-        error = error.reason
     if isinstance(error, socket.gaierror):
         passing = error.errno == socket.EAI_AGAIN
         return (Busy if passing else ImageError)("its host is not known")
-    passing = isinstance(error, (ConnectionError, HTTPException))
-    passing |= isinstance(error, OSError) and error.errno in _CUT_OFF
+    if isinstance(error, httpcore.RemoteProtocolError):
+        return Busy(f"the server's answer is not HTTP, or ends early ({error})")
+    passing = isinstance(error, ConnectionError) or (isinstance(error, OSError) and error.errno in _CUT_OFF)
     return (Busy if passing else ImageError)(reason(error))
 
 

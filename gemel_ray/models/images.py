@@ -3,8 +3,8 @@
 Whatever a stranger hands over, the answer is an RGB picture or an `ImageError`
 that says in one sentence which image and why: missing, too large, not a
 picture, cut short, a decompression bomb. What a picture declares is checked
-before anything is decoded. Knows nothing of models, batches or rows, and not
-yet which hosts may be asked: `read_http` follows any http(s) address.
+before anything is decoded. Knows nothing of models, batches or rows, and lets
+whoever gives an address ask any host by it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from __future__ import annotations
 import re
 import threading
 import warnings
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from urllib import request
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from gemel_ray.models.http import read_http
 from gemel_ray.models.kinds import formats, unread
 from gemel_ray.models.limits import LIMITS, Filtered, ImageError, ImageLimits, reason, told_of
 from gemel_ray.models.pixels import rgb, upright
+from gemel_ray.models.web import Web, is_somebody
 
 # A text or colour profile of a PNG, unpacked: many programs write more than Pillow's own 1 MiB. Of all texts
 # of one together it takes 64 MiB.
@@ -75,10 +76,16 @@ def fetch(address: str | None, limits: ImageLimits) -> bytes:
             raise ImageError("a file:// address names a file of this machine")
         return read_file(Path(request.url2pathname(slash + path)), limits)
     if scheme in ("http", "https"):
-        return read_http(address, limits)
+        return _web(limits).fetch(address)
     if scheme not in limits.stores:  # fsspec knows many more, some lead to any host
         raise ImageError(f"pictures are not read by {scheme}:// (encode.stores)")
     return read_remote(address, limits)
+
+
+@cache
+def _web(limits: ImageLimits) -> Web:
+    """Of any host, for who names the address themself."""
+    return Web(limits, allowed=is_somebody, proxies=True)
 
 
 def is_web(address: str) -> bool:

@@ -1,26 +1,25 @@
-"""Pictures from strangers' URLs: the strict way to fetch, for a server that anybody may ask.
+"""Pictures from strangers' URLs, for the job and for a server that anybody may ask.
 
-Only http and https. A host is resolved once, every address it has must be public, and the connection goes to
-the very address that was checked: a name that changes its mind in between (DNS rebinding) leads nowhere.
-Redirections are checked like first addresses. Time and size are bounded as a whole. models/http.py is
-the trusting way, through a proxy. Knows nothing of pictures.
+Only http and https. All addresses of a host must be allowed (by default: public) when a connection is made,
+and redirections are checked like first addresses (connections.py). Time and size are bounded as a whole.
+Connections are kept alive. Knows nothing of pictures.
 """
 
 from __future__ import annotations
 
 import socket
-import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import cache
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+import httpcore
+
+from gemel_ray.models.connections import pool, through, until
 from gemel_ray.models.http import HEADERS, ascii_url, broken, unanswered
 from gemel_ray.models.limits import LIMITS, ImageError, ImageLimits
 
@@ -51,7 +50,6 @@ METADATA = {  # where clouds keep a machine's credentials, beside the link-local
         "168.63.129.16",  # Azure: a public address that only its machines reach
     )
 }
-_OFFERED = {**HEADERS, "Accept": "image/*", "Accept-Encoding": "identity", "Connection": "close"}
 
 
 def resolved(host: str, port: int) -> list[Address]:
@@ -80,49 +78,58 @@ def inner(address: Address) -> IPv4Address | None:
     return address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
 
 
+def is_somebody(address: Address) -> bool:
+    """Any host, of a private network or this machine too, but no cloud's metadata, and no group."""
+    place = inner(address) or address
+    return place not in METADATA and not (place.is_link_local or place.is_multicast or place.is_unspecified)
+
+
 @dataclass(frozen=True)
-class PublicWeb:
-    """Who may be asked: `hosts` (patterns as *.example.org; none: every public host), found by `resolve`,
-    at addresses that are `allowed`; `refusal` is said of others. `limits.seconds` and `limits.bytes` hold
-    for redirections and all."""
+class Web:
+    """Who may be asked: `hosts` (patterns as *.example.org; none: every host), found by `resolve`, at
+    addresses that are `allowed`; `refusal` is said of others. `limits.seconds` and `limits.bytes` hold for
+    redirections and all. `proxies`: where the machine has a proxy, it is asked instead, and it decides."""
 
     limits: ImageLimits = LIMITS
     hosts: tuple[str, ...] = ()
     resolve: Callable[[str, int], list[Address]] = field(default=resolved)
     allowed: Callable[[Address], bool] = field(default=is_public)
     refusal: str = "its host is not a public one"
+    proxies: bool = False
 
     def fetch(self, url: str) -> bytes:
         """The bytes at the URL; one more than the limit says that there are too many. Raises ImageError."""
         deadline = time.monotonic() + self.limits.seconds
         try:
-            for _ in range(REDIRECTS + 1):
-                outcome = self._asked(url, deadline)
-                if isinstance(outcome, bytes):
-                    return outcome
-                url = urljoin(url, _as_utf8(outcome))
-        except (OSError, HTTPException, ValueError) as error:
-            if isinstance(error, ImageError):
-                raise
+            with until(deadline):
+                return self._followed(url)
+        except ImageError:
+            raise
+        except (OSError, httpcore.RemoteProtocolError, httpcore.LocalProtocolError, ValueError) as error:
             raise broken(TimeoutError() if time.monotonic() >= deadline else error) from error
+
+    def _followed(self, url: str) -> bytes:
+        for _ in range(REDIRECTS + 1):
+            outcome = self._asked(urlsplit(ascii_url(url)))
+            if isinstance(outcome, bytes):
+                return outcome
+            url = urljoin(url, outcome)
         raise ImageError(f"it was redirected more than {REDIRECTS} times")
 
-    def _asked(self, url: str, deadline: float) -> bytes | str:
+    def _asked(self, parts: SplitResult) -> bytes | str:
         """The body, or where a redirection leads."""
-        parts = urlsplit(ascii_url(url))
-        secure, host, port = self._place(parts)
-        address = self._checked(host, port)
-        with _connected(address, host, port, secure, deadline) as connection:
-            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", path, headers=_OFFERED)
-            answer = connection.getresponse()
-            if answer.status in _MOVED and (place := answer.getheader("Location")):
-                return place
+        host, port = self._place(parts)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        url = httpcore.URL(scheme=parts.scheme, host=host, port=port, target=path)
+        with self._pool(parts).stream("GET", url, headers=HEADERS) as answer:
+            said = {name.lower(): value for name, value in answer.headers}
+            if answer.status in _MOVED and (place := said.get(b"location")):
+                return _text(place)
             if answer.status != 200:
-                raise unanswered(answer.status, answer.getheader("Retry-After"))
-            return self._read(answer, deadline)
+                raise unanswered(answer.status, _text(said.get(b"retry-after", b"")))
+            return self._read(answer)
 
-    def _place(self, parts: SplitResult) -> tuple[bool, str, int]:
+    def _place(self, parts: SplitResult) -> tuple[str, int | None]:
         if parts.scheme not in ("http", "https"):
             raise ImageError("image addresses start with http:// or https://")
         if not parts.hostname or parts.username is not None:
@@ -130,10 +137,17 @@ class PublicWeb:
         host = parts.hostname.rstrip(".").lower()
         if self.hosts and not any(fnmatch(host, pattern.lower()) for pattern in self.hosts):
             raise ImageError("images of its host are not fetched here")
-        secure = parts.scheme == "https"
-        return secure, host, parts.port or (443 if secure else 80)
+        return host, parts.port
 
-    def _checked(self, host: str, port: int) -> Address:
+    def _pool(self, parts: SplitResult) -> httpcore.ConnectionPool:
+        proxy = getproxies().get(parts.scheme) if self.proxies else None
+        return through(proxy) if proxy and not proxy_bypass(parts.hostname or "") else self._direct
+
+    @cached_property
+    def _direct(self) -> httpcore.ConnectionPool:
+        return pool(self._checked)
+
+    def _checked(self, host: str, port: int) -> str:
         """The address to connect to. One that is not allowed among several refuses the host."""
         try:
             addresses = self.resolve(host, port)
@@ -141,59 +155,23 @@ class PublicWeb:
             raise ImageError("its host is not known") from error
         if not addresses or not all(self.allowed(address) for address in addresses):
             raise ImageError(self.refusal)
-        return addresses[0]
+        return str(addresses[0])
 
-    def _read(self, answer: HTTPResponse, deadline: float) -> bytes:
+    def _read(self, answer: httpcore.Response) -> bytes:
         received = bytearray()
-        while len(received) <= self.limits.bytes and (part := answer.read1(2**16)):
-            received += part
-        if time.monotonic() > deadline:  # a connection that was cut looks like one that has ended
-            raise TimeoutError
-        if answer.length and len(received) <= self.limits.bytes:
-            raise ImageError("it is cut short")
+        try:
+            for part in answer.iter_stream():
+                received += part
+                if len(received) > self.limits.bytes:
+                    break
+        except httpcore.RemoteProtocolError as error:
+            raise ImageError("it is cut short") from error
         return bytes(received[: self.limits.bytes + 1])
 
 
-def _as_utf8(header: str) -> str:
-    """A header's text: http.client takes each byte for a letter of Latin-1."""
+def _text(header: bytes) -> str:
+    """A header's text: UTF-8 where it is, else Latin-1."""
     try:
-        return header.encode("latin-1").decode()
+        return header.decode()
     except UnicodeError:
-        return header
-
-
-@contextmanager
-def _connected(
-    address: Address, host: str, port: int, secure: bool, deadline: float
-) -> Iterator[HTTPConnection]:
-    """A connection to `address` that speaks to `host`, and ends at the deadline whatever the other side
-    does: one that sends a byte of its headers a second never makes a read time out."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    raw = socket.create_connection((str(address), port), timeout=left)
-    twin = raw.dup()  # TLS takes the socket over
-    watch = threading.Timer(max(0.0, deadline - time.monotonic()), _cut, [twin])
-    watch.daemon = True
-    watch.start()
-    connection = HTTPConnection(host, port)
-    try:
-        connection.sock = _trust().wrap_socket(raw, server_hostname=host) if secure else raw
-        yield connection
-    finally:
-        watch.cancel()
-        connection.close()
-        raw.close()
-        twin.close()
-
-
-def _cut(raw: socket.socket) -> None:
-    try:
-        raw.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return  # closed in the same moment
-
-
-@cache
-def _trust() -> ssl.SSLContext:
-    return ssl.create_default_context()
+        return header.decode("latin-1")

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.models.web import PublicWeb
+from gemel_ray.models.web import Web
 from gemel_ray.serving.app import Endpoint, create
 from gemel_ray.serving.desk import Desk
 from gemel_ray.serving.door import Door, keys
@@ -22,7 +22,7 @@ def endpoint(config: Config, workspace: Workspace, linker: Linker) -> Endpoint:
     """What the routes need. Keys are read from the environment: they stand in no file and no log. Raises
     ValueError for one that nobody could send."""
     online = config.online
-    web = PublicWeb(config.encode.limits, online.image_hosts)
+    web = Web(config.encode.limits, online.image_hosts)
     known = {"fingerprint": config.fingerprint(workspace.version), "knowledge": workspace.knowledge}
     return Endpoint(
         desk=Desk(linker, online, Meters(), known),
