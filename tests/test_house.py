@@ -139,3 +139,9 @@ def test_help_names_every_target() -> None:
     declared = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
     assert declared
     assert set(re.findall(r"^(\w+):.*## ", text, re.MULTILINE)) == set(declared[1].split()) - {"force"}
+
+
+def test_a_users_mistake_is_not_a_bare_value_error() -> None:
+    """A ValueError of a library keeps its traceback, so ours has to be told from it."""
+    bare = [source for source in SOURCES if "raise ValueError" in (HOUSE / source).read_text()]
+    assert bare == []

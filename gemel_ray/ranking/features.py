@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gemel_ray.errors import Mistake
 from gemel_ray.ranking.cases import Case, Sources, Vectors
 from gemel_ray.ranking.connections import CONNECTED
 from gemel_ray.ranking.words import against_names, stems, trigrams
@@ -179,7 +180,7 @@ def of_features(wanted: Sequence[str]) -> tuple[Group, ...]:
     """The groups whose features these are. ValueError: there are none such."""
     groups = tuple(group for group in GROUPS if group.features[0] in wanted)
     if named(groups) != tuple(wanted):
-        raise ValueError("other features")
+        raise Mistake("other features")
     return groups
 
 
