@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from gemel_ray.checked import ConfigError
     from gemel_ray.client import Client, ServerError
     from gemel_ray.engine.run import EngineDied
-    from gemel_ray.errors import GemelError, WorkspaceError
-    from gemel_ray.graph import GraphError
+    from gemel_ray.errors import GemelError, GraphError, WorkspaceError
     from gemel_ray.in_process import Linker
     from gemel_ray.models.limits import ImageError
     from gemel_ray.stores import StoreError
@@ -30,7 +29,7 @@ _PLACES = {
     "ConfigError": "checked",
     "EngineDied": "engine.run",
     "GemelError": "errors",
-    "GraphError": "graph",
+    "GraphError": "errors",
     "ImageError": "models.limits",
     "Linker": "in_process",
     "ServerError": "client",

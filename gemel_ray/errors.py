@@ -12,3 +12,7 @@ class Mistake(GemelError, ValueError):
 
 class WorkspaceError(Mistake):
     """The folder is not a workspace, or was made with something else than what is asked of it now."""
+
+
+class GraphError(GemelError, ValueError):
+    """Stages do not fit together, which is said when the graph is built; or one of them broke its promise."""

@@ -8,9 +8,8 @@ have their answer, good or bad (`status` is set), pass by all later stages. Know
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,18 +17,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gemel_ray.errors import Mistake
-from gemel_ray.stage import ERROR, Stage, Work
+from gemel_ray.errors import GraphError
+from gemel_ray.stage import ERROR, Stage, Work, called
 from gemel_ray.tables import STATUS, combined, explode, failed, replaced, settled
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
 FINGERPRINT = pa.field("fingerprint", pa.string())
-
-
-class GraphError(Mistake):
-    """The stages do not fit together; said when the graph is built, before anything starts."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +82,19 @@ class Graph:
         """The stages', in order."""
         return [stage.name for stage in self.stages]
 
-    def segment(self, names: Sequence[str], workspace: Workspace) -> Segment:
-        """Start the adjacent stages `names` in this process."""
+    def segment(
+        self, names: Sequence[str], workspace: Workspace, started: Mapping[str, Work] | None = None
+    ) -> Segment:
+        """The adjacent stages `names` in this process. Those `started` already are taken as they are, and are
+        closed by whoever started them."""
         order = self.names
         start = order.index(names[0]) if names and names[0] in order else len(order)
         if not names or order[start : start + len(names)] != list(names):
             raise GraphError(f"a segment takes adjacent stages of {order}, not {list(names)}")
-        chosen = range(start, start + len(names))
-        return Segment(self, tuple((i, self.stages[i].start(workspace)) for i in chosen))
+        given, works = started or {}, list[tuple[int, Work]]()
+        for index, name in enumerate(names, start):
+            works.append((index, given.get(name) or self.stages[index].start(workspace, self.stages)))
+        return Segment(self, tuple(works), lent=frozenset(given))
 
 
 @dataclass
@@ -105,6 +105,7 @@ class Segment:
     works: tuple[tuple[int, Work], ...]
     seconds: dict[str, float] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
+    lent: frozenset[str] = frozenset()  # stages that others started, and close
     under_way: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -150,11 +151,10 @@ class Segment:
     async def _apply(self, stage: Stage, work: Work, table: pa.Table) -> pa.Table:
         active = pc.indices_nonzero(pc.is_null(table[STATUS.name]))
         if len(active):
-            written = await _called(work, table.select(stage.reads).take(active))
+            written = await called(stage, work, table.select(stage.reads).take(active))
         else:
             written = stage.writes.empty_table()
         self.rows[stage.name] = self.rows.get(stage.name, 0) + len(active)
-        _check(stage, written, len(active))
         # Row i of the table is row back[i] of what was written, or null where it passed by.
         back = pc.index_in(pa.array(range(len(table)), active.type), value_set=active)
         for column in stage.writes:
@@ -171,7 +171,7 @@ class Segment:
         for _, work in self.works:
             work.check()
 
-    def renewed(self, workspace: Workspace) -> Segment:
+    def renewed(self, workspace: Workspace, fingerprint: str) -> Segment:
         """The same stages on another version of the knowledge, their models and the engine shared with this
         segment, which goes on as it is. Takes seconds: call it in a thread, give new batches to the new one,
         and `retire` this one. Should it fail, this one is as it was."""
@@ -184,9 +184,8 @@ class Segment:
                 if made is not own:
                     made.retire()
             raise
-        fingerprint = workspace.config.fingerprint(workspace.version)
         graph = replace(self.graph, fingerprint=fingerprint, knowledge=workspace.knowledge)
-        return Segment(graph, tuple(works))
+        return Segment(graph, tuple(works), lent=self.lent)
 
     async def retire(self) -> None:
         """When the batches under way are done, give back what this segment shares with no renewed one."""
@@ -198,30 +197,14 @@ class Segment:
 
     def close(self) -> None:
         """Close the stages, last first; of segments renewed from each other, the last one's is enough."""
-        for _, work in reversed(self.works):
-            work.close()
+        for index, work in reversed(self.works):
+            if self.graph.stages[index].name not in self.lent:
+                work.close()
 
     def measures(self) -> dict[str, Any]:
         """By stage: rows, seconds (batches under way together are each counted), and its own counts."""
         own = {self.graph.stages[i].name: work.measures() for i, work in self.works}
         return {"seconds": dict(self.seconds), "rows": dict(self.rows), **{k: v for k, v in own.items() if v}}
-
-
-async def _called(work: Work, batch: pa.Table) -> pa.Table:
-    """A stage that computes goes to a thread, so that those that wait are served meanwhile."""
-    if inspect.iscoroutinefunction(type(work).__call__):
-        outcome: Any = work(batch)
-        return await outcome
-    return await asyncio.to_thread(work, batch)  # type: ignore[arg-type]
-
-
-def _check(stage: Stage, written: pa.Table, rows: int) -> None:
-    """A stage that loses a row or writes another type is a fault, and stops the run."""
-    if len(written) != rows:
-        raise GraphError(f"stage {stage.name} was given {rows} rows and returned {len(written)}")
-    promised = written.schema.names[: len(stage.writes)]
-    if not written.select(promised).schema.equals(stage.writes):
-        raise GraphError(f"stage {stage.name} promised {stage.writes} and wrote {written.schema}")
 
 
 def run_in_process(segment: Segment, batches: Iterator[pa.Table], overlap: int = 4) -> Iterator[pa.Table]:

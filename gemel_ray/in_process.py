@@ -19,7 +19,8 @@ from typing import Any
 from gemel_ray.client import Image, Link, Mention, Table, given
 from gemel_ray.config import load
 from gemel_ray.graph import run_in_process
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers.pictures import Place
 from gemel_ray.readers.reading import table

@@ -24,7 +24,7 @@ from gemel_ray.errors import Mistake
 from gemel_ray.job.shared import of_workspace
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bringing import Shared, brought
-from gemel_ray.knowledge.workspace import read_facts
+from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.segments import ApiOptions, OnlineSegment
 from gemel_ray.serving import address, proxy, replicas
 from gemel_ray.serving.door import keys

@@ -11,11 +11,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import asyncio
+import inspect
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import pyarrow as pa
+
+from gemel_ray.errors import GraphError
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
@@ -35,19 +40,36 @@ class Stage:
     reads: ClassVar[tuple[str, ...]]
     writes: ClassVar[pa.Schema]
     explodes: ClassVar[tuple[str, ...]] = ()
+    # The module whose `start(stage, workspace, line)` makes the work: heavy ones are imported only where they
+    # start. A stage that has none overrides `start`.
+    work: ClassVar[str] = ""
 
     @property
     def name(self) -> str:
         """As the configuration calls it."""
         return type(self).__name__.lower()
 
-    def start(self, workspace: Workspace) -> Work:
-        """Make the heavy things, in the process that will use them."""
-        raise NotImplementedError
+    def start(self, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
+        """Make the heavy things, in the process that will use them. `line`: the graph's stages, whose
+        settings it may go by (see `settings_of`)."""
+        if not self.work:
+            raise NotImplementedError(f"stage {self.name} has neither `start` nor the module of its `work`")
+        made: Work = import_module(self.work).start(self, workspace, line)
+        return made
+
+
+_S = TypeVar("_S", bound=Stage)
+
+
+def settings_of(kind: type[_S], line: Iterable[Stage]) -> _S:
+    """The stage of this kind in a line; where none is, as it is by default."""
+    return next((stage for stage in line if isinstance(stage, kind)), kind())
 
 
 class Work:
-    """A started stage."""
+    """A started stage. `waits`: it is a coroutine, awaited while others compute; else a thread calls it."""
+
+    waits: ClassVar[bool] = False
 
     def __call__(self, batch: pa.Table) -> pa.Table | Awaitable[pa.Table]:
         """The written columns for a batch of rows, with an `error` column where a row may fail."""
@@ -77,3 +99,26 @@ def answer(schema: pa.Schema, columns: dict[str, Any], errors: list[str | None] 
     made = {f.name: c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, f.type) for f in schema}
     table = pa.table(made, schema)
     return table if errors is None else table.append_column(ERROR, [pa.array(errors, pa.string())])
+
+
+async def called(stage: Stage, work: Work, batch: pa.Table) -> pa.Table:
+    """What a work makes of a batch, held against what its stage promised. One that computes goes to a thread,
+    so that those that wait are served meanwhile. Raises GraphError."""
+    if work.waits:
+        written: pa.Table = await cast(Awaitable[pa.Table], work(batch))
+    else:
+        written = cast(pa.Table, await asyncio.to_thread(work, batch))
+    if inspect.iscoroutine(written):
+        written.close()
+        raise GraphError(f"stage {stage.name} waits: its {type(work).__name__} must say `waits = True`")
+    _check(stage, written, len(batch))
+    return written
+
+
+def _check(stage: Stage, written: pa.Table, rows: int) -> None:
+    """A stage that loses a row or writes another type is a fault, and stops the run."""
+    if len(written) != rows:
+        raise GraphError(f"stage {stage.name} was given {rows} rows and returned {len(written)}")
+    promised = written.schema.names[: len(stage.writes)]
+    if not written.select(promised).schema.equals(stage.writes):
+        raise GraphError(f"stage {stage.name} promised {stage.writes} and wrote {written.schema}")

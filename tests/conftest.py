@@ -16,7 +16,8 @@ from PIL import Image
 
 from gemel_ray.config import Config, load
 from gemel_ray.knowledge.build import build
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
 
 DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
 SHARED = Path(__file__).parents[2] / "shared" / "data"  # real captions, where the machine has them

@@ -40,7 +40,7 @@ class Deadly(Stage):
     reads: ClassVar = ("document_id", "text")
     writes: ClassVar = pa.schema(_ANSWER)
 
-    def start(self, workspace: Any) -> Work:
+    def start(self, workspace: Any, line: Any = ()) -> Work:
         if "UNSTARTED" in os.environ:
             raise ValueError("there is no such model")
         return _Dying(self)

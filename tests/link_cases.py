@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gemel_ray.config import load
-from gemel_ray.graph import Segment
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
 
@@ -34,10 +34,11 @@ def main(folder: Path, file: str, cases: list[list[int]]) -> None:
             retrieve=replace(config.retrieve, demonstrations=demonstrations),
         )
         graph = linking_graph(own, workspace)
-        before = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
+        before = graph.segment(graph.names[:-1], workspace)
         for table in documents(file):
             prompts = asyncio.run(before.run(table))
-            links = asyncio.run(Segment(graph, ((4, generating),)).run(prompts))
+            generate = graph.segment(["generate"], workspace, {"generate": generating})
+            links = asyncio.run(generate.run(prompts))
             for row, prompt in zip(links.to_pylist(), prompts["prompt"].to_pylist(), strict=True):
                 rows.append(row | {"prompt": prompt, "case": [beams, demonstrations]})
         before.close()

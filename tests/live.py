@@ -17,7 +17,6 @@ import pyarrow as pa
 import uvicorn
 
 from gemel_ray.config import Config
-from gemel_ray.graph import Segment
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.serving.building import app
@@ -35,8 +34,7 @@ def free_port() -> int:
 def served(config: Config, workspace: Workspace, generating: Any) -> Iterator[str]:
     """Its address, when it is ready."""
     graph = linking_graph(config, workspace)
-    before = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
-    running = Running(Segment(graph, (*before.works, (4, generating))), 16)
+    running = Running(graph.segment(graph.names, workspace, {"generate": generating}), 16)
 
     async def linked(table: pa.Table) -> Reply:
         return Reply(*await running.run(table))
@@ -45,7 +43,7 @@ def served(config: Config, workspace: Workspace, generating: Any) -> Iterator[st
         while httpx.get(f"{url}/readyz", timeout=60).status_code != httpx.codes.OK:
             time.sleep(0.2)
         yield url
-    before.close()
+    running.close()
 
 
 @contextmanager

@@ -14,9 +14,9 @@ import pytest
 from gemel_ray.cli import main
 from gemel_ray.commands.link import exit_status
 from gemel_ray.config import Config, load
-from gemel_ray.graph import Segment
 from gemel_ray.job import results
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
 from gemel_ray.records import LINK
@@ -121,7 +121,8 @@ def test_room_for_no_question_is_refused_with_advice_that_helps(workspace: Works
     """Raising generate.length does not help beyond what the model takes."""
     own = load(None, workspace.facts["settings"], ["generate.length=40"])
     with pytest.raises(ValueError, match=r"longest name has 7 tokens.*set generate.length to 71 or more"):
-        own.assemble.start(Workspace(workspace.folder, own, workspace.facts))
+        graph = linking_graph(own, workspace)
+        graph.segment(["assemble"], workspace)
 
 
 ENTITIES = [{"id": "Q1", "name": "Boston"}, {"id": "Q2", "name": "Gabon"}, {"id": "Q3", "name": "Paris"}]
@@ -181,11 +182,10 @@ def test_a_long_text_is_linked_and_its_row_says_so(
     workspace: Workspace, config: Config, generating: Any, tmp_path: Path
 ) -> None:
     graph = linking_graph(config, workspace)
-    first = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
-    segment = Segment(graph, (*first.works, (4, generating)))
+    segment = graph.segment(graph.names, workspace, {"generate": generating})
     file = written(tmp_path, "in.jsonl", asked(f"{HARBOUR * 500}Adobe spoke."))
     (row,) = asyncio.run(segment.run(next(documents(file)))).to_pylist()
-    first.close()
+    segment.close()
     assert row["status"] == "linked"
     assert "the text was cut around its mention" in row["note"]
     assert row["start"] == len(HARBOUR) * 500

@@ -16,8 +16,10 @@ from gemel_ray.config import load
 from gemel_ray.knowledge.build import build, first_targets
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.thumbnails import Collected
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
+from gemel_ray.models.limits import ImageLimits
 from gemel_ray.readers import documents
 
 ENTITIES = [
@@ -43,7 +45,7 @@ def workspace(tmp_path_factory: Any) -> Workspace:
 
 
 def test_the_starter_s_workspace_has_the_starter_s_mapper(workspace: Workspace) -> None:
-    assert workspace.sees
+    assert workspace.prefix
 
 
 def test_names_and_aliases_stand_behind_the_solved_examples(workspace: Workspace) -> None:
@@ -170,7 +172,7 @@ def test_thumbnails_are_left_out_when_so_configured_and_change_no_version(tmp_pa
 def test_a_picture_that_nobody_decoded_has_its_thumbnail_all_the_same(tmp_path: Path) -> None:
     """As where its feature was there already."""
     workspace = pictured(tmp_path)
-    made, documents_ = Collected(workspace), next(documents(str(tmp_path / "train.jsonl")))
+    made, documents_ = Collected(True, ImageLimits()), next(documents(str(tmp_path / "train.jsonl")))
     found = made.of(documents_, [True, False, True]).to_pylist()
     assert found == [workspace.bank.thumbnail(0), None, None]
 

@@ -110,7 +110,8 @@ def test_a_test_line_without_its_feature_is_an_error_row(
     import asyncio
 
     from gemel_ray.config import load
-    from gemel_ray.knowledge.workspace import Workspace, read_facts
+    from gemel_ray.knowledge.versions import read_facts
+    from gemel_ray.knowledge.workspace import Workspace
     from gemel_ray.linking import linking_graph
     from gemel_ray.readers import documents
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemel_ray.graph import Graph, GraphError, Segment, run_in_process
+from gemel_ray.errors import GraphError
+from gemel_ray.graph import Graph, Segment, run_in_process
 from gemel_ray.stage import Stage, Work, answer
 
 Rows = list[dict[str, Any]]
@@ -41,6 +42,8 @@ class Doing(Work):
 
 
 class Waiting(Doing):
+    waits = True
+
     async def __call__(self, batch: pa.Table) -> Answer:
         self.log.append(batch)
         await asyncio.sleep(0)
@@ -63,7 +66,7 @@ def stage(
     class Toy(Stage):
         log: ClassVar[list[pa.Table]] = []
 
-        def start(self, workspace: Any) -> Work:
+        def start(self, workspace: Any, line: Any = ()) -> Work:
             return work(function or nulls, self.log)
 
     schema = pa.schema(writes)
@@ -543,6 +546,32 @@ def test_stages_are_closed_last_first() -> None:
     two = stage("Two", ["text"], [("b", TEXT)], work=closing("two"))
     Graph((one, two), SOURCE, pa.schema([]), "").segment(["one", "two"], NO_WORKSPACE).close()
     assert closed == ["two", "one"]
+
+
+def test_a_stage_that_was_started_elsewhere_is_taken_as_it_is_and_not_closed() -> None:
+    closed: list[str] = []
+
+    class Lent(Doing):
+        def close(self) -> None:
+            closed.append("lent")
+
+    one, two = stage("one", ["text"], [("a", TEXT)]), stage("two", ["a"], [("b", TEXT)])
+    lent = Lent(lambda batch: batch, [])
+    graph = Graph((one, two), SOURCE, pa.schema([("b", TEXT)]), "")
+    segment = graph.segment(["one", "two"], NO_WORKSPACE, {"one": lent})
+    assert segment.works[0][1] is lent
+    segment.close()
+    assert closed == []
+
+
+def test_a_stage_that_waits_and_does_not_say_so_is_refused() -> None:
+    class Forgetful(Waiting):
+        waits = False
+
+    one = stage("one", ["text"], [("a", TEXT)], work=Forgetful)
+    segment = Graph((one,), SOURCE, pa.schema([]), "").segment(["one"], NO_WORKSPACE)
+    with pytest.raises(GraphError, match=r"stage one waits: its Forgetful must say `waits = True`"):
+        asyncio.run(segment.run(documents(("a word", None))))
 
 
 def test_a_stage_s_own_measures_stand_under_its_name() -> None:

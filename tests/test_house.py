@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gemel_ray.doctor import PINS
+from tests.arrows import arrows, circles, modules
 
 HOUSE = Path(__file__).parent.parent
 SOURCES = sorted(str(path.relative_to(HOUSE)) for path in (HOUSE / "gemel_ray").rglob("*.py"))
@@ -20,6 +21,22 @@ CLUSTER = sorted(str(path.relative_to(HOUSE)) for path in (HOUSE / "cluster").rg
 
 FILE_LINES = 250
 FUNCTION_LINES = 50
+# A layer imports from itself and from those before it, also inside functions and for type checkers. A module
+# is in the layer of its longest prefix.
+LAYERS = (
+    ("basics", "errors setting checked settings segments characters storage stores object_folder environment "
+     "machine progress plots arguments version"),
+    ("records and readers", "records readers"),
+    ("pictures and models", "pictures models detecting starter.models"),
+    ("knowledge", "knowledge"),
+    ("decoding, engine, ranking", "decoding engine ranking"),
+    ("stages", "stage tables stages graph"),
+    ("linking", "config linking sizing doctor in_process client"),
+    ("building, training, job, serving", "knowledge.build knowledge.demonstrations knowledge.lengths "
+     "knowledge.next_version knowledge.triple_files knowledge.updating knowledge.writing ranking.making "
+     "training job serving offline online nodes gemel evaluation report"),
+    ("commands", "commands cli starter study measuring checking planning deploying documenting"),
+)  # fmt: skip
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # sha256 of the official text
 
 ONLY_IN = {
@@ -132,6 +149,29 @@ def imported(text: str) -> Iterator[str]:
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
             yield (node.module or "").partition(".")[0]
+
+
+def layer(module: str) -> int:
+    """The number of its layer; the package itself is the last."""
+    inside, found = module.removeprefix("gemel_ray").removeprefix("."), (-1, len(LAYERS))
+    for number, (_, names) in enumerate(LAYERS):
+        for name in names.split():
+            if inside == name or inside.startswith(f"{name}."):
+                found = max(found, (len(name), number))
+    return found[1]
+
+
+def test_every_module_has_its_layer() -> None:
+    assert [m for m in modules() if layer(m) == len(LAYERS)] == ["gemel_ray"]
+
+
+def test_no_module_imports_from_a_layer_below() -> None:
+    assert sorted(f"{a} -> {b}" for a, b in arrows() if layer(b) > layer(a)) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    """However the circle goes: over functions' imports, or those of type checkers."""
+    assert circles(arrows()) == []
 
 
 def test_help_names_every_target() -> None:

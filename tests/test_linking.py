@@ -12,7 +12,7 @@ import pytest
 from parity import same_row
 
 from gemel_ray.config import Config
-from gemel_ray.graph import Segment, run_in_process
+from gemel_ray.graph import run_in_process
 from gemel_ray.job import results
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
@@ -36,11 +36,10 @@ def keyed(tables: list[pa.Table]) -> Rows:
 def in_process(workspace: Workspace, config: Config, generating: Any, messy_inputs: list[str]) -> Rows:
     """The graph in this process: all stages in one segment, batches of 5 documents."""
     graph = linking_graph(config, workspace)
-    first = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
-    segment = Segment(graph, (*first.works, (4, generating)))  # the tests' one engine
+    segment = graph.segment(graph.names, workspace, {"generate": generating})  # the tests' one engine
     batches = (table for file in messy_inputs for table in documents(file, batch=5))
     found = keyed(list(run_in_process(segment, batches)))
-    first.close()
+    segment.close()
     return found
 
 

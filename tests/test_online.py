@@ -27,7 +27,7 @@ from parity import same_row
 from ray.serve.config import AutoscalingContext
 
 from gemel_ray.config import Config
-from gemel_ray.graph import Segment, run_in_process
+from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.online import app, running
@@ -57,10 +57,9 @@ def messy(
 @pytest.fixture(scope="module")
 def in_process(config: Config, workspace: Workspace, generating: Any, messy: Any) -> list[dict[str, Any]]:
     graph = linking_graph(config, workspace)
-    first = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
-    segment = Segment(graph, (*first.works, (4, generating)))
+    segment = graph.segment(graph.names, workspace, {"generate": generating})
     rows = [row for table in run_in_process(segment, documents(messy[0])) for row in table.to_pylist()]
-    first.close()
+    segment.close()
     place = re.compile(r" \(messy\.parquet:\d+\)$")  # where a file's row stands: a request has none
     return [row | {"error": row["error"] and place.sub("", row["error"])} for row in rows]
 

@@ -16,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemel_ray.cli import main
-from gemel_ray.config import PAPER, load
+from gemel_ray.config import PAPER, Config, load
 from gemel_ray.engine.search import Candidate
 from gemel_ray.evaluation import gold_mentions
 from gemel_ray.job import results
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge.build import build
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.ranking import descriptions, postings
 from gemel_ray.ranking.cases import Question
@@ -97,10 +98,14 @@ def workspace(tmp_path_factory: Any) -> Workspace:
     return Workspace.open(folder / "workspace", config)
 
 
+def configured(workspace: Workspace) -> Config:
+    return load(None, workspace.facts["settings"], SETTINGS)
+
+
 def likely(workspace: Workspace, folder: Path, **fields: Any) -> list[tuple[str, float]]:
     """Names and probabilities of what a mention may mean, as Retrieve hands them on."""
     source = written(folder, "asked.jsonl", [{"id": "1", **fields}])
-    segment = linking_graph(workspace.config, workspace).segment(FRONT, workspace)
+    segment = linking_graph(configured(workspace), workspace).segment(FRONT, workspace)
     (row,) = asyncio.run(segment.run(next(documents(source)))).to_pylist()
     segment.close()
     names = [name for _, name in workspace.entities.of(row["likely"])]
@@ -161,7 +166,7 @@ def test_years_of_a_text_against_those_of_a_description(
 def test_an_example_never_speaks_for_itself(workspace: Workspace) -> None:
     """The only example of a mention, asked itself, has no example of that mention."""
     knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
-    (nearest, similarities) = next(_neighbours(workspace, np.array([0])))
+    (nearest, similarities) = next(_neighbours(workspace, configured(workspace), np.array([0])))
     text, mention = workspace.bank.text(0), workspace.bank.mention(0)
     vector = knowing.sources.examples.text_vectors[knowing.sources.examples.text[0]].astype(np.float32)
 
@@ -190,7 +195,7 @@ def test_a_new_entity_is_a_candidate_without_fitting_again(workspace: Workspace,
         )
         == 0
     )
-    opened = Workspace.open(workspace.folder, workspace.config)
+    opened = Workspace.open(workspace.folder, configured(workspace))
     text = "The beekeeper Ivanova sold honey from her hives."
     assert "Zora Ivanova" in dict(likely(opened, tmp_path, text=text, mention="Ivanova"))
     assert main(["kb", "rollback", "--workspace", str(workspace.folder)]) == 0

@@ -36,14 +36,14 @@ def former(folder: Path, config: Config, generating: Any) -> Segment:
     """The whole graph on version 0, with the tests' one engine."""
     workspace = Workspace.open(folder, config, "0")
     graph = linking_graph(config, workspace)
-    first = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
-    return Segment(graph, (*first.works, (4, generating.renewed(workspace))))
+    return graph.segment(graph.names, workspace, {"generate": generating.renewed(workspace)})
 
 
 @pytest.fixture(scope="module")
 def renewed(folder: Path, config: Config, former: Segment) -> Segment:
     version = change(folder, config, Change(entities=[entity(NEW)], removed=["adobe"]), print)
-    return former.renewed(Workspace.open(folder, config, version))
+    opened = Workspace.open(folder, config, version)
+    return former.renewed(opened, config.fingerprint(opened.version))
 
 
 def asked(folder: Path, count: int) -> Any:

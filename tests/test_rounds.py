@@ -23,7 +23,8 @@ from gemel_ray.engine.run import Engine
 from gemel_ray.engine.seam import Refused
 from gemel_ray.engine.search import Candidate
 from gemel_ray.knowledge.prefix_tree import PrefixTree
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
 from gemel_ray.stages.generating import Generating, _engine_options
@@ -339,5 +340,5 @@ def test_rounds_that_nobody_would_be_in_take_none_of_the_cache(
     workspace_folder: Path, settings: list[str], rounds: str
 ) -> None:
     config = load(None, read_facts(workspace_folder)["settings"], settings)
-    options = _engine_options(config.generate, Workspace.open(workspace_folder, config))
+    options = _engine_options(config.generate, "model", config.retrieve)
     assert options.rounds == rounds

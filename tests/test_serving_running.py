@@ -41,6 +41,7 @@ class _Splitting(Work):
 
 @dataclass
 class _Saying(Work):
+    waits = True
     under_way: int = 0
     most: int = 0
     alive: bool = True
@@ -64,7 +65,7 @@ class Split(Stage):
     reads: ClassVar = ("text",)
     writes: ClassVar = pa.schema([("words", pa.list_(WORD))])
 
-    def start(self, workspace: Any) -> Work:
+    def start(self, workspace: Any, line: Any = ()) -> Work:
         return _Splitting()
 
 
@@ -73,7 +74,7 @@ class Say(Stage):
     reads: ClassVar = ("word",)
     writes: ClassVar = pa.schema([("said", TEXT)])
 
-    def start(self, workspace: Any) -> Work:
+    def start(self, workspace: Any, line: Any = ()) -> Work:
         return _Saying()
 
 

@@ -14,7 +14,6 @@ import pytest
 
 from gemel_ray.checked import ConfigError
 from gemel_ray.config import Config, load
-from gemel_ray.graph import Segment
 from gemel_ray.knowledge.shared_sets import SharedSets
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
@@ -125,7 +124,7 @@ def test_a_shared_beginning_is_computed_once(workspace: Workspace, config: Confi
     first = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
     rows = asyncio.run(first.run(next(documents(str(TEST), batch=12))))
     first.close()
-    segment = Segment(graph, ((4, generating),))
+    segment = graph.segment(["generate"], workspace, {"generate": generating})
 
     def run(table: pa.Table) -> tuple[pa.Table, int]:
         before = generating.usage.asked - generating.usage.cached

@@ -12,7 +12,8 @@ from official import Official
 
 from gemel_ray.cli import main
 from gemel_ray.config import Config, load
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.training import Example, item_losses
 from gemel_ray.training.examples import prepared

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 from gemel_ray.cli import main
-from gemel_ray.config import load
+from gemel_ray.config import Config, load
 from gemel_ray.graph import Segment
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.entity_rows import entity
 from gemel_ray.knowledge.next_version import Change
 from gemel_ray.knowledge.updating import change, history
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
 
@@ -61,6 +62,10 @@ def workspace(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "workspace"))
 
 
+def configured(workspace: Workspace) -> Config:
+    return load(None, workspace.facts["settings"], SETTINGS)
+
+
 def opened(folder: Path, version: str | None = None) -> Workspace:
     return Workspace.open(folder, load(None, read_facts(folder)["settings"], SETTINGS), version)
 
@@ -85,7 +90,7 @@ def shown(workspace: Workspace) -> list[tuple[str, str, str]]:
 def found(workspace: Workspace, folder: Path, mention: str) -> list[str]:
     """Demonstrations of a mention, most similar last."""
     file = lines(folder / "asked.json", {"id": "d", "text": f"In {mention}.", "mention": mention})
-    graph = linking_graph(workspace.config, workspace)
+    graph = linking_graph(configured(workspace), workspace)
     segment = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
     row: dict[str, Any] = asyncio.run(segment.run(next(documents(file)))).to_pylist()[0]
     segment.close()
@@ -274,7 +279,7 @@ def test_a_workspace_stays_with_the_version_it_opened(workspace: Path) -> None:
 def started(workspace: Path) -> Iterator[Segment]:
     """All stages but the language model's."""
     now = opened(workspace)
-    segment = linking_graph(now.config, now).segment(["detect", "encode", "retrieve", "assemble"], now)
+    segment = linking_graph(configured(now), now).segment(["detect", "encode", "retrieve", "assemble"], now)
     yield segment
     segment.close()
 
@@ -291,7 +296,7 @@ def test_a_renewed_segment_knows_what_is_new_and_the_former_ends_in_peace(
 
     async def over() -> None:
         assert await mentions(started) == []
-        renewed = started.renewed(after)
+        renewed = started.renewed(after, configured(after).fingerprint(after.version))
         assert renewed.works[1][1] is started.works[1][1]  # the encoder's models are not loaded again
         under_way = asyncio.create_task(mentions(started))
         await asyncio.sleep(0)
@@ -311,6 +316,6 @@ def test_a_segment_that_cannot_be_renewed_goes_on(workspace: Path, started: Segm
     broken = changed(workspace, entities=[entity(ROME)])
     shutil.rmtree(versions.folder(workspace, "1") / "bank")
     with pytest.raises(OSError, match="bank"):
-        started.renewed(broken)
+        started.renewed(broken, "")
     table = next(documents(lines(tmp_path / "d.jsonl", {"id": "d", "text": "In Paris."})))
     assert asyncio.run(started.run(table))["mention"].to_pylist() == ["Paris"]

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gemel_ray.config import Config, load
 from gemel_ray.knowledge.build import build
-from gemel_ray.knowledge.workspace import read_facts
+from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.starter.models import language_model
 from gemel_ray.training import train
 

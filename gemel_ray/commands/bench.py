@@ -75,7 +75,7 @@ _OWN = {
 
 
 def _run(options: argparse.Namespace) -> int:
-    from gemel_ray.knowledge.workspace import read_facts
+    from gemel_ray.knowledge.versions import read_facts
     from gemel_ray.readers import files
 
     others = [name for what, names in _OWN.items() if what != options.what for name in names]
@@ -121,7 +121,8 @@ def _starter(options: argparse.Namespace) -> Path:
 
 def _shaped(options: argparse.Namespace, workspace: Path, shape: ShapeName) -> Path:
     """The same knowledge under a random language model of this shape."""
-    from gemel_ray.knowledge.workspace import Workspace, read_facts
+    from gemel_ray.knowledge.versions import read_facts
+    from gemel_ray.knowledge.workspace import Workspace
     from gemel_ray.measuring.random_model import dressed
 
     say(f"making a random language model: {shape}")

@@ -93,7 +93,7 @@ def _targets(options: argparse.Namespace, made: dict[str, Any]) -> Any:
     from gemel_ray.knowledge.entity_files import read
     from gemel_ray.knowledge.rejects import Rejects
     from gemel_ray.knowledge.targets import Targets
-    from gemel_ray.knowledge.workspace import read_facts
+    from gemel_ray.knowledge.versions import read_facts
 
     if options.entities:
         return Targets((row["id"], row["name"]) for row in read(options.entities, Rejects()))

@@ -25,7 +25,7 @@ def add(verb: Parser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.gemel.exporting import export_gemel
-    from gemel_ray.knowledge.workspace import read_facts
+    from gemel_ray.knowledge.versions import read_facts
 
     facts = read_facts(options.workspace)
     config = configured(options, facts["settings"])

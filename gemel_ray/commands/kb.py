@@ -110,7 +110,7 @@ def _run_alias(options: argparse.Namespace) -> int:
 
 def _change(options: argparse.Namespace, wanted: Change) -> int:
     from gemel_ray.knowledge.updating import change
-    from gemel_ray.knowledge.workspace import read_facts
+    from gemel_ray.knowledge.versions import read_facts
 
     config = configured(options, read_facts(options.workspace)["settings"])
     print(change(options.workspace, config, wanted, say))

@@ -52,8 +52,8 @@ def add(verb: Parser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.job.selection import Selection
-    from gemel_ray.knowledge.homes import ask
-    from gemel_ray.knowledge.workspace import Workspace, read_facts
+    from gemel_ray.knowledge.versions import read_facts
+    from gemel_ray.knowledge.workspace import Workspace
     from gemel_ray.object_folder import keeps_writers_apart
     from gemel_ray.readers import files, first_look
     from gemel_ray.stores import writable
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
         raise Mistake(f"--max-error-rate is a share from 0 to 1, not {options.max_error_rate:g}")
     selection = Selection(options.limit, options.sample)
     config = configured(options, read_facts(options.workspace)["settings"])
-    ask(Workspace.open(options.workspace, config), say)  # refuses a mismatch before anything is started
+    Workspace.open(options.workspace, config).ask(say)  # refuses a mismatch before anything is started
     if config.offline.address == "local":
         config.detect.check()
     writable(options.output)

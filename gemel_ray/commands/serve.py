@@ -24,12 +24,12 @@ def add(verb: Parser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from gemel_ray.knowledge.homes import ask
-    from gemel_ray.knowledge.workspace import Workspace, read_facts
+    from gemel_ray.knowledge.versions import read_facts
+    from gemel_ray.knowledge.workspace import Workspace
     from gemel_ray.online import serve
 
     config = configured(options, read_facts(options.workspace)["settings"])
-    ask(Workspace.open(options.workspace, config), say)  # refuses a mismatch before anything is started
+    Workspace.open(options.workspace, config).ask(say)  # refuses a mismatch before anything is started
     say("loading the models ...")
     serve(config, options.workspace, _ready)
     return 0

@@ -27,7 +27,7 @@ def add(verb: Parser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from gemel_ray.knowledge.workspace import read_facts
+    from gemel_ray.knowledge.versions import read_facts
     from gemel_ray.readers import files
     from gemel_ray.training import train
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from gemel_ray.engine.shared_prefix import SharedPrefix
 
 Whole = npt.NDArray[np.int64]
 _RUNNER = ("attn_groups", "device", "kv_cache_config", "kv_caches", "max_num_tokens", "model", "vllm_config")
@@ -27,6 +26,15 @@ _METADATA = (
     "attn_groups", "num_reqs", "num_tokens", "query_start_loc_gpu", "query_start_loc_cpu", "max_query_len",
     "seq_lens", "max_seq_len", "block_tables", "slot_mappings", "kv_cache_config", "seq_lens_cpu_upper_bound",
 )  # fmt: skip
+
+
+class Sharing(Protocol):
+    """How a pass computes once what all of its rows begin with (shared_prefix.py). `passes`: that were so."""
+
+    passes: int
+
+    def split(self, blocks: int, queries: int, table: Tensor, lengths: Tensor, longest: int) -> Any:
+        """The pass in two; None where it does not pay."""
 
 
 class Refused(RuntimeError):
@@ -60,7 +68,7 @@ class Seam:
             self.rows = _rows(self._config)
         self.length = int(self._config.model_config.max_model_len)
         self.passes = 0
-        self.shared: SharedPrefix | None = None
+        self.shared: Sharing | None = None
 
     def attention(self) -> list[Any]:
         """vLLM's implementation of it in every layer."""

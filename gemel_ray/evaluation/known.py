@@ -80,8 +80,7 @@ def named_in(file: str) -> Iterator[Named]:
 def named_in_workspace(folder: Path) -> Iterator[Named]:
     """The entities of a workspace. Raises ValueError where it is none."""
     from gemel_ray.knowledge.entities import Entities
-    from gemel_ray.knowledge.versions import current_folder
-    from gemel_ray.knowledge.workspace import read_facts
+    from gemel_ray.knowledge.versions import current_folder, read_facts
 
     read_facts(folder)
     table: Any = Entities.open(current_folder(folder) / "entities.arrow").table

@@ -20,7 +20,8 @@ def ranked_alone(folder: Path, gold: Sequence[str], run: Mapping[str, Any]) -> d
     manifest of the job that it is held against, whose examples and neighbours it takes."""
     from gemel_ray.config import load
     from gemel_ray.graph import run_in_process
-    from gemel_ray.knowledge.workspace import Workspace, read_facts
+    from gemel_ray.knowledge.versions import read_facts
+    from gemel_ray.knowledge.workspace import Workspace
     from gemel_ray.linking import linking_graph
 
     retrieve = run.get("configuration", {}).get("retrieve", {})

@@ -76,7 +76,7 @@ def import_gemel(
         carried = _settings(mapper.demonstrations)
         write_facts(folder, config, names, made, **carried)
         workspace = Workspace(folder, config, json.loads((folder / "workspace.json").read_text()))
-        _bank(workspace, data, features, made)
+        _bank(workspace, config, data, features, made)
         write_facts(folder, config, names, made, **carried)
         say(f"{made.demonstrations:,} demonstrations; {mapper.demonstrations} stand in a prompt")
 
@@ -176,7 +176,7 @@ def _golden(data: Path) -> dict[str, set[str]]:
     return found
 
 
-def _bank(workspace: Workspace, data: Path, features: Features, made: Made) -> None:
+def _bank(workspace: Workspace, config: Config, data: Path, features: Features, made: Made) -> None:
     """The training mentions as demonstrations, row for row those of the embeddings."""
     train = data / "train.json"
     if not train.is_file():
@@ -189,7 +189,7 @@ def _bank(workspace: Workspace, data: Path, features: Features, made: Made) -> N
             f"{source} has {len(vectors):,} rows, but {train} has {len(lines):,} mentions that are not NIL: "
             "they do not belong together"
         )
-    writer = BankWriter(workspace)
+    writer = BankWriter(workspace, config.bank.longest_example)
     tables = [writer.table(rows) for rows in _solved(lines, train, features, vectors)]
     folder = workspace.folder / "bank"
     bank = bank_file.write(tables, (), writer.pictures(), vectors, folder)

@@ -12,7 +12,7 @@ from gemel_ray.config import Config
 from gemel_ray.job import results
 from gemel_ray.job.record import Record
 from gemel_ray.knowledge.bringing import Shared
-from gemel_ray.knowledge.workspace import read_facts
+from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.object_folder import Place, folder_at
 
 _PACKAGES = ("gemel-ray", "ray", "torch", "transformers", "open_clip_torch", "qdrant-edge-py")

@@ -10,42 +10,42 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gemel_ray import storage
 from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge import collection, versions
+from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.matrices import Matrices
 from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
 from gemel_ray.knowledge.server import BRIEFLY, Say, Server
 from gemel_ray.knowledge.vectors import Vectors, VectorStore
-from gemel_ray.knowledge.workspace import Workspace, read_facts
-
-if TYPE_CHECKING:
-    from gemel_ray.config import Config
-    from gemel_ray.settings import Vectors as Options
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.settings import Vectors as Options
 
 _COLLECTION = "collection"
 _AGAIN = "build the workspace again (gemel-ray build --replace)"
 
 
-def opened(workspace: Workspace) -> Vectors:
-    """To be read: from the bank itself, where nothing but an exact answer is asked for."""
-    exact_below = workspace.config.vectors.exact_below
-    joined = {"mention": "name"} if workspace.config.retrieve.names else {}
-    few = not workspace.config.vectors.address and len(workspace.bank) < exact_below
-    store = Matrices(workspace.bank) if few else _qdrant(workspace)
-    return Vectors(store, workspace.facts["multiplicity"], exact_below, joined)
-
-
-def created(workspace: Workspace, widths: dict[str, int]) -> Vectors:
-    """Empty, to be filled once."""
-    options = workspace.config.vectors
+def opened(options: Options, facts: dict[str, Any], bank: Bank, folder: Path, names: bool) -> Vectors:
+    """To be read: from the bank itself, where nothing but an exact answer is asked for. With `names`, those
+    of the knowledge base are found among the mentions."""
     store: VectorStore
     if options.address:
-        store = ServerStore.create(Server(options), recorded(workspace.facts), widths)
+        store = ServerStore.open(Server(options), recorded(facts))
     else:
-        store = EdgeStore.create(workspace.inside / "vectors", widths)
+        store = Matrices(bank) if len(bank) < options.exact_below else EdgeStore.open(folder)
+    joined = {"mention": "name"} if names else {}
+    return Vectors(store, facts["multiplicity"], options.exact_below, joined)
+
+
+def created(options: Options, facts: dict[str, Any], folder: Path, widths: dict[str, int]) -> Vectors:
+    """Empty, to be filled once."""
+    store: VectorStore
+    if options.address:
+        store = ServerStore.create(Server(options), recorded(facts), widths)
+    else:
+        store = EdgeStore.create(folder, widths)
     return Vectors(store, {}, options.exact_below)
 
 
@@ -59,11 +59,11 @@ def record(name: str) -> dict[str, str]:
     return {_COLLECTION: name} if name else {}
 
 
-def check(workspace: Workspace) -> None:
+def check(folder: Path, facts: dict[str, Any], options: Options) -> None:
     """Raises WorkspaceError when its vectors are elsewhere than the configuration's `vectors.address` says;
     nothing is asked."""
-    there, address = recorded(workspace.facts), workspace.config.vectors.address
-    if not _has_vectors(workspace.facts):
+    there, address = recorded(facts), options.address
+    if not _has_vectors(facts):
         return
     if there and not address:
         called = there.rpartition("-")[0]
@@ -75,30 +75,30 @@ def check(workspace: Workspace) -> None:
         why = f"its vectors lie in it, not on a server: empty vectors.address, or {_AGAIN}"
     else:
         return
-    raise WorkspaceError(f"{workspace.folder}: {why}")
+    raise WorkspaceError(f"{folder}: {why}")
 
 
 def _has_vectors(facts: dict[str, Any]) -> bool:
     return bool(facts.get("demonstrations") or facts.get("names"))
 
 
-def ask(workspace: Workspace, say: Say) -> None:
+def ask(folder: Path, facts: dict[str, Any], options: Options, say: Say) -> None:
     """Before any work: whether the workspace's Qdrant server answers, takes the key and has its vectors."""
-    options, there = workspace.config.vectors, recorded(workspace.facts)
+    there = recorded(facts)
     if not options.address:
         return
     with closing(Server(options, BRIEFLY)) as server:
         server.check(say)
-        if there and _has_vectors(workspace.facts) and not server.has(there):
+        if there and _has_vectors(facts) and not server.has(there):
             raise WorkspaceError(
-                f"{workspace.folder}: its vectors are in collection {there}, which the Qdrant server at "
+                f"{folder}: its vectors are in collection {there}, which the Qdrant server at "
                 f"{server.host} has not: recover its snapshot, or {_AGAIN}"
             )
 
 
-def hurried(config: Config) -> Config:
+def hurried(options: Options) -> Options:
     """For a service, whose callers do not wait for a server as long as a job does."""
-    return replace(config, vectors=replace(config.vectors, wait=min(config.vectors.wait, BRIEFLY)))
+    return replace(options, wait=min(options.wait, BRIEFLY))
 
 
 @contextmanager
@@ -172,10 +172,3 @@ class Ledger:
 
     def _write(self, names: list[str]) -> None:
         storage.write(self.file, "".join(f"{name}\n" for name in names))
-
-
-def _qdrant(workspace: Workspace) -> VectorStore:
-    if workspace.config.vectors.address:
-        return ServerStore.open(Server(workspace.config.vectors), recorded(workspace.facts))
-    of = workspace.facts.get("vectors", versions.FIRST)  # the version that they were written for
-    return EdgeStore.open(versions.folder(workspace.folder, of) / "vectors")

@@ -20,12 +20,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gemel_ray.config import Config
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import homes, prefix_tree, thumbnails, versions
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.build import demonstrating, encoded, forms, own_examples
+from gemel_ray.knowledge.demonstrations import demonstrating, encoded, forms, own_examples
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.versions import linked
 from gemel_ray.knowledge.workspace import Workspace
@@ -61,9 +62,17 @@ class NextVersion:
     `collection`."""
 
     def __init__(
-        self, former: Workspace, wanted: Change, version: str, inside: Path, collection: str
+        self,
+        former: Workspace,
+        config: Config,
+        wanted: Change,
+        version: str,
+        inside: Path,
+        collection: str,
     ) -> None:
-        self.former, self.wanted, self.version, self.inside = former, wanted, version, inside
+        self.former, self.config, self.wanted, self.version, self.inside = (
+            former, config, wanted, version, inside,
+        )  # fmt: skip
         self.collection = homes.record(collection)
         self.made, self.repeated = Made(), 0
 
@@ -76,10 +85,10 @@ class NextVersion:
         collection = homes.record(homes.recorded(former.facts))
         if vectors == self.version:
             collection = self.collection
-            own = Workspace(former.folder, former.config, facts | collection, self.version, self.inside)
+            own = Workspace(former.folder, former.sections, facts | collection, self.version, self.inside)
             facts["multiplicity"] = index(bank, own.new_vectors)
         if former.ranks:
-            renew(former, self.inside / "ranking", bank, self.entities)
+            renew(former, self.config, self.inside / "ranking", bank, self.entities)
         facts |= {"demonstrations": bank.examples, "names": len(bank) - bank.examples}
         facts["pictures"] = len(bank.image_vectors)
         if former.features is not None:
@@ -105,7 +114,7 @@ class NextVersion:
         with thumbnails.writing(folder) as small:
             for picture in range(len(old.image_vectors)):
                 small.add(old.thumbnails.of(picture) if old.thumbnails else None)
-            writer = BankWriter(self.former, small, old.image_vectors)
+            writer = BankWriter(self.former, self.config.bank.longest_example, small, old.image_vectors)
             examples, names = self._examples(writer), self._names(writer)
         kept = self._kept_names()
         if len(kept) == len(old) - old.examples and not examples and not names:
@@ -136,11 +145,11 @@ class NextVersion:
         """The bank's rows of the new demonstrations, but for those that it has."""
         if not self.wanted.demonstrations:
             return []
-        known, fetch = Targets(self.entities.pairs()), self.former.config.input.fetch_official_images
+        known, fetch = Targets(self.entities.pairs()), self.config.input.fetch_official_images
         given = (t for f in self.wanted.demonstrations for t in documents(f, fetch_official_images=fetch))
         tables = []
         with Meter("documents", sum(count(f) or 0 for f in self.wanted.demonstrations)) as meter:
-            for table in encoded(self.former, given, meter):
+            for table in encoded(self.former, self.config, given, meter):
                 if new := self._not_there(demonstrating(table, known, self.made)):
                     tables.append(writer.table(new))
         if not tables and not self.wanted.entities:
@@ -169,7 +178,10 @@ class NextVersion:
             return []
         known, made = Targets(self.entities.pairs()), Made()
         with Meter("names", len(new)) as meter:
-            solved = [demonstrating(t, known, made) for t in encoded(self.former, own_examples(new), meter)]
+            solved = [
+                demonstrating(t, known, made)
+                for t in encoded(self.former, self.config, own_examples(new), meter)
+            ]
         if made.rejects.count:
             raise Mistake(f"{made.rejects.first[0]}; nothing was changed")
         return [writer.table(rows) for rows in solved if rows]

@@ -10,16 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from PIL import Image
 
 from gemel_ray.models.images import read_image
-from gemel_ray.models.limits import ImageError
-
-if TYPE_CHECKING:
-    from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.models.limits import ImageError, ImageLimits
 
 FILE = "thumbnails.arrow"
 _SIDE = 160  # pixels, the longest
@@ -38,11 +34,9 @@ def thumbnail(image: Image.Image, side: int = _SIDE) -> bytes:
 class Collected:
     """Thumbnails of the documents that a build encodes, from the pictures that Encode decodes anyway."""
 
-    def __init__(self, workspace: Workspace) -> None:
-        self.wanted, self._limits = workspace.config.bank.thumbnails, workspace.config.encode.limits
+    def __init__(self, wanted: bool, limits: ImageLimits) -> None:
+        self.wanted, self._limits = wanted, limits
         self._made: dict[str | bytes | None, bytes | None] = {None: None}
-        if self.wanted:
-            workspace.watch = self._watch
 
     def of(self, documents: pa.Table, good: Sequence[bool]) -> pa.Array:
         """A JPEG or null for each of the documents that were encoded last; `good` are those that could be."""
@@ -53,7 +47,8 @@ class Collected:
         self._made = {None: None}
         return pa.array(found, pa.binary())
 
-    def _watch(self, picture: tuple[bytes | None, str | None], image: Image.Image) -> None:
+    def add(self, picture: tuple[bytes | None, str | None], image: Image.Image) -> None:
+        """A picture as Encode decoded it, by its bytes and address."""
         data, address = picture
         self._made[address or data] = thumbnail(image)
 

@@ -17,7 +17,8 @@ from gemel_ray.knowledge import homes, versions
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.lengths import longest_name
 from gemel_ray.knowledge.next_version import TIME, Change, NextVersion, rows_of
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.storage import new_folder
 
 Say = Callable[[str], None]
@@ -31,13 +32,13 @@ def change(folder: Path, config: Config, wanted: Change, say: Say) -> str:
     """
     with versions.locked(folder, say):
         former = Workspace.open(folder, config)
-        _check(former, wanted)
+        _check(former, config, wanted)
         version = versions.following(folder)
         began = time.perf_counter()
         ledger, at = homes.Ledger(folder), versions.folder(folder, version)
         with homes.new_collection(config.vectors, say) as collection, new_folder(at) as inside:
             ledger.add(collection)
-            changes = NextVersion(former, wanted, version, inside, collection).write()
+            changes = NextVersion(former, config, wanted, version, inside, collection).write()
             versions.share(versions.folder(folder, former.knowledge), inside, without="vectors")
         versions.use(folder, version)
         ledger.tidy(config.vectors, say)
@@ -77,7 +78,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _check(former: Workspace, wanted: Change) -> None:
+def _check(former: Workspace, config: Config, wanted: Change) -> None:
     """Raises ValueError for an id that is unknown or there already, for an alias that is, and for a name that
     is too long."""
     known: set[str] = set(former.entities.table["id"].to_pylist())
@@ -85,7 +86,7 @@ def _check(former: Workspace, wanted: Change) -> None:
     _refuse([i for i in new if i in known], "there already: remove it first, or give it an alias")
     _refuse([i for i, times in Counter(new).items() if times > 1], "given twice")
     _refuse([i for i in (*wanted.removed, *wanted.aliases) if i not in known], "not in the knowledge base")
-    refusal = longest_name(former.tokenize, former.config.bank.longest_name)
+    refusal = longest_name(former.tokenize, config.bank.longest_name)
     if reason := next(filter(None, (refusal(e["name"]) for e in wanted.entities)), None):
         raise Mistake(f"{reason}; nothing was changed")
     for row in rows_of(former, wanted.aliases):

@@ -5,23 +5,25 @@
     WORKSPACE/versions/current    number of the version in use; without it 0 is
 
 A version is whole and, once it has its number, never changed. Files that equal the former version's are the
-same files (hard links). Knows nothing of what they hold.
+same files (hard links).
 """
 
 from __future__ import annotations
 
 import filecmp
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gemel_ray import storage
-from gemel_ray.errors import Mistake
+from gemel_ray.errors import Mistake, WorkspaceError
 
 FIRST: Final = "0"
+FORMAT: Final = 1  # of workspace.json
 _VERSIONS, _CURRENT, _LOCK = "versions", "current", "lock"
 
 
@@ -55,6 +57,23 @@ def known(workspace: Path) -> list[str]:
     """All versions, oldest first."""
     later = (path.name for path in (workspace / _VERSIONS).glob("*") if path.name.isdecimal())
     return [FIRST, *sorted(later, key=int)]
+
+
+def read_facts(workspace: Path, version: str | None = None) -> dict[str, Any]:
+    """What workspace.json says of `version`, or of the current one. Raises WorkspaceError for a
+    folder that is no workspace of this format."""
+    inside = current_folder(workspace) if version is None else folder(workspace, version)
+    try:
+        facts: dict[str, Any] = json.loads((inside / "workspace.json").read_text())
+    except (OSError, ValueError) as fault:
+        raise WorkspaceError(
+            f"{workspace} is not a workspace ({fault}); make one with gemel-ray build"
+        ) from fault
+    if facts.get("format") != FORMAT:
+        raise WorkspaceError(
+            f"{workspace} has format {facts.get('format')}; this version reads {FORMAT}: build it again"
+        )
+    return facts
 
 
 def following(workspace: Path) -> str:

@@ -15,40 +15,36 @@ It knows the models' revisions it was made with and refuses others.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
+from copy import copy
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.errors import WorkspaceError
-from gemel_ray.knowledge import versions
+from gemel_ray.knowledge import homes, versions
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.features import Features
 from gemel_ray.knowledge.prefix_tree import PrefixTree
+from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.models.revision import revision
 from gemel_ray.models.tokenizer import load_tokenizer, tokenize
+from gemel_ray.settings import Models
+from gemel_ray.settings import Vectors as Options
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from tokenizers import Tokenizer
 
-    from gemel_ray.config import Config
-    from gemel_ray.engine.prompts import PromptEmbeddings
-    from gemel_ray.engine.run import Engine
     from gemel_ray.knowledge.vectors import Vectors
     from gemel_ray.models.clip import Clip
+    from gemel_ray.models.mapper import FeatureMapper
     from gemel_ray.models.remembered import PictureCache
-    from gemel_ray.settings import Models
 
-    Watch = Callable[[tuple[bytes | None, str | None], Image], None]  # (bytes, address) and the picture
-
-FORMAT = 1
 _REBUILD = {
     "language": "the prefix tree and the demonstrations are in its tokens",
     "clip": "the demonstrations' pictures are encoded by it",
@@ -78,6 +74,25 @@ def revisions(names: dict[str, str], whole: bool = True) -> dict[str, str]:
     return {k: revision(v, whole) if k in models else v for k, v in names.items()}
 
 
+class Sections(Protocol):
+    """What a workspace knows of a configuration: by which models, and where vectors are."""
+
+    @property
+    def models(self) -> Models: ...
+    @property
+    def vectors(self) -> Options: ...
+
+
+class _Sections(NamedTuple):
+    models: Models
+    vectors: Options
+
+
+def hurried(sections: Sections) -> Sections:
+    """For a service, whose callers do not wait for a server as long as a job does."""
+    return _Sections(sections.models, homes.hurried(sections.vectors))
+
+
 class Workspace:
     """One version of a workspace's knowledge, `knowledge`, opened under a configuration. Everything in it is
     made on first use."""
@@ -85,27 +100,39 @@ class Workspace:
     def __init__(
         self,
         folder: Path,
-        config: Config,
+        sections: Sections,
         facts: dict[str, Any],
         knowledge: str = versions.FIRST,
         inside: Path | None = None,  # where it lies while it is being made
     ) -> None:
-        self.folder, self.config, self.facts, self.knowledge = folder, config, facts, knowledge
+        self.folder, self.facts, self.knowledge = folder, facts, knowledge
+        self.sections: Sections = _Sections(sections.models, sections.vectors)
         self.inside = inside or versions.folder(folder, knowledge)
-        self._models = resolved(config.models)
-        self.sees = self._mapper_file.exists()  # whether pictures stand in prompts; training says yes before
-        self.watch: Watch | None = None  # is shown every picture that Encode decodes
+        self.mapper_file = folder / "mapper.safetensors"
+        self._models, self._expected = resolved(sections.models), 0
 
     @classmethod
-    def open(cls, folder: Path, config: Config, knowledge: str | None = None) -> Workspace:
+    def open(cls, folder: Path, sections: Sections, knowledge: str | None = None) -> Workspace:
         """The version `knowledge`, or the current one, whatever becomes current. Raises WorkspaceError."""
-        from gemel_ray.knowledge import homes
-
         knowledge = knowledge or versions.current(folder)
-        workspace = cls(folder, config, read_facts(folder, knowledge), knowledge)
+        workspace = cls(folder, sections, read_facts(folder, knowledge), knowledge)
         workspace.check_models()
-        homes.check(workspace)
+        homes.check(folder, workspace.facts, sections.vectors)
         return workspace
+
+    def at(self, knowledge: str) -> Workspace:
+        """Another version of it, opened alike. Raises WorkspaceError."""
+        return Workspace.open(self.folder, self.sections, knowledge)
+
+    def before_training(self, prefix: int) -> Workspace:
+        """As it will be when it has a mapper: pictures take `prefix` tokens of a prompt."""
+        made = copy(self)
+        made._expected = prefix
+        return made
+
+    def ask(self, say: Callable[[str], None]) -> None:
+        """Before any work: whether its Qdrant server, where it has one, answers and has its vectors."""
+        homes.ask(self.folder, self.facts, self.sections.vectors, say)
 
     def check_models(self) -> None:
         """Raises WorkspaceError when it was made with other models than the configuration names."""
@@ -114,7 +141,7 @@ class Workspace:
             before = revisions(self._models, whole=False)
             now = {name: b if b == made[name] else now[name] for name, b in before.items()}
         for name in (name for name in _REBUILD if now[name] != made[name]):
-            then, asked = self.facts["models"][name], getattr(self.config.models, name)
+            then, asked = self.facts["models"][name], getattr(self.sections.models, name)
             raise WorkspaceError(
                 f"{self.folder} was built with models.{name} = {then} ({made[name]}), "
                 f"but the configuration has {asked} ({now[name]}): "
@@ -124,7 +151,7 @@ class Workspace:
     @property
     def version(self) -> str:
         """Of the knowledge, the models and the mapper, for fingerprints."""
-        mapper = revision(str(self._mapper_file)) if self._mapper_file.exists() else "none"
+        mapper = revision(str(self.mapper_file)) if self.mapper_file.exists() else "none"
         return f"{self.facts['version']}-{mapper}"
 
     @property
@@ -171,26 +198,30 @@ class Workspace:
         return tokenize(self.tokenizer, texts)
 
     @property
-    def _mapper_file(self) -> Path:
-        return self.folder / "mapper.safetensors"
-
-    @cached_property
     def prefix(self) -> int:
-        """Tokens that a picture takes in a prompt; before a mapper is trained, as many as it will take."""
+        """Tokens that a picture takes in a prompt; 0 without a mapper: then no picture stands in it."""
         from gemel_ray.models.mapper import prefix_of
 
-        return prefix_of(self._mapper_file) if self._mapper_file.exists() else self.config.train.prefix
+        return prefix_of(self.mapper_file) if self.mapper_file.exists() else self._expected
+
+    def mapper(self) -> FeatureMapper | None:
+        """The feature mapper, loaded, where there is one."""
+        from gemel_ray.models.mapper import FeatureMapper
+
+        return FeatureMapper.load(self.mapper_file)[0] if self.mapper_file.exists() else None
 
     def clip(self, device: str, dtype: str) -> Clip:
         from gemel_ray.models.clip import Clip
 
-        return Clip(self._models["clip"], feature=self.config.models.clip_feature, dtype=dtype, device=device)
+        return Clip(
+            self._models["clip"], feature=self.sections.models.clip_feature, dtype=dtype, device=device
+        )
 
     def picture_cache(self, dtype: str, most: int) -> PictureCache:
         """Features of pictures that were encoded before, by this CLIP in this dtype."""
         from gemel_ray.models.remembered import PictureCache
 
-        of = (self.facts["revisions"]["clip"], self.config.models.clip_feature, dtype)
+        of = (self.facts["revisions"]["clip"], self.sections.models.clip_feature, dtype)
         name = hashlib.blake2b(repr(of).encode(), digest_size=8).hexdigest()
         return PictureCache(self.folder / "cache" / f"pictures-{name}.sqlite", most)
 
@@ -200,49 +231,17 @@ class Workspace:
             return self.clip(device, dtype).encode_texts
         from gemel_ray.models.mention_encoder import MentionEncoder
 
-        pooling = self.config.models.mention_pooling
+        pooling = self.sections.models.mention_pooling
         return MentionEncoder(
             self._models["mention_encoder"], pooling=pooling, dtype=dtype, device=device
         ).encode
 
-    def vectors(self) -> Vectors:
-        """The demonstrations' vectors, opened to be read."""
-        from gemel_ray.knowledge import homes
-
-        return homes.opened(self)
+    def vectors(self, *, names: bool = True) -> Vectors:
+        """The demonstrations' vectors, opened to be read; the knowledge base's own `names` among them."""
+        written_for = self.facts.get("vectors", versions.FIRST)
+        folder = versions.folder(self.folder, written_for) / "vectors"
+        return homes.opened(self.sections.vectors, self.facts, self.bank, folder, names)
 
     def new_vectors(self, widths: dict[str, int]) -> Vectors:
         """An empty store for the demonstrations' vectors, to be filled once."""
-        from gemel_ray.knowledge import homes
-
-        return homes.created(self, widths)
-
-    def prompt_embeddings(self, engine: Engine, former: PromptEmbeddings | None = None) -> PromptEmbeddings:
-        """For this engine. What those of another version have computed of the same pictures is taken over."""
-        from gemel_ray.engine.prompts import PromptEmbeddings
-        from gemel_ray.models.mapper import FeatureMapper
-
-        mapper = FeatureMapper.load(self._mapper_file)[0] if self._mapper_file.exists() else None
-        if mapper is not None and mapper.width != engine.width:
-            raise WorkspaceError(
-                f"{self._mapper_file} writes vectors of {mapper.width}, but the language model's have "
-                f"{engine.width}: train a mapper for this model (gemel-ray train)"
-            )
-        return PromptEmbeddings(engine.embed, mapper, self.bank, former)
-
-
-def read_facts(folder: Path, knowledge: str | None = None) -> dict[str, Any]:
-    """What workspace.json says of the version `knowledge`, or of the current one. Raises WorkspaceError for a
-    folder that is no workspace of this format."""
-    inside = versions.folder(folder, knowledge or versions.current(folder))
-    try:
-        facts: dict[str, Any] = json.loads((inside / "workspace.json").read_text())
-    except (OSError, ValueError) as fault:
-        raise WorkspaceError(
-            f"{folder} is not a workspace ({fault}); make one with gemel-ray build"
-        ) from fault
-    if facts.get("format") != FORMAT:
-        raise WorkspaceError(
-            f"{folder} has format {facts.get('format')}; this version reads {FORMAT}: build it again"
-        )
-    return facts
+        return homes.created(self.sections.vectors, self.facts, self.inside / "vectors", widths)

@@ -31,7 +31,8 @@ from gemel_ray.knowledge.rejects import Rejects
 from gemel_ray.knowledge.thumbnails import FILE as THUMBNAILS
 from gemel_ray.knowledge.thumbnails import ThumbnailWriter
 from gemel_ray.knowledge.vectors import Matrix, Vectors
-from gemel_ray.knowledge.workspace import FORMAT, Workspace, revisions
+from gemel_ray.knowledge.versions import FORMAT
+from gemel_ray.knowledge.workspace import Workspace, revisions
 from gemel_ray.models.clip import unit
 from gemel_ray.settings import Vectors as Options
 from gemel_ray.stages.assemble import demonstration_text
@@ -116,9 +117,13 @@ class BankWriter:
     feature once and behind those `known` already, float32 [pictures, feature]."""
 
     def __init__(
-        self, workspace: Workspace, thumbnails: ThumbnailWriter | None = None, known: Matrix | None = None
+        self,
+        workspace: Workspace,
+        longest: int,
+        thumbnails: ThumbnailWriter | None = None,
+        known: Matrix | None = None,
     ) -> None:
-        self.workspace, self.thumbnails = workspace, thumbnails
+        self.workspace, self.longest, self.thumbnails = workspace, longest, thumbnails
         self.features: list[Matrix] = list(known) if known is not None else []
         self.picture_of = {_digest(feature): row for row, feature in enumerate(self.features)}
         self.mention_vectors: list[Matrix] = []
@@ -143,11 +148,10 @@ class BankWriter:
         return pa.Table.from_pylist(rows, bank_file.SCHEMA)
 
     def _within(self, row: dict[str, Any], tokens: list[int]) -> list[int]:
-        most = self.workspace.config.bank.longest_example
-        if len(tokens) <= most:
+        if len(tokens) <= self.longest:
             return tokens
         self.cut.append(row["document_id"])
-        return example_tokens(self.workspace.tokenizer, row, most) or tokens
+        return example_tokens(self.workspace.tokenizer, row, self.longest) or tokens
 
     def _picture(self, row: dict[str, Any]) -> int:
         if row["image_vector"] is None:

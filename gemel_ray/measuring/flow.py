@@ -52,7 +52,7 @@ class Unasked(Stage):
     def name(self) -> str:
         return "generate"
 
-    def start(self, workspace: Workspace) -> Work:
+    def start(self, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
         return _Nil(self)
 
 

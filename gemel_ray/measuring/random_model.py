@@ -49,7 +49,7 @@ def dressed(workspace: Workspace, output: Path, shape: ShapeName = "two-layers")
     vectors = versions.folder(workspace.folder, of) / "vectors"
     if vectors.exists() and not (folder / "vectors").exists():
         (folder / "vectors").symlink_to(vectors.resolve())
-    if workspace.sees:
+    if workspace.prefix:
         mapper, _ = FeatureMapper.load(workspace.folder / "mapper.safetensors")
         width = SHAPES[shape].width
         FeatureMapper(mapper.linear.in_features, mapper.prefix, width).save(folder / "mapper.safetensors")

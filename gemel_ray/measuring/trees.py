@@ -114,16 +114,15 @@ def decoded(folder: Path, config: Config, inputs: Sequence[str], mentions: int) 
     """Generate on the same mentions, four times; the first warms up, and leaves the prompts in the cache."""
     import statistics
 
-    from gemel_ray.graph import Segment
     from gemel_ray.linking import linking_graph
     from gemel_ray.readers import documents
 
     workspace = Workspace.open(folder, config)
     graph = linking_graph(config, workspace)
-    front = graph.segment(["detect", "encode", "retrieve", "assemble"], workspace)
+    front = graph.segment(graph.names[:-1], workspace)
     table = asyncio.run(front.run(next(iter(documents(inputs[0], batch=mentions)))))
-    work: Any = config.generate.start(workspace)
-    segment = Segment(graph, ((4, work),))
+    work: Any = config.generate.start(workspace, graph.stages)
+    segment = graph.segment(["generate"], workspace, {"generate": work})
     tokens, rates = [], []
     for number in range(4):
         moments = asyncio.run(_watched(segment, table, work))

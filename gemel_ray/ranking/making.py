@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gemel_ray.config import Config
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.workspace import Workspace
@@ -20,13 +21,14 @@ from gemel_ray.ranking.ranking import FILE, witness, write
 _BATCH = 256  # examples whose neighbours are looked for at once
 
 
-def make(workspace: Workspace) -> str:
-    """Write the ranking of a workspace that has its bank. Returns what came of it, in words."""
+def make(workspace: Workspace, config: Config) -> str:
+    """Write the ranking of a workspace that has its bank, by the configured stages.
+    Returns what came of it, in words."""
     began, folder = time.perf_counter(), workspace.ranking_folder
-    encode = workspace.mention_encoder(workspace.config.encode.device, workspace.config.encode.dtype)
+    encode = workspace.mention_encoder(config.encode.device, config.encode.dtype)
     write(folder, workspace.bank, workspace.entities, encode)
     knowing = witness(folder, workspace.bank, workspace.entities)
-    ranker = fitted(knowing, lambda rows: _neighbours(workspace, rows))
+    ranker = fitted(knowing, lambda rows: _neighbours(workspace, config, rows))
     seconds = f"{time.perf_counter() - began:.1f} s"
     if ranker is None:
         return f"no ranker: hardly any example has its entity among its candidates, {seconds}"
@@ -38,18 +40,18 @@ def make(workspace: Workspace) -> str:
     )
 
 
-def renew(former: Workspace, folder: Path, bank: Bank, entities: Entities) -> None:
+def renew(former: Workspace, config: Config, folder: Path, bank: Bank, entities: Entities) -> None:
     """The ranking of another version of `former`, which has one: indexes anew, the same ranker."""
-    encode = former.mention_encoder(former.config.encode.device, former.config.encode.dtype)
+    encode = former.mention_encoder(config.encode.device, config.encode.dtype)
     write(folder, bank, entities, encode, former)
 
 
 def _neighbours(
-    workspace: Workspace, rows: npt.NDArray[np.int64]
+    workspace: Workspace, config: Config, rows: npt.NDArray[np.int64]
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
     """Nearest other rows of the bank and their similarities, by the configured Retrieve."""
     bank = workspace.bank
-    retrieving = replace(workspace.config.retrieve, ranking=0).start(workspace)
+    retrieving = replace(config.retrieve, ranking=0).start(workspace)
     pictures = bank.table["image_row"].to_numpy()
     try:
         for start in range(0, len(rows), _BATCH):

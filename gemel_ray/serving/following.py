@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -28,8 +27,8 @@ _EVERY = 1.0  # seconds between two looks at which version is current
 class Following:
     """`segment` was started on `workspace`."""
 
-    def __init__(self, segment: Segment, batch: int, workspace: Workspace) -> None:
-        self._folder, self._config, self._batch = workspace.folder, workspace.config, batch
+    def __init__(self, segment: Segment, batch: int, workspace: Workspace, config: Config) -> None:
+        self._workspace, self._config, self._batch = workspace, config, batch
         self._running = {workspace.knowledge: Running(segment, batch)}
         self._newest = self._looked = workspace.knowledge
         self._taking, self._tasks = asyncio.Lock(), set[asyncio.Task[None]]()
@@ -63,7 +62,7 @@ class Following:
         while True:
             await asyncio.sleep(_EVERY)
             try:
-                current = await asyncio.to_thread(versions.current, self._folder)
+                current = await asyncio.to_thread(versions.current, self._workspace.folder)
                 if current == self._looked:
                     continue
                 self._looked = current  # one that cannot be taken is not tried again every second
@@ -79,7 +78,7 @@ class Following:
             if version in self._running:
                 return
             former = self.segment
-            segment = await asyncio.to_thread(_renewed, former, self._folder, self._config, version)
+            segment = await asyncio.to_thread(self._renewed, former, version)
             self._running[version] = Running(segment, self._batch)
             # The one before stays: a document may have begun by it in the replica in front.
             for old in [v for v in self._running if v not in (version, self._newest)]:
@@ -88,6 +87,6 @@ class Following:
     def _keep(self, work: Coroutine[None, None, None]) -> None:
         self._tasks.add(asyncio.ensure_future(work))
 
-
-def _renewed(segment: Segment, folder: Path, config: Config, version: str) -> Segment:
-    return segment.renewed(Workspace.open(folder, config, version))
+    def _renewed(self, segment: Segment, version: str) -> Segment:
+        opened = self._workspace.at(version)
+        return segment.renewed(opened, self._config.fingerprint(opened.version))

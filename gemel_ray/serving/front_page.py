@@ -25,7 +25,7 @@ class CurrentBank:
     def __call__(self) -> Bank:
         current = versions.current(self.workspace.folder)
         if current != self.workspace.knowledge:
-            self.workspace = Workspace.open(self.workspace.folder, self.workspace.config, current)
+            self.workspace = self.workspace.at(current)
         return self.workspace.bank
 
 

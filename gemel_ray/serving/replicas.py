@@ -13,8 +13,7 @@ from gemel_ray.config import Config
 from gemel_ray.engine.run import EngineDied
 from gemel_ray.environment import lean
 from gemel_ray.knowledge.bringing import Shared
-from gemel_ray.knowledge.homes import hurried
-from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.knowledge.workspace import Workspace, hurried
 from gemel_ray.linking import linking_graph
 from gemel_ray.segments import OnlineSegment
 from gemel_ray.serving.following import Following
@@ -33,7 +32,7 @@ class Stages:
         with lean():
             opened = Workspace.open(workspace.here(), hurried(config))
             segment = linking_graph(config, opened).segment(options.stages, opened)
-        self.here = Following(segment, options.batch, opened)
+        self.here = Following(segment, options.batch, opened, config)
         self.following = following
         self.inside = 0  # mentions
 

@@ -8,7 +8,6 @@ engine does its own batching. Knows nothing of Ray and of HTTP.
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
@@ -33,7 +32,7 @@ class Running:
 
     def __init__(self, segment: Segment, batch: int) -> None:
         works = segment.works
-        waits = [inspect.iscoroutinefunction(type(work).__call__) for _, work in works]
+        waits = [work.waits for _, work in works]
         cut = waits.index(True) if True in waits else len(works)
         self.segment = segment
         self.gathering = Gathering(Segment(segment.graph, works[:cut]), batch) if cut else None

@@ -24,8 +24,9 @@ from gemel_ray.models.tokenizer import longest_context
 from gemel_ray.readers.fields import short
 from gemel_ray.readers.places import place
 from gemel_ray.setting import setting
-from gemel_ray.stage import Stage, Work, answer
+from gemel_ray.stage import Stage, Work, answer, settings_of
 from gemel_ray.stages.budget import cut, kept
+from gemel_ray.stages.generate import Generate
 from gemel_ray.tables import listed
 
 if TYPE_CHECKING:
@@ -64,21 +65,21 @@ class Assemble(Stage):
     )
     images: bool = setting(True, "show pictures in the prompt")
 
-    def start(self, workspace: Workspace) -> Work:
-        return _Assembling(self, workspace)
+    def start(self, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
+        return _Assembling(self, workspace, settings_of(Generate, line).length)
 
 
 class _Assembling(Work):
-    def __init__(self, stage: Assemble, workspace: Workspace) -> None:
-        self.stage, self.bank = stage, workspace.bank
+    def __init__(self, stage: Assemble, workspace: Workspace, length: int) -> None:
+        self.stage, self.bank, self.length = stage, workspace.bank, length
         self.tokenizer, self.tokenize = workspace.tokenizer, workspace.tokenize
-        self.images = stage.images and workspace.sees
-        self.prefix = workspace.prefix if self.images else 0  # tokens that a picture takes
-        self.room = _room(workspace)
+        self.prefix = workspace.prefix if stage.images else 0  # tokens that a picture takes
+        self.images = self.prefix > 0
+        self.room = _room(workspace, length)
         self.example, self.joined = lru_cache(_EXAMPLES)(self._example), lru_cache(_SETS)(self._joined)
 
     def renewed(self, workspace: Workspace) -> Work:
-        return _Assembling(self.stage, workspace)
+        return _Assembling(self.stage, workspace, self.length)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         seen = pc.is_valid(batch["image_vector"]).to_pylist()
@@ -138,11 +139,10 @@ class _Assembling(Work):
         return [*image, *self.tokenize([demonstration_text(part, mention, target)])[0]] if part else []
 
 
-def _room(workspace: Workspace) -> int:
+def _room(workspace: Workspace, asked: int) -> int:
     """Tokens of a prompt beside which the longest name can be written. Raises ValueError where there is no
     room for a question."""
     longest, names = longest_context(workspace.language_model), workspace.tree.depth
-    asked = workspace.config.generate.length
     room = min(asked, longest) - names
     if room < _LEAST:
         raise Mistake(

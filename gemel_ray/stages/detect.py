@@ -64,7 +64,7 @@ class Detect(Stage):
         if self.stop_names and not Path(self.stop_names).is_file():
             raise Mistake(f"detect.stop_names: there is no file {self.stop_names}")
 
-    def start(self, workspace: Workspace) -> Work:
+    def start(self, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
         self.check()
         made = _Detecting(self, workspace)
         if self.by != "names":  # a model that cannot be loaded is said before the first document

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
 from gemel_ray.models.fetching import Manners
 from gemel_ray.models.limits import STORES, ImageLimits
 from gemel_ray.setting import DEVICE, setting
-from gemel_ray.stage import Stage, Work
-
-if TYPE_CHECKING:
-    from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.stage import Stage
 
 VECTOR = pa.list_(pa.float32())
 
@@ -23,6 +20,7 @@ class Encode(Stage):
     """A picture is read, decoded and encoded once, and remembered (models/remembered.py). How pictures are
     fetched by URL: models/fetching.py."""
 
+    work: ClassVar = "gemel_ray.stages.encoding"
     reads: ClassVar = (
         "text", "image", "image_address", "image_key", "mentions", "unread", "unread_picture",
     )  # fmt: skip
@@ -92,8 +90,3 @@ class Encode(Stage):
         """Of one picture, wherever it is read."""
         pixels, size = int(self.max_megapixels * 1e6), int(self.max_megabytes * 2**20)
         return ImageLimits(pixels, size, self.fetch_seconds, self.min_side, self.max_aspect, self.stores)
-
-    def start(self, workspace: Workspace) -> Work:
-        from gemel_ray.stages.encoding import Encoding
-
-        return Encoding(self, workspace)

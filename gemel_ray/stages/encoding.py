@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
@@ -24,14 +25,17 @@ from gemel_ray.models.images import image_bytes, is_web, read_image
 from gemel_ray.models.limits import ImageError, told_of
 from gemel_ray.models.remembered import Remembered
 from gemel_ray.readers.unread import counted
-from gemel_ray.stage import Work, answer
+from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.stages.encode import Encode
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
     from gemel_ray.knowledge.workspace import Workspace
     from gemel_ray.models.clip import Clip
+
+    Shown = Callable[[tuple[bytes | None, str | None], Image], None]
 
 Picture = tuple[bytes | None, str | None]
 Vector = npt.NDArray[np.float32]
@@ -39,9 +43,16 @@ _NONE: Picture = (None, None)
 _SEEN = 100_000  # URLs remembered
 
 
+def start(stage: Encode, workspace: Workspace, _: Sequence[Stage] = ()) -> Work:
+    """Encode, in the process that will use it."""
+    return Encoding(stage, workspace)
+
+
 class Encoding(Work):
-    def __init__(self, stage: Encode, workspace: Workspace) -> None:
-        self.stage = stage
+    """`shown` is called with every picture that is decoded, and what it was: its bytes or address."""
+
+    def __init__(self, stage: Encode, workspace: Workspace, shown: Shown | None = None) -> None:
+        self.stage, self.shown = stage, shown
         self.encode_mentions = Remembered(workspace.mention_encoder(stage.device, stage.dtype))
         self.workspace, self.lock = workspace, threading.Lock()
         self.threads = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
@@ -171,8 +182,8 @@ class Encoding(Work):
             with self.lock:
                 clip = self.clip
             image = read_image(*picture, self.stage.limits, clip.side)
-            if self.workspace.watch is not None:
-                self.workspace.watch(picture, image)
+            if self.shown is not None:
+                self.shown(picture, image)
             return clip.prepare(image)
         except ImageError as reason:
             return str(reason)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
 from gemel_ray.errors import Mistake
 from gemel_ray.records import CANDIDATE
 from gemel_ray.setting import setting
-from gemel_ray.stage import Stage, Work
-
-if TYPE_CHECKING:
-    from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +31,7 @@ class Generate(Stage):
     (see EngineOptions).
     """
 
+    work: ClassVar = "gemel_ray.stages.generating"
     reads: ClassVar = (
         "prompt", "beginning", "image_vector", "shots", "nearest", "similarities", "likely", "chances",
         "options",
@@ -148,12 +146,3 @@ class Generate(Stage):
             names[k]: v for k, v in (options or {}).items() if k in names and v is not None
         }
         return replace(self, **own) if own else self
-
-    def start(self, workspace: Workspace) -> Work:
-        if self.ranking == 1 and workspace.ranks and workspace.config.retrieve.ranking:
-            from gemel_ray.stages.ranked import Ranked
-
-            return Ranked(self, workspace)
-        from gemel_ray.stages.generating import Generating  # with torch, which the driver does without
-
-        return Generating(self, workspace)

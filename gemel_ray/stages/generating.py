@@ -28,11 +28,14 @@ from gemel_ray.engine.run import Engine
 from gemel_ray.engine.search import Candidate, Expansions, Path, Rollout, beam, greedy, probabilities
 from gemel_ray.engine.usage import Usage
 from gemel_ray.engine.vllm_engine import Asked, EngineOptions, Step
+from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge.prefix_tree import NOWHERE
 from gemel_ray.ranking.joining import joined, likeliest
-from gemel_ray.stage import Work, answer
+from gemel_ray.stage import Stage, Work, answer, settings_of
 from gemel_ray.stages.assemble import query_text
 from gemel_ray.stages.generate import Generate
+from gemel_ray.stages.ranked import Ranked
+from gemel_ray.stages.retrieve import Retrieve
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
@@ -42,16 +45,28 @@ _BEGINNINGS = 256  # whose ids and pictures are kept
 _FIELDS = ("entity", "entity_id", "score", "probability", "candidates")
 
 
+def start(stage: Generate, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
+    """Generate, in the process that will use it; where the ranker alone answers, without an engine."""
+    shown = settings_of(Retrieve, line)
+    if stage.ranking == 1 and workspace.ranks and shown.ranking:
+        return Ranked(stage, workspace)
+    return Generating(stage, workspace, shown)
+
+
 class Generating(Work):
-    def __init__(self, stage: Generate, workspace: Workspace, former: Generating | None = None) -> None:
-        self.stage, self.tree, self.entities = stage, workspace.tree, workspace.entities
+    """`shown`: by what settings examples come into prompts."""
+
+    waits = True
+
+    def __init__(
+        self, stage: Generate, workspace: Workspace, shown: Retrieve, former: Generating | None = None
+    ) -> None:
+        self.stage, self.shown, self.tree, self.entities = stage, shown, workspace.tree, workspace.entities
         self.tree_folder = workspace.tree_folder
-        options = _engine_options(stage, workspace)
+        options = _engine_options(stage, workspace.language_model, shown)
         self.engine: Engine = former.engine if former else Engine(options, workspace.tree.end_token)
         self.room: Room = former.room if former else Room(self.engine.cache)
-        self.prompts: PromptEmbeddings = workspace.prompt_embeddings(
-            self.engine, former.prompts if former else None
-        )
+        self.prompts: PromptEmbeddings = _prompts(workspace, self.engine, former.prompts if former else None)
         self.usage, self.mentions, self.cut = Usage(), 0, 0
         self.beginnings = Beginnings(self._begin, self.engine.hold, self.engine.release)
         neutral = self.prompts(workspace.tokenize([query_text("", "")])[0], None)
@@ -62,7 +77,7 @@ class Generating(Work):
         )
 
     def renewed(self, workspace: Workspace) -> Work:
-        return Generating(self.stage, workspace, self)
+        return Generating(self.stage, workspace, self.shown, self)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         rows = await asyncio.gather(*(self._link(row) for row in batch.to_pylist()))
@@ -208,10 +223,20 @@ def _reported(beams: int) -> int:
     return max(16, 2 * beams)
 
 
-def _engine_options(stage: Generate, workspace: Workspace) -> EngineOptions:
+def _prompts(workspace: Workspace, engine: Engine, former: PromptEmbeddings | None) -> PromptEmbeddings:
+    """For this engine. What those of another version have computed of the same pictures is taken over."""
+    mapper = workspace.mapper()
+    if mapper is not None and mapper.width != engine.width:
+        raise WorkspaceError(
+            f"{workspace.mapper_file} writes vectors of {mapper.width}, but the language model's have "
+            f"{engine.width}: train a mapper for this model (gemel-ray train)"
+        )
+    return PromptEmbeddings(engine.embed, mapper, workspace.bank, former)
+
+
+def _engine_options(stage: Generate, model: str, shown: Retrieve) -> EngineOptions:
     """The engine's share of the stage's fields. Rounds that nobody would be in take none of the cache."""
     own = {k: v for k, v in asdict(stage).items() if k in EngineOptions.__dataclass_fields__}
-    shown = workspace.config.retrieve
     if stage.search == "exact" or (shown.demonstrations and not shown.shared_sets):
         own["rounds"] = "never"
-    return EngineOptions(model=workspace.language_model, **own)
+    return EngineOptions(model=model, **own)

@@ -8,6 +8,7 @@ examples first, and only their own nearest behind them. Here documents become me
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -101,7 +102,7 @@ class Retrieve(Stage):
                 "retrieve.official_order needs lists of each mention's own: set retrieve.shared_sets=0"
             )
 
-    def start(self, workspace: Workspace) -> Work:
+    def start(self, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
         return _Retrieving(self, workspace)
 
 
@@ -111,7 +112,7 @@ class _Retrieving(Work):
         wanted = stage.demonstrations > 0 and len(self.bank) > 0
         self.official = PublishedOrder(self.bank) if wanted and stage.official_order else None
         searches = wanted and stage.by != "random" and not stage.official_order
-        self.store = workspace.vectors() if searches else None
+        self.store = workspace.vectors(names=stage.names) if searches else None
         shared = stage.demonstrations - stage.nearest
         shows = wanted and stage.shared_sets and shared
         self.sets = SharedSets(self.bank, stage.shared_sets, shared) if shows else None

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from gemel_ray.config import Config
 from gemel_ray.evaluation import Evaluation, evaluate
 from gemel_ray.knowledge.build import build
-from gemel_ray.knowledge.workspace import read_facts
+from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.offline import link
 from gemel_ray.progress import Meter
 from gemel_ray.report import thumbnail, write_report

@@ -24,7 +24,8 @@ from typing import Any
 from gemel_ray.config import Config, load
 from gemel_ray.knowledge.bank import QUERY_IMAGE
 from gemel_ray.knowledge.build import build
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.training import Example, item_losses, train
 from gemel_ray.training.decoding import accuracy

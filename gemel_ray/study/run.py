@@ -13,8 +13,8 @@ from typing import Any
 from gemel_ray import storage
 from gemel_ray.config import Config
 from gemel_ray.evaluation import Evaluation, compare, evaluate, known
-from gemel_ray.knowledge import homes
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.offline import link
 from gemel_ray.progress import Meter
 from gemel_ray.study import variants
@@ -86,7 +86,7 @@ class _Judge:
         folder = self._workspace(cell.prefix)
         config = self.configured(read_facts(folder)["settings"], cell.settings)
         opened = Workspace.open(folder, config)
-        homes.ask(opened, self.say)
+        opened.ask(self.say)
         output = self.of.output / "runs" / f"{config.fingerprint(opened.version)}-{cell.variant}"
         if not (output / "manifest.json").exists():
             with Meter("documents", len(self.rows)) as meter:

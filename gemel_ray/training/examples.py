@@ -90,7 +90,7 @@ def prepared(config: Config, workspace: Workspace, files: Sequence[str], say: Sa
     Raises ValueError, saying what is missing, where there is no such mention.
     """
     config = replace(config, retrieve=replace(config.retrieve, allow_itself=False))
-    workspace.sees = True
+    workspace = workspace.before_training(config.train.prefix)
     folder = workspace.folder / "cache" / _key(config, workspace, files)
     if not folder.exists():
         say(f"encoding {', '.join(files)}")
@@ -153,9 +153,8 @@ def _solved(
     config: Config, workspace: Workspace, files: Sequence[str], left_out: Counter[str], errors: list[str]
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows of prompt, image_vector and target, through the graph up to the prompt."""
-    segment = linking_graph(config, workspace).segment(
-        ["detect", "encode", "retrieve", "assemble"], workspace
-    )
+    graph = linking_graph(config, workspace)
+    segment = graph.segment(graph.names[:-1], workspace)
     targets: dict[tuple[str, str], str] = {}
     known = Targets(workspace.entities.pairs())
 

@@ -21,7 +21,6 @@ from typing import Any
 from gemel_ray import storage
 from gemel_ray.config import Config
 from gemel_ray.errors import Mistake
-from gemel_ray.knowledge import homes
 from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.training import checkpoint
@@ -44,7 +43,7 @@ def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder
     if not config.assemble.images:
         raise Mistake("assemble.images is false: without pictures in the prompts there is nothing to train")
     workspace = Workspace.open(folder, config)
-    homes.ask(workspace, say)
+    workspace.ask(say)
     examples = prepared(config, workspace, files, say)
     dev = prepared(config, workspace, dev_files, say)
     task = _task(config, workspace, examples, dev)

@@ -1,0 +1,206 @@
+"""The figures of the house, as a table: `make figures`.
+
+How many functions, files and lines a document passes on its way through a job, and through the endpoint: both
+are run here, in this process, with the starter's models, and traced. And what the sources say of themselves.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import re
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import httpx
+import pyarrow.parquet as pq
+
+from tests.arrows import PACKAGE, arrows, circles, modules
+
+SETTINGS = ["generate.dtype=float32", "generate.length=1024", "generate.cache_gib=1.0", "offline.sized=false"]
+DATA = PACKAGE / "starter" / "data"
+_ATOMIC = re.compile(r"os\.(replace|rename|link)\(|\b(aside|temporary)\.(replace|rename)\(")
+
+
+class Trace:
+    """The functions of gemel_ray that any thread enters while it is `on`."""
+
+    def __init__(self) -> None:
+        self.seen: set[CodeType] = set()
+        self.active = False
+
+    def install(self) -> None:
+        """Before any thread that shall be traced is started."""
+        threading.setprofile(self._entered)
+        sys.setprofile(self._entered)
+
+    def _entered(self, frame: FrameType, event: str, _: Any) -> None:
+        if self.active and event == "call" and frame.f_code.co_filename.startswith(str(PACKAGE)):
+            self.seen.add(frame.f_code)
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        self.seen = set()
+        self.active = True
+        try:
+            yield
+        finally:
+            self.active = False
+
+
+def counted(seen: set[CodeType]) -> str:
+    """Functions by their names (no lambdas, comprehensions or class bodies), the files they are in, and their
+    lines, and the files'."""
+    functions = [code for code in seen if not code.co_name.startswith("<") and code.co_flags & 0x2]
+    lines = {
+        (code.co_filename, line)
+        for code in functions
+        for line in range(code.co_firstlineno, max(n or 0 for *_, n in code.co_lines()) + 1)
+    }
+    files = {code.co_filename for code in functions}
+    whole = sum(len(Path(file).read_text().splitlines()) for file in files)
+    return f"{len(functions)} functions, {len(files)} files, {len(lines):,} lines ({whole:,} of the files)"
+
+
+def ways(trace: Trace, folder: Path) -> dict[str, str]:
+    """A document's through a job, with the job's driver, and through the endpoint."""
+    from gemel_ray.config import load
+    from gemel_ray.job.worker import traced
+    from gemel_ray.knowledge.build import build
+    from gemel_ray.knowledge.workspace import Workspace, read_facts
+    from gemel_ray.linking import linking_graph
+
+    train = folder / "train.parquet"
+    pq.write_table(pq.read_table(DATA / "train.parquet").slice(0, 240), train)
+    config = load(None, {}, SETTINGS)
+    build(config, str(DATA / "entities.jsonl"), [str(train)], folder / "workspace", lambda _: None)
+    config = load(None, read_facts(folder / "workspace")["settings"], SETTINGS)
+    workspace = Workspace.open(folder / "workspace", config)
+    graph = traced(linking_graph(config, workspace))
+    trace.install()
+    segment = graph.segment(graph.names, workspace)
+    files = [str(folder / f"{name}.parquet") for name in ("first", "second", "third")]
+    for number, file in enumerate(files):  # each a document with a picture, its mentions to be linked
+        pq.write_table(pq.read_table(DATA / "test.parquet").slice(3 * number, 1), file)
+    try:
+        worker, driver = job(trace, config, segment, files, folder)
+        (row,) = pq.read_table(files[2]).to_pylist()
+        asked = asyncio.run(request(trace, config, workspace, segment, row))
+    finally:
+        segment.close()
+    return {
+        "a document, in a job": counted(worker),
+        "the same with the job's driver": counted(worker | driver),
+        "a request, at the endpoint": counted(asked),
+    }
+
+
+def job(trace: Trace, config: Any, segment: Any, files: list[str], folder: Path) -> tuple[set[CodeType], ...]:
+    """What a job does with the second of two files: a worker, and the driver; but for Ray."""
+    from gemel_ray.job import record, results
+    from gemel_ray.job.attempts import Attempts
+    from gemel_ray.job.filters import Filters
+    from gemel_ray.job.inputs import Given
+    from gemel_ray.job.manifest import write_manifest
+    from gemel_ray.job.merging import Merging
+    from gemel_ray.job.selection import Selection
+    from gemel_ray.job.worker import Worker
+    from gemel_ray.object_folder import folder_at
+
+    for file in files[:2]:
+        output = folder / f"linked-{Path(file).stem}"
+        with trace.on():
+            given, run = Given.of([file], output), results.prepare(output)
+            given.note()
+            done, known = results.finished(output, None), given.unchanged(config.input)
+            shares = Selection().of(given.addresses, given.keys, known)
+            told = record.Record(output, Selection().total(given.addresses, known), len(done))
+        driven = trace.seen
+        work = Worker(segment, Attempts(folder_at(output), "all"), folder_at(output), run)
+        with trace.on():
+            tables = [table for share in shares for table in share.tables(done, Filters(config.input))]
+            rows = asyncio.run(work(tables[0]))
+            record.told(folder_at(output), "worker", "node", segment.measures())
+            counts = record.counted(rows, run)
+        worked = trace.seen
+        assert rows["status"].to_pylist() == ["linked"], rows.to_pylist()
+        with trace.on(), Merging(output, run) as merging:
+            told.add(counts)
+            merging.add(counts["part"], counts["documents"])
+            merging.done = done
+            given.finished(done, config.input)
+            write_manifest(config, folder / "workspace", [file], told, "0")
+        driven |= trace.seen
+    return worked, driven
+
+
+async def request(
+    trace: Trace, config: Any, workspace: Any, segment: Any, row: dict[str, Any]
+) -> set[CodeType]:
+    """What the endpoint does with a document, but for Ray Serve: the second time it is asked."""
+    from gemel_ray.serving.app import create
+    from gemel_ray.serving.building import endpoint
+    from gemel_ray.serving.following import Following
+
+    following = Following(segment, 16, workspace)
+    made = endpoint(config, workspace, lambda table: following.link(table, None))
+    made.desk.readiness.succeeded()
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(create(made)), base_url="http://localhost")
+    mentions = [{"start": m["start"], "end": m["end"]} for m in row["mentions"]]
+    form = {"text": row["text"], "mentions": json.dumps(mentions)}
+    for _ in range(2):
+        with trace.on():
+            answer = await client.post("/v1/link", data=form, files={"image": row["image"]})
+        assert answer.json()["links"][0]["status"] == "linked", answer.text
+    return trace.seen
+
+
+def sources() -> dict[str, object]:
+    """What stands in the files."""
+    known, texts = modules(), {name: file.read_text() for name, file in modules().items()}
+    importers = Counter(imported for _, imported in arrows())
+    names = Counter(file.name for file in known.values() if file.name != "__init__.py")
+    functions = sorted(
+        ((node.end_lineno or 0) - node.lineno + 1, f"{name}.{node.name}")
+        for name, text in texts.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    return {
+        "modules": len(known),
+        "lines": f"{sum(len(text.splitlines()) for text in texts.values()):,}",
+        "circles of imports": _sizes(circles(arrows())),
+        "but for what type checkers import": _sizes(circles(arrows(typing=False))),
+        "modules with one importer": sum(number == 1 for number in importers.values()),
+        "file names that occur again": sum(number > 1 for number in names.values()),
+        "`dict[str, Any]`": sum(text.count("dict[str, Any]") for text in texts.values()),
+        "places that write files atomically": sum(len(_ATOMIC.findall(text)) for text in texts.values()),
+        "functions": f"{len(functions):,}",
+        "longest": ", ".join(f"{name} ({length})" for length, name in functions[:-4:-1]),
+    }
+
+
+def _sizes(groups: list[list[str]]) -> str:
+    return ", ".join(f"{len(group)} modules" for group in groups) or "none"
+
+
+def main() -> None:
+    found = dict(sources())
+    if "--sources" not in sys.argv:
+        with tempfile.TemporaryDirectory() as folder:
+            found = ways(Trace(), Path(folder)) | found
+    print("| | |\n|---|---|")
+    for what, figure in found.items():
+        print(f"| {what} | {figure} |")
+
+
+if __name__ == "__main__":
+    main()
