@@ -2,10 +2,10 @@
 
     read (tasks, one a file) -> segment -> ... -> last segment, which writes its own results
 
-Every worker starts its segment's stages once and takes several batches at a time, so the engine is
-fed across batches; what it does when it dies, and how, stands in job/worker.py. The last segment's worker
-writes (job/results.py), and only counts come back to the driver. Run again, the job reads which documents
-are there and does the rest. Only this file, nodes.py, online.py and training/launch.py import ray.
+Every worker starts its segment's stages once and takes several batches at a time, so the engine is fed
+across batches; what it does when it dies stands in job/worker.py. The last segment's worker writes
+(job/results.py); only counts come back to the driver. Run again, the job does the documents that are missing.
+Only this file, nodes.py, online.py and training/launch.py import ray.
 """
 
 from __future__ import annotations
@@ -100,14 +100,14 @@ def link(
 @contextmanager
 def running(config: Config) -> Iterator[Metrics]:
     """Ray, joined or started, and Ray Data quiet; what a job tells Prometheus. Leaves Ray at the end."""
-    # One CPU more than the segments', for reading.
-    nodes.connect(config.offline.address, sum(s.workers * s.cpus for s in config.offline.segments) + 1)
+    reading = 1  # CPU
+    nodes.connect(config.offline.address, sum(s.workers * s.cpus for s in config.offline.segments) + reading)
     import ray
     from ray.util.metrics import Gauge
 
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.memory_usage_poll_interval_s = None  # else it reads all workers' memory maps every second
     context.execution_no_progress_timeout_s = int(config.offline.stall_minutes * 60)
     for name in ("", "._internal.execution.streaming_executor", ".exceptions"):
         logging.getLogger(f"ray.data{name}").setLevel(logging.CRITICAL)  # we say ourselves what went wrong

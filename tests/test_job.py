@@ -152,11 +152,13 @@ def test_equal_ids_in_two_files_are_two_documents(tmp_path: Path, output: Path) 
     assert results.counts(output)["rows"] == 6
 
 
-def test_a_foreign_file_among_the_links_is_named(output: Path) -> None:
+@pytest.mark.parametrize("name", ["foreign", "my-own-links"])
+def test_a_foreign_file_among_the_links_is_named(output: Path, name: str) -> None:
     (output / "links").mkdir(parents=True)
-    pa.parquet.write_table(pa.table({"a": [1]}), (output / "links") / "foreign.parquet")
-    with pytest.raises(ValueError, match=r"foreign\.parquet.*give another --output"):
+    pa.parquet.write_table(pa.table({"a": [1]}), output / "links" / f"{name}.parquet")
+    with pytest.raises(ValueError, match=rf"{name}\.parquet.*give another --output"):
         results.prepare(output)
+    assert (output / "links" / f"{name}.parquet").exists()
 
 
 _FULL = """

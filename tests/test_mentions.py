@@ -91,7 +91,7 @@ def test_a_bare_place_loses_the_white_space_at_its_ends(tmp_path: Path) -> None:
         {"start": 12.0, "end": 18.0}, {"start": "12", "end": "18"}, {"begin": 12, "end": 18}, [12, 18],
         [12, 18, "LOC"], {"offset": 12, "length": 6}, {"span": [12, 18]}, {"start_char": 12, "end_char": 18},
         "Boston", {"mention": "Boston"}, {"start": 12, "mention": "Boston"},
-        {"start": 12, "end": 18, "mention": ""}, {"mention": "Boston", "start": -1},
+        {"start": 12, "end": 18, "mention": ""}, {"mention": " Boston\n"}, {"mention": "Boston", "start": -1},
         {"mention": "Boston", "start": None, "end": None},
     ],
     ids=str,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Collection, Sequence
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ LINKS, PARTS, INDEX = "links", "parts", "index"
 PASSES, DONE = "passes", "done"  # of the run that writes: see job/index.py
 SOURCE = "source"  # column of the input's file and row, with a mark (job/identity.py)
 DOCUMENTS = b"gemel_ray.documents"  # in a part's metadata: [[source, rows, has an error], ...] in its order
+_MADE = re.compile(r"\d{8}-\d{3}-[0-9a-f]{8}\.(parquet|npy)")
 _log = logging.getLogger(__name__)
 
 
@@ -31,6 +33,11 @@ def part_of(run: str | None, sources: Collection[str]) -> str:
     """The part of a batch of these documents, in this order."""
     digest = hashlib.blake2b(json.dumps(list(sources)).encode(), digest_size=12).hexdigest()
     return f"{PARTS}/{run}/{digest}.parquet"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of links, or of the index, has such a name: any other is somebody else's."""
+    return _MADE.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def index_of(name: str) -> str:

@@ -29,7 +29,7 @@ from gemel_ray.job.layout import DOCUMENTS, LINKS, PARTS, SOURCE
 from gemel_ray.job.ledger import State, TakenOver
 from gemel_ray.job.reasons import kind
 from gemel_ray.object_folder import Place, folder_at
-from gemel_ray.storage import Folder
+from gemel_ray.storage import TORN, Folder
 
 __all__ = ["SOURCE", "TakenOver", "counts", "files", "finished", "keys", "prepare", "tables", "write"]
 Keys = npt.NDArray[np.uint64]
@@ -54,7 +54,7 @@ def prepare(output: Place) -> str:
 def _refuse_foreign(at: Folder) -> None:
     known = {name for name, _ in ledger.latest(at).files}
     for name in at.names(LINKS):
-        if name.endswith(".parquet") and name not in known and "-" not in name:
+        if name.endswith(".parquet") and name not in known and not layout.is_ours(name):
             raise Mistake(
                 f"{at} holds links of an earlier release of gemel-ray, or of another program ({name}), which "
                 "this one cannot go on with: give another --output, or move that folder elsewhere"
@@ -66,14 +66,14 @@ def _clear(at: Folder, state: State) -> None:
     files = {name for name, _ in state.files}
     counts = {*files, *state.parts, *(layout.index_of(name) for name in files)}
     for name in (*at.names(LINKS), *at.names(layout.INDEX)):
-        if name not in counts and not name.endswith(".torn"):
+        if name not in counts and layout.is_ours(name):
             at.remove(name)
     for run in at.folders(PARTS):
         inside = at.names(run)
-        for name in inside:
-            if name not in counts:
-                at.remove(name)
-        if not counts.intersection(inside):
+        stay = [name for name in inside if name in counts or name.endswith(TORN)]
+        for name in set(inside).difference(stay):
+            at.remove(name)
+        if not stay:
             at.clear(run)
     at.clear(layout.PASSES)
     at.clear(layout.DONE)

@@ -210,7 +210,7 @@ def _words(raw: Mapping[str, Any], *, placed: bool) -> str | None:
         raise BadRecord(f"the words of a mention are text, not {short(words)}")
     if not sound(words, "a mention").strip():
         raise BadRecord("the mention is empty")
-    return words
+    return words.strip()
 
 
 def _place(raw: Mapping[str, Any]) -> tuple[int | None, int | None]:
