@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,16 @@ from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import triple_files
 from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.rejects import Rejects
-from gemel_ray.knowledge.workspace import Workspace, read_facts
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking import triples as triple_arrays
 from gemel_ray.ranking.connections import CONNECTED, Connections, Spoken
+from gemel_ray.ranking.features import GRAPH, GROUPS
+from gemel_ray.ranking.making import refit
 from gemel_ray.ranking.names import Names
+from gemel_ray.ranking.ranker import Ranker
 from gemel_ray.ranking.triples import Triple, Triples
 from gemel_ray.ranking.words import key
 from gemel_ray.readers import documents
@@ -198,8 +203,9 @@ def workspace(tmp_path_factory: Any) -> Path:
 
 def linked(workspace: Path, file: Path, rows: list[dict[str, Any]]) -> list[str]:
     """Ids that the ranker alone gives for the mentions of these documents."""
-    opened = Workspace.open(workspace, load(None, read_facts(workspace)["settings"], SETTINGS))
-    graph = linking_graph(opened.config, opened)
+    config = load(None, read_facts(workspace)["settings"], SETTINGS)
+    opened = Workspace.open(workspace, config)
+    graph = linking_graph(config, opened)
     segment = graph.segment(graph.names, opened)
     found = asyncio.run(segment.run(next(documents(lines(file, rows))))).to_pylist()
     segment.close()
@@ -239,3 +245,15 @@ def test_a_table_decides_by_what_stands_beside_the_cell(workspace: Path, tmp_pat
     right = [identity for identity, *_ in UNKNOWN]
     assert asked(0) == right
     assert asked(1) == right[1:] + right[:1]
+
+
+def test_a_ranker_that_is_fitted_without_the_graph_does_not_see_it(workspace: Path, tmp_path: Path) -> None:
+    without = tmp_path / "without"
+    shutil.copytree(workspace, without)
+    config = load(None, read_facts(without)["settings"], SETTINGS)
+    refit(Workspace.open(without, config), config, [GRAPH])
+    file = without / "ranking" / "ranker.safetensors"
+    assert [g.name for g in GROUPS if g.features[0] in Ranker.load(file).features] == [
+        g.name for g in GROUPS if g.name != GRAPH
+    ]
+    assert linked(without, tmp_path / "in.jsonl", ASKED) != [identity for identity, *_ in UNKNOWN]

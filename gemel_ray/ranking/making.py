@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from gemel_ray.config import Config
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.ranking.evidence import Witness
+from gemel_ray.ranking.features import available
 from gemel_ray.ranking.fitting import fitted
 from gemel_ray.ranking.ranking import FILE, witness, write
 
@@ -27,7 +29,18 @@ def make(workspace: Workspace, config: Config) -> str:
     began, folder = time.perf_counter(), workspace.ranking_folder
     encode = workspace.mention_encoder(config.encode.device, config.encode.dtype)
     write(folder, workspace.bank, workspace.entities, encode)
+    return _fit(workspace, config, began)
+
+
+def refit(workspace: Workspace, config: Config, without: Collection[str]) -> str:
+    """A new ranker for a workspace that has one, which does without these groups of features."""
+    return _fit(workspace, config, time.perf_counter(), without)
+
+
+def _fit(workspace: Workspace, config: Config, began: float, without: Collection[str] = ()) -> str:
+    folder = workspace.ranking_folder
     knowing = witness(folder, workspace.bank, workspace.entities)
+    knowing = Witness(knowing.sources, available(knowing.sources, without))
     ranker = fitted(knowing, lambda rows: _neighbours(workspace, config, rows))
     seconds = f"{time.perf_counter() - began:.1f} s"
     if ranker is None:

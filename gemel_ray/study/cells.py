@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gemel_ray.ranking.features import GRAPH
+
 
 @dataclass(frozen=True)
 class Cell:
     """`settings` as --set takes them; `variant` of the documents (variants.py); `prefix` visual vectors a
-    picture, by a mapper trained for it; 0: the workspace's own mapper. `sees`: nothing without pictures."""
+    picture, by a mapper trained for it; 0: the workspace's own mapper. `sees`: nothing without pictures.
+    `without`: evidence (ranking/features.py) that a ranker fitted for the cell does without."""
 
     name: str
     settings: tuple[str, ...] = ()
     variant: str = "clean"
     prefix: int = 0
     sees: bool = False
+    without: str = ""
 
 
 def _each(setting: str, *values: object) -> tuple[Cell, ...]:
     return tuple(Cell(str(v), (f"{setting}={v}",)) for v in values)
 
 
+_EVIDENCE = (
+    "examples of this mention", "other examples of it", "name", "description", "years", "neighbours",
+    "popularity", GRAPH,
+)  # fmt: skip
 _OWN = "retrieve.shared_sets=0"  # each mention is shown its own nearest examples
 BASE = Cell("as configured")
 GROUPS: dict[str, tuple[Cell, ...]] = {
@@ -49,6 +57,12 @@ GROUPS: dict[str, tuple[Cell, ...]] = {
     "names": tuple(Cell(str(n).lower(), (f"retrieve.names={str(n).lower()}",)) for n in (True, False)),
     "neighbours": _each("generate.neighbour_weight", 0.0, 0.25, 0.5, 0.75, 1.0),
     "ranking": _each("generate.ranking", 0.0, 0.5, 0.7, 0.9, 1.0),
+    "parts": (
+        Cell("without the language model", ("generate.ranking=1",)),
+        Cell("without the ranker", ("retrieve.ranking=0",)),
+        Cell("without pictures", ("assemble.images=false",), variant="blind", sees=True),
+        *(Cell(f"without {name}", without=name) for name in _EVIDENCE),
+    ),
     "search": (
         Cell("greedy", ("generate.beams=1", "generate.search=beam", "generate.prior_weight=0")),
         Cell("5 beams", ("generate.beams=5", "generate.search=beam")),
@@ -73,6 +87,9 @@ GROUPS: dict[str, tuple[Cell, ...]] = {
         Cell("clean"),
         Cell("typos in the caption", variant="caption-typos"),
         Cell("typos in the mention", variant="mention-typos"),
+        Cell("mentions spelled in another way", variant="respelled"),
+        Cell("mentions by their last words", variant="last-word"),
+        Cell("mentions by their initials", variant="initials"),
         Cell("picture of another caption", variant="shuffled", sees=True),
         Cell("picture damaged", variant="damaged", sees=True),
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from gemel_ray import storage
 from gemel_ray.config import Config
 from gemel_ray.evaluation import Evaluation, compare, evaluate, known
+from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.offline import link
@@ -53,7 +54,7 @@ def study(of: Study, groups: Sequence[str], configured: Configured, say: Say) ->
         "left_out": [],
     }
     for group, cell in ((g, c) for g in groups for c in GROUPS[g]):
-        why = _impossible(of, cell, seen)
+        why = _impossible(of, cell, seen, judge.evidence)
         if why:
             found["left_out"].append({"group": group, "cell": cell.name, "why": why})
             continue
@@ -64,7 +65,9 @@ def study(of: Study, groups: Sequence[str], configured: Configured, say: Say) ->
     return found
 
 
-def _impossible(of: Study, cell: Cell, seen: bool) -> str | None:
+def _impossible(of: Study, cell: Cell, seen: bool, evidence: Collection[str]) -> str | None:
+    if cell.without and cell.without not in evidence:
+        return "the workspace has no ranker that sees this"
     if cell.sees and not seen:
         return "the documents have no pictures"
     if cell.prefix and not (of.train and of.dev):
@@ -78,36 +81,63 @@ class _Judge:
     def __init__(self, of: Study, rows: list[variants.Row], configured: Configured, say: Say) -> None:
         self.of, self.rows, self.configured, self.say = of, rows, configured, say
         self.known = known(of.train)
+        self.evidence = _evidence(of.workspace)
 
     def judged(self, cell: Cell) -> Evaluation:
         file = self.of.output / "inputs" / f"{cell.variant}.parquet"
         if not file.exists():
             variants.write(self.rows, cell.variant, file)
-        folder = self._workspace(cell.prefix)
+        folder = self._workspace(cell)
         config = self.configured(read_facts(folder)["settings"], cell.settings)
         opened = Workspace.open(folder, config)
         opened.ask(self.say)
-        output = self.of.output / "runs" / f"{config.fingerprint(opened.version)}-{cell.variant}"
+        without = f"-without-{cell.without.replace(' ', '-')}" if cell.without else ""
+        run = f"{config.fingerprint(opened.version)}-{cell.variant}{without}"
+        output = self.of.output / "runs" / run
         if not (output / "manifest.json").exists():
             with Meter("documents", len(self.rows)) as meter:
                 link(config, folder, [str(file)], output, meter.add)
         return evaluate(output, [str(file)], self.known)
 
-    def _workspace(self, prefix: int) -> Path:
-        """The workspace with a mapper of this prefix length: a copy that shares all other files."""
-        if not prefix:
+    def _workspace(self, cell: Cell) -> Path:
+        """The workspace with a mapper of the cell's prefix length, or a ranker without the evidence that it
+        leaves out: a copy that shares all other files."""
+        if not cell.prefix and not cell.without:
             return self.of.workspace
-        folder = self.of.output / "workspaces" / f"prefix-{prefix}"
+        name = f"prefix-{cell.prefix}" if cell.prefix else f"without-{cell.without.replace(' ', '-')}"
+        folder = self.of.output / "workspaces" / name
         if folder.exists():
             return folder
+        if cell.without:
+            return self._refitted(folder, cell.without)
         from gemel_ray.training import train
 
         leave = shutil.ignore_patterns("mapper.safetensors", "training", "cache")
         with storage.new_folder(folder) as aside:
             shutil.copytree(self.of.workspace, aside, copy_function=_shared, ignore=leave, dirs_exist_ok=True)
-            config = self.configured(read_facts(aside)["settings"], [f"train.prefix={prefix}"])
+            config = self.configured(read_facts(aside)["settings"], [f"train.prefix={cell.prefix}"])
             train(config, self.of.train, self.of.dev, aside, self.say)
         return folder
+
+    def _refitted(self, folder: Path, without: str) -> Path:
+        from gemel_ray.ranking.making import refit
+
+        with storage.new_folder(folder) as aside:
+            leave = shutil.ignore_patterns("training", "cache")
+            shutil.copytree(self.of.workspace, aside, copy_function=_shared, ignore=leave, dirs_exist_ok=True)
+            config = self.configured(read_facts(aside)["settings"], ())
+            self.say(refit(Workspace.open(aside, config), config, [without]))
+        return folder
+
+
+def _evidence(workspace: Path) -> list[str]:
+    """What the workspace's ranker sees; nothing where there is none."""
+    from gemel_ray.ranking.features import of_features
+    from gemel_ray.ranking.ranker import Ranker
+    from gemel_ray.ranking.ranking import FILE
+
+    file = versions.folder(workspace, versions.current(workspace)) / "ranking" / FILE
+    return [group.name for group in of_features(Ranker.load(file).features)] if file.exists() else []
 
 
 def _shared(source: str, target: str) -> None:
@@ -140,9 +170,10 @@ def _row(group: str, cell: Cell, found: Evaluation, base: Evaluation) -> dict[st
 
 
 def _aligned(found: Evaluation, base: Evaluation) -> Evaluation:
-    """`found` in the order of `base`: the same mentions, whose text a variant may have changed."""
-    by_key = {j.key: j for j in found.judged}
-    return replace(found, judged=[by_key[j.key] for j in base.judged])
+    """`found` with the mentions of `base`: the same in the same order, whose words and places a variant may
+    have changed."""
+    pairs = zip(found.judged, base.judged, strict=True)
+    return replace(found, judged=[replace(ours, gold=theirs.gold) for ours, theirs in pairs])
 
 
 def _output(found: Evaluation) -> Path:

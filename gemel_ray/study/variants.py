@@ -1,6 +1,6 @@
 """The documents of a study, and the same with something wrong: for measuring what a linker bears.
 
-Everything keeps its place, ids and spans included, so that every variant is its own gold. What is drawn at
+Documents and mentions keep their order and targets, so that every variant is its own gold. What is drawn at
 random is drawn by the document's id: the same in every run.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import string
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,6 +27,9 @@ from gemel_ray.readers import documents
 Row = dict[str, Any]
 _SHARE = 0.1  # of a caption's letters that are mistyped
 _QUALITY, _SCALE = 5, 4  # of a damaged picture: JPEG's, and by how much it was once smaller
+_SOUNDS = {
+    "sch": "sh", "ph": "f", "ck": "k", "ch": "k", "c": "k", "w": "v", "th": "t", "oe": "ö", "ae": "ä",
+}  # fmt: skip
 _PICTURE = ("image", "image_address", "image_key")
 
 
@@ -142,6 +146,50 @@ def mention_typos(rows: list[Row]) -> list[Row]:
     return changed
 
 
+def respelled(rows: list[Row]) -> list[Row]:
+    """Mentions as another language might spell them, by what sounds alike. One that has none of these letters
+    has its first small vowel doubled."""
+    return _renamed(rows, _respelled)
+
+
+def last_words(rows: list[Row]) -> list[Row]:
+    """Of mentions of several words the last alone: family names."""
+    return _renamed(rows, lambda words: words.split()[-1])
+
+
+def initials(rows: list[Row]) -> list[Row]:
+    """Of mentions of several words their first letters."""
+    return _renamed(rows, lambda words: "".join(w[0] for w in words.split()) if " " in words else words)
+
+
+def _respelled(words: str) -> str:
+    changed = words
+    for one, other in _SOUNDS.items():
+        changed = changed.replace(one, other).replace(one.capitalize(), other.capitalize())
+    return changed if changed != words else re.sub(r"([aeiouy])", r"\1\1", words, count=1)
+
+
+def _renamed(rows: list[Row], rename: Callable[[str], str]) -> list[Row]:
+    """Every mention replaced, and the places behind it moved; documents whose mentions overlap stay."""
+    changed = []
+    for row in rows:
+        text, moved, places = row["text"], 0, dict[int, tuple[int, int]]()
+        order = sorted(range(len(row["given"])), key=lambda i: row["given"][i]["start"])
+        ends = [row["given"][i]["end"] for i in order]
+        starts = [row["given"][i]["start"] for i in order]
+        if any(end > start for end, start in zip(ends, starts[1:], strict=False)):
+            changed.append(row)
+            continue
+        for i, start, end in zip(order, starts, ends, strict=True):
+            new = rename(row["text"][start:end])
+            text = f"{text[: start + moved]}{new}{text[end + moved :]}"
+            places[i] = (start + moved, start + moved + len(new))
+            moved += len(new) - (end - start)
+        given = [m | dict(zip(("start", "end"), places[i], strict=True)) for i, m in enumerate(row["given"])]
+        changed.append(row | {"text": text, "given": given})
+    return changed
+
+
 def _mistyped(text: str, places: Iterable[int], rng: np.random.Generator) -> str:
     letters = list(text)
     for place in places:
@@ -163,4 +211,7 @@ VARIANTS: dict[str, Callable[[list[Row]], list[Row]]] = {
     "damaged": damaged,
     "caption-typos": caption_typos,
     "mention-typos": mention_typos,
+    "respelled": respelled,
+    "last-word": last_words,
+    "initials": initials,
 }
