@@ -15,8 +15,10 @@ def add(verb: Parser) -> None:
 
     Links the same documents many ways, each the configured way with one thing changed, and compares: number
     of demonstrations, how they are found, pictures right, wrong and absent, prefix length, search, score,
-    and noise in captions, mentions and pictures. Every way is a folder of links under OUTPUT/runs; run
-    again, the study does what is missing. Results: a table, OUTPUT/study.json and OUTPUT/study.html.
+    noise in captions, mentions and pictures, and parts left out one by one (language model, ranker, pictures,
+    and each evidence of the ranker, which is fitted anew without it). Every way is a folder of links under
+    OUTPUT/runs; run again, the study does what is missing. Results: a table, OUTPUT/study.json and
+    OUTPUT/study.html.
 
       gemel-ray study --gold dev.json --train train.json --workspace kb --output study --limit 300
       gemel-ray study --gold dev.json --workspace kb --output study --only score search
