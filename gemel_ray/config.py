@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gemel_ray.checked import ConfigError, made, merged, parsed, renamed
-from gemel_ray.segments import Offline, Online, in_line
+from gemel_ray.errors import GraphError
+from gemel_ray.graph import Graph
+from gemel_ray.records import DOCUMENT, LINK
+from gemel_ray.segments import Offline, Online
 from gemel_ray.setting import section
 from gemel_ray.settings import Bank, Input, Models, Train, Vectors
+from gemel_ray.stage import Stage
 from gemel_ray.stages.assemble import Assemble
 from gemel_ray.stages.detect import Detect
 from gemel_ray.stages.encode import Encode
@@ -28,7 +32,7 @@ from gemel_ray.stages.retrieve import Retrieve
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The whole of ray_config.yaml."""
+    """The whole of ray_config.yaml. Its stages are the graph, in their order here: a new one is a line."""
 
     models: Models = section(
         Models,
@@ -37,7 +41,7 @@ class Config:
     )
     input: Input = section(Input, "How documents are read.")
     detect: Detect = section(
-        Detect, "The five stages, in their order. Detect finds mentions in documents that come without."
+        Detect, "The stages, in their order. Detect finds mentions in documents that come without."
     )
     encode: Encode = section(Encode, "Pictures and mentions become vectors.")
     retrieve: Retrieve = section(Retrieve, "Solved examples are found for each mention.")
@@ -61,6 +65,19 @@ class Config:
     )
     train: Train = section(Train, "The training of the feature mapper (gemel-ray train).")
 
+    def __post_init__(self) -> None:
+        """A lone segment that names no stages has all."""
+        for place in ("offline", "online"):
+            run: Offline | Online = getattr(self, place)
+            if len(run.segments) == 1 and not run.segments[0].stages:
+                whole: Any = (replace(run.segments[0], stages=STAGES),)
+                object.__setattr__(self, place, replace(run, segments=whole))
+
+    @property
+    def line(self) -> Graph:
+        """The graph of its stages, on no knowledge yet."""
+        return Graph(tuple(getattr(self, name) for name in STAGES), DOCUMENT, LINK)
+
     def plain(self) -> dict[str, Any]:
         """As nested dictionaries, for files."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
@@ -69,16 +86,21 @@ class Config:
     def fingerprint(self, *facts: object) -> str:
         """Equal for runs whose results may be compared: what the stages do, by which models, on which
         knowledge (`facts`); not where they run."""
-        stages = (self.detect, self.encode, self.retrieve, self.assemble, self.generate)
         meaning: dict[str, Any] = {
             s.name: {f.name: getattr(s, f.name) for f in fields(s) if "machine" not in f.metadata}
-            for s in stages
+            for s in self.line.stages
         }
         meaning |= {"models": asdict(self.models), "input": asdict(self.input)}
         meaning["exact_below"] = self.vectors.exact_below
         text = json.dumps([meaning, *map(repr, facts)], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
+
+STAGES: tuple[str, ...] = tuple(
+    part.name
+    for part in fields(Config)
+    if isinstance(part.default_factory, type) and issubclass(part.default_factory, Stage)
+)
 
 # The paper's way (section 4.1), as --set takes it. It shows training mentions only, no names.
 PAPER = (
@@ -143,8 +165,11 @@ def load(
     for override in overrides:
         values = merged(values, renamed(Config, parsed(override), hint))
     config: Config = made(Config, values, "")
-    in_line("offline.segments", config.offline.segments)
-    in_line("online.segments", config.online.segments)
+    for where, segments in (("offline", config.offline.segments), ("online", config.online.segments)):
+        try:
+            config.line.cut(segments)
+        except GraphError as fault:
+            raise ConfigError(f"{where}.{fault}") from fault
     return config
 
 

@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gemel_ray.checked import nearest
 from gemel_ray.errors import GraphError
+from gemel_ray.segments import OnlineSegment, SegmentOptions
 from gemel_ray.stage import ERROR, Stage, Work, called
 from gemel_ray.tables import STATUS, combined, explode, failed, replaced, settled
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 FINGERPRINT = pa.field("fingerprint", pa.string())
 
 
+_P = TypeVar("_P", bound=SegmentOptions | OnlineSegment)
+
+
 @dataclass(frozen=True)
 class Graph:
     """`stages` in order, from rows of `source` to rows of `result`."""
@@ -34,7 +39,7 @@ class Graph:
     stages: tuple[Stage, ...]
     source: pa.Schema
     result: pa.Schema
-    fingerprint: str  # of configuration, models and knowledge; stands in every result
+    fingerprint: str = ""  # of configuration, models and knowledge; stands in every result
     knowledge: str = ""  # the version of it, as people know it
 
     def __post_init__(self) -> None:
@@ -81,6 +86,25 @@ class Graph:
     def names(self) -> list[str]:
         """The stages', in order."""
         return [stage.name for stage in self.stages]
+
+    def cut(self, segments: Sequence[_P]) -> list[tuple[_P, bool]]:
+        """Each segment, and whether its rows are whole documents. Raises GraphError unless they are all."""
+        named, line = [stage for placed in segments for stage in placed.stages], self.names
+        right = f"segments must hold {', '.join(line)}, in this order and each once"
+        for stage in named:
+            if stage not in line:
+                raise GraphError(f"{right}; there is no stage {stage}: {nearest(stage, line)}")
+            if named.count(stage) > 1:
+                raise GraphError(f"{right}; {stage} is there {named.count(stage)} times")
+        if missing := [stage for stage in line if stage not in named]:
+            raise GraphError(f"{right}; {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+        if named != line:
+            raise GraphError(f"{right}, not {', '.join(named)}")
+        if empty := [i for i, placed in enumerate(segments) if not placed.stages]:
+            raise GraphError(f"segments[{empty[0]}] has no stages")
+        multiply = [stage.name for stage in self.stages if stage.explodes]
+        last = line.index(multiply[0]) if multiply else len(line)
+        return [(placed, line.index(placed.stages[0]) <= last) for placed in segments]
 
     def segment(
         self, names: Sequence[str], workspace: Workspace, started: Mapping[str, Work] | None = None

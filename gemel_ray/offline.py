@@ -164,13 +164,12 @@ def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filt
     data = ray.data.from_items([{"share": s} for s in shares], override_num_blocks=max(1, len(shares)))
     data = data.map_batches(_read, batch_size=1, fn_kwargs={"common": ray.put((done, filters))}, num_cpus=0.5)
     data = data.repartition(target_num_rows_per_block=_BLOCK)
-    whole = True  # a row is a document
-    for options in config.offline.segments:
+    for options, whole in config.line.cut(config.offline.segments):
         calls = max(2, options.overlap)
         data = data.map_batches(
             _Actor,
             fn_constructor_args=(opening, options.stages),
-            # Behind Retrieve a block is whole documents, each of several rows: it stays whole.
+            # Behind a stage that multiplies rows a block is whole documents, and stays whole.
             batch_size=options.batch if whole else None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
@@ -187,7 +186,6 @@ def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filt
                 }
             },
         )
-        whole = whole and "retrieve" not in options.stages
     return data
 
 

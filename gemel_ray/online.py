@@ -49,7 +49,7 @@ def deployed(config: Config, workspace: Path) -> Any:
     from ray import serve
 
     shared, following = Shared.of(workspace), None
-    for options in reversed(config.online.segments):
+    for options, _ in reversed(config.line.cut(config.online.segments)):
         following = (
             serve.deployment(replicas.Stages, name="-".join(options.stages))
             .options(**_placed(config, options))

@@ -4,14 +4,10 @@ the endpoint."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gemel_ray.checked import ConfigError, nearest
 from gemel_ray.errors import Mistake
 from gemel_ray.setting import CLUSTER, GPUS, HOST, section, setting
-
-STAGES = ("detect", "encode", "retrieve", "assemble", "generate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +15,7 @@ class SegmentOptions:
     """Adjacent stages in one kind of process: how many, on what, and how much at once."""
 
     stages: tuple[str, ...] = setting(
-        about="adjacent stages; all segments together hold the five, in their order"
+        (), "adjacent stages; all segments together hold all, in their order (of a lone one: empty for all)"
     )
     workers: int = setting(1, "number of processes", at_least=1, unit="processes")
     cpus: float = setting(1.0, "CPUs of each, as Ray counts them", at_least=0, unit="CPUs")
@@ -43,7 +39,7 @@ class OnlineSegment:
     """Adjacent stages in one kind of Serve replica: how many, on what, and how much at once."""
 
     stages: tuple[str, ...] = setting(
-        about="adjacent stages; all segments together hold the five, in their order"
+        (), "adjacent stages; all segments together hold all, in their order (of a lone one: empty for all)"
     )
     min_replicas: int = setting(1, "fewest processes", at_least=1, unit="processes")
     max_replicas: int = setting(
@@ -115,7 +111,7 @@ class Offline:
     sized: bool = setting(
         True, "fit the segments and sizes of generate that are left at their defaults to this machine"
     )
-    segments: tuple[SegmentOptions, ...] = (SegmentOptions(stages=STAGES),)
+    segments: tuple[SegmentOptions, ...] = (SegmentOptions(),)
     stall_minutes: float = setting(
         30.0, "without any progress, model loading included, before the job gives up", above=0, unit="minutes"
     )
@@ -140,7 +136,7 @@ class Online:
         form=HOST,
     )
     sized: bool = setting(True, "as offline.sized")
-    segments: tuple[OnlineSegment, ...] = (OnlineSegment(stages=STAGES),)
+    segments: tuple[OnlineSegment, ...] = (OnlineSegment(),)
     api: ApiOptions = section(ApiOptions, "processes that take requests; they share queue")
     queue: int = setting(
         128,
@@ -170,23 +166,6 @@ class Online:
             raise Mistake(
                 "online.documents times online.api.max_replicas is at most online.queue, which they share"
             )
-
-
-def in_line(where: str, segments: Sequence[SegmentOptions | OnlineSegment]) -> None:
-    """Raise ConfigError unless the segments are the stages' line, cut somewhere."""
-    named = [stage for options in segments for stage in options.stages]
-    right = f"{where} must hold {', '.join(STAGES)}, in this order and each once"
-    for stage in named:
-        if stage not in STAGES:
-            raise ConfigError(f"{right}; there is no stage {stage}: {nearest(stage, STAGES)}")
-        if named.count(stage) > 1:
-            raise ConfigError(f"{right}; {stage} is there {named.count(stage)} times")
-    if missing := [stage for stage in STAGES if stage not in named]:
-        raise ConfigError(f"{right}; {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
-    if named != list(STAGES):
-        raise ConfigError(f"{right}, not {', '.join(named)}")
-    if empty := [i for i, options in enumerate(segments) if not options.stages]:
-        raise ConfigError(f"{where}[{empty[0]}] has no stages")
 
 
 def threads(asked: int, cpus: float, processes: int, address: str) -> int:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gemel_ray.config import Config
+from gemel_ray.config import STAGES, Config
 from gemel_ray.errors import Mistake
 from gemel_ray.machine import Gpu, Machine, here
-from gemel_ray.segments import STAGES, Offline, Online, OnlineSegment, SegmentOptions
+from gemel_ray.segments import Offline, Online, OnlineSegment, SegmentOptions
 from gemel_ray.stages.generate import Generate
 
 FRONT, BACK = STAGES[:-1], STAGES[-1:]
@@ -58,7 +58,7 @@ def fit(config: Config, way: Way, machine: Machine, weights: float) -> Fitted:
     """As it fits `machine`, with a language model of `weights` GiB. Raises ValueError for what cannot work
     on it."""
     options: Any = getattr(config, way)
-    default: Any = {"offline": Offline, "online": Online}[way]()
+    default: Offline | Online = getattr(Config(), way)
     if options.sized and options.segments == default.segments:
         segments, why = _line(config, way, machine, weights)
         config = replace(config, **{way: replace(options, segments=segments)})
@@ -110,7 +110,7 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
 def _on_cores(cores: int) -> tuple[tuple[SegmentOptions, ...], str]:
     """Without a GPU the engine takes what cores it finds; what stands before it needs little of one."""
     if cores < 2:
-        return Offline().segments, "all stages in one process, for one core"
+        return Config().offline.segments, "all stages in one process, for one core"
     front = SegmentOptions(stages=FRONT, threads=max(1, cores // 4))
     back = SegmentOptions(stages=BACK, threads=cores)
     return (front, back), (

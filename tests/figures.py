@@ -150,7 +150,7 @@ async def request(
     from gemel_ray.serving.building import endpoint
     from gemel_ray.serving.following import Following
 
-    following = Following(segment, 16, workspace)
+    following = Following(segment, 16, workspace, config)
     made = endpoint(config, workspace, lambda table: following.link(table, None))
     made.desk.readiness.succeeded()
     client = httpx.AsyncClient(transport=httpx.ASGITransport(create(made)), base_url="http://localhost")

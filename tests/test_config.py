@@ -17,8 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemel_ray.config import Config, ConfigError, load
-from gemel_ray.segments import STAGES
+from gemel_ray.config import STAGES, Config, ConfigError, load
 from gemel_ray.setting import allowed, described, former
 from gemel_ray.stages.detect import Detect
 
@@ -146,7 +145,7 @@ WRONG = [
     ("offline.segments", ["detect"], r"offline\.segments\[0\] must hold settings, not 'detect'"),
     ("online.segments", [{"stages": ["detect"], "min_replicas": 2}], "min_replicas is more than max_rep"),
     ("online.queue", 3, "online.documents times online.api.max_replicas is at most online.queue"),
-    ("offline.segments", [{}], r"offline\.segments\[0\] lacks stages"),
+    ("offline.segments", [{}, {}], r"offline\.segments must hold detect, .*; detect, .* are missing"),
     ("input.max_characters", "many", "must be a whole number"),
     ("generate", 5, "generate must hold settings, not 5"),
 ]

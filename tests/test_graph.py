@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pyarrow as pa
@@ -16,7 +22,9 @@ from hypothesis import strategies as st
 
 from gemel_ray.errors import GraphError
 from gemel_ray.graph import Graph, Segment, run_in_process
+from gemel_ray.segments import SegmentOptions
 from gemel_ray.stage import Stage, Work, answer
+from tests.arrows import PACKAGE
 
 Rows = list[dict[str, Any]]
 Answer = pa.Table | Any
@@ -583,3 +591,102 @@ def test_a_stage_s_own_measures_stand_under_its_name() -> None:
     segment = graph.segment(ORDER, NO_WORKSPACE)
     asyncio.run(segment.run(EVERYTHING))
     assert segment.measures()["see"] == {"images": 3}
+
+
+SIXTH = """
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from gemel_ray.setting import setting
+from gemel_ray.stage import Stage, Work, answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Year(Stage):
+    reads: ClassVar = ("text",)
+    writes: ClassVar = pa.schema([pa.field("year", pa.int32())])
+    earliest: int = setting(1800, "numbers below are not taken for years", at_least=0)
+
+    def start(self, workspace: Any, line: Any = ()) -> Work:
+        return Finding(self)
+
+
+class Finding(Work):
+    def __init__(self, stage: Year) -> None:
+        self.stage = stage
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        found = [[int(n) for n in re.findall(r"[0-9]{4}", text)] for text in batch["text"].to_pylist()]
+        years = [f[0] if f and f[0] >= self.stage.earliest else None for f in found]
+        return answer(self.stage.writes, {"year": years})
+"""
+ASKED = """
+import asyncio, json, pyarrow as pa
+from types import SimpleNamespace
+from gemel_ray.config import load
+from gemel_ray.linking import linking_graph
+from gemel_ray.records import DOCUMENT
+
+knowledge = SimpleNamespace(version="v", knowledge="0")
+config, late = load(None, {}, []), load(None, {}, ["year.earliest=1990"])
+found = {}
+for name, asked in (("early", config), ("late", late)):
+    segment = linking_graph(asked, knowledge).segment(["year"], knowledge)
+    row = dict.fromkeys(DOCUMENT.names) | {"text": "Adobe in 1982."}
+    # The column is dropped where no later stage reads it: what the work itself writes is looked at.
+    table = pa.Table.from_pylist([row], DOCUMENT).select(["text"])
+    found[name] = segment.works[0][1](table)["year"].to_pylist()
+found["segments"] = [list(s.stages) for s in (*config.offline.segments, *config.online.segments)]
+found["names"] = linking_graph(config, knowledge).names
+found["apart"] = config.fingerprint("v") != late.fingerprint("v")
+print(json.dumps(found))
+"""
+
+
+def test_a_sixth_stage_is_one_file_and_one_line(tmp_path: Path) -> None:
+    """As docs/adding_a_stage.md says: in a copy of the package, which it is added to."""
+    package = tmp_path / "gemel_ray"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("data", "__pycache__"))
+    (package / "stages" / "year.py").write_text(SIXTH)
+    config = package / "config.py"
+    before, here, after = config.read_text().partition("    retrieve: Retrieve = section(")
+    line = '    year: Year = section(Year, "The year that a text names.")\n'
+    imported = "from gemel_ray.stages.year import Year\n@dataclass(frozen=True, kw_only=True)\nclass Config:"
+    before = before.replace("@dataclass(frozen=True, kw_only=True)\nclass Config:", imported)
+    config.write_text(before + line + here + after)
+    made = subprocess.run(
+        [sys.executable, "-c", ASKED], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    order = ["detect", "encode", "year", "retrieve", "assemble", "generate"]
+    assert json.loads(made.stdout) == {
+        "early": [1982], "late": [None], "segments": [order, order], "names": order, "apart": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cuts", "message"),
+    [
+        ([("find", "see"), ("near", "put", "name")], None),
+        ([("find",), ("near", "put", "name")], "see is missing"),
+        ([(*["find", "see", "near", "put", "name"],), ()], r"segments\[1\] has no stages"),
+        ([("find", "see", "near", "put", "nam")], "did you mean name"),
+    ],
+)
+def test_a_line_is_cut_into_segments_that_hold_all_of_it(
+    cuts: list[tuple[str, ...]], message: str | None
+) -> None:
+    segments = [SegmentOptions(stages=names) for names in cuts]
+    if message:
+        with pytest.raises(GraphError, match=message):
+            line().cut(segments)
+        return
+    assert [(s.stages, whole) for s, whole in line().cut(segments)] == [(cuts[0], True), (cuts[1], True)]
+
+
+def test_a_segment_that_begins_behind_what_multiplies_rows_is_not_given_whole_documents() -> None:
+    segments = [SegmentOptions(stages=names) for names in (("find", "see", "near"), ("put",), ("name",))]
+    assert [whole for _, whole in line().cut(segments)] == [True, False, False]

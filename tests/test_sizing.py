@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from gemel_ray import machine, sizing
-from gemel_ray.config import Config, load
+from gemel_ray.config import STAGES, Config, load
 from gemel_ray.environment import variables
 from gemel_ray.job.preview import preview
 from gemel_ray.job.selection import Selection
 from gemel_ray.machine import Gpu, Machine, visible
-from gemel_ray.segments import STAGES, SegmentOptions, in_line
+from gemel_ray.segments import SegmentOptions
 from gemel_ray.sizing import fit, weights
 
 SMALL, SEVEN, SEVENTY = 0.3, 13.5, 131.0  # GiB of weights
@@ -64,7 +64,7 @@ sys.exit("sklearn.metrics" in sys.modules)
 def test_every_gpu_has_an_engine_and_room_for_the_encoders(there: Machine, model: float) -> None:
     config = fit(Config(), "offline", there, model).config
     front, back = config.offline.segments
-    in_line("offline.segments", (front, back))
+    Config().line.cut((front, back))
     count, engine = len(there.gpus), config.generate
     assert (back.stages, back.workers) == (("generate",), count)
     # Ray places by shares, one GPU after another: no two engines on one, an engine beside all encoders.

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gemel_ray.config import STAGES
 from gemel_ray.errors import Mistake
 from gemel_ray.planning.figures import CARD, GPUS, MEASURED, MEASURED_ON, Gpu, Model, on_paper
 
+_CUT = STAGES.index("retrieve")  # where a line is cut in two: pictures before, language behind
 _CLIP = 162e9  # floating-point operations of ViT-L/14 for a picture (Radford et al., 2021: 81 G MACs)
 _SHARE = 0.05  # of a GPU: CLIP's share is a multiple of it
 _TOGETHER = 0.8  # of their speed that GPUs reach who compute one model together
@@ -172,8 +174,8 @@ def _segments(
     encoding = {"workers": encoders, "cpus": float(front), "gpus": each, "batch": 128}
     linking = {"workers": engines, "cpus": 2.0, "gpus": whole, "batch": 64}
     return (
-        {"stages": ["detect", "encode"], **encoding},
-        {"stages": ["retrieve", "assemble", "generate"], **linking},
+        {"stages": list(STAGES[:_CUT]), **encoding},
+        {"stages": list(STAGES[_CUT:]), **linking},
     )
 
 
@@ -189,7 +191,7 @@ def measured(file: Path, mentions: float, price: float) -> Node:
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise Mistake(f"{file} is not what gemel-ray bench speed --json writes ({fault!r})") from fault
     gpus, cpus = len(machine["gpus"]), int(machine["cores"])
-    segments = ({"stages": ["detect", "encode", "retrieve", "assemble", "generate"], "workers": max(1, gpus),
+    segments = ({"stages": list(STAGES), "workers": max(1, gpus),
                  "cpus": 1.0, "gpus": 1.0 if gpus else 0.0},)  # fmt: skip
     return Node(
         {f"the line, held up by {bottleneck}": rate / mentions}, price, gpus, cpus, segments,

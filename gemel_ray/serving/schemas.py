@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gemel_ray.config import STAGES
 from gemel_ray.serving.faults import Kind
 
 _TEXT = "Adobe and Google met in Paris."
@@ -120,8 +121,7 @@ class Answer(BaseModel):
     request_id: str
     links: list[Link]
     timings: dict[str, float] = Field(
-        description="seconds of detect, encode, retrieve, assemble, generate (of the slowest document) "
-        "and of the request as a whole"
+        description=f"seconds of {', '.join(STAGES)} (of the slowest document) and of the request as a whole"
     )
     fingerprint: str
     knowledge: str = Field(description="version of the workspace")

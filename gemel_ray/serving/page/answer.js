@@ -1,6 +1,5 @@
 // An answer as people read it. All that comes from the server goes in as text, never as HTML.
 
-const STAGES = ["detect", "encode", "retrieve", "assemble", "generate"];
 const FIRST = 4; // demonstrations shown at once
 
 export function el(name, attributes = {}, ...children) {
@@ -126,7 +125,7 @@ function card(row, text, ask) {
 
 function timings(answer) {
   const took = answer.timings;
-  const parts = STAGES.filter((stage) => took[stage] !== undefined).map((stage) => [stage, took[stage]]);
+  const parts = Object.entries(took).filter(([stage]) => stage !== "total");
   const rest = took.total - parts.reduce((sum, [, s]) => sum + s, 0);
   if (rest > 0) parts.push(["other", rest]);
   const whole = parts.reduce((sum, [, s]) => sum + s, 0) || 1;
