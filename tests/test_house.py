@@ -14,6 +14,7 @@ import pytest
 
 from gemel_ray.doctor import PINS
 from tests.arrows import arrows, circles, modules
+from tests.insides import insides, is_there
 
 HOUSE = Path(__file__).parent.parent
 SOURCES = sorted(str(path.relative_to(HOUSE)) for path in (HOUSE / "gemel_ray").rglob("*.py"))
@@ -172,6 +173,21 @@ def test_no_module_imports_from_a_layer_below() -> None:
 def test_no_modules_import_each_other() -> None:
     """However the circle goes: over functions' imports, or those of type checkers."""
     assert circles(arrows()) == []
+
+
+def test_what_relies_on_other_libraries_insides_is_listed() -> None:
+    """In docs/insides.md, with what breaks and how one would notice; and nothing else is."""
+    rows = [
+        line for line in (HOUSE / "docs" / "insides.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    listed = [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert sorted(listed) == sorted(insides())
+    assert all(len(row.split(" | ")) == 4 for row in rows)
+
+
+def test_the_insides_are_where_they_were() -> None:
+    """In the installed versions, which are the pinned ones."""
+    assert [name for name in insides() if "." in name and not is_there(name)] == []
 
 
 def test_help_names_every_target() -> None:
