@@ -60,6 +60,7 @@ LINK = pa.schema(
         pa.field("candidates", pa.list_(CANDIDATE)),
         pa.field("demonstrations", pa.list_(pa.string())),  # as they stand in the prompt
         pa.field("error", pa.string()),
+        pa.field("why", pa.string()),  # what spoke for the answer, part by part
         pa.field("note", pa.string()),  # what was done to the input so that it could be linked
         pa.field("fingerprint", pa.string()),  # of configuration, models and knowledge: see config.py
     ]

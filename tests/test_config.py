@@ -182,6 +182,7 @@ NONSENSE: dict[str, list[Any]] = {
     "generate.beams": [0, -5], "generate.exact_requests": [0], "generate.length_penalty": [-1, ENDLESS],
     "generate.columns": [0], "generate.arena": [0, 1.0, NOT_A_NUMBER],
     "generate.prior_weight": [-0.1], "generate.neighbour_weight": [1.5, -0.5, NOT_A_NUMBER],
+    "generate.sure": [7, -1], "generate.precision": [95, -1],
     "generate.nil_threshold": [7, -1], "generate.length": [0], "generate.tensor_parallel": [0],
     "generate.cache_gib": [0, -1], "generate.gpu_memory": [7, 0, NOT_A_NUMBER], "generate.block": [0],
     "generate.batch_tokens": [0], "generate.sequences": [0],
@@ -282,7 +283,8 @@ def test_numbers_as_people_write_them(spelled: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(("override", "message"), [
-    ("generate.nil_threshold=0.5", None), ("generate.prior_weight=0.5", "cannot be had both"),
+    ("generate.nil_threshold=0.5", None), ("generate.precision=0.9", None),
+    ("generate.prior_weight=0.5", "cannot be had both"),
     ("generate.batch_tokens=100", r"batch_tokens is at least generate\.sequences"),
     ("retrieve.nearest=17", r"retrieve\.nearest is at most retrieve\.demonstrations"),
 ])  # fmt: skip

@@ -19,10 +19,10 @@ from gemel_ray.knowledge.qdrant import EdgeStore
 from gemel_ray.knowledge.rankings import Ranked, levelled, nothing
 from gemel_ray.knowledge.vectors import Matrix, Vectors
 from gemel_ray.knowledge.versions import read_facts
-from gemel_ray.knowledge.words import Words
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.knowledge.writing import index
 from gemel_ray.models.clip import unit
+from gemel_ray.ranking.sharing import Words
 
 NAMES = {"mention": "name"}
 

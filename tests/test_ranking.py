@@ -6,18 +6,20 @@ import asyncio
 import json
 import math
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.cli import main
 from gemel_ray.config import PAPER, Config, load
 from gemel_ray.engine.search import Candidate
+from gemel_ray.errors import Mistake
 from gemel_ray.evaluation import gold_mentions
 from gemel_ray.job import results
 from gemel_ray.knowledge import entities as entity_file
@@ -40,6 +42,7 @@ from gemel_ray.ranking.ranking import Ranking, witness
 from gemel_ray.ranking.years import compared, years
 from gemel_ray.readers import documents
 from gemel_ray.records import LINK
+from gemel_ray.stages.answers import settled
 from gemel_ray.stages.ranked import Ranked
 
 TRADES = {
@@ -112,6 +115,7 @@ def likely(workspace: Workspace, folder: Path, **fields: Any) -> list[tuple[str,
     return list(zip(names, map(math.exp, row["chances"]), strict=True))
 
 
+@settings(deadline=None)  # a disk may be busy
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 9)), max_size=50))
 def test_an_index_gives_back_every_row_of_a_key_once(
     tmp_path_factory: Any, pairs: list[tuple[int, int]]
@@ -223,9 +227,41 @@ def linked_alone(workspace: Path, folder: Path, asked: list[dict[str, Any]]) -> 
 def test_the_ranker_alone_links_without_a_language_model(workspace: Workspace, tmp_path: Path) -> None:
     rows = linked_alone(workspace.folder, tmp_path, asked_about(SURNAMES[-1]))
     assert [row["entity"] for row in rows] == [d["target"] for d in asked_about(SURNAMES[-1])]
+    for row in rows:
+        assert row["why"].startswith(f"ranker: {row['entity']} {row['probability']:.0%}, against ")
+        assert f"{SURNAMES[-1]}: description +" in row["why"]  # of one surname, described otherwise
     assert all(row["status"] == "linked" and len(row["candidates"]) == 5 for row in rows)
     assert all(row["probability"] == pytest.approx(math.exp(row["score"])) for row in rows)
     assert {row["entity_id"] for row in rows} == {e["id"] for e in entities() if SURNAMES[-1] in e["name"]}
+
+
+def test_a_threshold_for_a_wanted_precision_is_told_from_held_out_answers() -> None:
+    """Of equal probabilities all are answered or none."""
+    answers = [(0.9, True)] * 30 + [(0.6, True)] * 8 + [(0.6, False)] * 2 + [(0.2, False)] * 10
+    ranker = Ranker({}, {"answers": answers}, ())
+    assert [ranker.threshold(p) for p in (0.7, 0.95, 0.96)] == [0.2, 0.6, 0.9]
+    with pytest.raises(Mistake, match=r"precision=0\.99 is more .* 50 held-out .* right in 90\.0%"):
+        Ranker({}, {"answers": [(0.9, i > 4) for i in range(50)]}, ()).threshold(0.99)
+
+
+def test_where_the_wanted_precision_cannot_be_had_the_answer_is_nil_or_the_reason_is_said(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    source = written(tmp_path, "asked.jsonl", [{"id": "1", "text": "Nowhere Ltd.", "mention": "Ltd"}])
+    wanted = replace(configured(workspace).generate, ranking=1.0, precision=0.5)
+    config = replace(configured(workspace), generate=wanted)
+    ranker = Ranker.load(workspace.ranking_folder / "ranker.safetensors")
+    ranker.about["answers"] = [(0.99, True)] * 30 + [(0.98, False)] * 60
+    kept = (workspace.ranking_folder / "ranker.safetensors").read_bytes()
+    ranker.save(workspace.ranking_folder / "ranker.safetensors")
+    try:
+        segment = linking_graph(config, workspace).segment([*FRONT, "assemble", "generate"], workspace)
+        (row,) = asyncio.run(segment.run(next(documents(source)))).to_pylist()
+    finally:
+        (workspace.ranking_folder / "ranker.safetensors").write_bytes(kept)
+    assert (row["status"], row["entity"]) == ("nil", None)
+    with pytest.raises(Mistake, match="held-out examples"):
+        settled(replace(wanted, precision=1.0), workspace)
 
 
 def test_evaluate_takes_the_ranker_as_the_linker_without_a_model(
@@ -245,7 +281,8 @@ def test_evaluate_takes_the_ranker_as_the_linker_without_a_model(
     assert found["accuracy"] == 0
     assert found["baseline"]["linker"] == "ranker"
     assert found["baseline"]["accuracy"]["value"] == 1
-    assert found["baseline"]["headline"]["among_candidates"]["value"] == 1
+    assert found["baseline"]["all_candidates"]["value"] == 1
+    assert found["baseline"]["undescribed"]["value"] < 1  # only descriptions tell who is meant
     assert list(found["breakdowns"]["described"]) == ["described"]
 
 

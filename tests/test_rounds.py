@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -216,6 +217,20 @@ def test_a_document_s_own_wishes(generating: Generating, rows: Rows) -> None:
         assert answer["entity"] == asyncio.run(all_linked(generating, [row]))[0]["entity"]
         assert found
     assert generating.usage.requests > before.requests  # exact search's
+
+
+def test_the_model_is_asked_only_where_the_ranker_is_unsure(generating: Generating, rows: Rows) -> None:
+    def linked(chance: float) -> tuple[dict[str, Any], int]:
+        """A mention whose likeliest entity has this probability, and the tokens that the model was asked."""
+        before, chances = generating.usage.asked, [math.log(chance), math.log(0.01)]
+        (row,) = asyncio.run(all_linked(generating, [rows[0] | {"likely": [3, 5], "chances": chances}]))
+        return row, generating.usage.asked - before
+
+    sure, asked = linked(generating.stage.sure + 0.05)
+    entity = generating.entities.of([3])[0]
+    assert (sure["entity_id"], sure["entity"], sure["status"], asked) == (*entity, "linked", 0)
+    assert sure["probability"] == pytest.approx(generating.stage.sure + 0.05)
+    assert linked(generating.stage.sure - 0.05)[1] > 0
 
 
 @pytest.mark.parametrize("wrong", ["start", "table", "copy"])

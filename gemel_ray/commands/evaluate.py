@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
     gold = files(options.gold, say) if options.gold else own_gold(made, options.links)
     targets = _targets(options, made)
     knowing = known(files(options.train, say), _entities(options))
-    found = evaluate(options.links, gold, knowing, targets, _ranked(options, gold, made))
+    found = evaluate(options.links, gold, knowing, targets, *_ranked(options, gold, made))
     against = evaluate(options.against, gold, targets=targets) if options.against else None
     comparison = compare(found, against).figures() if against else None
     if options.json:
@@ -68,10 +68,13 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ranked(options: argparse.Namespace, gold: list[str], made: dict[str, Any]) -> Any:
+def _ranked(options: argparse.Namespace, gold: list[str], made: dict[str, Any]) -> list[Any]:
+    """What the workspace's ranker answers with descriptions and, where it has any, without."""
     from gemel_ray.evaluation.ranked import ranked_alone
 
-    return ranked_alone(options.workspace, gold, made) if options.workspace else None
+    if not options.workspace:
+        return [None, None]
+    return [ranked_alone(options.workspace, gold, made, descriptions=read) for read in (True, False)]
 
 
 def own_gold(made: dict[str, Any], output: Place) -> list[str]:

@@ -37,6 +37,7 @@ class Evaluation:
     output: Place | None = None  # where the links are, and the gold files: for what a page shows of them
     gold: Sequence[str] = ()
     ranked: Mapping[Key, Row] | None = None  # what the workspace's ranker says without a language model
+    undescribed: Mapping[Key, Row] | None = None  # and with all entities' descriptions hidden
 
     def part(self, prefix: str) -> Evaluation:
         """Only the documents whose id begins so."""
@@ -91,6 +92,11 @@ class Evaluation:
             "breakdowns": breakdowns(judged, self.known),
             "popularity": popularity(judged, self.known),
         }
+        if self.ranked is not None:
+            found["all_candidates"] = headline(judged)["among_candidates"]
+        if self.undescribed is not None:
+            hidden = [Judged(j.gold, self.undescribed.get(j.key)) for j in self.judged]
+            found["undescribed"] = headline(hidden)["accuracy"]
         plain: dict[str, Any] = _plain(found)
         return plain
 
@@ -116,10 +122,11 @@ def evaluate(
     known: Known | None = None,
     targets: Targets | None = None,
     ranked: Mapping[Key, Row] | None = None,
+    undescribed: Mapping[Key, Row] | None = None,
 ) -> Evaluation:
     """Judge the links in `output` (what `gemel-ray link` wrote); `targets` names what the gold files tell by
-    its id; `ranked` has a ranker's own answers (ranked.py). Raises ValueError when there are no links, or no
-    gold mention has a target."""
+    its id; `ranked` has a ranker's own answers, `undescribed` those without descriptions (ranked.py). Raises
+    ValueError when there are no links, or no gold mention has a target."""
     gold = list(gold)
     mentions = list(gold_mentions(gold))
     links = links_of(output, {key(row) for row in mentions})
@@ -134,8 +141,8 @@ def evaluate(
             f"{', '.join(gold[:3])}: no mention has a target"
             + (": they tell ids, so give the knowledge base (--entities)" if _by_id(mentions) else "")
         )
-    nil = [j for j in every if j.nil]
-    return Evaluation(judged, len(every) - len(judged), nil, known or Known(), output, gold, ranked)
+    nil, without = [j for j in every if j.nil], len(every) - len(judged)
+    return Evaluation(judged, without, nil, known or Known(), output, gold, ranked, undescribed)
 
 
 def _written(links: Iterable[dict[str, Any]]) -> Targets:

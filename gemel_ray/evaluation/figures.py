@@ -53,14 +53,15 @@ def _of_ids(judged: Sequence[Judged]) -> dict[str, Figure]:
 
 
 def with_nil(judged: Sequence[Judged]) -> dict[str, Figure]:
-    """Of mentions with a target and of those whose gold is NIL, which nil answers rightly. Precision is of
-    the answers nil, recall of the gold NIL. An error is no answer nil."""
+    """Of mentions with a target and of those whose gold is NIL, which are answered rightly: of the answers
+    that name an entity, of the answers nil, and of the gold NIL. An error is no answer nil."""
+    linked = np.array([j.status == "linked" for j in judged], float)
     answered = np.array([j.status == "nil" for j in judged], float)
     gold = np.array([j.nil for j in judged], float)
     right = np.array([j.right for j in judged], float)
-    columns = np.stack([right, answered * gold, answered * gold], axis=1)
-    among = np.stack([np.ones_like(right), answered, gold], axis=1)
-    names = ("accuracy_with_nil", "nil_precision", "nil_recall")
+    columns = np.stack([right, right * linked, answered * gold, answered * gold], axis=1)
+    among = np.stack([np.ones_like(right), linked, answered, gold], axis=1)
+    names = ("accuracy_with_nil", "link_precision", "nil_precision", "nil_recall")
     return dict(zip(names, resampling(judged).shares(columns, among), strict=True))
 
 

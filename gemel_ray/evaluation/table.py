@@ -10,6 +10,7 @@ HEADLINE = {
     "accuracy": "accuracy",
     "accuracy_of_ids": "accuracy by id",
     "accuracy_with_nil": "accuracy, gold NIL counted",
+    "link_precision": "right among answers linked",
     "nil_precision": "right among answers nil",
     "nil_recall": "nil among gold NIL",
     "top_1": "target is first candidate",
@@ -34,6 +35,11 @@ BREAKDOWNS = {
     "described": "by whether the knowledge base describes the target",
 }
 LINKERS = {"names": "baseline without a model", "ranker": "the ranker without a language model"}
+BASELINE = {
+    "difference": "the run is better by",
+    "all_candidates": "target among all it judges",
+    "undescribed": "all descriptions hidden",
+}
 POPULARITY = {
     "true_mean": "times in training: the right entity",
     "predicted_mean": "times in training: the answer",
@@ -75,8 +81,7 @@ def _lines(figures: Row) -> Iterator[str]:
     yield f"{'mentions':<40}{figures['mentions']:>6,}  ({rows}; {left_out})"
     yield from _section(HEADLINE, figures["headline"])
     if baseline := figures["baseline"]:
-        names = {"accuracy": LINKERS[baseline["linker"]], "difference": "the run is better by"}
-        yield from _section(names, baseline)
+        yield from _section({"accuracy": LINKERS[baseline["linker"]]} | BASELINE, baseline)
     for name, table in figures["breakdowns"].items():
         yield f"\n{title(name)}"
         yield from _section({label: label for label in table}, table, count=True)

@@ -117,6 +117,7 @@ def _samples(output: Place) -> Iterator[Row]:
             "probability": link["probability"],
             "document_id": link["document_id"],
             "candidates": candidates(link),
+            "why": link.get("why"),
         }
 
 

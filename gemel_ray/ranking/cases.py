@@ -36,7 +36,7 @@ class Question:
 class Sources:
     """All that is known of one version of the knowledge. `about`: vectors of what entities are described as,
     float16 [entities, width]; zeros: not described. `bend`: see context.py. `connections`: of the knowledge
-    graph, where there is one."""
+    graph, where there is one. `described` False: what entities are described as is not read."""
 
     names: Names
     examples: Examples
@@ -44,6 +44,7 @@ class Sources:
     about: npt.NDArray[np.float16]
     bend: Vectors | None = None
     connections: Connections | None = None
+    described: bool = True
 
 
 @dataclass(frozen=True)

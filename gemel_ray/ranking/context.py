@@ -22,7 +22,7 @@ _SHARPNESS = 3.0  # the logarithm of what cosines are multiplied by, at first
 
 @dataclass(frozen=True)
 class Judged:
-    """An example's candidates and which of them is right."""
+    """An example's candidates and which of them is right; -1: none."""
 
     evidence: Evidence
     right: int
@@ -32,7 +32,7 @@ class Judged:
 def learnt(about: npt.NDArray[np.float16], judged: Sequence[Judged], seed: int = 0) -> Matrix:
     """[width, width], to be added to the identity; zeros where too few examples have a described entity. An
     example's other candidates are the hard negatives, the others' entities of a batch the easy ones."""
-    described = [j for j in judged if about[j.evidence.rows[j.right]].any()]
+    described = [j for j in judged if j.right >= 0 and about[j.evidence.rows[j.right]].any()]
     width = about.shape[1]
     if len(described) < _FEW:
         return np.zeros((width, width), np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,11 @@ class Witness:
         self.sources = sources
         self.groups = available(sources) if groups is None else tuple(groups)
 
+    def undescribed(self) -> Witness:
+        """The same, of entities that nobody has described."""
+        nothing = np.broadcast_to(np.float16(0), self.sources.about.shape)
+        return Witness(replace(self.sources, about=nothing, described=False), self.groups)
+
     def evidence(self, asked: Question) -> Evidence:
         case = self._case(asked)
         if not len(case.rows):
@@ -47,6 +52,8 @@ class Witness:
         shared = self.sources.names.sharing(mention)
         rows = np.array(self._candidates(mention, prior, votes, shared), np.int64)
         known = self.sources.names.rows(rows)
+        if not self.sources.described:
+            known = [entity | {"about": [], "years": []} for entity in known]
         return Case(asked, mention, folded(asked.text), rows, known, prior, shared, votes)
 
     def _prior(self, mention: str, asked: Question) -> Counter[int]:

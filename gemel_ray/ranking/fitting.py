@@ -19,7 +19,7 @@ from gemel_ray.ranking.ranker import Ranker
 Matrix = npt.NDArray[np.float32]
 Neighbours = Callable[[npt.NDArray[np.int64]], Iterator[tuple[npt.NDArray[np.int64], Matrix]]]
 
-SAMPLE = 8_000  # examples it is fitted on, at most
+SAMPLE = 16_000  # examples it is fitted on, at most
 _HIDDEN, _BATCH, _EPOCHS, _RATE = 48, 128, 10, 6e-3
 _BENT = "description fits bent"  # and what it is less than the best
 _HELD_OUT = 0.1  # of the sample: what is reported was not fitted on
@@ -28,38 +28,42 @@ _HELD_OUT = 0.1  # of the sample: what is reported was not fitted on
 def fitted(witness: Witness, neighbours: Neighbours) -> Ranker | None:
     """A ranker; None where too few of the sampled examples have their entity among their candidates.
     `neighbours` gives, for rows of the bank, their nearest other rows and the cosines."""
-    judged, sampled = _judged(witness, neighbours)
+    judged = list(_judged(witness, neighbours))
     held_out = int(len(judged) * _HELD_OUT)
-    if held_out < 1:
+    tested, learnt = judged[:held_out], [j for j in judged[held_out:] if j.right >= 0]
+    if not tested or not learnt:
         return None
     matrix = _bent(witness, judged)
     torch.manual_seed(0)
-    tested, learnt = judged[:held_out], judged[held_out:]
-    weights = _taught(learnt)
-    ranker = Ranker(weights | {"bend": matrix}, {}, named(witness.groups))
-    logs = [ranker.log_probabilities(j.evidence.features) for j in tested]
-    hits = [bool(log.argmax() == j.right) for log, j in zip(logs, tested, strict=True)]
+    ranker = Ranker(_taught(learnt) | {"bend": matrix}, {}, named(witness.groups))
+    answers = [_answer(ranker, j) for j in tested]
     ranker.about.update(
         examples=len(learnt),
-        among_candidates=len(judged) / sampled,
+        among_candidates=float(np.mean([j.right >= 0 for j in judged])),
         held_out=len(tested),
-        right=float(np.mean(hits)),
+        right=float(np.mean([right for _, right in answers])),
+        answers=sorted(answers, reverse=True),  # the surest first
     )
     return ranker
 
 
-def _judged(witness: Witness, neighbours: Neighbours) -> tuple[list[Judged], int]:
+def _answer(ranker: Ranker, judged: Judged) -> tuple[float, bool]:
+    """The probability of its best candidate, and whether that is right."""
+    logs = ranker.log_probabilities(judged.evidence.features)
+    return round(float(np.exp(logs.max())), 4), bool(logs.argmax() == judged.right)
+
+
+def _judged(witness: Witness, neighbours: Neighbours) -> Iterator[Judged]:
+    """Of the sampled examples those that have any candidate."""
     examples = witness.sources.examples
     known = np.flatnonzero(examples.entity[: examples.bank.examples] >= 0)
     sample = np.random.default_rng(0).permutation(known)[:SAMPLE]
-    found = []
     for row, (nearest, similarities) in zip(sample.tolist(), neighbours(sample), strict=True):
         asked = _question(examples, row, nearest, similarities)
         evidence = witness.evidence(asked)
         at = np.flatnonzero(evidence.rows == examples.entity[row])
-        if len(at):
-            found.append(Judged(evidence, int(at[0]), asked.text_vector))
-    return found, len(sample)
+        if len(evidence.rows):
+            yield Judged(evidence, int(at[0]) if len(at) else -1, asked.text_vector)
 
 
 def _bent(witness: Witness, judged: Sequence[Judged]) -> Matrix:

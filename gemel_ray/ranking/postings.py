@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,27 @@ class Postings:
         self._keys, self._offsets, self._rows = keys, offsets, rows
 
     @classmethod
+    def made(cls, given: npt.NDArray[np.void]) -> Postings:
+        """Of an array of `PAIR` in any order; equal pairs count once."""
+        given = np.unique(given)
+        keys, first = np.unique(given["key"], return_index=True)
+        return cls(keys, np.append(first, len(given)).astype(np.int64), np.ascontiguousarray(given["row"]))
+
+    @classmethod
     def open(cls, folder: Path, name: str) -> Postings:
         """Map the files that `write` made."""
         mapped = (np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in _PARTS)
         return cls(*map(np.asarray, mapped))  # plain arrays over the mapping: indexing them is cheaper
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write what `open` maps."""
+        arrays: tuple[npt.NDArray[Any], ...] = (self._keys, self._offsets, self._rows)
+        for part, array in zip(_PARTS, arrays, strict=True):
+            np.save(folder / f"{name}.{part}.npy", array)
+
+    def __len__(self) -> int:
+        """Pairs."""
+        return len(self._rows)
 
     def of(self, key: int) -> Rows:
         """The rows that bear `key`."""
@@ -41,9 +59,6 @@ def write(pairs: Iterable[tuple[int, int]], folder: Path, name: str) -> None:
 
 def save(given: npt.NDArray[np.void], folder: Path, name: str) -> int:
     """The same of an array of `PAIR`. Returns how many different pairs there are."""
-    given = np.unique(given)
-    keys, first = np.unique(given["key"], return_index=True)
-    np.save(folder / f"{name}.keys.npy", keys)
-    np.save(folder / f"{name}.offsets.npy", np.append(first, len(given)).astype(np.int64))
-    np.save(folder / f"{name}.rows.npy", np.ascontiguousarray(given["row"]))
-    return len(given)
+    made = Postings.made(given)
+    made.save(folder, name)
+    return len(made)

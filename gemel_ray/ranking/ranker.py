@@ -19,6 +19,7 @@ from gemel_ray.errors import Mistake
 from gemel_ray.ranking.features import of_features
 
 Matrix = npt.NDArray[np.float32]
+_LEAST = 20  # answers that a share is told from
 WEIGHTS = ("mean", "scale", "linear", "inner", "inner_bias", "middle", "middle_bias", "outer", "bend")
 
 
@@ -34,14 +35,37 @@ class Ranker:
 
     def log_probabilities(self, features: Matrix) -> Matrix:
         """Of each candidate, [n], from the features of all of one mention's, [n, features]."""
+        scores = self.scores(features)
+        scores = scores - scores.max()
+        logs: Matrix = (scores - np.log(np.exp(scores).sum())).astype(np.float32)
+        return logs
+
+    def scores(self, features: Matrix) -> Matrix:
+        """The same, not normalised over the candidates: each stands by itself."""
         w = self.weights
         x = (features - w["mean"]) * w["scale"]
         hidden = np.maximum(x @ w["inner"] + w["inner_bias"], 0)
         hidden = np.maximum(hidden @ w["middle"] + w["middle_bias"], 0)
-        scores = x @ w["linear"] + hidden @ w["outer"]
-        scores = scores - scores.max()
-        logs: Matrix = (scores - np.log(np.exp(scores).sum())).astype(np.float32)
-        return logs
+        scores: Matrix = x @ w["linear"] + hidden @ w["outer"]
+        return scores
+
+    def threshold(self, precision: float) -> float:
+        """The least probability from which on so large a share of the answers to held-out examples was
+        right. Raises Mistake where no probability is enough."""
+        answers = np.array(self.about.get("answers", []), float).reshape(-1, 2)  # the surest first
+        said, right = answers.T
+        shares = np.cumsum(right) / np.arange(1, len(said) + 1)
+        whole = np.append(said[1:] < said[:-1], True)[: len(said)]  # equal ones stand or fall together
+        whole[: _LEAST - 1] = False
+        enough = np.flatnonzero(whole & (shares >= precision))
+        if not len(enough):
+            raise Mistake(
+                f"generate.precision={precision:g} is more than the workspace's ranker can hold: of its "
+                f"answers to {len(said):,} held-out examples the surest were right in "
+                f"{max(shares[whole], default=0.0):.1%}. Ask for less, or build the workspace again with "
+                "more examples"
+            )
+        return float(said[enough[-1]])
 
     def save(self, path: Path) -> None:
         facts = {"features": self.features, **self.about}

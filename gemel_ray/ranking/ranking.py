@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
-from gemel_ray.ranking import descriptions, triples
+from gemel_ray.ranking import descriptions, reasons, triples
 from gemel_ray.ranking import examples as example_files
 from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking.cases import Question, Sources
 from gemel_ray.ranking.connections import Connections
-from gemel_ray.ranking.evidence import Witness
+from gemel_ray.ranking.evidence import Evidence, Witness
 from gemel_ray.ranking.examples import Encode, Examples
 from gemel_ray.ranking.features import GRAPH, Group, of_features
 from gemel_ray.ranking.names import Names
@@ -33,6 +34,14 @@ FILE, _ABOUT = "ranker.safetensors", "about.npy"
 _IDENTITIES = "identities.npy"  # keys of the entities' ids, for the knowledge graph
 
 
+class Likely(NamedTuple):
+    """Rows of the entities that a mention may mean, their log-probabilities, and why, in words."""
+
+    rows: npt.NDArray[np.int64]
+    logs: Matrix
+    why: str | None = None
+
+
 class Ranking:
     """Candidates of mentions with their probabilities."""
 
@@ -40,20 +49,31 @@ class Ranking:
         self._witness, self._ranker = witness, ranker
 
     @classmethod
-    def open(cls, folder: Path, bank: Bank, entities: Entities) -> Ranking:
+    def open(cls, folder: Path, bank: Bank, entities: Entities, *, described: bool = True) -> Ranking:
         """From the files of one version of a workspace. ValueError: no ranker there, or another's."""
         ranker = Ranker.load(folder / FILE)
         groups = of_features(ranker.features)
-        return cls(witness(folder, bank, entities, ranker.weights["bend"], groups), ranker)
+        knowing = witness(folder, bank, entities, ranker.weights["bend"], groups)
+        return cls(knowing if described else knowing.undescribed(), ranker)
 
-    def __call__(self, asked: Question, most: int) -> tuple[npt.NDArray[np.int64], Matrix]:
-        """Rows of the entities and log-probabilities of the `most` likeliest, best first."""
+    def __call__(self, asked: Question, most: int, *, why: bool = False) -> Likely:
+        """The `most` likeliest, best first."""
         evidence = self._witness.evidence(asked)
         if not len(evidence.rows):
-            return evidence.rows, np.empty(0, np.float32)
+            return Likely(evidence.rows, np.empty(0, np.float32))
         logs = self._ranker.log_probabilities(evidence.features)
-        best = np.argsort(-logs, kind="stable")[:most]
-        return evidence.rows[best], logs[best]
+        order = np.argsort(-logs, kind="stable")
+        best = order[:most]
+        said = self._why(asked, evidence, logs, order) if why else None
+        return Likely(evidence.rows[best], logs[best], said)
+
+    def _why(self, asked: Question, evidence: Evidence, logs: Matrix, order: npt.NDArray[np.int64]) -> str:
+        sources, rows = self._witness.sources, evidence.rows[order[:2]].tolist()
+        weights = reasons.parts(self._ranker, self._witness.groups, reasons.best_two(evidence, order))
+        examples = reasons.voters(asked, sources.examples.entity, rows[0])
+        names = [name for _, name in sources.entities.of(rows)]
+        said = sources.examples.bank.ids(examples)
+        return reasons.told(names, math.exp(logs[order[0]]), weights, said)
 
 
 def witness(

@@ -13,7 +13,7 @@ from typing import Any
 from gemel_ray import storage
 from gemel_ray.evaluation import Evaluation
 from gemel_ray.evaluation.judged import Judged, pictures, whole_links
-from gemel_ray.evaluation.table import CALIBRATION, HEADLINE, LINKERS, POPULARITY, interval, value
+from gemel_ray.evaluation.table import BASELINE, CALIBRATION, HEADLINE, LINKERS, POPULARITY, interval, value
 from gemel_ray.report.cards import NIL, candidates, marked, thumbnail
 from gemel_ray.report.drawn import drawn
 from gemel_ray.report.literature import PUBLISHED
@@ -52,6 +52,7 @@ def write_report(
         judged=len(found.judged) + len(found.nil),
         HEADLINE=HEADLINE,
         LINKERS=LINKERS,
+        BASELINE=BASELINE,
         POPULARITY=POPULARITY,
         CALIBRATION=CALIBRATION,
         DISAGREEMENTS=_DISAGREEMENTS,
@@ -123,5 +124,6 @@ def _card(judged: Judged, link: Row, image: tuple[bytes | None, str | None], pic
         "document_id": gold["document_id"],
         "mention_id": gold["mention_id"],
         "candidates": candidates(link),
+        "why": link.get("why"),
         "demonstrations": [(i, picture(i)) for i in link.get("demonstrations") or []],
     }

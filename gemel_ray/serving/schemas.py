@@ -111,6 +111,7 @@ class Link(BaseModel):
     candidates: list[Candidate] | None
     demonstrations: list[str] | None = Field(description="solved examples shown, as they stood in the prompt")
     error: str | None
+    why: str | None = Field(description="what spoke for the answer: by the workspace's ranker, by the model")
     note: str | None = Field(description="what was done to the input so that it could be linked")
     fingerprint: str = Field(description="of configuration, models and knowledge")
 

@@ -26,15 +26,18 @@ class Generate(Stage):
     w * P(name), as the demonstrations alone say it. Where the workspace has a ranker (see
     gemel_ray/ranking), the score is the mean of both log-probabilities instead, the ranker's weighted by
     `ranking` (0: not joined; 1: the ranker alone answers, and the language model is not even loaded),
-    normalised over the names that either knows. Below `nil_threshold` of
-    probability (the softmax of the candidates' scores) the answer is NIL. The other fields are the engine's
+    normalised over the names that either knows; and a mention whose likeliest entity has, by the ranker, a
+    probability above `sure` is answered without asking the language model. Below `nil_threshold` of
+    probability (the softmax of the candidates' scores) the answer is NIL; `precision`, if not 0, sets that
+    threshold to the least one from which on such a share of the ranker's answers to held-out examples was
+    right. The other fields are the engine's
     (see EngineOptions).
     """
 
     work: ClassVar = "gemel_ray.stages.generating"
     reads: ClassVar = (
         "prompt", "beginning", "image_vector", "shots", "nearest", "similarities", "likely", "chances",
-        "options",
+        "reasons", "options",
     )  # fmt: skip
     writes: ClassVar = pa.schema(
         [
@@ -43,6 +46,7 @@ class Generate(Stage):
             pa.field("score", pa.float32()),
             pa.field("probability", pa.float32()),
             pa.field("candidates", pa.list_(CANDIDATE)),
+            pa.field("why", pa.string()),
         ]
     )
     beams: int = setting(5, "candidates wanted", at_least=1, unit="candidates")
@@ -73,13 +77,25 @@ class Generate(Stage):
         was="neighbours",
     )
     ranking: float = setting(
-        0.7,
+        0.9,
         "weight of the workspace's ranker, used instead of the votes; 1: alone, without a language model",
+        at_least=0,
+        at_most=1,
+    )
+    sure: float = setting(
+        0.8,
+        "answers of the ranker above this probability stand without the language model; 1: none does",
         at_least=0,
         at_most=1,
     )
     nil_threshold: float = setting(
         0.0, "least probability of an answer; below it the answer is NIL", at_least=0, at_most=1
+    )
+    precision: float = setting(
+        0.0,
+        "share of right answers, wanted of those that name an entity: sets nil_threshold; 0: not used",
+        at_least=0,
+        at_most=1,
     )
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "bfloat16", "number format in which the language model computes"
@@ -129,11 +145,13 @@ class Generate(Stage):
     )
 
     def __post_init__(self) -> None:
-        for name in ("nil_threshold", "prior_weight"):
+        for name in ("nil_threshold", "precision", "prior_weight"):
             if getattr(self, name) and self.beams == 1:
                 raise Mistake(f"generate.{name} compares candidates: it needs generate.beams of 2 or more")
         if self.batch_tokens < self.sequences:
             raise Mistake("generate.batch_tokens is at least generate.sequences: each takes one a step")
+        if self.precision and self.nil_threshold:
+            raise Mistake("generate.precision sets generate.nil_threshold: leave that 0")
         if self.neighbour_weight and self.prior_weight:
             raise Mistake(
                 "generate.prior_weight and generate.neighbour_weight cannot be had both: set one to 0"

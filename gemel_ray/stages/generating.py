@@ -8,6 +8,7 @@ leave it.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -32,6 +33,7 @@ from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge.prefix_tree import NOWHERE
 from gemel_ray.ranking.joining import joined, likeliest
 from gemel_ray.stage import Stage, Work, answer, settings_of
+from gemel_ray.stages.answers import by_ranker, reasons_of, settled
 from gemel_ray.stages.assemble import query_text
 from gemel_ray.stages.generate import Generate
 from gemel_ray.stages.ranked import Ranked
@@ -42,12 +44,12 @@ if TYPE_CHECKING:
 
 Held = Sequence[tuple[int, int]]  # what a prompt stands behind in the cache: see engine/holds.py
 _BEGINNINGS = 256  # whose ids and pictures are kept
-_FIELDS = ("entity", "entity_id", "score", "probability", "candidates")
+_FIELDS = ("entity", "entity_id", "score", "probability", "candidates", "why")
 
 
 def start(stage: Generate, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
     """Generate, in the process that will use it; where the ranker alone answers, without an engine."""
-    shown = settings_of(Retrieve, line)
+    stage, shown = settled(stage, workspace), settings_of(Retrieve, line)
     if stage.ranking == 1 and workspace.ranks and shown.ranking:
         return Ranked(stage, workspace)
     return Generating(stage, workspace, shown)
@@ -67,7 +69,7 @@ class Generating(Work):
         self.engine: Engine = former.engine if former else Engine(options, workspace.tree.end_token)
         self.room: Room = former.room if former else Room(self.engine.cache)
         self.prompts: PromptEmbeddings = _prompts(workspace, self.engine, former.prompts if former else None)
-        self.usage, self.mentions, self.cut = Usage(), 0, 0
+        self.usage, self.mentions, self.ranked, self.cut = Usage(), 0, 0, 0
         self.beginnings = Beginnings(self._begin, self.engine.hold, self.engine.release)
         neutral = self.prompts(workspace.tokenize([query_text("", "")])[0], None)
         self._beginning = lru_cache(_BEGINNINGS)(lambda ids: self.prompts.written(ids, None))
@@ -91,6 +93,9 @@ class Generating(Work):
             asked = self.stage.asked(row["options"])
         except ValueError as reason:  # options that do not go together
             return {"error": str(reason)}
+        if asked.ranking and row["chances"] and math.exp(row["chances"][0]) > asked.sure:
+            self.ranked += 1
+            return by_ranker(asked, self.entities, row)
         try:
             found = await self._in_rounds(asked, row) or await self._by_rollouts(asked, row)
             if asked.prior_weight:
@@ -98,12 +103,14 @@ class Generating(Work):
         except ValueError as reason:  # this prompt's own fault: too long
             return {"error": str(reason)}
         chances = dict(zip(row["likely"] or (), row["chances"] or (), strict=True))
+        said = {candidate.leaf: math.exp(candidate.log_prob) for candidate in found}
         if asked.ranking and chances:
             found = joined(found, self._by_name(chances), asked.ranking, asked.beams)
         elif weight := asked.neighbour_weight:
             shares = self.neighbours.shares(row["nearest"], row["similarities"])
             found = interpolated(found, shares, weight, asked.beams)
-        return self._row(found, asked.nil_threshold, chances)
+        why = reasons_of(row["reasons"], said.get(found[0].leaf))
+        return self._row(found, asked.nil_threshold, chances) | {"why": why}
 
     def _by_name(self, chances: dict[int, float]) -> dict[int, float]:
         """The ranker's log-probabilities of entities, as those of their names, by leaf."""
@@ -209,7 +216,8 @@ class Generating(Work):
         self.engine.close()
 
     def measures(self) -> dict[str, Any]:
-        own = {"mentions": self.mentions, "cut": self.cut, "shared": self.room.shared}
+        own = {"mentions": self.mentions, "ranked": self.ranked, "cut": self.cut}
+        own["shared"] = self.room.shared
         return own | asdict(self.usage) | self.engine.measures()
 
 

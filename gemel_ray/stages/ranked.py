@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from gemel_ray.stage import Work, answer
+from gemel_ray.stages.answers import by_ranker
 from gemel_ray.stages.generate import Generate
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ class Ranked(Work):
         return Ranked(self.stage, workspace)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = [self._link(row) for row in batch.select(["likely", "chances", "options"]).to_pylist()]
+        read = batch.select(["likely", "chances", "reasons", "options"])
+        rows = [self._link(row) for row in read.to_pylist()]
         self.mentions += len(rows)
         columns = {name: [row.get(name) for row in rows] for name in self.stage.writes.names}
         table = answer(self.stage.writes, columns, [row.get("error") for row in rows])
@@ -37,15 +38,7 @@ class Ranked(Work):
             return {"error": str(reason)}
         if not row["likely"]:
             return {"status": "nil", "candidates": []}
-        candidates = [
-            {"entity": name, "entity_id": identity, "score": score}
-            for (identity, name), score in zip(self.entities.of(row["likely"]), row["chances"], strict=True)
-        ][: asked.beams]
-        probability = math.exp(candidates[0]["score"])
-        sure = probability >= asked.nil_threshold
-        best = candidates[0] if sure else candidates[0] | {"entity": None, "entity_id": None}
-        status = "linked" if sure else "nil"
-        return {**best, "probability": probability, "candidates": candidates, "status": status}
+        return by_ranker(asked, self.entities, row)
 
     def measures(self) -> dict[str, Any]:
         return {"mentions": self.mentions}

@@ -20,8 +20,8 @@ from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.published import PublishedOrder
 from gemel_ray.knowledge.shared_sets import SharedSets
 from gemel_ray.knowledge.vectors import Bonus
-from gemel_ray.knowledge.words import Words
 from gemel_ray.models.clip import unit
+from gemel_ray.ranking.sharing import Words
 from gemel_ray.setting import setting
 from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.tables import listed, matrix
@@ -51,6 +51,7 @@ class Retrieve(Stage):
             pa.field("similarities", pa.list_(pa.float32())),  # of `nearest`: cosine, and words shared
             pa.field("likely", pa.list_(pa.int32())),  # rows of the entities that it may mean, best first
             pa.field("chances", pa.list_(pa.float32())),  # of `likely`: log-probabilities by the ranker
+            pa.field("reasons", pa.string()),  # why it puts the first of them before the others
         ]
     )
     demonstrations: int = setting(16, "solved examples in a prompt", at_least=0, unit="examples")
@@ -83,6 +84,8 @@ class Retrieve(Stage):
     ranking: int = setting(
         10, "candidates of the workspace's ranker that are handed on; 0: none", at_least=0, unit="candidates"
     )
+    descriptions: bool = setting(True, "let the ranker read what entities are described as")
+    why: bool = setting(True, "say in each answer what speaks for it")
     allow_itself: bool = setting(
         False,
         "let an example demonstrate its own mention and text (as GEMEL does outside training)",
@@ -116,7 +119,7 @@ class _Retrieving(Work):
         shared = stage.demonstrations - stage.nearest
         shows = wanted and stage.shared_sets and shared
         self.sets = SharedSets(self.bank, stage.shared_sets, shared) if shows else None
-        self.ranking = _ranking(workspace) if stage.ranking and workspace.ranks else None
+        self.ranking = _ranking(workspace, stage) if stage.ranking and workspace.ranks else None
         self.words = Words(self.bank.mentions() if wanted and stage.word_bonus else ())
 
     def renewed(self, workspace: Workspace) -> Work:
@@ -155,7 +158,7 @@ class _Retrieving(Work):
     def _ranked(self, batch: pa.Table, nearest: list[Rows], similarities: pa.ListArray) -> dict[str, Any]:
         """What the workspace's ranker makes of each mention."""
         if self.ranking is None:
-            return {"likely": [None] * len(batch), "chances": [None] * len(batch)}
+            return dict.fromkeys(("likely", "chances", "reasons"), [None] * len(batch))
         from gemel_ray.ranking.cases import Question
 
         columns = ("mention", "text", "text_vector", "image_vector")
@@ -171,10 +174,12 @@ class _Retrieving(Work):
                     similarities=np.array(cosines, np.float32),
                 ),
                 self.stage.ranking,
+                why=self.stage.why,
             )
             for mention, text, text_vector, picture, rows, cosines in given
         ]
-        return {"likely": [rows for rows, _ in ranked], "chances": [logs for _, logs in ranked]}
+        rows, logs, reasons = zip(*ranked, strict=True)
+        return {"likely": list(rows), "chances": list(logs), "reasons": list(reasons)}
 
     def _near(self, vectors: Vectors, nearest: list[Rows], mentions: list[str]) -> Vectors:
         """Of the rows `nearest` to each mention, one mention's behind another's: their cosines with it, and
@@ -234,7 +239,8 @@ class _Retrieving(Work):
         self.retire()
 
 
-def _ranking(workspace: Workspace) -> Ranking:
+def _ranking(workspace: Workspace, stage: Retrieve) -> Ranking:
     from gemel_ray.ranking.ranking import Ranking
 
-    return Ranking.open(workspace.ranking_folder, workspace.bank, workspace.entities)
+    folder, bank = workspace.ranking_folder, workspace.bank
+    return Ranking.open(folder, bank, workspace.entities, described=stage.descriptions)

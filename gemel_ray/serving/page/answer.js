@@ -120,6 +120,7 @@ async function shot(id, place, ask) {
 function card(row, text, ask) {
   return el("article", { class: "panel card" }, quoted(text, row), headline(row),
     row.candidates?.length && row.status !== "error" ? bars(row) : null,
+    row.why ? el("p", { class: "hint" }, row.why) : null,
     row.demonstrations?.length ? demonstrations(row, ask) : null);
 }
 
