@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         known += [name for a in self._actions for name in a.choices or ()]
         close = difflib.get_close_matches((wrong[1] or wrong[2]).split("=")[0], known, n=1) if wrong else []
         hint = f" (did you mean {close[0]}?)" if close else ""
-        self.exit(2, f"{self.prog}: {message}{hint}\n  {self.prog} --help tells what there is\n")
+        self.exit(2, f"{self.prog}: {message}{hint}\n  {self.prog} --help lists what there is\n")
 
 
 def _inner(outer: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
@@ -61,7 +61,7 @@ def parser(verbs: Mapping[str, Callable[[Parser], None]]) -> Parser:
     """All `verbs`, each by the function that adds its own options and explains it in its docstring."""
     root = Parser(
         prog="gemel-ray",
-        description="Names the people, places and things in image-caption pairs: "
+        description="Name the people, places and things in image-caption pairs: "
         "a language model writes the name.",
         epilog="First run: gemel-ray demo. Own data: gemel-ray build, then gemel-ray link.",
         allow_abbrev=False,
@@ -98,19 +98,19 @@ def _add_shared(made: Parser) -> None:
         "--config",
         metavar="FILE",
         type=Path,
-        help="the configuration (default: ray_config.yaml in this folder, if there is one)",
+        help="configuration file (default: ray_config.yaml in this folder, if there is one)",
     )
     made.add_argument(
         "--set",
         metavar="A.B=VALUE",
         action="append",
         default=[],
-        help=f"one setting over the configuration's, as generate.beams=1; may be given often{unless}",
+        help=f"override one setting, such as generate.beams=1 (repeatable){unless}",
     )
     made.add_argument(
         "--paper",
         action="store_true",
-        help=f"the paper's settings over the configuration's; --set wins{unless}",
+        help=f"use the paper's settings; --set overrides them{unless}",
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,24 @@ def test_every_page_is_in_the_index() -> None:
 def test_made_pages_are_fresh(name: str) -> None:
     file = HOUSE / name
     assert file.read_text() == pages(HOUSE)[file], f"{file} is not what the code says: make docs"
+
+
+def verbs(outer: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of the verbs, and of their verbs."""
+    for action in outer._actions:
+        for verb in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            yield verb
+            yield from verbs(verb)
+
+
+@pytest.mark.parametrize("verb", list(verbs(parser(_VERBS))), ids=lambda verb: verb.prog)
+def test_help_says_what_an_option_is(verb: argparse.ArgumentParser) -> None:
+    """With its default, once: --rounds 1 is "rounds of the engine alone (default: 1)"."""
+    about = {action.dest: action.help or "" for action in verb._actions if action.dest != "action"}
+    usual = {action.dest for action in verb._actions if isinstance(action.default, int | float | Path)}
+    usual -= {action.dest for action in verb._actions if action.nargs == 0}  # a switch is off
+    assert [name for name, text in about.items() if re.match(r"$|\(|of |\d", text)] == []
+    assert [name for name in usual if about[name].count("default") != 1] == []
 
 
 def test_every_verb_has_an_example() -> None:

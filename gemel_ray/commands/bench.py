@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 def add(verb: Parser) -> None:
-    """Measure: how fast links are made here, and beside what.
+    """Measure how fast this machine links, and what limits it.
 
-    speed   the engine alone while it is full, its raw prompt rate, and the reference loop (Hugging Face's
-            generate, one mention at a time, a Python prefix tree); then every stage alone, and the whole
-            offline job with its start-up and memory; and what holds it up, in one line
-    host    everything but the language model, in whose place a random one of two layers stands: what a
-            mention costs, stage by stage and in the job; a minute or two, on any machine
-    trees   a knowledge base of so many names more: build, bytes, memory, decoding
+    speed   the full engine alone, its raw prompt rate, and the reference loop (Hugging Face's generate,
+            one mention at a time, a Python prefix tree); every stage alone; the whole offline job with
+            its start-up and memory; and the bottleneck, in one line
+    host    everything except the language model, which a random one of two layers replaces: the cost of
+            a mention, stage by stage and in the job; takes a minute or two, on any machine
+    trees   a knowledge base with --names more names: build, bytes, memory, decoding
     scale   the offline job on inputs of growing size
-    flow    every stage but the language model on so many pairs without mentions: rows a second, memory
-    resume  how long a job takes to know what is done, of so many documents
+    flow    every stage except the language model on --pairs pairs without mentions: rows a second, memory
+    resume  how long a job takes to find out which of --documents documents are done
 
-    With --shape a random language model of that shape stands in the place of the workspace's: what would one
-    of 7 billion weights cost here? Without INPUT and --workspace: the starter's. Use the machine for nothing
-    else meanwhile. INPUT's own links are not judged: gemel-ray study puts accuracy beside speed.
+    Without INPUT and --workspace, the starter's are measured. With --shape, a random language model of that
+    shape replaces the workspace's: what would a model of 7 billion weights cost here? Use the machine for
+    nothing else meanwhile. Links are not judged: gemel-ray study compares accuracy.
 
       gemel-ray bench speed
       gemel-ray bench speed dev.json --workspace kb --json
@@ -43,25 +43,42 @@ def add(verb: Parser) -> None:
       gemel-ray bench flow --pairs 1000000
       gemel-ray bench resume --documents 10000000
     """
-    verb.add_argument("what", choices=(*_OWN, "host"), help="what is measured")
+    verb.add_argument("what", choices=(*_OWN, "host"), help="what to measure")
     verb.add_argument("inputs", nargs="*", metavar="INPUT", help="documents with mentions")
-    verb.add_argument("--workspace", type=place, help="made by gemel-ray build")
-    verb.add_argument("--output", type=folder, default=Path("bench"), metavar="DIR", help="folder (bench)")
-    verb.add_argument("--mentions", type=int, help="speed, host: mentions linked (1024; host: 4096)")
-    verb.add_argument("--rounds", type=int, default=1, help="speed: rounds of the engine alone (1)")
+    verb.add_argument("--workspace", type=place, help="workspace that gemel-ray build made")
     verb.add_argument(
-        "--shape", choices=("two-layers", "7b"), help="of a random language model (host: two-layers)"
+        "--output", type=folder, default=Path("bench"), metavar="DIR", help="output folder (default: bench)"
     )
-    verb.add_argument("--names", type=int, default=1_000_000, help="trees: names made up (1000000)")
-    verb.add_argument(
-        "--sizes", type=int, nargs="+", default=[1000, 10_000], help="scale: mentions (1000 10000)"
-    )
-    verb.add_argument("--pairs", type=int, default=100_000, help="flow: pairs made up (100000)")
-    verb.add_argument(
-        "--documents", type=int, default=10_000_000, help="resume: documents made up (10000000)"
-    )
-    verb.add_argument("--json", action="store_true", help="all figures, as JSON")
+    _add_sizes(verb)
+    verb.add_argument("--json", action="store_true", help="print all figures as JSON")
     verb.set_defaults(run=_run)
+
+
+def _add_sizes(verb: Parser) -> None:
+    """How much each measurement works on."""
+    verb.add_argument(
+        "--mentions", type=int, help="speed, host: mentions to link (default: 1024; host: 4096)"
+    )
+    verb.add_argument("--rounds", type=int, default=1, help="speed: rounds of the engine alone (default: 1)")
+    verb.add_argument(
+        "--shape",
+        choices=("two-layers", "7b"),
+        help="shape of a random language model to use (default for host: two-layers)",
+    )
+    verb.add_argument(
+        "--names", type=int, default=1_000_000, help="trees: names to make up (default: 1000000)"
+    )
+    verb.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[1000, 10_000],
+        help="scale: numbers of mentions (default: 1000 10000)",
+    )
+    verb.add_argument("--pairs", type=int, default=100_000, help="flow: pairs to make up (default: 100000)")
+    verb.add_argument(
+        "--documents", type=int, default=10_000_000, help="resume: documents to make up (default: 10000000)"
+    )
 
 
 # Options of one measurement only.

@@ -9,22 +9,26 @@ from gemel_ray.commands import configured, say
 
 
 def add(verb: Parser) -> None:
-    """Make a WORKSPACE: prefix tree, demonstration bank and vectors from your entities and solved examples.
+    """Make a WORKSPACE from your entities and solved examples: prefix tree, demonstration bank, vectors.
 
-    ENTITIES: JSON lines, Parquet, CSV or TSV, packed or not, with id and name, and, where known, description,
-    aliases, popularity, image; or Wikidata's JSON dump.
-    DEMONSTRATIONS: documents whose mentions have a target (the entity's name or id), in any form that link
+    --entities: JSON lines, Parquet, CSV or TSV, compressed or not, with id and name, and where known
+    description, aliases, popularity, image; or Wikidata's JSON dump.
+
+    --demonstrations: documents whose mentions have a target (the entity's name or id), in any form that link
     reads.
-    TRIPLES: JSON lines, TSV or CSV, packed or not, with head, relation and tail: ids of the knowledge graph's
-    entities. A tail may be a text (tail_label). The ranker then sees which facts a text tells.
+
+    --triples: JSON lines, TSV or CSV, compressed or not, with head, relation and tail: ids of the knowledge
+    graph's entities. A tail may be a text (tail_label). The ranker then sees which facts a text mentions.
 
       gemel-ray build --entities kb.jsonl --demonstrations train.json --output my-workspace
     """
-    verb.add_argument("--entities", required=True, metavar="FILE", help="file or folder: id, name, ...")
-    verb.add_argument("--demonstrations", nargs="+", default=[], metavar="FILE", help="solved documents")
-    verb.add_argument("--triples", metavar="FILE", help="file of head, relation, tail")
-    verb.add_argument("--output", required=True, type=folder, metavar="WORKSPACE", help="folder to make")
-    verb.add_argument("--replace", action="store_true", help="a workspace that is there gives way to it")
+    verb.add_argument("--entities", required=True, metavar="FILE", help="entities: file or folder")
+    verb.add_argument(
+        "--demonstrations", nargs="+", default=[], metavar="FILE", help="solved examples: files or folders"
+    )
+    verb.add_argument("--triples", metavar="FILE", help="knowledge graph: file of head, relation, tail")
+    verb.add_argument("--output", required=True, type=folder, metavar="WORKSPACE", help="folder to create")
+    verb.add_argument("--replace", action="store_true", help="replace an existing workspace")
     verb.set_defaults(run=_run)
 
 

@@ -11,18 +11,29 @@ from gemel_ray.commands import say
 
 
 def add(verb: Parser) -> None:
-    """Look a data set over: what cannot be read, is missing, broken, doubled or known from training.
+    """Check a data set: find what is unreadable, missing, broken, repeated or also in the training files.
 
-    INPUT: documents in any form that link reads. Pictures that documents have are decoded; with --images
-    those that they name by a key are looked for in the folder. Nothing is changed. Exit status: 0 when
-    nothing was found, 1 when something was.
+    INPUT: documents in any form that link reads. The documents' pictures are decoded. With --images, pictures
+    that documents name by a key are looked for in that folder. Nothing is changed. Exit status: 0 if nothing
+    was found, 1 if something was.
 
       gemel-ray check test.json --train train.json --entities kb.jsonl --images pictures
     """
-    verb.add_argument("inputs", nargs="+", metavar="INPUT", help="file or folder")
-    verb.add_argument("--entities", metavar="FILE", help="the knowledge base, as build reads it")
-    verb.add_argument("--train", nargs="+", default=[], metavar="FILE", help="is anything of it in INPUT?")
-    verb.add_argument("--images", type=Path, metavar="FOLDER", help="pictures: all there, whole, used?")
+    verb.add_argument("inputs", nargs="+", metavar="INPUT", help="files or folders to check")
+    verb.add_argument("--entities", metavar="FILE", help="knowledge base, as build reads it")
+    verb.add_argument(
+        "--train",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="training files: find what INPUT has in common with them",
+    )
+    verb.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of pictures: find missing, broken and unused ones",
+    )
     verb.add_argument("--json", action="store_true", help="print what was found as JSON")
     verb.set_defaults(run=_run, settings=False)
 

@@ -12,15 +12,13 @@ from gemel_ray.commands import configured
 def add(verb: Parser) -> None:
     """Link the starter's pictures with the starter's models: the whole graph in minutes, on any machine.
 
-    Prints the first links, the accuracy with the right pictures and with shuffled ones, and the path of
+    It prints the first links, the accuracy with the right pictures and with shuffled ones, and the path of
     an HTML page with pictures, answers, candidates and demonstrations.
 
       gemel-ray demo --limit 50
     """
-    verb.add_argument(
-        "--output", type=folder, default=Path("demo"), help="folder for everything it makes (demo)"
-    )
-    verb.add_argument("--limit", type=int, help="documents to link, instead of the whole test set")
+    verb.add_argument("--output", type=folder, default=Path("demo"), help="output folder (default: demo)")
+    verb.add_argument("--limit", type=int, help="link only this many documents of the test set")
     verb.set_defaults(run=_run)
 
 

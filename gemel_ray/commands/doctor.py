@@ -9,14 +9,14 @@ from gemel_ray.commands import configured
 
 
 def add(verb: Parser) -> None:
-    """Tell in plain words what fits on this machine and what does not.
+    """Say what fits this machine and what does not.
 
-    Looks at Python, packages, models, memory and, given one, a workspace; says what a job and an endpoint
-    take of the machine, and why; changes nothing.
+    It examines Python, packages, models, memory and, if given, a workspace. It says how much of the machine a
+    job and an endpoint use, and why. Nothing is changed.
 
       gemel-ray doctor --workspace my-workspace
     """
-    verb.add_argument("--workspace", type=place, help="look at this workspace, too")
+    verb.add_argument("--workspace", type=place, help="examine this workspace, too")
     verb.set_defaults(run=_run)
 
 

@@ -18,27 +18,36 @@ if TYPE_CHECKING:
 
 
 def add(verb: Parser) -> None:
-    """Compare links with the right answers, and with another run's.
+    """Compare links with the right answers, and with those of another run.
 
-    GOLD: the documents with their mentions' targets (names, or ids of the knowledge base), in any form that
-    link reads; not given, the job's own input. A mention counts as right when the entity's name is the
-    target's, letter for letter but for white space and Unicode's forms; one that is missing or an error
-    counts as wrong; mentions without a target are left out. Every figure has its 95% interval, by bootstrap
-    over documents. With the training files and the knowledge base come accuracy by popularity and ambiguity,
+    --gold: documents with their mentions' targets (names, or ids of the knowledge base), in any form that
+    link reads; by default the job's input. A link is right if the entity's name equals the target's, except
+    for white space and Unicode's forms. A missing mention or an error counts as wrong. Mentions without a
+    target are left out. Every figure has a 95% interval, by bootstrap over documents.
+
+    With the training files and the knowledge base, the page also has accuracy by popularity and ambiguity,
     and what a linker without a language model would get: the workspace's ranker (which links the gold
-    mentions for it), or, where there is none, names and the training mentions' targets.
+    mentions for this), or, without a ranker, names and the training mentions' targets.
 
       gemel-ray evaluate linked
       gemel-ray evaluate linked --gold dev.json --train train.json --workspace kb --report report.html
       gemel-ray evaluate linked --gold dev.json --against linked-before
     """
-    verb.add_argument("links", type=place, metavar="DIR", help="what link wrote")
-    verb.add_argument("--gold", nargs="+", metavar="FILE", help="documents with targets")
-    verb.add_argument("--train", nargs="+", default=[], metavar="FILE", help="solved examples the linker had")
+    verb.add_argument("links", type=place, metavar="DIR", help="output of gemel-ray link")
+    verb.add_argument(
+        "--gold", nargs="+", metavar="FILE", help="documents with targets (default: the job's input)"
+    )
+    verb.add_argument(
+        "--train", nargs="+", default=[], metavar="FILE", help="solved examples that the linker had"
+    )
     knowledge = verb.add_mutually_exclusive_group()
-    knowledge.add_argument("--entities", metavar="FILE", help="the knowledge base, as build reads it")
-    knowledge.add_argument("--workspace", type=place, metavar="WORKSPACE", help="or the one build made")
-    verb.add_argument("--against", type=place, metavar="DIR2", help="another run's links, on the same gold")
+    knowledge.add_argument("--entities", metavar="FILE", help="knowledge base, as build reads it")
+    knowledge.add_argument(
+        "--workspace", type=place, metavar="WORKSPACE", help="workspace that has the knowledge base"
+    )
+    verb.add_argument(
+        "--against", type=place, metavar="DIR2", help="output of another run, to compare on the same gold"
+    )
     verb.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with plots and mentions")
     verb.add_argument("--json", action="store_true", help="print the figures as JSON")
     verb.set_defaults(run=_run, settings=False)

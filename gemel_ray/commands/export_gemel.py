@@ -10,15 +10,17 @@ from gemel_ray.commands import configured
 
 
 def add(verb: Parser) -> None:
-    """Write a workspace's mapper as a checkpoint of GEMEL's own code: a state_dict in float16.
+    """Write a workspace's mapper as a checkpoint for GEMEL's code: a state_dict in float16.
 
-    The file's name says what that code and import-gemel read from it: language model, data set, prefix
+    The file's name holds what GEMEL's code and import-gemel read from it: language model, data set, prefix
     length and number of demonstrations.
 
       gemel-ray export-gemel --workspace my-workspace --dataset wikidiverse --output checkpoints
     """
-    verb.add_argument("--workspace", required=True, type=place, help="one with a mapper")
-    verb.add_argument("--dataset", required=True, metavar="NAME", help="as it stands in the file's name")
+    verb.add_argument("--workspace", required=True, type=place, help="workspace with a mapper")
+    verb.add_argument(
+        "--dataset", required=True, metavar="NAME", help="name of the data set, for the file's name"
+    )
     verb.add_argument("--output", required=True, type=folder, metavar="DIR", help="folder for the file")
     verb.set_defaults(run=_run)
 

@@ -10,24 +10,30 @@ from gemel_ray.commands import configured, say
 
 
 def add(verb: Parser) -> None:
-    """Make a WORKSPACE of GEMEL's own files: what its authors release, as it is.
+    """Make a WORKSPACE from the files that GEMEL's authors released.
 
-    FOLDER holds train.json (dev.json and test.json, where there), one *.hdf5 of pictures' features, one
-    prefix_tree*.pkl and one *mention_embeddings*.pkl. The CHECKPOINT's name tells prefix length and number of
-    demonstrations (..._linear_4token_16examples.pkl). Pickles are read by a reader that builds nothing but
-    plain containers, numbers and arrays. The workspace carries the paper's settings; --set on link overrides.
+    FOLDER holds train.json (and dev.json and test.json, if any), one *.hdf5 of pictures' features, one
+    prefix_tree*.pkl and one *mention_embeddings*.pkl. The checkpoint's name gives prefix length and number of
+    demonstrations (..._linear_4token_16examples.pkl). Pickles are read by a reader that builds only plain
+    containers, numbers and arrays. The workspace has the paper's settings; --set on link overrides them.
 
       gemel-ray import-gemel data/wikidiverse --output my-workspace \\
           --checkpoint opt-6.7b_wikidiverse_linear_4token_16examples_82_77.pkl \\
           --language-model facebook/opt-6.7b --mention-encoder princeton-nlp/sup-simcse-roberta-large
       gemel-ray link data/wikidiverse/test.json --workspace my-workspace --output linked
     """
-    verb.add_argument("folder", type=Path, metavar="FOLDER", help="GEMEL's data files")
-    verb.add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="the linear mapper")
-    verb.add_argument("--language-model", required=True, metavar="PATH", help="folder or hub name")
-    verb.add_argument("--mention-encoder", required=True, metavar="PATH", help="SimCSE: folder or hub name")
-    verb.add_argument("--output", required=True, type=folder, metavar="WORKSPACE", help="folder to make")
-    verb.add_argument("--replace", action="store_true", help="a workspace that is there gives way to it")
+    verb.add_argument("folder", type=Path, metavar="FOLDER", help="folder of GEMEL's data files")
+    verb.add_argument(
+        "--checkpoint", required=True, type=Path, metavar="FILE", help="checkpoint of the linear mapper"
+    )
+    verb.add_argument(
+        "--language-model", required=True, metavar="PATH", help="language model: folder or hub name"
+    )
+    verb.add_argument(
+        "--mention-encoder", required=True, metavar="PATH", help="SimCSE model: folder or hub name"
+    )
+    verb.add_argument("--output", required=True, type=folder, metavar="WORKSPACE", help="folder to create")
+    verb.add_argument("--replace", action="store_true", help="replace an existing workspace")
     verb.set_defaults(run=_run)
 
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def add(verb: Parser) -> None:
-    """Change a workspace's knowledge, without training: every change is a new version of it.
+    """Change a workspace's knowledge without training: every change makes a new version.
 
-    What serves the workspace takes over the current version within seconds; a job that runs ends with the
-    version it began with. Versions stay until they are removed by hand. Each of
-    these verbs also takes --config and, where it reads settings, --set.
+    A running endpoint switches to the current version within seconds. A running job ends with the version it
+    began with. Versions stay until you delete them. Each of these verbs also takes --config and, if it reads
+    settings, --set.
 
       gemel-ray kb add --workspace my-workspace --id Q95 --name Google --alias "Google LLC"
       gemel-ray kb add --workspace my-workspace --entities new.jsonl --demonstrations solved.json
@@ -31,46 +31,50 @@ def add(verb: Parser) -> None:
 
 
 def _add(verb: Parser) -> None:
-    """Add entities, of a file or one by its id and name, and solved examples."""
+    """Add entities (from a file, or one by its id and name) and solved examples."""
     _workspace(verb, _run_add)
-    verb.add_argument("--entities", metavar="FILE", help="as build reads them")
-    verb.add_argument("--id", help="of one entity")
-    verb.add_argument("--name", help="its name")
-    verb.add_argument("--alias", action="append", default=[], metavar="NAME", help="may be given often")
-    verb.add_argument("--description")
-    verb.add_argument("--image", metavar="FILE", help="a picture of it: path or URL")
-    verb.add_argument("--demonstrations", nargs="+", default=[], metavar="FILE", help="solved documents")
+    verb.add_argument("--entities", metavar="FILE", help="entities to add: file or folder")
+    verb.add_argument("--id", help="id of one entity to add")
+    verb.add_argument("--name", help="name of that entity")
+    verb.add_argument(
+        "--alias", action="append", default=[], metavar="NAME", help="alias of that entity (repeatable)"
+    )
+    verb.add_argument("--description", help="description of that entity")
+    verb.add_argument("--image", metavar="FILE", help="picture of that entity: path or URL")
+    verb.add_argument(
+        "--demonstrations", nargs="+", default=[], metavar="FILE", help="solved examples to add"
+    )
 
 
 def _remove(verb: Parser) -> None:
-    """Remove entities: their names are written no more. Solved examples stay."""
+    """Remove entities: their names can no longer be written. Solved examples stay."""
     _workspace(verb, _run_remove)
-    verb.add_argument("ids", nargs="+", metavar="ID")
+    verb.add_argument("ids", nargs="+", metavar="ID", help="ids of the entities to remove")
 
 
 def _alias(verb: Parser) -> None:
-    """Give an entity further names by which it is found; what is written stays its name."""
+    """Give an entity more names by which it is found. The name that is written stays."""
     _workspace(verb, _run_alias)
-    verb.add_argument("id", metavar="ID")
-    verb.add_argument("aliases", nargs="+", metavar="ALIAS")
+    verb.add_argument("id", metavar="ID", help="id of the entity")
+    verb.add_argument("aliases", nargs="+", metavar="ALIAS", help="names to add")
 
 
 def _list(verb: Parser) -> None:
     """List the versions: when each was made, what changed, and which is current."""
     _workspace(verb, _run_list)
     verb.set_defaults(settings=False)
-    verb.add_argument("--json", action="store_true", help="as JSON")
+    verb.add_argument("--json", action="store_true", help="print the versions as JSON")
 
 
 def _rollback(verb: Parser) -> None:
-    """Make an earlier version the current one: the one given, or the one the current was made from."""
+    """Make an earlier version current: VERSION, or the one that the current version was made from."""
     _workspace(verb, _run_rollback)
     verb.set_defaults(settings=False)
-    verb.add_argument("version", nargs="?", metavar="VERSION")
+    verb.add_argument("version", nargs="?", metavar="VERSION", help="number of the version")
 
 
 def _workspace(verb: Parser, run: Callable[[argparse.Namespace], int]) -> None:
-    verb.add_argument("--workspace", required=True, type=folder, help="made by gemel-ray build")
+    verb.add_argument("--workspace", required=True, type=folder, help="workspace that gemel-ray build made")
     verb.set_defaults(run=run)
 
 

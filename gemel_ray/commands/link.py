@@ -15,38 +15,48 @@ if TYPE_CHECKING:
 
 
 def add(verb: Parser) -> None:
-    """Link documents: the offline job on Ray Data. Run again, it does what is missing.
+    """Link documents in an offline job on Ray Data. Run the same command again to do what is missing.
 
-    INPUT: JSON, CSV, Parquet or Arrow files (or folders of them) with id, text, image (path, URL or bytes)
-    and mentions ([{start, end}]; without them the knowledge base's names are looked for), rows in the form of
+    INPUT: paths or addresses (s3://...), with * and {00000..00099}. They may be JSON, CSV, Parquet or Arrow
+    files, or folders of them, with id, text, image (path, URL or bytes) and mentions ([{start, end}]; without
+    mentions, the text is searched for the knowledge base's names). They may also be rows in the form of
     GEMEL, KILT or another data set, released captions (caption, url), WebDataset shards, or what img2dataset
-    wrote: paths or addresses (s3://...), with * and {00000..00099}; docs/inputs.md has all that is read.
-    What is passed over or not read is said. Results: OUTPUT/links/*.parquet, one row a mention,
-    OUTPUT/manifest.json, and OUTPUT/report.html to look at; while it goes, OUTPUT/progress.json. Exit status:
-    0, or 1 when every row is an error.
+    wrote: docs/inputs.md lists all forms. What is skipped or not read is reported.
+
+    Results: DIR/links/*.parquet with one row for each mention, DIR/manifest.json, and DIR/report.html. During
+    the run, DIR/progress.json shows the progress. Exit status: 0, or 1 if every row is an error.
 
       gemel-ray link photos.jsonl --workspace my-workspace --output linked
       gemel-ray link photos.jsonl --workspace my-workspace --output linked --retry-failed --reason timeout
     """
-    verb.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder or address")
-    verb.add_argument("--workspace", required=True, type=place, help="made by gemel-ray build")
-    verb.add_argument("--output", required=True, type=place, metavar="DIR", help="folder or address")
+    verb.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders or addresses")
+    verb.add_argument("--workspace", required=True, type=place, help="workspace that gemel-ray build made")
+    verb.add_argument("--output", required=True, type=place, metavar="DIR", help="output: folder or address")
     verb.add_argument(
-        "--strict", action="store_true", help="exit with 1 if any row failed, not only if all did"
+        "--strict", action="store_true", help="exit with status 1 if any row failed, not only if all did"
     )
-    verb.add_argument("--limit", type=int, metavar="N", help="only the first N documents of the input")
+    verb.add_argument("--limit", type=int, metavar="N", help="link only the first N documents")
     verb.add_argument(
-        "--sample", type=float, default=1.0, metavar="SHARE", help="only this share of them, always the same"
+        "--sample",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="link only this share of the documents, always the same (default: 1)",
     )
     verb.add_argument(
-        "--retry-failed", action="store_true", help="do the documents anew that have an error row in DIR"
+        "--retry-failed", action="store_true", help="link those documents again that have an error row in DIR"
     )
-    verb.add_argument("--reason", default="", metavar="TEXT", help="of these, those whose error holds TEXT")
+    verb.add_argument(
+        "--reason",
+        default="",
+        metavar="TEXT",
+        help="with --retry-failed: only error rows whose reason contains TEXT",
+    )
     verb.add_argument(
         "--max-error-rate", type=float, default=1.0, metavar="SHARE",
-        help="stop, with 1, when more of the rows (of at least 200) are errors",
+        help="stop with status 1 if more than this share of rows (of at least 200) are errors (default: 1)",
     )  # fmt: skip
-    verb.add_argument("--dry-run", action="store_true", help="say what would be done, and start nothing")
+    verb.add_argument("--dry-run", action="store_true", help="say what would be done, but start nothing")
     verb.set_defaults(run=_run)
 
 

@@ -11,24 +11,31 @@ from gemel_ray.errors import Mistake
 
 
 def add(verb: Parser) -> None:
-    """Check the Kubernetes manifests before a cluster is asked: schemas, KubeRay's rules, references...
+    """Check the Kubernetes manifests without a cluster: schemas, KubeRay's rules, references...
 
-    FOLDER and what is under it is rendered with `kubectl kustomize`, which needs no cluster; your own
-    overlays in it, too. It comes with the checkout, not with the wheel. Exit status: 0 when nothing was
-    found, 1 when something was.
+    `kubectl kustomize` renders FOLDER and everything below it, with your own overlays. It needs no cluster.
+    The manifests come with the checkout, not with the wheel. Exit status: 0 if nothing was found, 1 if
+    something was.
 
       gemel-ray lint-deploy deploy
     """
-    verb.add_argument("folder", nargs="?", type=Path, default=Path("deploy"), metavar="FOLDER")
+    verb.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("deploy"),
+        metavar="FOLDER",
+        help="folder of manifests (default: deploy)",
+    )
     verb.add_argument(
         "--existing",
         action="append",
         default=[],
         metavar="KIND/NAME",
-        help="an object that the cluster has already, as PriorityClass/batch-low; may be repeated",
+        help="object that the cluster already has, such as PriorityClass/batch-low (repeatable)",
     )
     verb.add_argument(
-        "--digests", action="store_true", help="for production: refuse images that are named by a tag alone"
+        "--digests", action="store_true", help="refuse images that are named only by a tag (for production)"
     )
     verb.add_argument("--json", action="store_true", help="print what was found as JSON")
     verb.set_defaults(run=_run, settings=False)

@@ -12,20 +12,22 @@ from gemel_ray.errors import Mistake
 
 
 def add(verb: Parser) -> None:
-    """Measure an endpoint under load: requests arrive at a rate, whatever the answers do.
+    """Measure an endpoint under load: send requests at a fixed rate, without waiting for answers.
 
-    INPUT: documents, as link reads them; without any, the starter's own test set. They are sent round and
-    round. Printed: latencies of what was answered, refusals (503: too much was ahead), throughput. The API
-    key, if any, is taken from the environment variable GEMEL_RAY_API_KEY.
+    INPUT: documents in any form that link reads; by default, the starter's test set. They are sent again and
+    again. The command prints latencies of answers, refusals (503: too much work was waiting) and throughput.
+    The API key, if any, is taken from the environment variable GEMEL_RAY_API_KEY.
 
       gemel-ray load http://localhost:8000 --rate 2 --seconds 60
     """
-    verb.add_argument("address", metavar="ADDRESS", help="of the endpoint, as serve tells it")
-    verb.add_argument("inputs", nargs="*", metavar="INPUT", help="file or folder")
+    verb.add_argument("address", metavar="ADDRESS", help="address of the endpoint, as serve prints it")
+    verb.add_argument("inputs", nargs="*", metavar="INPUT", help="files or folders")
     verb.add_argument("--rate", type=float, default=1.0, help="requests a second (default: 1)")
-    verb.add_argument("--seconds", type=float, default=30.0, help="how long they arrive (default: 30)")
-    verb.add_argument("--documents", type=int, default=200, metavar="N", help="of the inputs (default: 200)")
-    verb.add_argument("--seed", type=int, default=0, help="of the arrivals")
+    verb.add_argument("--seconds", type=float, default=30.0, help="seconds to send for (default: 30)")
+    verb.add_argument(
+        "--documents", type=int, default=200, metavar="N", help="documents to take from INPUT (default: 200)"
+    )
+    verb.add_argument("--seed", type=int, default=0, help="seed of the random arrivals (default: 0)")
     verb.add_argument("--json", action="store_true", help="print the figures as JSON")
     verb.set_defaults(run=_run, settings=False)
 

@@ -19,47 +19,54 @@ if TYPE_CHECKING:
 
 
 def add(verb: Parser) -> None:
-    """Say how many machines, hours and how much money N pairs take, and what to run where.
+    """Estimate the machines, hours and money that N pairs take, and say which segments to run.
 
-    From what was measured (--rates, of gemel-ray bench speed --json), each node being a machine like that; or
-    from what one H100 did, scaled to another GPU or model, which is no more than a first idea. All
-    assumptions are printed, and where each figure is from.
+    The figures are measured (--rates, from gemel-ray bench speed --json), and every node is a machine like
+    that one. Or they are scaled from one H100 to another GPU or model, which is only a first idea. All
+    assumptions are printed, and the origin of each figure.
 
       gemel-ray plan --pairs 10000000 --gpu a100 --gpus-per-node 8 --cpus-per-node 96
       gemel-ray plan --pairs 10000000 --gpu l4 --hours 24 --config-out segments.yaml
       gemel-ray plan --pairs 1000000 --rates bench.json --price 0.4 --simulate
     """
-    verb.add_argument("--pairs", type=int, required=True, metavar="N", help="image-caption pairs")
-    verb.add_argument("--mentions", type=float, default=2.0, metavar="M", help="of a pair (2)")
-    verb.add_argument("--rates", type=Path, metavar="FILE", help="what bench speed --json printed")
-    verb.add_argument("--gpu", choices=("l4", "a10", "a100", "h100"), default="a100", help="kind (a100)")
-    verb.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="(1)")
-    verb.add_argument("--cpus-per-node", type=int, metavar="C", help="(12 a GPU)")
-    verb.add_argument("--parameters", type=float, default=7e9, metavar="P", help="of the model (7e9)")
-    verb.add_argument("--tokens", type=float, default=60, metavar="T", help="computed a mention (60)")
-    verb.add_argument(
-        "--host",
-        type=float,
-        default=22.7,
-        metavar="MS",
-        help="of the host a mention, whatever the model (22.7)",
-    )
-    verb.add_argument(
-        "--efficiency", type=float, default=0.235, metavar="E", help="of a GPU, reached (0.235)"
-    )
-    verb.add_argument("--megabytes", type=float, default=0.1, metavar="MB", help="of a pair (0.1)")
-    verb.add_argument("--gigabits", type=float, default=10, metavar="GB", help="a second, of a node (10)")
-    verb.add_argument("--price", type=float, metavar="USD", help="of a node and hour (the GPU's list price)")
-    verb.add_argument("--nodes", type=int, nargs="+", metavar="N", help="numbers of nodes (1 to 1000)")
-    verb.add_argument("--hours", type=float, metavar="H", help="the fewest nodes that are done by then")
-    verb.add_argument("--budget", type=float, metavar="USD", help="the most nodes that cost no more")
-    verb.add_argument(
-        "--between-failures", type=float, default=200, metavar="H", help="of a node; 0: never (200)"
-    )
-    verb.add_argument("--simulate", action="store_true", help="hold the hours against a simulation")
-    verb.add_argument("--config-out", type=Path, metavar="FILE", help="write offline.segments, for --config")
-    verb.add_argument("--json", action="store_true", help="all figures, as JSON")
+    verb.add_argument("--pairs", type=int, required=True, metavar="N", help="number of image-caption pairs")
+    verb.add_argument("--mentions", type=float, default=2.0, metavar="M", help="mentions a pair (default: 2)")
+    verb.add_argument("--rates", type=Path, metavar="FILE", help="output of gemel-ray bench speed --json")
+    _add_node(verb)
+    _add_answer(verb)
     verb.set_defaults(run=_run, settings=False)
+
+
+def _add_node(verb: Parser) -> None:
+    """What a node has, and what a pair takes of it."""
+    verb.add_argument(
+        "--gpu", choices=("l4", "a10", "a100", "h100"), default="a100", help="kind of GPU (default: a100)"
+    )
+    for name, kind, usual, letter, about in (
+        ("--gpus-per-node", int, 1, "G", "GPUs of a node (default: 1)"),
+        ("--cpus-per-node", int, None, "C", "CPUs of a node (default: 12 for each GPU)"),
+        ("--parameters", float, 7e9, "P", "parameters of the language model (default: 7e9)"),
+        ("--tokens", float, 60, "T", "tokens to compute for a mention (default: 60)"),
+        ("--host", float, 22.7, "MS", "milliseconds of the host a mention, for any model (default: 22.7)"),
+        ("--efficiency", float, 0.235, "E", "share of a GPU's data sheet that is reached (default: 0.235)"),
+        ("--megabytes", float, 0.1, "MB", "megabytes of a pair (default: 0.1)"),
+        ("--gigabits", float, 10, "GB", "gigabits a second of a node's network (default: 10)"),
+        ("--price", float, None, "USD", "price of a node and hour (default: the GPU's list price)"),
+        ("--between-failures", float, 200, "H", "hours between a node's failures; 0: never (default: 200)"),
+    ):
+        verb.add_argument(name, type=kind, default=usual, metavar=letter, help=about)
+
+
+def _add_answer(verb: Parser) -> None:
+    """What is looked for, and how it is printed."""
+    verb.add_argument(
+        "--nodes", type=int, nargs="+", metavar="N", help="numbers of nodes to compare (default: 1 to 1000)"
+    )
+    verb.add_argument("--hours", type=float, metavar="H", help="find the fewest nodes that finish in H hours")
+    verb.add_argument("--budget", type=float, metavar="USD", help="find the most nodes that cost no more")
+    verb.add_argument("--simulate", action="store_true", help="compare the hours with a simulation")
+    verb.add_argument("--config-out", type=Path, metavar="FILE", help="write offline.segments, for --config")
+    verb.add_argument("--json", action="store_true", help="print all figures as JSON")
 
 
 # What a node is where nothing was measured.

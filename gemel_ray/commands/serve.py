@@ -9,17 +9,17 @@ from gemel_ray.commands import configured, say
 
 
 def add(verb: Parser) -> None:
-    """Answer over HTTP: the same graph on Ray Serve, with a page to try it.
+    """Serve links over HTTP: the same graph on Ray Serve, with a page to try it.
 
-    POST /v1/link takes JSON or a form; /docs describes it. /healthz, /readyz and /metrics are for those
-    who run it. Where it listens and what it takes stand in the configuration's section online; with the
-    environment variable GEMEL_RAY_API_KEY set, requests need that key (Authorization: Bearer KEY).
-    Interrupted or terminated, it finishes what it has accepted.
+    POST /v1/link takes JSON or a form; /docs describes it. /healthz, /readyz and /metrics are for operators.
+    The section online of the configuration sets the address and the limits. If the environment variable
+    GEMEL_RAY_API_KEY is set, requests need that key (Authorization: Bearer KEY). When interrupted or
+    terminated, the endpoint finishes the requests that it has accepted.
 
       gemel-ray serve --workspace my-workspace
       curl localhost:8000/v1/link -H 'Content-Type: application/json' -d '{"text": "Adobe met Google."}'
     """
-    verb.add_argument("--workspace", required=True, type=place, help="made by gemel-ray build")
+    verb.add_argument("--workspace", required=True, type=place, help="workspace that gemel-ray build made")
     verb.set_defaults(run=_run)
 
 

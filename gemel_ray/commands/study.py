@@ -11,27 +11,35 @@ from gemel_ray.errors import Mistake
 
 
 def add(verb: Parser) -> None:
-    """Measure what each part of the configuration gives: the paper's ablations, and robustness.
+    """Measure what each part of the configuration contributes: the paper's ablations, and robustness.
 
-    Links the same documents many ways, each the configured way with one thing changed, and compares: number
-    of demonstrations, how they are found, pictures right, wrong and absent, prefix length, search, score,
-    noise in captions, mentions and pictures, and parts left out one by one (language model, ranker, pictures,
-    and each evidence of the ranker, which is fitted anew without it). Every way is a folder of links under
-    OUTPUT/runs; run again, the study does what is missing. Results: a table, OUTPUT/study.json and
-    OUTPUT/study.html.
+    It links the same documents many times, each time with one thing changed, and compares: number of
+    demonstrations, how they are found, pictures right, wrong and absent, prefix length, search, score, noise
+    in captions, mentions and pictures, and parts left out one by one (language model, ranker, pictures, and
+    each evidence of the ranker, which is fitted anew without it). Each run is a folder of links under
+    DIR/runs. Run the same command again to do what is missing. Results: a table, DIR/study.json and
+    DIR/study.html.
 
       gemel-ray study --gold dev.json --train train.json --workspace kb --output study --limit 300
       gemel-ray study --gold dev.json --workspace kb --output study --only score search
     """
     verb.add_argument("--gold", nargs="+", required=True, metavar="FILE", help="documents with targets")
-    verb.add_argument("--workspace", required=True, type=place, help="made by gemel-ray build")
-    verb.add_argument("--output", required=True, type=folder, metavar="DIR", help="folder for all of it")
-    verb.add_argument("--train", nargs="+", default=[], metavar="FILE", help="to tell seen targets by")
+    verb.add_argument("--workspace", required=True, type=place, help="workspace that gemel-ray build made")
+    verb.add_argument("--output", required=True, type=folder, metavar="DIR", help="output folder")
     verb.add_argument(
-        "--dev", nargs="+", default=[], metavar="FILE", help="to choose mappers of other prefix by"
+        "--train", nargs="+", default=[], metavar="FILE", help="training files, to distinguish seen targets"
     )
-    verb.add_argument("--limit", type=int, default=300, help="documents, drawn at random (300); 0: all")
-    verb.add_argument("--only", nargs="+", metavar="GROUP", help="not all groups of cells, but these")
+    verb.add_argument(
+        "--dev",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="dev files, to choose mappers of other prefix lengths",
+    )
+    verb.add_argument(
+        "--limit", type=int, default=300, help="documents to draw at random; 0: all (default: 300)"
+    )
+    verb.add_argument("--only", nargs="+", metavar="GROUP", help="measure only these groups")
     verb.set_defaults(run=_run)
 
 

@@ -9,20 +9,30 @@ from gemel_ray.commands import configured, say
 
 
 def add(verb: Parser) -> None:
-    """Train the feature mapper, the one trained part: image features to visual prefixes.
+    """Train the feature mapper, which turns picture features into visual prefixes.
 
-    Prompts are made as link makes them, an example never demonstrating itself. The mapper that names most of
-    DEV right goes into the workspace. Killed at any time, the same command goes on; other settings start
-    anew. WORKSPACE/training holds the curve (curve.svg, curve.json, logs for TensorBoard), WORKSPACE/cache
-    what was encoded, which another training takes from there.
+    Prompts are made as in link, but an example never demonstrates itself. The mapper with the best accuracy
+    on the dev files goes into the workspace. If the training is killed, run the same command again to
+    continue; other settings start anew. WORKSPACE/training has the curve (curve.svg, curve.json, logs for
+    TensorBoard). WORKSPACE/cache has the encoded pictures and texts, which another training reuses.
 
       gemel-ray train --train train.parquet --dev dev.parquet --workspace my-workspace
     """
     verb.add_argument(
-        "--train", nargs="+", required=True, metavar="FILE", help="solved documents with pictures"
+        "--train",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="solved documents with pictures, to train on",
     )
-    verb.add_argument("--dev", nargs="+", required=True, metavar="FILE", help="others, to choose by")
-    verb.add_argument("--workspace", required=True, type=folder, help="made by gemel-ray build")
+    verb.add_argument(
+        "--dev",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="other solved documents, to choose the mapper by",
+    )
+    verb.add_argument("--workspace", required=True, type=folder, help="workspace that gemel-ray build made")
     verb.set_defaults(run=_run)
 
 

@@ -1,4 +1,4 @@
-"""Every verb of the command line: what its parser says of itself."""
+"""Writes the page on the command line from its parsers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from gemel_ray.cli import _VERBS
 
 _HEAD = """# Every command
 
-Made from the parsers of the command line by `make docs`; a test holds it against them. `gemel-ray
+`make docs` writes this page from the parsers of the command line, and a test compares them. `gemel-ray
 VERB --help` says the same.
 
-Exit status: 0 done; 1 finished with nothing but error rows (under `--strict`: with any), or with something
-found by `check` or `lint-deploy`; 2 wrong usage or configuration; 130 interrupted, and the same command goes
-on. All verbs take
+| exit status | meaning |
+|---|---|
+| 0 | done |
+| 1 | finished with only error rows (with `--strict`: with any); or `check` or `lint-deploy` found something |
+| 2 | wrong usage or configuration |
+| 130 | interrupted; the same command continues |
+
+All verbs take
 
 | option | |
 |---|---|
@@ -73,8 +78,6 @@ def _row(action: argparse.Action) -> str:
     more = "..." if action.nargs in ("+", "*") else None
     spelled = " ".join(filter(None, (*action.option_strings[-1:], value, more)))
     about = action.help or ""
-    needed = "required. " if action.required and action.option_strings else ""
-    usual = action.default if isinstance(action.default, int | float) and action.default else None
-    default = f" (default: {usual})" if usual and str(usual) not in about else ""
-    spelled, about = (cell.replace("|", "\\|") for cell in (spelled, needed + about + default))
+    needed = " (required)" if action.required and action.option_strings else ""
+    spelled, about = (cell.replace("|", "\\|") for cell in (spelled, about + needed))
     return f"| `{spelled}` | {about} |\n"
