@@ -146,7 +146,10 @@ class Vectors:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """The feature mapper's training. Steps are optimiser steps; a look measures the dev loss."""
+    """The feature mapper's training.
+
+    Steps are optimiser steps. A look measures the dev loss.
+    """
 
     prefix: int = setting(4, "length of the visual prefix of one picture", at_least=1, unit="visual vectors")
     hidden: int = setting(

@@ -43,7 +43,7 @@ def configuration() -> str:
     hints = typing.get_type_hints(Config)
     for section in fields(Config):
         kind = hints[section.name]
-        about = "\n\n".join(filter(None, (_prose(described(section)), _docstring(kind))))
+        about = "\n\n".join(filter(None, (_prose(described(section)), _details(kind))))
         table = f"| setting | | default | |\n|---|---|---|---|\n{''.join(_rows(kind, (section.name,)))}"
         parts.append(f"## {section.name}\n\n{about}\n\n{table}")
     return "\n".join(parts)
@@ -139,6 +139,12 @@ def _default(setting: Field[Any]) -> str:
     if isinstance(value, tuple):
         return "empty" if not value else ", ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) else str(value) or "empty"
+
+
+def _details(kind: Any) -> str:
+    """The paragraphs of its docstring after the first, which the section's description says, too."""
+    _, *paragraphs = inspect.cleandoc(kind.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _docstring(kind: Any) -> str:

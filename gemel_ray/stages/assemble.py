@@ -52,7 +52,10 @@ def demonstration_text(text: str, mention: str, target: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Assemble(Stage):
-    """`images`: False leaves every picture out of the prompt (retrieval still sees it)."""
+    """Makes the prompt: token ids, and the places of pictures.
+
+    With `images: false` no picture is in the prompt. Retrieval still sees them.
+    """
 
     reads: ClassVar = ("text", "mention", "start", "end", "placed", "shots", "shared", "image_vector")
     writes: ClassVar = pa.schema(

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Detect(Stage):
-    """Mentions are whole words that are a name or an alias, the longest where several begin alike, or what a
-    model tags."""
+    """Finds the mentions of documents that come without.
+
+    `names` finds whole words that are a name or an alias of the knowledge base, and of several that begin at
+    the same word the longest. `model` takes what a token-classification model tags.
+    """
 
     reads: ClassVar = ("text", "given")
     writes: ClassVar = pa.schema([pa.field("mentions", pa.list_(MENTION))])

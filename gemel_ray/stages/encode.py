@@ -17,8 +17,10 @@ VECTOR = pa.list_(pa.float32())
 
 @dataclass(frozen=True, kw_only=True)
 class Encode(Stage):
-    """A picture is read, decoded and encoded once, and remembered (models/remembered.py). How pictures are
-    fetched by URL: models/fetching.py."""
+    """Turns pictures and mentions into vectors.
+
+    Each picture is read, decoded and encoded once. Its feature is cached.
+    """
 
     work: ClassVar = "gemel_ray.stages.encoding"
     reads: ClassVar = (

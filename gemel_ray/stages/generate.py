@@ -15,23 +15,23 @@ from gemel_ray.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Stage):
-    """`beams` is the number of candidates wanted. `search`: `beam` goes on with so many names at once (1 is
-    greedy); `exact` finds those that truly have the highest scores, unless it needs more than
-    `exact_requests` of
-    the engine (the manifest's `cut` counts such mentions). `score`: `paper` adds log-softmax over
-    the whole vocabulary, `tree` renormalises over what the tree allows at each step. A name is ranked by the
-    sum over its tokens divided by their number to the power of `length_penalty`; `prior_weight` times what
-    the model gives the name without a question is taken off that sum when the search has ended. With
-    a `neighbour_weight` w the score is the logarithm of (1 - w) * P(name), as the model says it, plus
-    w * P(name), as the demonstrations alone say it. Where the workspace has a ranker (see
-    gemel_ray/ranking), the score is the mean of both log-probabilities instead, the ranker's weighted by
-    `ranking` (0: not joined; 1: the ranker alone answers, and the language model is not even loaded),
-    normalised over the names that either knows; and a mention whose likeliest entity has, by the ranker, a
-    probability above `sure` is answered without asking the language model. Below `nil_threshold` of
-    probability (the softmax of the candidates' scores) the answer is NIL; `precision`, if not 0, sets that
-    threshold to the least one from which on such a share of the ranker's answers to held-out examples was
-    right. The other fields are the engine's
-    (see EngineOptions).
+    """Writes the name of an entity with the language model.
+
+    `search: beam` keeps as many partial names as `beams` at each step (1 is greedy). `exact` finds the names
+    that truly have the highest scores, unless it needs more than `exact_requests` of the engine; the manifest
+    counts such mentions as `cut`.
+
+    `score: paper` adds log-softmax over the whole vocabulary. `tree` renormalises over what the prefix tree
+    allows at each step. A name's score is the sum over its tokens, divided by their number to the power of
+    `length_penalty`. When the search has ended, `prior_weight` times the name's score without a question is
+    subtracted from that sum.
+
+    With a `neighbour_weight` w, the score is the logarithm of (1 - w) * P(name by the model) + w * P(name by
+    the demonstrations). If the workspace has a ranker, the score is instead the weighted mean of the model's
+    and the ranker's log-probabilities, normalised over the names that either knows. `ranking` is the ranker's
+    weight: at 0 it is not used, and at 1 it answers alone, without loading the language model.
+
+    An answer whose probability (the softmax of the candidates' scores) is below `nil_threshold` is NIL.
     """
 
     work: ClassVar = "gemel_ray.stages.generating"

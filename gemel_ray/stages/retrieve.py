@@ -36,9 +36,12 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieve(Stage):
-    """Two rankings are fused by weighted reciprocal ranks. Without an image, `image` and `fused` go by the
-    mention. Shared sets are made of the bank's examples (see SharedSets); a mention is shown one of them,
-    then its `nearest`. `official_order` searches all of the bank by the mention alone.
+    """Finds solved examples for each mention.
+
+    `fused` combines the rankings by mention and by image, by weighted reciprocal ranks. Without a picture,
+    `image` and `fused` rank by the mention. A mention is shown one of the shared sets, which are chosen from
+    the bank's examples, then its `nearest` examples. `official_order` searches the whole bank by the mention
+    alone.
     """
 
     explodes: ClassVar = ("mentions", "mention_vectors")
