@@ -29,17 +29,15 @@ from gemel_ray.environment import lean, variables
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results, said, shared
 from gemel_ray.job.attempts import Attempts
+from gemel_ray.job.driving import Job, Run, drive
 from gemel_ray.job.filters import Filters, digests, repeated
 from gemel_ray.job.index import Done
-from gemel_ray.job.inputs import Given
 from gemel_ray.job.manifest import write_manifest
-from gemel_ray.job.merging import Merging
 from gemel_ray.job.metrics import Metrics
-from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Selection, Share
 from gemel_ray.job.shared import Seen
 from gemel_ray.job.stopped import Stopped
-from gemel_ray.job.stopping import TooManyErrors, note, plainly, terminable
+from gemel_ray.job.stopping import note, terminable
 from gemel_ray.job.worker import Worker, traced
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bringing import Shared
@@ -72,28 +70,19 @@ def link(
     Raises Stopped where the job cannot go on, also beyond `max_error_rate` of its rows (TooManyErrors): what
     is written stays, and the same call goes on. Rows' own errors are rows.
     """
-    config, at = fitted(config, "offline"), folder_at(output)
-    given = Given.of(inputs, at)
-    run = results.prepare(at)
-    given.note()
+    config, shared_by_all = fitted(config, "offline"), Shared.of(workspace)
     knowledge = versions.current(workspace)  # all workers' to the end, whatever becomes current meanwhile
-    done, known = results.finished(at, retry), given.unchanged(config.input)
-    said.retried(retry, done, report)
-    shares, total = selection.of(given.addresses, given.keys, known), selection.total(given.addresses, known)
-    told = Record(at, max(0, total - len(done)), len(done))
-    opening = Opening.of(config, Shared.of(workspace), knowledge, at, run)
-    hearing = said.heard(at, run, report)
-    with plainly(told, run), hearing, Merging(at, run) as merging, running(config) as told.metrics:
-        _refuse_apart(opening, given.addresses)
-        filters = Filters(config.input, *_repeated(given.addresses, config.input))
-        for counts in counted(dataset(opening, shares, done, filters)):
-            told.add(counts)
-            merging.add(counts["part"], counts["documents"])
-            report(Progress(counts["documents"], counts["statuses"]))
-            TooManyErrors.unless(told, max_error_rate)
-        TooManyErrors.unless(told, max_error_rate, least=1)
-        merging.done = done
-    given.finished(done, config.input)
+
+    @contextmanager
+    def computing(run: Run) -> Iterator[Iterator[dict[str, Any]]]:
+        opening = Opening.of(config, shared_by_all, knowledge, folder_at(output), run.name)
+        with running(config) as run.record.metrics:
+            _refuse_apart(opening, run.addresses)
+            filters = Filters(config.input, *_repeated(run.addresses, config.input))
+            yield counted(dataset(opening, run.shares, run.done, filters))
+
+    job = Job(inputs, output, config.input, selection, retry, max_error_rate)
+    told = drive(job, computing, report)
     return write_manifest(config, workspace, inputs, told, knowledge)
 
 

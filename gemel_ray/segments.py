@@ -34,6 +34,11 @@ class SegmentOptions:
     )
 
 
+def _refuse_fewer(least: int, most: int) -> None:
+    if least > most:
+        raise Mistake("min_replicas is more than max_replicas")
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnlineSegment:
     """Adjacent stages in one kind of Serve replica: how many, on what, and how much at once."""
@@ -72,8 +77,7 @@ class OnlineSegment:
     )
 
     def __post_init__(self) -> None:
-        if self.min_replicas > self.max_replicas:
-            raise Mistake("min_replicas is more than max_replicas")
+        _refuse_fewer(self.min_replicas, self.max_replicas)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +99,7 @@ class ApiOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.min_replicas > self.max_replicas:
-            raise Mistake("min_replicas is more than max_replicas")
+        _refuse_fewer(self.min_replicas, self.max_replicas)
 
 
 @dataclass(frozen=True, kw_only=True)

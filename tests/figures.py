@@ -47,13 +47,16 @@ class Trace:
             self.seen.add(frame.f_code)
 
     @contextmanager
-    def on(self) -> Iterator[None]:
-        self.seen = set()
-        self.active = True
+    def on(self) -> Iterator[set[CodeType]]:
+        """What is entered inside; nested, it counts for what is around it, too."""
+        before = self.seen, self.active
+        self.seen, self.active = set(), True
         try:
-            yield
+            yield self.seen
         finally:
-            self.active = False
+            inside = self.seen
+            self.seen, self.active = before
+            self.seen |= inside
 
 
 def counted(seen: set[CodeType]) -> str:
@@ -103,43 +106,40 @@ def ways(trace: Trace, folder: Path) -> dict[str, str]:
     }
 
 
-def job(trace: Trace, config: Any, segment: Any, files: list[str], folder: Path) -> tuple[set[CodeType], ...]:
+def job(trace: Trace, config: Any, segment: Any, files: list[str], folder: Path) -> list[set[CodeType]]:
     """What a job does with the second of two files: a worker, and the driver; but for Ray."""
-    from gemel_ray.job import record, results
+    from gemel_ray.job import record
     from gemel_ray.job.attempts import Attempts
+    from gemel_ray.job.driving import Job, Run, drive
     from gemel_ray.job.filters import Filters
-    from gemel_ray.job.inputs import Given
     from gemel_ray.job.manifest import write_manifest
-    from gemel_ray.job.merging import Merging
-    from gemel_ray.job.selection import Selection
     from gemel_ray.job.worker import Worker
     from gemel_ray.object_folder import folder_at
 
+    found: list[set[CodeType]] = []
     for file in files[:2]:
         output = folder / f"linked-{Path(file).stem}"
-        with trace.on():
-            given, run = Given.of([file], output), results.prepare(output)
-            given.note()
-            done, known = results.finished(output, None), given.unchanged(config.input)
-            shares = Selection().of(given.addresses, given.keys, known)
-            told = record.Record(output, Selection().total(given.addresses, known), len(done))
-        driven = trace.seen
-        work = Worker(segment, Attempts(folder_at(output), "all"), folder_at(output), run)
-        with trace.on():
-            tables = [table for share in shares for table in share.tables(done, Filters(config.input))]
-            rows = asyncio.run(work(tables[0]))
-            record.told(folder_at(output), "worker", "node", segment.measures())
-            counts = record.counted(rows, run)
-        worked = trace.seen
-        assert rows["status"].to_pylist() == ["linked"], rows.to_pylist()
-        with trace.on(), Merging(output, run) as merging:
-            told.add(counts)
-            merging.add(counts["part"], counts["documents"])
-            merging.done = done
-            given.finished(done, config.input)
+
+        def worked(run: Run, output: Path = output) -> dict[str, Any]:
+            work = Worker(segment, Attempts(folder_at(output), "all"), folder_at(output), run.name)
+            with trace.on() as seen:
+                (table,) = (t for s in run.shares for t in s.tables(run.done, Filters(config.input)))
+                rows = asyncio.run(work(table))
+                record.told(folder_at(output), "worker", "node", segment.measures())
+                counts = record.counted(rows, run.name)
+            assert rows["status"].to_pylist() == ["linked"], rows.to_pylist()
+            found.append(seen)
+            return counts
+
+        @contextmanager
+        def computing(run: Run) -> Iterator[Iterator[dict[str, Any]]]:
+            yield (worked(run) for _ in range(1))
+
+        with trace.on() as driven:
+            told = drive(Job([file], output, config.input), computing, lambda _: None)
             write_manifest(config, folder / "workspace", [file], told, "0")
-        driven |= trace.seen
-    return worked, driven
+        found.append(driven)
+    return found[-2:]
 
 
 async def request(
@@ -157,10 +157,10 @@ async def request(
     mentions = [{"start": m["start"], "end": m["end"]} for m in row["mentions"]]
     form = {"text": row["text"], "mentions": json.dumps(mentions)}
     for _ in range(2):
-        with trace.on():
+        with trace.on() as seen:
             answer = await client.post("/v1/link", data=form, files={"image": row["image"]})
         assert answer.json()["links"][0]["status"] == "linked", answer.text
-    return trace.seen
+    return seen
 
 
 def sources() -> dict[str, object]:

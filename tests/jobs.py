@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import deadly
 import pyarrow.parquet as pq
 
 from gemel_ray.graph import Graph
-from gemel_ray.job import results
+from gemel_ray.job import record
 from gemel_ray.job.attempts import Attempts
+from gemel_ray.job.driving import Job, Run, drive
 from gemel_ray.job.filters import Filters
-from gemel_ray.job.inputs import Given
-from gemel_ray.job.layout import part_of
-from gemel_ray.job.merging import Merging
 from gemel_ray.job.selection import Selection
 from gemel_ray.job.worker import Worker, traced
 from gemel_ray.object_folder import folder_at
@@ -40,20 +41,14 @@ def worker(output: Path, run: str | None = None) -> Worker:
 
 def run_once(output: Path, files: list[str], selection: Selection = _ALL, retry: str | None = None) -> int:
     """A run, as offline.link makes it, but for Ray; how many documents it did."""
-    given = Given.of(files, output)
-    work = worker(output, results.prepare(output))
-    given.note()
-    found, number = results.finished(output, retry), 0
-    with Merging(output, str(work.run)) as merging:
-        known = given.unchanged(Input())
-        for share in selection.of(given.addresses, given.keys, known):
-            for table in share.tables(found, Filters(Input())):
-                rows = asyncio.run(work(table))
-                number += len(table)
-                merging.add(part_of(work.run, dict.fromkeys(rows["source"].to_pylist())), len(table))
-        merging.done = found
-    given.finished(found, Input())
-    return number
+
+    @contextmanager
+    def computing(run: Run) -> Iterator[Iterator[dict[str, Any]]]:
+        work = worker(output, run.name)
+        tables = (table for share in run.shares for table in share.tables(run.done, Filters(Input())))
+        yield (record.counted(asyncio.run(work(table)), run.name) for table in tables)
+
+    return drive(Job(files, output, Input(), selection, retry), computing, lambda _: None).documents
 
 
 def linked(output: Path) -> list[str]:

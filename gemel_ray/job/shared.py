@@ -16,7 +16,7 @@ from gemel_ray.config import Config
 from gemel_ray.job.identity import head
 from gemel_ray.job.results import MARK
 from gemel_ray.knowledge import versions
-from gemel_ray.knowledge.bringing import SHARE, Shared
+from gemel_ray.knowledge.bringing import Shared, unseen
 from gemel_ray.readers import documents
 from gemel_ray.storage import Folder, LocalFolder
 from gemel_ray.stores import scheme
@@ -44,8 +44,7 @@ class Seen:
             found = _content(Path(self.path))
             if found == self.content:
                 return ""
-        has = f"has another {self.path}" if found else f"does not see {self.path}"
-        return f"{has} ({self.what}): {SHARE}"
+        return unseen(self.path, self.what, "has another" if found else "does not see")
 
 
 def faults(seen: Sequence[Seen]) -> list[str]:

@@ -28,7 +28,7 @@ _SOURCE = ".source"
 _LEFT = ("cache", "training")  # what a machine keeps beside a workspace for itself
 _AT_ONCE = 16
 _ATTEMPTS = 3
-SHARE = "put it where all nodes see it, a shared folder or an object store (docs/cluster.md)"
+_SHARE = "put it where all nodes see it, a shared folder or an object store (docs/cluster.md)"
 Say = Callable[[str], None]
 
 
@@ -37,6 +37,11 @@ class _File:
     name: str
     bytes: int | None
     checksum: str  # whatever the store calls so; of an MD5 its hexadecimal digits
+
+
+def unseen(path: str | Path, what: str, has: str = "does not see") -> str:
+    """What is wrong on a node that has not what all must have, behind the node's name."""
+    return f"{has} {path} ({what}): {_SHARE}"
 
 
 def brought(workspace: str | Path, say: Say) -> Path:
@@ -76,9 +81,7 @@ class Shared:
         if self.folder.exists():
             return self.folder
         if not self.address:
-            raise StoreError(
-                f"node {socket.gethostname()} does not see {self.folder} (the workspace): {SHARE}"
-            )
+            raise StoreError(f"node {socket.gethostname()} {unseen(self.folder, 'the workspace')}")
         found = brought(self.address, lambda _: None)
         if found.name != self.folder.name:
             raise StoreError(f"{self.address} has changed since this was started: start it again")
