@@ -33,7 +33,7 @@ LAYERS = (
     ("decoding, engine, ranking", "decoding engine ranking"),
     ("stages", "stage tables stages graph"),
     ("linking", "config linking sizing doctor in_process client"),
-    ("building, training, job, serving", "knowledge.build knowledge.demonstrations knowledge.lengths "
+    ("building, training, job, serving", "knowledge.build knowledge.solved knowledge.lengths "
      "knowledge.next_version knowledge.triple_files knowledge.updating knowledge.writing ranking.making "
      "training job serving offline online nodes gemel evaluation report"),
     ("commands", "commands cli starter study measuring checking planning deploying documenting"),

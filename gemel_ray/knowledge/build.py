@@ -20,8 +20,8 @@ from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import entity_files, prefix_tree, thumbnails, triple_files
-from gemel_ray.knowledge.demonstrations import demonstrating, encoded, forms, own_examples
 from gemel_ray.knowledge.lengths import in_words, longest_name
+from gemel_ray.knowledge.solved import demonstrating, encoded, forms, own_examples
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.workspace import Workspace, resolved, revisions
 from gemel_ray.knowledge.writing import BankWriter, Made, index, new_workspace, write_facts

@@ -26,7 +26,7 @@ from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import homes, prefix_tree, thumbnails, versions
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.demonstrations import demonstrating, encoded, forms, own_examples
+from gemel_ray.knowledge.solved import demonstrating, encoded, forms, own_examples
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.knowledge.versions import linked
 from gemel_ray.knowledge.workspace import Workspace
