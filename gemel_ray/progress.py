@@ -53,16 +53,17 @@ class Meter:
 
     def _line(self) -> str:
         now = time.monotonic()
-        rows = sum(self.statuses.values())
+        rows = sum(self.statuses.values()) or self.done
         rate = rows / max(now - self.began, 1e-9)
         since, before = self.first if self.done > self.first[1] else (self.began, 0)
         left = ((self.total or 0) - self.done) * (now - since) / (self.done - before) if self.done else 0
         share = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
         errors = self.statuses["error"]
-        return (
-            f"{share} {self.what}, {rows:,} mentions, {rate:.1f}/s, {errors:,} errors, "
-            f"{_span(now - self.began)} gone" + (f", {_span(left)} left" if left > 0 else "")
-        )
+        said = [f"{share} {self.what}"]
+        said += [f"{rows:,} mentions"] if self.statuses else []
+        said += [f"{rate:.1f}/s"] + ([f"{errors:,} errors"] if self.statuses else [])
+        said += [f"{_span(now - self.began)} gone"] + ([f"{_span(left)} left"] if left > 0 else [])
+        return ", ".join(said)
 
     def _tell(self, line: str) -> None:
         self.told = time.monotonic()

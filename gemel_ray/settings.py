@@ -95,6 +95,12 @@ class Bank:
         at_least=0,
         unit="examples",
     )
+    descriptions: int = setting(
+        1_000_000,
+        "largest knowledge base whose descriptions are encoded; of a larger one only their words count",
+        at_least=0,
+        unit="entities",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

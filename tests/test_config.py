@@ -177,7 +177,7 @@ NONSENSE: dict[str, list[Any]] = {
     "encode.downloads_per_host": [0],
     "encode.host_interval": [-1],
     "retrieve.demonstrations": [-1], "retrieve.shared_sets": [-1], "retrieve.nearest": [-1],
-    "retrieve.ranking": [-1], "generate.ranking": [-0.1, 2], "bank.ranker": [-1],
+    "retrieve.ranking": [-1], "generate.ranking": [-0.1, 2], "bank.ranker": [-1], "bank.descriptions": [-1],
     "retrieve.mention_weight": [-1], "retrieve.image_weight": [-1], "retrieve.word_bonus": [-0.1],
     "generate.beams": [0, -5], "generate.exact_requests": [0], "generate.length_penalty": [-1, ENDLESS],
     "generate.columns": [0], "generate.arena": [0, 1.0, NOT_A_NUMBER],

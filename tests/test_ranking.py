@@ -345,7 +345,8 @@ def test_another_version_s_descriptions_are_not_encoded_again(tmp_path: Path) ->
 
     rows = entities()
     one = write("one", rows)
-    changed = [rows[1], rows[0] | {"description": "beekeeper"}, {"id": "Q5", "name": "Nobody"}, *rows[2:]]
+    keeper = rows[0] | {"description": "beekeeper"}
+    changed = [rows[1], keeper, keeper | {"id": "Q-1"}, {"id": "Q5", "name": "Nobody"}, *rows[2:]]
     encoded.clear()
     write("two", changed, one)
     assert encoded == [f"{rows[0]['name']}: beekeeper"]

@@ -50,12 +50,12 @@ def opened(file: Path) -> Half:
 def write(
     entities: Entities, encode: Encode, width: int, file: Path, former: Described | None = None
 ) -> None:
-    """Write the vectors to `file`, some at once; a text that `former` has is not encoded again."""
-    shape = (len(entities), width)
+    """Write the vectors to `file`, some at once; a text that `former` has, or that came before among those,
+    is not encoded again."""
+    write_none(entities, width, file)
     if not len(entities):
-        np.save(file, np.zeros(shape, np.float16))
         return
-    made = np.lib.format.open_memmap(file, "w+", np.float16, shape)  # type: ignore[no-untyped-call]
+    made = np.lib.format.open_memmap(file, "r+")  # type: ignore[no-untyped-call]
     for rows, texts in _texts(entities):
         known = former.of(texts) if former else [-1] * len(texts)
         old = [i for i, row in enumerate(known) if row >= 0]
@@ -63,8 +63,18 @@ def write(
         if former and old:
             made[[rows[i] for i in old]] = former.vectors([known[i] for i in old])
         if new:
-            made[[rows[i] for i in new]] = encode([texts[i] for i in new])
+            place = {text: at for at, text in enumerate(dict.fromkeys(texts[i] for i in new))}
+            made[[rows[i] for i in new]] = encode(list(place))[[place[texts[i]] for i in new]]
     made.flush()
+
+
+def write_none(entities: Entities, width: int, file: Path) -> None:
+    """Zeros, which take no room on the disk where it has holes."""
+    shape = (len(entities), width)
+    if not len(entities):
+        np.save(file, np.zeros(shape, np.float16))
+        return
+    np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()  # type: ignore[no-untyped-call]
 
 
 def _texts(entities: Entities) -> Iterator[tuple[list[int], list[str]]]:

@@ -10,16 +10,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gemel_ray.config import Config
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.progress import Meter, Progress
 from gemel_ray.ranking.evidence import Witness
+from gemel_ray.ranking.examples import Encode
 from gemel_ray.ranking.features import available
 from gemel_ray.ranking.fitting import fitted
 from gemel_ray.ranking.ranking import FILE, witness, write
 
+_ENCODED = 1_024  # texts between two looks at the time
 _BATCH = 256  # examples whose neighbours are looked for at once
 
 
@@ -27,8 +31,9 @@ def make(workspace: Workspace, config: Config) -> str:
     """Write the ranking of a workspace that has its bank, by the configured stages.
     Returns what came of it, in words."""
     began, folder = time.perf_counter(), workspace.ranking_folder
-    encode = workspace.mention_encoder(config.encode.device, config.encode.dtype)
-    write(folder, workspace.bank, workspace.entities, encode)
+    with Meter("texts", _texts(workspace)) as meter:
+        encode = _metered(workspace.mention_encoder(config.encode.device, config.encode.dtype), meter)
+        write(folder, workspace.bank, workspace.entities, encode, described=config.bank.descriptions)
     return _fit(workspace, config, began)
 
 
@@ -55,8 +60,30 @@ def _fit(workspace: Workspace, config: Config, began: float, without: Collection
 
 def renew(former: Workspace, config: Config, folder: Path, bank: Bank, entities: Entities) -> None:
     """The ranking of another version of `former`, which has one: indexes anew, the same ranker."""
-    encode = former.mention_encoder(config.encode.device, config.encode.dtype)
-    write(folder, bank, entities, encode, former)
+    with Meter("texts", None) as meter:
+        encode = _metered(former.mention_encoder(config.encode.device, config.encode.dtype), meter)
+        write(folder, bank, entities, encode, former, described=config.bank.descriptions)
+
+
+def _texts(workspace: Workspace) -> int:
+    """Descriptions, and different texts of examples."""
+    described = workspace.entities.table["description"]
+    texts = workspace.bank.table["text"].slice(0, workspace.bank.examples)
+    return len(described) - int(described.null_count) + int(pc.count_distinct(texts).as_py())
+
+
+def _metered(encode: Encode, meter: Meter) -> Encode:
+    """Some texts at once, and counted."""
+
+    def encoded(texts: list[str]) -> npt.NDArray[np.float32]:
+        parts = []
+        for start in range(0, len(texts), _ENCODED):
+            some = texts[start : start + _ENCODED]
+            parts.append(encode(some))
+            meter.add(Progress(len(some), {}))
+        return np.concatenate(parts)
+
+    return encoded
 
 
 def _neighbours(

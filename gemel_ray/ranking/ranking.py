@@ -97,15 +97,25 @@ def _identities(folder: Path) -> npt.NDArray[np.uint64]:
 
 
 def write(
-    folder: Path, bank: Bank, entities: Entities, encode: Encode, former: Workspace | None = None
+    folder: Path,
+    bank: Bank,
+    entities: Entities,
+    encode: Encode,
+    former: Workspace | None = None,
+    *,
+    described: int,
 ) -> None:
     """Index a version's entities and examples into `folder`. Texts that `former`, another version, has
-    encoded are taken over, and so is its ranker."""
+    encoded are taken over, and so is its ranker. Descriptions of more than `described` entities have no
+    vectors."""
     name_files.write(entities, folder)
     known = Examples(former.ranking_folder, former.bank) if former else None
     example_files.write(bank, entities, encode, folder, known)
-    described = _described(former) if former else None
-    descriptions.write(entities, encode, bank.mention_vectors.shape[1], folder / _ABOUT, described)
+    width, before = bank.mention_vectors.shape[1], _described(former) if former else None
+    if len(entities) <= described:
+        descriptions.write(entities, encode, width, folder / _ABOUT, before)
+    else:
+        descriptions.write_none(entities, width, folder / _ABOUT)
     if former:
         shutil.copyfile(former.ranking_folder / FILE, folder / FILE)
         triples.taken_over(former.ranking_folder, folder)
