@@ -180,6 +180,12 @@ class Train:
     )
     weight_decay: float = setting(0.01, "not applied to biases", at_least=0)
     clip_norm: float = setting(1.0, "gradients of a greater norm are scaled down to it", above=0)
+    keep: int = setting(
+        0,
+        "steps for which what prompts begin with alike is kept, without gradients; 0: computed in each step",
+        at_least=0,
+        unit="steps",
+    )
     evaluate_every: int = setting(
         25,
         "steps between two measurements of the dev loss, each with a checkpoint",

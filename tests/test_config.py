@@ -203,7 +203,7 @@ NONSENSE: dict[str, list[Any]] = {
     "online.hosts": [["http://here"]],
     "train.prefix": [0], "train.hidden": [-1], "train.ridge": [-1], "train.epochs": [-1], "train.batch": [0],
     "train.learning_rate": [0, -1e-3], "train.warmup": [2, -0.1], "train.weight_decay": [-1],
-    "train.clip_norm": [0], "train.evaluate_every": [0], "train.decode_every": [-1],
+    "train.clip_norm": [0], "train.keep": [-1], "train.evaluate_every": [0], "train.decode_every": [-1],
     "train.dev_mentions": [0],
     "train.patience": [0], "train.seed": [-1, 2**32], "train.workers": [0], "train.cpus": [-1],
     "train.gpus": [1.5], "train.device": ["quantum"], "train.tokens": [0],

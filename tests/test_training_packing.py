@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from gemel_ray.training import attention as pack_attention
 from gemel_ray.training.decoding import decode
 from gemel_ray.training.losses import losses, share_beginnings
 from gemel_ray.training.packing import packs
+from gemel_ray.training.trunks import Trunks
 
 FEATURE, WIDTH, VOCABULARY = 12, 32, 300
 _SHAPE = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCABULARY}
@@ -206,3 +208,33 @@ def test_pictures_that_differ_are_not_shared() -> None:
     items = [Example([-1, 5, 6, 7, 8], shown, [9]) for shown in (one, other, one)]
     rows = [(pack.members, pack.trunk) for pack in packs(items, 4, 1000)]
     assert rows == [([0, 2], 7), ([1], 0)]  # the last number of a prompt is its own
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_kept_beginnings_have_the_same_losses_and_teach_nothing(kind: str) -> None:
+    """With the keys and values of this mapper: the losses are exact, and only pictures behind count."""
+    model, mapped, items = made(KINDS[kind]), mapper(), examples()
+    assert share_beginnings(model, mapped) is None
+    trunks = Trunks(2)
+
+    def of_step(step: int) -> tuple[list[float], Any]:
+        mapped.zero_grad()
+        found = {}
+        for members, part in losses(
+            model, mapped, items, 10_000, partial(trunks.of, model, mapped, step=step)
+        ):
+            part.sum().backward()  # type: ignore[no-untyped-call]
+            sizes = [len(items[i].target) for i in members]
+            found |= dict(zip(members, (own.mean().item() for own in part.split(sizes)), strict=True))
+        assert mapped.linear.weight.grad is not None
+        return [found[i] for i in range(len(items))], mapped.linear.weight.grad.clone()
+
+    expected, whole = of_all(model, mapped, items, 10_000)
+    found, gradient = of_step(0)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert 0 < gradient.norm() != pytest.approx(whole.norm().item(), rel=1e-2)
+    with torch.no_grad():
+        mapped.linear.weight *= -1
+    moved = item_losses(model, mapped, items)
+    assert of_step(1)[0] != pytest.approx(moved, abs=1e-3), "still as of step 0"
+    assert of_step(2)[0] == pytest.approx(moved, abs=1e-4), "computed anew"

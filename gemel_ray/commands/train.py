@@ -12,9 +12,10 @@ def add(verb: Parser) -> None:
     """Train the feature mapper, which turns picture features into visual prefixes.
 
     Prompts are made as in link, but an example never demonstrates itself. The mapper with the best accuracy
-    on the dev files goes into the workspace. If the training is killed, run the same command again to
-    continue; other settings start anew. WORKSPACE/training has the curve (curve.svg, curve.json, logs for
-    TensorBoard). WORKSPACE/cache has the encoded pictures and texts, which another training reuses.
+    on the dev files goes into the workspace, unless the model is better without. If the training is killed,
+    run the same command again to continue; other settings start anew. WORKSPACE/training has the curve
+    (curve.svg, curve.json, logs for TensorBoard). WORKSPACE/cache has the encoded pictures and texts, which
+    another training reuses.
 
       gemel-ray train --train train.parquet --dev dev.parquet --workspace my-workspace
     """

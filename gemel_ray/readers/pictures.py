@@ -20,9 +20,9 @@ from gemel_ray.readers.fields import BadRecord, Row, short, sound
 from gemel_ray.readers.inline import inline, is_picture, looks_base64, looks_bytes
 from gemel_ray.readers.names import ends_as_picture, may_name_picture, names_picture, plainness
 
-# Where releases keep pictures: beside the file, or in folders so named (MIMIC, MELBench, WikiDiverse).
 _NOTHING = ("", "nan", "none", "null", "<na>")  # as tables spell it
 _INNER = ("bytes", "path", "url", "src", "file_name", "image_url", "image")  # of an object
+# Where releases keep pictures: beside the file, or in folders so named (MIMIC, MELBench, WikiDiverse).
 _FOLDERS = ("mention_image", "mention_images", "images", "KVQAimgs", "wikinewsImgs")
 
 

@@ -1,11 +1,14 @@
 """Pictures that no model has seen: banners of invented lands, to measure training with.
 
+    python -m gemel_ray.starter.banners FOLDER
+
 A land has one pattern in three colours; each picture of it is hung a little differently. Only the picture
 says which land is meant: the captions are the same for all. Everything is drawn anew from a seed.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import itertools
 import json
@@ -113,3 +116,9 @@ def _sash(draw: ImageDraw.ImageDraw, colours: tuple[str, str, str]) -> None:
 
 
 _PATTERNS: tuple[Draw, ...] = (_across, _upright, _cross, _disc, _wedge, _sash)
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("folder", type=Path)
+    write(options.parse_args().folder)

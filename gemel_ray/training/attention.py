@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -36,9 +36,11 @@ def attend(
     *,
     scaling: float | None = None,
     pack: Pack | None = None,
+    trunk: Cache | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """[1, heads, positions, width] of a pack to [1, positions, heads, width]."""
+    """[1, heads, positions, width] of a pack to [1, positions, heads, width]; `trunk`: where it is no part of
+    the pack."""
     if pack is None:
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)
     _check(pack, more)
@@ -46,12 +48,15 @@ def attend(
     groups = [*([Group(0, 1, pack.trunk)] if pack.trunk else []), *pack.groups]
     sizes = [g.rows * g.longest for g in groups]
     queries, keys, values = (t[0].split(sizes, 1) for t in (query, key, value))
+    before = keys[0], values[0]
+    if trunk is not None:
+        before = trunk.layers[module.layer_idx].keys[0], trunk.layers[module.layer_idx].values[0]
     out = []
     for group, q, k, v in zip(groups, queries, keys, values, strict=True):
         if _long(group, query):
             out.append(_by_kernel(group, q, k, v))
         else:
-            out.append(_by_products(group, q, k, v, keys[0][:, : group.cut], values[0][:, : group.cut]))
+            out.append(_by_products(group, q, k, v, *(t[:, : group.cut] for t in before)))
     return torch.cat(out, 1).transpose(0, 1)[None], None
 
 

@@ -20,7 +20,8 @@ from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.training import attention
 from gemel_ray.training.examples import Example
 from gemel_ray.training.losses import embedded
-from gemel_ray.training.packing import Family, Tail, apart, families
+from gemel_ray.training.packing import Tail, apart, families
+from gemel_ray.training.trunks import computed
 
 
 @torch.no_grad()
@@ -33,19 +34,12 @@ def decode(
     asked = [replace(e, target=e.target[:1]) for e in examples]  # prompts only: its last token is no input
     split = families if attention.used_by(model) else apart
     for family in split(asked, mapper.prefix):
-        trunk = _computed(model, mapper, family) if len(family.trunk) else None
+        trunk = computed(model, mapper, family) if len(family.trunk) else None
         for tails in _parts(family.tails, tokens):
             found = _walk(model, mapper, tree, tails, trunk)
             for tail, answer in zip(tails, found, strict=True):
                 answers[tail.member] = answer
     return answers
-
-
-def _computed(model: Any, mapper: FeatureMapper, family: Family) -> Cache:
-    """The trunk's keys and values."""
-    inputs = embedded(model, mapper, [family.trunk], [family.pictures])
-    cache: Cache = model.base_model(inputs_embeds=inputs, use_cache=True).past_key_values
-    return cache
 
 
 def _parts(tails: Sequence[Tail], tokens: int) -> Iterator[list[Tail]]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Cache
 
 from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
@@ -25,7 +27,9 @@ from gemel_ray.training.dev import NOTHING, Dev, order, told
 from gemel_ray.training.examples import Example, Examples
 from gemel_ray.training.frozen import language_model, peak_memory
 from gemel_ray.training.losses import losses, share_beginnings, trained_length
+from gemel_ray.training.packing import Family
 from gemel_ray.training.team import Team, batch_of
+from gemel_ray.training.trunks import Trunks
 from gemel_ray.training.warm_start import best_start
 
 Say = Callable[[str], None]
@@ -81,6 +85,7 @@ class Loop:
         a_pass = -(-len(self.examples) // self.options.batch)
         self.steps = round(self.options.epochs * a_pass)
         self.schedule = schedule(self.optimiser, self.steps, self.options.warmup)
+        self.trunks = Trunks(self.options.keep)
         self.state = State(task.fingerprint)
 
     def resume(self) -> None:
@@ -151,7 +156,7 @@ class Loop:
         share = self.team.share(sorted(batch, key=length))
         whole = sum(len(e.target) for e in batch)
         total = torch.zeros(1, device=self.model.device)
-        for _, part in losses(self.model, self.mapper, share, self.options.tokens):
+        for _, part in losses(self.model, self.mapper, share, self.options.tokens, self._trunk_of()):
             loss = part.sum() / whole
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -163,6 +168,12 @@ class Loop:
             for weight, part in zip(weights, parts, strict=True):
                 weight.grad = part.view_as(weight)
         return total.item()
+
+    def _trunk_of(self) -> Callable[[Family], Cache] | None:
+        """With train.keep, what shared beginnings are, as of some steps ago."""
+        if not self.options.keep:
+            return None
+        return partial(self.trunks.of, self.model, self.mapper, step=self.state.step)
 
     def _decodes(self) -> bool:
         return self.options.decode_every > 0 and self.state.step % self.options.decode_every == 0

@@ -16,27 +16,35 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import Cache
 
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.training import attention
 from gemel_ray.training.attention import Unfit
 from gemel_ray.training.examples import Example
-from gemel_ray.training.packing import Ids, Pack, packs, positions
+from gemel_ray.training.packing import Family, Ids, Pack, families, packs, positions, rows_of
 
-Part = tuple[
-    list[int], torch.Tensor
-]  # which examples, and the losses of their target tokens, float32 [tokens]
+Part = tuple[list[int], torch.Tensor]  # examples, and the losses of their target tokens, float32 [tokens]
 
 # Nats. Losses of made-up prompts are around 10; in bfloat16 another order of sums moves them by up to 0.4,
 # and keys of the wrong tokens by 12.
 _ROUNDING = 1.0
 
 
-def losses(model: Any, mapper: FeatureMapper, examples: Sequence[Example], tokens: int) -> Iterator[Part]:
-    """Of all examples, in nats, `tokens` positions computed at once."""
+def losses(
+    model: Any,
+    mapper: FeatureMapper,
+    examples: Sequence[Example],
+    tokens: int,
+    trunk_of: Callable[[Family], Cache] | None = None,
+) -> Iterator[Part]:
+    """Of all examples, in nats, `tokens` positions computed at once; `trunk_of` gives what is known
+    already of a beginning that several share."""
     if attention.used_by(model):
-        for pack in packs(examples, mapper.prefix, tokens):
-            yield pack.members, _of_pack(model, mapper, pack, examples)
+        for family in families(examples, mapper.prefix):
+            trunk = trunk_of(family) if trunk_of and len(family.trunk) else None
+            for pack in rows_of(family, tokens, behind=trunk is not None):
+                yield pack.members, _of_pack(model, mapper, pack, examples, trunk)
         return
     for part in micro_batches(examples, trained_length(mapper.prefix), tokens):
         yield part, _of_rows(model, mapper, [examples[i] for i in part])
@@ -64,7 +72,9 @@ def share_beginnings(model: Any, mapper: FeatureMapper) -> str | None:
     return None
 
 
-def _of_pack(model: Any, mapper: FeatureMapper, pack: Pack, examples: Sequence[Example]) -> torch.Tensor:
+def _of_pack(
+    model: Any, mapper: FeatureMapper, pack: Pack, examples: Sequence[Example], trunk: Cache | None = None
+) -> torch.Tensor:
     inputs = embedded(model, mapper, [pack.ids], pack.features)
     places = torch.from_numpy(pack.places)[None].to(inputs.device)
     targets = [examples[i].target for i in pack.members]
@@ -72,7 +82,7 @@ def _of_pack(model: Any, mapper: FeatureMapper, pack: Pack, examples: Sequence[E
         [end - len(t) + np.arange(len(t)) for end, t in zip(pack.ends, targets, strict=True)]
     )
     with _head_at(model, torch.zeros(len(columns), dtype=torch.long), torch.from_numpy(columns)):
-        out = model(inputs_embeds=inputs, position_ids=places, use_cache=False, pack=pack)
+        out = model(inputs_embeds=inputs, position_ids=places, use_cache=False, pack=pack, trunk=trunk)
     return _cross_entropy(out.logits[0], targets)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -70,8 +70,14 @@ class Pack:
 def packs(examples: Sequence[Example], prefix: int, tokens: int) -> Iterator[Pack]:
     """All examples, in rows of at most `tokens` positions; a longer example stands alone with its trunk."""
     for family in families(examples, prefix):
-        for part in _parts(family.tails, tokens - len(family.trunk)):
-            yield _pack(family, part)
+        yield from rows_of(family, tokens)
+
+
+def rows_of(family: Family, tokens: int, *, behind: bool = False) -> Iterator[Pack]:
+    """The rows of one family; `behind` a trunk that is not in them, since its keys and values are known."""
+    part = replace(family, trunk=family.trunk[:0], pictures=family.pictures[:0]) if behind else family
+    for tails in _parts(family.tails, tokens - len(family.trunk)):
+        yield _pack(part, tails)
 
 
 def families(examples: Sequence[Example], prefix: int) -> Iterator[Family]:
