@@ -53,7 +53,7 @@ def workspace(workspace_folder: Path, config: Config) -> Workspace:
 @pytest.fixture(scope="session")
 def generating(workspace: Workspace, config: Config) -> Iterator[Any]:
     """The Generate stage with the one engine of this test process."""
-    work = config.generate.start(workspace)
+    work = config.generate.start(workspace, config.line.stages)
     yield work
     work.close()
 

@@ -24,7 +24,7 @@ SMALL = ["generate.dtype=float32", "generate.cache_gib=1.0", "generate.length=10
 def main(folder: Path, file: str, cases: list[list[int]]) -> None:
     config = load(None, read_facts(folder)["settings"], SMALL)
     workspace = Workspace.open(folder, config)
-    generating: Any = config.generate.start(workspace)
+    generating: Any = config.generate.start(workspace, config.line.stages)
     rows = []
     for beams, demonstrations in cases:
         generating.stage = replace(config.generate, beams=beams)

@@ -52,7 +52,9 @@ def engine(config: Config, folder: Path, inputs: Sequence[str], sizes: Sizes, sa
     say(f"assembling the prompts of {sizes.mentions:,} mentions")
     mentions = assembled(config, workspace, inputs).slice(0, sizes.mentions)
     say("starting the language model in a process of its own")
-    measuring = Measuring(config, workspace, config.generate.start(workspace), mentions, sizes)
+    measuring = Measuring(
+        config, workspace, config.generate.start(workspace, config.line.stages), mentions, sizes
+    )
     try:
         return measuring.rounds(say)
     finally:
