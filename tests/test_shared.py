@@ -14,7 +14,7 @@ from PIL import Image
 from gemel_ray.config import Config
 from gemel_ray.job import results, shared
 from gemel_ray.job.shared import Seen
-from gemel_ray.knowledge.bringing import Shared
+from gemel_ray.knowledge.bringing import SHARE, Shared
 from gemel_ray.object_folder import folder_at
 from gemel_ray.settings import Models
 from gemel_ray.stores import StoreError
@@ -41,7 +41,7 @@ def test_what_is_as_it_was_is_no_fault_and_the_rest_is_said_by_node_and_path(tmp
     (at / "workspace.json").write_text('{"version": "b"}')
     shutil.rmtree(tmp_path / "out")
     other, gone = shared.faults(seen)
-    assert other == f"has another {at}/workspace.json (the workspace): {shared.SHARE}"
+    assert other == f"has another {at}/workspace.json (the workspace): {SHARE}"
     assert gone.startswith(f"does not see {tmp_path}/out/run (the output): put it where all nodes see it")
     assert shared.refusal({"a": [], "b": [gone], "c": [other, gone]}) == f"node b (and 1 more) {gone}"
     with pytest.raises(OSError, match=r"node .* has another .*workspace\.json"):

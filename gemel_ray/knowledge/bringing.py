@@ -28,7 +28,7 @@ _SOURCE = ".source"
 _LEFT = ("cache", "training")  # what a machine keeps beside a workspace for itself
 _AT_ONCE = 16
 _ATTEMPTS = 3
-_SHARE = "put it where all nodes see it, a shared folder or an object store (docs/cluster.md)"
+SHARE = "put it where all nodes see it, a shared folder or an object store (docs/cluster.md)"
 Say = Callable[[str], None]
 
 
@@ -41,7 +41,7 @@ class _File:
 
 def unseen(path: str | Path, what: str, has: str = "does not see") -> str:
     """What is wrong on a node that has not what all must have, behind the node's name."""
-    return f"{has} {path} ({what}): {_SHARE}"
+    return f"{has} {path} ({what}): {SHARE}"
 
 
 def brought(workspace: str | Path, say: Say) -> Path:
