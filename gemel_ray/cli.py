@@ -88,10 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stop_mistaken()
         return 2
     except Stopped as reason:
-        say(f"gemel-ray{verb}: {reason}\nWhat is done stays; the same command goes on from there.")
+        say(f"gemel-ray{verb}: {reason}\nWhat is done stays; the same command continues from there.")
         return reason.status
     except KeyboardInterrupt:
-        say("stopped; the same command goes on from here")
+        say("stopped; the same command continues from here")
         return 130
     return status
 

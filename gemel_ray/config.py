@@ -176,7 +176,7 @@ def load(
 def _allowed(settings: Any) -> Mapping[str, Any]:
     """The settings of a workspace.json. Raises ConfigError for one that a workspace may not set."""
     if not isinstance(settings, Mapping):
-        raise ConfigError("the settings in workspace.json are no sections of ray_config.yaml")
+        raise ConfigError("the settings in workspace.json are not sections of ray_config.yaml")
     for part, values in settings.items():
         names = values if isinstance(values, Mapping) else ("",)
         for name in names:

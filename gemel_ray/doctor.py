@@ -247,4 +247,4 @@ def _qdrant(options: Vectors | None) -> Iterator[Finding]:
             found = f"{server.host}, version {server.check(said.append)}"
             yield Finding(None if said else True, "Qdrant", said[0] if said else found)
     except (OSError, ValueError) as fault:
-        yield Finding(False, "Qdrant", str(fault), "mend it, or build without vectors.address")
+        yield Finding(False, "Qdrant", str(fault), "correct it, or build without vectors.address")

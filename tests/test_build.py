@@ -188,7 +188,7 @@ def test_what_is_no_workspace_is_never_replaced(tmp_path: Path, capsys: pytest.C
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     for more in ((), ("--replace",)):
         assert asked(tmp_path, *more) == 2
-        assert "out is there and is no workspace: name a folder that is empty" in capsys.readouterr().err
+        assert "out exists and is not a workspace: name a folder that is empty" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
@@ -236,7 +236,7 @@ def test_targets_that_are_ids_and_ids_that_are_there_twice(tmp_path: Path) -> No
     ]  # fmt: skip
     assert list(workspace.entities.names()) == ["Boston", "Paris, Texas", "New York", "Q5", "Gabon"]
     assert "kb.jsonl:3: the id '2' of 'Paris, Ontario' is that of 'Paris, Texas' (line 2)" in said
-    assert "targets are no entity's name or id" not in said  # two of seven
+    assert "targets are not an entity's name or id" not in said  # two of seven
 
 
 def test_where_most_targets_are_unknown_that_is_said_first(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_where_most_targets_are_unknown_that_is_said_first(tmp_path: Path) -> No
         path.write_text("\n".join(map(json.dumps, rows)))
         said = list(first_targets([str(path)], known))
         assert bool(said) == warned
-    assert "3 of the first 4 targets are no entity's name or id: 'Q2', 'Q3', 'Q4'" in said[0]
+    assert "3 of the first 4 targets are not an entity's name or id: 'Q2', 'Q3', 'Q4'" in said[0]
 
 
 def test_a_file_without_any_entity_says_why(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ FAULTS: dict[str, tuple[str, list[Row], str]] = {
     "twice": ("duplicate", [row("a", text=TEXT), row("b", text=TEXT)], "'Adobe' is also in"),
     "no such picture": ("missing", [row("a", image="none.png")], "there is no"),
     "no such key": ("missing", [official("a", img_name="none.png")], "there is no none.png"),
-    "broken picture": ("corrupt", [row("a", image="broken.png")], "no whole picture"),
+    "broken picture": ("corrupt", [row("a", image="broken.png")], "not a complete picture"),
 }
 
 
@@ -169,4 +169,4 @@ def test_exit_status_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert json.loads(told)["found"]["row"]["count"] == 1
     assert main(["check", str(tmp_path / "nowhere.jsonl")]) == 2
     assert main(["check", str(tmp_path / "in.jsonl"), "--images", str(tmp_path / "nowhere")]) == 2
-    assert "no folder of pictures" in capsys.readouterr().err
+    assert "is not a folder of pictures" in capsys.readouterr().err

@@ -110,7 +110,7 @@ def test_an_object_that_breaks_off_gives_the_rows_before(tmp_path: Path) -> None
     (tmp_path / "in.json").write_text(json.dumps({"data": ROWS})[:-20])
     first, last = read(tmp_path / "in.json")
     assert (first["document_id"], first["error"]) == ("a", None)
-    assert "item 2 is not JSON, and nothing behind it can be read" in last["error"]
+    assert "item 2 is not JSON, and nothing after it can be read" in last["error"]
 
 
 def test_lines_whose_first_is_longer_than_a_look_are_lines(tmp_path: Path) -> None:

@@ -63,6 +63,26 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert lost == []
 
 
+# Words that readers stumble over, and what to write: docs/glossary.md has the terms.
+ODD = {
+    r"\btold\b": "given, named, shown",
+    r"\bh(e|o)lds? (\w+ ){0,2}against\b": "checked against, compared with",
+    r"\bso many\b": "the number",
+    r"\bwhoever\b": "anybody who",
+    r"\banew\b": "again",
+    r"(?<!there )\b(is|are) no [a-z]": "is not a, are not",
+}
+LEFT = {"configuration.md", "ranking.md", "performance.md", "architecture.md"}
+READ = [*(page for page in PAGES if page.name not in LEFT), *HOUSE.glob("[cd]*/README.md")]
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: str(page.relative_to(HOUSE)))
+def test_a_page_is_plain_english(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$|`[^`]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found = [(m[0], better) for odd, better in ODD.items() for m in re.finditer(odd, prose, re.IGNORECASE)]
+    assert found == []
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (HOUSE / "docs" / "README.md").read_text()
     names = {page.name for page in PAGES if page.parent == HOUSE / "docs"} - {"README.md"}

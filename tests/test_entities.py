@@ -83,8 +83,8 @@ def test_an_entity_that_is_none_is_told_and_the_next_is_read(tmp_path: Path) -> 
         "6: an entity needs an id, text or a whole number: it has none",
         "7: an entity needs an id, text or a whole number: True is none",
         "8: an entity needs an id, text or a whole number: 1.5 is none",
-        "9: an entity needs a name: half a surrogate pair is no valid Unicode",
-        "10: an entity needs an id, text or a whole number: half a surrogate pair is no valid Unicode",
+        "9: an entity needs a name: half a surrogate pair is not valid Unicode",
+        "10: an entity needs an id, text or a whole number: half a surrogate pair is not valid Unicode",
     ]  # fmt: skip
 
 
@@ -96,8 +96,8 @@ def test_an_entity_that_is_none_is_told_and_the_next_is_read(tmp_path: Path) -> 
         ({"aliases": [{"language": "en", "value": "Gotham"}]}, "aliases", ["Gotham"], []),
         ({"aliases": {"en": ["Gotham"], "de": [{"value": "G."}]}}, "aliases", ["Gotham", "G."], []),
         ({"aliases": ["ours", "Ours", "Ours"]}, "aliases", ["Ours"], []),  # the name itself is none
-        ({"description": "\ud83d x"}, "description", None, ["no valid Unicode"]),
-        ({"image": 5}, "image", None, ["no text"]),
+        ({"description": "\ud83d x"}, "description", None, ["not valid Unicode"]),
+        ({"image": 5}, "image", None, ["not a text"]),
         ({"popularity": "12345"}, "popularity", 12345.0, []),
         ({"popularity": 10**400}, "popularity", None, ["that a float holds"]),
         ({"popularity": "many"}, "popularity", None, ["'many'"]),
@@ -214,7 +214,7 @@ def test_a_file_that_ends_too_soon_makes_no_knowledge_base(tmp_path: Path, name:
     else:
         path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     path.write_bytes(path.read_bytes()[:-4000])
-    with pytest.raises(ValueError, match=f"{name} cannot be read behind row|{name}: "):
+    with pytest.raises(ValueError, match=f"{name} cannot be read after row|{name}: "):
         list(entity_files.read(str(path), print))
 
 

@@ -544,7 +544,7 @@ def test_runs_that_are_unlike_say_so(tmp_path: Path) -> None:
     ours, theirs, gold = two_runs(tmp_path, ["A", "A", None, None], ["A", "B", "A", None])
     found = compare(evaluate(ours, [gold]), evaluate(theirs, [gold])).figures()
     assert found["mentions"] == 2
-    assert any("0 stand only in the first and 1 only in the second" in note for note in found["notes"])
+    assert any("0 are only in the first and 1 only in the second" in note for note in found["notes"])
     assert any("manifest.json is missing" in note for note in found["notes"])
     manifest(ours, "v1", 5)
     manifest(theirs, "v2", 5)

@@ -96,8 +96,8 @@ def test_an_address_without_what_came_along_when_it_was_copied(tmp_path: Path, e
     ("data:image/svg+xml;utf8,<svg/>", "image: a data: URL of an image is in base64"),
     ("data:image/png;base64,????", "image is not base64: it begins with '????'"),
     ("x" * 9000, "(9,000 characters): it is neither a path or URL nor a picture in base64"),
-    ("www.example.org/a.jpg", "'www.example.org/a.jpg' is no whole URL: one begins with https://"),
-    ("//example.org/a.jpg", "is no whole URL: one begins with https://"),
+    ("www.example.org/a.jpg", "'www.example.org/a.jpg' is not a complete URL: one begins with https://"),
+    ("//example.org/a.jpg", "is not a complete URL: one begins with https://"),
     (5, "image cannot be 5: it is bytes, a path, a URL or base64"),
 ])  # fmt: skip
 def test_what_is_no_picture_is_the_row_s_error(tmp_path: Path, value: Any, says: str) -> None:

@@ -197,7 +197,7 @@ def test_a_reduced_scale_never_falls_below_the_target() -> None:
 
 @pytest.mark.parametrize("data", [b"not a picture", b"\xff\xd8"])
 def test_what_is_no_image_is_refused_by_name(data: bytes) -> None:
-    assert "cannot read the image a.jpg: it is no whole picture" in refusal(data, "a.jpg")
+    assert "cannot read the image a.jpg: it is not a complete picture" in refusal(data, "a.jpg")
 
 
 def test_postscript_is_not_run() -> None:
@@ -233,7 +233,7 @@ def test_the_pixel_limit_is_exact_and_counts_what_is_declared() -> None:
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
 def test_a_picture_without_pixels_is_refused(size: tuple[int, int]) -> None:
-    assert "no whole picture" in refusal(png_that_declares(*size))
+    assert "not a complete picture" in refusal(png_that_declares(*size))
 
 
 def test_nothing_at_all_is_refused() -> None:
@@ -515,7 +515,7 @@ def test_a_heic_is_held_to_the_limits() -> None:
         (b"<!DOCTYPE html><p>hot-link protection", "it is a web page and no picture"),
         (b"\0\0\0\x0cjP  \r\n", "it is JPEG 2000, which is not read: make a JPEG or PNG of it"),
         (b"\0\0\1\0\1\0", "it is an icon (ICO)"), (b"%PDF-1.7", "it is a PDF"),
-        (b"no picture", "it is no whole picture of a known kind (JPEG, PNG"),
+        (b"no picture", "it is not a complete picture of a known kind (JPEG, PNG"),
     ],
 )  # fmt: skip
 def test_a_kind_that_is_not_read_is_named(data: bytes, says: str) -> None:

@@ -64,7 +64,7 @@ def test_what_link_writes_is_never_input(tmp_path: Path, output: str) -> None:
     put(folder, "links/0.parquet")
     assert names(tmp_path) == ["three.jsonl"]
     assert names(tmp_path, f"{tmp_path}/**") == ["three.jsonl"]
-    with pytest.raises(ValueError, match=r"links.* is of .*, which gemel-ray link wrote: it is no input"):
+    with pytest.raises(ValueError, match=r"links.* is of .*, which gemel-ray link wrote: it is not an input"):
         files([str(folder / "links" / "0.parquet")])
 
 

@@ -182,7 +182,7 @@ def test_storage_that_is_full_is_said_and_leaves_nothing_half_written(output: Pa
     assert ran.returncode
     said = ran.stderr.strip().splitlines()[-1]
     assert said.startswith(f"OSError: cannot write to {output}: ")
-    assert said.endswith("File too large. The same command goes on.")
+    assert said.endswith("File too large. The same command continues.")
     assert not results.files(output)
     assert not [path for path in output.rglob("*.parquet*") if path.is_file()]
 

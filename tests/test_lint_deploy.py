@@ -287,7 +287,7 @@ CASES: list[tuple[str, str, Edit, str]] = [
         "import-path",
         SERVICE,
         swap("RayService", CONFIG, "gemel_ray.online:app", "gemel_ray.offline:app"),
-        "gemel_ray.offline:app is no function",
+        "gemel_ray.offline:app is not a function",
     ),
     ("serve-arguments", SERVICE, swap("RayService", CONFIG, "workspace:", "space:"), "space"),
     ("serve-arguments", SERVICE, swap("RayService", CONFIG, "name: api", "name: encode"), "online.segments"),

@@ -219,8 +219,8 @@ def test_check_counts_places_that_were_found_apart_from_faults(
     assert found.clean
     assert dict(found.counts) == {"placed": 1, "unplaced": 1}
     assert found.first["placed"] == [f"{path}: a: 'Boston': its place counts UTF-16 units"]
-    assert "'Walter Penrose': its words stand nowhere in the text" in found.first["unplaced"][0]
+    assert "'Walter Penrose': its words are not in the text" in found.first["unplaced"][0]
     assert main(["check", path]) == 0
     told = capsys.readouterr().out
     assert "nothing found" in told
-    assert "1 mentions whose words stand nowhere in their text: they are linked without a place" in told
+    assert "1 mentions whose words are not in their text: they are linked without a place" in told

@@ -247,7 +247,7 @@ def test_a_caption_in_the_json_of_members_out_of_order(tmp_path: Path) -> None:
 def test_a_second_picture_of_a_pair_out_of_order_is_an_error_that_names_both(tmp_path: Path) -> None:
     path = shard(tmp_path / "s.tar", ("a.jpg", b"1"), ("b.jpg", b"2"), ("a.png", b"3"), ("a.txt", b"One."))
     assert [r[2] for r in told(path)] == [
-        "a.png: the pair a has a.jpg already", "the text is empty: b.jpg has no b.txt behind it",
+        "a.png: the pair a has a.jpg already", "the text is empty: b.jpg has no b.txt after it",
     ]  # fmt: skip
     path = shard(tmp_path / "t.tar", ("a.jpg", b"1"), ("b.jpg", b"2"), ("a.jpg", b"3"), ("a.txt", b"One."))
     assert "a.jpg: the pair a has such a member already; names in a shard must differ" in [
@@ -265,7 +265,7 @@ def test_members_further_apart_than_there_is_room_for_are_errors_that_name_them(
     assert [r[2] for r in rows[4:]] == [None] * 3  # of the last three both were there
     for i in range(2):
         early, late = rows[i][2], rows[2 + i][2]
-        assert f"the text is empty: {i}.jpg has no {i}.txt behind it within the " in str(early)
+        assert f"the text is empty: {i}.jpg has no {i}.txt after it within the " in str(early)
         assert f"{i}.txt is apart from the members of {i} before, and too far from them" in str(late)
         assert all("tar --sort=name" in str(error) for error in (early, late))
 

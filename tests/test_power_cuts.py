@@ -153,7 +153,7 @@ def test_after_a_torn_pointer_a_version_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "versions" / "1").mkdir(parents=True)
     (tmp_path / "versions" / "current").write_bytes(b"")
     with pytest.raises(
-        ValueError, match=r"current is torn, as by a power cut: gemel-ray kb rollback .* 0, 1"
+        ValueError, match=r"current is torn, as by a power cut: choose .* gemel-ray kb rollback .* 0, 1"
     ):
         versions.current(tmp_path)
     assert rollback(tmp_path, "0", print) == "0"

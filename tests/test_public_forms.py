@@ -291,7 +291,7 @@ NOT_READ: dict[str, tuple[Row, str]] = {
             "corpus": "c",
             "category": "LOW_OVERLAP",
         },
-        "its text is a document of another file (context_document_id), which is not looked for",
+        "its text is a document of another file (context_document_id), which is not read",
     ),
     "OBELICS": (
         {

@@ -89,7 +89,7 @@ def test_another_server(tmp_path: Path, capsys: Say) -> None:
         threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
         assert building(tmp_path, f"http://127.0.0.1:{http.server_port}/bank") == 2
         http.shutdown()
-    assert "is no Qdrant server" in capsys.readouterr().err
+    assert "is not a Qdrant server" in capsys.readouterr().err
 
 
 def test_nobody_answers(tmp_path: Path, capsys: Say) -> None:
@@ -277,7 +277,7 @@ def test_a_server_that_was_away_is_waited_for_and_that_is_said_once(
 def test_a_collection_that_is_no_builds_is_left_alone(server: Served, tmp_path: Path, capsys: Say) -> None:
     server[1].local.create_collection("bank", {})
     assert building(tmp_path, f"{server[0]}/bank") == 2
-    assert "has a collection bank, which is no build's: end vectors.address" in capsys.readouterr().err
+    assert "has a collection bank, which is not a build's: end vectors.address" in capsys.readouterr().err
     assert server[1].local.collection_exists("bank")
 
 

@@ -185,7 +185,7 @@ def test_items_that_are_nothing_known(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("end", "reason"), [
     ("", "expected ','"), (", ", "item 3 is not JSON"), (', {"sentence', "item 3 is not JSON"),
-    (" 5]", "expected ','"), ("] []", "more behind the closing"), (', "a"', "expected ','"),
+    (" 5]", "expected ','"), ("] []", "more after the closing"), (', "a"', "expected ','"),
     (", " + "[" * 100_000, "item 3 is not JSON"),
 ])  # fmt: skip
 def test_a_document_that_breaks_off_gives_what_stands_before(tmp_path: Path, end: str, reason: str) -> None:

@@ -12,9 +12,9 @@ KINDS = {
     "entity": "entities that cannot be read",
     "same_entity": "entities whose id an earlier one has: build keeps the first",
     "long_name": "names that may be too long: build leaves out those of more than bank.longest_name tokens",
-    "id": "documents whose id another has (their links cannot be told apart)",
-    "mention": "mentions outside their text, or not what stands at their place",
-    "target": "targets that are no entity's name or id",
+    "id": "documents whose id another has (their links cannot be distinguished)",
+    "mention": "mentions outside their text, or with other words at their place",
+    "target": "targets that are not an entity's name or id",
     "renamed": "targets that have another name in the knowledge base, by their id",
     "duplicate": "mentions that are there twice, with the same text and place",
     "train_mention": "mentions that are in the training data, with the same text",
@@ -30,7 +30,7 @@ NOTES = {  # no faults: told, and nothing to mend
     "taken": "targets that are an entity's id, or spell its name as an address does: taken as that entity",
     "doubt": "targets that are a name and another entity's id",
     "placed": "mentions whose place was found by their words, or counts something else",
-    "unplaced": "mentions whose words stand nowhere in their text: they are linked without a place",
+    "unplaced": "mentions whose words are not in their text: they are linked without a place",
 }
 SHOWN = 10
 

@@ -48,7 +48,7 @@ class Folder:
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise Mistake(f"{folder} is no folder of pictures")
+            raise Mistake(f"{folder} is not a folder of pictures")
         inside = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS and p.is_file())
         self.folder, self.unused = folder, {str(p.resolve()): p for p in inside}
         self._of: dict[str, Path] = {p.name: p for p in inside}

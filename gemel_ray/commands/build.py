@@ -43,7 +43,9 @@ def _run(options: argparse.Namespace) -> int:
     for line in made.rejects.lines("left out"):
         say(line)
     if made.unknown_targets:
-        say(f"{made.unknown_targets:,} demonstrations have a target that is no entity's name or id (kept)")
+        say(
+            f"{made.unknown_targets:,} demonstrations have a target that is not an entity's name or id (kept)"
+        )
     if made.doubtful_targets:
         say(f"{made.doubtful_targets:,} targets are a name and another entity's id: taken as the name")
     print(options.output)

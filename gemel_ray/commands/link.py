@@ -100,7 +100,7 @@ def _linked(options: argparse.Namespace, config: Config, inputs: list[str], sele
     total = selection.total(inputs, unchanged(options.output, inputs, config.input))
     left = max(0, total - number(options.output)) if total and not options.retry_failed else None
     if left == 0:
-        say("nothing is left to do, as far as the input's files tell")
+        say("nothing is left to do, as far as the input's files show")
     with Meter("documents", left) as meter:
         manifest = link(
             config, options.workspace, inputs, options.output, meter.add,

@@ -16,7 +16,7 @@ def add(verb: Parser) -> None:
     It links the same documents many times, each time with one thing changed, and compares: number of
     demonstrations, how they are found, pictures right, wrong and absent, prefix length, search, score, noise
     in captions, mentions and pictures, and parts left out one by one (language model, ranker, pictures, and
-    each evidence of the ranker, which is fitted anew without it). Each run is a folder of links under
+    each evidence of the ranker, which is then fitted without it). Each run is a folder of links under
     DIR/runs. Run the same command again to do what is missing. Results: a table, DIR/study.json and
     DIR/study.html.
 

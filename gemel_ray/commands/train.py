@@ -13,7 +13,7 @@ def add(verb: Parser) -> None:
 
     Prompts are made as in link, but an example never demonstrates itself. The mapper with the best accuracy
     on the dev files goes into the workspace, unless the model is better without. If the training is killed,
-    run the same command again to continue; other settings start anew. WORKSPACE/training has the curve
+    run the same command again to continue; other settings start over. WORKSPACE/training has the curve
     (curve.svg, curve.json, logs for TensorBoard). WORKSPACE/cache has the encoded pictures and texts, which
     another training reuses.
 

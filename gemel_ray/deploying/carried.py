@@ -117,7 +117,7 @@ def carried(manifests: Manifests, where: str, document: Json) -> Config:
     try:
         values: Any = yaml.safe_load(texts.pop()) or {}
     except yaml.YAMLError as fault:
-        raise ConfigError(f"{path} is no YAML: {fault}") from fault
+        raise ConfigError(f"{path} is not YAML: {fault}") from fault
     for override in overrides:
         values = merged(values, parsed(override))
     config: Config = made(Config, values, "")

@@ -80,7 +80,7 @@ def import_paths(manifests: Manifests) -> Found:
         path = application.get("import_path", "")
         module, _, name = path.partition(":")
         if _parameters(module, name) != 1:
-            yield where, f"import_path {path} is no function of one argument"
+            yield where, f"import_path {path} is not a function of one argument"
 
 
 def arguments(manifests: Manifests) -> Found:

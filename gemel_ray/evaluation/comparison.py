@@ -88,7 +88,7 @@ def _mentions(ours: Evaluation, theirs: Evaluation, both: int) -> Iterator[str]:
     only = [sum(j.link is not None for j in run.judged) - both for run in (ours, theirs)]
     if any(only):
         yield (
-            f"the runs did not answer the same mentions: {only[0]:,} stand only in the first and {only[1]:,} "
+            f"the runs did not answer the same mentions: {only[0]:,} are only in the first and {only[1]:,} "
             f"only in the second; compared are the {both:,} that both have"
         )
 
@@ -107,7 +107,7 @@ def _knowledge(first: Row, second: Row) -> Iterator[str]:
 def _fingerprints(ours: Evaluation, theirs: Evaluation) -> Iterator[str]:
     for name, run in (("first", ours), ("second", theirs)):
         if len(run.fingerprints) > 1:
-            yield f"the {name} run's links have {len(run.fingerprints)} fingerprints: it is no single run"
+            yield f"the {name} run's links have {len(run.fingerprints)} fingerprints: it is not a single run"
     if ours.fingerprints == theirs.fingerprints and len(ours.fingerprints) == 1:
         yield "both runs have the same fingerprint: configuration, models and knowledge are the same"
 

@@ -139,7 +139,7 @@ def evaluate(
     if not judged:
         raise Mistake(
             f"{', '.join(gold[:3])}: no mention has a target"
-            + (": they tell ids, so give the knowledge base (--entities)" if _by_id(mentions) else "")
+            + (": the targets are ids, so give the knowledge base (--entities)" if _by_id(mentions) else "")
         )
     nil, without = [j for j in every if j.nil], len(every) - len(judged)
     return Evaluation(judged, without, nil, known or Known(), output, gold, ranked, undescribed)

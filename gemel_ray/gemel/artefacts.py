@@ -48,7 +48,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     state = read_state(path)
     if state.keys() != {"weight", "bias"} or state["weight"].ndim != 2:
-        raise Mistake(f"{path} is no linear mapper: it holds {', '.join(map(str, state)) or 'nothing'}")
+        raise Mistake(f"{path} is not a linear mapper: it holds {', '.join(map(str, state)) or 'nothing'}")
     weight, bias = (state[name].float().numpy() for name in ("weight", "bias"))
     prefix, demonstrations = int(said[1]), int(said[2])
     if bias.shape != weight.shape[:1] or not prefix or len(weight) % prefix:
@@ -75,12 +75,12 @@ def read_names(path: Path) -> tuple[list[list[int]], int, int]:
     """Token ids of every name in the tree, and the tokens that begin and end all of them."""
     root = read_pickle(path)
     if not isinstance(root, dict) or len(root) != 1:
-        raise Mistake(f"{path} is no prefix tree: its root has not one key (BOS)")
+        raise Mistake(f"{path} is not a prefix tree: its root has not one key (BOS)")
     ((begin, tree),) = root.items()
     names = list(_paths(tree, path))
     ends = {name[-1] for name in names if name}
     if not _token(begin) or len(ends) != 1 or not all(names):
-        raise Mistake(f"{path} is no prefix tree of names: they end in {len(ends)} different tokens")
+        raise Mistake(f"{path} is not a prefix tree of names: they end in {len(ends)} different tokens")
     return [name[:-1] for name in names], int(begin), ends.pop()
 
 
@@ -92,12 +92,12 @@ def _paths(tree: Any, path: Path) -> Iterator[list[int]]:
     while stack:
         node, ids = stack.pop()
         if not isinstance(node, dict) or not all(map(_token, node)) or len(ids) > _LONGEST:
-            raise Mistake(f"{path} is no prefix tree: there is no dictionary of token ids behind {ids[:8]}")
+            raise Mistake(f"{path} is not a prefix tree: there is no dictionary of token ids after {ids[:8]}")
         if not node:
             yield ids
             continue
         if id(node) in seen:
-            raise Mistake(f"{path} is refused: one dictionary stands in two places of it")
+            raise Mistake(f"{path} is refused: it has one dictionary in two places")
         seen.add(id(node))
         stack.extend((child, [*ids, int(token)]) for token, child in node.items())
 
@@ -110,7 +110,7 @@ def read_embeddings(path: Path) -> npt.NDArray[np.float32]:
     """The training mentions' vectors, float32 [mentions, width], as they are (not of unit length)."""
     matrix = np.asarray(read_pickle(path))
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or not np.isfinite(matrix).all():
-        raise Mistake(f"{path} is no matrix of finite numbers: {matrix.dtype} {matrix.shape}")
+        raise Mistake(f"{path} is not a matrix of finite numbers: {matrix.dtype} {matrix.shape}")
     return matrix.astype(np.float32, copy=False)
 
 
@@ -125,7 +125,7 @@ def read_features(path: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
             for name in found:
                 data = file[name]
                 if data.size > _WIDEST or data.external:  # external: its bytes are those of another file
-                    raise Mistake(f"{name} is no feature of its own file, or too large: {data.shape}")
+                    raise Mistake(f"{name} is not in this file itself, or too large: {data.shape}")
                 yield name, np.asarray(data[()], np.float32).reshape(-1)
     except (OSError, ValueError, TypeError) as fault:
         raise Mistake(f"cannot read {path}: {fault}") from fault
@@ -141,7 +141,7 @@ def solved_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raw = json.loads(line)
                 text, mention, target = (str(raw[name]) for name in ("text", "mention", "target"))
             except (ValueError, KeyError, TypeError) as fault:
-                raise Mistake(f"{path}:{number} is no line of GEMEL's: {fault!r}") from fault
+                raise Mistake(f"{path}:{number} is not a line of GEMEL's: {fault!r}") from fault
             if raw.get("golden") != "NIL":
                 picture = raw.get("img_name") if "img_name" in raw else raw.get("img_url")
                 yield (

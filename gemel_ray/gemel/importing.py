@@ -163,7 +163,7 @@ def _entities(folder: Path, data: Path, language: str, say: Say) -> None:
         knowledge.names(), lambda chunk: list(islice(as_released, len(chunk))), end, folder / "tree"
     )
     known = sum(i is not None for i, _, _ in rows)
-    say(f"{len(tree):,} names, {known:,} identifiers told by the data files; {source.name}")
+    say(f"{len(tree):,} names, {known:,} identifiers from the data files; {source.name}")
 
 
 def _golden(data: Path) -> dict[str, set[str]]:

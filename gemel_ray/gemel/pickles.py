@@ -31,7 +31,7 @@ def read_pickle(path: Path) -> Any:
     except Refused as reason:
         raise Mistake(f"{path} is refused: {reason}") from reason
     except Exception as fault:  # a damaged program stops in any way there is
-        raise Mistake(f"{path} is no whole pickle: {fault or type(fault).__name__}") from fault
+        raise Mistake(f"{path} is not a complete pickle: {fault or type(fault).__name__}") from fault
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def read_state(path: Path) -> dict[str, Any]:
         reason = f"it wants {found}, but a checkpoint holds tensors only" if found else "it is damaged"
         raise Mistake(f"{path} is refused: {reason}") from fault
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise Mistake(f"{path} is no checkpoint: it holds no state_dict of tensors")
+        raise Mistake(f"{path} is not a checkpoint: it holds no state_dict of tensors")
     return state
 
 
@@ -89,7 +89,9 @@ class _Plain(pickle._Unpickler):  # type: ignore[name-defined]
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise Refused(f"it wants {module}.{name}, which is no plain container, number or array") from None
+            raise Refused(
+                f"it wants {module}.{name}, which is not a plain container, number or array"
+            ) from None
 
     def persistent_load(self, pid: Any) -> Any:
         raise Refused("it refers to something outside itself")

@@ -112,7 +112,7 @@ def write(rows: pa.Table, output: Place, run: str | None = None) -> str:
             at.write(name, data)
         except OSError as fault:
             if pause is None:
-                raise OSError(f"cannot write to {output}: {fault}. The same command goes on.") from fault
+                raise OSError(f"cannot write to {output}: {fault}. The same command continues.") from fault
             time.sleep(pause)
         else:
             return name

@@ -2,7 +2,7 @@
 
 
 class Stopped(RuntimeError):
-    """The job could not go on. What is written stays, and the same command goes on from there."""
+    """The job could not go on. What is written stays, and the same command continues from there."""
 
     status = 1  # of the command
 

@@ -162,6 +162,6 @@ def first_targets(inputs: Iterable[str], known: Targets) -> Iterator[str]:
         if 2 * len(strange) > len(told):
             shown = ", ".join(short(name, 40) for name in dict.fromkeys(strange[:3]))
             yield (
-                f"{file}: {len(strange):,} of the first {len(told):,} targets are no entity's name or id: "
-                f"{shown}"
+                f"{file}: {len(strange):,} of the first {len(told):,} targets are not "
+                f"an entity's name or id: {shown}"
             )

@@ -28,7 +28,7 @@ def new_name(server: Server, say: Say) -> str:
     listed = [c.name for c in server.ask(server.client.get_collections).collections]
     if server.name in listed:
         raise Refused(
-            f"the Qdrant server at {server.host} has a collection {server.name}, which is no build's: end "
+            f"the Qdrant server at {server.host} has a collection {server.name}, which is not a build's: end "
             "vectors.address with another name, or delete it"
         )
     for left in listed:

@@ -60,7 +60,7 @@ def whole(address: str, source: Iterator[Numbered]) -> Iterator[Numbered]:
         except ValueError as fault:
             raise Mistake(f"{address}: {plain(fault)}") from fault
         except Exception as fault:  # what a damaged file makes its library raise
-            raise Mistake(f"{address} cannot be read behind row {number:,}: {plain(fault)}") from fault
+            raise Mistake(f"{address} cannot be read after row {number:,}: {plain(fault)}") from fault
         yield number, raw
 
 
@@ -177,7 +177,7 @@ def _table(address: str, separator: str) -> Iterator[Numbered]:
             for row in rows:
                 yield rows.line_num, row
         except csv.Error as fault:
-            yield rows.line_num, BadRecord(f"nothing behind this line can be read: {plain(fault)}")
+            yield rows.line_num, BadRecord(f"nothing after this line can be read: {plain(fault)}")
 
 
 def _with_columns(names: Any) -> None:

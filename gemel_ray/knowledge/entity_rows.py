@@ -88,7 +88,7 @@ def _name(value: Any) -> str | None:
 
 def _not(value: Any) -> str:
     if isinstance(value, str) and not is_unicode(value):
-        return "half a surrogate pair is no valid Unicode"
+        return "half a surrogate pair is not valid Unicode"
     return "it has none" if value is None or value == "" else f"{short(value)} is none"
 
 
@@ -103,7 +103,7 @@ def _texts(value: Any, field: str, dropped: Any) -> Iterator[str]:
         if not isinstance(text, str):
             dropped(field, item, "no text")
         elif not is_unicode(text):
-            dropped(field, item, "no valid Unicode (half a surrogate pair)")
+            dropped(field, item, "not valid Unicode (half a surrogate pair)")
         elif text.strip():
             yield text.strip()
 
@@ -114,7 +114,8 @@ def _text(raw: Mapping[str, Any], field: str, dropped: Any) -> str | None:
         return None
     if isinstance(value, str) and is_unicode(value):
         return value
-    dropped(field, value, "no valid Unicode (half a surrogate pair)" if isinstance(value, str) else "no text")
+    surrogate = "not valid Unicode (half a surrogate pair)"
+    dropped(field, value, surrogate if isinstance(value, str) else "not a text")
     return None
 
 

@@ -194,7 +194,7 @@ class NextVersion:
         told += _counted("aliases added", [f"{i} {a!r}" for i, some in wanted.aliases.items() for a in some])
         if wanted.demonstrations:
             left = {"there already": self.repeated, "left out": self.made.rejects.count}
-            left["with a target that is no entity's name"] = self.made.unknown_targets
+            left["with a target that is not an entity's name"] = self.made.unknown_targets
             beside = "".join(f", {number:,} {what}" for what, number in left.items() if number)
             told.append(f"{examples:,} demonstrations added{beside}")
         return told

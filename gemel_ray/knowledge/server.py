@@ -116,7 +116,7 @@ class Server:
                 "that signed it in vectors.ca"
             ) from fault
         if status == 0:
-            raise Refused(f"what answers at {self.host} is no Qdrant server: {words}") from fault
+            raise Refused(f"what answers at {self.host} is not a Qdrant server: {words}") from fault
         if status < 500 and status != 429:
             raise Refused(f"the Qdrant server at {self.host} refuses ({status}): {words}") from fault
         return words

@@ -42,8 +42,8 @@ def current(workspace: Path) -> str:
         return FIRST
     if not version.isdecimal():
         raise Mistake(
-            f"{pointer} is torn, as by a power cut: gemel-ray kb rollback --workspace {workspace} VERSION "
-            f"names one anew; there are {', '.join(known(workspace))}"
+            f"{pointer} is torn, as by a power cut: choose a version with gemel-ray kb rollback --workspace "
+            f"{workspace} VERSION; there are {', '.join(known(workspace))}"
         )
     return version
 

@@ -74,7 +74,9 @@ def free(output: Path, replacing: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / "workspace.json").is_file():
-        raise Mistake(f"{output} is there and is no workspace: name a folder that is empty or not there")
+        raise Mistake(
+            f"{output} exists and is not a workspace: give a folder that is empty or does not exist"
+        )
     if not replacing:
         raise Mistake(f"{output} is a workspace already: --replace puts the new one in its place")
 

@@ -129,7 +129,7 @@ def located(name: str) -> tuple[str, str | None]:
 
     if name and Path(name).is_dir():
         if not (Path(name) / "open_clip_config.json").is_file():
-            raise Mistake(f"{name} is no folder of open_clip's: it has no open_clip_config.json")
+            raise Mistake(f"{name} is not a folder of open_clip's: it has no open_clip_config.json")
         return f"local-dir:{name}", None
     if name.startswith("hf-hub:"):
         return name, None

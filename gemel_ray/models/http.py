@@ -32,7 +32,7 @@ def ascii_url(address: str) -> str:
         try:
             named = idna.encode(host, uts46=True).decode()
         except idna.IDNAError as error:
-            raise ImageError(f"its host {host!r:.60} is no name of a host") from error
+            raise ImageError(f"its host {host!r:.60} is not the name of a host") from error
         parts = parts._replace(netloc=f"{user}{at}{named}{colon}{port}")
     return quote(parts.geturl(), safe="%/:?&=#+~!$,;@()*'[]")
 

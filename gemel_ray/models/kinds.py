@@ -40,7 +40,7 @@ def _register_heif() -> None:
 
 def unread(data: bytes) -> str:
     """What bytes are that are none of these: what to do about it, where something can be done."""
-    known = f"it is no whole picture of a known kind ({', '.join(FORMATS)}, HEIC)"
+    known = f"it is not a complete picture of a known kind ({', '.join(FORMATS)}, HEIC)"
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in start:
         return "it is an SVG drawing, which is not read: make a PNG of it"

@@ -194,7 +194,7 @@ def measured(file: Path, mentions: float, price: float) -> Node:
     segments = ({"stages": list(STAGES), "workers": max(1, gpus),
                  "cpus": 1.0, "gpus": 1.0 if gpus else 0.0},)  # fmt: skip
     return Node(
-        {f"the line, held up by {bottleneck}": rate / mentions}, price, gpus, cpus, segments,
+        {f"the whole graph, limited by {bottleneck}": rate / mentions}, price, gpus, cpus, segments,
         (
             f"each node does {rate:.2f} mentions a second, as measured on {cpus} cores and {gpus} GPUs",
             f"{mentions:g} mentions a pair; {price:g} dollars a node and hour",

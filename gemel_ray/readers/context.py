@@ -39,7 +39,7 @@ def columns(raw: Row, at: Place) -> Row:
     """The document's columns. Raises BadRecord."""
     if _ELSEWHERE in raw:
         raise BadRecord(
-            f"its text is a document of another file ({_ELSEWHERE}), which is not looked for: give rows with "
+            f"its text is a document of another file ({_ELSEWHERE}), which is not read: give rows with "
             "context_left, mention and context_right"
         )
     left, words, right, target = _between(raw) if "mention" in raw else _marked(raw)
@@ -67,6 +67,6 @@ def _marked(raw: Row) -> tuple[str, str, str, Any]:
     text = text_of(raw, "input")
     found = _MARKED.search(text)
     if found is None:
-        raise BadRecord("its input has [START_ENT] and no [END_ENT] behind it")
+        raise BadRecord("its input has [START_ENT] and no [END_ENT] after it")
     answers = [o["answer"] for o in raw.get("output") or () if isinstance(o, dict) and o.get("answer")]
     return text[: found.start()], found[1], text[found.end() :], answers[0] if answers else None

@@ -132,7 +132,7 @@ def _meant(words: str, text: str, start: int, end: int) -> tuple[Span | None, st
 
 
 def _spelled(there: str) -> str:
-    return f"its words stand in the text as {short(there)}"
+    return f"its words are in the text as {short(there)}"
 
 
 def _elsewhere(words: str, text: str, start: int, end: int) -> str:
@@ -155,7 +155,7 @@ def _found(words: str, text: str, known: Row, taken: Sequence[Span]) -> Row:
     apart = (s for s in spans if all(s[1] <= a or b <= s[0] for a, b in taken))
     span = next(apart, None) or next((s for s in spans if s not in taken), None)
     if span is None:
-        how = "its words stand nowhere in the text" if not spans else "its words have no further place"
+        how = "its words are not in the text" if not spans else "its words have no further place"
         return _row(known, words, words) | {"placed": how}
     row = _row(known, f"{span[0]}-{span[1]}", words, *span)
     there = text[slice(*span)]

@@ -87,7 +87,7 @@ class Apart:
         self.size += pair.size
         while self.size > bounds.APART or len(self.waiting) > bounds.PAIRS:
             first = next(iter(self.waiting.values()))
-            first.late = f"within the {bounds.PAIRS:,} pairs and {bounds.APART:,} bytes behind it"
+            first.late = f"within the {bounds.PAIRS:,} pairs and {bounds.APART:,} bytes after it"
             yield self._ended(self._without(first))
 
     def rest(self) -> Iterator[Pair]:
@@ -134,7 +134,7 @@ def row_of(pair: Pair) -> Any:
         )
     if "image" in pair.members:
         where = f" {pair.late}: write the shard with tar --sort=name" if pair.late else ""
-        return BadRecord(f"the text is empty: {pair.members['image']} has no {pair.key}.txt behind it{where}")
+        return BadRecord(f"the text is empty: {pair.members['image']} has no {pair.key}.txt after it{where}")
     return row
 
 

@@ -47,7 +47,9 @@ class Place:
         beginning."""
         name = trimmed(name)
         if name.lower().startswith("www.") or (name.startswith("//") and not _is_file(name)):
-            raise BadRecord(f"the picture's address {name!r:.60} is no whole URL: one begins with https://")
+            raise BadRecord(
+                f"the picture's address {name!r:.60} is not a complete URL: one begins with https://"
+            )
         return name if "://" in name or name.startswith("/") else self.beside(name)
 
     def keyed(self, key: str) -> dict[str, str | None]:

@@ -78,7 +78,7 @@ def _search(address: str, marks: dict[str, Marks]) -> _Seen:
             path
         ):  # first: http takes a page for a folder
             if owner := _owner(ours, path, address, workspaces=False):
-                raise Mistake(f"{address} is of {owner}, which gemel-ray link wrote: it is no input")
+                raise Mistake(f"{address} is of {owner}, which gemel-ray link wrote: it is not an input")
             seen.files.append((address, _identity(address, path)))
             return seen
         if filesystem.isdir(path):

@@ -36,7 +36,7 @@ def whole_rows(address: str) -> Iterator[Numbered]:
         for number, row in enumerate(_rows(text), 1):
             yield number, row
     except (ValueError, RecursionError) as fault:
-        reason = f"item {number + 1} is not JSON, and nothing behind it can be read: {not_json(fault)}"
+        reason = f"item {number + 1} is not JSON, and nothing after it can be read: {not_json(fault)}"
         yield number + 1, BadRecord(reason)
 
 
@@ -178,7 +178,7 @@ def _skipped(text: str, at: int) -> int:
 
 def _ended(text: str, at: int) -> None:
     if _after(text, at) != len(text):
-        raise Mistake(f"there is more behind the closing {text[at - 1 : at] or 'bracket'}")
+        raise Mistake(f"there is more after the closing {text[at - 1 : at] or 'bracket'}")
 
 
 def _after(text: str, at: int) -> int:

@@ -57,7 +57,7 @@ class Peers:
         try:
             others = [counts for counts in await self.ask("counts") if isinstance(counts, tuple)]
         except Exception as fault:
-            told(logging.WARNING, "the other API processes do not tell their counts", reason=repr(fault))
+            told(logging.WARNING, "the other API processes do not report their counts", reason=repr(fault))
             others = []
         return merged({name: families for name, families in [*others, self.counts()]}.items())
 

@@ -40,7 +40,7 @@ class Detect(Stage):
         "names", "names of the knowledge base, a model that tags names, or both"
     )
     min_characters: int = setting(
-        3, "shortest name that is looked for", at_least=1, unit="characters", was="shortest"
+        3, "shortest name that is searched for", at_least=1, unit="characters", was="shortest"
     )
     case: Literal["own", "any"] = setting("own", "own: a name's letters as they are; any: in any case")
     link_probability: float = setting(

@@ -50,7 +50,7 @@ def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder
     say(f"{len(examples):,} training mentions, {len(task.dev_chosen):,} of {len(dev):,} dev mentions")
     found = checkpoint.load(task.folder / CHECKPOINT)
     if found is not None and found.fingerprint != task.fingerprint:
-        say(f"settings, files or models are not those of {task.folder}: it starts anew")
+        say(f"{task.folder} was made with other settings, files or models: training starts anew")
         shutil.rmtree(task.folder)
     task.folder.mkdir(exist_ok=True)
     if found is not None and found.fingerprint == task.fingerprint and found.finished:
