@@ -101,6 +101,9 @@ class Bank:
         at_least=0,
         unit="entities",
     )
+    retrieval: Literal["none", "batch", "hard", "generated"] = setting(
+        "none", "negatives that a build teaches a retrieval with, for the ranker: see docs/ranking.md"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

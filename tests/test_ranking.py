@@ -313,7 +313,7 @@ def judged_by_texts(about: np.ndarray[Any, Any], count: int, seed: int) -> list[
         text = about[rows[right]].astype(np.float32)
         text[8:] = dice.normal(0, 1.5, 8)
         features = np.zeros((10, len(FEATURES)), np.float32)
-        found.append(Judged(Evidence(rows, features), right, text))
+        found.append(Judged(Evidence(rows, features), right, text, text))
     return found
 
 

@@ -9,6 +9,9 @@
     years.py     years of a text against those of a description
     triples.py   the facts of a knowledge graph, by ids
     connections.py  facts that a text tells, and entities that are connected with others in it
+    towers.py    a trained retrieval: a mention and an entity with its facts as vectors
+    teaching.py  it taught on the examples
+    retrieval.py it at work, and how its files come about
     cases.py     a mention that is asked about, and what is known of it
     features.py  what speaks for a candidate, in groups of features
     evidence.py  candidates and their features

@@ -13,6 +13,7 @@ from gemel_ray.knowledge.entities import Entities
 from gemel_ray.ranking.connections import Connections
 from gemel_ray.ranking.examples import Examples
 from gemel_ray.ranking.names import Names
+from gemel_ray.ranking.retrieval import Retrieval
 
 Vectors = npt.NDArray[np.float32]
 
@@ -30,13 +31,15 @@ class Question:
     nearest: npt.NDArray[np.int64]
     similarities: Vectors
     own: frozenset[int] = frozenset()
+    mention_vector: Vectors | None = None  # for a trained retrieval
 
 
 @dataclass(frozen=True)
 class Sources:
     """All that is known of one version of the knowledge. `about`: vectors of what entities are described as,
     float16 [entities, width]; zeros: not described. `bend`: see context.py. `connections`: of the knowledge
-    graph, where there is one. `described` False: what entities are described as is not read."""
+    graph, where there is one, and `retrieval`, where one was taught. `described` False: what entities are
+    described as is not read."""
 
     names: Names
     examples: Examples
@@ -44,6 +47,7 @@ class Sources:
     about: npt.NDArray[np.float16]
     bend: Vectors | None = None
     connections: Connections | None = None
+    retrieval: Retrieval | None = None
     described: bool = True
 
 

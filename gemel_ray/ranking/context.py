@@ -27,6 +27,7 @@ class Judged:
     evidence: Evidence
     right: int
     text: Matrix  # its vector
+    mention: Matrix  # and the mention's
 
 
 def learnt(about: npt.NDArray[np.float16], judged: Sequence[Judged], seed: int = 0) -> Matrix:

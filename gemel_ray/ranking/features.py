@@ -19,7 +19,7 @@ from gemel_ray.ranking.connections import CONNECTED
 from gemel_ray.ranking.words import against_names, stems, trigrams
 from gemel_ray.ranking.years import compared, years
 
-GRAPH = "knowledge graph"
+GRAPH, RETRIEVAL = "knowledge graph", "trained retrieval"
 SHORT = 6  # letters of what may be initials
 _READ = 200  # examples of one entity that are compared
 
@@ -124,6 +124,21 @@ def _question(sources: Sources, case: Case) -> Vectors:
     )
 
 
+def _retrieval(sources: Sources, case: Case) -> Vectors:
+    assert sources.retrieval is not None
+    asked = case.asked
+    if asked.mention_vector is None:
+        return np.zeros((len(case.rows), 2), np.float32)
+    near = sources.retrieval.fits(case.rows, asked.mention_vector, asked.text_vector)
+    return of_described(near, np.asarray(sources.about[case.rows].any(axis=1)))
+
+
+def of_described(near: Vectors, described: npt.NDArray[np.bool_]) -> Vectors:
+    """Cosines, and how much less they are than the greatest. An entity without a description is neither
+    better nor worse than the others."""
+    return _less(np.where(described, near, near[described].mean() if described.any() else 0.0))
+
+
 def _graph(sources: Sources, case: Case) -> Vectors:
     assert sources.connections is not None
     return sources.connections(case.rows, case.mention, case.asked.text)
@@ -156,6 +171,7 @@ GROUPS = (
         "has a picture",
     ), _question),
     Group(GRAPH, CONNECTED, _graph),
+    Group(RETRIEVAL, ("retrieval fits", "retrieval fits less"), _retrieval),
 )  # fmt: skip
 FEATURES = tuple(feature for group in GROUPS for feature in group.features)
 
@@ -172,7 +188,8 @@ def named(groups: Sequence[Group]) -> tuple[str, ...]:
 
 def available(sources: Sources, without: Collection[str] = ()) -> tuple[Group, ...]:
     """The groups that have something to go by, without those of these names."""
-    missing = {GRAPH} if sources.connections is None else set()
+    optional = {GRAPH: sources.connections, RETRIEVAL: sources.retrieval}
+    missing = {name for name, source in optional.items() if source is None}
     return tuple(group for group in GROUPS if group.name not in {*without, *missing})
 
 
@@ -185,11 +202,9 @@ def of_features(wanted: Sequence[str]) -> tuple[Group, ...]:
 
 
 def fits(about: npt.NDArray[np.float16], rows: npt.NDArray[np.int64], text_vector: Vectors) -> Vectors:
-    """How near descriptions are to a text, and how much less than the nearest. An entity without one is
-    neither better nor worse than the others."""
+    """How near descriptions are to a text, and how much less than the nearest."""
     vectors = about[rows].astype(np.float32)
-    near, described = vectors @ text_vector, vectors.any(axis=1)
-    return _less(np.where(described, near, near[described].mean() if described.any() else 0.0))
+    return of_described(vectors @ text_vector, np.asarray(vectors.any(axis=1)))
 
 
 def bend(texts: Vectors, matrix: Vectors) -> Vectors:

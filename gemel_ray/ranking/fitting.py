@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,11 @@ from gemel_ray.ranking.cases import Question
 from gemel_ray.ranking.context import Judged
 from gemel_ray.ranking.evidence import MOST, Witness
 from gemel_ray.ranking.examples import Examples
-from gemel_ray.ranking.features import bend, fits, named
+from gemel_ray.ranking.features import GROUPS, bend, fits, named, of_described
 from gemel_ray.ranking.ranker import Ranker
 
 Matrix = npt.NDArray[np.float32]
+Teach = Callable[[Sequence[Judged]], list[Matrix]]
 Neighbours = Callable[[npt.NDArray[np.int64]], Iterator[tuple[npt.NDArray[np.int64], Matrix]]]
 
 SAMPLE = 16_000  # examples it is fitted on, at most
@@ -25,17 +27,22 @@ _BENT = "description fits bent"  # and what it is less than the best
 _HELD_OUT = 0.1  # of the sample: what is reported was not fitted on
 
 
-def fitted(witness: Witness, neighbours: Neighbours) -> Ranker | None:
+def fitted(witness: Witness, neighbours: Neighbours, teach: Teach | None = None) -> Ranker | None:
     """A ranker; None where too few of the sampled examples have their entity among their candidates.
-    `neighbours` gives, for rows of the bank, their nearest other rows and the cosines."""
-    judged = list(_judged(witness, neighbours))
+    `neighbours` gives, for rows of the bank, their nearest other rows and the cosines; `teach` a retrieval's
+    cosines of each example's candidates, taught on the others."""
+    judged, groups = list(_judged(witness, neighbours)), witness.groups
     held_out = int(len(judged) * _HELD_OUT)
     tested, learnt = judged[:held_out], [j for j in judged[held_out:] if j.right >= 0]
     if not tested or not learnt:
         return None
     matrix = _bent(witness, judged)
+    if teach:
+        judged = _retrieved(witness.sources.about, judged, teach(judged))
+        groups = (*groups, GROUPS[-1])
+        tested, learnt = judged[:held_out], [j for j in judged[held_out:] if j.right >= 0]
     torch.manual_seed(0)
-    ranker = Ranker(_taught(learnt) | {"bend": matrix}, {}, named(witness.groups))
+    ranker = Ranker(_taught(learnt) | {"bend": matrix}, {}, named(groups))
     answers = [_answer(ranker, j) for j in tested]
     ranker.about.update(
         examples=len(learnt),
@@ -45,6 +52,18 @@ def fitted(witness: Witness, neighbours: Neighbours) -> Ranker | None:
         answers=sorted(answers, reverse=True),  # the surest first
     )
     return ranker
+
+
+def _retrieved(
+    about: npt.NDArray[np.float16], judged: Sequence[Judged], cosines: Sequence[Matrix]
+) -> list[Judged]:
+    """The examples with the retrieval's features behind their others."""
+    made = []
+    for one, near in zip(judged, cosines, strict=True):
+        described = np.asarray(about[one.evidence.rows].any(axis=1))
+        features = np.concatenate([one.evidence.features, of_described(near, described)], axis=1)
+        made.append(replace(one, evidence=replace(one.evidence, features=features)))
+    return made
 
 
 def _answer(ranker: Ranker, judged: Judged) -> tuple[float, bool]:
@@ -63,7 +82,9 @@ def _judged(witness: Witness, neighbours: Neighbours) -> Iterator[Judged]:
         evidence = witness.evidence(asked)
         at = np.flatnonzero(evidence.rows == examples.entity[row])
         if len(evidence.rows):
-            yield Judged(evidence, int(at[0]) if len(at) else -1, asked.text_vector)
+            yield Judged(
+                evidence, int(at[0]) if len(at) else -1, asked.text_vector, _mention_vector(examples, row)
+            )
 
 
 def _bent(witness: Witness, judged: Sequence[Judged]) -> Matrix:
@@ -91,7 +112,12 @@ def _question(examples: Examples, row: int, nearest: npt.NDArray[np.int64], simi
         nearest=nearest,
         similarities=similarities,
         own=frozenset(bank.same([text], [mention])[0]),
+        mention_vector=_mention_vector(examples, row),
     )
+
+
+def _mention_vector(examples: Examples, row: int) -> Matrix:
+    return np.asarray(examples.bank.mention_vectors[row], np.float32)
 
 
 def _taught(judged: Sequence[Judged]) -> dict[str, Matrix]:

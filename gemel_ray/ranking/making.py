@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +21,11 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.progress import Meter, Progress
 from gemel_ray.ranking.evidence import Witness
 from gemel_ray.ranking.examples import Encode
-from gemel_ray.ranking.features import available
+from gemel_ray.ranking.features import RETRIEVAL, available
 from gemel_ray.ranking.fitting import fitted
-from gemel_ray.ranking.ranking import FILE, witness, write
+from gemel_ray.ranking.ranker import Ranker
+from gemel_ray.ranking.ranking import FILE, teach, witness, write
+from gemel_ray.ranking.towers import Negatives
 
 _ENCODED = 1_024  # texts between two looks at the time
 _BATCH = 256  # examples whose neighbours are looked for at once
@@ -34,24 +38,40 @@ def make(workspace: Workspace, config: Config) -> str:
     with Meter("texts", _texts(workspace)) as meter:
         encode = _metered(workspace.mention_encoder(config.encode.device, config.encode.dtype), meter)
         write(folder, workspace.bank, workspace.entities, encode, described=config.bank.descriptions)
-    return _fit(workspace, config, began)
+    return _fit(workspace, config, began, config.bank.retrieval)
 
 
 def refit(workspace: Workspace, config: Config, without: Collection[str]) -> str:
-    """A new ranker for a workspace that has one, which does without these groups of features."""
-    return _fit(workspace, config, time.perf_counter(), without)
+    """A new ranker for a workspace that has one, which does without these groups of features; its retrieval
+    is taught as it was."""
+    began, former = time.perf_counter(), Ranker.load(workspace.ranking_folder / FILE)
+    negatives: Literal["none"] | Negatives = former.about.get("retrieval", "none")
+    if RETRIEVAL in without:
+        negatives = "none"
+    return _fit(workspace, config, began, negatives, without)
 
 
-def _fit(workspace: Workspace, config: Config, began: float, without: Collection[str] = ()) -> str:
+def _fit(
+    workspace: Workspace,
+    config: Config,
+    began: float,
+    negatives: Literal["none"] | Negatives,
+    without: Collection[str] = (),
+) -> str:
     folder = workspace.ranking_folder
     knowing = witness(folder, workspace.bank, workspace.entities)
-    knowing = Witness(knowing.sources, available(knowing.sources, without))
-    ranker = fitted(knowing, lambda rows: _neighbours(workspace, config, rows))
+    knowing = Witness(knowing.sources, available(knowing.sources, {*without, RETRIEVAL}))
+    teaching = None
+    if negatives != "none":
+        encode = workspace.mention_encoder(config.encode.device, config.encode.dtype)
+        teaching = partial(teach, folder, encode, negatives)
+    ranker = fitted(knowing, lambda rows: _neighbours(workspace, config, rows), teaching)
     seconds = f"{time.perf_counter() - began:.1f} s"
     if ranker is None:
         return f"no ranker: hardly any example has its entity among its candidates, {seconds}"
-    ranker.save(folder / FILE)
     about = ranker.about
+    about["retrieval"] = negatives
+    ranker.save(folder / FILE)
     return (
         f"a ranker fitted on {about['examples']:,} examples, right in {about['right']:.1%} of "
         f"{about['held_out']:,} others, {seconds}"

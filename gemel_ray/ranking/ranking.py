@@ -13,16 +13,19 @@ import numpy.typing as npt
 
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
-from gemel_ray.ranking import descriptions, reasons, triples
+from gemel_ray.ranking import descriptions, reasons, retrieval, teaching, triples
 from gemel_ray.ranking import examples as example_files
 from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking.cases import Question, Sources
 from gemel_ray.ranking.connections import Connections
+from gemel_ray.ranking.context import Judged
 from gemel_ray.ranking.evidence import Evidence, Witness
 from gemel_ray.ranking.examples import Encode, Examples
-from gemel_ray.ranking.features import GRAPH, Group, of_features
+from gemel_ray.ranking.features import GRAPH, RETRIEVAL, Group, of_features
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.ranker import Ranker
+from gemel_ray.ranking.retrieval import Retrieval
+from gemel_ray.ranking.towers import Negatives
 from gemel_ray.ranking.triples import Triples
 from gemel_ray.ranking.words import key
 
@@ -88,7 +91,9 @@ def witness(
     about, names = descriptions.opened(folder / _ABOUT), Names(folder)
     graph = Triples.there(folder) and (groups is None or any(group.name == GRAPH for group in groups))
     connections = Connections(Triples(folder), names, _identities(folder)) if graph else None
-    sources = Sources(names, Examples(folder, bank), entities, about, bend, connections)
+    wanted = groups is None or any(group.name == RETRIEVAL for group in groups)
+    fitting = Retrieval(folder) if wanted and Retrieval.there(folder) else None
+    sources = Sources(names, Examples(folder, bank), entities, about, bend, connections, fitting)
     return Witness(sources, groups)
 
 
@@ -124,6 +129,26 @@ def write(
             (key(identity) for identity, _ in entities.pairs()), np.uint64, len(entities)
         )
         np.save(folder / _IDENTITIES, identities)
+    if former and Retrieval.there(former.ranking_folder):
+        retrieval.taken_over(former.ranking_folder, folder, *_of_entities(folder))
+
+
+def teach(folder: Path, encode: Encode, negatives: Negatives, judged: Sequence[Judged]) -> list[Matrix]:
+    """A retrieval taught on judged examples, written to `folder`. Returns how well the candidates of each
+    example fit by one that it did not teach."""
+    about, identities = _of_entities(folder)
+    if not Retrieval.there(folder):
+        retrieval.prepare(folder, encode, about.shape[1])
+    known = retrieval.frozen(folder, about, identities)
+    found, weights = teaching.crossed(known, judged, negatives)
+    retrieval.finish(folder, known, weights)
+    return found
+
+
+def _of_entities(folder: Path) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint64] | None]:
+    """Vectors of their descriptions, and, where there is a graph, keys of their ids."""
+    identities = _identities(folder) if (folder / _IDENTITIES).exists() else None
+    return descriptions.opened(folder / _ABOUT), identities
 
 
 def _described(former: Workspace) -> descriptions.Described:

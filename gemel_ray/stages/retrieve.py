@@ -164,7 +164,7 @@ class _Retrieving(Work):
             return dict.fromkeys(("likely", "chances", "reasons"), [None] * len(batch))
         from gemel_ray.ranking.cases import Question
 
-        columns = ("mention", "text", "text_vector", "image_vector")
+        columns = ("mention", "text", "text_vector", "image_vector", "mention_vector")
         given = zip(*(batch[c].to_pylist() for c in columns), nearest, similarities.to_pylist(), strict=True)
         ranked = [
             self.ranking(
@@ -175,11 +175,12 @@ class _Retrieving(Work):
                     picture=None if picture is None else unit(np.array(picture, np.float32)),
                     nearest=np.asarray(rows, np.int64),
                     similarities=np.array(cosines, np.float32),
+                    mention_vector=np.array(mention_vector, np.float32),
                 ),
                 self.stage.ranking,
                 why=self.stage.why,
             )
-            for mention, text, text_vector, picture, rows, cosines in given
+            for mention, text, text_vector, picture, mention_vector, rows, cosines in given
         ]
         rows, logs, reasons = zip(*ranked, strict=True)
         return {"likely": list(rows), "chances": list(logs), "reasons": list(reasons)}

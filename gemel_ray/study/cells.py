@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gemel_ray.ranking.features import GRAPH
+from gemel_ray.ranking.features import GRAPH, RETRIEVAL
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def _each(setting: str, *values: object) -> tuple[Cell, ...]:
 
 _EVIDENCE = (
     "examples of this mention", "other examples of it", "name", "description", "years", "neighbours",
-    "popularity", GRAPH,
+    "popularity", GRAPH, RETRIEVAL,
 )  # fmt: skip
 _OWN = "retrieve.shared_sets=0"  # each mention is shown its own nearest examples
 BASE = Cell("as configured")

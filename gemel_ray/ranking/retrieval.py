@@ -1,0 +1,86 @@
+"""The trained retrieval at work: how well a mention in its text and an entity with its facts fit, by the
+vectors that teaching.py makes. Entities' vectors lie beside the ranker, memory-mapped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from gemel_ray import storage
+from gemel_ray.ranking import towers
+from gemel_ray.ranking.examples import Encode
+from gemel_ray.ranking.towers import Frozen
+from gemel_ray.ranking.triples import Triples
+
+Vectors = npt.NDArray[np.float32]
+Half = npt.NDArray[np.float16]
+_WEIGHTS, _ENTITIES = "retrieval.safetensors", "retrieval.entities.npy"
+_ENDS, _RELATIONS = "retrieval.ends.npy", "retrieval.relations.npy"
+_AT_ONCE = 8_192
+
+
+class Retrieval:
+    """What `finish` wrote, opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self._entities: Half = np.asarray(np.load(folder / _ENTITIES, mmap_mode="r"))
+        self._weights = load_file(folder / _WEIGHTS)
+
+    @classmethod
+    def there(cls, folder: Path) -> bool:
+        return (folder / _ENTITIES).exists()
+
+    def fits(self, rows: npt.NDArray[np.int64], mention: Vectors, text: Vectors) -> Vectors:
+        """The cosine of each of these entities with a mention in its text."""
+        cosines: Vectors = self._entities[rows].astype(np.float32) @ towers.asked(
+            self._weights, mention, text
+        )
+        return cosines
+
+
+def prepare(folder: Path, encode: Encode, width: int) -> None:
+    """Encode the labels of the knowledge graph, where there is one: the frozen vectors of facts."""
+    graph = Triples(folder) if Triples.there(folder) else None
+    _encoded(graph.labels() if graph else [""], encode, width, folder / _ENDS)
+    _encoded(graph.relations() if graph else [""], encode, width, folder / _RELATIONS)
+
+
+def _encoded(labels: Sequence[str], encode: Encode, width: int, file: Path) -> None:
+    """Zeros for what has no letters: numbers and dates."""
+    made = np.lib.format.open_memmap(file, "w+", np.float16, (len(labels), width))  # type: ignore[no-untyped-call]
+    written = [i for i, label in enumerate(labels) if any(map(str.isalpha, label))]
+    for start in range(0, len(written), _AT_ONCE):
+        some = written[start : start + _AT_ONCE]
+        made[some] = encode([labels[i] for i in some])
+    made.flush()
+
+
+def frozen(folder: Path, about: Half, identities: npt.NDArray[np.uint64] | None) -> Frozen:
+    """What towers are taught on, and what entities' vectors are made of."""
+    ends, relations = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in (_ENDS, _RELATIONS))
+    if identities is None or not Triples.there(folder):
+        none = np.full((len(about), 1), -1, np.int32)
+        return Frozen(about, ends, relations, none, np.zeros(1, np.int32), np.zeros(1, np.int32))
+    graph = Triples(folder)
+    facts = towers.rarest(graph, identities, np.asarray(ends.any(axis=1)))
+    return Frozen(about, ends, relations, facts, graph.node, graph.relation)
+
+
+def finish(folder: Path, known: Frozen, weights: dict[str, Vectors]) -> None:
+    """Write the weights and all entities' vectors."""
+    with storage.replacing(folder / _WEIGHTS) as aside:
+        save_file(weights, aside)
+    np.save(folder / _ENTITIES, towers.loaded(weights).all_entities(known))
+
+
+def taken_over(former: Path, folder: Path, about: Half, identities: npt.NDArray[np.uint64] | None) -> None:
+    """The same towers in another version's folder, and the vectors of its entities."""
+    for name in (_ENDS, _RELATIONS):
+        shutil.copyfile(former / name, folder / name)
+    finish(folder, frozen(folder, about, identities), load_file(former / _WEIGHTS))

@@ -1,0 +1,152 @@
+"""The trained retrieval: towers taught by contrast, with three kinds of negatives, and what the ranker makes
+of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+from gemel_ray.cli import main
+from gemel_ray.config import load
+from gemel_ray.knowledge.build import build
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.ranking import towers
+from gemel_ray.ranking.features import RETRIEVAL, named, of_features
+from gemel_ray.ranking.ranker import Ranker
+from gemel_ray.ranking.ranking import FILE
+from gemel_ray.ranking.retrieval import Retrieval
+from gemel_ray.ranking.towers import Asked, Frozen, Generator, Negatives, Towers, taught
+
+WIDTH, ENTITIES = 16, 300
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices this small take longer on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def drawn(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    made: np.ndarray[Any, Any] = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(
+        np.float32
+    )
+    return made
+
+
+def world() -> tuple[Frozen, Asked, Asked]:
+    """Entities that are told apart by one fact each. A text is its end in one half of its numbers and,
+    loudly, nothing in the other; a mention says nothing."""
+    dice = np.random.default_rng(0)
+    heads, nodes = (drawn(dice.normal(size=(ENTITIES, WIDTH))).astype(np.float16) for _ in range(2))
+    heads = np.repeat(heads[:1], ENTITIES, axis=0)
+    facts = np.arange(ENTITIES, dtype=np.int32)[:, None]
+    number = np.arange(ENTITIES, dtype=np.int32)
+    frozen = Frozen(heads, nodes, heads[:1], facts, number, np.zeros(ENTITIES, np.int32))
+
+    def asked(count: int) -> Asked:
+        right = dice.integers(ENTITIES, size=count)
+        mentions = np.zeros((count, WIDTH), np.float32)
+        others = [np.setdiff1d(dice.integers(ENTITIES, size=20), [r]) for r in right]
+        texts = nodes[right].astype(np.float32)
+        texts[:, WIDTH // 2 :] = dice.normal(0, 0.5, (count, WIDTH // 2))
+        return Asked(mentions, drawn(texts), right, others)
+
+    return frozen, asked(2_000), asked(200)
+
+
+def found(frozen: Frozen, made: Towers, asked: Asked) -> float:
+    """The share of mentions whose entity is the nearest of all."""
+    entities, weights = made.all_entities(frozen).astype(np.float32), made.weights()
+    pairs = zip(asked.mentions, asked.texts, asked.right, strict=True)
+    return float(np.mean([(entities @ towers.asked(weights, m, t)).argmax() == r for m, t, r in pairs]))
+
+
+@pytest.mark.parametrize("negatives", get_args(Negatives))
+def test_towers_learn_what_facts_tell(negatives: Negatives) -> None:
+    frozen, examples, others = world()
+    assert found(frozen, Towers(WIDTH).eval(), others) < 0.05
+    assert found(frozen, taught(frozen, examples, negatives), others) > 0.3
+
+
+def test_without_facts_nothing_is_taken_of_them() -> None:
+    frozen, _, _ = world()
+    none = Frozen(
+        frozen.heads, frozen.nodes, frozen.relations, frozen.facts * 0 - 1, frozen.node, frozen.relation
+    )
+    assert np.allclose(Towers(WIDTH).eval().all_entities(none), frozen.heads, atol=2e-3)
+
+
+def test_a_mention_has_the_same_vector_with_torch_and_without() -> None:
+    torch.manual_seed(0)
+    made = Towers(WIDTH)
+    for weight in made.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    mention, text = drawn(np.random.default_rng(1).normal(size=(2, WIDTH)))
+    with torch.no_grad():
+        expected = made.asked(torch.from_numpy(mention), torch.from_numpy(text)).numpy()
+    assert np.allclose(towers.asked(made.weights(), mention, text), expected, atol=1e-5)
+
+
+def test_the_generator_learns_to_draw_what_is_paid_for() -> None:
+    """Of eight others one is taken for right: after some steps it is the likeliest."""
+    torch.manual_seed(0)
+    frozen, _, _ = world()
+    frozen = replace(frozen, heads=frozen.nodes)
+    made, others = Generator(WIDTH), np.tile(np.arange(8), (32, 1))
+    optimiser = torch.optim.Adam(made.parameters(), lr=1e-2)
+    asked = torch.from_numpy(drawn(np.random.default_rng(2).normal(size=(32, WIDTH))))
+    for _ in range(60):
+        logits = made.logits(frozen, asked, others)
+        places = towers._drawn(logits.detach(), others)
+        optimiser.zero_grad()
+        made.loss(logits, places, (places == 5).float()).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        made.next_epoch()
+    assert made.logits(frozen, asked, others).mean(0).argmax() == 5
+
+
+TRADES = ("oil painter", "goalkeeper", "comet hunter", "senator", "cellist")
+SETTINGS = ("bank.ranker=20", "retrieve.demonstrations=4", "generate.ranking=1", "bank.retrieval=hard")
+
+
+def lines(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return str(file)
+
+
+def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(tmp_path: Path) -> None:
+    people = [(f"Q{s}{t}", f"{trade.title()} {who}", who, trade)
+              for s, who in enumerate(("Almeida", "Brandt", "Castellan", "Dvorsky", "Eriksen", "Fontaine"))
+              for t, trade in enumerate(TRADES)]  # fmt: skip
+    kb = lines(tmp_path / "kb.jsonl", [{"id": i, "name": n, "description": t} for i, n, _, t in people])
+    triples = tmp_path / "triples.tsv"
+    triples.write_text("".join(f"{i}\toccupation\t{trade}\n" for i, _, _, trade in people))
+    train = lines(tmp_path / "train.jsonl", [
+        {"text": f"{who}, the {trade}.", "mention": who, "target": name} for _, name, who, trade in people
+    ])  # fmt: skip
+    folder = tmp_path / "ws"
+    build(load(None, {}, SETTINGS), kb, [train], folder, print, triples=str(triples))
+    opened = Workspace.open(folder, load(None, read_facts(folder)["settings"], SETTINGS))
+    ranker = Ranker.load(opened.ranking_folder / FILE)
+    assert of_features(ranker.features)[-1].name == RETRIEVAL
+    assert ranker.features[-2:] == named([of_features(ranker.features)[-1]])
+    new = {"id": "Q999", "name": "Zora Ivanova", "description": "beekeeper"}
+    more = lines(tmp_path / "new.jsonl", [new])
+    assert main(["kb", "add", "--workspace", str(folder), "--entities", more]) == 0
+    later = Workspace.open(folder, load(None, read_facts(folder)["settings"], SETTINGS))
+    rows = np.arange(len(people))
+    vector = drawn(np.random.default_rng(0).normal(size=later.bank.mention_vectors.shape[1]))
+    before, after = Retrieval(opened.ranking_folder), Retrieval(later.ranking_folder)
+    assert np.allclose(before.fits(rows, vector, vector), after.fits(rows, vector, vector), atol=2e-3)
+    assert after.fits(np.array([len(people)]), vector, vector).shape == (1,)
