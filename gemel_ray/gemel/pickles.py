@@ -60,7 +60,9 @@ class _Bounded:
 
     def read(self, number: int) -> bytes:
         if number > self.size:
-            raise Refused(f"no whole pickle: it claims to hold {number:,} bytes in a file of {self.size:,}")
+            raise Refused(
+                f"not a complete pickle: it claims to hold {number:,} bytes in a file of {self.size:,}"
+            )
         return self.file.read(number)
 
 
