@@ -50,7 +50,7 @@ def candidates(link: Mapping[str, Any]) -> list[Named]:
     one's is lower as its score is. Entities that share a name share its probability: the name stands once."""
     named: dict[str, Named] = {}
     rows = link.get("candidates") or []
-    for row in rows:
+    for row in rows if link.get("probability") is not None else ():
         fall = 0.0 if row["score"] == rows[0]["score"] else row["score"] - rows[0]["score"]
         one = named.setdefault(row["entity"], Named(row["entity"], link["probability"] * exp(fall), []))
         if row["entity_id"] is not None:
