@@ -49,9 +49,9 @@ def main() -> int:
         "profile": lambda log: run(log, profiled(options.output, bench), 300, ["py-spy", "record"]),
         "speed-two": lambda log: run(log, [*bench, str(options.output / "two"), *sets(*TWO)], 300),
         "speed-7b": lambda log: run(log, [*bench, str(options.output / "7b"), *bench_7b], 400),
-        "speed-7b-each": lambda log: run(
+        "speed-7b-shared": lambda log: run(
             log,
-            [*bench, str(options.output / "7b-each"), *bench_7b, *sets("generate.shared_attention=never")],
+            [*bench, str(options.output / "7b-shared"), *bench_7b, *sets("generate.shared_attention=auto")],
             400,
         ),
     }

@@ -55,7 +55,7 @@ class EngineOptions:
     arena: float = 0.6  # share of the cache that rounds have to themselves
     columns: int = 64  # mentions searched at once in rounds
     beams: int = 5  # of each
-    shared_attention: Literal["auto", "always", "never"] = "auto"  # see shared_prefix.py
+    shared_attention: Literal["auto", "always", "never"] = "never"  # see shared_prefix.py
 
 
 @dataclass(frozen=True, slots=True)

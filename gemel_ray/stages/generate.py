@@ -139,7 +139,7 @@ class Generate(Stage):
         machine=True,
     )
     shared_attention: Literal["auto", "always", "never"] = setting(
-        "auto",
+        "never",  # no GPU has run it yet
         "attention to shared demonstrations, once for all beams: auto (large models on GPUs), always, never",
         machine=True,
     )
