@@ -81,7 +81,7 @@ def parsed() -> argparse.Namespace:
         "--only",
         nargs="+",
         metavar="STEP",
-        help="gpu: doctor links same tests speed profile speed-two speed-7b speed-7b-each",
+        help="gpu: doctor links same tests speed profile speed-two speed-7b speed-7b-shared",
     )
     options = parser.parse_args()
     if (options.workspace is None) != (options.input is None):
