@@ -124,6 +124,11 @@ class Opening:
         seen = () if alone else shared.of_worker(workspace, knowledge, output)
         return cls(config, workspace, knowledge, output, run, seen)
 
+    @property
+    def line(self) -> Graph:
+        """The stages that the segments cut."""
+        return self.config.line
+
     def graph(self, opened: Workspace) -> Graph:
         return linking_graph(self.config, opened)
 
@@ -153,7 +158,7 @@ def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filt
     data = ray.data.from_items([{"share": s} for s in shares], override_num_blocks=max(1, len(shares)))
     data = data.map_batches(_read, batch_size=1, fn_kwargs={"common": ray.put((done, filters))}, num_cpus=0.5)
     data = data.repartition(target_num_rows_per_block=_BLOCK)
-    for options, whole in config.line.cut(config.offline.segments):
+    for options, whole in opening.line.cut(config.offline.segments):
         calls = max(2, options.overlap)
         data = data.map_batches(
             _Actor,

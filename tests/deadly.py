@@ -79,10 +79,10 @@ class Opening:
     config: Config
     output: Folder
     run: str
+    line: ClassVar[Graph] = Graph((Deadly(),), DOCUMENT, LINK, "deadly")
 
     def worker(self, stages: Any) -> Worker:
-        graph = traced(Graph((Deadly(),), DOCUMENT, LINK, "deadly"))
-        segment = graph.segment(["deadly"], None)  # type: ignore[arg-type]
+        segment = traced(self.line).segment(["deadly"], None)  # type: ignore[arg-type]
         return Worker(segment, Attempts(self.output, "deadly"), self.output, self.run)
 
 
