@@ -188,7 +188,7 @@ def test_what_is_no_workspace_is_never_replaced(tmp_path: Path, capsys: pytest.C
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     for more in ((), ("--replace",)):
         assert asked(tmp_path, *more) == 2
-        assert "out exists and is not a workspace: name a folder that is empty" in capsys.readouterr().err
+        assert "out exists and is not a workspace: give a folder that is empty" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
