@@ -117,13 +117,18 @@ def document(
     if mentions is not None:
         made["mentions"] = given(mentions)
     if table is not None:
-        made["table"] = table if isinstance(table, (str, Mapping)) else list(table)
+        made["table"] = tabled(table)
     return made if id is None else made | {"id": id}
 
 
 def given(mentions: Iterable[Mention]) -> list[str | dict[str, Any]]:
     """Mentions as documents have them."""
     return [m if isinstance(m, str) else _placed(*m) for m in mentions]
+
+
+def tabled(table: Table) -> Any:
+    """A table as a document's `table` has it."""
+    return table if isinstance(table, (str, Mapping)) else list(table)
 
 
 def _placed(first: int, second: int | str) -> dict[str, Any]:

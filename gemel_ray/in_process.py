@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gemel_ray.client import Image, Link, Mention, Table, given
+from gemel_ray.client import Image, Link, Mention, Table, given, tabled
 from gemel_ray.config import load
 from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.versions import read_facts
@@ -75,7 +75,7 @@ class Linker:
         if mentions is not None:
             row["mentions"] = given(mentions)
         if table is not None:
-            row["table"] = table if isinstance(table, (str, Mapping)) else list(table)
+            row["table"] = tabled(table)
         return list(self.link_many([row]))
 
     def link_many(self, documents: Iterable[Mapping[str, Any]]) -> Iterator[Link]:

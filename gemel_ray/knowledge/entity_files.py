@@ -11,7 +11,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
@@ -168,10 +168,14 @@ def _of_batch(batch: pa.RecordBatch) -> list[Any]:
         return [row for place in range(len(batch)) for row in _of_batch(batch.slice(place, 1))]
 
 
+def texts(file: BinaryIO) -> Iterator[str]:
+    """A file's lines as csv takes them. What is not UTF-8 becomes surrogates: a value is refused for them."""
+    return (t.decode("utf-8", "surrogateescape") if isinstance(t, bytes) else t for t in lines(file))
+
+
 def _table(address: str, separator: str) -> Iterator[Numbered]:
     with opened(address) as file:
-        texts = (t.decode("utf-8", "surrogateescape") if isinstance(t, bytes) else t for t in lines(file))
-        rows = csv.DictReader(texts, delimiter=separator)
+        rows = csv.DictReader(texts(file), delimiter=separator)
         _with_columns(rows.fieldnames or [])
         try:
             for row in rows:

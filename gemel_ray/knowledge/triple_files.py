@@ -14,13 +14,13 @@ from typing import Any
 from gemel_ray.characters import normal
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.entities import Entities
-from gemel_ray.knowledge.entity_files import TABLES, kind, whole
+from gemel_ray.knowledge.entity_files import TABLES, kind, texts, whole
 from gemel_ray.knowledge.rejects import Reject, Rejects
 from gemel_ray.ranking import triples
 from gemel_ray.ranking.triples import Triple
 from gemel_ray.readers.containers import json_rows
 from gemel_ray.readers.fields import BadRecord, Numbered, identity, is_unicode, short
-from gemel_ray.readers.opening import lines, opened
+from gemel_ray.readers.opening import opened
 
 FIELDS = {  # in our words, and the other names of each
     "head": ("head", "h", "subject"),
@@ -80,8 +80,9 @@ def _text(value: Any) -> str | None:
 
 def _table(address: str, separator: str) -> Iterator[Numbered]:
     with opened(address) as file:
-        texts = (t.decode("utf-8", "surrogateescape") if isinstance(t, bytes) else t for t in lines(file))
-        rows = csv.reader(texts, delimiter=separator, quoting=csv.QUOTE_NONE if separator == "\t" else 0)
+        rows = csv.reader(
+            texts(file), delimiter=separator, quoting=csv.QUOTE_NONE if separator == "\t" else 0
+        )
         first = next(rows, [])
         header = _header(first)
         given = rows if header else chain([first], rows)

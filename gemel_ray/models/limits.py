@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from urllib.error import URLError
 
 from gemel_ray.errors import Mistake
 
@@ -75,8 +74,6 @@ def shown(address: str | None) -> str:
 
 def reason(error: BaseException) -> str:
     """What went wrong, as one short line."""
-    if isinstance(error, URLError) and isinstance(error.reason, BaseException):
-        error = error.reason
     if isinstance(error, TimeoutError):
         return "it did not arrive in time"
     said = (error.strerror if isinstance(error, OSError) else None) or str(error)
