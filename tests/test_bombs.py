@@ -20,7 +20,7 @@ from PIL import Image
 from gemel_ray.gemel.pickles import read_pickle
 from gemel_ray.models.images import read_image
 from gemel_ray.models.limits import ImageError, ImageLimits
-from gemel_ray.readers import bounds, documents
+from gemel_ray.readers import columnar, documents, opening
 
 MIB = 2**20
 _MEASURED = """
@@ -110,7 +110,7 @@ def test_costly_kinds_of_pictures_may_have_fewer_pixels() -> None:
 
 
 def test_a_line_that_is_too_long_costs_its_row_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "LINE", 100)
+    monkeypatch.setattr(opening, "LINE", 100)
     file = tmp_path / "long.jsonl"
     file.write_text(
         '{"id": "a", "text": "A"}\n' + '{"text": "' + "b" * 1000 + '"}\n{"id": "c", "text": "C"}\n'
@@ -125,7 +125,7 @@ def test_a_line_that_is_too_long_costs_its_row_only(tmp_path: Path, monkeypatch:
 def test_rows_of_parquet_come_whole_and_in_order(
     encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "_DECODED", 1000)
+    monkeypatch.setattr(columnar, "_DECODED", 1000)
     texts = [f"{n % 7} {'x' * 50}" for n in range(900)]
     named = {"use_dictionary": encoding == "dictionary"}
     if encoding == "DELTA_BYTE_ARRAY":

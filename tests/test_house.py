@@ -20,7 +20,7 @@ HOUSE = Path(__file__).parent.parent
 SOURCES = sorted(str(path.relative_to(HOUSE)) for path in (HOUSE / "gemel_ray").rglob("*.py"))
 CLUSTER = sorted(str(path.relative_to(HOUSE)) for path in (HOUSE / "cluster").rglob("*.py"))
 
-FILE_LINES = 250
+FILE_LINES = 400
 FUNCTION_LINES = 50
 # A layer imports from itself and from those before it, also inside functions and for type checkers. A module
 # is in the layer of its longest prefix.

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gemel_ray.readers import bounds, count, documents, files
+from gemel_ray.readers import count, documents, files, opening
 from gemel_ray.readers.shards import tar_rows
 from gemel_ray.records import DOCUMENT
 
@@ -259,7 +259,7 @@ def test_a_second_picture_of_a_pair_out_of_order_is_an_error_that_names_both(tmp
 def test_members_further_apart_than_there_is_room_for_are_errors_that_name_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str, most: int
 ) -> None:
-    monkeypatch.setattr(bounds, room, most)
+    monkeypatch.setattr(opening, room, most)
     pictures = [(f"{i}.jpg", bytes(1000)) for i in range(5)]
     rows = told(shard(tmp_path / "s.tar", *pictures, *((f"{i}.txt", b"A caption.") for i in range(5))))
     assert [r[2] for r in rows[4:]] == [None] * 3  # of the last three both were there
@@ -273,7 +273,7 @@ def test_members_further_apart_than_there_is_room_for_are_errors_that_name_them(
 def test_pairs_that_wait_cost_no_more_than_the_room_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "APART", 2**20)
+    monkeypatch.setattr(opening, "APART", 2**20)
     path = shard(tmp_path / "s.tar", *((f"{i}.jpg", bytes(2**16)) for i in range(500)))
     tracemalloc.start()
     rows = sum(1 for _ in tar_rows(str(path)))
@@ -297,7 +297,7 @@ def test_a_shard_out_of_order_that_breaks_off_is_read_again_without_a_row_lost_o
             return bytes(super().read(size))
 
     monkeypatch.setattr("gemel_ray.readers.shards.fsspec.open", lambda address, _: Breaks(address))
-    monkeypatch.setattr("gemel_ray.readers.again._PAUSES", (0.0,))
+    monkeypatch.setattr("gemel_ray.readers.reading._PAUSES", (0.0,))
     assert told(path) == whole
     assert not fails
 

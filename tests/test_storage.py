@@ -13,7 +13,7 @@ from live import answering
 from gemel_ray.job import results
 from gemel_ray.job.filters import Filters
 from gemel_ray.job.selection import Selection
-from gemel_ray.readers import again, documents
+from gemel_ray.readers import documents, reading
 from gemel_ray.settings import Input
 
 BODY = "".join(json.dumps({"id": f"d{i}", "text": "Adobe " * 20}) + "\n" for i in range(2000)).encode()
@@ -40,7 +40,7 @@ class _Breaking(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(again, "_PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(reading, "_PAUSES", (0.01, 0.01, 0.01))
     with answering(_Breaking) as at:
         yield f"{at}/in.jsonl"
 

@@ -15,7 +15,7 @@ from gemel_ray.knowledge import entity_files
 from gemel_ray.knowledge.targets import Targets
 from gemel_ray.readers import documents
 from gemel_ray.readers.fields import NIL, short
-from gemel_ray.readers.unread import counted
+from gemel_ray.readers.pictures import unread_counts
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
@@ -114,7 +114,7 @@ def _rows(
                     folder.use(row["image_address"])
             seen = {id(row): what for row, what in reader.read(rows)}
             if fields is not None:
-                fields.update(counted(table)["unread"])
+                fields.update(unread_counts(table)["unread"])
             yield from ((_where(file, row), row, seen.get(id(row))) for row in rows)
             done += len(rows)
             if time.monotonic() - told > _EVERY:

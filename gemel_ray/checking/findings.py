@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from gemel_ray.readers.unread import said
+from gemel_ray.readers.pictures import unread_lines
 
 KINDS = {
     "row": "rows that cannot be read",
@@ -71,7 +71,7 @@ class Findings:
         ]
         lines += self._lines(KINDS)
         lines += ["", "nothing found"] if self.clean else []
-        lines += ["", *said({"unread": self.fields})] if self.fields else []
+        lines += ["", *unread_lines({"unread": self.fields})] if self.fields else []
         return "\n".join([*lines, *self._lines(NOTES)])
 
     def _lines(self, kinds: dict[str, str]) -> list[str]:

@@ -126,7 +126,7 @@ def exit_status(manifest: dict[str, Any], *, strict: bool) -> int:
 
 def _told(manifest: dict[str, Any]) -> str:
     """What stands in the output, and what of the input was not read, in words."""
-    from gemel_ray.readers.unread import said
+    from gemel_ray.readers.pictures import unread_lines
 
     statuses = manifest["statuses"]
     lines = [
@@ -139,4 +139,4 @@ def _told(manifest: dict[str, Any]) -> str:
             f"The rows are of {len(manifest['fingerprints'])} configurations or versions of the knowledge "
             f"(see fingerprints in the manifest): do not compare them as one."
         )
-    return "\n".join(lines + said(manifest["measures"].get("encode", {})))
+    return "\n".join(lines + unread_lines(manifest["measures"].get("encode", {})))

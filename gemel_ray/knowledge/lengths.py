@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from gemel_ray.readers.fields import short
-from gemel_ray.readers.places import place
+from gemel_ray.readers.mentions import place
 from gemel_ray.stages.assemble import demonstration_text
 from gemel_ray.stages.budget import cut
 

@@ -7,10 +7,8 @@ understood is a document with an `error`, and what is not read is said, so that 
 Knows nothing of models.
 """
 
-from gemel_ray.readers.counting import count
 from gemel_ray.readers.fields import BadRecord
-from gemel_ray.readers.looking import first_look
-from gemel_ray.readers.reading import BATCH, REST, documents
+from gemel_ray.readers.reading import BATCH, REST, count, documents, first_look
 from gemel_ray.readers.sources import READ, files
 
 __all__ = ["BATCH", "READ", "REST", "BadRecord", "count", "documents", "files", "first_look"]

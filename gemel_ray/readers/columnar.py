@@ -8,32 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gemel_ray.readers import bounds
-from gemel_ray.readers.fields import BadRecord, Numbered, Row, plain
-from gemel_ray.readers.names import may_be_read, may_name_picture
+from gemel_ray.errors import Mistake
+from gemel_ray.readers import opening
+from gemel_ray.readers.fields import BadRecord, Numbered, Row, may_be_read, may_name_picture, plain
 from gemel_ray.readers.pictures import looks
 
 PARQUET = (".parquet", ".pq", ".parq")
 ARROW = (".arrow", ".feather", ".ipc")
 NOT_READ = object()  # the value of a column that no form reads
+_DECODED = 256 * 2**20  # bytes of a batch, where one value can stand in all of its rows
+_ROW = 64 * 2**20  # bytes of a row, or values in it
+_INT = 0x15  # a field of Thrift's compact form: the next one, a number
 _PEEKED = 8  # rows in which a column of an unknown name is looked at for pictures
 
 
 def parquet_rows(address: str) -> Iterator[Numbered]:
     """The rows of a Parquet file."""
     with fsspec.open(address, "rb") as file:
-        source = bounds.checked(pq.ParquetFile(file))
+        source = checked(pq.ParquetFile(file))
         names = list(dict.fromkeys(source.schema_arrow.names))
         known = [name for name in names if may_be_read(name)]
         others = [name for name in names if name not in known]
         known += _of_pictures(source, [name for name in others if _may_hold(source.schema_arrow, name)])
-        yield from _numbered(bounds.batches(file, source, known), known, names)
+        yield from _numbered(batches_of(file, source, known), known, names)
 
 
 def arrow_rows(address: str) -> Iterator[Numbered]:
@@ -47,9 +50,9 @@ def arrow_rows(address: str) -> Iterator[Numbered]:
         head = first.slice(0, _PEEKED)
         known = [name for name in names if may_be_read(name) or any(map(looks, _values(head, name)))]
         slices = (
-            batch.slice(at, bounds.BATCH)
+            batch.slice(at, opening.BATCH)
             for batch in chain([first], batches)
-            for at in range(0, len(batch), bounds.BATCH)
+            for at in range(0, len(batch), opening.BATCH)
         )
         yield from _numbered(slices, known, names)
 
@@ -122,3 +125,57 @@ def _text(value: Any, name: str) -> Any:
 
 def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+# However large a file unpacks to, some rows of it are in memory at once.
+
+
+def checked(source: pq.ParquetFile) -> pq.ParquetFile:
+    """Raises ValueError for rows that are too large."""
+    for column in (c for number in range(source.num_row_groups) for c in _columns(source, number)):
+        size = max(column.total_uncompressed_size, column.num_values) / max(1, source.metadata.num_rows)
+        if size > _ROW:
+            raise Mistake(f"rows of {size:,.0f} bytes on average in {column.path_in_schema}")
+    return source
+
+
+def batches_of(file: BinaryIO, source: pq.ParquetFile, names: list[str]) -> Iterator[pa.RecordBatch]:
+    """Rows of these columns, as many at once as their dictionaries allow: a value that stands there once may
+    be in every row."""
+    for number in range(source.num_row_groups):
+        columns = [c for c in _columns(source, number) if c.path_in_schema.partition(".")[0] in names]
+        most = min((_rows(file, column) for column in columns), default=opening.BATCH)
+        yield from source.iter_batches(most, row_groups=[number], columns=names)
+
+
+def _columns(source: pq.ParquetFile, number: int) -> list[pq.ColumnChunkMetaData]:
+    group = source.metadata.row_group(number)
+    return [group.column(i) for i in range(group.num_columns)]
+
+
+def _rows(file: BinaryIO, column: pq.ColumnChunkMetaData) -> int:
+    """Of a batch, as far as this column is concerned."""
+    if "DELTA_BYTE_ARRAY" in column.encodings:  # a value is told by how it differs from the one before
+        return 1
+    if not column.has_dictionary_page:
+        return opening.BATCH
+    file.seek(column.dictionary_page_offset)
+    return max(1, min(opening.BATCH, _DECODED // max(1, _page_size(file.read(32)))))
+
+
+def _page_size(header: bytes) -> int:
+    """Bytes of a page, unpacked: the second field of its header, and what the reader goes by."""
+    at, numbers = 0, list[int]()
+    for _ in range(2):
+        number = shift = 0
+        if header[at : at + 1] != bytes([_INT]):
+            raise Mistake("the header of a dictionary is damaged")
+        while True:
+            at += 1
+            number |= (header[at] & 0x7F) << shift
+            shift += 7
+            if header[at] < 0x80:
+                break
+        numbers.append(number >> 1)
+        at += 1
+    return numbers[1]

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from gemel_ray.readers.fields import BadRecord, Numbered, short
-from gemel_ray.readers.names import TEXTS, may_be_read
+from gemel_ray.readers.fields import TEXTS, BadRecord, Numbered, may_be_read, short
 from gemel_ray.readers.opening import PACKED, lines, opened
 
 TABLES = tuple(kind + packed for kind in (".csv", ".tsv") for packed in PACKED)

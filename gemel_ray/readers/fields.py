@@ -5,10 +5,14 @@ Knows nothing of files and forms. What is wrong with a whole document is a BadRe
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
 from gemel_ray.errors import Mistake
 
@@ -96,3 +100,132 @@ def whole(value: object) -> int | None:
         return None
     number = int(written)
     return number if abs(number) < 2**31 else None
+
+
+# What a field's name says: that it is the text, a picture, or something that no form reads.
+
+
+# The names of a text, the likeliest first.
+TEXTS = (
+    "text", "caption", "TEXT", "alt_text", "Text", "Caption", "CAPTION", "txt", "alttext", "altText", "alt",
+    "caption_str", "image_caption", "raw_caption", "caption_reference_description",
+    "caption_alt_text_description", "caption_attribution_description", "original_caption", "org_caption",
+    "captions", "sentences", "description", "image_description", "photo_description", "ai_description",
+)  # fmt: skip
+OURS = {"id", "key", "mentions", "table", "image_key", "status", "error_message"}
+RELEASED = {"mention", "target", "golden", "type", "start", "end", "img_name", "img_url", "sentence",
+            "entities", "answer", "imgPath", "img_list", "spans", "ents", "label", "labels", "targets",
+            "target_id", "target_ids", "answers", "qids", "context_left", "context_right", "input", "output",
+            "label_title", "Wikipedia_title", "entity_title", "context_document_id"}  # fmt: skip
+# What stands beside the url of a picture, and not of a page.
+SIZES = {"width", "height", "WIDTH", "HEIGHT", "original_width", "original_height", "image_phash", "sha256",
+         "similarity", "clip_similarity_vitb32"}  # fmt: skip
+_KINDS = "jpg|jpeg|jpe|jfif|png|webp|gif|bmp|tiff?|avif|heic|heif|svg"
+_NOUN = "images?|imgs?|pictures?|pics?|photos?"
+_PLACE = "path|file|filename|filepath|fname|url|uri|src|link|bytes|base64|b64"
+_ANY = f"{_PLACE}|name|data|content|source|media|attachments?|location|original|coco|flickr"
+_CERTAIN = re.compile(rf"(?=.*(?:{_NOUN}))(?:{_NOUN}|(?:{_PLACE})s?)+|{_KINDS}")
+_LIKELY = re.compile(rf"(?:{_NOUN}|(?:{_ANY})s?|\d)+")
+_ENDING = re.compile(rf"\.(?:{_KINDS}|img|ico|jp2|psd)(?=$|[?#!:@/_&])", re.IGNORECASE)
+
+
+@lru_cache(maxsize=4096)
+def names_picture(name: str) -> bool:
+    """Whether the name alone says that its value is a picture, or where one is: img, image_path, photoUrl."""
+    return bool(_CERTAIN.fullmatch(_letters(name)))
+
+
+@lru_cache(maxsize=4096)
+def may_name_picture(name: str) -> bool:
+    """Whether its value is a picture where it looks like one: file_name, media, url."""
+    return names_picture(name) or bool(_LIKELY.fullmatch(_letters(name)))
+
+
+def plainness(name: str) -> bool:
+    """For sorting: what is called an image comes before what is called a photo, whose page may be meant."""
+    return "im" not in _letters(name)
+
+
+def ends_as_picture(value: str) -> bool:
+    """Whether a path or URL names a picture's file."""
+    return bool(_ENDING.search(value, max(0, len(value) - 300)))
+
+
+@lru_cache(maxsize=4096)
+def may_be_read(name: str) -> bool:
+    """Whether any form reads a field of this name."""
+    return name in TEXTS or name in OURS or name in RELEASED or name in SIZES or may_name_picture(name)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+# Pictures that stand in the row itself: bytes, base64 and data: URLs, for the job and the endpoint.
+
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+")
+_LONGEST_PATH = 4096  # characters that a file's address may have
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"<svg", b"<?xml")
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether bytes begin as a picture of a known kind does."""
+    if head.startswith(_STARTS):
+        return True
+    bitmap = head.startswith(b"BM") and head[6:10] == b"\0\0\0\0"
+    return bitmap or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:8] == b"ftyp"
+
+
+def inline(value: str, field: str) -> bytes | None:
+    """The picture in a data: URL, in base64, or in bytes that became the letters of the same numbers; None
+    where the value is none of these, but an address. Raises BadRecord."""
+    value = value.strip()
+    if value[:5].lower() == "data:":
+        kind, comma, rest = value.partition(",")
+        if not comma or not kind.lower().endswith(";base64"):
+            raise BadRecord(f"{field}: a data: URL of an image is in base64: data:image/jpeg;base64,...")
+        return base64_bytes(unquote(rest), field)
+    if looks_bytes(value):
+        try:
+            return value.encode("latin-1")
+        except UnicodeEncodeError as fault:
+            raise BadRecord(f"{field}: its bytes were damaged on the way: write them as base64") from fault
+    if looks_base64(value):
+        return base64_bytes(value, field)
+    if len(value) > _LONGEST_PATH:
+        raise BadRecord(f"{field} cannot be {value[:40]!r}... ({len(value):,} characters): "
+                        "it is neither a path or URL nor a picture in base64")  # fmt: skip
+    return None
+
+
+def looks_bytes(value: str) -> bool:
+    """Whether its letters are a picture's bytes, as JSON has them of tables that cannot spell bytes."""
+    return not value[:32].isprintable() and is_picture(value[:64].encode("latin-1", "replace").lstrip(b"<"))
+
+
+def looks_base64(value: str) -> bool:
+    """Whether it is a picture in base64: by its first bytes, and by its letters."""
+    if len(value) < 40 or not _BASE64.fullmatch(value, 0, 4096):
+        return False
+    try:
+        return is_picture(base64.b64decode("".join(value[:100].split())[:64].translate(_PLAIN)))
+    except (binascii.Error, ValueError):
+        return False
+
+
+def base64_bytes(value: str, field: str = "image") -> bytes:
+    """What base64 spells, in the alphabet of URLs too, and of a picture without its last signs. Raises
+    BadRecord."""
+    joined = "".join(value.split()).translate(_PLAIN)
+    bare = joined.rstrip("=")
+    try:
+        data = base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
+        if len(joined) % 4 == 0 or is_picture(data):
+            return data
+    except (binascii.Error, ValueError):
+        pass
+    raise BadRecord(f"{field} is not base64: it begins with {value[:40]!r}")
+
+
+_PLAIN = str.maketrans("-_", "+/")

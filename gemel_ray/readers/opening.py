@@ -7,14 +7,40 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from gzip import BadGzipFile
-from typing import IO, Any
+from typing import IO, Any, AnyStr, BinaryIO
 
 import fsspec
 import pyarrow as pa
 from fsspec.compression import register_compression
 from fsspec.spec import AbstractBufferedFile
 
-from gemel_ray.readers import bounds
+from gemel_ray.errors import Mistake
+
+# How much of a file is in memory at once, whatever it unpacks to: a line, a document, some rows.
+
+
+LINE = 64 * 2**20  # bytes of a line, which is a document with its picture
+WHOLE = 512 * 2**20  # bytes of a file that is one JSON document
+APART = 256 * 2**20  # bytes of a shard's pairs that wait for the rest of their members
+PAIRS = 20_000  # of them
+BATCH = 256  # rows
+
+
+def bounded_lines(file: IO[AnyStr]) -> Iterator[AnyStr]:
+    """Each line. One that is too long is cut: it is as long as LINE + 1, and nothing more of it is kept."""
+    while line := file.readline(LINE + 1):
+        yield line
+        while len(line) > LINE and line[-1:] not in (b"\n", "\n"):
+            line = file.readline(LINE + 1)
+
+
+def whole_bytes(file: BinaryIO) -> bytes:
+    """All of it. Raises ValueError where that is too much."""
+    data = file.read(WHOLE + 1)
+    if len(data) > WHOLE:
+        raise Mistake(f"it has more than {WHOLE:,} bytes: write it as JSON lines")
+    return data
+
 
 PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
 _CLIENTS = ("aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3")
@@ -55,16 +81,16 @@ def decoded(data: bytes) -> str:
 
 
 def lines(file: IO[bytes]) -> Iterator[bytes | str]:
-    """The lines of an opened file, cut as `bounds.lines` does: bytes in UTF-8, or the text of UTF-16, as
+    """The lines of an opened file, cut as `bounded_lines` does: bytes in UTF-8, or the text of UTF-16, as
     PowerShell writes it."""
-    first = next(bounds.lines(file), b"")
+    first = next(bounded_lines(file), b"")
     kind = encoding(first)
     if kind.startswith("utf-8"):
         yield first.removeprefix(codecs.BOM_UTF8)
-        yield from bounds.lines(file)
+        yield from bounded_lines(file)
         return
     whole = io.BufferedReader(_Behind(first, file))
-    yield from bounds.lines(io.TextIOWrapper(whole, kind, "surrogatepass", newline="\n"))
+    yield from bounded_lines(io.TextIOWrapper(whole, kind, "surrogatepass", newline="\n"))
 
 
 class _Behind(io.RawIOBase):

@@ -14,11 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemel_ray.readers import cells
-from gemel_ray.readers.fields import BadRecord, Row, short, text_of, typed
+from gemel_ray.readers.fields import OURS, SIZES, TEXTS, BadRecord, Row, short, text_of, typed
 from gemel_ray.readers.mentions import SIDE_BY_SIDE, is_places, mentions, side_by_side
-from gemel_ray.readers.names import OURS, SIZES, TEXTS
-from gemel_ray.readers.pictures import Place, columns_of, field_of
-from gemel_ray.readers.unread import unread
+from gemel_ray.readers.pictures import Place, columns_of, field_of, unread
 
 _CAPTIONS = ("caption", "TEXT", "alt_text", "Caption", "CAPTION", "alttext", "image_caption", "raw_caption")
 _ANNOTATIONS = ("entities", "spans", "ents", "label", "labels")  # spaCy's and Prodigy's, doccano's

@@ -7,18 +7,32 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 
 from gemel_ray.characters import trimmed
-from gemel_ray.readers.fields import BadRecord, Row, short, sound
-from gemel_ray.readers.inline import inline, is_picture, looks_base64, looks_bytes
-from gemel_ray.readers.names import ends_as_picture, may_name_picture, names_picture, plainness
+from gemel_ray.readers.fields import (
+    BadRecord,
+    Row,
+    ends_as_picture,
+    inline,
+    is_picture,
+    is_unicode,
+    looks_base64,
+    looks_bytes,
+    may_name_picture,
+    names_picture,
+    plainness,
+    short,
+    sound,
+)
 
 _NOTHING = ("", "nan", "none", "null", "<na>")  # as tables spell it
 _INNER = ("bytes", "path", "url", "src", "file_name", "image_url", "image")  # of an object
@@ -181,3 +195,47 @@ def _existing(home: str) -> list[str]:
     filesystem, path = fsspec.core.url_to_fs(home)
     inner = [name for name in _FOLDERS if filesystem.isdir(f"{path.rstrip('/')}/{name}")]
     return [home, *(f"{home}{name}/" for name in inner)]
+
+
+# What a row holds that no form reads: said, so that nothing is left out without a word.
+
+
+_MOST = 12  # fields that are named
+_SPACE = "\n"  # between the names in a document's column
+
+
+def unread(raw: Mapping[str, Any], read: Collection[str], *, pictured: bool) -> Row:
+    """The document's columns of what it came with and is not read; of a document without a picture also the
+    field that looks like one."""
+    left = [n for n in raw if n not in read and not is_nothing(raw[n]) and is_unicode(n)]
+    if not left:
+        return {}
+    field = None if pictured else next((n for n in left if names_picture(n) or looks(raw[n])), None)
+    return {"unread": _SPACE.join(left) or None, "unread_picture": field}
+
+
+def unread_counts(table: pa.Table) -> dict[str, Counter[str]]:
+    """Of documents: how many have each field that is not read, and each that looks like their picture."""
+    others = Counter[str]()
+    for names, number in Counter(table["unread"].drop_null().to_pylist()).items():
+        others.update(dict.fromkeys(names.split(_SPACE), number))
+    return {"unread": others, "unread_pictures": Counter(table["unread_picture"].drop_null().to_pylist())}
+
+
+def unread_lines(measures: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """In words, the pictures that were left out, by field, and the fields that no form reads."""
+    pictures, others = measures.get("unread_pictures", {}), measures.get("unread", {})
+    lines = []
+    if pictures:
+        lines.append(
+            f"{sum(pictures.values()):,} documents came with something that looks like a picture and is not "
+            f"read: {_listed(pictures)} (docs/inputs.md says what is)"
+        )
+    if others:
+        lines.append(f"fields that are not read: {_listed(others)}")
+    return lines
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    shown = [f"{name:.40} in {number:,}" for name, number in Counter(counts).most_common(_MOST)]
+    return ", ".join(shown) + (f" and {len(counts) - _MOST} more" if len(counts) > _MOST else "")

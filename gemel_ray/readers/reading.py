@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from gemel_ray.readers import context, melbench, official, own, wikidiverse
-from gemel_ray.readers.again import Unreachable, steady_rows
-from gemel_ray.readers.fields import BadRecord, Row, identity, plain, short
-from gemel_ray.readers.names import TEXTS, names_picture
-from gemel_ray.readers.pictures import Place
+from gemel_ray.readers import own, released
+from gemel_ray.readers.columnar import ARROW, PARQUET, arrow_batches
+from gemel_ray.readers.containers import is_whole, json_rows, rows
+from gemel_ray.readers.delimited import TABLES, table_rows
+from gemel_ray.readers.fields import TEXTS, BadRecord, Numbered, Row, identity, names_picture, plain, short
+from gemel_ray.readers.opening import is_from_storage, lines, opened
+from gemel_ray.readers.pictures import Place, unread_counts, unread_lines
+from gemel_ray.readers.shards import SHARDS
 from gemel_ray.records import DOCUMENT
+from gemel_ray.stores import scheme
 
 BATCH = 256
 _HELD = 64 * 2**20  # bytes of pictures and texts in one table
 _RARE = frozenset((float, BadRecord))  # types of values that may have to be left out
 _NEEDED = ("mentions", "mention", "sentence", "table")
+
+
+class Form(NamedTuple):
+    """How rows of one origin look: whether one fits, and the document's columns that it gives."""
+
+    fits: Callable[[Any], bool]
+    columns: Callable[[Any, Place], Row]
+
+
+_FORMS = (  # the first that fits
+    Form(released.wikidiverse_fits, released.wikidiverse_columns),
+    Form(released.melbench_fits, released.melbench_columns),
+    Form(released.context_fits, released.context_columns),
+    Form(released.gemel_fits, released.gemel_columns),
+    Form(own.fits, own.columns),
+)
 REST = "rest"  # in place of a row's number: what of a file could not be had, and may be another time
-_FORMS = (wikidiverse, melbench, context, official, own)  # the first that fits
 
 
 def documents(address: str, *, fetch_official_images: bool = False, batch: int = BATCH) -> Iterator[pa.Table]:
@@ -105,3 +130,92 @@ def _name(raw: Any, name: str) -> str:
 def _row(document_id: str, source: str, **values: Any) -> Row:
     """A row of DOCUMENT; what it lacks is null."""
     return {"document_id": document_id, "source": source, **values}
+
+
+# A file's rows in spite of storage that fails: opened again, read on behind the last row.
+
+
+_PAUSES = (0.5, 2.0, 8.0)  # seconds before a file is opened again
+
+
+class Unreachable(OSError):
+    """Storage did not give the rest of a file: another run may read it."""
+
+
+def steady_rows(address: str) -> Iterator[Numbered]:
+    """The file's rows, each once. Raises Unreachable when storage goes on failing, and whatever a file that
+    is foreign or cut short makes its library raise."""
+    seen = 0
+    for pause in (*_PAUSES, None):
+        try:
+            for position, row in enumerate(rows(address)):
+                if position >= seen:
+                    seen += 1
+                    yield row
+            return
+        except Exception as fault:
+            if not is_from_storage(fault):
+                raise
+            if pause is None:
+                raise Unreachable(str(fault)) from fault
+            time.sleep(pause)
+
+
+# A look at the first documents of the input, to say before hours are spent what of it is not read.
+
+
+_FILES = 16  # that are looked into
+
+
+def first_look(files: Sequence[str]) -> list[str]:
+    """What is not read of the first documents of the first files, in words."""
+    looked, found = 0, {"unread": Counter[str](), "unread_pictures": Counter[str]()}
+    for address in files[:_FILES]:
+        table = next(documents(address, batch=BATCH), None)
+        if table is None:
+            continue
+        looked += len(table)
+        for name, counts in unread_counts(table).items():
+            found[name].update(counts)
+    return [f"of the first {looked:,} documents: {line}" for line in unread_lines(found)]
+
+
+# How many documents a file holds, as far as can be told cheaply.
+
+
+def count(address: str) -> int | None:
+    """Documents of a file; None where it cannot be read, is a shard with nothing beside it that tells, or
+    would have to be read through, over a network."""
+    name = address.lower()
+    try:
+        if name.endswith(SHARDS):
+            return _counted_beside(address)
+        if scheme(address) and not name.endswith(PARQUET):
+            return None
+        if name.endswith(TABLES):
+            return sum(1 for _ in table_rows(address))
+        if name.endswith((*PARQUET, *ARROW)):
+            with fsspec.open(address, "rb") as file:
+                if name.endswith(ARROW):
+                    return sum(len(batch) for batch in arrow_batches(file))
+                return int(pq.ParquetFile(file).metadata.num_rows)
+        if is_whole(address):
+            return sum(1 for _ in json_rows(address))
+        with opened(address) as file:
+            return sum(bool(line.strip()) for line in lines(file))
+    except Exception:  # the reader will say why, as a row
+        return None
+
+
+def _counted_beside(shard: str) -> int | None:
+    """The pairs that img2dataset says it put into a shard: in 00000_stats.json, or row by row in Parquet."""
+    stem = shard[: shard.lower().rindex(".tar" if ".tar" in shard.lower() else ".")]
+    filesystem, path = fsspec.core.url_to_fs(stem)
+    if filesystem.exists(f"{path}_stats.json"):
+        with filesystem.open(f"{path}_stats.json") as file:
+            return int(json.load(file)["successes"])
+    if filesystem.exists(f"{path}.parquet"):
+        with filesystem.open(f"{path}.parquet") as file:
+            status = pq.read_table(file, columns=["status"])["status"]
+        return int(pc.sum(pc.equal(status, "success")).as_py() or 0)
+    return None

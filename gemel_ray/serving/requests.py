@@ -17,10 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from gemel_ray.models.limits import ImageError, shown
 from gemel_ray.readers import BadRecord, cells
-from gemel_ray.readers.fields import Row, is_unicode, text_of
-from gemel_ray.readers.inline import base64_bytes, inline
+from gemel_ray.readers.fields import TEXTS, Row, base64_bytes, inline, is_unicode, text_of
 from gemel_ray.readers.mentions import mentions
-from gemel_ray.readers.names import TEXTS
 from gemel_ray.readers.pictures import is_nothing
 from gemel_ray.records import DOCUMENT
 from gemel_ray.segments import Online

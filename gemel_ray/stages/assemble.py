@@ -22,7 +22,7 @@ from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import QUERY_IMAGE, image_of
 from gemel_ray.models.tokenizer import longest_context
 from gemel_ray.readers.fields import short
-from gemel_ray.readers.places import place
+from gemel_ray.readers.mentions import place
 from gemel_ray.setting import setting
 from gemel_ray.stage import Stage, Work, answer, settings_of
 from gemel_ray.stages.budget import cut, kept

@@ -24,7 +24,7 @@ from gemel_ray.models.fetching import Fetching, fetched
 from gemel_ray.models.images import image_bytes, is_web, read_image
 from gemel_ray.models.limits import ImageError, told_of
 from gemel_ray.models.remembered import Remembered
-from gemel_ray.readers.unread import counted
+from gemel_ray.readers.pictures import unread_counts
 from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.stages.encode import Encode
 
@@ -73,7 +73,7 @@ class Encoding(Work):
         )
         vectors = [v if r is None else r for v, r in zip(vectors, ready, strict=True)]
         errors = [e or missing for e, missing in zip(errors, lacking, strict=True)]
-        for name, counts in counted(batch).items():
+        for name, counts in unread_counts(batch).items():
             self.unread[name].update(counts)
         columns = {
             "image_vector": vectors,

@@ -1,0 +1,240 @@
+"""The forms of rows in which data sets are released: whether a row has one, and what it says.
+
+One mention between its contexts: the rows of BLINK and of KILT.
+
+    {"context_left", "mention", "context_right", "label_title" or "Wikipedia_title"}
+    {"id", "input": "left [START_ENT] mention [END_ENT] right", "output": [{"answer": "its title"}]}
+
+Sources: facebookresearch/BLINK, examples/zeshel/create_BLINK_zeshel_data.py (the first);
+facebookresearch/KILT, README.md ("KILT data format") and kilt/datasets (the second). Read from that code, not
+from data.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import unquote
+
+from gemel_ray.readers.fields import (
+    NIL,
+    OURS,
+    BadRecord,
+    Row,
+    is_unicode,
+    short,
+    sound,
+    text_of,
+    typed,
+    whole,
+)
+from gemel_ray.readers.mentions import mention, mentions, place, places, side_by_side
+from gemel_ray.readers.pictures import Place, columns_of, field_of, unread
+
+_MARKED = re.compile(r"\s*\[START_ENT\]\s*(.*?)\s*\[END_ENT\]\s*", re.DOTALL)
+_TITLES = ("Wikipedia_title", "label_title", "entity_title")
+_PARTS = ("context_left", "mention", "context_right")
+_ELSEWHERE = "context_document_id"
+_CONTEXT_READ = {*OURS, *_PARTS, "input", "output", "meta", *_TITLES}
+
+
+def context_fits(raw: Any) -> bool:
+    """The contexts, or the marks, are what tells it."""
+    if not isinstance(raw, dict):
+        return False
+    marked = isinstance(raw.get("input"), str) and "[START_ENT]" in raw["input"]
+    between = "mention" in raw and ("context_left" in raw or "context_right" in raw)
+    return marked or between or _ELSEWHERE in raw
+
+
+def context_columns(raw: Row, at: Place) -> Row:
+    """The document's columns. Raises BadRecord."""
+    if _ELSEWHERE in raw:
+        raise BadRecord(
+            f"its text is a document of another file ({_ELSEWHERE}), which is not read: give rows with "
+            "context_left, mention and context_right"
+        )
+    left, words, right, target = _between(raw) if "mention" in raw else _marked(raw)
+    if not words.strip():
+        raise BadRecord("the mention is empty")
+    start = f"{left} " if left and not left[-1].isspace() else left
+    text = f"{start}{words} {right}" if right[:1].isalnum() else f"{start}{words}{right}"
+    place = {"mention": words, "start": len(start), "end": len(start) + len(words), "target": target}
+    field = field_of(raw, pair=False) or ""
+    picture = columns_of(raw.get(field), field, at)
+    return {
+        "text": text_of({"text": text}, "text"), "given": [mention(place, text)], **picture,
+        **unread(raw, _CONTEXT_READ | {field}, pictured=bool(picture)),
+    }  # fmt: skip
+
+
+def _between(raw: Row) -> tuple[str, str, str, Any]:
+    left, words, right = (
+        typed(raw, name, str) or "" for name in ("context_left", "mention", "context_right")
+    )
+    return left, words, right, next((raw[name] for name in _TITLES if raw.get(name)), None)
+
+
+def _marked(raw: Row) -> tuple[str, str, str, Any]:
+    text = text_of(raw, "input")
+    found = _MARKED.search(text)
+    if found is None:
+        raise BadRecord("its input has [START_ENT] and no [END_ENT] after it")
+    answers = [o["answer"] for o in raw.get("output") or () if isinstance(o, dict) and o.get("answer")]
+    return text[: found.start()], found[1], text[found.end() :], answers[0] if answers else None
+
+
+# The form of WikiMEL, Richpedia-MEL and MIMIC's releases: one mention an object, or several side by side.
+#
+#     {"id", "sentence", "mentions": "a string", "entities": "its name", "answer": "Q42", "imgPath"}
+#
+# Sources: season1blue/DWE, nel_model/prepare_wikipedia.py (an object of such objects by id, pictures at
+# imgPath) and prepare_richpedia.py (`img_list` in imgPath's place), data_process/*/build_text.py (`entities`
+# is the name of `answer`); pengfei-luo/MIMIC, codes/utils/dataset.py (an array of them, mentions
+# percent-encoded, imgPath empty without picture, answer "nil" for none). Read from that code, not from data.
+
+
+_MELBENCH_READ = {*OURS, "sentence", "entities", "answer"}
+
+
+def melbench_fits(raw: Any) -> bool:
+    """`sentence` is its word for the text."""
+    return isinstance(raw, dict) and "sentence" in raw and "text" not in raw
+
+
+def melbench_columns(raw: Row, at: Place) -> Row:
+    """The document's columns. Raises BadRecord."""
+    text = text_of(raw, "sentence")
+    return {"text": text, "given": _melbench_mentions(raw, text), **_melbench_picture(raw, at)}
+
+
+def _melbench_mentions(raw: Row, text: str) -> list[Row]:
+    given = raw.get("mentions")
+    if not isinstance(given, list):
+        given = [typed(raw, "mentions", str)]
+        if not given[0]:
+            raise BadRecord("the mention is empty")
+    spelled = [_melbench_word(word, text) if isinstance(word, str) else word for word in given]
+    return mentions([_melbench_entity(m) for m in side_by_side(raw, spelled, "mentions")], text)
+
+
+def _melbench_word(word: str, text: str) -> str:
+    decoded = unquote(word)
+    return decoded if decoded != word and is_unicode(decoded) and not places(word, text) else word
+
+
+def _melbench_entity(mention: Row) -> Row:
+    """With its `target` percent-decoded, and none beside an answer "nil"."""
+    target, answer = mention.get("target"), mention.get("target_id")
+    if isinstance(answer, str) and answer.strip().upper() == NIL:
+        target = None
+    return mention | {"target": unquote(target) if isinstance(target, str) else target}
+
+
+def _melbench_picture(raw: Row, at: Place) -> Row:
+    """Of the release's key, of several the first, since a document has one; else of whatever other field
+    there is."""
+    several = typed(raw, "img_list", list) or [None]
+    key = sound(raw.get("imgPath") or several[0], "the picture's name")
+    if isinstance(key, str) and key:
+        return at.released(key) | unread(raw, _MELBENCH_READ | {"imgPath", "img_list"}, pictured=True)
+    field = field_of(raw, pair=False) or ""
+    picture = columns_of(raw.get(field), field, at)
+    return picture | unread(raw, _MELBENCH_READ | {field}, pictured=bool(picture))
+
+
+# GEMEL's own form: one mention a line, as a string, with `target`, `golden` and `img_url` or `img_name`.
+
+
+_GEMEL_FIELDS = ("mention", "start", "end", "target", "golden", "type")
+_GEMEL_READ = {*OURS, "text", *_GEMEL_FIELDS} - {"mentions"}
+
+
+def gemel_fits(raw: Any) -> bool:
+    """The mention is what tells it from ours."""
+    return isinstance(raw, dict) and "mention" in raw
+
+
+def gemel_columns(raw: Row, at: Place) -> Row:
+    """The document's columns. Raises BadRecord."""
+    text = text_of(raw, "text")
+    given = [_gemel_mention(raw, text)]
+    return {"text": text, "given": given, **_gemel_picture(raw, at)}
+
+
+def _gemel_picture(raw: Row, at: Place) -> Row:
+    """Of the release's key, else of whatever other field there is."""
+    key = sound(raw.get("img_name") or raw.get("img_url"), "the picture's name")
+    if isinstance(key, str) and key:
+        return at.keyed(key) | unread(raw, _GEMEL_READ | {"img_name", "img_url"}, pictured=True)
+    field = field_of(raw, pair=False) or ""
+    picture = columns_of(raw.get(field), field, at)
+    return picture | unread(raw, _GEMEL_READ | {field}, pictured=bool(picture))
+
+
+def _gemel_mention(raw: Row, text: str) -> Row:
+    """`start` and `end` where somebody added them (-1: nowhere). The mention stands in the prompt as the file
+    spells it."""
+    if not raw["mention"]:
+        raise BadRecord("the mention is empty")
+    found = mention({name: raw.get(name) for name in _GEMEL_FIELDS}, text)
+    return found | ({"target": None} if found["target_id"] == NIL else {})
+
+
+# WikiDiverse's own forms (Wang et al., ACL 2022): arrays instead of objects.
+#
+#     [sentence, image URL, topic, [[mention, type, start, end, entity URL], ...]]
+#     [sentence, image URL, mention, type, left, right, entity URL, candidates, topic, start, end]
+#
+# Sources: wangxw5/wikiDiverse, README.md ("Data Format") for the first, eval_cands_recall.py for the second
+# (*_w_10cands.json), for "nil", and for the slips in front of some URLs (nhttps, ]https). Places are
+# characters, end exclusive. Read from there, not from the data.
+
+
+def wikidiverse_fits(raw: Any) -> bool:
+    """The list of mentions, or of candidates, stands where it should."""
+    return isinstance(raw, list) and (_is_passage(raw) or _has_candidates(raw))
+
+
+def _is_passage(raw: list[Any]) -> bool:
+    return len(raw) == 4 and isinstance(raw[3], list)
+
+
+def _has_candidates(raw: list[Any]) -> bool:
+    return len(raw) == 11 and isinstance(raw[7], list)
+
+
+def wikidiverse_columns(raw: list[Any], at: Place) -> Row:
+    """The document's columns. Raises BadRecord."""
+    text, url = text_of({"sentence": raw[0]}, "sentence"), sound(raw[1], "the picture's name")
+    if _is_passage(raw):
+        topic, listed = raw[2], raw[3]
+    else:
+        mention, kind, _, _, entity, _, topic, start, end = raw[2:]
+        listed = [[mention, kind, start, end, entity]]
+    given = mentions([_wikidiverse_mention(m, text, topic) for m in listed], text)
+    return {"text": text, "given": given, **(at.released(url) if isinstance(url, str) and url else {})}
+
+
+def _wikidiverse_mention(raw: Any, text: str, topic: object) -> Row | BadRecord:
+    """As `mentions` takes it. The place is where the mention's words are: nearest to the given one, if that
+    holds other words."""
+    if not isinstance(raw, list) or len(raw) < 5 or not isinstance(raw[0], str) or not raw[0].strip():
+        return BadRecord(f"a mention is [mention, type, start, end, entity], not {short(raw, 80)}")
+    words, kind, start, end, entity = raw[:5]
+    near = whole(start)
+    at: tuple[Any, Any] = (near, whole(end))
+    if near is None or text[near : at[1] or near] != words:
+        at = place(words, text, near or 0) or (None, None)
+    kind = kind if isinstance(kind, str) and kind else topic
+    return {"mention": words, "start": at[0], "end": at[1], "type": kind, **_wikidiverse_target(entity)}
+
+
+def _wikidiverse_target(entity: object) -> Row:
+    """The Wikipedia page's title: of https://en.wikipedia.org/wiki/Detroit_Lions, Detroit Lions."""
+    if not isinstance(entity, str) or not is_unicode(entity):
+        return {}
+    if entity.strip().upper() == NIL:
+        return {"target_id": NIL}
+    page = entity.rpartition("/wiki/")[2].partition("#")[0]
+    return {"target": " ".join(unquote(page).replace("_", " ").split()) or None}
