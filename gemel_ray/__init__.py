@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gemel_ray.engine.run import EngineDied
     from gemel_ray.errors import GemelError, GraphError, WorkspaceError
     from gemel_ray.in_process import Linker
-    from gemel_ray.models.limits import ImageError
+    from gemel_ray.pictures.limits import ImageError
     from gemel_ray.stores import StoreError
 
 _PLACES = {
@@ -30,7 +30,7 @@ _PLACES = {
     "EngineDied": "engine.run",
     "GemelError": "errors",
     "GraphError": "errors",
-    "ImageError": "models.limits",
+    "ImageError": "pictures.limits",
     "Linker": "in_process",
     "ServerError": "client",
     "StoreError": "stores",

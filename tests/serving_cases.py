@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.knowledge import bank
-from gemel_ray.models.limits import ImageError
+from gemel_ray.pictures.limits import ImageError
 from gemel_ray.records import LINK
 from gemel_ray.segments import Online
 from gemel_ray.serving.app import Endpoint, create

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from gemel_ray.gemel.pickles import read_pickle
-from gemel_ray.models.images import read_image
-from gemel_ray.models.limits import ImageError, ImageLimits
+from gemel_ray.pictures.images import read_image
+from gemel_ray.pictures.limits import ImageError, ImageLimits
 from gemel_ray.readers import columnar, documents, opening
 
 MIB = 2**20
@@ -35,7 +35,7 @@ except ValueError as fault:
 print(peak() - before)
 """
 PICTURE = (
-    "from gemel_ray.models.images import read_image",
+    "from gemel_ray.pictures.images import read_image",
     "read_image(open(sys.argv[1], 'rb').read(), None)",
 )
 READ = ("from gemel_ray.readers import documents", "for table in documents(sys.argv[1]): del table")

@@ -19,7 +19,7 @@ from gemel_ray.knowledge.thumbnails import Collected
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
-from gemel_ray.models.limits import ImageLimits
+from gemel_ray.pictures.limits import ImageLimits
 from gemel_ray.readers import documents
 
 ENTITIES = [

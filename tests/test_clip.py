@@ -314,7 +314,7 @@ def test_the_revision_follows_the_content_alone(models: dict[str, Path], tmp_pat
 def test_importing_is_cheap() -> None:
     program = """
 import sys
-import gemel_ray.models.clip, gemel_ray.models.mention_encoder, gemel_ray.models.images
+import gemel_ray.models.clip, gemel_ray.models.mention_encoder, gemel_ray.pictures.images
 heavy = ("torch", "open_clip", "transformers", "torchvision", "fsspec")
 print([name for name in heavy if name in sys.modules])
 """

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from gemel_ray.models import fetching
-from gemel_ray.models.fetching import Fetching, Manners, fetched
-from gemel_ray.models.limits import ImageError, ImageLimits
-from gemel_ray.models.web import is_somebody
+from gemel_ray.pictures import fetching
+from gemel_ray.pictures.fetching import Fetching, Manners, fetched
+from gemel_ray.pictures.limits import ImageError, ImageLimits
+from gemel_ray.pictures.web import is_somebody
 
 LIMITS = ImageLimits(bytes=1000, seconds=60.0)
 

@@ -44,7 +44,7 @@ ONLY_IN = {
     "vllm": ["gemel_ray/engine/*"],
     "qdrant_client": ["gemel_ray/knowledge/server.py"],
     "qdrant_edge": ["gemel_ray/knowledge/qdrant.py"],
-    "httpcore": ["gemel_ray/models/connections.py", "gemel_ray/models/http.py", "gemel_ray/models/web.py"],
+    "httpcore": ["gemel_ray/pictures/web.py"],
     "jinja2": ["gemel_ray/report/page.py"],
     "open_clip": ["gemel_ray/models/clip.py", "gemel_ray/starter/train_clip.py"],
     "ray": [

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from live import answering
 from PIL import Image, ImageFile
 
-from gemel_ray.models.images import read_image
-from gemel_ray.models.limits import STORES, ImageError, ImageLimits
+from gemel_ray.pictures.images import read_image
+from gemel_ray.pictures.limits import STORES, ImageError, ImageLimits
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -18,7 +18,7 @@ import httpx
 import pyarrow as pa
 import pytest
 
-from gemel_ray.models.limits import ImageError
+from gemel_ray.pictures.limits import ImageError
 from gemel_ray.segments import Online
 from gemel_ray.serving import bodies
 from gemel_ray.serving.app import create

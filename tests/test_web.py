@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from gemel_ray.models.limits import ImageError, ImageLimits
-from gemel_ray.models.web import Address, Web, is_public, resolved
+from gemel_ray.pictures.limits import ImageError, ImageLimits
+from gemel_ray.pictures.web import Address, Web, is_public, resolved
 
 LIMITS = ImageLimits(bytes=1000, seconds=60.0)
 BYTES = b"picture" * 20

@@ -14,9 +14,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from gemel_ray.errors import Mistake
-from gemel_ray.models.images import image_bytes, read_image
-from gemel_ray.models.kinds import FORMATS
-from gemel_ray.models.limits import ImageError
+from gemel_ray.pictures.images import FORMATS, image_bytes, read_image
+from gemel_ray.pictures.limits import ImageError
 from gemel_ray.readers.pictures import spellings
 
 _ENDINGS = {

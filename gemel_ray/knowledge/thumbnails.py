@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 from PIL import Image
 
-from gemel_ray.models.images import read_image
-from gemel_ray.models.limits import ImageError, ImageLimits
+from gemel_ray.pictures.images import read_image
+from gemel_ray.pictures.limits import ImageError, ImageLimits
 
 FILE = "thumbnails.arrow"
 _SIDE = 160  # pixels, the longest

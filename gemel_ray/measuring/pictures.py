@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.models.images import is_web, read_image
-from gemel_ray.models.limits import ImageError
+from gemel_ray.pictures.images import is_web, read_image
+from gemel_ray.pictures.limits import ImageError
 from gemel_ray.readers import documents
 from gemel_ray.stages.encode import Encode
 from gemel_ray.starter.demo import DATA

@@ -9,8 +9,8 @@ from math import exp
 from typing import Any
 
 from gemel_ray.knowledge import thumbnails
-from gemel_ray.models.images import read_image
-from gemel_ray.models.limits import ImageError
+from gemel_ray.pictures.images import read_image
+from gemel_ray.pictures.limits import ImageError
 
 NIL = "NIL: none of them"
 _SIDE = 96  # pixels of a thumbnail

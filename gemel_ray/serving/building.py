@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.models.web import Web
+from gemel_ray.pictures.web import Web
 from gemel_ray.serving.app import Endpoint, create
 from gemel_ray.serving.desk import Desk
 from gemel_ray.serving.door import Door, keys

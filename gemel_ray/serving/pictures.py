@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from gemel_ray.models.limits import ImageError
+from gemel_ray.pictures.limits import ImageError
 from gemel_ray.serving.desk import Place
 from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.requests import Call, Fetch

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
-from gemel_ray.models.limits import ImageError, shown
+from gemel_ray.pictures.limits import ImageError, shown
 from gemel_ray.readers import BadRecord, cells
 from gemel_ray.readers.fields import TEXTS, Row, base64_bytes, inline, is_unicode, text_of
 from gemel_ray.readers.mentions import mentions

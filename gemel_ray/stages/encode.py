@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 import pyarrow as pa
 
-from gemel_ray.models.fetching import Manners
-from gemel_ray.models.limits import STORES, ImageLimits
+from gemel_ray.pictures.fetching import Manners
+from gemel_ray.pictures.limits import STORES, ImageLimits
 from gemel_ray.setting import DEVICE, setting
 from gemel_ray.stage import Stage
 

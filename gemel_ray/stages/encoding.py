@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gemel_ray.models.fetching import Fetching, fetched
-from gemel_ray.models.images import image_bytes, is_web, read_image
-from gemel_ray.models.limits import ImageError, told_of
 from gemel_ray.models.remembered import Remembered
+from gemel_ray.pictures.fetching import Fetching, fetched
+from gemel_ray.pictures.images import image_bytes, is_web, read_image
+from gemel_ray.pictures.limits import ImageError, told_of
 from gemel_ray.readers.pictures import unread_counts
 from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.stages.encode import Encode

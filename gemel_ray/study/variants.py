@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from gemel_ray import storage
 from gemel_ray.errors import Mistake
-from gemel_ray.models.images import read_image
-from gemel_ray.models.limits import ImageError
+from gemel_ray.pictures.images import read_image
+from gemel_ray.pictures.limits import ImageError
 from gemel_ray.readers import documents
 
 Row = dict[str, Any]

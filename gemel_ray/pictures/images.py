@@ -12,17 +12,19 @@ from __future__ import annotations
 import re
 import threading
 import warnings
+from collections.abc import Iterator
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from urllib import request
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from gemel_ray.models.kinds import formats, unread
-from gemel_ray.models.limits import LIMITS, Filtered, ImageError, ImageLimits, reason, told_of
-from gemel_ray.models.pixels import rgb, upright
-from gemel_ray.models.web import Web, is_somebody
+from gemel_ray.pictures.limits import LIMITS, Filtered, ImageError, ImageLimits, reason, told_of
+from gemel_ray.pictures.web import Web, is_somebody
 
 # A text or colour profile of a PNG, unpacked: many programs write more than Pillow's own 1 MiB. Of all texts
 # of one together it takes 64 MiB.
@@ -131,7 +133,7 @@ def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(unread(data)) from error
+        raise ImageError(no_picture(data)) from error
     except Image.DecompressionBombError as error:
         raise ImageError(too_large) from error
     except Exception as error:  # Pillow meets damage with half of Python's exceptions
@@ -182,3 +184,112 @@ class Silence:
 
 
 silence = Silence()
+
+
+# Kinds of pictures by their first bytes: those whose decoder is loaded when the first one comes, and what is
+# said of bytes that no decoder takes.
+
+
+# Not the formats that run other programs (EPS) or hide a second size inside (ICO, JPEG 2000).
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_STARTS = {
+    b"\0\0\0\x0cjP": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\1\0": "an icon (ICO)",
+    b"8BPS": "a Photoshop file",
+    b"%PDF": "a PDF",
+    b"%!PS": "PostScript",
+    b"PK\3\4": "a ZIP archive",
+    b"\x1f\x8b": "packed with gzip",
+    b"RIFF": "a RIFF file other than WebP",
+}
+
+
+def formats(data: bytes) -> tuple[str, ...]:
+    """Pillow's formats that bytes may be decoded as."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF:
+        _register_heif()
+        return ("HEIF",)
+    return FORMATS
+
+
+@cache
+def _register_heif() -> None:
+    import pi_heif
+
+    pi_heif.register_heif_opener()
+
+
+def no_picture(data: bytes) -> str:
+    """What bytes are that are none of these: what to do about it, where something can be done."""
+    known = f"it is not a complete picture of a known kind ({', '.join(FORMATS)}, HEIC)"
+    start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in start:
+        return "it is an SVG drawing, which is not read: make a PNG of it"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page and no picture"
+    kind = next((kind for first, kind in _STARTS.items() if data.startswith(first)), None)
+    return f"it is {kind}, which is not read: make a JPEG or PNG of it" if kind else known
+
+
+# A decoded picture made plain: upright, RGB of 8 bits, on white. Knows nothing of files.
+
+
+_AT_ONCE = 2**20  # pixels
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says; unreadable EXIF turns nothing."""
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged metadata does not make the pixels worse
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB of 8 bits: deep greys scaled instead of clipped, transparency onto white."""
+    if image.mode[0] in "IF":
+        return eight_bits(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(image, mask=image)
+    return canvas
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits, or of a range that only its pixels say, as mode L."""
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    low = min(float(_finite(rows).min()) for rows in _bands(values))
+    high = max(float(_finite(rows).max()) for rows in _bands(values))
+    grey = np.empty(values.shape, np.uint8)
+    for rows, into in zip(_bands(values), _bands(grey), strict=True):
+        into[:] = (_finite(rows) - low) * (255 / max(high - low, 1e-9))
+    return Image.fromarray(grey)
+
+
+def _bands(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Some rows at a time: all of a large picture at once in 64 bits are gigabytes."""
+    step = max(1, _AT_ONCE // values.shape[1])
+    return (values[at : at + step] for at in range(0, len(values), step))
+
+
+def _finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    return np.nan_to_num(rows.astype(np.float64))

@@ -16,8 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from gemel_ray.models.limits import Busy, ImageError, ImageLimits
-from gemel_ray.models.web import Web, is_public, is_somebody
+from gemel_ray.pictures.limits import Busy, ImageError, ImageLimits
+from gemel_ray.pictures.web import Web, is_public, is_somebody
 
 _PAUSES = (1.0, 4.0)  # seconds before a busy server is asked again, where it does not say
 _REFUSAL = "its host is not a public one (encode.public_hosts=false lets private ones be asked)"
