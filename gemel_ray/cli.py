@@ -31,8 +31,7 @@ from gemel_ray.commands import (
     study,
     train,
 )
-from gemel_ray.errors import Mistake
-from gemel_ray.job.stopped import Stopped
+from gemel_ray.errors import Mistake, Stopped
 from gemel_ray.job.submitted import MISTAKES, stop_mistaken
 
 _VERBS: dict[str, Callable[[Parser], None]] = {

@@ -16,3 +16,15 @@ class WorkspaceError(Mistake):
 
 class GraphError(GemelError, ValueError):
     """Stages do not fit together, which is said when the graph is built; or one of them broke its promise."""
+
+
+class Stopped(GemelError, RuntimeError):
+    """The job could not go on. What is written stays, and the same command continues from there."""
+
+    status = 1  # of the command
+
+
+class Terminated(Stopped):
+    """By SIGTERM, as a cluster's scheduler sends it."""
+
+    status = 143

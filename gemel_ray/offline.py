@@ -26,19 +26,15 @@ import pyarrow as pa
 from gemel_ray import nodes
 from gemel_ray.config import Config
 from gemel_ray.environment import lean, variables
+from gemel_ray.errors import Stopped
 from gemel_ray.graph import Graph
-from gemel_ray.job import record, results, said, shared
-from gemel_ray.job.attempts import Attempts
-from gemel_ray.job.driving import Job, Run, drive
-from gemel_ray.job.filters import Filters, digests, repeated
+from gemel_ray.job import record, results, shared
+from gemel_ray.job.driving import Job, Run, drive, note, terminable
 from gemel_ray.job.index import Done
-from gemel_ray.job.manifest import write_manifest
-from gemel_ray.job.metrics import Metrics
-from gemel_ray.job.selection import Selection, Share
+from gemel_ray.job.record import Metrics, write_manifest
+from gemel_ray.job.selection import Filters, Selection, Share, contents_of, repeated
 from gemel_ray.job.shared import Seen
-from gemel_ray.job.stopped import Stopped
-from gemel_ray.job.stopping import note, terminable
-from gemel_ray.job.worker import Worker, traced
+from gemel_ray.job.worker import Attempts, Worker, traced
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.workspace import Workspace
@@ -202,7 +198,7 @@ def _repeated(addresses: Sequence[str], asked: Input) -> Iterator[results.Keys]:
     import ray
 
     if asked.duplicates == "drop":
-        read = ray.remote(num_cpus=0.5)(digests)
+        read = ray.remote(num_cpus=0.5)(contents_of)
         yield repeated(ray.get([read.remote(a, asked.fetch_official_images) for a in addresses]))
 
 
@@ -214,7 +210,7 @@ class _Actor:
         import ray
 
         self.opening, self.fault, self.node = opening, None, ray.get_runtime_context().get_node_id()
-        said.say(opening.output, opening.run)
+        record.say(opening.output, opening.run)
         try:
             with lean():
                 self.worker = opening.worker(stages)

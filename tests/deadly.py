@@ -20,12 +20,10 @@ from gemel_ray import offline
 from gemel_ray.config import Config
 from gemel_ray.graph import Graph
 from gemel_ray.job import results
-from gemel_ray.job.attempts import Attempts
-from gemel_ray.job.filters import Filters
+from gemel_ray.job.driving import plainly
 from gemel_ray.job.record import Record
-from gemel_ray.job.selection import Selection
-from gemel_ray.job.stopping import plainly
-from gemel_ray.job.worker import Worker, traced
+from gemel_ray.job.selection import Filters, Selection
+from gemel_ray.job.worker import Attempts, Worker, traced
 from gemel_ray.object_folder import folder_at
 from gemel_ray.records import DOCUMENT, LINK
 from gemel_ray.segments import SegmentOptions

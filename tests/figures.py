@@ -109,11 +109,10 @@ def ways(trace: Trace, folder: Path) -> dict[str, str]:
 def job(trace: Trace, config: Any, segment: Any, files: list[str], folder: Path) -> list[set[CodeType]]:
     """What a job does with the second of two files: a worker, and the driver; but for Ray."""
     from gemel_ray.job import record
-    from gemel_ray.job.attempts import Attempts
     from gemel_ray.job.driving import Job, Run, drive
-    from gemel_ray.job.filters import Filters
-    from gemel_ray.job.manifest import write_manifest
-    from gemel_ray.job.worker import Worker
+    from gemel_ray.job.record import write_manifest
+    from gemel_ray.job.selection import Filters
+    from gemel_ray.job.worker import Attempts, Worker
     from gemel_ray.object_folder import folder_at
 
     found: list[set[CodeType]] = []

@@ -14,11 +14,9 @@ import pyarrow.parquet as pq
 
 from gemel_ray.graph import Graph
 from gemel_ray.job import record
-from gemel_ray.job.attempts import Attempts
 from gemel_ray.job.driving import Job, Run, drive
-from gemel_ray.job.filters import Filters
-from gemel_ray.job.selection import Selection
-from gemel_ray.job.worker import Worker, traced
+from gemel_ray.job.selection import Filters, Selection
+from gemel_ray.job.worker import Attempts, Worker, traced
 from gemel_ray.object_folder import folder_at
 from gemel_ray.records import DOCUMENT, LINK
 from gemel_ray.settings import Input

@@ -20,17 +20,15 @@ import pytest
 from jobs import lines, run_once, worker
 
 from gemel_ray.cli import main
+from gemel_ray.errors import Stopped, Terminated
 from gemel_ray.job import record, results
-from gemel_ray.job.filters import Filters, digests, repeated
-from gemel_ray.job.identity import plain
-from gemel_ray.job.index import Done
+from gemel_ray.job.driving import TooManyErrors, note, plainly, terminable
+from gemel_ray.job.index import Done, plain
 from gemel_ray.job.inputs import Given
 from gemel_ray.job.page import write_page
-from gemel_ray.job.reasons import kind
 from gemel_ray.job.record import Record
-from gemel_ray.job.selection import Selection
-from gemel_ray.job.stopped import Stopped, Terminated
-from gemel_ray.job.stopping import TooManyErrors, note, plainly, terminable
+from gemel_ray.job.results import kind
+from gemel_ray.job.selection import Filters, Selection, contents_of, repeated
 from gemel_ray.job.worker import Worker
 from gemel_ray.object_folder import folder_at
 from gemel_ray.readers import documents
@@ -253,7 +251,7 @@ def test_a_pair_that_came_before_is_filtered_whatever_is_done_already(tmp_path: 
     for file in (first, second):
         rows = [{"id": f"{file.stem}-{i}", "text": t, "image": p} for i, (t, p) in enumerate(pairs)]
         file.write_text("\n".join(map(json.dumps, rows)))
-    found = repeated(digests(str(file), False) for file in (first, second))
+    found = repeated(contents_of(str(file), False) for file in (first, second))
     told = reasons(Filters(Input(), found), str(first))
     assert {i for i, why in told.items() if why and why.startswith("filtered:")} == {"3"}
     assert told["4"].startswith("the text is empty")

@@ -21,11 +21,10 @@ import pytest
 from power import Disk, rounds
 
 from gemel_ray import storage
-from gemel_ray.job import link_files, results
-from gemel_ray.job.filters import Filters
+from gemel_ray.job import merging, results
 from gemel_ray.job.inputs import Given
 from gemel_ray.job.merging import Merging
-from gemel_ray.job.selection import Selection
+from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.knowledge import versions
 from gemel_ray.records import LINK
 from gemel_ray.settings import Input
@@ -97,8 +96,8 @@ def test_no_row_of_a_job_is_lost_or_doubled(
 ) -> None:
     """Cut, started again, cut again; at last to its end. Also where rows that failed are done again and lines
     have changed."""
-    monkeypatch.setattr(link_files, "FILE", 5)
-    monkeypatch.setattr(link_files, "FEW", 1)
+    monkeypatch.setattr(merging, "FILE", 5)
+    monkeypatch.setattr(merging, "FEW", 1)
     cuts, texts = 0, dict.fromkeys(range(12), "text")
     for dice, patch in rounds(ROUNDS // 2, monkeypatch):
         (tmp_path / "disk").mkdir()
@@ -227,7 +226,7 @@ def ext4(tmp_path: Path) -> Iterator[Path]:
 
 def test_on_a_real_ext4_that_is_shut_down(ext4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel drops what was not synced, and fails every call until the disk is mounted again."""
-    monkeypatch.setattr(link_files, "FILE", 5)
+    monkeypatch.setattr(merging, "FILE", 5)
     monkeypatch.setattr(results, "_PAUSES", ())
     disk, dice, real, cuts = ext4.with_name("disk.img"), random.Random(0), os.fsync, 0
     for number in range(int(os.environ.get("GEMEL_RAY_CUTS", "10"))):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gemel_ray.job import said
+from gemel_ray.job import record
 from gemel_ray.object_folder import folder_at
 from gemel_ray.progress import Meter, Progress
 
@@ -19,16 +19,16 @@ SERVER = logging.getLogger("gemel_ray.knowledge.server")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(said, "_EVERY", 0.01)
-    monkeypatch.setattr(said._SOURCE, "handlers", [])
+    monkeypatch.setattr(record, "_EVERY", 0.01)
+    monkeypatch.setattr(record._SOURCE, "handlers", [])
 
 
 def test_what_two_workers_say_is_reported_once(tmp_path: Path) -> None:
     output = folder_at(tmp_path)
     for run in ("this", "this", "another"):  # two workers, and one of a run that was before
-        said.say(output, run)
+        record.say(output, run)
     reported: list[str] = []
-    with said.heard(output, "this", lambda progress: reported.append(progress.note)):
+    with record.heard(output, "this", lambda progress: reported.append(progress.note)):
         for words in ("waiting", "again", "waiting"):
             SERVER.warning(words)
             until = time.monotonic() + 100

@@ -13,7 +13,7 @@ import pytest
 from gemel_ray import machine, sizing
 from gemel_ray.config import STAGES, Config, load
 from gemel_ray.environment import variables
-from gemel_ray.job.preview import preview
+from gemel_ray.job.driving import preview
 from gemel_ray.job.selection import Selection
 from gemel_ray.machine import Gpu, Machine, visible
 from gemel_ray.segments import SegmentOptions

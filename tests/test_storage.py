@@ -11,8 +11,7 @@ import pytest
 from live import answering
 
 from gemel_ray.job import results
-from gemel_ray.job.filters import Filters
-from gemel_ray.job.selection import Selection
+from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.readers import documents, reading
 from gemel_ray.settings import Input
 

@@ -23,9 +23,8 @@ from gemel_ray import stores
 from gemel_ray.cli import main
 from gemel_ray.config import Config
 from gemel_ray.job import results
-from gemel_ray.job.manifest import write_manifest
 from gemel_ray.job.page import write_page
-from gemel_ray.job.record import Record, counted
+from gemel_ray.job.record import Record, counted, write_manifest
 from gemel_ray.knowledge import bringing
 from gemel_ray.knowledge.bringing import Shared, brought
 from gemel_ray.knowledge.workspace import Workspace

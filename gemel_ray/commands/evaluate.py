@@ -56,7 +56,7 @@ def add(verb: Parser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.evaluation import compare, evaluate, known
     from gemel_ray.evaluation.table import compared
-    from gemel_ray.job.manifest import read_manifest
+    from gemel_ray.job.record import read_manifest
     from gemel_ray.readers import files
     from gemel_ray.report import write_report
 

@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
     for line in first_look(inputs):
         say(line)
     if options.dry_run:
-        from gemel_ray.job.preview import preview
+        from gemel_ray.job.driving import preview
 
         print(preview(config, inputs, options.output, selection))
         return 0
@@ -115,7 +115,7 @@ def _linked(options: argparse.Namespace, config: Config, inputs: list[str], sele
 
 def exit_status(manifest: dict[str, Any], *, strict: bool) -> int:
     """1 when every row failed, or, if strict, any did; what is filtered is no failure."""
-    from gemel_ray.job.filters import FILTERED
+    from gemel_ray.job.selection import FILTERED
 
     failed = any(not reason.startswith(FILTERED) for reason in manifest["errors"])
     if failed and set(manifest["statuses"]) == {"error"}:

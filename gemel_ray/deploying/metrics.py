@@ -106,7 +106,7 @@ def _rays(manifests: Manifests) -> set[str]:
 
 
 def _ours() -> set[str]:
-    from gemel_ray.job.metrics import METRICS
+    from gemel_ray.job.record import METRICS
     from gemel_ray.serving.meters import Meters
 
     return {metric.name for metric in Meters().registry.collect()} | {f"ray_{name}" for name in METRICS}

@@ -15,7 +15,7 @@ from gemel_ray.errors import Mistake
 from gemel_ray.evaluation.evaluate import Evaluation
 from gemel_ray.evaluation.figures import difference, headline
 from gemel_ray.evaluation.judged import Judged, Row
-from gemel_ray.job.manifest import read_manifest
+from gemel_ray.job.record import read_manifest
 
 _MISSING = object()
 

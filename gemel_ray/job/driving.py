@@ -5,21 +5,29 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from traceback import format_exception
 from typing import Any
 
-from gemel_ray.job import results, said
+from gemel_ray.config import Config
+from gemel_ray.errors import Stopped, Terminated
+from gemel_ray.job import record, results
 from gemel_ray.job.index import Done
-from gemel_ray.job.inputs import Given
+from gemel_ray.job.inputs import Given, unchanged
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.record import Record
-from gemel_ray.job.selection import Selection, Share
-from gemel_ray.job.stopping import TooManyErrors, plainly
+from gemel_ray.job.results import WORKERS
+from gemel_ray.job.selection import FILTERED, Selection, Share
 from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.progress import Progress
 from gemel_ray.settings import Input
+from gemel_ray.sizing import fitted
+from gemel_ray.storage import Folder
 
 _ALL = Selection()
 
@@ -60,11 +68,11 @@ def drive(job: Job, computing: Computing, report: Callable[[Progress], None]) ->
     name = results.prepare(at)
     given.note()
     done, known = results.finished(at, job.retry), given.unchanged(job.asked)
-    said.retried(job.retry, done, report)
+    record.retried(job.retry, done, report)
     shares = job.selection.of(given.addresses, given.keys, known)
     total = job.selection.total(given.addresses, known)
     run = Run(name, given.addresses, shares, done, Record(at, max(0, total - len(done)), len(done)))
-    with plainly(run.record, name), said.heard(at, name, report), Merging(at, name) as merging:
+    with plainly(run.record, name), record.heard(at, name, report), Merging(at, name) as merging:
         with computing(run) as batches:
             for counts in batches:
                 run.record.add(counts)
@@ -75,3 +83,130 @@ def drive(job: Job, computing: Computing, report: Callable[[Progress], None]) ->
         merging.done = done
     given.finished(done, job.asked)
     return run.record
+
+
+# Why a job ends before its time, in words for the person who started it.
+
+
+_PLAIN = (ValueError, OSError, RuntimeError)  # whose words say what to do
+_ENOUGH = 200  # rows, before their share of errors says anything
+
+
+class TooManyErrors(Stopped):
+    """More of the rows failed than was allowed."""
+
+    @classmethod
+    def unless(cls, told: Record, allowed: float, least: int = _ENOUGH) -> None:
+        """Raise it when, of at least `least` rows, more than the share `allowed` are errors."""
+        if told.rows < least or told.failures <= allowed * told.rows:
+            return
+        most, number = next(e for e in told.errors.most_common() if not e[0].startswith(FILTERED))
+        raise cls(
+            f"{told.failures:,} of {told.rows:,} rows are errors ({told.failures / told.rows:.1%}), more "
+            f"than --max-error-rate {allowed:g} allows; {number:,} of them: {most}"
+        )
+
+
+def note(output: Folder, run: str, fault: Exception) -> None:
+    """Of a run's worker: what ends it, and with it the job. Of an exception with causes Ray brings no more
+    than a text, and Ray Data puts its own words before it."""
+    output.write(_noted(run), json.dumps(_said(fault)).encode())
+
+
+def _said(fault: Exception) -> dict[str, str]:
+    name, words = type(fault).__name__, str(fault)
+    plain = words if words and isinstance(fault, _PLAIN) else f"{name}: {words}"
+    return {"why": f"{name}: {words}", "plain": plain, "trace": "".join(format_exception(fault))}
+
+
+def _noted(run: str) -> str:
+    return f"{WORKERS}/fault-{run}"
+
+
+@contextmanager
+def plainly(told: Record, run: str) -> Iterator[None]:
+    """What ends the job inside is noted in its record. A fault is raised as Stopped, with the words of the
+    worker that met it, if one did; where it came from is written to DIR/traceback.txt."""
+    try:
+        yield
+    except Stopped as reason:
+        _record(told, str(reason))
+        raise
+    except KeyboardInterrupt:
+        _record(told, "interrupted")
+        raise
+    except Exception as fault:
+        try:
+            said = json.loads(told.output.read(_noted(run)))
+        except OSError:  # of the driver's own
+            said = _said(fault)
+        _record(told, said["why"])
+        try:
+            told.output.write("traceback.txt", said["trace"].encode())
+        except OSError:
+            raise Stopped(said["plain"]) from fault
+        raise Stopped(f"{said['plain']}\nWhere it came from: {told.output}/traceback.txt") from fault
+
+
+def _record(told: Record, why: str) -> None:
+    with suppress(OSError):  # a full disk: what ended the job is said all the same
+        told.write("stopped", why)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM ends the job in order: it is raised as Terminated."""
+
+    def end(*_: object) -> None:
+        raise Terminated("terminated (SIGTERM)")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+# What `gemel-ray link --dry-run` says: the plan of a job, and how long it may take.
+
+
+def preview(config: Config, inputs: Sequence[str], output: Place, selection: Selection) -> str:
+    """The plan in words: inputs, what is done, where it would run, and an estimate where there is one."""
+    config = fitted(config, "offline")
+    total, done = selection.total(inputs, unchanged(output, inputs, config.input)), _done(output)
+    known = f"{total:,} documents" if total else "an unknown number of documents"
+    lines = [f"{len(inputs):,} files with {known}, of which {done:,} are in {output} already"]
+    lines.append(f"Ray: {config.offline.address}")
+    for segment in config.offline.segments:
+        lines.append(
+            f"  {segment.workers} x [{' '.join(segment.stages)}]: {segment.cpus:g} CPUs and "
+            f"{segment.gpus:g} GPUs each, {segment.batch} documents at once, {segment.overlap} times over"
+        )
+    lines.append(f"language model: {config.models.language}, {config.generate.beams} beams, "
+                 f"{config.retrieve.demonstrations} demonstrations")  # fmt: skip
+    lines.append(_estimate(output, max(0, total - done) if total else None))
+    return "\n".join(lines)
+
+
+def _done(output: Place) -> int:
+    """Without mending anything."""
+    return results.number(output)
+
+
+def _estimate(output: Place, left: int | None) -> str:
+    at = folder_at(output)
+    if left == 0:
+        return "nothing is left to do"
+    if left is None or "progress.json" not in at.names():
+        return "no estimate: link --limit 500 first, or ask gemel-ray plan with the rates of gemel-ray bench"
+    last = json.loads(at.read("progress.json"))
+    done, seconds = last["documents"]["done"], last["seconds"]
+    if not done:
+        return "no estimate: the last run did nothing"
+    return (
+        f"about {left * seconds / done / 60:,.0f} minutes, at the pace of the last run here "
+        f"({done / seconds:.1f} documents a second, start-up included)"
+    )

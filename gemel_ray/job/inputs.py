@@ -18,8 +18,7 @@ from typing import Any
 
 import fsspec
 
-from gemel_ray.job.identity import file_key, head, place
-from gemel_ray.job.index import Done
+from gemel_ray.job.index import Done, file_key, head, place
 from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.settings import Input
 

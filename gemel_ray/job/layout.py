@@ -2,7 +2,7 @@
 
 links/*.parquet   one row a mention, some 100,000 documents a file
 parts/RUN/        batches as workers write them, until there are enough for a file (job/merging.py)
-ledger/           which of these count (job/ledger.py)
+ledger/           which of these count (below)
 index/            what is done, a record for each document of a file of links (job/index.py)
 """
 
@@ -12,18 +12,18 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gemel_ray.errors import Mistake
-from gemel_ray.job.ledger import State
 from gemel_ray.storage import Folder
 
 LINKS, PARTS, INDEX = "links", "parts", "index"
 PASSES, DONE = "passes", "done"  # of the run that writes: see job/index.py
-SOURCE = "source"  # column of the input's file and row, with a mark (job/identity.py)
+SOURCE = "source"  # column of the input's file and row, with a mark (job/index.py)
 DOCUMENTS = b"gemel_ray.documents"  # in a part's metadata: [[source, rows, has an error], ...] in its order
 _MADE = re.compile(r"\d{8}-\d{3}-[0-9a-f]{8}\.(parquet|npy)")
 _log = logging.getLogger(__name__)
@@ -103,3 +103,65 @@ def set_aside(at: Folder, name: str) -> None:
     _log.warning(
         "%s/%s is torn, as by a power cut: it is %s now, and its rows are done again", at, name, torn
     )
+
+
+# What counts of an output folder: numbered entries, of which the last is the whole truth.
+#
+#     ledger/00000007.json   {"run": NAME, "files": [[NAME, documents], ...], "parts": [NAME, ...], ...}
+#
+# Two drivers cannot write the same number: an entry is created, never replaced. So a run that takes over
+# (by an entry with its name) and one that merges files agree on who was first, on a disk or an object store,
+# and a part that a run writes after it was taken over does not count, however long its worker had slept.
+
+
+ENTRIES = "ledger"
+
+
+class TakenOver(RuntimeError):
+    """Another run writes to this folder now."""
+
+
+@dataclass(frozen=True)
+class State:
+    """`run` writes now. `files` of links with their numbers of documents; `parts` of earlier runs that count;
+    `gone`: parts that are in files, and files that have successors: being deleted."""
+
+    number: int = 0
+    run: str = ""
+    files: tuple[tuple[str, int], ...] = ()
+    parts: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+
+
+def latest(folder: Folder) -> State:
+    names = folder.names(ENTRIES)
+    if not names:
+        return State()
+    said = json.loads(folder.read(names[-1]))
+    return State(
+        number=int(names[-1].rpartition("/")[2].partition(".")[0]),
+        run=said["run"],
+        files=tuple((name, documents) for name, documents in said["files"]),
+        parts=tuple(said["parts"]),
+        gone=tuple(said["gone"]),
+    )
+
+
+def take_over(folder: Folder, run: str, parts: Callable[[State], list[str]]) -> State:
+    """Make the folder this run's; `parts` says which of the parts that lie there count by a state."""
+    while True:
+        former = latest(folder)
+        new = replace(former, number=former.number + 1, run=run, parts=tuple(parts(former)), gone=())
+        if _created(folder, new):
+            return new
+
+
+def commit(folder: Folder, new: State) -> None:
+    """Make `new`, made of the latest entry, the next. Raises TakenOver where another run has been first."""
+    if not _created(folder, new):
+        raise TakenOver(f"another run of gemel-ray link has taken over {folder}")
+
+
+def _created(folder: Folder, state: State) -> bool:
+    said = {name: value for name, value in asdict(state).items() if name != "number"}
+    return folder.create(f"{ENTRIES}/{state.number:08}.json", json.dumps(said).encode())

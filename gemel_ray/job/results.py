@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import time
 import uuid
 from collections import Counter
@@ -23,16 +24,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gemel_ray.errors import Mistake
-from gemel_ray.job import attempts, layout, ledger
+from gemel_ray.job import layout
 from gemel_ray.job.index import finished
-from gemel_ray.job.layout import DOCUMENTS, LINKS, PARTS, SOURCE
-from gemel_ray.job.ledger import State, TakenOver
-from gemel_ray.job.reasons import kind
+from gemel_ray.job.layout import DOCUMENTS, LINKS, PARTS, SOURCE, State, TakenOver
 from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.storage import TORN, Folder
 
 __all__ = ["SOURCE", "TakenOver", "counts", "files", "finished", "keys", "prepare", "tables", "write"]
 Keys = npt.NDArray[np.uint64]
+ATTEMPTS = ".attempts"  # what they have begun (job/worker.py)
 WORKERS = ".workers"  # where they tell what they measure (job/record.py)
 MARK = "run"
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before storage that failed is written to again
@@ -43,16 +43,16 @@ def prepare(output: Place) -> str:
     ValueError, before anything is touched, where files lie that are not of this kind."""
     run, at = uuid.uuid4().hex, folder_at(output)
     _refuse_foreign(at)
-    state = ledger.take_over(at, run, lambda former: layout.counting_parts(at, former))
+    state = layout.take_over(at, run, lambda former: layout.counting_parts(at, former))
     at.write(MARK, run.encode())
     _clear(at, state)
-    for notes in (attempts.FOLDER, WORKERS):
+    for notes in (ATTEMPTS, WORKERS):
         at.clear(notes)
     return run
 
 
 def _refuse_foreign(at: Folder) -> None:
-    known = {name for name, _ in ledger.latest(at).files}
+    known = {name for name, _ in layout.latest(at).files}
     for name in at.names(LINKS):
         if name.endswith(".parquet") and name not in known and not layout.is_ours(name):
             raise Mistake(
@@ -77,7 +77,7 @@ def _clear(at: Folder, state: State) -> None:
             at.clear(run)
     at.clear(layout.PASSES)
     at.clear(layout.DONE)
-    for under in (LINKS, layout.INDEX, ledger.ENTRIES):
+    for under in (LINKS, layout.INDEX, layout.ENTRIES):
         at.tidy(under)
 
 
@@ -85,7 +85,7 @@ def written(output: Place, run: str | None, sources: Collection[str]) -> pa.Tabl
     """What this run has written of a batch already, its worker having died then."""
     at = folder_at(output)
     try:
-        return layout.with_sources(at, layout.part_of(run or ledger.latest(at).run, sources))
+        return layout.with_sources(at, layout.part_of(run or layout.latest(at).run, sources))
     except FileNotFoundError:
         return None
 
@@ -95,7 +95,7 @@ def write(rows: pa.Table, output: Place, run: str | None = None) -> str:
     `source` are known by their document's id. Storage that fails is tried again for half a minute. Raises
     OSError, and TakenOver."""
     at = folder_at(output)
-    run = run or ledger.latest(at).run
+    run = run or layout.latest(at).run
     sources = rows[SOURCE if SOURCE in rows.column_names else "document_id"].to_pylist()
     bad = _failed(rows)
     documents = [
@@ -135,12 +135,12 @@ def as_parquet(table: pa.Table) -> bytes:
 def files(output: Place) -> list[str]:
     """Names of what is written and counts, files before parts."""
     at = folder_at(output)
-    return layout.counting(at, ledger.latest(at))
+    return layout.counting(at, layout.latest(at))
 
 
 def tables(output: Place, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The links, file by file. Raises ValueError when the folder holds none, or no readable one."""
-    if not ledger.latest(folder_at(output)).number:
+    if not layout.latest(folder_at(output)).number:
         raise Mistake(f"{output} holds no links: gemel-ray link writes them to {folder_at(output)}/{LINKS}")
     for name in files(output):
         yield layout.read(folder_at(output), name, columns)
@@ -155,7 +155,7 @@ def keys(sources: Sequence[str]) -> Keys:
 def number(output: Place) -> int:
     """Of documents in the whole output."""
     at = folder_at(output)
-    state = ledger.latest(at)
+    state = layout.latest(at)
     return sum(_documents(at, state).values())
 
 
@@ -169,7 +169,7 @@ def _documents(at: Folder, state: State) -> dict[str, int]:
 def counts(output: Place) -> dict[str, Any]:
     """Of the whole output: documents, rows by status, errors by kind, rows by fingerprint."""
     at = folder_at(output)
-    state, statuses, errors, prints = ledger.latest(at), Counter[str](), Counter[str](), Counter[str]()
+    state, statuses, errors, prints = layout.latest(at), Counter[str](), Counter[str](), Counter[str]()
     numbers = _documents(at, state)
     for name in numbers:
         table = layout.read(at, name, ["status", "error", "fingerprint"])
@@ -183,3 +183,24 @@ def counts(output: Place) -> dict[str, Any]:
         "errors": dict(errors.most_common()),
         "fingerprints": dict(prints.most_common()),
     }
+
+
+# Errors of a kind: what a row's error says without what is that row's own.
+
+
+_OWN = re.compile(
+    r"""
+      \b[a-z][a-z0-9+.-]*://\S+          # an address
+    | '[^']*' | "[^"]*"                  # what is quoted
+    | (?<!\w)[\w.~-]*/[^\s:,]+           # a path
+    | \b[\w-]+\.[A-Za-z][A-Za-z0-9]{1,4}\b(?::\d+)?  # a file
+    | \d[\d,.]*\d|\d                     # a number
+    """,
+    re.VERBOSE,
+)
+
+
+def kind(error: str) -> str:
+    """The error with an ellipsis for each address, path, file, quotation and number in it, so that rows that
+    failed alike are counted together."""
+    return re.sub(r"\.\.\.(?:[\s,-]*\.\.\.)+", "...", _OWN.sub("...", error))

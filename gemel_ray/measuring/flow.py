@@ -23,8 +23,7 @@ from gemel_ray import nodes, offline
 from gemel_ray.config import Config
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
-from gemel_ray.job.filters import Filters
-from gemel_ray.job.selection import Selection
+from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.workspace import Workspace

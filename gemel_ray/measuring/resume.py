@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.errors import Mistake
-from gemel_ray.job import index, layout, ledger, results
-from gemel_ray.job.identity import RECORD, file_key
-from gemel_ray.job.link_files import FILE
+from gemel_ray.job import index, layout, results
+from gemel_ray.job.index import RECORD, file_key
+from gemel_ray.job.merging import FILE
 from gemel_ray.measuring.machine import machine
 from gemel_ray.measuring.scale import Say
 from gemel_ray.object_folder import folder_at
@@ -28,7 +28,7 @@ _INPUT = 100_000  # documents of one file of the input
 def resume(output: Path, documents: int, say: Say) -> dict[str, Any]:
     """All figures, ready for JSON."""
     made = output / f"resumed-{documents}"
-    if not ledger.latest(folder_at(made)).number:
+    if not layout.latest(folder_at(made)).number:
         say(f"making up the results of {documents:,} documents")
         _make_up(made, documents)
     before, began = _memory(), time.perf_counter()
@@ -78,4 +78,4 @@ def _make_up(output: Path, documents: int) -> None:
         at.write(layout.index_of(name), index.saved(records))
         at.write(name, links)
         files.append((name, len(numbers)))
-    ledger.commit(at, ledger.State(number=1, run="made-up", files=tuple(files)))
+    layout.commit(at, layout.State(number=1, run="made-up", files=tuple(files)))
