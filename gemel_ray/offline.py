@@ -39,11 +39,10 @@ from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
-from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.progress import Progress
 from gemel_ray.settings import Input
 from gemel_ray.sizing import fitted
-from gemel_ray.storage import Folder
+from gemel_ray.storage import Folder, Place, folder_at
 
 _BLOCK = 128  # documents that travel together, and are told of together: some for every worker
 _ALL = Selection()

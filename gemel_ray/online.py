@@ -26,12 +26,12 @@ from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bringing import Shared, brought
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.segments import ApiOptions, OnlineSegment
-from gemel_ray.serving import address, proxy, replicas
+from gemel_ray.serving import proxy, replicas
 from gemel_ray.serving.door import keys
 from gemel_ray.sizing import fitted
 
 NAME = "gemel-ray"
-_POLICY = "gemel_ray.serving.scaling:by_mentions"
+_POLICY = "gemel_ray.serving.meters:by_mentions"
 _GRACE = 10.0  # seconds beyond the deadline for a replica that stops
 
 
@@ -104,7 +104,7 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
     online = config.online
     keys(os.environ)  # said before anything is started
     if online.address == "local":
-        address.is_free(online.host, online.port)
+        proxy.is_free(online.host, online.port)
     here = "127.0.0.1" if online.host in ("0.0.0.0", "::") else online.host
     place = "HeadOnly" if online.address == "local" else "EveryNode"
     try:
@@ -121,7 +121,7 @@ def running(config: Config, workspace: Path) -> Iterator[tuple[str, str]]:
         except RuntimeError as failure:
             raise Mistake(f"the endpoint did not start, and {logs}/serve says why") from failure
         try:
-            address.until_ready(here, online.port)
+            proxy.until_ready(here, online.port)
             yield f"http://{here}:{online.port}", logs
         finally:
             handle.broadcast("drain").results(timeout_s=online.deadline + _GRACE, return_exceptions=True)

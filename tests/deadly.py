@@ -24,11 +24,10 @@ from gemel_ray.job.driving import plainly
 from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.job.worker import Attempts, Worker, traced
-from gemel_ray.object_folder import folder_at
 from gemel_ray.records import DOCUMENT, LINK
 from gemel_ray.segments import SegmentOptions
 from gemel_ray.stage import Stage, Work, answer
-from gemel_ray.storage import Folder
+from gemel_ray.storage import Folder, folder_at
 
 _ANSWER = [f for f in LINK if f.name not in ("document_id", "error", "fingerprint", "status")]
 

@@ -113,7 +113,7 @@ def job(trace: Trace, config: Any, segment: Any, files: list[str], folder: Path)
     from gemel_ray.job.record import write_manifest
     from gemel_ray.job.selection import Filters
     from gemel_ray.job.worker import Attempts, Worker
-    from gemel_ray.object_folder import folder_at
+    from gemel_ray.storage import folder_at
 
     found: list[set[CodeType]] = []
     for file in files[:2]:
@@ -145,9 +145,8 @@ async def request(
     trace: Trace, config: Any, workspace: Any, segment: Any, row: dict[str, Any]
 ) -> set[CodeType]:
     """What the endpoint does with a document, but for Ray Serve: the second time it is asked."""
-    from gemel_ray.serving.app import create
-    from gemel_ray.serving.building import endpoint
-    from gemel_ray.serving.following import Following
+    from gemel_ray.serving.app import create, endpoint
+    from gemel_ray.serving.running import Following
 
     following = Following(segment, 16, workspace, config)
     made = endpoint(config, workspace, lambda table: following.link(table, None))

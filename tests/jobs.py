@@ -17,9 +17,9 @@ from gemel_ray.job import record
 from gemel_ray.job.driving import Job, Run, drive
 from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.job.worker import Attempts, Worker, traced
-from gemel_ray.object_folder import folder_at
 from gemel_ray.records import DOCUMENT, LINK
 from gemel_ray.settings import Input
+from gemel_ray.storage import folder_at
 
 _ALL = Selection()
 

@@ -19,7 +19,7 @@ import uvicorn
 from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
-from gemel_ray.serving.building import app
+from gemel_ray.serving.app import app
 from gemel_ray.serving.linker import Reply
 from gemel_ray.serving.running import Running
 

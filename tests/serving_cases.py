@@ -13,10 +13,9 @@ from gemel_ray.knowledge import bank
 from gemel_ray.pictures.limits import ImageError
 from gemel_ray.records import LINK
 from gemel_ray.segments import Online
-from gemel_ray.serving.app import Endpoint, create
+from gemel_ray.serving.app import Endpoint, Page, create
 from gemel_ray.serving.desk import Desk
 from gemel_ray.serving.door import Door
-from gemel_ray.serving.front_page import Page
 from gemel_ray.serving.linker import Linker, Reply
 from gemel_ray.serving.meters import Meters
 from gemel_ray.serving.pictures import Pictures

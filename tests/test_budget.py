@@ -20,8 +20,7 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
 from gemel_ray.records import LINK
-from gemel_ray.stages.assemble import query_text
-from gemel_ray.stages.budget import cut, kept
+from gemel_ray.stages.assemble import cut, kept, query_text
 
 HARBOUR = "The council met again and again to speak of the harbour. "
 Row = dict[str, Any]

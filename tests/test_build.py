@@ -14,7 +14,7 @@ from PIL import Image
 from gemel_ray.cli import main
 from gemel_ray.config import load
 from gemel_ray.knowledge.build import build, first_targets
-from gemel_ray.knowledge.targets import Targets
+from gemel_ray.knowledge.entities import Targets
 from gemel_ray.knowledge.thumbnails import Collected
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace

@@ -14,9 +14,8 @@ from gemel_ray.client import document
 from gemel_ray.knowledge.entity_rows import entity
 from gemel_ray.readers import cells, documents
 from gemel_ray.segments import Online
-from gemel_ray.serving.bodies import Body
-from gemel_ray.serving.faults import Fault
-from gemel_ray.serving.requests import call, rows
+from gemel_ray.serving.requests import Body, call, rows
+from gemel_ray.serving.schemas import Fault
 
 TABLE = {"columns": ["year", "player", "club"], "rows": [[1998, "Henry", "Monaco"], [2003, "Henry", None]]}
 CSV = "year,player,club\n1998,Henry,Monaco\n2003,Henry,\n"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.serving.building import app
+from gemel_ray.serving.app import app
 from gemel_ray.serving.linker import Reply
 
 

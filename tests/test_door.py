@@ -16,7 +16,7 @@ from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.segments import Online
 from gemel_ray.serving.app import create
-from gemel_ray.serving.building import endpoint as built
+from gemel_ray.serving.app import endpoint as built
 from tests.live import listening
 from tests.serving_cases import echoed, endpoint
 

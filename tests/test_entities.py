@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gemel_ray.knowledge import entities, entity_files
-from gemel_ray.knowledge.rejects import Rejects
-from gemel_ray.knowledge.targets import Targets
+from gemel_ray.knowledge.entities import Rejects, Targets
 
 MIMIC = {"id": 0, "qid": "Q42", "entity_name": "Douglas%20Adams", "attr": "Sex: male", "type": "entity",
          "image_list": ["42.jpg", "43.jpg"]}  # fmt: skip

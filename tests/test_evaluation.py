@@ -30,7 +30,7 @@ from gemel_ray.evaluation.known import Named, named_in, named_in_workspace
 from gemel_ray.evaluation.resampling import Resampling
 from gemel_ray.job import results
 from gemel_ray.knowledge import entities
-from gemel_ray.knowledge.targets import Targets
+from gemel_ray.knowledge.entities import Targets
 from gemel_ray.records import LINK
 
 Answer = tuple[str, float | None, Sequence[str]]  # status, probability, candidates

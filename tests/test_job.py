@@ -30,10 +30,9 @@ from gemel_ray.job.record import Record
 from gemel_ray.job.results import kind
 from gemel_ray.job.selection import Filters, Selection, contents_of, repeated
 from gemel_ray.job.worker import Worker
-from gemel_ray.object_folder import folder_at
 from gemel_ray.readers import documents
 from gemel_ray.settings import Input
-from gemel_ray.storage import LocalFolder
+from gemel_ray.storage import LocalFolder, folder_at
 
 Row = dict[str, Any]
 

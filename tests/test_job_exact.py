@@ -17,8 +17,8 @@ from gemel_ray.job import layout, merging, results
 from gemel_ray.job.inputs import Given
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.selection import Selection
-from gemel_ray.object_folder import folder_at
 from gemel_ray.readers import documents
+from gemel_ray.storage import folder_at
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ import pytest
 from jobs import edited, lines, linked, names, run_once
 
 from gemel_ray.job import index, layout, merging, results
-from gemel_ray.object_folder import folder_at
+from gemel_ray.storage import folder_at
 
 RUNS = 12
 

@@ -12,9 +12,9 @@ from jobs import edited, lines, linked, names, run_once
 from gemel_ray.job import inputs, selection
 from gemel_ray.job.inputs import Given, unchanged
 from gemel_ray.job.selection import Selection
-from gemel_ray.object_folder import folder_at
 from gemel_ray.readers import documents
 from gemel_ray.settings import Input
+from gemel_ray.storage import folder_at
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from gemel_ray.knowledge import matrices
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.matrices import Matrices
 from gemel_ray.knowledge.qdrant import EdgeStore
-from gemel_ray.knowledge.rankings import Ranked, levelled, nothing
-from gemel_ray.knowledge.vectors import Matrix, Vectors
+from gemel_ray.knowledge.vectors import Matrix, Ranked, Vectors, levelled, nothing
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.knowledge.writing import index

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gemel_ray.serving.pace import Pace
+from gemel_ray.serving.desk import Pace
 
 
 class Clock:

@@ -18,8 +18,7 @@ from live import listening
 from gemel_ray.client import Client
 from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.serving.app import create
-from gemel_ray.serving.building import endpoint
+from gemel_ray.serving.app import create, endpoint
 from gemel_ray.serving.door import Door
 from gemel_ray.serving.linker import Reply
 

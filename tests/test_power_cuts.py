@@ -147,7 +147,7 @@ def test_the_version_in_use_is_the_old_or_the_new(tmp_path: Path, monkeypatch: p
 
 
 def test_after_a_torn_pointer_a_version_can_be_named(tmp_path: Path) -> None:
-    from gemel_ray.knowledge.updating import rollback
+    from gemel_ray.knowledge.next_version import rollback
 
     (tmp_path / "versions" / "1").mkdir(parents=True)
     (tmp_path / "versions" / "current").write_bytes(b"")

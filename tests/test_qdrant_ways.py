@@ -20,7 +20,7 @@ from qdrant_server import builds, serving
 from test_qdrant import Say, building, facts, linking
 
 from gemel_ray.cli import main
-from gemel_ray.knowledge import collection
+from gemel_ray.knowledge import qdrant
 from gemel_ray.knowledge.qdrant import ServerStore
 from gemel_ray.knowledge.server import BRIEFLY, Refused, Server
 from gemel_ray.knowledge.vectors import Vectors
@@ -130,7 +130,7 @@ def present(asked: Any) -> Any:
 def test_what_a_collection_is_asked_for(settings: dict[str, Any], asked: dict[str, Any]) -> None:
     with serving() as (address, answers):
         server = Server(Options(address=f"{address}/bank", **settings))
-        collection.create(server, "bank-1", {"mention": 16, "image": 8})
+        qdrant.create(server, "bank-1", {"mention": 16, "image": 8})
         (body,) = answers.created
     got = body | {"on_disk": body["vectors"]["mention"].get("on_disk")}
     assert present({k: got.get(k) for k in asked}) == present(asked)

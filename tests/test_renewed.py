@@ -13,8 +13,7 @@ import pytest
 from gemel_ray.config import Config
 from gemel_ray.graph import Segment
 from gemel_ray.knowledge.entity_rows import entity
-from gemel_ray.knowledge.next_version import Change
-from gemel_ray.knowledge.updating import change
+from gemel_ray.knowledge.next_version import Change, change
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents

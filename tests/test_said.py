@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gemel_ray.job import record
-from gemel_ray.object_folder import folder_at
 from gemel_ray.progress import Meter, Progress
+from gemel_ray.storage import folder_at
 
 SERVER = logging.getLogger("gemel_ray.knowledge.server")
 

@@ -19,7 +19,7 @@ import pytest
 
 from gemel_ray.pictures.limits import ImageError
 from gemel_ray.segments import Online
-from gemel_ray.serving import logs
+from gemel_ray.serving import meters
 from gemel_ray.serving.app import Endpoint, create
 from gemel_ray.serving.linker import Gone, Linker, Reply
 from tests.live import soon
@@ -244,11 +244,11 @@ def test_a_fault_of_ours_is_told_to_the_log_and_not_to_the_client(play: Any) -> 
     async def scene(served: Endpoint, http: httpx.AsyncClient, linker: Any) -> None:
         written = io.StringIO()
         stream = logging.StreamHandler(written)
-        stream.setFormatter(logs.AsJson())
-        logs.log.addHandler(stream)
-        logs.log.setLevel(logging.INFO)
+        stream.setFormatter(meters.AsJson())
+        meters.log.addHandler(stream)
+        meters.log.setLevel(logging.INFO)
         answer = await http.post("/v1/link", json=ONE, headers={"X-Request-ID": "mine"})
-        logs.log.removeHandler(stream)
+        meters.log.removeHandler(stream)
         assert kind(answer) == (500, "internal")
         assert "secret" not in answer.text
         lines = [json.loads(line) for line in written.getvalue().splitlines()]

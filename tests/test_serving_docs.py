@@ -58,7 +58,7 @@ def test_the_program(live_url: str, tmp_path: Path) -> None:
 
 
 def test_the_errors_are_those_there_are() -> None:
-    from gemel_ray.serving.faults import STATUS
+    from gemel_ray.serving.schemas import STATUS
 
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\d{3}) \|", PAGE.read_text(), re.MULTILINE)
     told = {kind.strip("`"): int(status) for kinds, status in rows for kind in kinds.split(", ")}

@@ -18,9 +18,9 @@ from gemel_ray.segments import ApiOptions, Online
 from gemel_ray.serving import peers
 from gemel_ray.serving.app import create
 from gemel_ray.serving.linker import Gone, Reply
+from gemel_ray.serving.meters import mentions
 from gemel_ray.serving.peers import Peers, merged
 from gemel_ray.serving.readiness import tiny
-from gemel_ray.serving.scaling import mentions
 
 LIMITS = Online(queue=40, documents=16, api=ApiOptions(max_replicas=2))
 

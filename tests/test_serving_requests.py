@@ -17,9 +17,9 @@ from starlette.datastructures import Headers
 
 from gemel_ray.readers import documents
 from gemel_ray.segments import Online
-from gemel_ray.serving import bodies, requests
-from gemel_ray.serving.bodies import Body
-from gemel_ray.serving.faults import Fault
+from gemel_ray.serving import requests
+from gemel_ray.serving.requests import Body
+from gemel_ray.serving.schemas import Fault
 from tests.serving_cases import client, echoed, endpoint, nowhere
 
 LIMITS = Online(documents=3, queue=8, mentions=4, characters=100, megabytes=0.01)
@@ -252,7 +252,7 @@ def test_a_file_that_nobody_chose_is_no_picture() -> None:
     lines = ["--b", part.format("text"), "", TEXT, "--b", part.format("image") + '; filename=""',
              "Content-Type: application/octet-stream", "", "", "--b--", ""]  # fmt: skip
     headers = Headers({"content-type": "multipart/form-data; boundary=b"})
-    body = asyncio.run(bodies.parsed(headers, "\r\n".join(lines).encode()))
+    body = asyncio.run(requests.parsed(headers, "\r\n".join(lines).encode()))
     assert (body.content, body.picture) == ({"text": TEXT}, None)
 
 

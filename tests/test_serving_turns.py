@@ -20,10 +20,10 @@ import pytest
 
 from gemel_ray.pictures.limits import ImageError
 from gemel_ray.segments import Online
-from gemel_ray.serving import bodies
+from gemel_ray.serving import requests
 from gemel_ray.serving.app import create
+from gemel_ray.serving.desk import Turns
 from gemel_ray.serving.linker import Linker, Reply
-from gemel_ray.serving.turns import Turns
 from tests.live import listening
 from tests.serving_cases import echoed, endpoint
 
@@ -138,7 +138,7 @@ def test_who_fills_the_house_leaves_room_for_somebody_else(tmp_path: Path) -> No
 def test_unfinished_uploads_take_no_place_and_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "PATIENCE", 1.0)
+    monkeypatch.setattr(requests, "PATIENCE", 1.0)
     with house(tmp_path, echoed) as (url, served), ExitStack() as stack:
         host, _, port = url.removeprefix("http://").partition(":")
         open_ones = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(140)]
@@ -154,7 +154,7 @@ def test_unfinished_uploads_take_no_place_and_are_dropped(
 
 def test_a_body_that_drips_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then is no progress."""
-    monkeypatch.setattr(bodies, "PATIENCE", 0.3)
+    monkeypatch.setattr(requests, "PATIENCE", 0.3)
 
     async def dripping() -> Any:
         while True:
@@ -162,8 +162,8 @@ def test_a_body_that_drips_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
             yield b" "
 
     async def read() -> None:
-        with pytest.raises(bodies.Fault, match="too slowly"):
-            await bodies.read({}, dripping(), 10**6, lambda size: None)  # type: ignore[arg-type]
+        with pytest.raises(requests.Fault, match="too slowly"):
+            await requests.read({}, dripping(), 10**6, lambda size: None)  # type: ignore[arg-type]
 
     asyncio.run(read())
 

@@ -14,7 +14,7 @@ import pytest
 
 from gemel_ray.checked import ConfigError
 from gemel_ray.config import Config, load
-from gemel_ray.knowledge.shared_sets import SharedSets
+from gemel_ray.knowledge.bank import SharedSets
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents

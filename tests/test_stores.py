@@ -28,10 +28,9 @@ from gemel_ray.job.record import Record, counted, write_manifest
 from gemel_ray.knowledge import bringing
 from gemel_ray.knowledge.bringing import Shared, brought
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.object_folder import folder_at, keeps_writers_apart
 from gemel_ray.readers import documents, files
 from gemel_ray.records import LINK
-from gemel_ray.storage import Folder
+from gemel_ray.storage import Folder, folder_at, keeps_writers_apart
 from gemel_ray.stores import StoreError
 
 

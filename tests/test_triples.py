@@ -20,7 +20,7 @@ from gemel_ray.config import load
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import triple_files
 from gemel_ray.knowledge.build import build
-from gemel_ray.knowledge.rejects import Rejects
+from gemel_ray.knowledge.entities import Rejects
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph

@@ -20,8 +20,7 @@ from gemel_ray.graph import Segment
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.entity_rows import entity
-from gemel_ray.knowledge.next_version import Change
-from gemel_ray.knowledge.updating import change, history
+from gemel_ray.knowledge.next_version import Change, change, history
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph

@@ -12,7 +12,7 @@ from typing import Any
 from gemel_ray.checking.findings import Findings
 from gemel_ray.checking.pictures import Folder, Reader, Seen
 from gemel_ray.knowledge import entity_files
-from gemel_ray.knowledge.targets import Targets
+from gemel_ray.knowledge.entities import Targets
 from gemel_ray.readers import documents
 from gemel_ray.readers.fields import NIL, short
 from gemel_ray.readers.pictures import unread_counts

@@ -14,7 +14,7 @@ from gemel_ray.commands import say
 from gemel_ray.errors import Mistake
 
 if TYPE_CHECKING:
-    from gemel_ray.object_folder import Place
+    from gemel_ray.storage import Place
 
 
 def add(verb: Parser) -> None:
@@ -101,10 +101,8 @@ def own_gold(made: dict[str, Any], output: Place) -> list[str]:
 def _targets(options: argparse.Namespace, made: dict[str, Any]) -> Any:
     """Names by ids: of the knowledge base given, else of the one that the job used, if it is still there."""
     from gemel_ray.knowledge import versions
-    from gemel_ray.knowledge.entities import Entities
+    from gemel_ray.knowledge.entities import Entities, Rejects, Targets
     from gemel_ray.knowledge.entity_files import read
-    from gemel_ray.knowledge.rejects import Rejects
-    from gemel_ray.knowledge.targets import Targets
     from gemel_ray.knowledge.versions import read_facts
 
     if options.entities:

@@ -79,10 +79,10 @@ def _workspace(verb: Parser, run: Callable[[argparse.Namespace], int]) -> None:
 
 
 def _run_add(options: argparse.Namespace) -> int:
+    from gemel_ray.knowledge.entities import Rejects
     from gemel_ray.knowledge.entity_files import read
     from gemel_ray.knowledge.entity_rows import entity
     from gemel_ray.knowledge.next_version import Change
-    from gemel_ray.knowledge.rejects import Rejects
     from gemel_ray.readers import files
 
     new: list[dict[str, Any]] = []
@@ -113,7 +113,7 @@ def _run_alias(options: argparse.Namespace) -> int:
 
 
 def _change(options: argparse.Namespace, wanted: Change) -> int:
-    from gemel_ray.knowledge.updating import change
+    from gemel_ray.knowledge.next_version import change
     from gemel_ray.knowledge.versions import read_facts
 
     config = configured(options, read_facts(options.workspace)["settings"])
@@ -122,7 +122,7 @@ def _change(options: argparse.Namespace, wanted: Change) -> int:
 
 
 def _run_list(options: argparse.Namespace) -> int:
-    from gemel_ray.knowledge.updating import history
+    from gemel_ray.knowledge.next_version import history
 
     rows = history(options.workspace)
     if options.json:
@@ -136,7 +136,7 @@ def _run_list(options: argparse.Namespace) -> int:
 
 
 def _run_rollback(options: argparse.Namespace) -> int:
-    from gemel_ray.knowledge.updating import rollback
+    from gemel_ray.knowledge.next_version import rollback
 
     print(rollback(options.workspace, options.version, say))
     return 0

@@ -64,8 +64,8 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.job.selection import Selection
     from gemel_ray.knowledge.versions import read_facts
     from gemel_ray.knowledge.workspace import Workspace
-    from gemel_ray.object_folder import keeps_writers_apart
     from gemel_ray.readers import files, first_look
+    from gemel_ray.storage import keeps_writers_apart
     from gemel_ray.stores import writable
 
     if options.reason and not options.retry_failed:

@@ -21,8 +21,8 @@ from gemel_ray.evaluation.judged import NIL, Judged, Key, Row, gold_mentions, ke
 from gemel_ray.evaluation.known import Known
 from gemel_ray.evaluation.resampling import Figure
 from gemel_ray.evaluation.table import told
-from gemel_ray.knowledge.targets import Targets
-from gemel_ray.object_folder import Place
+from gemel_ray.knowledge.entities import Targets
+from gemel_ray.storage import Place
 
 
 @dataclass(frozen=True)

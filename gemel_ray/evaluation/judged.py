@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gemel_ray.job import results
-from gemel_ray.object_folder import Place
 from gemel_ray.readers import documents
+from gemel_ray.storage import Place
 from gemel_ray.tables import explode
 
 Key = tuple[str, str]

@@ -65,8 +65,8 @@ def known(train: Sequence[str] = (), entities: Iterable[Named] = ()) -> Known:
 
 def named_in(file: str) -> Iterator[Named]:
     """The entities of a file, as build reads them. Raises ValueError where it holds none."""
+    from gemel_ray.knowledge.entities import Rejects
     from gemel_ray.knowledge.entity_files import read
-    from gemel_ray.knowledge.rejects import Rejects
 
     rejects = Rejects()
     empty = True

@@ -25,10 +25,9 @@ from gemel_ray.gemel import artefacts
 from gemel_ray.gemel.artefacts import Checkpoint
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
-from gemel_ray.knowledge import features as feature_file
 from gemel_ray.knowledge import prefix_tree
-from gemel_ray.knowledge.features import Features
-from gemel_ray.knowledge.workspace import Workspace, revisions
+from gemel_ray.knowledge import workspace as feature_file
+from gemel_ray.knowledge.workspace import Features, Workspace, revisions
 from gemel_ray.knowledge.writing import BankWriter, Made, index, new_workspace, write_facts
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.models.tokenizer import load_tokenizer

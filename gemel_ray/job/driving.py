@@ -23,11 +23,10 @@ from gemel_ray.job.merging import Merging
 from gemel_ray.job.record import Record
 from gemel_ray.job.results import WORKERS
 from gemel_ray.job.selection import FILTERED, Selection, Share
-from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.progress import Progress
 from gemel_ray.settings import Input
 from gemel_ray.sizing import fitted
-from gemel_ray.storage import Folder
+from gemel_ray.storage import Folder, Place, folder_at
 
 _ALL = Selection()
 

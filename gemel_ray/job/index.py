@@ -24,9 +24,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.job import layout
-from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.readers import REST
-from gemel_ray.storage import Folder
+from gemel_ray.storage import Folder, Place, folder_at
 
 # What a document is known by from run to run: the file it is in, and a digest of what it says.
 #

@@ -19,8 +19,8 @@ from typing import Any
 import fsspec
 
 from gemel_ray.job.index import Done, file_key, head, place
-from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.settings import Input
+from gemel_ray.storage import Place, folder_at
 
 _NOTE = "inputs.json"
 _AT_ONCE = 32  # files that are looked at

@@ -23,8 +23,7 @@ import pyarrow.parquet as pq
 from gemel_ray.job import index, layout
 from gemel_ray.job.index import AGAIN, FAILED, LOST, Records, run_number
 from gemel_ray.job.layout import State, TakenOver
-from gemel_ray.object_folder import Place, folder_at
-from gemel_ray.storage import Folder
+from gemel_ray.storage import Folder, Place, folder_at
 
 # Files of links and their records: written of parts, of what stays of other files, and of small ones.
 

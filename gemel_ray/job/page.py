@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.job import index, inputs, layout, results
-from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.plots import Axis, Series, bars, lines
 from gemel_ray.readers import documents
 from gemel_ray.report.cards import NIL, candidates, marked, thumbnail
 from gemel_ray.report.page import page
+from gemel_ray.storage import Place, folder_at
 
 Row = dict[str, Any]
 _TOP = 25  # entities shown

@@ -30,9 +30,8 @@ from gemel_ray.job.results import SOURCE, WORKERS, kind
 from gemel_ray.job.selection import FILTERED
 from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.versions import read_facts
-from gemel_ray.object_folder import Place, folder_at
 from gemel_ray.progress import Progress
-from gemel_ray.storage import Folder, LocalFolder
+from gemel_ray.storage import Folder, LocalFolder, Place, folder_at
 
 _EVERY, _EVERY_REMOTE = 2.0, 10.0  # seconds between two records, on a disk and in an object store
 _AT_ONCE = 16  # of the workers' files read

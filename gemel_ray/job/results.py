@@ -27,8 +27,7 @@ from gemel_ray.errors import Mistake
 from gemel_ray.job import layout
 from gemel_ray.job.index import finished
 from gemel_ray.job.layout import DOCUMENTS, LINKS, PARTS, SOURCE, State, TakenOver
-from gemel_ray.object_folder import Place, folder_at
-from gemel_ray.storage import TORN, Folder
+from gemel_ray.storage import TORN, Folder, Place, folder_at
 
 __all__ = ["SOURCE", "TakenOver", "counts", "files", "finished", "keys", "prepare", "tables", "write"]
 Keys = npt.NDArray[np.uint64]

@@ -20,11 +20,21 @@ from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import entity_files, prefix_tree, thumbnails, triple_files
-from gemel_ray.knowledge.lengths import in_words, longest_name
-from gemel_ray.knowledge.solved import demonstrating, encoded, forms, own_examples
-from gemel_ray.knowledge.targets import Targets
+from gemel_ray.knowledge.entities import Targets
 from gemel_ray.knowledge.workspace import Workspace, resolved, revisions
-from gemel_ray.knowledge.writing import BankWriter, Made, index, new_workspace, write_facts
+from gemel_ray.knowledge.writing import (
+    BankWriter,
+    Made,
+    demonstrating,
+    encoded,
+    forms,
+    in_words,
+    index,
+    longest_name,
+    new_workspace,
+    own_examples,
+    write_facts,
+)
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.models.tokenizer import end_token, load_tokenizer, tokenize
 from gemel_ray.progress import Meter

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gemel_ray.errors import Mistake
+from gemel_ray.knowledge.entities import Reject
 from gemel_ray.knowledge.entity_rows import FIELDS, entity
-from gemel_ray.knowledge.rejects import Reject
 from gemel_ray.readers.containers import is_whole, json_rows
 from gemel_ray.readers.fields import BadRecord, Numbered, plain
 from gemel_ray.readers.opening import PACKED, decoded, lines, opened

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from gemel_ray.characters import normal
 from gemel_ray.errors import Mistake
-from gemel_ray.knowledge import mimic_entities, wikidata
-from gemel_ray.knowledge.rejects import Reject
+from gemel_ray.knowledge.entities import Reject
 from gemel_ray.readers import cells
 from gemel_ray.readers.fields import BadRecord, identity, is_unicode, short
 
@@ -35,10 +35,10 @@ def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
     out."""
     if not isinstance(raw, dict):
         raise Mistake(f"an entity is an object with id and name, not {short(raw)}")
-    if wikidata.fits(raw):
-        raw = wikidata.renamed(raw)
-    elif mimic_entities.fits(raw):
-        raw = mimic_entities.renamed(raw)
+    if _is_mimic(raw):
+        raw = _from_mimic(raw)
+    elif _is_wikidata(raw):
+        raw = _from_wikidata(raw)
     if "id" not in raw or "name" not in raw:
         raw = _in_our_words(raw)
     known_by, name = _bare(identity(_plain(raw.get("id")))), _name(_plain(raw.get("name")))
@@ -142,3 +142,82 @@ def _number(value: Any, dropped: Any) -> float | None:
         return number
     dropped("popularity", value, "no number that a float holds")
     return None
+
+
+# An entity as MIMIC's kb_entity.json has it.
+#
+#     {"id": a row number, "qid": "Q42", "entity_name": "a name", "desc", "attr": "Sex: ...", "image_list"}
+#
+# Source: pengfei-luo/MIMIC, codes/utils/dataset.py: entity_name percent-decoded, attr as its text,
+# image_list. That `answer` means `qid` is seen from its qid2id. Read from code, not from data.
+
+
+def _is_mimic(raw: Any) -> bool:
+    """`entity_name` is its word for the name."""
+    return isinstance(raw, dict) and "entity_name" in raw
+
+
+def _from_mimic(raw: dict[str, Any]) -> dict[str, Any]:
+    """The same entity in our words; of its pictures the first."""
+    name, pictures = raw["entity_name"], raw.get("image_list")
+    return {
+        "id": raw.get("qid"),
+        "name": unquote(name).replace("_", " ") if isinstance(name, str) else name,
+        "description": raw.get("desc") or raw.get("attr"),
+        "image": pictures[0] if isinstance(pictures, list) and pictures else None,
+    }
+
+
+# An entity as Wikidata's JSON dump has it, one a line of an array (latest-all.json.gz).
+#
+#     {"type": "item", "id": "Q42", "labels": {"en": {"language": "en", "value": ...}}, "descriptions",
+#      "aliases": {"en": [...]}, "claims": {"P31": [{"mainsnak": {"datavalue": {"value": {"id": "Q5"}}}}]},
+#      "sitelinks": {"enwiki": {...}}}
+#
+# Source: Wikibase's documentation, "JSON". Names are English where there are any, else those of any language
+# ("mul"), else of the first that is there. Empty maps are written as [].
+
+
+_LANGUAGES = ("en", "mul")
+
+
+def _is_wikidata(raw: Any) -> bool:
+    """`labels` are by language."""
+    return isinstance(raw, dict) and isinstance(raw.get("labels"), dict | list) and "name" not in raw
+
+
+def _from_wikidata(raw: dict[str, Any]) -> dict[str, Any]:
+    """The same entity in our words. ValueError: it is a property, or a lexeme."""
+    kind = raw.get("type", "item")
+    if kind != "item":
+        raise Mistake(f"{raw.get('id')} is a {kind} of Wikidata, no item: left out")
+    name, spoken = _spoken(_map(raw.get("labels")))
+    aliases = _map(raw.get("aliases"))
+    languages = dict.fromkeys((spoken, "mul"))
+    return {
+        "id": raw.get("id"),
+        "name": name,
+        "description": _spoken(_map(raw.get("descriptions")))[0],
+        "aliases": [alias for language in languages for alias in aliases.get(language) or ()],
+        "popularity": len(_map(raw.get("sitelinks"))),
+        "types": _types(_map(raw.get("claims")).get("P31")),
+    }
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _spoken(texts: Mapping[str, Any]) -> tuple[Any, str]:
+    """The text in the language that is wanted most, and the language."""
+    language = next((known for known in (*_LANGUAGES, *texts) if known in texts), "")
+    return _map(texts.get(language)).get("value"), language
+
+
+def _types(statements: Any) -> list[str]:
+    """The items of an entity's `instance of`, but for statements without a value."""
+    values = (
+        _map(_map(_map(_map(statement).get("mainsnak")).get("datavalue")).get("value")).get("id")
+        for statement in (statements if isinstance(statements, list) else ())
+    )
+    return [value for value in values if isinstance(value, str)]

@@ -1,7 +1,7 @@
 """Where a workspace's vectors are: written into Qdrant, and read from there or as they lie in the bank.
 
 On a Qdrant server they are in a collection whose name the workspace records (`collection` in workspace.json),
-never an address or a key: those are the configuration's. See collection.py.
+never an address or a key: those are the configuration's. See qdrant.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from gemel_ray import storage
 from gemel_ray.errors import WorkspaceError
-from gemel_ray.knowledge import collection, versions
+from gemel_ray.knowledge import qdrant, versions
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.matrices import Matrices
 from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
@@ -69,7 +69,7 @@ def check(folder: Path, facts: dict[str, Any], options: Options) -> None:
         called = there.rpartition("-")[0]
         why = f"its vectors are in collection {there} on a Qdrant server: set vectors.address "
         why += f"(http://HOST:6333/{called})"
-    elif there and not collection.is_ours(address.rpartition("/")[2], there):
+    elif there and not qdrant.is_ours(address.rpartition("/")[2], there):
         why = f"its vectors are in collection {there}, not at vectors.address={address}"
     elif address and not there:
         why = f"its vectors lie in it, not on a server: empty vectors.address, or {_AGAIN}"
@@ -109,14 +109,14 @@ def new_collection(options: Options, say: Say) -> Iterator[str]:
         yield ""
         return
     with closing(Server(options, BRIEFLY)) as server:
-        name = collection.new_name(server, say)
+        name = qdrant.new_name(server, say)
         try:
             yield name
         except BaseException:
             _drop(server, [name], say)
             raise
         if server.has(name):
-            collection.lead(server, name)
+            qdrant.lead(server, name)
 
 
 def of_all_versions(workspace: Path) -> set[str]:
@@ -133,9 +133,9 @@ def of_all_versions(workspace: Path) -> set[str]:
 def drop(names: Iterable[str], options: Options, say: Say) -> None:
     """Of the collections those under the configuration's address; of others it is said that they stay."""
     name = options.address.rpartition("/")[2]
-    for other in (n for n in names if not name or not collection.is_ours(name, n)):
+    for other in (n for n in names if not name or not qdrant.is_ours(name, n)):
         say(f"collection {other} of a Qdrant server is used no more: delete it there")
-    if ours := [n for n in names if name and collection.is_ours(name, n)]:
+    if ours := [n for n in names if name and qdrant.is_ours(name, n)]:
         with closing(Server(options, BRIEFLY)) as server:
             _drop(server, ours, say)
 
@@ -143,7 +143,7 @@ def drop(names: Iterable[str], options: Options, say: Say) -> None:
 def _drop(server: Server, names: Iterable[str], say: Say) -> None:
     for name in names:
         try:
-            collection.drop(server, name)
+            qdrant.drop(server, name)
         except OSError as fault:
             say(f"collection {name} is used no more, and stays, for it could not be dropped: {fault}")
 

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.rankings import Ranked, below, nothing
-from gemel_ray.knowledge.vectors import Matrix, Points, Without
+from gemel_ray.knowledge.vectors import Matrix, Points, Ranked, Without, below, nothing
 from gemel_ray.models.clip import unit
 
 _SCORES: Final = 1 << 24  # held at once, 64 MiB

@@ -2,14 +2,15 @@
 
 Nothing is trained, and the language model is not loaded: its tokenizer is enough. Only what is new is
 encoded; the rest of tree, bank and vectors is taken over row by row. Knows nothing of which version is in
-use, nor whether what is wanted makes sense: see updating.py.
+use, nor whether what is wanted makes sense: see below.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -26,14 +27,24 @@ from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import homes, prefix_tree, thumbnails, versions
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.solved import demonstrating, encoded, forms, own_examples
-from gemel_ray.knowledge.targets import Targets
-from gemel_ray.knowledge.versions import linked
+from gemel_ray.knowledge.entities import Entities, Targets
+from gemel_ray.knowledge.versions import linked, read_facts
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.knowledge.writing import BankWriter, Made, index, seal
+from gemel_ray.knowledge.writing import (
+    BankWriter,
+    Made,
+    demonstrating,
+    encoded,
+    forms,
+    index,
+    longest_name,
+    own_examples,
+    seal,
+)
 from gemel_ray.progress import Meter
 from gemel_ray.ranking.making import renew
 from gemel_ray.readers import count, documents
+from gemel_ray.storage import new_folder
 
 Entity = dict[str, Any]
 TIME = "%Y-%m-%d %H:%M"
@@ -215,3 +226,95 @@ def _aliased(table: pa.Table, aliases: Mapping[str, Sequence[str]]) -> pa.Table:
 def _counted(what: str, items: list[str]) -> list[str]:
     more = ", ..." if len(items) > 3 else ""
     return [f"{len(items):,} {what}: {', '.join(items[:3])}{more}"] if items else []
+
+
+# Changes of a workspace's knowledge while it serves: checked, made one at a time, taken back.
+#
+# What a change asks for is checked before anything is written, and a version becomes current when it is
+# whole.
+
+
+Say = Callable[[str], None]
+
+
+def change(folder: Path, config: Config, wanted: Change, say: Say) -> str:
+    """Make the workspace's next version and make it current; returns its number.
+
+    ValueError says plainly what cannot be done; then nothing is changed. Two changes at once wait for each
+    other: each begins with what the other made.
+    """
+    with versions.locked(folder, say):
+        former = Workspace.open(folder, config)
+        _check(former, config, wanted)
+        version = versions.following(folder)
+        began = time.perf_counter()
+        ledger, at = homes.Ledger(folder), versions.folder(folder, version)
+        with homes.new_collection(config.vectors, say) as collection, new_folder(at) as inside:
+            ledger.add(collection)
+            changes = NextVersion(former, config, wanted, version, inside, collection).write()
+            versions.share(versions.folder(folder, former.knowledge), inside, without="vectors")
+        versions.use(folder, version)
+        ledger.tidy(config.vectors, say)
+    say(f"version {version}: {'; '.join(changes)}; {time.perf_counter() - began:.1f} s")
+    return version
+
+
+def rollback(folder: Path, version: str | None, say: Say) -> str:
+    """Make `version` current, or, not given, the one that the current was made from; returns its number.
+    ValueError: there is none such."""
+    with versions.locked(folder, say):
+        to = version or read_facts(folder).get("former")
+        if to is None:
+            raise Mistake(f"{folder} is at its first version: there is none before it")
+        versions.use(folder, to)
+    return to
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """All versions, oldest first: `version`, `made`, `former`, `changes`, `entities`, `demonstrations`, and
+    whether it is `current`."""
+    rows, current = [], versions.current(folder)
+    for version in versions.known(folder):
+        facts, inside = read_facts(folder, version), versions.folder(folder, version)
+        built = time.localtime((inside / "workspace.json").stat().st_mtime)
+        rows.append(
+            {
+                "version": version,
+                "current": version == current,
+                "made": facts.get("made", time.strftime(TIME, built)),
+                "former": facts.get("former"),
+                "changes": facts.get("changes", ["as built"]),
+                "entities": len(Entities.open(inside / "entities.arrow")),
+                "demonstrations": facts["demonstrations"],
+            }
+        )
+    return rows
+
+
+def _check(former: Workspace, config: Config, wanted: Change) -> None:
+    """Raises ValueError for an id that is unknown or there already, for an alias that is, and for a name that
+    is too long."""
+    known: set[str] = set(former.entities.table["id"].to_pylist())
+    new = [e["id"] for e in wanted.entities]
+    _refuse([i for i in new if i in known], "there already: remove it first, or give it an alias")
+    _refuse([i for i, times in Counter(new).items() if times > 1], "given twice")
+    _refuse([i for i in (*wanted.removed, *wanted.aliases) if i not in known], "not in the knowledge base")
+    refusal = longest_name(former.tokenize, config.bank.longest_name)
+    if reason := next(filter(None, (refusal(e["name"]) for e in wanted.entities)), None):
+        raise Mistake(f"{reason}; nothing was changed")
+    for row in rows_of(former, wanted.aliases):
+        have = {row["name"], *(row["aliases"] or ())}
+        for alias in wanted.aliases[row["id"]]:
+            if not alias.strip():
+                raise Mistake(f"an alias of {row['id']} is empty; nothing was changed")
+            if alias in have:
+                raise Mistake(
+                    f"{row['id']} ({row['name']}) has the name {alias!r} already; nothing was changed"
+                )
+            have.add(alias)
+
+
+def _refuse(wrong: list[str], why: str) -> None:
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise Mistake(f"entity {', '.join(wrong[:3])}{more} is {why}; nothing was changed")

@@ -1,7 +1,7 @@
 """A Qdrant server: reached over HTTP, TLS or gRPC, asked before the work, and waited for.
 
 What it refuses, or that it does not answer, is one sentence that says what to do. Only this file imports
-qdrant_client. The server's key is in QDRANT_API_KEY. Knows nothing of builds: see collection.py.
+qdrant_client. The server's key is in QDRANT_API_KEY. Knows nothing of builds: see qdrant.py.
 """
 
 from __future__ import annotations

@@ -13,9 +13,8 @@ from typing import Any
 
 from gemel_ray.characters import normal
 from gemel_ray.errors import Mistake
-from gemel_ray.knowledge.entities import Entities
+from gemel_ray.knowledge.entities import Entities, Reject, Rejects
 from gemel_ray.knowledge.entity_files import TABLES, kind, texts, whole
-from gemel_ray.knowledge.rejects import Reject, Rejects
 from gemel_ray.ranking import triples
 from gemel_ray.ranking.triples import Triple
 from gemel_ray.readers.containers import json_rows

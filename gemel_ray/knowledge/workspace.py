@@ -15,7 +15,8 @@ It knows the models' revisions it was made with and refuses others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict
 from functools import cached_property
@@ -25,11 +26,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gemel_ray.errors import WorkspaceError
+from gemel_ray.errors import Mistake, WorkspaceError
 from gemel_ray.knowledge import homes, versions
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
-from gemel_ray.knowledge.features import Features
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.models.revision import revision
@@ -245,3 +245,47 @@ class Workspace:
     def new_vectors(self, widths: dict[str, int]) -> Vectors:
         """An empty store for the demonstrations' vectors, to be filled once."""
         return homes.created(self.sections.vectors, self.facts, self.inside / "vectors", widths)
+
+
+# Picture features that came ready-made, by the picture's key (GEMEL's img_url or img_name), memory-mapped.
+#
+# A key is compared as HDF5 spells it, where URLs come from: "https://a//b" and "https:/a/b" are one.
+
+
+class Features:
+    """A read-only view of the files that `write` made."""
+
+    def __init__(self, keys: npt.NDArray[np.uint64], vectors: npt.NDArray[np.float32]) -> None:
+        self._keys, self.vectors = keys, vectors
+
+    @classmethod
+    def open(cls, folder: Path) -> Features:
+        """Map the features in `folder`."""
+        keys, vectors = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("keys", "vectors"))
+        return cls(keys, vectors)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def of(self, key: str) -> npt.NDArray[np.float32] | None:
+        """The feature, float32 [feature], or None where there is none of that key."""
+        wanted = _hash(key)
+        at = int(np.searchsorted(self._keys, wanted))
+        return self.vectors[at] if at < len(self._keys) and self._keys[at] == wanted else None
+
+
+def write(keys: Sequence[str], vectors: npt.NDArray[np.float32], folder: Path) -> Features:
+    """Write the features, float32 [pictures, feature], and open them. ValueError for a key given twice."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hashes = np.array([_hash(key) for key in keys], np.uint64)
+    order = np.argsort(hashes)
+    if len(np.unique(hashes)) < len(hashes):
+        raise Mistake("two pictures have the same key")
+    np.save(folder / "keys.npy", hashes[order])
+    np.save(folder / "vectors.npy", vectors[order])
+    return Features.open(folder)
+
+
+def _hash(key: str) -> np.uint64:
+    spelled = re.sub("/+", "/", key).strip("/")
+    return np.uint64(int.from_bytes(hashlib.blake2b(spelled.encode(), digest_size=8).digest()))

@@ -9,34 +9,46 @@ gemel/importing.py takes them from GEMEL's own files.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from gemel_ray.config import Config
 from gemel_ray.errors import Mistake
+from gemel_ray.graph import Segment
 from gemel_ray.knowledge import bank as bank_file
-from gemel_ray.knowledge import homes
+from gemel_ray.knowledge import homes, thumbnails
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.lengths import example_tokens
-from gemel_ray.knowledge.rejects import Rejects
+from gemel_ray.knowledge.entities import Rejects, Targets
 from gemel_ray.knowledge.thumbnails import FILE as THUMBNAILS
 from gemel_ray.knowledge.thumbnails import ThumbnailWriter
 from gemel_ray.knowledge.vectors import Matrix, Vectors
 from gemel_ray.knowledge.versions import FORMAT
 from gemel_ray.knowledge.workspace import Workspace, revisions
+from gemel_ray.linking import linking_graph
 from gemel_ray.models.clip import unit
+from gemel_ray.progress import Meter, Progress
+from gemel_ray.readers import BATCH
+from gemel_ray.readers.fields import short
+from gemel_ray.readers.mentions import place
+from gemel_ray.records import DOCUMENT
 from gemel_ray.settings import Vectors as Options
-from gemel_ray.stages.assemble import demonstration_text
+from gemel_ray.stages.assemble import cut, demonstration_text
+from gemel_ray.stages.encoding import Encoding
 from gemel_ray.storage import new_folder
+from gemel_ray.tables import explode
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _POINTS = 4096
 Say = Callable[[str], None]
@@ -210,3 +222,126 @@ def index(bank: Bank, create: Callable[[dict[str, int]], Vectors]) -> dict[str, 
     if len(features):
         multiplicity["image"] = max(1, int(np.bincount(pictures[pictures >= 0]).max(initial=0)))
     return multiplicity
+
+
+# How long names and examples may be, in the language model's tokens.
+
+
+Refusal = Callable[[str], str | None]  # why a name is not taken, or None
+
+
+def longest_name(tokenize: Callable[[list[str]], list[list[int]]], most: int) -> Refusal:
+    """Refuses names of more than `most` tokens: beside one of thousands no prompt would have room."""
+
+    def refusal(name: str) -> str | None:
+        if len(name.encode()) <= most:  # no token is less than a byte
+            return None
+        count = len(tokenize([name])[0])
+        if count <= most:
+            return None
+        return f"the name {short(name)} has {count:,} tokens, more than bank.longest_name {most:,}"
+
+    return refusal
+
+
+def example_tokens(tokenizer: Tokenizer, row: dict[str, str], most: int) -> list[int] | None:
+    """The tokens of an example (its text, mention and target) with its text cut around its mention; None
+    where not even mention and target are within `most`."""
+    text, mention = row["text"], row["mention"]
+
+    def piece(part: str) -> str:
+        return demonstration_text(part, mention, row["target"])
+
+    part = cut(tokenizer, text, place(mention, text) or (0, 0), most, piece)
+    return None if part is None else tokenizer.encode(piece(part), add_special_tokens=False).ids
+
+
+def in_words(longer: Sequence[str], most: int) -> str:
+    """What a build says of examples that were cut: their ids."""
+    more = ", ..." if len(longer) > 3 else ""
+    return (
+        f"{len(longer):,} examples have more than bank.longest_example {most:,} tokens: their texts were cut "
+        f"around the mention ({', '.join(longer[:3])}{more})"
+    )
+
+
+# What becomes an example in the bank: solved documents and the knowledge base's own names, encoded.
+
+
+_KEPT = ["document_id", "text", "mention_id", "mention", "target", "target_id"]
+_KEPT += ["image_vector", "mention_vector", "thumbnail", "error"]
+
+
+def forms(entities: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every entity with its name and with each of its aliases."""
+    for entity in entities:
+        for form in dict.fromkeys([entity["name"], *(entity["aliases"] or ())]):
+            yield entity, form
+
+
+def own_examples(named: Iterable[tuple[dict[str, Any], str]]) -> Iterator[pa.Table]:
+    """A name or alias of an entity as a document that mentions itself: with it in the prompt the language
+    model has read the name, and knows how it is written. (Not in the paper, which shows training mentions
+    only.)"""
+    rows: list[dict[str, Any]] = []
+    for entity, form in named:
+        text = f"{form}: {entity['description']}" if entity["description"] else form
+        mention = {"mention_id": f"0-{len(form)}", "mention": form, "start": 0, "end": len(form)}
+        rows.append(
+            {
+                "document_id": entity["id"],
+                "text": text,
+                "image_address": entity["image"],
+                "given": [mention | {"target": entity["name"], "target_id": entity["id"]}],
+            }
+        )
+        if len(rows) >= BATCH:
+            yield pa.Table.from_pylist(rows, DOCUMENT)
+            rows = []
+    if rows:
+        yield pa.Table.from_pylist(rows, DOCUMENT)
+
+
+def encoded(
+    workspace: Workspace, config: Config, tables: Iterable[pa.Table], meter: Meter
+) -> Iterator[pa.Table]:
+    """The documents' mentions, one a row, with their vectors. The models are loaded for the first of them."""
+    segment: Segment | None = None
+    encoding: Encoding | None = None
+    small = thumbnails.Collected(config.bank.thumbnails, config.encode.limits)
+    try:
+        for table in tables:
+            given = table.filter(pa.compute.or_(table["given"].is_valid(), table["error"].is_valid()))
+            if not len(given):
+                continue
+            if segment is None:
+                encoding = Encoding(config.encode, workspace, small.add if small.wanted else None)
+                graph = linking_graph(config, workspace)
+                segment = graph.segment(["detect", "encode"], workspace, {"encode": encoding})
+            encoded = asyncio.run(segment.run(given))
+            column = small.of(given, encoded["error"].is_null().to_pylist())
+            mentions = explode(encoded.append_column("thumbnail", column), ("mentions", "mention_vectors"))
+            yield mentions
+            wrong = len(mentions) - mentions["error"].null_count
+            found = {"solved": len(mentions) - wrong, "error": wrong}
+            meter.add(Progress(len(mentions["document_id"].unique()), found))
+    finally:
+        if segment is not None and encoding is not None:
+            segment.close()
+            encoding.close()
+
+
+def demonstrating(table: pa.Table, known: Targets, made: Made) -> list[dict[str, Any]]:
+    """The rows that can demonstrate; targets become names of the knowledge base, where it has them."""
+    solved = []
+    for row in table.select(_KEPT).to_pylist():
+        if row["error"]:
+            made.rejects(f"{row['document_id']}: {row['error']}")
+            continue
+        doubts = known.doubts
+        row["target"] = known.name(row["target"], row["target_id"])
+        made.doubtful_targets += known.doubts - doubts
+        if row["mention"] and row["target"]:
+            made.unknown_targets += row["target"] not in known
+            solved.append(row)
+    return solved

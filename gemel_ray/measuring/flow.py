@@ -30,9 +30,9 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.measuring.machine import look, machine
 from gemel_ray.measuring.scale import Say, edited
-from gemel_ray.object_folder import folder_at
 from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.stages.generate import Generate
+from gemel_ray.storage import folder_at
 from gemel_ray.study.variants import SCHEMA
 
 _FILES = 16

@@ -19,8 +19,8 @@ from gemel_ray.job.index import RECORD, file_key
 from gemel_ray.job.merging import FILE
 from gemel_ray.measuring.machine import machine
 from gemel_ray.measuring.scale import Say
-from gemel_ray.object_folder import folder_at
 from gemel_ray.records import LINK
+from gemel_ray.storage import folder_at
 
 _INPUT = 100_000  # documents of one file of the input
 

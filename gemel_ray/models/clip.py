@@ -2,7 +2,7 @@
 
 A picture's vector is either *hidden*, what the visual tower's last projection
 takes (GEMEL's mapper was trained on ViT-L/14's 1024 numbers), or *projected*,
-what it gives, in the space of the texts. Pictures come decoded (images.py);
+what it gives, in the space of the texts. Pictures come decoded (pictures/images.py);
 this file knows nothing of files, mentions, or what the vectors are for.
 Importing it is cheap: torch and open_clip are loaded by the first `Clip`.
 """

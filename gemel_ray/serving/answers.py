@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gemel_ray.serving.desk import Desk, Place
-from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.linker import Reply
 from gemel_ray.serving.requests import Call
+from gemel_ray.serving.schemas import Fault
 
 Asking = Callable[[Place], Awaitable[tuple[Call, Sequence[pa.Table]]]]
 Row = dict[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,19 +12,26 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from gemel_ray.config import Config
+from gemel_ray.knowledge import versions
+from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.pictures.web import Web
 from gemel_ray.segments import Online
-from gemel_ray.serving import bodies, requests, schemas
+from gemel_ray.serving import demonstrations, requests, schemas
 from gemel_ray.serving.answers import Answering
+from gemel_ray.serving.demonstrations import PAGE
 from gemel_ray.serving.desk import Desk, Place
-from gemel_ray.serving.door import Door
-from gemel_ray.serving.faults import Fault
-from gemel_ray.serving.front_page import Page
-from gemel_ray.serving.gate import Gate
+from gemel_ray.serving.door import Door, Gate, keys
+from gemel_ray.serving.linker import Linker
+from gemel_ray.serving.meters import Meters
 from gemel_ray.serving.peers import Peers
 from gemel_ray.serving.pictures import Pictures
+from gemel_ray.serving.schemas import Fault
 
 _ABOUT = """Names the people, places and things in image-caption pairs.
 
@@ -151,8 +159,8 @@ async def _tables(endpoint: Endpoint, request: Request, place: Place) -> Any:
     """What is asked, and its documents as tables. Raises Fault."""
     limits = endpoint.limits
     most = int(limits.megabytes * 2**20)
-    body = await bodies.read(request.headers, request.stream(), most, place.keep)
-    asked = requests.call(await bodies.parsed(request.headers, body), request.state.request_id, limits)
+    body = await requests.read(request.headers, request.stream(), most, place.keep)
+    asked = requests.call(await requests.parsed(request.headers, body), request.state.request_id, limits)
     fetched = await endpoint.pictures.of(asked, place)
     tables = await asyncio.to_thread(requests.rows, asked, limits, fetched)
     place.take(len(tables))
@@ -195,3 +203,66 @@ async def _mistyped(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     fault = Fault("bad_request", f"{first['loc'][-1]}: {first['msg'].lower()}")
     return JSONResponse(fault.body(request.state.request_id), fault.status)
+
+
+# The pages at / and /docs with their files, and what is shown of the knowledge.
+
+
+@dataclass
+class CurrentBank:
+    """The demonstrations of a workspace, of whichever version is in use when they are asked for."""
+
+    workspace: Workspace
+
+    def __call__(self) -> Bank:
+        current = versions.current(self.workspace.folder)
+        if current != self.workspace.knowledge:
+            self.workspace = self.workspace.at(current)
+        return self.workspace.bank
+
+
+@dataclass(frozen=True)
+class Page:
+    """Over the demonstrations that `bank` gives."""
+
+    bank: Callable[[], Bank]
+
+    def add(self, app: FastAPI) -> None:
+        """Its routes."""
+        app.mount("/page", StaticFiles(directory=PAGE), name="page")
+        app.get("/", include_in_schema=False)(index)
+        app.get("/docs", include_in_schema=False)(described)
+        app.include_router(demonstrations.router(self.bank))
+
+
+async def index() -> FileResponse:
+    """The page. Its addresses are relative, so that it works behind a prefix."""
+    return FileResponse(PAGE / "index.html")
+
+
+async def described() -> FileResponse:
+    """What /openapi.json says, to be read. Nothing of it is loaded from another place."""
+    return FileResponse(PAGE / "api.html")
+
+
+# The app of a configuration and a workspace, over a linker that is given.
+
+
+def endpoint(config: Config, workspace: Workspace, linker: Linker) -> Endpoint:
+    """What the routes need. Keys are read from the environment: they stand in no file and no log. Raises
+    ValueError for one that nobody could send."""
+    online = config.online
+    web = Web(config.encode.limits, online.image_hosts)
+    known = {"fingerprint": config.fingerprint(workspace.version), "knowledge": workspace.knowledge}
+    return Endpoint(
+        desk=Desk(linker, online, Meters(), known),
+        limits=online,
+        pictures=Pictures(web.fetch, int(online.megabytes * 2**20)),
+        page=Page(CurrentBank(workspace)),
+        door=Door(keys(os.environ), online.hosts),
+    )
+
+
+def app(config: Config, workspace: Workspace, linker: Linker) -> FastAPI:
+    """The app itself."""
+    return create(endpoint(config, workspace, linker))

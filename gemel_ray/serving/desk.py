@@ -13,21 +13,19 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
 
 import pyarrow as pa
 
 from gemel_ray.segments import Online
-from gemel_ray.serving.faults import Fault
 from gemel_ray.serving.linker import Gone, Linker, Reply
-from gemel_ray.serving.meters import Meters
-from gemel_ray.serving.pace import Pace
+from gemel_ray.serving.meters import Meters, mentions
 from gemel_ray.serving.readiness import Readiness
-from gemel_ray.serving.scaling import mentions
-from gemel_ray.serving.turns import Turns
+from gemel_ray.serving.schemas import Fault
 
 _PAUSE = 0.5  # seconds before a document is asked for again
 _FEWEST = 4  # mentions under way at once, on however slow a machine
@@ -213,3 +211,132 @@ class Desk:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# How long those who come now will have to wait, by how many mentions were lately done a second.
+#
+# How many can be done depends on the machine, the models and the documents, so it is measured while mentions
+# wait for each other. Before that has happened once nothing is known. Later a quiet time, which says little
+# of what could have been done, can raise the estimate but never lower it.
+
+
+_SPAN = 5.0  # seconds over which mentions are counted
+_CROWD = 4  # mentions inside; fewer do not show what many at once would come to
+_UP, _DOWN = 0.3, 0.1  # weight of one document's span; a standstill is soon forgotten
+
+
+@dataclass
+class Pace:
+    """A document that takes `long` seconds while others are inside has waited for them."""
+
+    long: float
+    now: Callable[[], float] = monotonic
+    rate: float = 0.0  # mentions a second; 0: not known yet
+    _done: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def done(self, seconds: float, inside: int, mentions: int = 1) -> None:
+        """One of the documents with the mentions `inside` is done, which took so long."""
+        now = self.now()
+        self._done.append((now, mentions))
+        while self._done[0][0] <= now - _SPAN:
+            self._done.popleft()
+        seen = sum(number for _, number in self._done) / _SPAN
+        if seconds >= self.long and inside >= _CROWD:
+            weight = (_UP if seen > self.rate else _DOWN) if self.rate else 1.0
+            self.rate += weight * (seen - self.rate)
+        elif self.rate:
+            self.rate = max(self.rate, seen)
+
+    def wait(self, ahead: int) -> float:
+        """Seconds until so many mentions are done; 0 while nothing is known."""
+        return ahead / self.rate if self.rate else 0.0
+
+
+# Callers take turns: whoever has had least is next, however much the others still want.
+#
+# Work is counted in units of its cost, so that a caller with a thousand mentions waits behind its own, and
+# one with a single mention is next. Knows nothing of what the work is.
+
+
+@dataclass
+class _Caller:
+    had: float = 0.0  # cost of what was begun; a newcomer starts where the others stand
+    under_way: int = 0
+    waiting: deque[tuple[int, asyncio.Future[None]]] = field(default_factory=deque)
+
+    @property
+    def wanted(self) -> int:
+        """Cost of what waits."""
+        return sum(cost for cost, turn in self.waiting if not turn.done())
+
+
+class Turns:
+    """Work begins while what is under way costs less than `room`, of one caller less than `each`."""
+
+    def __init__(self, room: Callable[[], float], each: float = float("inf")) -> None:
+        self._room, self._each = room, each
+        self._callers: dict[str, _Caller] = {}
+        self.under_way = 0
+
+    async def enter(self, name: str, cost: int) -> None:
+        """Wait until it is `name`'s turn; then `leave` must follow."""
+        caller = self._callers.get(name)
+        if caller is None:
+            caller = _Caller(had=min((c.had for c in self._callers.values()), default=0.0))
+            self._callers[name] = caller
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        caller.waiting.append((cost, turn))
+        self._next()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it was our turn in the very moment we left
+                self.leave(name, cost)
+            else:
+                self._forget(name)
+            raise
+
+    def leave(self, name: str, cost: int, found: int | None = None) -> None:
+        """What was begun at `cost` is done; if it came to `found`, the caller has had that."""
+        caller = self._callers[name]
+        caller.under_way -= cost
+        self.under_way -= cost
+        caller.had += (cost if found is None else found) - cost
+        self._forget(name)
+        self._next()
+
+    def ahead(self, name: str) -> int:
+        """Cost of what is done before something that `name` would add: all that is under way, its own that
+        waits, and as much of every other caller's."""
+        mine = self._callers[name].wanted if name in self._callers else 0
+        others = sum(min(mine, c.wanted) for n, c in self._callers.items() if n != name)
+        return self.under_way + mine + others
+
+    @property
+    def inside(self) -> int:
+        """Cost of all that is under way or waits."""
+        return self.under_way + sum(c.wanted for c in self._callers.values())
+
+    def _next(self) -> None:
+        while self.under_way < max(1.0, self._room()):
+            ready = [c for c in self._callers.values() if self._first(c) and c.under_way < self._each]
+            if not ready:
+                return
+            caller = min(ready, key=lambda c: (c.had, c.under_way))
+            cost, turn = caller.waiting.popleft()
+            caller.had += cost
+            caller.under_way += cost
+            self.under_way += cost
+            turn.set_result(None)
+
+    @staticmethod
+    def _first(caller: _Caller) -> bool:
+        """Whether somebody of it waits still."""
+        while caller.waiting and caller.waiting[0][1].done():
+            caller.waiting.popleft()
+        return bool(caller.waiting)
+
+    def _forget(self, name: str) -> None:
+        caller = self._callers.get(name)
+        if caller is not None and not caller.under_way and not self._first(caller):
+            del self._callers[name]

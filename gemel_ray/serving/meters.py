@@ -5,8 +5,15 @@ NIL rate: rate(gemel_ray_links_total{status="nil"}) over rate(gemel_ray_links_to
 
 from __future__ import annotations
 
+import json
+import logging
+import sys
 from collections import Counter as Count
+from datetime import UTC, datetime
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from gemel_ray.serving.linker import Reply
@@ -59,3 +66,65 @@ class Meters:
     def text(self) -> bytes:
         """As Prometheus reads it."""
         return generate_latest(self.registry)
+
+
+# One JSON object a line: what was asked, how it ended, and the root cause of what failed. No text and no
+# picture of a request is ever written.
+
+
+NAME = "gemel_ray.serving"
+log = logging.getLogger(NAME)
+
+
+class AsJson(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {"time": at, "level": record.levelname.lower(), "message": record.getMessage()}
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def start() -> None:
+    """JSON lines to standard error, once a process."""
+    if log.handlers:
+        return
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setFormatter(AsJson())
+    log.addHandler(stream)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def told(level: int, message: str, cause: BaseException | None = None, **fields: object) -> None:
+    """One line."""
+    log.log(level, message, exc_info=cause, extra={"fields": fields})
+
+
+# How much work there is, in mentions: the unit in which callers take turns and replicas are added.
+
+
+MENTIONS = "mentions"  # what a replica calls its count, told to Serve's autoscaler
+_CHARACTERS = 40  # of a text for each mention that is looked for
+
+
+def mentions(document: pa.Table) -> int:
+    """Of a document anywhere in the line of stages: its rows, once each mention has one; those found, or
+    given; else how many a text of its length may name."""
+    if "mention" in document.column_names:
+        return max(1, len(document))
+    for column in ("mentions", "given"):
+        if column in document.column_names and document[column][0].is_valid:
+            return max(1, pc.sum(pc.list_value_length(document[column])).as_py() or 0)
+    return 1 + len(document["text"][0].as_py() or "") // _CHARACTERS
+
+
+def by_mentions(context: Any) -> tuple[float, dict[str, Any]]:
+    """Serve's autoscaling policy: replicas by the mentions inside them, where Serve's own counts documents. A
+    document that waits for a replica counts as one."""
+    counted = (context.aggregated_metrics or {}).get(MENTIONS)
+    if not counted:  # nobody has counted yet
+        return context.target_num_replicas, {}
+    inside = sum(counted.values()) + context.total_queued_requests
+    return inside / context.config.target_ongoing_requests, {}

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.registry import Collector
 
 from gemel_ray.serving.desk import Desk
-from gemel_ray.serving.logs import told
+from gemel_ray.serving.meters import told
 
 _EVERY = 2.0  # seconds between two counts of the processes
 

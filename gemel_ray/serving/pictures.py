@@ -9,10 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from gemel_ray.pictures.limits import ImageError
-from gemel_ray.serving.desk import Place
-from gemel_ray.serving.faults import Fault
+from gemel_ray.serving.desk import Place, Turns
 from gemel_ray.serving.requests import Call, Fetch
-from gemel_ray.serving.turns import Turns
+from gemel_ray.serving.schemas import Fault
 
 _AT_ONCE = 32  # of all requests together
 _EACH = 8  # of one caller, whose hosts may be as slow as they like

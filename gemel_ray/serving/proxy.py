@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import time
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gemel_ray.serving.faults import Fault
+from gemel_ray.errors import Mistake
+from gemel_ray.serving.schemas import Fault
 
 _LIMIT = "GEMEL_RAY_MEGABYTES"  # of a request's body, in the proxy's environment
 
@@ -77,3 +82,26 @@ class Bounded:
                 answered.set()
 
         await self.app(scope, received, sent)
+
+
+# Where an endpoint listens: whether it can, and when it answers.
+
+
+def is_free(host: str, port: int) -> None:
+    """Raises ValueError when nobody can listen there: a server would wait for it without a word."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as fault:
+            raise Mistake(f"cannot listen at {host}:{port} ({fault.strerror}); set online.port") from fault
+
+
+def until_ready(host: str, port: int) -> None:
+    """Wait until a link has gone through."""
+    while True:
+        with suppress(OSError, HTTPException), closing(HTTPConnection(host, port, timeout=10)) as http:
+            http.request("GET", "/readyz")
+            if http.getresponse().status == 200:
+                return
+        time.sleep(0.5)

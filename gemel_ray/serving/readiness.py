@@ -18,7 +18,7 @@ import pyarrow as pa
 from gemel_ray.readers.mentions import mention
 from gemel_ray.records import DOCUMENT
 from gemel_ray.serving.linker import Gone, Linker
-from gemel_ray.serving.logs import told
+from gemel_ray.serving.meters import told
 
 PATIENCE = 5.0  # seconds for a tiny link, where nobody else is served
 SILENT = 10.0  # seconds in which nothing came through although somebody waits

@@ -16,10 +16,10 @@ from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.workspace import Workspace, hurried
 from gemel_ray.linking import linking_graph
 from gemel_ray.segments import OnlineSegment
-from gemel_ray.serving.following import Following
 from gemel_ray.serving.linker import Gone, Reply
+from gemel_ray.serving.meters import MENTIONS, mentions
 from gemel_ray.serving.peers import Counts, Peers
-from gemel_ray.serving.scaling import MENTIONS, mentions
+from gemel_ray.serving.running import Following
 
 API = "api"  # the deployment's name
 _PATIENCE = 3.0  # seconds for what the API's replicas tell each other
@@ -71,11 +71,10 @@ class Api:
     def __serve_build_asgi_app__(self) -> Any:
         from ray import serve
 
-        from gemel_ray.serving import logs
-        from gemel_ray.serving.app import create
-        from gemel_ray.serving.building import endpoint
+        from gemel_ray.serving import meters
+        from gemel_ray.serving.app import create, endpoint
 
-        logs.start()
+        meters.start()
         opened = Workspace.open(self.workspace.here(), self.config)
         made = endpoint(self.config, opened, partial(asked, self.first))
         self.desk = made.desk

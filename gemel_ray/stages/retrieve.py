@@ -17,8 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.errors import Mistake
-from gemel_ray.knowledge.published import PublishedOrder
-from gemel_ray.knowledge.shared_sets import SharedSets
+from gemel_ray.knowledge.bank import PublishedOrder, SharedSets
 from gemel_ray.knowledge.vectors import Bonus
 from gemel_ray.models.clip import unit
 from gemel_ray.ranking.sharing import Words
