@@ -29,7 +29,7 @@ from gemel_ray.environment import lean, variables
 from gemel_ray.errors import Stopped
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results, shared
-from gemel_ray.job.driving import Job, Run, drive, note, terminable
+from gemel_ray.job.driving import Compute, Job, Run, drive, note, terminable
 from gemel_ray.job.index import Done
 from gemel_ray.job.record import Metrics, write_manifest
 from gemel_ray.job.selection import Filters, Selection, Share, contents_of, repeated
@@ -69,12 +69,19 @@ def link(
     knowledge = versions.current(workspace)  # all workers' to the end, whatever becomes current meanwhile
 
     @contextmanager
-    def computing(run: Run) -> Iterator[Iterator[dict[str, Any]]]:
-        opening = Opening.of(config, shared_by_all, knowledge, folder_at(output), run.name)
-        with running(config) as run.record.metrics:
-            _refuse_apart(opening, run.addresses)
+    def computing(addresses: Sequence[str]) -> Iterator[Compute]:
+        def compute(run: Run) -> Iterator[dict[str, Any]]:
+            run.record.metrics = metrics
+            opening = Opening.of(config, shared_by_all, knowledge, folder_at(output), run.name)
+            _refuse_apart(opening.seen)  # an output folder that was made just now
             filters = Filters(config.input, *_repeated(run.addresses, config.input))
-            yield counted(dataset(opening, run.shares, run.done, filters))
+            yield from counted(dataset(opening, run.shares, run.done, filters))
+
+        with running(config) as metrics:
+            if config.offline.address != "local":
+                seen = shared.of_worker(shared_by_all, knowledge, folder_at(output))
+                _refuse_apart((*seen, *shared.of_job(config, addresses)))
+            yield compute
 
     job = Job(inputs, output, config.input, selection, retry, max_error_rate)
     told = drive(job, computing, report)
@@ -85,7 +92,11 @@ def link(
 def running(config: Config) -> Iterator[Metrics]:
     """Ray, joined or started, and Ray Data quiet; what a job tells Prometheus. Leaves Ray at the end."""
     reading = 1  # CPU
-    nodes.connect(config.offline.address, sum(s.workers * s.cpus for s in config.offline.segments) + reading)
+    cpus = sum(s.workers * s.cpus for s in config.offline.segments) + reading
+    try:
+        nodes.connect(config.offline.address, cpus)
+    except (OSError, RuntimeError, ValueError) as fault:
+        raise Stopped(str(fault)) from fault
     import ray
     from ray.util.metrics import Gauge
 
@@ -136,12 +147,10 @@ class Opening:
         return Worker(graph.segment(stages, opened), attempts, output, self.run)
 
 
-def _refuse_apart(opening: Opening, inputs: Sequence[str]) -> None:
+def _refuse_apart(seen: Sequence[Seen]) -> None:
     """Raise Stopped where a node does not see what all must."""
-    if opening.config.offline.address != "local":
-        seen = (*opening.seen, *shared.of_job(opening.config, inputs))
-        if sentence := nodes.apart(seen):
-            raise Stopped(sentence)
+    if seen and (sentence := nodes.apart(seen)):
+        raise Stopped(sentence)
 
 
 def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filters) -> Any:

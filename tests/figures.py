@@ -131,8 +131,8 @@ def job(trace: Trace, config: Any, segment: Any, files: list[str], folder: Path)
             return counts
 
         @contextmanager
-        def computing(run: Run) -> Iterator[Iterator[dict[str, Any]]]:
-            yield (worked(run) for _ in range(1))
+        def computing(_: Any, worked: Any = worked) -> Iterator[Any]:
+            yield lambda run: iter([worked(run)])
 
         with trace.on() as driven:
             told = drive(Job([file], output, config.input), computing, lambda _: None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from gemel_ray.graph import Graph
 from gemel_ray.job import record
-from gemel_ray.job.driving import Job, Run, drive
+from gemel_ray.job.driving import Compute, Job, Run, drive
 from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.job.worker import Attempts, Worker, traced
 from gemel_ray.records import DOCUMENT, LINK
@@ -41,10 +41,13 @@ def run_once(output: Path, files: list[str], selection: Selection = _ALL, retry:
     """A run, as offline.link makes it, but for Ray; how many documents it did."""
 
     @contextmanager
-    def computing(run: Run) -> Iterator[Iterator[dict[str, Any]]]:
+    def computing(_: Sequence[str]) -> Iterator[Compute]:
+        yield compute
+
+    def compute(run: Run) -> Iterator[dict[str, Any]]:
         work = worker(output, run.name)
         tables = (table for share in run.shares for table in share.tables(run.done, Filters(Input())))
-        yield (record.counted(asyncio.run(work(table)), run.name) for table in tables)
+        yield from (record.counted(asyncio.run(work(table)), run.name) for table in tables)
 
     return drive(Job(files, output, Input(), selection, retry), computing, lambda _: None).documents
 

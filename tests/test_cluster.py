@@ -21,6 +21,7 @@ from test_job_killed import COMMAND, ENVIRONMENT, ended, first_links, rows_of, w
 from cluster.local import LocalCluster, local_cluster
 from gemel_ray.cli import main
 from gemel_ray.config import Config
+from gemel_ray.job import results
 from gemel_ray.offline import link
 from gemel_ray.online import running
 from gemel_ray.segments import SegmentOptions
@@ -100,6 +101,10 @@ def test_segments_are_placed_as_configured(
     assert set(manifest["measures"]["seconds"]) == {"detect", "encode", "retrieve", "assemble", "generate"}
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def can_mount() -> bool:
     return shutil.which("unshare") is not None and not subprocess.call(["unshare", "--mount", "true"])
 
@@ -120,18 +125,26 @@ def test_what_nodes_with_disks_of_their_own_do_not_share_is_said_at_the_start(
         "image": str(apart / "logo.png"),
     }
     (shared / "in.jsonl").write_text(json.dumps(line))
+    (shared / "plain.jsonl").write_text(json.dumps({"id": "d", "text": "Adobe"}))
     with local_cluster(0) as cluster:
         for _ in range(2):
             cluster.add_apart(apart)
         given = [str(shared / "in.jsonl"), "--workspace", str(workspace_folder)]
         given += ["--set", f"offline.address={cluster.address}", "--set", "offline.sized=false"]
-        for output, seen in ((apart, "out/run (the output)"), (shared, "logo.png (a picture of the input)")):
-            assert main(["link", *given, "--output", str(output / "out")]) == 1
+        plain = [str(shared / "plain.jsonl"), *given[1:]]
+        results.prepare(shared / "out")
+        before = files_of(shared / "out")
+        for what, output, seen in (
+            (plain, apart, "out/run (the output)"),
+            (given, shared, "logo.png (a picture of the input)"),
+        ):
+            assert main(["link", *what, "--output", str(output / "out")]) == 1
             said = capsys.readouterr().err
             assert re.search(
                 rf"node \S+ \([^)]*\) \(and 1 more\) does not see {apart}/{re.escape(seen)}: put it", said
             )
             assert "Traceback" not in said
+        assert files_of(shared / "out") == before  # a job that is refused has touched nothing
         ours = replace(config, online=replace(config.online, address=cluster.address, port=free_port()))
         refused = pytest.raises(ValueError, match=r"does not see .* \(the workspace\)")
         with refused, running(ours, apart / "workspace"):

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from gemel_ray.readers import BATCH, count, documents, files, released
+from gemel_ray.readers import BATCH, count, documents, files, forms
 from gemel_ray.readers.containers import is_whole
 from gemel_ray.records import DOCUMENT
 
@@ -396,7 +396,7 @@ def test_any_json_is_one_document_a_line(raws: list[Any], escaped: bool, fetch: 
         assert (row["error"] is None) == (row["text"] is not None)
         if row["error"] is not None:
             continue
-        assert isinstance(raw, dict) or released.wikidiverse_fits(raw)
+        assert isinstance(raw, dict) or forms.wikidiverse_fits(raw)
         for made in row["given"] or []:
             assert (made["error"] is None) == (made["mention"] is not None)
             if made["error"] is None and made["start"] is None:

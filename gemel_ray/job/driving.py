@@ -1,6 +1,6 @@
 """A job from its beginning to its end, whatever computes it: what is taken, counted, said, merged and noted.
 
-`link` computes with Ray (offline.py), the tests in one process. Knows nothing of Ray, models or workspaces.
+`link` computes with Ray (offline.py), the tests in one process. Knows nothing of Ray and models.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -55,33 +56,49 @@ class Run:
     record: Record
 
 
-# For a run: what makes it ready, and gives what each batch added (record.counted), as it is written.
-Computing = Callable[[Run], AbstractContextManager[Iterator[Mapping[str, Any]]]]
+# Of a run: what each batch added (record.counted), as it is written.
+Compute = Callable[[Run], Iterator[Mapping[str, Any]]]
+# For the input's files: what makes ready to compute. What refuses them, refuses before anything is touched.
+Computing = Callable[[Sequence[str]], AbstractContextManager[Compute]]
 
 
 def drive(job: Job, computing: Computing, report: Callable[[Progress], None]) -> Record:
     """Do the job; what came of it. Raises Stopped where it cannot go on, also beyond `max_error_rate`
-    (TooManyErrors): what is written stays, and the same job goes on. Rows' own errors are rows."""
-    at = folder_at(job.output)
+    (TooManyErrors): what is written stays, and the same job goes on. Rows' own errors are rows. Whatever can
+    refuse the job is asked before the output folder is this run's."""
+    began, at = time.time(), folder_at(job.output)
     given = Given.of(job.inputs, at)
+    results.refuse_foreign(at)
+    with computing(given.addresses) as compute:
+        run = _taken(job, given, began, report)
+        _through(run, compute, job.max_error_rate, report)
+    given.finished(run.done, job.asked)
+    return run.record
+
+
+def _taken(job: Job, given: Given, began: float, report: Callable[[Progress], None]) -> Run:
+    """The output folder is this run's from here on."""
+    at = folder_at(job.output)
     name = results.prepare(at)
     given.note()
     done, known = results.finished(at, job.retry), given.unchanged(job.asked)
     record.retried(job.retry, done, report)
     shares = job.selection.of(given.addresses, given.keys, known)
     total = job.selection.total(given.addresses, known)
-    run = Run(name, given.addresses, shares, done, Record(at, max(0, total - len(done)), len(done)))
-    with plainly(run.record, name), record.heard(at, name, report), Merging(at, name) as merging:
-        with computing(run) as batches:
-            for counts in batches:
-                run.record.add(counts)
-                merging.add(counts["part"], counts["documents"])
-                report(Progress(counts["documents"], counts["statuses"]))
-                TooManyErrors.unless(run.record, job.max_error_rate)
-            TooManyErrors.unless(run.record, job.max_error_rate, least=1)
-        merging.done = done
-    given.finished(done, job.asked)
-    return run.record
+    told = Record(at, max(0, total - len(done)), len(done), began)
+    return Run(name, given.addresses, shares, done, told)
+
+
+def _through(run: Run, compute: Compute, max_error_rate: float, report: Callable[[Progress], None]) -> None:
+    at, told = run.record.output, run.record
+    with plainly(told, run.name), record.heard(at, run.name, report), Merging(at, run.name) as merging:
+        for counts in compute(run):
+            told.add(counts)
+            merging.add(counts["part"], counts["documents"])
+            report(Progress(counts["documents"], counts["statuses"]))
+            TooManyErrors.unless(told, max_error_rate)
+        TooManyErrors.unless(told, max_error_rate, least=1)
+        merging.done = run.done
 
 
 # Why a job ends before its time, in words for the person who started it.

@@ -74,13 +74,13 @@ def counted(rows: pa.Table, run: str | None = None) -> dict[str, Any]:
 
 
 class Record:
-    """One run's. `total`: documents to do, 0 where it is not known."""
+    """One run's, since `began`, or now. `total`: documents to do, 0 where it is not known."""
 
-    def __init__(self, output: Place, total: int, before: int) -> None:
+    def __init__(self, output: Place, total: int, before: int, began: float | None = None) -> None:
         self.output, self.total = folder_at(output), total
         self.every = _EVERY if isinstance(self.output, LocalFolder) else _EVERY_REMOTE
         self.metrics: Metrics | None = None
-        self.began, self.written = time.time(), 0.0
+        self.began, self.written = began or time.time(), 0.0
         self.before, self.documents, self.rows = before, 0, 0
         self.statuses, self.errors = Counter[str](), Counter[str]()
         self.examples: dict[str, list[dict[str, Any]]] = {}

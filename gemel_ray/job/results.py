@@ -29,7 +29,18 @@ from gemel_ray.job.index import finished
 from gemel_ray.job.layout import DOCUMENTS, LINKS, PARTS, SOURCE, State, TakenOver
 from gemel_ray.storage import TORN, Folder, Place, folder_at
 
-__all__ = ["SOURCE", "TakenOver", "counts", "files", "finished", "keys", "prepare", "tables", "write"]
+__all__ = [
+    "SOURCE",
+    "TakenOver",
+    "counts",
+    "files",
+    "finished",
+    "keys",
+    "prepare",
+    "refuse_foreign",
+    "tables",
+    "write",
+]
 Keys = npt.NDArray[np.uint64]
 ATTEMPTS = ".attempts"  # what they have begun (job/worker.py)
 WORKERS = ".workers"  # where they tell what they measure (job/record.py)
@@ -41,7 +52,7 @@ def prepare(output: Place) -> str:
     """Make the folder this run's, and clear away what a killed one was writing; the run's name. Raises
     ValueError, before anything is touched, where files lie that are not of this kind."""
     run, at = uuid.uuid4().hex, folder_at(output)
-    _refuse_foreign(at)
+    refuse_foreign(at)
     state = layout.take_over(at, run, lambda former: layout.counting_parts(at, former))
     at.write(MARK, run.encode())
     _clear(at, state)
@@ -50,7 +61,8 @@ def prepare(output: Place) -> str:
     return run
 
 
-def _refuse_foreign(at: Folder) -> None:
+def refuse_foreign(at: Folder) -> None:
+    """Raise ValueError where files lie that are not of this kind."""
     known = {name for name, _ in layout.latest(at).files}
     for name in at.names(LINKS):
         if name.endswith(".parquet") and name not in known and not layout.is_ours(name):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gemel_ray.readers import own, released
+from gemel_ray.readers import forms
 from gemel_ray.readers.columnar import ARROW, PARQUET, arrow_batches
 from gemel_ray.readers.containers import is_whole, json_rows, rows
 from gemel_ray.readers.delimited import TABLES, table_rows
@@ -39,11 +39,11 @@ class Form(NamedTuple):
 
 
 _FORMS = (  # the first that fits
-    Form(released.wikidiverse_fits, released.wikidiverse_columns),
-    Form(released.melbench_fits, released.melbench_columns),
-    Form(released.context_fits, released.context_columns),
-    Form(released.gemel_fits, released.gemel_columns),
-    Form(own.fits, own.columns),
+    Form(forms.wikidiverse_fits, forms.wikidiverse_columns),
+    Form(forms.melbench_fits, forms.melbench_columns),
+    Form(forms.context_fits, forms.context_columns),
+    Form(forms.gemel_fits, forms.gemel_columns),
+    Form(forms.own_fits, forms.own_columns),
 )
 REST = "rest"  # in place of a row's number: what of a file could not be had, and may be another time
 
