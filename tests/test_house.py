@@ -25,8 +25,8 @@ FUNCTION_LINES = 50
 # A layer imports from itself and from those before it, also inside functions and for type checkers. A module
 # is in the layer of its longest prefix.
 LAYERS = (
-    ("basics", "errors setting checked settings segments characters storage stores object_folder environment "
-     "machine progress plots arguments version"),
+    ("basics", "errors setting checked settings segments characters storage stores environment "
+     "progress plots arguments version"),
     ("records and readers", "records readers"),
     ("pictures and models", "pictures models detecting starter.models"),
     ("knowledge", "knowledge"),

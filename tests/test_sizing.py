@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from gemel_ray import machine, sizing
+from gemel_ray import sizing
 from gemel_ray.config import STAGES, Config, load
 from gemel_ray.environment import variables
 from gemel_ray.job.driving import preview
 from gemel_ray.job.selection import Selection
-from gemel_ray.machine import Gpu, Machine, visible
 from gemel_ray.segments import SegmentOptions
-from gemel_ray.sizing import fit, weights
+from gemel_ray.sizing import Gpu, Machine, fit, visible, weights
 
 SMALL, SEVEN, SEVENTY = 0.3, 13.5, 131.0  # GiB of weights
 LAPTOP = Machine(2)
@@ -172,10 +171,10 @@ def test_a_command_that_lists_gpus_is_asked(monkeypatch: pytest.MonkeyPatch, tmp
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(machine, "_for_gpus", lambda: True)
-    assert len(machine.here().gpus) == 3
-    monkeypatch.setattr(machine, "_for_gpus", lambda: False)  # the engine for CPUs cannot use them
-    assert machine.here().gpus == ()
+    monkeypatch.setattr(sizing, "_for_gpus", lambda: True)
+    assert len(sizing.here().gpus) == 3
+    monkeypatch.setattr(sizing, "_for_gpus", lambda: False)  # the engine for CPUs cannot use them
+    assert sizing.here().gpus == ()
 
 
 def test_what_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -205,7 +204,7 @@ def test_this_machine_s_gpus_are_used_without_a_setting() -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    found = machine.here()
+    found = sizing.here()
     assert len(found.gpus) == torch.cuda.device_count()
     for index, card in enumerate(found.gpus):
         total = torch.cuda.get_device_properties(index).total_memory / 2**30

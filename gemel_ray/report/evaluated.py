@@ -7,6 +7,8 @@ gemel_ray/evaluation/table.py: the terminal says the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,8 @@ from gemel_ray import storage
 from gemel_ray.evaluation import Evaluation
 from gemel_ray.evaluation.judged import Judged, pictures, whole_links
 from gemel_ray.evaluation.table import BASELINE, CALIBRATION, HEADLINE, LINKERS, POPULARITY, interval, value
+from gemel_ray.plots import Axis, Series, bars, lines
 from gemel_ray.report.cards import NIL, candidates, marked, thumbnail
-from gemel_ray.report.drawn import drawn
-from gemel_ray.report.literature import PUBLISHED
 from gemel_ray.report.page import page
 
 Row = dict[str, Any]
@@ -127,3 +128,100 @@ def _card(judged: Judged, link: Row, image: tuple[bytes | None, str | None], pic
         "why": link.get("why"),
         "demonstrations": [(i, picture(i)) for i in link.get("demonstrations") or []],
     }
+
+
+# The page's plots, from the dictionary of figures.
+#
+# Which plots there are, and what they are called; how a plot looks stands in gemel_ray/plots.py. Where the
+# baseline has the same figure, it stands beside the run's.
+
+
+_SHARE = (0.0, 1.0)
+_ACCURACY = Axis("accuracy", _SHARE, percent=True)
+_BY = {
+    "popularity": ("Accuracy by popularity of the target", "times a target in training"),
+    "ambiguity": ("Accuracy by ambiguity of the mention", "targets of the mention in training"),
+    "kb_popularity": ("Accuracy by the knowledge base's popularity", "quarter of its names"),
+}
+
+
+def drawn(figures: Row) -> list[str]:
+    """SVG of every plot that there are figures for."""
+    return [*_calibration(figures["calibration"]), *_breakdowns(figures), *_popularity(figures)]
+
+
+def series(name: str, figures: Sequence[Row], x: Sequence[float] = ()) -> Series:
+    """Figures with their intervals; nan where one has none."""
+    ends = [figure["interval_95"] or (nan, nan) for figure in figures]
+    values = [nan if figure["value"] is None else figure["value"] for figure in figures]
+    return Series(name, values, [low for low, _ in ends], [high for _, high in ends], x)
+
+
+def _calibration(found: Row | None) -> Iterator[str]:
+    if not found:
+        return
+    bins, steps = found["reliability"], found["coverage"]
+    said = Axis("probability", _SHARE, percent=True)
+    sure = series("right", [b["accuracy"] for b in bins], [b["probability"] for b in bins])
+    yield lines([sure], title="Reliability", x=said, y=_ACCURACY, dots=True, diagonal=True)
+    covered = series("accuracy", [s["accuracy"] for s in steps], [s["coverage"] for s in steps])
+    share = Axis("share answered, surest first", _SHARE, percent=True)
+    lowest = min((low for low in covered.low or () if not isnan(low)), default=0.0)
+    accuracy = Axis("accuracy of the answered", (0.1 * int(10 * lowest), 1.0), percent=True)
+    yield lines([covered], title="Accuracy when only the surest are answered", x=share, y=accuracy, dots=True)
+
+
+def _breakdowns(figures: Row) -> Iterator[str]:
+    baseline = figures["baseline"]
+    for name, (title, x) in _BY.items():
+        if table := figures["breakdowns"].get(name):
+            both = [series("this run", list(table.values()))]
+            if baseline:
+                both.append(series("without a model", list(baseline["breakdowns"][name].values())))
+            yield bars(list(table), both, title=title, y=_ACCURACY, x=x)
+
+
+def _popularity(figures: Row) -> Iterator[str]:
+    found, baseline = figures["popularity"], figures["baseline"]
+    if not found:
+        return
+    runs = {"this run": found} | ({"without a model": baseline["popularity"]} if baseline else {})
+    means = [series(name, [f["true_mean"], f["predicted_mean"]]) for name, f in runs.items()]
+    groups = ["the right entity", "the answer"]
+    yield bars(groups, means, title="Popularity of what was answered", y=Axis("mean times in training"))
+    wrong = ["wrong_more", "wrong_equal", "wrong_less"]
+    shares = [series(name, [f[key] for key in wrong]) for name, f in runs.items()]
+    y = Axis("share of wrong answers", percent=True)
+    groups = ["more popular", "as popular", "less popular"]
+    yield bars(groups, shares, title="Wrong answers against the right entity", y=y, x="the answer is")
+
+
+# Published accuracies of multimodal entity linking, to stand beside ours.
+#
+# Settings differ between papers, above all the knowledge base that is chosen from: each figure stands with
+# its source and its number of entities, and a comparison across them is none of systems alone.
+
+
+@dataclass(frozen=True)
+class Published:
+    """Accuracies in percent; None: not reported."""
+
+    system: str
+    wikidiverse: float | None
+    wikimel: float | None
+    source: str
+    entities: str
+
+
+_KGMEL = "110,000 to 160,000"
+_SAME = "as reported in KGMEL's setting"
+PUBLISHED = (
+    Published("GEMEL v1, OPT-6.7B", 82.77, 75.53, "the released checkpoints' names", "not stated"),
+    Published("GEMEL", 86.3, 82.6, "Shi et al., LREC-COLING 2024 (arXiv 2306.12725)", "not stated"),
+    Published("GELR", None, 84.8, "its paper; generative, on its own data", "not stated"),
+    Published("KGMEL", 88.23, 90.58, "its paper; triples, retrieval, a language model ranks again", _KGMEL),
+    Published("MMoE", 77.57, 90.77, _SAME, _KGMEL),
+    Published("M3EL", 74.06, 88.84, _SAME, _KGMEL),
+    Published("MIMIC", 63.51, 87.98, _SAME, _KGMEL),
+    Published("CLIP, zero-shot", 61.21, 83.23, _SAME, _KGMEL),
+)
