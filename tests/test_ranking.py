@@ -27,18 +27,22 @@ from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
+from gemel_ray.models.clip import unit
 from gemel_ray.ranking import descriptions, postings
+from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking.cases import Question
 from gemel_ray.ranking.context import Judged, learnt
 from gemel_ray.ranking.descriptions import Described
 from gemel_ray.ranking.evidence import Evidence
 from gemel_ray.ranking.features import FEATURES, bend
+from gemel_ray.ranking.fitting import _of_text, _question, _taught
 from gemel_ray.ranking.joining import joined, likeliest
 from gemel_ray.ranking.making import _neighbours
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.postings import Postings
 from gemel_ray.ranking.ranker import Ranker
 from gemel_ray.ranking.ranking import Ranking, witness
+from gemel_ray.ranking.words import folded, telling
 from gemel_ray.ranking.years import compared, years
 from gemel_ray.readers import documents
 from gemel_ray.records import LINK
@@ -53,16 +57,10 @@ TRADES = {
     "cellist": "played the concerto with the orchestra that evening",
 }
 SURNAMES = (
-    "Almeida",
-    "Brandt",
-    "Castellan",
-    "Dvorsky",
-    "Eriksen",
-    "Fontaine",
-    "Grimaldi",
-    "Hollander",
-    "Ivanova",
-)
+    "Almeida", "Brandt", "Castellan", "Dvorsky", "Eriksen", "Fontaine", "Grimaldi", "Hollander", "Jansson",
+    "Kowalski", "Lindqvist", "Moreau", "Nakamura", "Oliveira", "Petrov", "Quiroga", "Rasmussen", "Santoro",
+    "Takahashi", "Ulrich", "Vermeer", "Weissmann", "Yilmaz", "Zoellner", "Ivanova",
+)  # fmt: skip
 SETTINGS = ("bank.ranker=20", "retrieve.demonstrations=4")
 FRONT = ["detect", "encode", "retrieve"]
 
@@ -133,10 +131,40 @@ def test_an_index_gives_back_every_row_of_a_key_once(
 def test_names_are_found_by_words_form_initials_and_with_spelling_mistakes(workspace: Workspace) -> None:
     names = Names(workspace.ranking_folder)
     row = [e["name"] for e in entities()].index("Cleo Grimaldi")
-    assert row in names.sharing("grimaldi")
+    assert row in names.sharing(["grimaldi"]).rows
     assert names.named("cleo grimaldi").tolist() == [row]
     assert row in names.abbreviated("cg")
     assert names.alike("kleo grimmaldi", 3)[0] == row
+
+
+def test_of_many_of_one_name_those_come_first_whose_other_names_stand_in_the_text(tmp_path: Path) -> None:
+    """A first name that hundreds bear, and initials as they are really formed."""
+    called = [f"William Nobody{n}" for n in range(200)]
+    called += ["William Cohen", "Slovak Academy of Sciences", "Five-hundred-meter Aperture Telescope"]
+    entity_file.write(({"id": str(i), "name": n} for i, n in enumerate(called)), tmp_path / "e.arrow")
+    name_files.write(entity_file.Entities.open(tmp_path / "e.arrow"), tmp_path)
+    names = Names(tmp_path)
+    around = names.sharing(telling("secretary of defense william s cohen"))
+    assert names.sharing(["william"]).best(50, (around,))[0] == 200
+    assert names.abbreviated("sas").tolist() == [201]
+    assert names.abbreviated("fat").tolist() == [202]
+    assert names.reordered("ssa").tolist() == [201]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("A van of Cleo Grimaldi: they sue the force.", "Cleo Grimaldi"),  # named beside the mention
+        ("The force has an astronomer.", "Cleo Hollander"),  # described so
+        ("The force: new canvases and oil portraits.", "Ana Castellan"),  # an example of her tells that
+    ],
+)
+def test_the_text_around_a_mention_brings_candidates(workspace: Workspace, text: str, found: str) -> None:
+    knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
+    nothing = np.zeros(workspace.bank.mention_vectors.shape[1], np.float32)
+    asked = Question("the force", text, nothing, None, np.empty(0, np.int64), np.empty(0, np.float32))
+    rows = knowing.evidence(asked).rows.tolist()
+    assert found in [name for _, name in workspace.entities.of(rows)]
 
 
 @pytest.mark.parametrize("trade", TRADES)
@@ -182,6 +210,53 @@ def test_an_example_never_speaks_for_itself(workspace: Workspace) -> None:
 
     assert 0 not in nearest.tolist()
     assert counted(frozenset({0})) == 0 < counted(frozenset())
+
+
+def test_nor_does_another_example_of_its_text(workspace: Workspace) -> None:
+    """A document that is asked about comes whole: what another mention in it means was never known."""
+    knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
+    known = knowing.sources.examples
+    known.text = np.concatenate([[0, 0], known.text[2:]]).astype(np.int32)  # the second's is the first's
+    own = _of_text(known).of(0)
+    assert own.tolist() == [0, 1]
+
+    def told(hidden: frozenset[int]) -> Any:
+        """Votes, and the likest text, of what the second means."""
+        asked = _question(known, 0, hidden, own.astype(np.int64), np.ones(2, np.float32))
+        evidence = knowing.evidence(asked)
+        at = evidence.rows.tolist().index(int(known.entity[1]))
+        return evidence.features[at, [FEATURES.index(name) for name in ("votes", "likest text")]].tolist()
+
+    assert told(frozenset()) == pytest.approx([0.5, 1], abs=1e-3)
+    assert told(frozenset(own.tolist())) == [0, 0]
+
+
+def test_a_name_tells_something_of_what_bears_it(workspace: Workspace) -> None:
+    knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
+    at = [
+        i for i in range(workspace.bank.examples, len(workspace.bank))
+        if workspace.bank.mention(i) == entities()[1]["name"]
+    ]  # fmt: skip
+    vectors = unit(np.asarray(workspace.bank.mention_vectors[at[:1]], np.float32))
+    near = knowing.sources.examples.called([folded(e["name"]) for e in entities()[:3]], vectors)
+    assert near[1, 0] == pytest.approx(1, abs=1e-3) and near[0, 0] < 0.99
+
+
+def test_what_the_candidates_leave_is_the_chance_that_it_is_none_of_them() -> None:
+    """Examples whose entity was not found teach that."""
+    dice = np.random.default_rng(0)
+    judged = []
+    for _ in range(400):
+        features = dice.normal(size=(3, 2)).astype(np.float32)
+        right = int(features[:, 0].argmax()) if features[:, 0].max() > 0.5 else -1
+        judged.append(Judged(Evidence(np.arange(3), features), right, features[0], features[0]))
+    ranker = Ranker(_taught(judged), {}, ())
+    sure, unsure = (
+        float(np.exp(ranker.log_probabilities(np.array([[x, 0], [-1, 0], [-1, 0]], np.float32))).sum())
+        for x in (2.0, -1.0)
+    )
+    assert unsure < 0.2
+    assert 0.8 < sure <= 1
 
 
 def test_a_new_entity_is_a_candidate_without_fitting_again(workspace: Workspace, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from gemel_ray.knowledge.entities import Entities
 from gemel_ray.ranking.connections import Connections
 from gemel_ray.ranking.examples import Examples
 from gemel_ray.ranking.names import Names
+from gemel_ray.ranking.postings import Weighed
 from gemel_ray.ranking.retrieval import Retrieval
 
 Vectors = npt.NDArray[np.float32]
@@ -21,7 +22,7 @@ Vectors = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class Question:
     """One mention. `text_vector` of unit length; `picture`: CLIP's feature of unit length, or None. `nearest`
-    and `similarities`: rows of the bank and their cosines. `own`: the examples that are the question itself,
+    and `similarities`: rows of the bank and their cosines. `own`: the examples of the question's own text,
     which say nothing (fitting)."""
 
     mention: str
@@ -55,7 +56,9 @@ class Sources:
 class Case:
     """A question with its candidates: `rows` of the entities, int64 [n], and what the names' index says of
     each. By row: how often examples mean it by this mention (`prior`), what its name shares with the mention
-    (`shared`), and the neighbours' share of it (`votes`). `mention` and `text` are folded."""
+    (`shared`) and with the text around it (`around`), what its description shares with the text (`told`),
+    what the text of an example of it does (`alike`), and the neighbours' share of it (`votes`). `mention` and
+    `text` are folded."""
 
     asked: Question
     mention: str
@@ -63,5 +66,8 @@ class Case:
     rows: npt.NDArray[np.int64]
     known: list[dict[str, Any]]
     prior: Counter[int]
-    shared: dict[int, float]
     votes: dict[int, float]
+    shared: Weighed
+    around: Weighed
+    told: Weighed
+    alike: Weighed

@@ -77,9 +77,8 @@ class Connections:
 
     def _ends(self, identities: Keys) -> tuple[Nodes, Numbers]:
         """The different nodes at the ends of these entities' facts, and whose, by place."""
-        found = [self._triples.node[self._triples.facts(int(identity))] for identity in identities]
-        whose = np.repeat(np.arange(len(found)), list(map(len, found)))
-        pairs = np.unique(whose << 32 | np.concatenate([_NONE, *found]))
+        nodes, whose = self._triples.ends(identities)
+        pairs = np.unique(whose << 32 | nodes)
         return (pairs & 0xFFFFFFFF).astype(np.int32), pairs >> 32
 
     def _told(self, nodes: Nodes, of: Numbers, count: int, spoken: Spoken) -> Vectors:
@@ -138,15 +137,23 @@ class Connections:
         others: tuple[Numbers, Vectors],
     ) -> Vectors:
         """The greatest weight of the facts that a candidate shares with one other entity."""
-        table = np.zeros((len(rows), len(others[0])), np.float32)
         common = np.intersect1d(mine[0], theirs[0])
         common = common[self._triples.degree[common] <= _COMMON]
-        for node in common.tolist():
-            here, there = mine[1][mine[0] == node], theirs[1][theirs[0] == node]
-            table[np.ix_(here, there)] += self._weights[node] * others[1][there]
+        here = _table(common, mine, len(rows)) * self._weights[common]
+        table = here @ _table(common, theirs, len(others[0])).T * others[1]
         table[rows[:, None] == others[0][None]] = 0
         best: Vectors = table.max(axis=1)
         return best
+
+
+def _table(nodes: Nodes, ends: tuple[Nodes, Numbers], count: int) -> Vectors:
+    """Which of `count` entities have which of the rising nodes, 0 or 1."""
+    table = np.zeros((count, len(nodes)), np.float32)
+    at = np.searchsorted(nodes, ends[0])
+    among = at < len(nodes)
+    among[among] = nodes[at[among]] == ends[0][among]
+    table[ends[1][among], at[among]] = 1
+    return table
 
 
 def _places(wanted: Keys, among: Keys) -> Numbers:

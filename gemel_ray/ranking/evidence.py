@@ -12,10 +12,11 @@ import numpy.typing as npt
 from gemel_ray.ranking.cases import Case, Question, Sources, Vectors
 from gemel_ray.ranking.examples import NOBODY
 from gemel_ray.ranking.features import SHORT, Group, available, features, named
-from gemel_ray.ranking.words import folded
+from gemel_ray.ranking.postings import Weighed
+from gemel_ray.ranking.words import folded, stems, telling
 
 MOST = 100  # candidates of a mention
-_SHARING, _ALIKE, _INITIALS = 50, 12, 10
+_SHARING, _ALIKE, _INITIALS, _AROUND = 50, 12, 10, 10
 _TEMPERATURE = 0.02  # of the cosines of neighbours: one that is nearer by as much counts for e times
 
 
@@ -49,12 +50,15 @@ class Witness:
     def _case(self, asked: Question) -> Case:
         mention = folded(asked.mention)
         prior, votes = self._prior(mention, asked), self._votes(asked)
-        shared = self.sources.names.sharing(mention)
-        rows = np.array(self._candidates(mention, prior, votes, shared), np.int64)
+        text, words, names = folded(asked.text), mention.split(), self.sources.names
+        shared = names.sharing(words)
+        around = names.sharing(telling(text) - set(words))
+        told, alike = names.described(stems(text)), self.sources.examples.told(stems(text), asked.own)
+        rows = np.array(self._candidates(mention, prior, votes, (shared, around, told, alike)), np.int64)
         known = self.sources.names.rows(rows)
         if not self.sources.described:
             known = [entity | {"about": [], "years": []} for entity in known]
-        return Case(asked, mention, folded(asked.text), rows, known, prior, shared, votes)
+        return Case(asked, mention, text, rows, known, prior, votes, shared, around, told, alike)
 
     def _prior(self, mention: str, asked: Question) -> Counter[int]:
         examples = self.sources.examples
@@ -66,25 +70,41 @@ class Witness:
     def _votes(self, asked: Question) -> dict[int, float]:
         """The neighbours' share of each entity, by how near they are."""
         votes: dict[int, float] = {}
-        entities = self.sources.examples.entity[asked.nearest].tolist()
         weights = np.exp((asked.similarities - 1) / _TEMPERATURE).tolist()
-        for entity, weight in zip(entities, weights, strict=True):
-            if entity != NOBODY:
-                votes[entity] = votes.get(entity, 0.0) + weight
+        for row, weight in zip(asked.nearest.tolist(), weights, strict=True):
+            if row not in asked.own:
+                for entity in self._meant(row):
+                    votes[entity] = votes.get(entity, 0.0) + weight
         total = sum(votes.values())
         return {entity: vote / total for entity, vote in votes.items()} if total else {}
 
+    def _meant(self, row: int) -> list[int]:
+        """Whom an example of the bank means; all who bear the name, where it is one."""
+        known = self.sources.examples
+        if row >= known.bank.examples:
+            return self.sources.names.named(folded(known.bank.mention(row))).tolist()[:_SHARING]
+        return [int(known.entity[row])] if known.entity[row] != NOBODY else []
+
     def _candidates(
-        self, mention: str, prior: Counter[int], votes: dict[int, float], shared: dict[int, float]
+        self,
+        mention: str,
+        prior: Counter[int],
+        votes: dict[int, float],
+        words: tuple[Weighed, Weighed, Weighed, Weighed],
     ) -> list[int]:
         """From each source its best, each once; the sources in the order in which they are cut."""
         names = self.sources.names
+        shared, around, told, alike = words
         sources = (
             [row for row, _ in prior.most_common(MOST // 3)],
             names.named(mention).tolist()[:_SHARING],
             list(votes),
             names.abbreviated(mention).tolist()[:_INITIALS] if len(mention) <= SHORT else [],
-            sorted(shared, key=lambda row: (-shared[row], row))[:_SHARING],
+            shared.best(_SHARING, (around, told)),
             names.alike(mention, _ALIKE),
+            around.best(_AROUND, (told,)),
+            told.best(_AROUND, (around,)),
+            alike.best(_AROUND),
+            names.reordered(mention).tolist()[:_INITIALS] if len(mention) <= SHORT else [],
         )
         return list(dict.fromkeys(row for rows in sources for row in rows))[:MOST]

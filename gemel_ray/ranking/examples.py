@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.models.clip import unit
 from gemel_ray.ranking import postings
-from gemel_ray.ranking.postings import Postings
-from gemel_ray.ranking.words import folded, key
+from gemel_ray.ranking.postings import Postings, Weighed
+from gemel_ray.ranking.words import folded, key, stems
 
 Vectors = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]
 Encode = Callable[[list[str]], Vectors]
 NOBODY = -1
+_FREQUENT = 3_000  # examples that share a word: more tell nothing
 
 
 class Examples:
@@ -28,7 +30,8 @@ class Examples:
         self.bank = bank
         self.entity = np.asarray(np.load(folder / "entity.npy", mmap_mode="r"))  # of each row of the bank
         self._mentions = Postings.open(folder, "mentions")
-        self._targets = Postings.open(folder, "targets")
+        self._targets, self._called = Postings.open(folder, "targets"), Postings.open(folder, "called")
+        self._telling = Postings.open(folder, "telling")
         self.text = np.asarray(np.load(folder / "text.npy", mmap_mode="r"))  # of each example
         self.text_vectors: Half = np.load(folder / "texts.npy", mmap_mode="r")
         self._picture = bank.table["image_row"].to_numpy()
@@ -41,6 +44,33 @@ class Examples:
     def of(self, entity: int) -> npt.NDArray[np.int32]:
         """Examples of this entity."""
         return self._targets.of(entity)
+
+    def called(self, names: Sequence[str], vectors: Vectors) -> Vectors:
+        """Of entities of these folded names: how near the nearest name or alias is to some vectors,
+        [entities, vectors], where the bank has names; else 0."""
+        rows, owner = self._called.each(np.array([key(name) for name in names], np.uint64))
+        nearest = np.zeros((len(names), len(vectors)), np.float32)
+        if len(rows):
+            near = unit(np.asarray(self.bank.mention_vectors[rows], np.float32)) @ vectors.T
+            first = np.flatnonzero(np.diff(owner, prepend=-1))
+            nearest[owner[first]] = np.maximum.reduceat(near, first)
+        return nearest
+
+    def told(self, stems: Iterable[str], own: Collection[int]) -> Weighed:
+        """Entities of the examples that tell the same words, without `own`: each by its best example, as the
+        share of the words' weight."""
+        lists = [self._telling.of(key(stem)) for stem in stems]
+        weights = [math.log(len(self.text) / len(rows)) if len(rows) else 0.0 for rows in lists]
+        whole = sum(weights) or 1.0
+        kept = [(r, w / whole) for r, w in zip(lists, weights, strict=True) if 0 < len(r) < _FREQUENT]
+        found = Weighed.together([r for r, _ in kept], [w for _, w in kept])
+        known = self.entity[found.rows] >= 0
+        if own:
+            known &= ~np.isin(found.rows, list(own))
+        entities, place = np.unique(self.entity[found.rows[known]], return_inverse=True)
+        best = np.zeros(len(entities), np.float32)
+        np.maximum.at(best, place, found.weights[known])
+        return Weighed(entities, best)
 
     def picture(self, example: int) -> Vectors | None:
         """The unit feature of an example's picture, if it has one."""
@@ -77,7 +107,15 @@ def write(
     known = np.flatnonzero(entity[: bank.examples] >= 0)
     pairs = zip(entity[known].tolist(), known.tolist(), strict=True)
     postings.write(pairs, folder, "targets")
+    names = bank.table["target"].slice(bank.examples).to_pylist()
+    called = ((key(folded(name)), row) for row, name in enumerate(names, bank.examples))
+    postings.write(called, folder, "called")
     texts = table["text"].to_pylist()
+    postings.write(
+        ((key(stem), row) for row, text in enumerate(texts) for stem in stems(folded(text))),
+        folder,
+        "telling",
+    )
     distinct = {text: at for at, text in enumerate(dict.fromkeys(texts))}
     np.save(folder / "text.npy", np.array([distinct[text] for text in texts], np.int32))
     np.save(folder / "texts.npy", _vectors(list(distinct), encode, former))

@@ -45,20 +45,16 @@ def _mention(sources: Sources, case: Case) -> Vectors:
 
 
 def _names(sources: Sources, case: Case) -> Vectors:
-    mention, names = case.mention, sources.names
-    words, grams = mention.split(), trigrams(mention)
-    whole, all_of = sum(map(names.weight, words)) or 1.0, set(words)
+    mention, words = case.mention, case.mention.split()
+    grams, all_of = trigrams(mention), set(words)
     short = mention.replace(" ", "") if len(mention) <= SHORT else ""
-    shared = [case.shared.get(row, 0.0) for row in case.rows.tolist()]
-    return np.array(
-        [
-            against_names(
-                mention, words, all_of, grams, short, entity["name"], entity["aliases"], part / whole
-            )
-            for entity, part in zip(case.known, shared, strict=True)
-        ],
-        np.float32,
-    )
+    whole = sum(map(sources.names.weight, words)) or 1.0
+    shared = (case.shared.of(case.rows) / whole).tolist()
+    compared = [
+        [*against_names(mention, words, all_of, grams, e["name"], e["aliases"], part), short in e["initials"]]
+        for e, part in zip(case.known, shared, strict=True)
+    ]
+    return np.array(compared, np.float32)
 
 
 def _description(sources: Sources, case: Case) -> Vectors:
@@ -77,7 +73,7 @@ def _name_around(sources: Sources, case: Case) -> Vectors:
         [len(r & inside) / max(1, len(r)), f" {e['name']} " in f" {case.text} "]
         for r, e in zip(rest, case.known, strict=True)
     ]
-    return np.array(named, np.float32)
+    return np.concatenate([np.array(named, np.float32), _less(case.around.of(case.rows))], axis=1)
 
 
 def _years(sources: Sources, case: Case) -> Vectors:
@@ -98,7 +94,20 @@ def _examples(sources: Sources, case: Case) -> Vectors:
         looks = 0.0 if asked.picture is None else known.looks(examples, asked.picture)
         found.append([math.log1p(len(examples)), similar.max(), similar.mean(), 1.0, looks])
     made = np.array(found, np.float32)
-    return np.concatenate([made, made[:, 4:] - made[:, 4:].max()], axis=1)
+    words = _less(case.alike.of(case.rows))
+    return np.concatenate([made, made[:, 4:] - made[:, 4:].max(), words], axis=1)
+
+
+def _called(sources: Sources, case: Case) -> Vectors:
+    """What the name alone tells, which every entity has."""
+    asked = case.asked
+    if asked.mention_vector is None:
+        return np.zeros((len(case.rows), 4), np.float32)
+    mention = asked.mention_vector / (np.linalg.norm(asked.mention_vector) or 1.0)
+    names = [entity["name"] for entity in case.known]
+    near = sources.examples.called(names, np.stack([mention, asked.text_vector]))
+    parts = [of_described(column, column != 0) for column in near.T]
+    return np.concatenate(parts, axis=1)
 
 
 def _neighbours(sources: Sources, case: Case) -> Vectors:
@@ -157,12 +166,15 @@ GROUPS = (
         "description fits", "description fits less", "description fits bent", "description fits bent less",
         "description's words", "description's words less",
     ), _description),
-    Group("name around the mention", ("rest of the name in the text", "name in the text"), _name_around),
+    Group("name around the mention", (
+        "rest of the name in the text", "name in the text", "name's words in the text",
+        "name's words in the text less",
+    ), _name_around),
     Group("years", ("years known", "begun by then", "within its years", "years from its middle"), _years),
     # Whatever their mention: how many, and how alike their texts and pictures are.
     Group("other examples of it", (
         "examples at all", "likest text", "mean text", "has examples", "likest picture",
-        "likest picture less",
+        "likest picture less", "words of an example", "words of an example less",
     ), _examples),
     Group("neighbours", ("votes", "votes less"), _neighbours),
     Group("popularity", ("popularity", "has popularity"), _popularity),
@@ -170,6 +182,9 @@ GROUPS = (
         "words of the name", "words more", "candidates", "name in brackets", "capital", "words",
         "has a picture",
     ), _question),
+    Group("sense of the name", (
+        "name means the mention", "name means the mention less", "name fits", "name fits less",
+    ), _called),
     Group(GRAPH, CONNECTED, _graph),
     Group(RETRIEVAL, ("retrieval fits", "retrieval fits less"), _retrieval),
 )  # fmt: skip

@@ -15,7 +15,8 @@ from gemel_ray.ranking.context import Judged
 from gemel_ray.ranking.evidence import MOST, Witness
 from gemel_ray.ranking.examples import Examples
 from gemel_ray.ranking.features import GROUPS, bend, fits, named, of_described
-from gemel_ray.ranking.ranker import Ranker
+from gemel_ray.ranking.postings import PAIR, Postings
+from gemel_ray.ranking.ranker import FAR, Ranker
 
 Matrix = npt.NDArray[np.float32]
 Teach = Callable[[Sequence[Judged]], list[Matrix]]
@@ -23,6 +24,8 @@ Neighbours = Callable[[npt.NDArray[np.int64]], Iterator[tuple[npt.NDArray[np.int
 
 SAMPLE = 16_000  # examples it is fitted on, at most
 _HIDDEN, _BATCH, _EPOCHS, _RATE = 48, 128, 10, 6e-3
+_STILL = 1e-3  # the deviation of a feature that says nothing in the examples
+_STEPS = 80  # at least, of few examples
 _BENT = "description fits bent"  # and what it is less than the best
 _HELD_OUT = 0.1  # of the sample: what is reported was not fitted on
 
@@ -33,14 +36,14 @@ def fitted(witness: Witness, neighbours: Neighbours, teach: Teach | None = None)
     cosines of each example's candidates, taught on the others."""
     judged, groups = list(_judged(witness, neighbours)), witness.groups
     held_out = int(len(judged) * _HELD_OUT)
-    tested, learnt = judged[:held_out], [j for j in judged[held_out:] if j.right >= 0]
-    if not tested or not learnt:
+    tested, learnt = judged[:held_out], judged[held_out:]
+    if not tested or all(j.right < 0 for j in learnt):
         return None
     matrix = _bent(witness, judged)
     if teach:
         judged = _retrieved(witness.sources.about, judged, teach(judged))
         groups = (*groups, GROUPS[-1])
-        tested, learnt = judged[:held_out], [j for j in judged[held_out:] if j.right >= 0]
+        tested, learnt = judged[:held_out], judged[held_out:]
     torch.manual_seed(0)
     ranker = Ranker(_taught(learnt) | {"bend": matrix}, {}, named(groups))
     answers = [_answer(ranker, j) for j in tested]
@@ -77,8 +80,10 @@ def _judged(witness: Witness, neighbours: Neighbours) -> Iterator[Judged]:
     examples = witness.sources.examples
     known = np.flatnonzero(examples.entity[: examples.bank.examples] >= 0)
     sample = np.random.default_rng(0).permutation(known)[:SAMPLE]
+    of_text = _of_text(examples)
     for row, (nearest, similarities) in zip(sample.tolist(), neighbours(sample), strict=True):
-        asked = _question(examples, row, nearest, similarities)
+        own = frozenset(of_text.of(int(examples.text[row])).tolist())
+        asked = _question(examples, row, own, nearest, similarities)
         evidence = witness.evidence(asked)
         at = np.flatnonzero(evidence.rows == examples.entity[row])
         if len(evidence.rows):
@@ -101,17 +106,28 @@ def _bent(witness: Witness, judged: Sequence[Judged]) -> Matrix:
     return context.learnt(about, judged)
 
 
-def _question(examples: Examples, row: int, nearest: npt.NDArray[np.int64], similarities: Matrix) -> Question:
-    bank = examples.bank
-    text, mention = bank.text(row), bank.mention(row)
+def _of_text(examples: Examples) -> Postings:
+    """The examples of each text: a document that is asked about comes whole, so all of them are hidden."""
+    pairs = np.empty(len(examples.text), PAIR)
+    pairs["key"], pairs["row"] = examples.text, np.arange(len(examples.text))
+    return Postings.made(pairs)
+
+
+def _question(
+    examples: Examples,
+    row: int,
+    own: frozenset[int],
+    nearest: npt.NDArray[np.int64],
+    similarities: Matrix,
+) -> Question:
     return Question(
-        mention=mention,
-        text=text,
+        mention=examples.bank.mention(row),
+        text=examples.bank.text(row),
         text_vector=examples.text_vectors[examples.text[row]].astype(np.float32),
         picture=examples.picture(row),
         nearest=nearest,
         similarities=similarities,
-        own=frozenset(bank.same([text], [mention])[0]),
+        own=own,
         mention_vector=_mention_vector(examples, row),
     )
 
@@ -121,28 +137,29 @@ def _mention_vector(examples: Examples, row: int) -> Matrix:
 
 
 def _taught(judged: Sequence[Judged]) -> dict[str, Matrix]:
-    """Weights of a ranker, by cross-entropy over each mention's candidates."""
+    """Weights of a ranker, by cross-entropy over each mention's candidates and that it is none of them."""
     tables, there = _padded(judged)
-    right = torch.tensor([j.right for j in judged])
+    right = torch.tensor([j.right if j.right >= 0 else tables.shape[1] for j in judged])
     mean, deviation = tables[there].mean(0), tables[there].std(0)
-    scale = 1 / (deviation + 1e-3)
-    tables = (tables - mean) * scale * there[..., None]
+    scale = torch.where(deviation > _STILL, 1 / deviation, 0.0)
+    tables = ((tables - mean) * scale).clamp(-FAR, FAR) * there[..., None]
     width = judged[0].evidence.features.shape[1]
     linear, inner = torch.nn.Linear(width, 1, bias=False), torch.nn.Linear(width, _HIDDEN)
     middle, outer = torch.nn.Linear(_HIDDEN, _HIDDEN), torch.nn.Linear(_HIDDEN, 1, bias=False)
     drop = torch.nn.Dropout(0.1)
     weights = [p for layer in (linear, inner, middle, outer) for p in layer.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=_RATE, weight_decay=0.01)
-    steps = _EPOCHS * -(-len(judged) // _BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, steps)
-    for _ in range(_EPOCHS):
+    batches = -(-len(judged) // _BATCH)
+    epochs = max(_EPOCHS, -(-_STEPS // batches))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, epochs * batches)
+    for _ in range(epochs):
         for rows in torch.randperm(len(judged)).split(_BATCH):
             x = tables[rows]
             hidden = drop(torch.relu(inner(x)))
             scores = linear(x) + outer(torch.relu(middle(hidden)))
-            loss = torch.nn.functional.cross_entropy(
-                scores[..., 0].masked_fill(~there[rows], -torch.inf), right[rows]
-            )
+            scores = scores[..., 0].masked_fill(~there[rows], -torch.inf)
+            none = torch.zeros(len(rows), 1)
+            loss = torch.nn.functional.cross_entropy(torch.cat([scores, none], dim=1), right[rows])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()

@@ -80,6 +80,7 @@ def _fit(
 
 def renew(former: Workspace, config: Config, folder: Path, bank: Bank, entities: Entities) -> None:
     """The ranking of another version of `former`, which has one: indexes anew, the same ranker."""
+    Ranker.load(former.ranking_folder / FILE)  # what an earlier version fitted has other files
     with Meter("texts", None) as meter:
         encode = _metered(former.mention_encoder(config.encode.device, config.encode.dtype), meter)
         write(folder, bank, entities, encode, former, described=config.bank.descriptions)

@@ -7,7 +7,7 @@ very many entities share are passed over, and so are common trigrams.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.ranking import postings
-from gemel_ray.ranking.postings import Postings, Rows
+from gemel_ray.ranking.postings import Postings, Rows, Weighed
 from gemel_ray.ranking.words import folded, initials, key, stems, trigrams
 from gemel_ray.ranking.years import years
 
@@ -25,6 +25,7 @@ _SCHEMA = pa.schema(
     [
         pa.field("name", pa.string()),  # folded
         pa.field("aliases", pa.list_(pa.string())),  # folded, without the name
+        pa.field("initials", pa.list_(pa.string())),  # of the name
         pa.field("bracket", pa.bool_()),  # whether the name tells itself apart: Mercury (planet)
         pa.field("about", pa.list_(pa.string())),  # stems of the description, without the name's
         pa.field("years", pa.list_(pa.int16())),  # that the description tells, in its order
@@ -32,6 +33,7 @@ _SCHEMA = pa.schema(
 )
 _FREQUENT = 6_000  # entities that share a word: more tell nothing
 _GRAMS = 60_000  # rows of the rarest trigrams that are counted
+_ROWS = 12_000  # and of the rarest words
 _BATCH = 65_536
 
 
@@ -61,6 +63,10 @@ class Names:
         """Entities whose initials are this folded form."""
         return self._forms.of(key(f"initials {form.replace(' ', '')}"))
 
+    def reordered(self, form: str) -> Rows:
+        """Entities whose initials are these letters in any order, as in another language: NATO, OTAN."""
+        return self._forms.of(key(f"letters {''.join(sorted(form.replace(' ', '')))}"))
+
     def weight(self, word: str) -> float:
         """How much a word of a name tells: the logarithm of how few entities bear it."""
         return math.log(len(self) / max(1, len(self._words.of(key(word)))))
@@ -69,34 +75,40 @@ class Names:
         """The same of a word of descriptions."""
         return math.log(len(self) / max(1, len(self._about.of(key(stem)))))
 
-    def sharing(self, form: str) -> dict[int, float]:
-        """Entities that share words with a folded form, with the weight of what they share."""
-        shared: dict[int, float] = {}
-        for word in dict.fromkeys(form.split()):
-            rows = self._words.of(key(word))
-            if len(rows) < _FREQUENT:
-                weight = self.weight(word)
-                for row in rows.tolist():
-                    shared[row] = shared.get(row, 0.0) + weight
-        return shared
+    def sharing(self, words: Iterable[str]) -> Weighed:
+        """Entities that share words with a folded form, by the weight of what they share."""
+        return self._weighed(self._words, words)
+
+    def described(self, stems: Iterable[str]) -> Weighed:
+        """The same of the words of their descriptions."""
+        return self._weighed(self._about, stems)
+
+    def _weighed(self, index: Postings, words: Iterable[str]) -> Weighed:
+        lists = sorted((index.of(key(word)) for word in dict.fromkeys(words)), key=len)
+        taken = list(_within(_ROWS, (rows for rows in lists if 0 < len(rows) < _FREQUENT)))
+        return Weighed.together(taken, [math.log(len(self) / len(rows)) for rows in taken])
 
     def alike(self, form: str, most: int) -> list[int]:
         """At most `most` entities whose names share many trigrams with a folded form: misspelt ones."""
         grams = trigrams(form)
         lists = sorted((self._grams.of(key(gram)) for gram in grams), key=len)
-        taken: list[Rows] = []
-        total = 0
-        for rows in lists:
-            if taken and total + len(rows) > _GRAMS:
-                break
-            taken.append(rows)
-            total += len(rows)
-        if not total:
+        taken = list(_within(_GRAMS, lists))
+        if not any(map(len, taken)):
             return []
         rows, counts = np.unique(np.concatenate(taken), return_counts=True)
         score = 2 * counts / (self._sizes[rows] + len(grams))
         best = np.argsort(-score, kind="stable")[:most]
         return [int(row) for row in rows[best[score[best] > 0.3]]]
+
+
+def _within(most: int, lists: Iterable[Rows]) -> Iterator[Rows]:
+    """The first, and the others as long as all together have at most so many rows."""
+    total = 0
+    for at, rows in enumerate(lists):
+        total += len(rows)
+        if at and total > most:
+            return
+        yield rows
 
 
 def write(entities: Entities, folder: Path) -> None:
@@ -126,6 +138,7 @@ def _folded(entity: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
         "aliases": [alias for alias in aliases if alias and alias != name],
+        "initials": sorted(initials(entity["name"])),
         "bracket": "(" in entity["name"],
         "about": sorted(about),
         "years": years(entity["description"] or ""),
@@ -149,8 +162,9 @@ def _of_words(entity: dict[str, Any]) -> set[str]:
 
 def _of_forms(entity: dict[str, Any]) -> Iterator[str]:
     yield from (entity["name"], *entity["aliases"])
-    if short := initials(entity["name"]):
+    for short in entity["initials"]:
         yield f"initials {short}"
+        yield f"letters {''.join(sorted(short))}"
 
 
 def _of_grams(entity: dict[str, Any]) -> frozenset[str]:

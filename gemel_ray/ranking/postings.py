@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,51 @@ class Postings:
 
     def of(self, key: int) -> Rows:
         """The rows that bear `key`."""
-        at = int(np.searchsorted(self._keys, np.uint64(key)))
+        at = int(self._keys.searchsorted(np.uint64(key)))
         if at == len(self._keys) or int(self._keys[at]) != key:
             return _NONE
         return self._rows[self._offsets[at] : self._offsets[at + 1]]
+
+    def each(self, keys: npt.NDArray[np.uint64]) -> tuple[Rows, npt.NDArray[np.int64]]:
+        """The rows of several keys, one key's behind another's, and for each row the place of its key."""
+        if not len(self._keys):
+            return _NONE, np.empty(0, np.int64)
+        at = np.minimum(self._keys.searchsorted(keys), len(self._keys) - 1)
+        first = self._offsets[at]
+        lengths = np.where(self._keys[at] == keys, self._offsets[at + 1] - first, 0)
+        whose = np.repeat(np.arange(len(keys)), lengths)
+        before = np.cumsum(lengths) - lengths
+        return self._rows[np.arange(len(whose)) + (first - before)[whose]], whose
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Some rows, rising, and what each weighs."""
+
+    rows: Rows
+    weights: npt.NDArray[np.float32]
+
+    @classmethod
+    def together(cls, lists: Sequence[Rows], weights: Sequence[float]) -> Weighed:
+        """The rows of some lists; each weighs as much as all lists together that it stands in."""
+        if not lists:
+            return cls(_NONE, np.empty(0, np.float32))
+        rows, place = np.unique(np.concatenate(lists), return_inverse=True)
+        sums = np.bincount(place, np.repeat(weights, list(map(len, lists))), len(rows))
+        return cls(rows, sums.astype(np.float32))
+
+    def of(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """What these rows weigh; 0: they are not among them."""
+        if not len(self.rows):
+            return np.zeros(len(rows), np.float32)
+        at = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        return np.where(self.rows[at] == rows, self.weights[at], np.float32(0))
+
+    def best(self, most: int, then: Sequence[Weighed] = ()) -> list[int]:
+        """At most `most` rows, the heaviest first; of equal ones those first that weigh more in `then`."""
+        order = np.lexsort([self.rows, *(-other.of(self.rows) for other in reversed(then)), -self.weights])
+        best: list[int] = self.rows[order[:most]].tolist()
+        return best
 
 
 def write(pairs: Iterable[tuple[int, int]], folder: Path, name: str) -> None:

@@ -1,5 +1,6 @@
 """The ranker: a small network that scores each candidate by its features; softmax over a mention's candidates
-gives their probabilities. Run in numpy, so that who ranks needs no torch; taught by fitting.py.
+and over none of them gives their probabilities. Run in numpy, so that who ranks needs no torch; taught by
+fitting.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from gemel_ray.ranking.features import of_features
 
 Matrix = npt.NDArray[np.float32]
 _LEAST = 20  # answers that a share is told from
+FAR = 10.0  # deviations: features beyond were hardly seen in the examples
 WEIGHTS = ("mean", "scale", "linear", "inner", "inner_bias", "middle", "middle_bias", "outer", "bend")
 
 
@@ -34,16 +36,16 @@ class Ranker:
     features: tuple[str, ...]
 
     def log_probabilities(self, features: Matrix) -> Matrix:
-        """Of each candidate, [n], from the features of all of one mention's, [n, features]."""
+        """Of each candidate, [n], from the features of all of one mention's, [n, features]. What is missing
+        to 1 is the probability that it is none of them, whose score is 0."""
         scores = self.scores(features)
-        scores = scores - scores.max()
-        logs: Matrix = (scores - np.log(np.exp(scores).sum())).astype(np.float32)
+        logs: Matrix = (scores - np.logaddexp.reduce(scores, initial=0.0)).astype(np.float32)
         return logs
 
     def scores(self, features: Matrix) -> Matrix:
         """The same, not normalised over the candidates: each stands by itself."""
         w = self.weights
-        x = (features - w["mean"]) * w["scale"]
+        x = np.clip((features - w["mean"]) * w["scale"], -FAR, FAR)
         hidden = np.maximum(x @ w["inner"] + w["inner_bias"], 0)
         hidden = np.maximum(hidden @ w["middle"] + w["middle_bias"], 0)
         scores: Matrix = x @ w["linear"] + hidden @ w["outer"]

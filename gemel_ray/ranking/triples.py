@@ -60,6 +60,11 @@ class Triples:
         """Facts of the entity whose id has this key."""
         return self._facts.of(identity)
 
+    def ends(self, identities: Keys) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """The nodes at the ends of these entities' facts, and for each the place of its entity."""
+        facts, whose = self._facts.each(identities)
+        return self.node[facts], whose
+
     def words(self, nodes: npt.NDArray[np.int32]) -> tuple[Keys, npt.NDArray[np.int64]]:
         """Keys of the stems of these nodes' labels, one node's behind another's, and how many each has."""
         starts = self._starts[nodes]

@@ -24,7 +24,7 @@ def folded(text: str) -> str:
 def trigrams(form: str) -> frozenset[str]:
     """Of a folded form, its ends marked by spaces."""
     padded = f" {form} "
-    return frozenset(padded[i : i + 3] for i in range(len(padded) - 2))
+    return frozenset({padded[i : i + 3] for i in range(len(padded) - 2)})
 
 
 def likeness(one: frozenset[str], other: frozenset[str]) -> float:
@@ -32,10 +32,12 @@ def likeness(one: frozenset[str], other: frozenset[str]) -> float:
     return 2 * len(one & other) / (len(one) + len(other) or 1)
 
 
-def initials(form: str) -> str:
-    """The first letters of a folded form of several words; "" for one word."""
-    words = form.split()
-    return "".join(word[0] for word in words) if len(words) > 1 else ""
+def initials(name: str) -> set[str]:
+    """Those of a name of several words, folded: with its small words and without, a hyphenated word as one
+    and as several."""
+    forms = [folded(form).split() for form in (name, name.replace("-", ""))]
+    forms += [[word for word in words if word not in _EMPTY] for words in forms]
+    return {"".join(word[0] for word in words) for words in forms if len(words) > 1}
 
 
 def against_names(
@@ -43,7 +45,6 @@ def against_names(
     words: list[str],
     all_of: set[str],
     grams: frozenset[str],
-    short: str,
     name: str,
     aliases: list[str],
     shared: float,
@@ -61,8 +62,12 @@ def against_names(
         parts[-1:] == words[-1:],
         parts[:1] == words[:1],
         name.startswith(mention),
-        bool(short) and short == "".join(part[0] for part in parts) and len(parts) > 1,
     ]
+
+
+def telling(form: str) -> set[str]:
+    """The words of a folded text that are more than links between others."""
+    return {word for word in form.split() if word not in _EMPTY}
 
 
 @lru_cache(maxsize=100_000)
