@@ -100,6 +100,40 @@ def test_what_prompts_begin_with_is_computed_once() -> None:
     assert [(m.usage.asked, m.usage.cached) for m in mentions] == [(23, 10), (13, 10), (13, 10)]
 
 
+def of_one_document(*questions: int) -> list[Mention]:
+    """20 tokens of text behind a beginning of 10, and of each question 3 more."""
+    text = np.arange(20)
+    made = [Written(ids, ids) for ids in (np.append(text, np.full(3, 90 + number)) for number in questions)]
+    return [Mention(written(10, 1), own, nobody, Usage()) for own in made]
+
+
+def test_mentions_of_one_document_compute_its_text_once() -> None:
+    """The first one computes it; the others wait for that, and copy the blocks in which it stands."""
+    columns = made(Arena(range(100), SIZE), number=4)
+    mentions = of_one_document(1, 2, 2)
+    columns.waiting.update(dict.fromkeys(mentions))
+    assert read(columns, 100) == 10
+    assert read(columns, 15) == 15  # not the whole text yet
+    assert read(columns, 100) == 8
+    parts = list(columns.readings(100, 50))
+    assert [(reading.done, tokens) for _, reading, tokens in parts] == [(20, 3), (20, 3)]
+    first, second, third = (columns.guests[column].reading.blocks for column in (3, 2, 1))
+    copied = [(int(first[i]), int(other[i])) for other in (second, third) for i in range(2, 8)]
+    assert columns.copies == copied  # tokens 8 to 31, the beginning's last two among them
+    assert [m.usage.cached for m in mentions] == [10, 30, 30]
+
+
+def test_nobody_copies_from_who_has_left() -> None:
+    columns = made(Arena(range(100), SIZE))
+    first, second = of_one_document(1, 2)
+    columns.waiting[first] = None
+    read(columns, 100)
+    columns.waiting[second] = None
+    read(columns, 5)  # of the first one's text
+    columns.drop(first)
+    assert read(columns, 100) == 23
+
+
 def test_the_last_block_of_a_beginning_is_copied_for_each_who_stands_behind_it() -> None:
     columns = made(Arena(range(100), SIZE))
     columns.waiting.update(dict.fromkeys([mention((10, 1), 3), mention((8, 2), 3)]))

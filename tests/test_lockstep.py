@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from test_search import VOCABULARY, Model, logits_after, make_tree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gemel_ray.engine.arena import Arena
 from gemel_ray.engine.columns import Columns, Mention
@@ -51,8 +53,8 @@ class PretendedSeam(Seam):
         self._metadata = self._checked
         self.caches = [(torch.empty(2, 100, BLOCK, HIDDEN, device=CUDA, dtype=torch.bfloat16), 1)]
 
-    def upload(self, *arrays: Any) -> list[torch.Tensor]:
-        return [torch.from_numpy(np.ascontiguousarray(array)).to(CUDA) for array in arrays]
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(CUDA)
 
     def _checked(self, **given: Any) -> None:
         on_device = ("query_start_loc_gpu", "seq_lens", "slot_mappings")
@@ -61,14 +63,49 @@ class PretendedSeam(Seam):
         assert isinstance(given["max_query_len"], int) and isinstance(given["max_seq_len"], int)
 
 
+class NeverWaiting(TorchDispatchMode):
+    """Fails where the host would wait for the device: an operator whose answer the host reads, or that is of
+    a length that only the device knows; a copy from the device."""
+
+    WAITS = ("item", "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        on_device = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.is_cuda]
+        masked = name.startswith("index") and any(
+            getattr(t, "dtype", None) == torch.bool for t in tree_leaves(args[1])
+        )
+        waits = masked or name.startswith(self.WAITS)
+        assert not (on_device and waits), f"the host waits for {name}"
+        made = func(*args, **(kwargs or {}))
+        here = [t for t in tree_leaves(made) if isinstance(t, torch.Tensor) and not t.is_cuda]
+        assert not (on_device and here), f"{name} copies to the host"
+        return made
+
+
 @pytest.fixture
 def pretended() -> Iterator[None]:
-    """Every operator of the round has to have a CUDA form, and none may need a value on the host (that raises
-    DataDependentOutputException)."""
+    """Every operator of the round has to have a CUDA form, and none may need a value on the host."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode(), NeverWaiting():
         yield
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda t: t.cpu(),
+        lambda t: int(t.sum()),
+        lambda t: t.nonzero(),
+        lambda t: t[t > 0],
+        lambda t: torch.empty(3).copy_(t),
+        lambda t: t.tolist(),
+    ],
+)
+def test_what_waits_for_the_device_is_found_out(pretended: None, waits: Any) -> None:
+    with pytest.raises(AssertionError):
+        waits(torch.ones(3, device=CUDA))
 
 
 @pytest.mark.parametrize("renormalise", [True, False])

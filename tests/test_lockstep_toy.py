@@ -88,13 +88,17 @@ class Told:
 
 
 def prompt(dice: random.Random) -> tuple[Written, Written, list[int]]:
-    """A beginning, of which there are four; what is its own, sometimes with a picture; and all its tokens."""
+    """A beginning, of which there are four; what is its own, sometimes with a picture, and sometimes behind a
+    text that others have, too; and all its tokens."""
     kind = dice.randrange(4)
     begins = np.arange(kind * 5, dtype=np.int64) % 7
+    text = np.arange(dice.randint(17, 22)) * (1 + dice.randrange(2)) % 29
     own = np.array([dice.randrange(29) for _ in range(dice.randint(2, 13))])
+    own = np.concatenate([text, own]) if dice.random() < 0.5 else own
     picture = ((1, torch.full((1, 1), PICTURE)),) if dice.random() < 0.5 else ()
     read = np.where((np.arange(len(own)) == 1) & bool(picture), int(PICTURE), own)
-    return Written(begins, begins), Written(own, own, picture), [*begins.tolist(), *read.tolist()]
+    identity = np.where(read == own, own, -2)
+    return Written(begins, begins), Written(own, identity, picture), [*begins.tolist(), *read.tolist()]
 
 
 @settings(deadline=None, max_examples=20)

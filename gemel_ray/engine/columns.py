@@ -14,7 +14,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from gemel_ray.engine.arena import Arena, Beginning
+from gemel_ray.engine.arena import Arena, Beginning, Reading
 from gemel_ray.engine.outcome import Outcome
 from gemel_ray.engine.prompts import Written
 from gemel_ray.engine.search import Candidate
@@ -39,28 +39,13 @@ class Mention:
 
 
 @dataclass(slots=True, eq=False)
-class Reading:
-    """A prompt, or a beginning, under computation: from position `start` on, into these blocks, int32."""
-
-    written: Written
-    blocks: npt.NDArray[np.int32]
-    start: int
-    done: int = 0
-    begun: Beginning | None = None
-
-    @property
-    def left(self) -> int:
-        return len(self.written) - self.done
-
-
-@dataclass(slots=True, eq=False)
 class Guest:
-    """Who is in a column, and its blocks but the beginning's. `reading`: its prompt, until it is computed."""
+    """Who is in a column, its prompt, and its blocks but the beginning's."""
 
     mention: Mention
     beginning: Beginning | None
     blocks: list[int]
-    reading: Reading | None
+    reading: Reading
 
 
 class Columns:
@@ -89,7 +74,7 @@ class Columns:
 
     def growing(self) -> list[int]:
         """The columns whose prompts have been read."""
-        return [column for column, guest in self.guests.items() if guest.reading is None]
+        return [column for column, guest in self.guests.items() if not guest.reading.left]
 
     def alike(self, columns: Iterable[int]) -> int:
         """Whole blocks that all these columns' prompts begin with; of a beginning's own column none."""
@@ -102,6 +87,7 @@ class Columns:
         """Let the guest go."""
         guest = self.guests.pop(column)
         self._idle.append(column)
+        self.arena.leave(guest.reading, guest.beginning)
         self.arena.give(guest.blocks)
         if guest.beginning is not None:
             guest.beginning.users -= 1
@@ -120,7 +106,7 @@ class Columns:
         if not room or not rows:
             return
         under_way = [(BEGINNING, reading) for reading in self._begun]
-        under_way += [(c, guest.reading) for c, guest in self.guests.items() if guest.reading is not None]
+        under_way += [(c, guest.reading) for c, guest in self.guests.items() if guest.reading.left]
         for column, reading in chain(under_way, self._joining()):
             tokens = min(room, reading.left)
             yield column, reading, tokens
@@ -138,7 +124,6 @@ class Columns:
             reading.begun.users -= 1
             self._begun.remove(reading)
             return False
-        self.guests[column].reading = None
         return True
 
     def _joining(self) -> Iterator[tuple[int, Reading]]:
@@ -155,17 +140,20 @@ class Columns:
                 mention.usage.asked += len(mention.beginning)
                 self._begun.append(reading)
                 yield BEGINNING, reading
-            elif beginning is None or beginning.ready:
+            elif (beginning is None or beginning.ready) and not self._soon(mention, beginning):
                 column = self._join(mention, beginning)
                 if column is None:
                     break
-                reading_own = self.guests[column].reading
-                assert reading_own is not None
-                yield column, reading_own
+                yield column, self.guests[column].reading
         else:
             self.arena.settle(self, waits=False)
             return
         self.arena.settle(self, waits=True)
+
+    def _soon(self, mention: Mention, beginning: Beginning | None) -> bool:
+        """Whether what it could copy of another's prompt is still being computed."""
+        alike = self.arena.copyable(mention.own, beginning)
+        return alike is not None and alike[0].done < alike[1]
 
     def _join(self, mention: Mention, beginning: Beginning | None) -> int | None:
         """A column and blocks for the mention, or None while there are not enough."""
@@ -184,15 +172,25 @@ class Columns:
         table[:, :shared] = beginning.blocks[:shared] if beginning is not None else []
         table[:, shared:full] = blocks[: full - shared]
         table[:, full : full + private] = np.reshape(blocks[full - shared :], (width, private))
-        if beginning is not None and start % size:  # its partial block
-            self.copies.append((beginning.blocks[-1], int(table[0, shared])))
         reading = Reading(mention.own, table[0], start)
+        self._copy_beginning(reading, beginning)
         self.guests[column] = Guest(mention, beginning, blocks, reading)
+        self.arena.enter(reading, beginning)
         del self.waiting[mention]
         mention.usage.asked += end
-        mention.usage.cached += start
+        mention.usage.cached += start + reading.done
         self.arena.settle(self, waits=False)
         return column
+
+    def _copy_beginning(self, reading: Reading, beginning: Beginning | None) -> None:
+        """Into the prompt's own blocks: what another has computed of it, or the beginning's partial block."""
+        size, start = self.arena.size, reading.start
+        if (alike := self.arena.copyable(reading.written, beginning)) is not None:
+            other, reading.done = alike
+            here = slice(start // size, self.arena.blocks(start + reading.done))
+            self.copies += zip(other.blocks[here].tolist(), reading.blocks[here].tolist(), strict=True)
+        elif beginning is not None and start % size:
+            self.copies.append((beginning.blocks[-1], int(reading.blocks[start // size])))
 
     def fork(self, column: Whole, source: Whole, target: Whole, cached: Whole) -> None:
         """From place to place, what stands behind the prompt's whole blocks, `cached` tokens of a name."""

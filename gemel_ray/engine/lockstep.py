@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gemel_ray.engine.columns import Columns, Reading
+from gemel_ray.engine.arena import Reading
+from gemel_ray.engine.columns import Columns
 from gemel_ray.engine.growing import Growing, Told
 from gemel_ray.engine.replay import Replayed
 from gemel_ray.engine.search import Candidate
@@ -158,10 +159,12 @@ class Lockstep:
             among, np.concatenate([np.empty(0, np.int64), *(p[0] for p in parts)])
         )
         embeddings = self.seam.embed(torch.cat([path.view(-1)[beams], prompts]))
-        start = len(among)
+        places, vectors, start = list[Whole](), list[Tensor](), len(among)
         for ids, pictures in parts:
-            for place, vectors in pictures:
-                here = embeddings[start + place : start + place + len(vectors)]
-                here.copy_(vectors, non_blocking=True)
+            places += [start + place + np.arange(len(over)) for place, over in pictures]
+            vectors += [over for _, over in pictures]
             start += len(ids)
+        if vectors:
+            (at,) = self.seam.upload(np.concatenate(places))
+            embeddings.index_copy_(0, at, self.seam.send(torch.cat(vectors)))
         return embeddings

@@ -79,11 +79,15 @@ class Seam:
 
     def upload(self, *arrays: npt.NDArray[Any]) -> list[Tensor]:
         """Arrays of one type on the device, in one copy for which the host does not wait."""
-        whole = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
-        if self.device.type != "cpu":
-            whole = whole.pin_memory().to(self.device, non_blocking=True)
+        whole = self.send(torch.from_numpy(np.concatenate([array.ravel() for array in arrays])))
         parts = whole.split([array.size for array in arrays])
         return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host on the device; the host does not wait for the copy."""
+        if self.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """The model's own input embeddings, [tokens, width]."""
