@@ -11,10 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemel_ray.engine.arena import Arena
-from gemel_ray.engine.columns import BEGINNING, Columns, Mention
-from gemel_ray.engine.prompts import Written
-from gemel_ray.engine.usage import Usage
+from gemel_ray.engine.columns import BEGINNING, Arena, Columns, Mention
+from gemel_ray.engine.work import Usage, Written
 
 SIZE, DEPTH, LENGTH = 4, 6, 60
 nobody: Any = SimpleNamespace()  # nothing here waits for an outcome

@@ -31,8 +31,13 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessors, MoveD
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcRequestState
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-from gemel_ray.engine.constraint import TreeConstraintV1, TreeConstraintV2
-from gemel_ray.engine.trees import UNCONSTRAINED, Trees, TreeScores
+from gemel_ray.engine.vllm.constraint import (
+    UNCONSTRAINED,
+    TreeConstraintV1,
+    TreeConstraintV2,
+    Trees,
+    TreeScores,
+)
 
 VOCABULARY, END, LETTERS = 30, 29, 8
 LENGTH, ROWS = 64, 6

@@ -13,13 +13,10 @@ import pytest
 import torch
 
 from gemel_ray.config import Config
-from gemel_ray.engine import vllm_engine
-from gemel_ray.engine.exact import exact
-from gemel_ray.engine.prompts import Prompt
 from gemel_ray.engine.run import Engine
-from gemel_ray.engine.search import Candidate, Expansions, beam, greedy
-from gemel_ray.engine.usage import Usage
-from gemel_ray.engine.vllm_engine import Asked
+from gemel_ray.engine.search import Expansions, beam, exact, greedy
+from gemel_ray.engine.vllm import starting
+from gemel_ray.engine.work import Asked, Candidate, Prompt, Usage
 from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 from gemel_ray.knowledge.workspace import Workspace
@@ -301,8 +298,8 @@ def test_a_gpu_captures_few_graphs_and_compiles_nothing(generating: Any) -> None
     from vllm import envs
     from vllm.config import CompilationConfig, CUDAGraphMode
 
-    made = CompilationConfig(**vllm_engine._graphs(1536))
+    made = CompilationConfig(**starting._graphs(1536))
     assert (int(made.mode), made.cudagraph_mode) == (0, CUDAGraphMode.FULL_DECODE_ONLY)
     assert made.cudagraph_capture_sizes == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-    assert vllm_engine._graphs(300)["cudagraph_capture_sizes"][-1] == 256
+    assert starting._graphs(300)["cudagraph_capture_sizes"][-1] == 256
     assert not envs.VLLM_USE_FLASHINFER_SAMPLER

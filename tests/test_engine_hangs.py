@@ -16,13 +16,12 @@ import pytest
 import torch
 from test_search import make_tree
 
-from gemel_ray.engine import rollouts, run
+from gemel_ray.engine import run
 from gemel_ray.engine.columns import Mention
-from gemel_ray.engine.prompts import Prompt, Written
 from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.run import Engine, EngineDied
-from gemel_ray.engine.usage import Usage
-from gemel_ray.engine.vllm_engine import Asked
+from gemel_ray.engine.vllm import rollouts
+from gemel_ray.engine.work import Asked, Prompt, Usage, Written
 
 PATIENCE = 0.2
 

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_search import VOCABULARY, Model, logits_after, make_tree, searched
 
-from gemel_ray.engine.flat_tree import FlatTree
-from gemel_ray.engine.growing import Growing, Told
-from gemel_ray.engine.search import Candidate
+from gemel_ray.engine.growing import FlatTree, Growing, Told
+from gemel_ray.engine.work import Candidate
 
 CPU = torch.device("cpu")
 SCORES, PENALTIES = ["paper", "tree"], [0.0, 0.5, 1.0, 2.0, -0.5]

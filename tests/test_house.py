@@ -41,7 +41,7 @@ LAYERS = (
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # sha256 of the official text
 
 ONLY_IN = {
-    "vllm": ["gemel_ray/engine/*"],
+    "vllm": ["gemel_ray/engine/vllm/*"],
     "qdrant_client": ["gemel_ray/knowledge/server.py"],
     "qdrant_edge": ["gemel_ray/knowledge/qdrant.py"],
     "httpcore": ["gemel_ray/pictures/web.py"],

@@ -13,15 +13,11 @@ from test_search import VOCABULARY, Model, logits_after, make_tree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gemel_ray.engine.arena import Arena
-from gemel_ray.engine.columns import Columns, Mention
-from gemel_ray.engine.flat_tree import FlatTree
-from gemel_ray.engine.growing import Growing
-from gemel_ray.engine.lockstep import Lockstep, _Asking
-from gemel_ray.engine.prompts import Written
-from gemel_ray.engine.replay import Replayed
-from gemel_ray.engine.seam import Seam
-from gemel_ray.engine.usage import Usage
+from gemel_ray.engine.columns import Arena, Columns, Mention
+from gemel_ray.engine.growing import FlatTree, Growing
+from gemel_ray.engine.rounds import Lockstep, Replayed, _Asking
+from gemel_ray.engine.vllm.seam import Seam
+from gemel_ray.engine.work import Usage, Written
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 CUDA, HIDDEN = torch.device("cuda"), 8

@@ -13,13 +13,10 @@ from hypothesis import strategies as st
 from test_growing import same
 from test_search import Model, logits_after, make_tree, searched
 
-from gemel_ray.engine.arena import Arena
-from gemel_ray.engine.columns import Mention
-from gemel_ray.engine.prompts import Written
+from gemel_ray.engine.columns import Arena, Mention
 from gemel_ray.engine.rounds import Rounds, Search
-from gemel_ray.engine.seam import Seam
-from gemel_ray.engine.search import Candidate
-from gemel_ray.engine.usage import Usage
+from gemel_ray.engine.vllm.seam import Seam
+from gemel_ray.engine.work import Candidate, Usage, Written
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 BLOCK, BLOCKS, LENGTH = 4, 200, 60

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gemel_ray.engine.prompts import PromptEmbeddings
+from gemel_ray.engine.work import PromptEmbeddings
 from gemel_ray.knowledge import bank as banks
 from gemel_ray.knowledge.bank import QUERY_IMAGE, Bank, image_of
 from gemel_ray.models.mapper import FeatureMapper

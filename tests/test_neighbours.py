@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gemel_ray.engine.neighbours import TEMPERATURE, Neighbours, interpolated
-from gemel_ray.engine.search import Candidate
+from gemel_ray.engine.rescoring import TEMPERATURE, Neighbours, interpolated
+from gemel_ray.engine.work import Candidate
 from gemel_ray.knowledge import bank as banks
 from gemel_ray.knowledge.prefix_tree import PrefixTree, build
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gemel_ray.cli import main
 from gemel_ray.config import PAPER, Config, load
-from gemel_ray.engine.search import Candidate
+from gemel_ray.engine.work import Candidate
 from gemel_ray.errors import Mistake
 from gemel_ray.evaluation import gold_mentions
 from gemel_ray.job import results

@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 
 from gemel_ray.config import Config, load
-from gemel_ray.engine import opening, seam
-from gemel_ray.engine.opening import opened
-from gemel_ray.engine.proof import prove
 from gemel_ray.engine.rounds import Rounds
 from gemel_ray.engine.run import Engine
-from gemel_ray.engine.seam import Refused
-from gemel_ray.engine.search import Candidate
+from gemel_ray.engine.vllm import opening, seam
+from gemel_ray.engine.vllm.opening import opened, prove
+from gemel_ray.engine.vllm.seam import Refused
+from gemel_ray.engine.work import Candidate
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from gemel_ray.engine.exact import exact
-from gemel_ray.engine.prior import Prior
-from gemel_ray.engine.search import Candidate, Expansions, Path, Step, beam, greedy, probabilities
+from gemel_ray.engine.rescoring import Prior
+from gemel_ray.engine.search import Expansions, beam, exact, greedy
+from gemel_ray.engine.work import Candidate, Path, Step, probabilities
 from gemel_ray.knowledge.prefix_tree import PrefixTree, build
 
 VOCABULARY, END = 30, 29

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from gemel_ray.engine import opening
-from gemel_ray.engine.seam import Refused
-from gemel_ray.engine.shared_prefix import Kernels, SharedPrefix, attend, shared_prefix
+from gemel_ray.engine.vllm import opening
+from gemel_ray.engine.vllm.seam import Refused
+from gemel_ray.engine.vllm.shared_prefix import Kernels, SharedPrefix, attend, shared_prefix
 
 BLOCK, HEADS, GROUPS, SIZE = 16, 4, 2, 64
 ALIKE, OTHERS = 2, 3  # blocks of a row

@@ -1,10 +1,13 @@
-"""Which mention's search runs next: room in the key-value cache, and prompts that begin alike side by side.
+"""Which mention's rollouts run next, and what is kept in the key-value cache meanwhile.
 
 A prompt that is pushed out between two of its requests is computed again, which costs more than waiting:
 so the cache's tokens are given to mentions for as long as their search runs. Those that wait are let in by
 their demonstrations, in sorted order and round and round, like a lift: equal and nested lists come together
 and find their beginnings in the cache while these are held. Who comes after the lift has passed waits for
 its next round, so that nobody waits for ever. No answer depends on the order.
+
+A shared demonstration set is computed once, when the first mention that is shown it comes, and let go when
+the last one has its answer: no eviction between, and every prompt goes on exactly where it ends.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ from __future__ import annotations
 import asyncio
 import bisect
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from itertools import count
 
 Shots = tuple[int, ...]  # rows of the bank
 Beginning = tuple[int, ...]  # of a prompt, as Assemble writes it
+Ids = tuple[int, ...]
 
 
 class Room:
@@ -80,3 +85,46 @@ def _common(one: Shots, other: Shots) -> int:
     """Length of what both begin with."""
     differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differ, min(len(one), len(other)))
+
+
+@dataclass(slots=True)
+class _Beginning:
+    hold: int
+    computed: asyncio.Task[int]
+    users: int = 0
+
+
+class Beginnings:
+    """`compute` puts a beginning into the cache under a hold and says how many tokens it has."""
+
+    def __init__(
+        self,
+        compute: Callable[[Ids, int], Awaitable[int]],
+        open_: Callable[[], int],
+        close: Callable[[int], None],
+    ) -> None:
+        self._compute, self._open, self._close = compute, open_, close
+        self._kept: dict[Ids, _Beginning] = {}
+
+    @asynccontextmanager
+    async def kept(self, ids: Ids) -> AsyncIterator[list[tuple[int, int]]]:
+        """(hold, tokens) of the beginning `ids`; nothing where it is empty."""
+        if not ids:
+            yield []
+            return
+        if ids not in self._kept:
+            hold = self._open()
+            self._kept[ids] = _Beginning(hold, asyncio.ensure_future(self._compute(ids, hold)))
+        beginning = self._kept[ids]
+        beginning.users += 1
+        try:
+            # Others wait for it too: who leaves must not take it with him.
+            yield [(beginning.hold, await asyncio.shield(beginning.computed))]
+        finally:
+            beginning.users -= 1
+            if not beginning.users:
+                del self._kept[ids]
+                beginning.computed.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await beginning.computed
+                self._close(beginning.hold)

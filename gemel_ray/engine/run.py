@@ -5,8 +5,8 @@ batches of any number of callers overlap and the engine never drains between the
 kinds of work. *Beams* are a whole search in lock step with all others, in rounds of the model itself
 (rounds.py). A *rollout* is a request of vLLM's: a prompt (embeddings), continued greedily under the
 prefix tree from one of its nodes until a name ends, reporting at every step the best allowed tokens with
-their log-probabilities; every search in `search.py` is made of rollouts and of nothing else. Only this folder
-imports vllm, and only when an engine starts.
+their log-probabilities; every search in `search.py` is made of rollouts and of nothing else. Only the
+package vllm/ beside this file imports vLLM, and only when an engine starts.
 """
 
 from __future__ import annotations
@@ -25,19 +25,15 @@ import numpy as np
 import torch
 
 from gemel_ray.engine.columns import Mention
-from gemel_ray.engine.opening import opened
-from gemel_ray.engine.outcome import Outcome
-from gemel_ray.engine.prompts import Prompt, Written
-from gemel_ray.engine.rollouts import Rollout, Rollouts
 from gemel_ray.engine.rounds import Search
-from gemel_ray.engine.search import Candidate
-from gemel_ray.engine.usage import Usage
-from gemel_ray.engine.vllm_engine import Asked, EngineOptions, Step, embedding_table, sampling, start
+from gemel_ray.engine.vllm.opening import opened
+from gemel_ray.engine.vllm.rollouts import Rollout, Rollouts, sampling
+from gemel_ray.engine.vllm.starting import EngineOptions, embedding_table, start
+from gemel_ray.engine.work import Asked, Candidate, Outcome, Prompt, Step, Usage, Written
 from gemel_ray.errors import GemelError, Mistake
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 T = TypeVar("T")
-
 # Seconds. A step takes milliseconds, on a slow machine a few seconds, and whatever an engine compiles it
 # compiles before its first one. What takes longer (a GPU that does not answer) never comes back.
 HUNG = 30.0

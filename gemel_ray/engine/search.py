@@ -1,23 +1,29 @@
-"""Constrained search over one prompt: greedy and beam, made of the engine's rollouts (exact: exact.py).
+"""Constrained search over one prompt, made of the engine's rollouts: greedy, beam, exact.
 
 The beam search gives the candidates and scores of Hugging Face's `generate(num_beams=n,
 prefix_allowed_tokens_fn=...)` with `early_stopping=False`. It differs in what it costs: a rollout
 reports every node of a greedy path in one request, so most of what later steps need is already
 there, and a beam that leaves the path costs one more request with its prompt in the prefix cache.
-Knows nothing of vllm, images or entities.
+
+Exact search gives the truly most probable names, best first. A name's log-probability only falls with every
+token, so what a path has reached bounds every name behind it. A rollout gives one whole name; what branches
+off its path is kept with its bound, and the best of it is rolled out in turn until no bound reaches the last
+name wanted (A* search without a guess of what is to come; Meister et al. 2020, "Best-First Beam Search"). A
+peaked model needs little more than the greedy path. Knows nothing of vllm, images or entities.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from gemel_ray.engine.vllm_engine import Step
+from gemel_ray.engine.work import Candidate, Path, Step
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
-Path = tuple[int, ...]
+_WIDER = 8  # times as many tokens are asked for where the best ones are not enough
 
 
 class Rollout(Protocol):
@@ -25,15 +31,6 @@ class Rollout(Protocol):
     end. Where `wide` says how many of the best tokens to report: a Step for the first token only."""
 
     async def __call__(self, path: Path, node: int, wide: int = 0) -> list[Step]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A finished name: its leaf, the sum of its tokens' log-probabilities, and what it is ranked by."""
-
-    leaf: int
-    log_prob: float
-    score: float
 
 
 class Expansions:
@@ -120,9 +117,99 @@ async def beam(tree: PrefixTree, expansions: Expansions, penalty: float, width: 
     return finished
 
 
-def probabilities(candidates: list[Candidate]) -> list[float]:
-    """Softmax of the scores of the kept candidates."""
-    top = max(c.score for c in candidates)
-    weights = [math.exp(c.score - top) for c in candidates]
-    total = sum(weights)
-    return [w / total for w in weights]
+@dataclass(frozen=True, order=True, slots=True)
+class _Part:
+    """Names not looked at yet: all behind `path`, or, where its best children are `told`, the others.
+
+    In order of `rank`, the score that none of its names can exceed with its sign turned.
+    """
+
+    rank: float
+    path: Path
+    node: int
+    log_prob: float
+    told: Step | None = None
+
+
+async def exact(
+    tree: PrefixTree, expansions: Expansions, penalty: float, count: int, requests: float = math.inf
+) -> list[Candidate]:
+    """The `count` names of the highest scores, best first; of equal ones, those that stand first in the
+    tree. Fewer when the tree has fewer. After about so many `requests` the search ends with the best it has
+    seen, and `expansions.cut` says so."""
+    search = _Exact(tree, expansions, penalty, count)
+    while parts := search.next():
+        if expansions.requests >= requests:
+            expansions.cut = True
+            break
+        await asyncio.gather(*(search.explore(part) for part in parts))
+    return search.finished
+
+
+class _Exact:
+    def __init__(self, tree: PrefixTree, expansions: Expansions, penalty: float, count: int) -> None:
+        self.tree, self.expansions, self.penalty, self.count = tree, expansions, penalty, count
+        self.finished: list[Candidate] = []
+        self.open = [_Part(0.0, (), tree.root, 0.0)]
+
+    def next(self) -> list[_Part]:
+        """The parts to look at together: as many as there are names still uncertain."""
+        if not self.open:
+            return []
+        certain = sum(c.score > -self.open[0].rank for c in self.finished)
+        parts: list[_Part] = []
+        while self.open and len(parts) < self.count - certain and self._hopeful(self.open[0].rank):
+            parts.append(heapq.heappop(self.open))
+        return parts
+
+    async def explore(self, part: _Part) -> None:
+        """Finish one name of the part; what branches off its path are parts of their own."""
+        path, node, log_prob = part.path, part.node, part.log_prob
+        if part.told is not None:
+            await self._widen(part, part.told)
+            return
+        while not self.tree.is_leaf(node):
+            step = await self.expansions.at(path, node)
+            best = step.tokens[0]
+            self._branch(path, node, log_prob, step, without={best})
+            path, log_prob = (*path, best), log_prob + step.log_probs[0]
+            node = self.tree.step(node, best)
+        self._finish(path, node, log_prob)
+
+    async def _widen(self, part: _Part, told: Step) -> None:
+        wide = min(_WIDER * len(told.tokens), len(self.tree.children(part.node)[1]))
+        step = await self.expansions.wider(part.path, part.node, wide)
+        if len(step.tokens) > len(told.tokens):  # else the others have no probability at all
+            self._branch(part.path, part.node, part.log_prob, step, without=set(told.tokens))
+
+    def _branch(self, path: Path, node: int, log_prob: float, step: Step, without: set[int]) -> None:
+        """Keep the children that `step` tells of, `without` those looked at, and as one part the untold."""
+        for token, more in zip(step.tokens, step.log_probs, strict=True):
+            if token not in without:
+                self._keep((*path, token), self.tree.step(node, token), log_prob + more)
+        if len(step.tokens) < len(self.tree.children(node)[1]):
+            least = self._bound(path, node, log_prob + step.log_probs[-1])
+            self._push(_Part(-least, path, node, log_prob, step))
+
+    def _keep(self, path: Path, node: int, log_prob: float) -> None:
+        if self.tree.is_leaf(node):
+            self._finish(path, node, log_prob)
+        else:
+            self._push(_Part(-self._bound(path, node, log_prob), path, node, log_prob))
+
+    def _push(self, part: _Part) -> None:
+        if self._hopeful(part.rank):
+            heapq.heappush(self.open, part)
+
+    def _bound(self, path: Path, node: int, log_prob: float) -> float:
+        """The best score of a name behind `node`: no more probable, and as long as serves it best."""
+        shortest, longest = len(path) + 1, len(path) + self.tree.height(node)
+        return max(log_prob / shortest**self.penalty, log_prob / longest**self.penalty)
+
+    def _hopeful(self, rank: float) -> bool:
+        least = self.finished[-1].score if len(self.finished) == self.count else -math.inf
+        return -rank >= least
+
+    def _finish(self, path: Path, leaf: int, log_prob: float) -> None:
+        self.finished.append(Candidate(leaf, log_prob, log_prob / len(path) ** self.penalty))
+        self.finished = sorted(self.finished, key=lambda c: (-c.score, c.leaf))[: self.count]

@@ -18,9 +18,7 @@ import pyarrow as pa
 import torch
 
 from gemel_ray.config import Config
-from gemel_ray.engine.prompts import Prompt
-from gemel_ray.engine.usage import Usage
-from gemel_ray.engine.vllm_engine import Asked
+from gemel_ray.engine.work import Asked, Prompt, Usage
 from gemel_ray.graph import Segment, run_in_process
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gemel_ray.engine.prompts import Prompt
+from gemel_ray.engine.work import Prompt
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 

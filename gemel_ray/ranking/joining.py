@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from gemel_ray.engine.search import Candidate
+from gemel_ray.engine.work import Candidate
 
 _UNSAID = 3.0  # nats below the least likely name that one of both named: what it did not name is worth that
 

@@ -1,7 +1,7 @@
 """Assemble: the prompt, as token ids and references. The only place that knows the template.
 
 A prompt is a list of numbers: a token id, or, below zero, a visual prefix to be put there where the
-engine is (engine/prompts.py): the document's own picture or a demonstration's.
+engine is (engine/work.py): the document's own picture or a demonstration's.
 (Paper, section 3.2; gemel's official code tokenises piece by piece, and so do we: the pieces of the
 bank are tokenised once, when it is built.)
 """

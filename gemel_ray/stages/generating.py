@@ -18,17 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gemel_ray.engine.admission import Room
-from gemel_ray.engine.beginnings import Beginnings
-from gemel_ray.engine.exact import exact
-from gemel_ray.engine.neighbours import Neighbours, interpolated
-from gemel_ray.engine.prior import Prior
-from gemel_ray.engine.prompts import Prompt, PromptEmbeddings
+from gemel_ray.engine.admission import Beginnings, Room
+from gemel_ray.engine.rescoring import Neighbours, Prior, interpolated
 from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.run import Engine
-from gemel_ray.engine.search import Candidate, Expansions, Path, Rollout, beam, greedy, probabilities
-from gemel_ray.engine.usage import Usage
-from gemel_ray.engine.vllm_engine import Asked, EngineOptions, Step
+from gemel_ray.engine.search import Expansions, Rollout, beam, exact, greedy
+from gemel_ray.engine.vllm.starting import EngineOptions
+from gemel_ray.engine.work import Asked, Candidate, Path, Prompt, PromptEmbeddings, Step, Usage, probabilities
 from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge.prefix_tree import NOWHERE
 from gemel_ray.ranking.joining import joined, likeliest
@@ -42,7 +38,7 @@ from gemel_ray.stages.retrieve import Retrieve
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
-Held = Sequence[tuple[int, int]]  # what a prompt stands behind in the cache: see engine/holds.py
+Held = Sequence[tuple[int, int]]  # what a prompt stands behind in the cache: see engine/vllm/holds.py
 _BEGINNINGS = 256  # whose ids and pictures are kept
 _FIELDS = ("entity", "entity_id", "score", "probability", "candidates", "why")
 

@@ -1,26 +1,17 @@
-"""What vLLM is asked and what it answers: how an engine is started, a rollout's parameters, its steps.
-
-Together with constraint.py all that knows vLLM's interfaces; run.py is the loop around them.
-"""
+"""How vLLM is started, and the embeddings of its model."""
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 
-from gemel_ray.engine.prompts import Prompt
 from gemel_ray.models.tokenizer import longest_context
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput, SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
 # Each was measured to matter on a machine without a GPU: the engine in this
@@ -58,14 +49,6 @@ class EngineOptions:
     shared_attention: Literal["auto", "always", "never"] = "never"  # see shared_prefix.py
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What the model gives at one node: the allowed tokens, best first, and their log-probabilities."""
-
-    tokens: tuple[int, ...]
-    log_probs: tuple[float, ...]
-
-
 def start(options: EngineOptions) -> LLMEngine:
     """A started engine. Its model runner decides which interface the constraint has to have."""
     for name, value in _ENVIRONMENT.items():
@@ -101,12 +84,12 @@ def start(options: EngineOptions) -> LLMEngine:
         async_scheduling=False,
         disable_log_stats=True,
         kv_transfer_config=KVTransferConfig(
-            kv_connector="Holds", kv_connector_module_path="gemel_ray.engine.holds", kv_role="kv_both"
+            kv_connector="Holds", kv_connector_module_path="gemel_ray.engine.vllm.holds", kv_role="kv_both"
         ),
     )
     config = arguments.create_engine_config()
     runner = "V2" if config.use_v2_model_runner else "V1"
-    config.model_config.logits_processors = [f"gemel_ray.engine.constraint:TreeConstraint{runner}"]
+    config.model_config.logits_processors = [f"gemel_ray.engine.vllm.constraint:TreeConstraint{runner}"]
     return LLMEngine.from_vllm_config(config, disable_log_stats=True)
 
 
@@ -122,92 +105,6 @@ def _compile_nothing() -> None:
     but the second whenever something is to be compiled."""
     for name in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"):
         os.environ.setdefault(name, "1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """A rollout: greedy from `node` of the prefix tree in the folder `tree` until a name ends or `limit`
-    tokens, reporting the `wide` best tokens of every step. `keep` and `behind`: see holds.py."""
-
-    tree: Path
-    node: int
-    limit: int
-    wide: int
-    renormalise: bool = True
-    keep: int = 0
-    behind: Sequence[tuple[int, int]] = ()
-
-
-def sampling(asked: Asked, prompt: int, end_token: int) -> SamplingParams:
-    """What vLLM is told of a rollout; `prompt` is what PrefixHashes knows it by."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        temperature=0.0,
-        max_tokens=asked.limit,
-        logprobs=asked.wide,
-        flat_logprobs=True,
-        detokenize=False,
-        ignore_eos=True,
-        stop_token_ids=[end_token],
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args={
-            "prompt": prompt,
-            "tree": str(asked.tree),
-            "tree_node": asked.node,
-            "tree_renormalise": asked.renormalise,
-            "keep": asked.keep,
-            "behind": list(asked.behind),
-        },
-    )
-
-
-def holds(engine: LLMEngine) -> Any:
-    """The scheduler's instance of holds.Holds."""
-    core: Any = engine.engine_core
-    return core.engine_core.scheduler.connector
-
-
-class PrefixHashes:
-    """How vLLM's prefix cache knows a block of a prompt: by the prompt's identity, chained over all before.
-
-    vLLM itself hashes the embeddings of every request anew: for a beam that leaves the path, the whole
-    prompt once more (18 MB a mention for five beams of an OPT-6.7B). What was hashed stays with the prompt.
-    """
-
-    def __init__(self, engine: LLMEngine) -> None:
-        self.prompts: dict[int, Prompt] = {}  # under way
-        self.hashed = 0  # bytes
-        core: Any = engine.engine_core
-        self._block = core.engine_core.scheduler.kv_cache_manager.block_pool.hash_block_size
-        core.engine_core.request_block_hasher = self
-
-    def __call__(self, request: Any) -> list[bytes]:
-        """The hashes of the request's whole blocks that it does not have yet."""
-        prompt = self.prompts[request.sampling_params.extra_args["prompt"]]
-        known: list[bytes] = request.block_hashes
-        made: list[bytes] = []
-        while (end := (len(known) + len(made) + 1) * self._block) <= request.num_tokens:
-            number = len(known) + len(made)
-            if number == len(prompt.hashes) or end > len(prompt):
-                before = made[-1] if made else known[-1] if known else b""
-                whole = self._hash(before, self._tokens(request, prompt, end))
-                if end <= len(prompt):
-                    prompt.hashes.append(whole)
-            else:
-                whole = prompt.hashes[number]
-            made.append(whole)
-        return made
-
-    def _tokens(self, request: Any, prompt: Prompt, end: int) -> bytes:
-        start, length = end - self._block, len(prompt)
-        written = request.all_token_ids[max(start, length) : end] if end > length else []
-        return np.append(prompt.identity[start : min(end, length)], np.array(written, np.int64)).tobytes()
-
-    def _hash(self, before: bytes, block: bytes) -> bytes:
-        self.hashed += len(before) + len(block)
-        return hashlib.sha256(before + block).digest()
 
 
 def embedding_table(engine: LLMEngine) -> torch.Tensor:
@@ -229,18 +126,3 @@ class _Embed:
         with torch.inference_mode():
             table: torch.Tensor = model.embed_input_ids(torch.tensor(list(self.ids), device=device))
         return table.cpu().clone()
-
-
-def steps_of(output: RequestOutput) -> list[Step]:
-    """The finite log-probabilities of every generated position, best first."""
-    flat: Any = output.outputs[0].logprobs
-    steps = []
-    for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
-        best = {
-            token: score
-            for token, score in zip(flat.token_ids[start:end], flat.logprobs[start:end], strict=True)
-            if score > -1e30
-        }
-        ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
-        steps.append(Step(tuple(t for t, _ in ranked), tuple(s for _, s in ranked)))
-    return steps

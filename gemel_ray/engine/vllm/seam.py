@@ -1,7 +1,7 @@
 """All that the rounds touch of vLLM's inside: the worker's model, its attention and its key-value cache.
 
 Held against vLLM 0.32; both of its model runners bear these names. What is used is checked by name and
-signature here, and by its numbers when the engine starts (proof.py): where vLLM has moved, or a model has
+signature here, and by its numbers when the engine starts (opening.py): where vLLM has moved, or a model has
 another kind of cache, `Refused` says why, and the search is made of rollouts.
 """
 
@@ -18,7 +18,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
-
 
 Whole = npt.NDArray[np.int64]
 _RUNNER = ("attn_groups", "device", "kv_cache_config", "kv_caches", "max_num_tokens", "model", "vllm_config")

@@ -1,17 +1,22 @@
-"""Prompts as the engine takes them: embeddings of token ids, with visual prefixes in their places.
+"""What the engine takes and gives: prompts as it takes them, what is asked of it, and its answers.
 
-Built in the engine's own process. The prefixes of the bank's pictures are computed once, in one
-pass. Beside its embeddings a prompt has an *identity*, one number a position: the token, or what the
-picture was. By that the engine's prefix cache knows it again, without reading a megabyte of embeddings,
-and a prompt made longer brings what was hashed of the shorter one.
+Prompts are built in the engine's own process: embeddings of token ids, with visual prefixes in their places.
+The prefixes of the bank's pictures are computed once, in one pass. Beside its embeddings a prompt has an
+*identity*, one number a position: the token, or what the picture was. By that the engine's prefix cache knows
+it again, without reading a megabyte of embeddings, and a prompt made longer brings what was hashed of the
+shorter one. Knows nothing of vLLM.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path as Folder
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
     from gemel_ray.models.mapper import FeatureMapper
 
 _CHUNK = 4096
+Path = tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,7 @@ class Prompt:
 
     The first `base` tokens are the prompt as it was made; what stands behind them was added to it.
     `hashes` are of the identity's whole blocks, each over all before it; the engine fills them as it needs
-    them (see vllm_engine.PrefixHashes).
+    them (see vllm/rollouts.py).
     """
 
     embeddings: torch.Tensor
@@ -157,3 +164,73 @@ def _same(one: FeatureMapper | None, other: FeatureMapper | None) -> bool:
         return False
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the model gives at one node: the allowed tokens, best first, and their log-probabilities."""
+
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A rollout: greedy from `node` of the prefix tree in the folder `tree` until a name ends or `limit`
+    tokens, reporting the `wide` best tokens of every step. `keep` and `behind`: see vllm/holds.py."""
+
+    tree: Folder
+    node: int
+    limit: int
+    wide: int
+    renormalise: bool = True
+    keep: int = 0
+    behind: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A finished name: its leaf, the sum of its tokens' log-probabilities, and what it is ranked by."""
+
+    leaf: int
+    log_prob: float
+    score: float
+
+
+def probabilities(candidates: list[Candidate]) -> list[float]:
+    """Softmax of the scores of the kept candidates."""
+    top = max(c.score for c in candidates)
+    weights = [math.exp(c.score - top) for c in candidates]
+    total = sum(weights)
+    return [w / total for w in weights]
+
+
+@dataclass(slots=True)
+class Usage:
+    """Prompt tokens asked of the engine, and those of them that were in its cache; tokens of names that it
+    computed; vLLM's requests (a search in rounds makes none)."""
+
+    asked: int = 0
+    cached: int = 0
+    decoded: int = 0
+    requests: int = 0
+
+
+class Outcome(Generic[T]):
+    """Made in the event loop that waits for `future`; told in the engine's thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[T] = self._loop.create_future()
+
+    def tell(self, outcome: T | Exception) -> None:
+        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._settle, outcome)
+
+    def _settle(self, outcome: T | Exception) -> None:
+        if self.future.done():  # its caller was cancelled meanwhile
+            return
+        if isinstance(outcome, Exception):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from gemel_ray.engine.seam import Refused
+from gemel_ray.engine.vllm.seam import Refused
 
 if TYPE_CHECKING:
-    from gemel_ray.engine.seam import Seam
+    from gemel_ray.engine.vllm.seam import Seam
 
 _ENOUGH = 2**30  # bytes of keys and values that a layer would read again and again in a pass
 Kernel = Callable[..., Any]
