@@ -72,9 +72,6 @@ class Columns:
         path = tuple(self.growing.path[column, beam, :length].tolist())
         place = self.places[column, int(said.place[column, beam])]
         assert place[:cached] == list(path[:cached]), "the cache has another beam's tokens"
-        if self.growing.penalty == 0:
-            hopeful = self.growing.log_prob[column, beam] > self.growing.score[column, -1]
-            assert hopeful, "no name behind this beam can be among the best"
         self.places[column, int(said.place[column, beam])] = list(path)
         self.answer(column, beam, path)
         self.asked += 1

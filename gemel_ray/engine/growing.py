@@ -164,9 +164,7 @@ class Growing:
         on = (ended | ~there).sort(dim=1, stable=True)[1][:, :width]  # the best that have not ended
         log_prob = total.masked_fill(ended, NEVER).gather(1, on)
         worst = self.score[:, -1:]  # -inf until as many names are finished as are wanted
-        # Where longer names never score higher, each beam for itself; by the rule all with the best of them.
-        best = log_prob if self.penalty <= 0 else log_prob[:, :1]
-        hopeless = (worst > NEVER) & (best / norm <= worst)
+        hopeless = (worst > NEVER) & (log_prob[:, :1] / norm <= worst)
         log_prob = log_prob.masked_fill(hopeless, NEVER)
         node = node.gather(1, on).masked_fill(log_prob == NEVER, 0)
         cached = torch.where(self.pending > 0, self.length, self.cached)
