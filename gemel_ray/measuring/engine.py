@@ -89,8 +89,8 @@ class Measuring:
     def _round(self) -> dict[str, float]:
         prompts = self._prompts(max(self.sizes.reference, self.sizes.raw))
         figures = self._generated(self.mentions)
-        few = self.mentions.slice(0, max(_BATCH, len(self.mentions) // 4))
-        figures["greedy_mentions_per_second"] = self._generated(_greedy(few))["mentions_per_second"]
+        greedy = self._generated(_greedy(self.mentions))
+        figures |= {f"greedy_{name}": greedy[name] for name in ("mentions_per_second", "core_ms_per_mention")}
         if self.sizes.raw:
             figures["raw_tokens_per_second"] = self._raw(prompts[: self.sizes.raw])
         if self.reference:
