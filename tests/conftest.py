@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,19 @@ SMALL = [  # float32, so that what is compared differs by rounding only; small, 
     "retrieve.demonstrations=4",
     "offline.sized=false",  # the same on any machine
 ]
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest alone needs no xdist
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    """Side by side, they share the cores: threads that wait for one another's cores wait long."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(specs))))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    from side_by_side import ByNeed
+
+    return ByNeed(config, log)
 
 
 @pytest.fixture(scope="session")
