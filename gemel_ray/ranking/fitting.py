@@ -27,7 +27,7 @@ _HIDDEN, _BATCH, _EPOCHS, _RATE = 48, 128, 10, 6e-3
 _STILL = 1e-3  # the deviation of a feature that says nothing in the examples
 _STEPS = 80  # at least, of few examples
 _BENT = "description fits bent"  # and what it is less than the best
-_HELD_OUT = 0.1  # of the sample: what is reported was not fitted on
+_NETWORKS, _HELD_OUT = 3, 0.1  # each is taught without another tenth of the sample, which it then answers
 
 
 def fitted(witness: Witness, neighbours: Neighbours, teach: Teach | None = None) -> Ranker | None:
@@ -36,25 +36,21 @@ def fitted(witness: Witness, neighbours: Neighbours, teach: Teach | None = None)
     cosines of each example's candidates, taught on the others."""
     judged, groups = list(_judged(witness, neighbours)), witness.groups
     held_out = int(len(judged) * _HELD_OUT)
-    tested, learnt = judged[:held_out], judged[held_out:]
-    if not tested or all(j.right < 0 for j in learnt):
+    if not held_out or all(j.right < 0 for j in judged):
         return None
     matrix = _bent(witness, judged)
     if teach:
         judged = _retrieved(witness.sources.about, judged, teach(judged))
         groups = (*groups, GROUPS[-1])
-        tested, learnt = judged[:held_out], judged[held_out:]
-    torch.manual_seed(0)
-    ranker = Ranker(_taught(learnt) | {"bend": matrix}, {}, named(groups))
-    answers = [_answer(ranker, j) for j in tested]
-    ranker.about.update(
-        examples=len(learnt),
-        among_candidates=float(np.mean([j.right >= 0 for j in judged])),
-        held_out=len(tested),
-        right=float(np.mean([right for _, right in answers])),
-        answers=sorted(answers, reverse=True),  # the surest first
-    )
-    return ranker
+    weights, answers = _taught(judged, held_out)
+    about = {
+        "examples": len(judged),
+        "among_candidates": float(np.mean([j.right >= 0 for j in judged])),
+        "held_out": len(answers),
+        "right": float(np.mean([right for _, right in answers])),
+        "answers": sorted(answers, reverse=True),  # the surest first
+    }
+    return Ranker(weights | {"bend": matrix}, about, named(groups))
 
 
 def _retrieved(
@@ -136,24 +132,42 @@ def _mention_vector(examples: Examples, row: int) -> Matrix:
     return np.asarray(examples.bank.mention_vectors[row], np.float32)
 
 
-def _taught(judged: Sequence[Judged]) -> dict[str, Matrix]:
-    """Weights of a ranker, by cross-entropy over each mention's candidates and that it is none of them."""
+def _taught(judged: Sequence[Judged], held_out: int) -> tuple[dict[str, Matrix], list[tuple[float, bool]]]:
+    """Weights of some networks, each taught without so many of the examples, and what each answers to
+    those."""
     tables, there = _padded(judged)
     right = torch.tensor([j.right if j.right >= 0 else tables.shape[1] for j in judged])
-    mean, deviation = tables[there].mean(0), tables[there].std(0)
+    deviation, mean = torch.std_mean(tables[there], 0)
     scale = torch.where(deviation > _STILL, 1 / deviation, 0.0)
-    tables = ((tables - mean) * scale).clamp(-FAR, FAR) * there[..., None]
-    width = judged[0].evidence.features.shape[1]
+    tables.sub_(mean).mul_(scale).clamp_(-FAR, FAR).mul_(there[..., None])
+    common = {"mean": mean.numpy(), "scale": scale.numpy()}
+    networks, answers = list[dict[str, Matrix]](), list[tuple[float, bool]]()
+    for seed in range(_NETWORKS):
+        torch.manual_seed(seed)
+        tested = torch.arange(seed * held_out, (seed + 1) * held_out)
+        rest = torch.ones(len(judged), dtype=torch.bool).index_fill(0, tested, False)
+        networks.append(_network(tables, there, right, rest.nonzero()[:, 0]))
+        alone = Ranker(common | {name: w[None] for name, w in networks[-1].items()}, {}, ())
+        answers += [_answer(alone, judged[i]) for i in tested.tolist()]
+    return common | {name: np.stack([n[name] for n in networks]) for name in networks[0]}, answers
+
+
+def _network(
+    tables: torch.Tensor, there: torch.Tensor, right: torch.Tensor, learnt: torch.Tensor
+) -> dict[str, Matrix]:
+    """Taught on the rows `learnt`, by cross-entropy over each mention's candidates and none of them."""
+    width = tables.shape[2]
     linear, inner = torch.nn.Linear(width, 1, bias=False), torch.nn.Linear(width, _HIDDEN)
     middle, outer = torch.nn.Linear(_HIDDEN, _HIDDEN), torch.nn.Linear(_HIDDEN, 1, bias=False)
     drop = torch.nn.Dropout(0.1)
     weights = [p for layer in (linear, inner, middle, outer) for p in layer.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=_RATE, weight_decay=0.01)
-    batches = -(-len(judged) // _BATCH)
+    batches = -(-len(learnt) // _BATCH)
     epochs = max(_EPOCHS, -(-_STEPS // batches))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, epochs * batches)
     for _ in range(epochs):
-        for rows in torch.randperm(len(judged)).split(_BATCH):
+        for some in torch.randperm(len(learnt)).split(_BATCH):
+            rows = learnt[some]
             x = tables[rows]
             hidden = drop(torch.relu(inner(x)))
             scores = linear(x) + outer(torch.relu(middle(hidden)))
@@ -165,11 +179,10 @@ def _taught(judged: Sequence[Judged]) -> dict[str, Matrix]:
             optimiser.step()
             schedule.step()
     weights_by_name = {
-        "mean": mean, "scale": scale, "linear": linear.weight[0],
-        "inner": inner.weight.T, "inner_bias": inner.bias,
+        "linear": linear.weight[0], "inner": inner.weight.T, "inner_bias": inner.bias,
         "middle": middle.weight.T, "middle_bias": middle.bias, "outer": outer.weight[0],
     }  # fmt: skip
-    return {name: np.ascontiguousarray(w.detach().numpy()) for name, w in weights_by_name.items()}
+    return {name: w.detach().numpy() for name, w in weights_by_name.items()}
 
 
 def _padded(judged: Sequence[Judged]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The ranker: a small network that scores each candidate by its features; softmax over a mention's candidates
+"""The ranker: small networks that score each candidate by its features; softmax over a mention's candidates
 and over none of them gives their probabilities. Run in numpy, so that who ranks needs no torch; taught by
 fitting.py.
 """
@@ -27,9 +27,10 @@ WEIGHTS = ("mean", "scale", "linear", "inner", "inner_bias", "middle", "middle_b
 
 @dataclass(frozen=True)
 class Ranker:
-    """`weights` by name: features are shifted by `mean` and multiplied by `scale`; `linear` [features] beside
-    two hidden layers with ReLU, `inner` [features, hidden], `middle` [hidden, hidden], `outer` [hidden].
-    `bend` [width, width] is for the texts' vectors: see context.py."""
+    """`weights` by name: features are shifted by `mean` and multiplied by `scale`. Then each network has
+    `linear` [features] beside two hidden layers with ReLU, `inner` [features, hidden], `middle` [hidden,
+    hidden], `outer` [hidden]; their first axis is the networks', whose scores are averaged. `bend` [width,
+    width] is for the texts' vectors: see context.py."""
 
     weights: dict[str, Matrix]
     about: dict[str, Any]
@@ -46,9 +47,9 @@ class Ranker:
         """The same, not normalised over the candidates: each stands by itself."""
         w = self.weights
         x = np.clip((features - w["mean"]) * w["scale"], -FAR, FAR)
-        hidden = np.maximum(x @ w["inner"] + w["inner_bias"], 0)
-        hidden = np.maximum(hidden @ w["middle"] + w["middle_bias"], 0)
-        scores: Matrix = x @ w["linear"] + hidden @ w["outer"]
+        hidden = np.maximum(x @ w["inner"] + w["inner_bias"][:, None], 0)
+        hidden = np.maximum(hidden @ w["middle"] + w["middle_bias"][:, None], 0)
+        scores: Matrix = x @ w["linear"].mean(axis=0) + (hidden @ w["outer"][..., None]).mean(axis=0)[:, 0]
         return scores
 
     def threshold(self, precision: float) -> float:
