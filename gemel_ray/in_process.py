@@ -22,7 +22,7 @@ from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
-from gemel_ray.readers.pictures import Place
+from gemel_ray.readers.pictures import SourceFile
 from gemel_ray.readers.reading import table
 from gemel_ray.sizing import fitted
 
@@ -81,7 +81,7 @@ class Linker:
     def link_many(self, documents: Iterable[Mapping[str, Any]]) -> Iterator[Link]:
         """Links of each document, in order; `document_id` says whose they are. A document is what a line of
         an input file may be (docs/inputs.md); relative paths begin in the working directory."""
-        at = Place(str(Path.cwd() / "documents"), fetch=False)
+        at = SourceFile(str(Path.cwd() / "documents"), fetch=False)
         numbered = enumerate(map(dict, documents), 1)
         tables = (table(some, at) for some in iter(lambda: list(islice(numbered, _BATCH)), []))
         for done in run_in_process(self._segment, tables):

@@ -142,4 +142,4 @@ def test_an_entity_s_table_stands_behind_its_description() -> None:
 
 def test_the_limits_hold() -> None:
     with pytest.raises(ValueError, match="at most 256 are read"):
-        cells.written("", [dict.fromkeys(map(str, range(300)))], None)
+        cells.text_with_table("", [dict.fromkeys(map(str, range(300)))], None)

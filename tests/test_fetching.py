@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from gemel_ray.pictures import fetching
-from gemel_ray.pictures.fetching import Fetching, Manners, fetched
+from gemel_ray.pictures.fetching import Fetcher, FetchPolicy, fetch_result
 from gemel_ray.pictures.limits import ImageError, ImageLimits
-from gemel_ray.pictures.web import is_somebody
+from gemel_ray.pictures.web import is_public_or_private
 
 LIMITS = ImageLimits(bytes=1000, seconds=60.0)
 
@@ -73,21 +73,21 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Server]:
 
 
 @pytest.fixture
-def asking() -> Iterator[Fetching]:
-    made = Fetching(LIMITS, Manners(threads=16, per_host=3, public=False))
+def asking() -> Iterator[Fetcher]:
+    made = Fetcher(LIMITS, FetchPolicy(threads=16, per_host=3, public=False))
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("path", ["busy", "breaks"])
-def test_a_server_in_trouble_is_asked_again(server: _Server, asking: Fetching, path: str) -> None:
-    assert fetched(asking.ask(server.url(path))) == b"picture"
+def test_a_server_in_trouble_is_asked_again(server: _Server, asking: Fetcher, path: str) -> None:
+    assert fetch_result(asking.ask(server.url(path))) == b"picture"
     assert server.seen[f"/{path}"] == 3
 
 
 @pytest.mark.parametrize("path", ["wait", "until"])
-def test_a_server_says_how_long_to_wait(server: _Server, asking: Fetching, path: str) -> None:
-    assert fetched(asking.ask(server.url(path))) == b"picture"
+def test_a_server_says_how_long_to_wait(server: _Server, asking: Fetcher, path: str) -> None:
+    assert fetch_result(asking.ask(server.url(path))) == b"picture"
     first, second = (t for _, t in server.times)
     assert second - first >= 1
 
@@ -97,27 +97,27 @@ def test_a_server_says_how_long_to_wait(server: _Server, asking: Fetching, path:
     [("gone", 1, "the server answered 404"), ("never", 3, "the server answered 503")],
 )
 def test_what_cannot_be_had_says_why(
-    server: _Server, asking: Fetching, path: str, asked: int, says: str
+    server: _Server, asking: Fetcher, path: str, asked: int, says: str
 ) -> None:
     with pytest.raises(ImageError, match=says):
-        fetched(asking.ask(server.url(path)))
+        fetch_result(asking.ask(server.url(path)))
     assert server.seen[f"/{path}"] == asked
 
 
-def test_a_host_is_asked_by_a_few_at_a_time(server: _Server, asking: Fetching) -> None:
+def test_a_host_is_asked_by_a_few_at_a_time(server: _Server, asking: Fetcher) -> None:
     answers = [asking.ask(server.url(f"a-{i}")) for i in range(20)]
-    assert [fetched(a) for a in answers] == [b"picture"] * 20
+    assert [fetch_result(a) for a in answers] == [b"picture"] * 20
     assert server.most == 3
 
 
 def test_a_slow_host_keeps_no_other_waiting(server: _Server) -> None:
     """More pictures of one host than there are threads, and one of another."""
-    asking = Fetching(LIMITS, Manners(threads=4, per_host=2, public=False))
+    asking = Fetcher(LIMITS, FetchPolicy(threads=4, per_host=2, public=False))
     slow = [asking.ask(server.url(f"a-{i}")) for i in range(60)]
     other = asking.ask(server.url("b").replace("127.0.0.1", "localhost"))
-    assert fetched(other) == b"picture"
+    assert fetch_result(other) == b"picture"
     assert not all(answer.done() for answer in slow)
-    assert [fetched(a) for a in slow] == [b"picture"] * 60
+    assert [fetch_result(a) for a in slow] == [b"picture"] * 60
     asking.close()
 
 
@@ -125,8 +125,8 @@ def test_a_slow_host_keeps_no_other_waiting(server: _Server) -> None:
 def test_no_thread_sits_a_pause_out(server: _Server, monkeypatch: pytest.MonkeyPatch, waits: str) -> None:
     """Two threads: one host makes two pictures wait, or is left alone for a while after either."""
     monkeypatch.setattr(fetching, "_PAUSES", (30.0,))
-    asking = Fetching(
-        LIMITS, Manners(threads=2, per_host=2, pause=0.0 if waits == "busy" else 30.0, public=False)
+    asking = Fetcher(
+        LIMITS, FetchPolicy(threads=2, per_host=2, pause=0.0 if waits == "busy" else 30.0, public=False)
     )
     for number in range(2):
         asking.ask(server.url(f"{'never' if waits == 'busy' else 'a'}-{number}"))
@@ -142,9 +142,9 @@ def test_patience_behind_a_proxy(server: _Server, monkeypatch: pytest.MonkeyPatc
     """The server plays the proxy: it is asked for another host's URL as a whole."""
     monkeypatch.setenv("http_proxy", server.url(""))
     monkeypatch.setenv("no_proxy", "")
-    asking = Fetching(LIMITS, Manners())
+    asking = Fetcher(LIMITS, FetchPolicy())
     url = f"http://pictures.invalid/{path}"
-    assert fetched(asking.ask(url)) == b"picture"
+    assert fetch_result(asking.ask(url)) == b"picture"
     assert server.seen[url] == (2 if path == "wait" else 3)
     asking.close()
 
@@ -160,25 +160,25 @@ def test_a_resolver_may_answer_another_time(
         raise socket.gaierror(code, "no")
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    asking = Fetching(LIMITS, Manners())
+    asking = Fetcher(LIMITS, FetchPolicy())
     with pytest.raises(ImageError, match="its host is not known"):
-        fetched(asking.ask("http://pictures.invalid/a.jpg"))
+        fetch_result(asking.ask("http://pictures.invalid/a.jpg"))
     assert questions == ["pictures.invalid"] * asked
     asking.close()
 
 
 def test_a_pause_between_pictures_of_a_host(server: _Server) -> None:
-    asking = Fetching(LIMITS, Manners(threads=8, per_host=1, pause=0.3, public=False))
+    asking = Fetcher(LIMITS, FetchPolicy(threads=8, per_host=1, pause=0.3, public=False))
     answers = [asking.ask(server.url(f"a-{i}")) for i in range(3)]
-    assert [fetched(a) for a in answers] == [b"picture"] * 3
+    assert [fetch_result(a) for a in answers] == [b"picture"] * 3
     times = [t for _, t in server.times]
     assert times[2] - times[0] >= 0.6
     asking.close()
 
 
-def test_a_url_under_way_is_not_asked_for_again(server: _Server, asking: Fetching) -> None:
+def test_a_url_under_way_is_not_asked_for_again(server: _Server, asking: Fetcher) -> None:
     answers = [asking.ask(server.url("a")) for _ in range(8)]
-    assert {fetched(a) for a in answers} == {b"picture"}
+    assert {fetch_result(a) for a in answers} == {b"picture"}
     assert server.seen["/a"] == 1
 
 
@@ -190,18 +190,18 @@ def test_a_url_under_way_is_not_asked_for_again(server: _Server, asking: Fetchin
      ("224.0.0.1", False), ("127.0.0.1", True), ("10.1.2.3", True), ("93.184.216.34", True)],
 )  # fmt: skip
 def test_a_cloud_s_credentials_are_nobody_s_picture(address: str, allowed: bool) -> None:
-    assert is_somebody(ip_address(address)) is allowed
+    assert is_public_or_private(ip_address(address)) is allowed
 
 
 def test_private_hosts_are_refused_unless_configured(server: _Server) -> None:
-    asking = Fetching(LIMITS, Manners())
+    asking = Fetcher(LIMITS, FetchPolicy())
     with pytest.raises(ImageError, match=r"its host is not a public one \(encode\.public_hosts=false"):
-        fetched(asking.ask(server.url("a")))
+        fetch_result(asking.ask(server.url("a")))
     assert not server.seen
     asking.close()
 
 
 @pytest.mark.parametrize("url", ["http://[", "http://", "https://no host/", "http://user@127.0.0.1/x"])
-def test_broken_urls_are_errors_of_their_own(asking: Fetching, url: Any) -> None:
+def test_broken_urls_are_errors_of_their_own(asking: Fetcher, url: Any) -> None:
     with pytest.raises(ImageError):
-        fetched(asking.ask(url))
+        fetch_result(asking.ask(url))

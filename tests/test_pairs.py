@@ -255,7 +255,7 @@ def test_a_second_picture_of_a_pair_out_of_order_is_an_error_that_names_both(tmp
     ]
 
 
-@pytest.mark.parametrize(("room", "most"), [("APART", 3000), ("PAIRS", 3)])
+@pytest.mark.parametrize(("room", "most"), [("WAITING_BYTES", 3000), ("WAITING_PAIRS", 3)])
 def test_members_further_apart_than_there_is_room_for_are_errors_that_name_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str, most: int
 ) -> None:
@@ -273,7 +273,7 @@ def test_members_further_apart_than_there_is_room_for_are_errors_that_name_them(
 def test_pairs_that_wait_cost_no_more_than_the_room_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "APART", 2**20)
+    monkeypatch.setattr(opening, "WAITING_BYTES", 2**20)
     path = shard(tmp_path / "s.tar", *((f"{i}.jpg", bytes(2**16)) for i in range(500)))
     tracemalloc.start()
     rows = sum(1 for _ in tar_rows(str(path)))

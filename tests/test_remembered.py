@@ -15,7 +15,7 @@ import pytest
 
 from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.models.remembered import PictureCache, Remembered
+from gemel_ray.models.caches import CachedEncoder, PictureCache
 from gemel_ray.records import MENTION
 from gemel_ray.stages.encode import Encode
 
@@ -33,7 +33,7 @@ def test_a_string_is_encoded_once() -> None:
         asked.extend(texts)
         return np.array([[len(t)] for t in texts], np.float32)
 
-    remembered = Remembered(encode)
+    remembered = CachedEncoder(encode)
     assert [v.tolist() for v in remembered(["a", "bb", "a"])] == [[1], [2], [1]]
     assert [v.tolist() for v in remembered(["ccc", "bb"])] == [[3], [2]]
     assert asked == ["a", "bb", "ccc"]

@@ -21,7 +21,7 @@ from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.entities import Reject
 from gemel_ray.knowledge.entity_rows import FIELDS, entity
 from gemel_ray.readers.containers import is_whole, json_rows
-from gemel_ray.readers.fields import BadRecord, Numbered, plain
+from gemel_ray.readers.fields import BadRecord, Numbered, first_line
 from gemel_ray.readers.opening import PACKED, decoded, lines, opened
 
 _COLUMNAR = (".parquet", ".pq")
@@ -58,9 +58,9 @@ def whole(address: str, source: Iterator[Numbered]) -> Iterator[Numbered]:
         except StopIteration:
             return
         except ValueError as fault:
-            raise Mistake(f"{address}: {plain(fault)}") from fault
+            raise Mistake(f"{address}: {first_line(fault)}") from fault
         except Exception as fault:  # what a damaged file makes its library raise
-            raise Mistake(f"{address} cannot be read after row {number:,}: {plain(fault)}") from fault
+            raise Mistake(f"{address} cannot be read after row {number:,}: {first_line(fault)}") from fault
         yield number, raw
 
 
@@ -120,7 +120,7 @@ def _array_lines(address: str) -> Iterator[Numbered]:
             try:
                 yield number, json.loads(line.removesuffix(b","))
             except (ValueError, RecursionError) as fault:
-                yield number, BadRecord(f"the line is not JSON: {plain(fault)}")
+                yield number, BadRecord(f"the line is not JSON: {first_line(fault)}")
 
 
 def _object(address: str) -> Iterator[Numbered]:
@@ -129,7 +129,7 @@ def _object(address: str) -> Iterator[Numbered]:
         try:
             found = json.loads(decoded(file.read()))
         except (ValueError, RecursionError) as fault:
-            yield 1, BadRecord(f"the file is not JSON: {plain(fault)}")
+            yield 1, BadRecord(f"the file is not JSON: {first_line(fault)}")
             return
     if isinstance(found.get("results"), dict):  # of Wikidata's query service
         found = found["results"]
@@ -164,7 +164,7 @@ def _of_batch(batch: pa.RecordBatch) -> list[Any]:
         return list(batch.to_pylist())
     except Exception as fault:
         if len(batch) == 1:
-            return [BadRecord(f"the row cannot be read: {plain(fault)}")]
+            return [BadRecord(f"the row cannot be read: {first_line(fault)}")]
         return [row for place in range(len(batch)) for row in _of_batch(batch.slice(place, 1))]
 
 
@@ -181,7 +181,7 @@ def _table(address: str, separator: str) -> Iterator[Numbered]:
             for row in rows:
                 yield rows.line_num, row
         except csv.Error as fault:
-            yield rows.line_num, BadRecord(f"nothing after this line can be read: {plain(fault)}")
+            yield rows.line_num, BadRecord(f"nothing after this line can be read: {first_line(fault)}")
 
 
 def _with_columns(names: Any) -> None:

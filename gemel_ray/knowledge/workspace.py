@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from gemel_ray.knowledge.vectors import Vectors
+    from gemel_ray.models.caches import PictureCache
     from gemel_ray.models.clip import Clip
     from gemel_ray.models.mapper import FeatureMapper
-    from gemel_ray.models.remembered import PictureCache
 
 _REBUILD = {
     "language": "the prefix tree and the demonstrations are in its tokens",
@@ -219,7 +219,7 @@ class Workspace:
 
     def picture_cache(self, dtype: str, most: int) -> PictureCache:
         """Features of pictures that were encoded before, by this CLIP in this dtype."""
-        from gemel_ray.models.remembered import PictureCache
+        from gemel_ray.models.caches import PictureCache
 
         of = (self.facts["revisions"]["clip"], self.sections.models.clip_feature, dtype)
         name = hashlib.blake2b(repr(of).encode(), digest_size=8).hexdigest()

@@ -1,8 +1,8 @@
 """CLIP: pictures and texts to vectors. The only file that knows open_clip.
 
-A picture's vector is either *hidden*, what the visual tower's last projection
-takes (GEMEL's mapper was trained on ViT-L/14's 1024 numbers), or *projected*,
-what it gives, in the space of the texts. Pictures come decoded (pictures/images.py);
+A picture's vector is either *hidden*, the input of the visual tower's last
+projection (GEMEL's mapper was trained on ViT-L/14's 1024 numbers), or *projected*,
+its output, in the space of the texts. Pictures come decoded (pictures/images.py);
 this file knows nothing of files, mentions, or what the vectors are for.
 Importing it is cheap: torch and open_clip are loaded by the first `Clip`.
 """
@@ -29,7 +29,7 @@ Feature = Literal["hidden", "projected"]
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 WEIGHTS_AND_CONFIGURATION = {".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".model"}
 TEXTS_AT_ONCE = 256
-LONGEST = 64  # sides longer than this many times the shorter one are cropped to it
+LONGEST = 64  # a longer side is cropped to this many times the shorter one
 
 
 class Clip:
@@ -37,10 +37,10 @@ class Clip:
 
     name: a folder in open_clip's form, `ARCHITECTURE/TAG` (ViT-L-14/openai),
     `ARCHITECTURE/CHECKPOINT.pt` or `hf-hub:ORG/REPOSITORY`. OpenAI's weights need
-    an architecture with QuickGELU: a tag sees to that itself, a checkpoint file
-    needs it in the name (ViT-L-14-quickgelu/FILE).
+    an architecture with QuickGELU: a tag implies it, a checkpoint file needs it in
+    the name (ViT-L-14-quickgelu/FILE).
     dtype: float32, bfloat16 or float16. device: auto, cpu, cuda, cuda:1...
-    Raises ValueError if the name leads to no model, or the feature is not defined for it.
+    Raises ValueError if there is no such model, or the feature is not defined for it.
     """
 
     def __init__(self, name: str, *, feature: Feature, dtype: str = "float32", device: str = "auto") -> None:
@@ -60,26 +60,26 @@ class Clip:
             pretrained=weights,
             precision=PRECISIONS[dtype],
             device=self._device,
-            # open_clip only warns when a tag's weights want another activation than the architecture's.
+            # open_clip only warns when a tag's weights need another activation than the architecture's.
             force_quick_gelu=bool(tag.get("quick_gelu")),
             require_pretrained=True,
         ).eval()
         if feature == "hidden":
-            take_off_projection(self._model.visual)
+            remove_projection(self._model.visual)
         self._tokenize: Any = open_clip.get_tokenizer(model_name)
         settings = open_clip.transform.PreprocessCfg(**self._model.visual.preprocess_cfg)
-        # open_clip's own steps: the geometry for each picture, the arithmetic for the whole batch.
+        # open_clip's steps: the geometry for each picture, the arithmetic for the whole batch.
         every_step = open_clip.transform.image_transform_v2(settings, is_train=False).transforms
         *self._steps, _to_tensor, self._normalise = every_step
-        # Pixels of the model's input, for whoever decodes: more than twice that is decoded in vain.
+        # Pixels of the model's input side: decoding more than twice as many is wasted.
         self.side = max(settings.size) if isinstance(settings.size, list | tuple) else settings.size
         self.width = self._probe()
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
-        """The picture in the model's geometry: uint8 [3, height, width]. Any thread may call it."""
+        """The picture in the model's geometry: uint8 [3, height, width]. Thread-safe."""
         from torchvision.transforms.functional import pil_to_tensor
 
-        image = within_proportion(image)
+        image = crop_extreme_aspect(image)
         for step in self._steps:
             image = step(image)
         return pil_to_tensor(image)
@@ -110,7 +110,7 @@ class Clip:
 
     @cached_property
     def text_width(self) -> int:
-        """How wide a text's vector is."""
+        """The width of a text's vector."""
         return int(self.encode_texts(["a"]).shape[1])
 
     def _probe(self) -> int:
@@ -144,12 +144,12 @@ def located(name: str) -> tuple[str, str | None]:
     return architecture, weights
 
 
-def take_off_projection(visual: torch.nn.Module) -> None:
-    """Make a visual tower answer with what its last projection takes.
+def remove_projection(visual: torch.nn.Module) -> None:
+    """Make a visual tower return the input of its last projection.
 
     In a ModifiedResNet that projection is the attention pooling's output map:
     hidden is the pooled heads side by side, before it (2048 wide in RN50).
-    Raises ValueError for a tower where no such point is known.
+    Raises ValueError for a tower whose last projection is not known.
     """
     import torch
     from open_clip.modified_resnet import ModifiedResNet
@@ -159,7 +159,7 @@ def take_off_projection(visual: torch.nn.Module) -> None:
     if isinstance(visual, VisionTransformer):
         visual.proj = None
     elif isinstance(visual, ModifiedResNet):
-        # multi_head_attention_forward wants a map: the identity leaves the heads as they are.
+        # multi_head_attention_forward needs a map: the identity leaves the heads unchanged.
         weight = visual.attnpool.c_proj.weight
         plain = torch.nn.Linear(weight.shape[1], weight.shape[1]).to(weight)
         torch.nn.init.eye_(plain.weight)
@@ -177,8 +177,8 @@ def take_off_projection(visual: torch.nn.Module) -> None:
         )
 
 
-def within_proportion(image: Image.Image) -> Image.Image:
-    """The picture, or the middle of an absurdly long one.
+def crop_extreme_aspect(image: Image.Image) -> Image.Image:
+    """The picture, or the middle of an extremely long one.
 
     CLIP's geometry scales the shorter side up to its input and keeps the middle:
     a strip one pixel high would grow to terabytes on the way.
@@ -192,7 +192,7 @@ def within_proportion(image: Image.Image) -> Image.Image:
 
 
 def unit(vectors: Vectors) -> Vectors:
-    """Rows [n, width] at length 1, for cosines as dot products; a row of zeros stays so."""
+    """Rows [n, width] scaled to length 1, for cosines as dot products; a row of zeros is kept."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     scaled: Vectors = (vectors / np.maximum(lengths, 1e-30)).astype(np.float32, copy=False)
     return scaled

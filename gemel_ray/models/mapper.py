@@ -23,8 +23,8 @@ from gemel_ray.errors import Mistake
 class FeatureMapper(nn.Module):
     """Features [n, feature] to prefixes [n, prefix, width], in float32.
 
-    `hidden` > 0 adds a hidden layer of so many with GELU beside the linear one. What it adds is nothing at
-    first, so that it begins where the linear mapper, warm start included, begins.
+    `hidden` > 0 adds a hidden layer of that width with GELU beside the linear one. Its contribution is zero
+    at first, so that training begins where the linear mapper, warm start included, begins.
     """
 
     def __init__(self, feature: int, prefix: int, width: int, hidden: int = 0) -> None:
@@ -70,6 +70,6 @@ class FeatureMapper(nn.Module):
 
 
 def prefix_of(path: Path) -> int:
-    """Vectors a picture that the mapper in this file writes, without its weights being read."""
+    """The prefix length of the mapper in this file, without reading its weights."""
     with safe_open(path, "pt") as file:
         return int(json.loads(file.metadata()["mapper"])["prefix"])

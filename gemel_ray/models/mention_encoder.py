@@ -26,7 +26,7 @@ Pooling = Literal["auto", "pooler", "mean", "cls"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 TEXTS_AT_ONCE = 128
-LONGEST = 512  # tokens, where the model states no length of its own
+LONGEST = 512  # tokens, where the model states no length
 
 
 class MentionEncoder:
@@ -66,7 +66,7 @@ class MentionEncoder:
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Texts to float32 [n, width] of unit length; equal texts are computed once.
 
-        Longer texts than the model takes are cut at its end.
+        Texts longer than the model takes are cut at the end.
         """
         unique = list(dict.fromkeys(texts))
         if not unique:
@@ -100,10 +100,10 @@ class MentionEncoder:
             return as_array((states * weights).sum(1) / weights.sum(1).clamp(min=1))
 
 
-def chosen_pooling(name: str, asked: Pooling, stated: str | None, has_pooler: bool) -> str:
+def chosen_pooling(name: str, wanted: Pooling, stated: str | None, has_pooler: bool) -> str:
     """The pooling to compute; raises ValueError if the model or this file cannot."""
     usual = stated or ("pooler" if has_pooler else "mean")
-    pooling = usual if asked == "auto" else asked
+    pooling = usual if wanted == "auto" else wanted
     if pooling not in ("pooler", "mean", "cls"):
         raise Mistake(f"{name} wants the pooling {pooling!r}; only pooler, mean and cls are computed")
     if pooling == "pooler" and not has_pooler:
@@ -142,11 +142,11 @@ def pooling_mode(settings: dict[str, Any]) -> str:
 def longest_input(
     name: str, subfolder: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> int:
-    """How many tokens the model takes: the least of what its parts state."""
+    """How many tokens the model takes: the smallest limit of its parts."""
     settings = read_json(name, "/".join(filter(None, [subfolder, "sentence_bert_config.json"]))) or {}
     stated = [settings.get("max_seq_length"), tokenizer.model_max_length]
     if places := getattr(model.config, "max_position_embeddings", None):
-        # RoBERTa counts positions from behind its padding's: two of its 514 are never used.
+        # RoBERTa counts positions from after its padding index: two of its 514 are never used.
         positions = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
         padding = getattr(positions, "padding_idx", None)
         stated.append(places if padding is None else places - padding - 1)

@@ -1,4 +1,4 @@
-"""What a model is, as a short text: equal for equal files wherever they lie, without loading them."""
+"""A model's revision as a short text: equal for equal files in any place, without loading them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ENDS = 1 << 20
 
 
 def revision(model: str, whole: bool = True) -> str:
-    """The hash of a folder's weights and configuration, or of a checkpoint (also behind ARCHITECTURE/); of a
-    hub's repository in the local cache, its commit; another name stands for itself. Without `whole` as
-    workspaces were sealed before: of files over 32 MiB, size and both ends alone are hashed."""
+    """The hash of a folder's weights and configuration, or of a checkpoint (also after ARCHITECTURE/); for a
+    hub's repository in the local cache, its commit; else the name. With `whole` False as in workspaces of
+    earlier versions: of files over 32 MiB, only size and both ends are hashed."""
     path = Path(model)
     if path.exists():
         return _hash(path, whole)
@@ -41,7 +41,7 @@ def _hash(path: Path, whole: bool) -> str:
 
 
 def _content(file: Path, whole: bool) -> bytes:
-    """What counts of a file."""
+    """The part of a file that counts."""
     if file.name in _STAMPED:  # without the version of the library that wrote it
         settings = json.loads(file.read_bytes())
         settings.pop("transformers_version", None)
@@ -58,16 +58,16 @@ def _content(file: Path, whole: bool) -> bytes:
 
 
 def _digest(file: Path) -> str:
-    """Of a large file's bytes. Every process asks for it, so it is kept in home(), under all that changes
-    when the file does: the time of its last change is the kernel's, and nobody's to choose."""
+    """The digest of a large file. Every process needs it, so it is stored in home(), under all that changes
+    when the file does: its ctime is set by the kernel and cannot be forged."""
     stat = file.stat()
-    known_as = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
-    kept = home() / "revisions" / hashlib.blake2b(known_as.encode(), digest_size=16).hexdigest()
+    identity = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+    kept = home() / "revisions" / hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
     with suppress(OSError):
         return kept.read_text()
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    with suppress(OSError):  # where nothing may be written, it is hashed each time
+    with suppress(OSError):  # if it cannot be stored, it is hashed each time
         kept.parent.mkdir(parents=True, exist_ok=True)
         storage.write(kept, digest)
     return digest
@@ -80,7 +80,7 @@ def _commit(repository: str) -> str | None:
     for name in ("config.json", "open_clip_config.json"):
         try:
             found = try_to_load_from_cache(repository, name)
-        except HFValidationError:  # no name of a repository
+        except HFValidationError:  # not the name of a repository
             return None
         if isinstance(found, str):
             return Path(found).parent.name[:12]

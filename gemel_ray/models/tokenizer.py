@@ -1,4 +1,4 @@
-"""The language model's own tokenizer, bare: pieces of text to token ids, and back never."""
+"""The language model's tokenizer, without its template: pieces of text to token ids, never back."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-@lru_cache(maxsize=2)  # versions of a workspace that are open at once have one
+@lru_cache(maxsize=2)  # versions of a workspace that are open at once share one
 def load_tokenizer(model: str) -> Tokenizer:
-    """The language model's own tokenizer, bare: transformers, which takes 300 MiB, only where a model
-    brings no tokenizer.json and has to be converted."""
+    """The language model's tokenizer. transformers, which takes 300 MiB, is loaded only if a model has no
+    tokenizer.json and must be converted."""
     from tokenizers import Tokenizer
 
     file = Path(model) / "tokenizer.json"
@@ -25,7 +25,7 @@ def load_tokenizer(model: str) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(model).backend_tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # spelled out in a text they are plain text
+    tokenizer.encode_special_tokens = True  # a text that spells them out is plain text
     return tokenizer
 
 

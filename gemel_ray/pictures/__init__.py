@@ -1,9 +1,9 @@
-"""Pictures from outside: from bytes, a file, a store or a stranger's URL to pixels, within limits.
+"""Pictures from outside: from bytes, a file, a store or an untrusted URL to pixels, within limits.
 
-    limits.py     what one picture may cost, and how it is said that it cannot be had
-    web.py        URLs: who may be asked, over connections that are kept
+    limits.py     what one picture may cost, and the errors of pictures that cannot be read
+    web.py        URLs: which hosts may be contacted; connections are kept alive
     fetching.py   many URLs at once, each host politely
-    images.py     bytes to a picture, upright and in RGB
+    images.py     bytes to an upright RGB picture
 
 Knows nothing of models, rows and stages.
 """

@@ -1,10 +1,10 @@
-"""From outside bytes, or an address, to a decoded picture: the one way in.
+"""From outside bytes, or an address, to a decoded picture: the only place that decodes pictures.
 
-Whatever a stranger hands over, the answer is an RGB picture or an `ImageError`
-that says in one sentence which image and why: missing, too large, not a
-picture, cut short, a decompression bomb. What a picture declares is checked
-before anything is decoded. Knows nothing of models, batches or rows, and lets
-whoever gives an address ask any host by it.
+Whatever the input, the result is an RGB picture or an `ImageError` that says in
+one sentence which image and why: missing, too large, not a picture, cut short,
+a decompression bomb. What a picture declares is checked before anything is
+decoded. Knows nothing of models, batches or rows, and accepts any host in an
+address.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from gemel_ray.pictures.limits import LIMITS, Filtered, ImageError, ImageLimits, reason, told_of
-from gemel_ray.pictures.web import Web, is_somebody
+from gemel_ray.pictures.limits import LIMITS, Filtered, ImageError, ImageLimits, naming_image, reason
+from gemel_ray.pictures.web import Web, is_public_or_private
 
-# A text or colour profile of a PNG, unpacked: many programs write more than Pillow's own 1 MiB. Of all texts
-# of one together it takes 64 MiB.
+# A text or colour profile of a PNG, unpacked: many programs write more than Pillow's default of 1 MiB. Pillow
+# allows 64 MiB for all texts of one picture.
 _METADATA = 32 * 2**20
 PngImagePlugin.MAX_TEXT_CHUNK = _METADATA
-_COSTLY = {"AVIF": 16, "HEIF": 16, "WEBP": 16}  # decoded beside the picture that Pillow makes of it
+_COSTLY = {"AVIF": 16, "HEIF": 16, "WEBP": 16}  # bytes per pixel: decoded beside Pillow's copy
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
@@ -45,13 +45,13 @@ def read_image(
     Raises ImageError, whatever is wrong with the image.
     """
     data = image_bytes(data, address, limits)
-    with told_of(address):
+    with naming_image(address):
         return decode(data, limits, target)
 
 
 def image_bytes(data: bytes | None, address: str | None, limits: ImageLimits = LIMITS) -> bytes:
     """The encoded picture that `read_image` would decode. Raises ImageError as it does."""
-    with told_of(address):
+    with naming_image(address):
         if data is None:
             data = fetch(address, limits)
         if not data:
@@ -62,13 +62,13 @@ def image_bytes(data: bytes | None, address: str | None, limits: ImageLimits = L
 
 
 def fetch(address: str | None, limits: ImageLimits) -> bytes:
-    """The bytes at the address; one more than the limit says that there are too many."""
+    """The bytes at the address; one byte more than the limit means that there are too many."""
     if not address:
         raise ImageError("there are neither bytes nor an address")
     if "://" not in address:
         return read_file(Path(address), limits)
     scheme = address.partition("://")[0].strip().lower()
-    if "::" in address and scheme not in ("http", "https"):  # there it is of IPv6
+    if "::" in address and scheme not in ("http", "https"):  # in those it is part of an IPv6 address
         raise ImageError("chained addresses are not read")
     if not _SCHEME.fullmatch(scheme):
         raise ImageError("an address begins with https://, s3:// or another scheme, or is a path")
@@ -79,15 +79,15 @@ def fetch(address: str | None, limits: ImageLimits) -> bytes:
         return read_file(Path(request.url2pathname(slash + path)), limits)
     if scheme in ("http", "https"):
         return _web(limits).fetch(address)
-    if scheme not in limits.stores:  # fsspec knows many more, some lead to any host
+    if scheme not in limits.stores:  # fsspec knows many more, and some reach any host
         raise ImageError(f"pictures are not read by {scheme}:// (encode.stores)")
     return read_remote(address, limits)
 
 
 @cache
 def _web(limits: ImageLimits) -> Web:
-    """Of any host, for who names the address themself."""
-    return Web(limits, allowed=is_somebody, proxies=True)
+    """A client for any host, since the user chose the address."""
+    return Web(limits, allowed=is_public_or_private, proxies=True)
 
 
 def is_web(address: str) -> bool:
@@ -97,7 +97,7 @@ def is_web(address: str) -> bool:
 
 def read_file(path: Path, limits: ImageLimits) -> bytes:
     try:
-        if not path.is_file():  # else a folder, or a pipe, which might never end
+        if not path.is_file():  # a folder, or a pipe, which might never end
             raise ImageError("it is not a file" if path.exists() else "there is no such file")
         with path.open("rb") as file:
             return file.read(limits.bytes + 1)
@@ -111,7 +111,7 @@ def read_remote(address: str, limits: ImageLimits) -> bytes:
     try:
         with fsspec.open(address, "rb") as file:
             return bytes(file.read(limits.bytes + 1))
-    except Exception as error:  # every store has its own errors
+    except Exception as error:  # every store has different errors
         raise ImageError(reason(error)) from error
 
 
@@ -119,13 +119,13 @@ def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
     """The picture in the bytes as RGB; raises ImageError with the bare reason."""
     too_large = f"it declares more than {limits.pixels:,} pixels"
     try:
-        with silence:
+        with silenced_warnings:
             image: Image.Image = Image.open(BytesIO(data), formats=formats(data))
             if image.width * image.height > limits.pixels:
                 raise ImageError(too_large)
-            if image.width * image.height * _bytes(image) > limits.decoded:
+            if image.width * image.height * _decoding_bytes(image) > limits.decoded:
                 raise ImageError(f"it would take more than {limits.decoded:,} bytes to decode")
-            _worth_it(image.size, limits)
+            _check_size(image.size, limits)
             if target is not None:
                 image.draft(None, (2 * target, 2 * target))
             image.load()
@@ -133,22 +133,22 @@ def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(no_picture(data)) from error
+        raise ImageError(not_a_picture(data)) from error
     except Image.DecompressionBombError as error:
         raise ImageError(too_large) from error
-    except Exception as error:  # Pillow meets damage with half of Python's exceptions
+    except Exception as error:  # Pillow raises half of Python's exceptions for damage
         if "MAX_TEXT" in str(error):
             raise ImageError(f"its metadata is larger than {_METADATA:,} bytes: write it without") from error
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise ImageError("it is cut short" if cut else f"it is damaged ({reason(error)})") from error
 
 
-def _bytes(image: Image.Image) -> int:
-    """Of memory for each of its pixels, at the most while it is made RGB, as measured."""
+def _decoding_bytes(image: Image.Image) -> int:
+    """Peak memory per pixel in bytes while it is converted to RGB, as measured."""
     return _COSTLY.get(image.format or "", 12 if image.mode[0] in "IF" else 8)
 
 
-def _worth_it(size: tuple[int, int], limits: ImageLimits) -> None:
+def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
     short, long = sorted(size)
     if short < limits.smallest:
         raise Filtered(f"filtered: a side of {short} pixels, less than encode.min_side {limits.smallest}")
@@ -158,11 +158,11 @@ def _worth_it(size: tuple[int, int], limits: ImageLimits) -> None:
         )
 
 
-class Silence:
+class SilencedWarnings:
     """Pillow's warnings ignored while any thread decodes.
 
-    Scopes of warnings.catch_warnings that overlap in threads restore each
-    other's filters, so the first thread in opens one and the last one closes it.
+    Overlapping scopes of warnings.catch_warnings in threads restore each other's
+    filters, so the first thread opens one scope and the last one closes it.
     """
 
     def __init__(self) -> None:
@@ -183,14 +183,14 @@ class Silence:
                 self._scope.__exit__(None, None, None)
 
 
-silence = Silence()
+silenced_warnings = SilencedWarnings()
 
 
-# Kinds of pictures by their first bytes: those whose decoder is loaded when the first one comes, and what is
-# said of bytes that no decoder takes.
+# Kinds of pictures by their first bytes: some decoders are loaded with the first such picture; messages about
+# bytes that no decoder takes.
 
 
-# Not the formats that run other programs (EPS) or hide a second size inside (ICO, JPEG 2000).
+# Without formats that run other programs (EPS) or declare a second size inside (ICO, JPEG 2000).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _STARTS = {
@@ -223,8 +223,8 @@ def _register_heif() -> None:
     pi_heif.register_heif_opener()
 
 
-def no_picture(data: bytes) -> str:
-    """What bytes are that are none of these: what to do about it, where something can be done."""
+def not_a_picture(data: bytes) -> str:
+    """The message about bytes of no known kind, with a remedy where there is one."""
     known = f"it is not a complete picture of a known kind ({', '.join(FORMATS)}, HEIC)"
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in start:
@@ -235,7 +235,7 @@ def no_picture(data: bytes) -> str:
     return f"it is {kind}, which is not read: make a JPEG or PNG of it" if kind else known
 
 
-# A decoded picture made plain: upright, RGB of 8 bits, on white. Knows nothing of files.
+# A decoded picture normalised: upright, RGB of 8 bits, on white. Knows nothing of files.
 
 
 _AT_ONCE = 2**20  # pixels
@@ -255,13 +255,13 @@ def upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation says; unreadable EXIF turns nothing."""
     try:
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged metadata does not make the pixels worse
+    except Exception:  # damaged metadata does not affect the pixels
         turn = None
     return image if turn is None else image.transpose(turn)
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB of 8 bits: deep greys scaled instead of clipped, transparency onto white."""
+    """Any mode as RGB of 8 bits: 16-bit greys are scaled, not clipped; transparency becomes white."""
     if image.mode[0] in "IF":
         return eight_bits(image).convert("RGB")
     if not image.has_transparency_data:
@@ -273,7 +273,7 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits, or of a range that only its pixels say, as mode L."""
+    """A grey picture of 16 bits, or of a range known only from its pixels, as mode L."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         return Image.fromarray((values >> 8).astype(np.uint8))
@@ -286,7 +286,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _bands(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Some rows at a time: all of a large picture at once in 64 bits are gigabytes."""
+    """Some rows at a time: a whole large picture in 64 bits takes gigabytes."""
     step = max(1, _AT_ONCE // values.shape[1])
     return (values[at : at + step] for at in range(0, len(values), step))
 

@@ -1,4 +1,4 @@
-"""What one image may cost, and how it is said that it cannot be had: in one sentence that names it."""
+"""What one image may cost, and the errors of images that cannot be read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss")  # object stores, whose addr
 
 
 class ImageError(Mistake):
-    """An image that cannot be had; the message names it and says why."""
+    """An image cannot be read; the message names it and says why."""
 
 
 class Busy(ImageError):
-    """Of a server, or the way to it, that may answer another time: after `wait` seconds, if it says so."""
+    """A server, or the way to it, that may answer later: after `wait` seconds, if it says so."""
 
     def __init__(self, why: str, wait: float | None = None) -> None:
         super().__init__(why)
@@ -29,9 +29,9 @@ class Filtered(ImageError):
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What one image may cost: declared pixels, encoded bytes, seconds of fetching over http; what is too
-    little to be one: pixels of the shorter side, and how often that goes into the longer (0: any); and the
-    schemes of `stores` that are read."""
+    """What one image may cost: declared pixels, encoded bytes, seconds of fetching over http. Images with a
+    side below `smallest` pixels or a ratio of sides above `aspect` (0: any) are left out. `stores`: the
+    schemes that are read."""
 
     pixels: int = 64_000_000
     bytes: int = 32 * 2**20
@@ -42,7 +42,7 @@ class ImageLimits:
 
     @property
     def decoded(self) -> int:
-        """Bytes in memory: what pixels of 8 bits take, so that the costlier kinds may have fewer."""
+        """Bytes in memory: those of 8-bit pixels, so that costlier kinds may have fewer pixels."""
         return 8 * self.pixels
 
 
@@ -50,8 +50,8 @@ LIMITS = ImageLimits()
 
 
 @contextmanager
-def told_of(address: str | None) -> Iterator[None]:
-    """An ImageError from inside names the image."""
+def naming_image(address: str | None) -> Iterator[None]:
+    """Make an ImageError from inside name the image."""
     try:
         yield
     except Filtered:
@@ -76,5 +76,5 @@ def reason(error: BaseException) -> str:
     """What went wrong, as one short line."""
     if isinstance(error, TimeoutError):
         return "it did not arrive in time"
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return " ".join(said.split())[:120] or type(error).__name__
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(text.split())[:120] or type(error).__name__

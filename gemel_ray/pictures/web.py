@@ -1,4 +1,4 @@
-"""Pictures from strangers' URLs, for the job and for a server that anybody may ask.
+"""Pictures from untrusted URLs, for the job and for a public server.
 
 Only http and https. All addresses of a host must be allowed (by default: public) when a connection is made,
 and redirections are checked like first addresses. Time and size are bounded as a whole.
@@ -34,8 +34,8 @@ Address = IPv4Address | IPv6Address
 REDIRECTS = 5
 _MOVED = (301, 302, 303, 307, 308)
 _NAT64 = ip_network("64:ff9b::/96")
-# What is not everybody's, by IANA's registries of special addresses, written out: what `is_global` says of an
-# address changes from one Python to the next.
+# Addresses that are not public, by IANA's registries of special addresses. They are listed here because
+# `is_global` differs between versions of Python.
 _SPECIAL = [
     ip_network(net)
     for net in (
@@ -66,36 +66,36 @@ def resolved(host: str, port: int) -> list[Address]:
 
 
 def is_public(address: Address) -> bool:
-    """Whether it can be reached by everybody: no private, loopback, link-local (cloud metadata), shared,
-    reserved or multicast address, nor an IPv6 address that stands for such an IPv4 one."""
+    """Whether it is reachable from anywhere: not private, loopback, link-local (cloud metadata), shared,
+    reserved or multicast, nor an IPv6 address that embeds such an IPv4 one."""
     if address in _NAT64:
-        held = inner(address)
-        return held is not None and is_public(held)
+        embedded = embedded_ipv4(address)
+        return embedded is not None and is_public(embedded)
     if address in METADATA or (isinstance(address, IPv6Address) and address not in _UNICAST):
         return False
     return address.is_global and not any(address in net for net in _SPECIAL)
 
 
-def inner(address: Address) -> IPv4Address | None:
-    """The IPv4 address that an IPv6 one stands for."""
+def embedded_ipv4(address: Address) -> IPv4Address | None:
+    """The IPv4 address that an IPv6 one embeds."""
     if isinstance(address, IPv4Address):
         return None
-    if address in _NAT64:  # how a network of IPv6 alone reaches every IPv4 address
+    if address in _NAT64:  # how IPv6-only networks reach IPv4 addresses
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
 
 
-def is_somebody(address: Address) -> bool:
-    """Any host, of a private network or this machine too, but no cloud's metadata, and no group."""
-    place = inner(address) or address
+def is_public_or_private(address: Address) -> bool:
+    """Whether it is a host, also of a private network or this machine; not cloud metadata or multicast."""
+    place = embedded_ipv4(address) or address
     return place not in METADATA and not (place.is_link_local or place.is_multicast or place.is_unspecified)
 
 
 @dataclass(frozen=True)
 class Web:
-    """Who may be asked: `hosts` (patterns as *.example.org; none: every host), found by `resolve`, at
-    addresses that are `allowed`; `refusal` is said of others. `limits.seconds` and `limits.bytes` hold for
-    redirections and all. `proxies`: where the machine has a proxy, it is asked instead, and it decides."""
+    """A client that contacts `hosts` (patterns as *.example.org; none: every host), found by `resolve`, at
+    addresses that are `allowed`; `refusal` is the message for others. `limits.seconds` and `limits.bytes`
+    include redirections. `proxies`: use the machine's proxy, if it has one; the proxy then decides."""
 
     limits: ImageLimits = LIMITS
     hosts: tuple[str, ...] = ()
@@ -105,7 +105,7 @@ class Web:
     proxies: bool = False
 
     def fetch(self, url: str) -> bytes:
-        """The bytes at the URL; one more than the limit says that there are too many. Raises ImageError."""
+        """The bytes at the URL; one more than the limit means that there are too many. Raises ImageError."""
         deadline = time.monotonic() + self.limits.seconds
         try:
             with until(deadline):
@@ -113,27 +113,27 @@ class Web:
         except ImageError:
             raise
         except (OSError, httpcore.RemoteProtocolError, httpcore.LocalProtocolError, ValueError) as error:
-            raise broken(TimeoutError() if time.monotonic() >= deadline else error) from error
+            raise connection_error(TimeoutError() if time.monotonic() >= deadline else error) from error
 
     def _followed(self, url: str) -> bytes:
         for _ in range(REDIRECTS + 1):
-            outcome = self._asked(urlsplit(ascii_url(url)))
+            outcome = self._request(urlsplit(ascii_url(url)))
             if isinstance(outcome, bytes):
                 return outcome
             url = urljoin(url, outcome)
         raise ImageError(f"it was redirected more than {REDIRECTS} times")
 
-    def _asked(self, parts: SplitResult) -> bytes | str:
-        """The body, or where a redirection leads."""
+    def _request(self, parts: SplitResult) -> bytes | str:
+        """The body, or the target of a redirection."""
         host, port = self._place(parts)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         url = httpcore.URL(scheme=parts.scheme, host=host, port=port, target=path)
         with self._pool(parts).stream("GET", url, headers=HEADERS) as answer:
-            said = {name.lower(): value for name, value in answer.headers}
-            if answer.status in _MOVED and (place := said.get(b"location")):
+            headers = {name.lower(): value for name, value in answer.headers}
+            if answer.status in _MOVED and (place := headers.get(b"location")):
                 return _text(place)
             if answer.status != 200:
-                raise unanswered(answer.status, _text(said.get(b"retry-after", b"")))
+                raise status_error(answer.status, _text(headers.get(b"retry-after", b"")))
             return self._read(answer)
 
     def _place(self, parts: SplitResult) -> tuple[str, int | None]:
@@ -157,7 +157,7 @@ class Web:
         return connections(self._checked)
 
     def _checked(self, host: str, port: int) -> str:
-        """The address to connect to. One that is not allowed among several refuses the host."""
+        """The address to connect to. Raises ImageError if any of the host's addresses is not allowed."""
         try:
             addresses = self.resolve(host, port)
         except UnicodeError as error:
@@ -179,18 +179,18 @@ class Web:
 
 
 def _text(header: bytes) -> str:
-    """A header's text: UTF-8 where it is, else Latin-1."""
+    """A header's text: UTF-8 if it is valid, else Latin-1."""
     try:
         return header.decode()
     except UnicodeError:
         return header.decode("latin-1")
 
 
-# Over HTTP: how a URL is asked for, and what a failure says. Knows nothing of pictures and connections.
+# HTTP: how a URL is requested, and messages of failures. Knows nothing of pictures and connections.
 
 
 HEADERS: dict[bytes | str, bytes | str] = {
-    "User-Agent": "gemel-ray (image reader)",  # Wikimedia refuses libraries' own
+    "User-Agent": "gemel-ray (image reader)",  # Wikimedia refuses the defaults of libraries
     "Accept": "image/*",
     "Accept-Encoding": "identity",
 }
@@ -199,8 +199,8 @@ _CUT_OFF = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREA
 
 
 def ascii_url(address: str) -> str:
-    """A URL as it is asked for: its host by IDNA, all else percent-encoded, without white space at its ends.
-    Raises ImageError for a host that is no name."""
+    """A URL as it is requested: its host by IDNA, all else percent-encoded, without white space at its ends.
+    Raises ImageError for an invalid host name."""
     parts = urlsplit(address.strip())
     if not parts.netloc.isascii():
         user, at, place = parts.netloc.rpartition("@")
@@ -213,15 +213,14 @@ def ascii_url(address: str) -> str:
     return quote(parts.geturl(), safe="%/:?&=#+~!$,;@()*'[]")
 
 
-def unanswered(status: int, retry_after: str | None) -> ImageError:
-    """What a status other than 200 says of the picture."""
-    said = f"the server answered {status}"
-    return Busy(said, _retry_after(retry_after)) if status in _BUSY else ImageError(said)
+def status_error(status: int, retry_after: str | None) -> ImageError:
+    """The error for a status other than 200."""
+    why = f"the server answered {status}"
+    return Busy(why, _retry_after(retry_after)) if status in _BUSY else ImageError(why)
 
 
-def broken(error: Exception) -> ImageError:
-    """What it says of the picture that a connection was not made, or broke. What did not arrive in time has
-    had its time."""
+def connection_error(error: Exception) -> ImageError:
+    """The error for a connection that failed or broke. A time-out is not `Busy`: it is not tried again."""
     if isinstance(error, socket.gaierror):
         passing = error.errno == socket.EAI_AGAIN
         return (Busy if passing else ImageError)("its host is not known")
@@ -231,14 +230,14 @@ def broken(error: Exception) -> ImageError:
     return (Busy if passing else ImageError)(reason(error))
 
 
-def _retry_after(said: str | None) -> float | None:
-    """Of Retry-After: seconds, or a date, by this machine's clock."""
-    if not said:
+def _retry_after(text: str | None) -> float | None:
+    """Seconds of a Retry-After: a number, or a date by this machine's clock."""
+    if not text:
         return None
-    if said.isascii() and said.isdigit():
-        return float(said)
+    if text.isascii() and text.isdigit():
+        return float(text)
     try:
-        until = parsedate_to_datetime(said)
+        until = parsedate_to_datetime(text)
     except ValueError:
         return None
     until = until if until.tzinfo else until.replace(tzinfo=UTC)
@@ -248,20 +247,18 @@ def _retry_after(said: str | None) -> float | None:
 # Connections for httpcore's pool that go to checked addresses only and end at a deadline.
 #
 # A host is resolved when a connection is made, by a function that may refuse it, and the connection goes to
-# the
-# very address that was checked: a name that changes its mind in between (DNS rebinding) leads nowhere.
-# httpcore
-# keeps connections alive and hands one to another request for the same host. Knows nothing of pictures.
+# the very address that was checked: DNS rebinding has no effect. httpcore keeps connections alive and uses
+# them again for the same host. Knows nothing of pictures.
 
 
 Resolve = Callable[[str, int], str]  # the address to connect to; raises for one that is refused
 _IDLE = 20.0  # seconds that a connection is kept without a request
 _KEPT = 64  # idle connections
-_LOCAL = threading.local()  # the deadline of the request that this thread has in work
+_LOCAL = threading.local()  # the deadline of this thread's request
 
 
 def connections(resolve: Resolve) -> httpcore.ConnectionPool:
-    """Connections straight to hosts."""
+    """Connections directly to hosts."""
     return httpcore.ConnectionPool(
         ssl.create_default_context(),
         max_connections=None,
@@ -273,7 +270,7 @@ def connections(resolve: Resolve) -> httpcore.ConnectionPool:
 
 @cache
 def connections_through(proxy: str) -> httpcore.ConnectionPool:
-    """Connections by way of a proxy, which resolves and decides who may be asked."""
+    """Connections by way of a proxy, which resolves hosts and decides which are allowed."""
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     user = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
     return httpcore.HTTPProxy(
@@ -289,8 +286,8 @@ def connections_through(proxy: str) -> httpcore.ConnectionPool:
 
 @contextmanager
 def until(deadline: float) -> Iterator[None]:
-    """Every connection that this thread uses meanwhile ends at the `deadline` (of time.monotonic), whatever
-    the other side does: one that sends a byte of its headers a second is not in time either."""
+    """End every connection that this thread uses inside at the `deadline` (of time.monotonic), even if the
+    server keeps sending a byte a second."""
     _LOCAL.deadline = deadline
     try:
         yield
@@ -299,7 +296,7 @@ def until(deadline: float) -> Iterator[None]:
 
 
 def _time_left() -> float:
-    """Seconds to the deadline. Raises TimeoutError behind it."""
+    """Seconds to the deadline. Raises TimeoutError after it."""
     left: float = _LOCAL.deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -325,7 +322,7 @@ class _Network(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A socket whose every wait ends at the deadline of the request, not at a time-out of its own."""
+    """A socket whose every wait ends at the deadline of the request."""
 
     def __init__(self, made: socket.socket) -> None:
         self._socket = made
@@ -345,7 +342,7 @@ class _Stream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         try:
-            self._socket.settimeout(_time_left())  # a handshake is in time as a whole
+            self._socket.settimeout(_time_left())  # the deadline is for the whole handshake
             return _Stream(ssl_context.wrap_socket(self._socket, server_hostname=server_hostname))
         except Exception:
             self._socket.close()

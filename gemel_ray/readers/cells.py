@@ -18,23 +18,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemel_ray.characters import normal
-from gemel_ray.readers.fields import BadRecord, Row, short, sound
+from gemel_ray.readers.fields import BadRecord, Row, short, valid_text
 from gemel_ray.readers.mentions import mentions
 
 FIELD = "table"
-_ROWS = 24  # of a longer table those with mentions stand in the text, and the first others
+_ROWS = 24  # of a longer table, rows with mentions come first, then the first others
 _WIDEST = 256  # columns
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns' names and rows of cells, "" where nothing stands."""
+    """Column names and rows of cells; an empty cell is ""."""
 
     columns: list[str]
     rows: list[list[str]]
 
     def lines(self, wanted: Sequence[int]) -> Iterator[tuple[str, list[tuple[int, int]]]]:
-        """The text of each of these rows, and in it the place of each cell."""
+        """The text of each of these rows, and the place of each cell in it."""
         for row in wanted:
             line, places = "", []
             for name, cell in zip(self.columns, self.rows[row], strict=True):
@@ -44,12 +44,12 @@ class Table:
             yield line, places
 
 
-def written(text: str, table: Any, given: Any) -> tuple[str, list[Row] | None]:
-    """The text of a document with a table, and its mentions, of which some may be cells. Raises BadRecord
+def text_with_table(text: str, table: Any, given: Any) -> tuple[str, list[Row] | None]:
+    """The text of a document with a table, and its mentions, some of which may be cells. Raises BadRecord
     for a table that cannot be understood."""
     made = _table(table)
-    asked = given if isinstance(given, list) else []
-    cells = [_cell(made, one) for one in asked]
+    raws = given if isinstance(given, list) else []
+    cells = [_cell(made, one) for one in raws]
     named = {cell[0] for cell in cells if isinstance(cell, tuple)}
     first = [row for row in range(len(made.rows)) if row not in named][: max(0, _ROWS - len(named))]
     wanted = sorted({*named, *first})
@@ -59,8 +59,8 @@ def written(text: str, table: Any, given: Any) -> tuple[str, list[Row] | None]:
         places[row] = [(len(whole) - len(line) + a, len(whole) - len(line) + b) for a, b in cell_places]
     if not isinstance(given, list):
         return whole, None
-    raws = [_placed(one, cell, places, whole) for one, cell in zip(asked, cells, strict=True)]
-    found = mentions(raws, whole)
+    placed = [_placed(one, cell, places, whole) for one, cell in zip(raws, cells, strict=True)]
+    found = mentions(placed, whole)
     for mention, cell in zip(found, cells, strict=True):
         if isinstance(cell, tuple) and not mention["error"]:
             mention["mention_id"] = f"{cell[0]}/{made.columns[cell[1]]}"
@@ -91,7 +91,7 @@ def _table(value: Any) -> Table:
 
 
 def _checked(columns: Sequence[Any], rows: Sequence[Any]) -> Table:
-    names = [_said(name, "a column") for name in columns]
+    names = [_cell_text(name, "a column") for name in columns]
     if not names or not rows:
         raise BadRecord("the table has no columns" if not names else "the table has no rows")
     if len(names) > _WIDEST:
@@ -103,17 +103,17 @@ def _checked(columns: Sequence[Any], rows: Sequence[Any]) -> Table:
         if not isinstance(row, list) or len(row) != len(names):
             has = f"has {len(row):,} cells" if isinstance(row, list) else f"is {short(row)}"
             raise BadRecord(f"row {number} of the table {has} where it has {len(names):,} columns")
-        cells.append([_said(cell, f"row {number} of the table") for cell in row])
+        cells.append([_cell_text(cell, f"row {number} of the table") for cell in row])
     return Table(names, cells)
 
 
-def _said(value: Any, where: str) -> str:
-    """A cell's text, on one line; lists and objects are none."""
+def _cell_text(value: Any, where: str) -> str:
+    """A cell's text, on one line. Raises BadRecord for lists and objects."""
     if value is None:
         return ""
     if isinstance(value, (list, dict)):
         raise BadRecord(f"{where}: a cell is a text or a number, not {short(value)}")
-    return normal(sound(value, where)) if isinstance(value, str) else str(value)
+    return normal(valid_text(value, where)) if isinstance(value, str) else str(value)
 
 
 def _spelled(text: str) -> Any:
@@ -131,7 +131,7 @@ def _spelled(text: str) -> Any:
 
 
 def _cell(table: Table, raw: Any) -> tuple[int, int] | BadRecord | None:
-    """The row and column of a mention that is a cell; None: it is none."""
+    """The row and column of a mention that is a cell; None: it is not a cell."""
     if not isinstance(raw, Mapping) or ("row" not in raw and "column" not in raw):
         return None
     row, column = raw.get("row"), raw.get("column")
@@ -154,7 +154,7 @@ def _within(number: Any, count: int) -> bool:
 def _placed(
     raw: Any, cell: tuple[int, int] | BadRecord | None, places: Mapping[int, list[tuple[int, int]]], text: str
 ) -> Any:
-    """A mention as mentions.py reads it: with its place in the text."""
+    """A mention with its place in the text, as mentions.py reads it."""
     if not isinstance(cell, tuple):
         return cell or raw
     start, end = places[cell[0]][cell[1]]

@@ -1,7 +1,7 @@
 """Rows of Parquet and Arrow: only the columns that a form reads, or that hold pictures.
 
-What cannot be shown in Python (a time beyond its years, a struct that has a field twice, a text that is no
-UTF-8) costs its value, not the file. Texts that are stored as bytes are texts.
+A value that Python cannot represent (a time out of range, a struct with a duplicate field, a text that is not
+UTF-8) is lost alone, not with its file. Texts that are stored as bytes are texts.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 
 from gemel_ray.errors import Mistake
 from gemel_ray.readers import opening
-from gemel_ray.readers.fields import BadRecord, Numbered, Row, may_be_read, may_name_picture, plain
-from gemel_ray.readers.pictures import looks
+from gemel_ray.readers.fields import BadRecord, Numbered, Row, first_line, may_be_read, may_name_picture
+from gemel_ray.readers.pictures import looks_like_picture
 
 PARQUET = (".parquet", ".pq", ".parq")
 ARROW = (".arrow", ".feather", ".ipc")
 NOT_READ = object()  # the value of a column that no form reads
-_DECODED = 256 * 2**20  # bytes of a batch, where one value can stand in all of its rows
+_DECODED = 256 * 2**20  # bytes of a batch, where one value can be in all of its rows
 _ROW = 64 * 2**20  # bytes of a row, or values in it
 _INT = 0x15  # a field of Thrift's compact form: the next one, a number
-_PEEKED = 8  # rows in which a column of an unknown name is looked at for pictures
+_PEEKED = 8  # rows in which a column of an unknown name is searched for pictures
 
 
 def parquet_rows(address: str) -> Iterator[Numbered]:
@@ -40,7 +40,7 @@ def parquet_rows(address: str) -> Iterator[Numbered]:
 
 
 def arrow_rows(address: str) -> Iterator[Numbered]:
-    """Of Arrow's files (Feather is one), and of its streams, as Hugging Face's save_to_disk writes."""
+    """The rows of Arrow files (Feather too) and Arrow streams, as Hugging Face's save_to_disk writes them."""
     with fsspec.open(address, "rb") as file:
         batches = arrow_batches(file)
         first = next(batches, None)
@@ -48,7 +48,9 @@ def arrow_rows(address: str) -> Iterator[Numbered]:
             return
         names = list(dict.fromkeys(first.schema.names))
         head = first.slice(0, _PEEKED)
-        known = [name for name in names if may_be_read(name) or any(map(looks, _values(head, name)))]
+        known = [
+            name for name in names if may_be_read(name) or any(map(looks_like_picture, _values(head, name)))
+        ]
         slices = (
             batch.slice(at, opening.BATCH)
             for batch in chain([first], batches)
@@ -70,12 +72,12 @@ def arrow_batches(file: Any) -> Iterator[pa.RecordBatch]:
 
 
 def _of_pictures(source: pq.ParquetFile, names: list[str]) -> list[str]:
-    """Those of the columns that hold something like a picture in the first rows."""
+    """The columns that have something like a picture in the first rows."""
     try:
         head = next(source.iter_batches(_PEEKED, columns=names), None) if names else None
-    except Exception:  # a column that nobody reads costs nothing
+    except Exception:  # a column that is not read must not fail the file
         return []
-    return [name for name in names if head is not None and any(map(looks, _values(head, name)))]
+    return [name for name in names if head is not None and any(map(looks_like_picture, _values(head, name)))]
 
 
 def _may_hold(schema: pa.Schema, name: str) -> bool:
@@ -96,7 +98,7 @@ def _numbered(batches: Iterable[pa.RecordBatch], known: list[str], names: list[s
 
 
 def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
-    """The column's values; in place of one that cannot be shown, a BadRecord that says why."""
+    """The column's values; a BadRecord replaces one that cannot be represented."""
     column = batch.column(batch.schema.get_all_field_indices(name)[0])
     try:
         values = column.to_pylist()
@@ -111,23 +113,23 @@ def _value(scalar: pa.Scalar, name: str) -> Any:
     try:
         return scalar.as_py()
     except UnicodeDecodeError as fault:
-        return BadRecord(f"{name} is not valid Unicode: {plain(fault)}")
-    except Exception as fault:  # dates, time zones and structs fail each in their own way
-        return BadRecord(f"{name} cannot be read: {plain(fault)}")
+        return BadRecord(f"{name} is not valid Unicode: {first_line(fault)}")
+    except Exception as fault:  # dates, time zones and structs each fail differently
+        return BadRecord(f"{name} cannot be read: {first_line(fault)}")
 
 
 def _text(value: Any, name: str) -> Any:
     try:
         return value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError as fault:
-        return BadRecord(f"{name} is not valid Unicode: {plain(fault)}")
+        return BadRecord(f"{name} is not valid Unicode: {first_line(fault)}")
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-# However large a file unpacks to, some rows of it are in memory at once.
+# However large a file unpacks to, only some of its rows are in memory at once.
 
 
 def checked(source: pq.ParquetFile) -> pq.ParquetFile:
@@ -140,8 +142,8 @@ def checked(source: pq.ParquetFile) -> pq.ParquetFile:
 
 
 def batches_of(file: BinaryIO, source: pq.ParquetFile, names: list[str]) -> Iterator[pa.RecordBatch]:
-    """Rows of these columns, as many at once as their dictionaries allow: a value that stands there once may
-    be in every row."""
+    """Rows of these columns, as many at once as their dictionaries allow: a value that is stored once may be
+    in every row."""
     for number in range(source.num_row_groups):
         columns = [c for c in _columns(source, number) if c.path_in_schema.partition(".")[0] in names]
         most = min((_rows(file, column) for column in columns), default=opening.BATCH)
@@ -154,8 +156,8 @@ def _columns(source: pq.ParquetFile, number: int) -> list[pq.ColumnChunkMetaData
 
 
 def _rows(file: BinaryIO, column: pq.ColumnChunkMetaData) -> int:
-    """Of a batch, as far as this column is concerned."""
-    if "DELTA_BYTE_ARRAY" in column.encodings:  # a value is told by how it differs from the one before
+    """How many rows of this column may be read at once."""
+    if "DELTA_BYTE_ARRAY" in column.encodings:  # a value is stored as its difference from the one before
         return 1
     if not column.has_dictionary_page:
         return opening.BATCH
@@ -164,7 +166,7 @@ def _rows(file: BinaryIO, column: pq.ColumnChunkMetaData) -> int:
 
 
 def _page_size(header: bytes) -> int:
-    """Bytes of a page, unpacked: the second field of its header, and what the reader goes by."""
+    """Bytes of a page, unpacked: the second field of its header, which the reader relies on."""
     at, numbers = 0, list[int]()
     for _ in range(2):
         number = shift = 0

@@ -1,5 +1,5 @@
 """A file's rows, whatever its form: JSON lines, one JSON document, tables of columns
-(columnar.py, delimited.py), tar shards (shards.py). It is told by the end of the name, in any case."""
+(columnar.py, delimited.py), tar shards (shards.py). The ending of the name decides, in any case."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OBJECT = re.compile(r"\s*\{")
 
 
 def rows(address: str) -> Iterator[Numbered]:
-    """The file's rows. Raises whatever a file that is truncated, foreign or gone makes its library raise."""
+    """The file's rows. Raises its library's errors for one that is truncated, of another kind or missing."""
     name = address.lower()
     if name.endswith(PARQUET):
         return parquet_rows(address)
@@ -41,14 +41,14 @@ def rows(address: str) -> Iterator[Numbered]:
 
 
 def json_rows(address: str) -> Iterator[Numbered]:
-    """The rows of a JSON file, one a line or all in one document."""
+    """The rows of a JSON file: one per line, or all in one document."""
     return whole_rows(address) if is_whole(address) else _lines(address)
 
 
 def is_whole(address: str) -> bool:
     """Whether the file is one JSON document rather than lines: an array of objects or of arrays, or an
-    object that is all there is, or that spans lines. One that cannot be read is left to be read as lines:
-    that says why."""
+    object that is the whole file, or that spans lines. False for one that cannot be read: reading its lines
+    reports why."""
     try:
         with opened(address) as file:
             head = file.read(_HEAD)
@@ -68,12 +68,12 @@ def is_whole(address: str) -> bool:
 
 
 def _has_more(file: IO[bytes]) -> bool:
-    """Whether anything stands behind the line that the file is in."""
+    """Whether anything follows the current line of the file."""
     return any(line.strip() for number, line in enumerate(opening.bounded_lines(file)) if number)
 
 
 def _goes_on(line: str) -> bool:
-    """Whether a line is the beginning of an object that spans lines, and not one that is broken."""
+    """Whether a line begins an object that spans lines, rather than a broken one."""
     try:
         json.loads(line)
     except json.JSONDecodeError as fault:
@@ -109,19 +109,19 @@ def _lines(address: str) -> Iterator[Numbered]:
 #
 # An array of rows; rows by their id; a list of rows under one key (`data`, `annotations`); COCO's captions,
 # with the pictures they are of; pandas' tables (`orient` index, columns, split, table); columns as lists side
-# by side; one row, or several behind each other, that span lines. The text is read once and given row by row,
-# so that only it and one row are in memory. What is none of these is one row that says what was found.
+# by side; one row, or several in sequence, that span lines. The text is read once and yielded row by row, so
+# that only it and one row are in memory. Anything else is one row that says what was found.
 
 
 _SPACE = re.compile(r"\s*")
-_SHOWN = 8  # keys of a document that is nothing known
+_SHOWN = 8  # keys shown of a document of no known form
 _LISTS = ("data", "annotations", "rows", "items", "documents", "examples", "images")  # the likeliest first
-Outline = dict[str, tuple[int, str]]  # of an object: where each key's value begins, and with what
+Outline = dict[str, tuple[int, str]]  # of an object: where each key's value begins, and its first character
 _decode = JSONDecoder().raw_decode
 
 
 def whole_rows(address: str) -> Iterator[Numbered]:
-    """The document's rows, numbered from 1; what breaks off is a BadRecord after those before it."""
+    """The document's rows, numbered from 1; where it breaks off, the last row is a BadRecord."""
     with opened(address) as file:
         text = decoded(opening.whole_bytes(file))
     number = 0
@@ -150,7 +150,7 @@ def _rows(text: str) -> Iterator[Any]:
 
 
 def _of_object(text: str, at: int, outline: Outline) -> Iterator[Any]:
-    """The rows that an object is, or holds."""
+    """The rows of an object, or the object as one row."""
     kinds = {key: kind for key, (_, kind) in outline.items()}
     lists = [key for key, (place, kind) in outline.items() if kind == "[" and _holds_objects(text, place)]
     if (
@@ -194,7 +194,7 @@ def _coco(text: str, outline: Outline) -> Iterator[Row]:
 
 
 def _by_key(text: str, outline: Outline) -> Iterator[Any]:
-    """Objects by their id, or, where the keys are columns, pandas' cells by theirs."""
+    """Objects by their id, or, where the keys are columns, pandas' cells by row."""
     if not outline.keys().isdisjoint(TEXTS):
         columns = {key: _decode(text, place)[0] for key, (place, _) in outline.items()}
         for index in dict.fromkeys(index for cells in columns.values() for index in cells):
@@ -202,7 +202,7 @@ def _by_key(text: str, outline: Outline) -> Iterator[Any]:
         return
     for key, (place, _) in outline.items():
         row = _decode(text, place)[0]
-        # MELBench's items have ids of their own, that several share.
+        # MELBench's items have an `id`, which several share.
         yield {"id": key} | row if "sentence" not in row else row | {"id": key}
 
 
@@ -228,8 +228,8 @@ def _holds_objects(text: str, at: int) -> bool:
 
 
 def _outline(text: str, at: int) -> tuple[Outline, int, ValueError | RecursionError | None]:
-    """An object's keys, the place behind it, and what is wrong with it: where it breaks off, the key before
-    that is among them."""
+    """An object's keys, the position after it, and what is wrong with it. Where it breaks off, the last key
+    is included."""
     found: Outline = {}
     try:
         at = _after(text, at + 1)
@@ -246,7 +246,7 @@ def _outline(text: str, at: int) -> tuple[Outline, int, ValueError | RecursionEr
 
 
 def _items(text: str, at: int) -> Generator[Any, None, int]:
-    """The items of an array; the place behind it."""
+    """Yield the items of an array; return the position after it."""
     at = _after(text, at + 1)
     while text[at : at + 1] != "]":
         item, at = _decode(text, at)
@@ -258,7 +258,7 @@ def _items(text: str, at: int) -> Generator[Any, None, int]:
 
 
 def _skipped(text: str, at: int) -> int:
-    """The place behind a value; of an array no more than one item is held."""
+    """The position after a value; of an array only one item at a time is in memory."""
     if text[at : at + 1] != "[":
         return _decode(text, at)[1]
     items = _items(text, at)
@@ -275,7 +275,7 @@ def _ended(text: str, at: int) -> None:
 
 
 def _after(text: str, at: int) -> int:
-    """The place of what comes behind white space."""
+    """The position after white space."""
     found = _SPACE.match(text, at)
     return found.end() if found else at
 

@@ -1,9 +1,9 @@
 """Rows of CSV and TSV: the first line names the columns.
 
-Each cell is a text; an empty one is null. `mentions`, and what else is a list or an object, is JSON in its
-cell, or Python's spelling of it, as pandas writes; places are numbers. The comma may be a semicolon, a tab or
-a bar. A file of two columns without a header, one of them URLs, is captions with the URLs of their pictures,
-as Conceptual Captions has them.
+Each cell is a text; an empty one is null. `mentions`, and any other list or object, is JSON in its cell, or a
+Python literal, as pandas writes; places are numbers. The comma may be a semicolon, a tab or a bar. A file of
+two columns without a header, one of them URLs, is read as captions with the URLs of their pictures, as in
+Conceptual Captions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def table_rows(address: str) -> Iterator[Numbered]:
                 BadRecord(f"the first line names no column such as text or caption, but {shown}"),
             )
             return
-        read = _Lines(chain([first], texts))  # a header may go on in a second line
+        read = _Lines(chain([first], texts))  # a header may span lines
         cells = csv.reader(read, delimiter=separator, quoting=csv.QUOTE_NONE if bare else csv.QUOTE_MINIMAL)
         header = bare or [name.strip() for name in next(cells)]
         read.taken.clear()
@@ -53,7 +53,7 @@ def table_rows(address: str) -> Iterator[Numbered]:
 
 
 class _Lines:
-    """The lines of a table, as csv takes them: several for a row whose cells have line breaks."""
+    """The lines of a table for csv, which takes several for a row whose cells have line breaks."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self.lines, self.taken = lines, list[str]()
@@ -66,8 +66,8 @@ class _Lines:
         return self.taken[-1]
 
     def unclosed(self, separator: str, row: list[str]) -> str | None:
-        """What is wrong with a row whose cell begins with a quote that nothing closes: it takes all lines to
-        the next quote, or to the end."""
+        """The error of a row with an unclosed quote, which takes all lines to the next quote or to the end;
+        None if there is none."""
         taken, self.taken = self.taken, []
         if len(taken) == 1:
             return None
@@ -80,7 +80,7 @@ class _Lines:
 
 
 def _names_of_pairs(first: list[str]) -> list[str]:
-    """The columns of a file without a header, that begins with a caption and a URL, in either order."""
+    """The columns of a file without a header that begins with a caption and a URL, in either order."""
     web = [cell.strip().lower().startswith(_WEB) for cell in first]
     if len(first) != 2 or sum(web) != 1:
         return []

@@ -18,7 +18,7 @@ from gemel_ray.errors import Mistake
 
 Row = dict[str, Any]
 Numbered = tuple[int, Any]  # a row's number in its file, from 1, and the row or the BadRecord in its place
-_NEAR = 20  # characters before and behind a fault that are shown
+_NEAR = 20  # characters shown before and after a fault
 _WHOLE = re.compile(r"-?[0-9]{1,10}")
 NIL = "NIL"  # as target_id: the entity is known not to be in the knowledge base
 
@@ -27,7 +27,7 @@ class BadRecord(Mistake):
     """Why a row of the input is not a document."""
 
 
-def plain(fault: BaseException) -> str:
+def first_line(fault: BaseException) -> str:
     """A fault's first line."""
     return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
 
@@ -37,7 +37,7 @@ def not_json(fault: BaseException) -> str:
     if isinstance(fault, UnicodeDecodeError):
         return f"it is not UTF-8 at byte {fault.start + 1}: save the file as UTF-8"
     if not isinstance(fault, json.JSONDecodeError):
-        return plain(fault)
+        return first_line(fault)
     near = fault.doc[max(0, fault.pos - _NEAR) : fault.pos + _NEAR].strip()
     return f"{fault.msg.removesuffix(' at')} at character {fault.pos + 1}, near {short(near)}"
 
@@ -47,11 +47,12 @@ def typed(raw: Mapping[str, Any], field: str, kind: type | tuple[type, ...]) -> 
     value = raw.get(field)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
         raise BadRecord(f"{field} cannot be {short(value)}")
-    return sound(value, field)
+    return valid_text(value, field)
 
 
-def sound(value: Any, field: str) -> Any:
-    """JSON can spell half a surrogate pair, which Arrow cannot hold; so are bytes read that are no UTF-8."""
+def valid_text(value: Any, field: str) -> Any:
+    """The value. Raises BadRecord for a text that Arrow cannot store: one with half a surrogate pair, which
+    JSON can spell, and to which bytes that are not UTF-8 are decoded."""
     if isinstance(value, str) and not is_unicode(value):
         if any("\udc80" <= c <= "\udcff" for c in value):
             shown = short(value.encode("utf-8", "replace").decode())
@@ -61,14 +62,14 @@ def sound(value: Any, field: str) -> Any:
 
 
 def short(value: object, most: int = 60) -> str:
-    """A value as a message shows it: cut short, and a text in quotes that close."""
+    """A value as messages show it: cut short, and a text in quotes."""
     whole = value if isinstance(value, str) else repr(value)
     whole = whole if len(whole) <= most else f"{whole[:most]}..."
     return repr(whole) if isinstance(value, str) else whole
 
 
 def is_unicode(text: str) -> bool:
-    """JSON can spell what UTF-8, and so Arrow, cannot hold."""
+    """Whether UTF-8, and so Arrow, can store the text: JSON can spell half a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -85,7 +86,7 @@ def text_of(raw: Mapping[str, Any], field: str) -> str:
 
 
 def identity(value: object) -> str | None:
-    """An id, or a name that may be one: text or a whole number, however that is written (3.0 is 3)."""
+    """An id, or a name used as one: text, or a whole number in any spelling (3.0 is 3)."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -93,8 +94,8 @@ def identity(value: object) -> str | None:
     return value.strip() or None if isinstance(value, str) and is_unicode(value) else None
 
 
-def whole(value: object) -> int | None:
-    """A whole number as int32 holds it, however it is written: 3, 3.0 or "3"."""
+def whole_number(value: object) -> int | None:
+    """A whole number that fits int32, in any spelling: 3, 3.0 or "3"."""
     written = identity(value)
     if written is None or not _WHOLE.fullmatch(written):
         return None
@@ -102,7 +103,7 @@ def whole(value: object) -> int | None:
     return number if abs(number) < 2**31 else None
 
 
-# What a field's name says: that it is the text, a picture, or something that no form reads.
+# What a field's name says: that it is the text, a picture, or unknown.
 
 
 # The names of a text, the likeliest first.
@@ -112,12 +113,12 @@ TEXTS = (
     "caption_alt_text_description", "caption_attribution_description", "original_caption", "org_caption",
     "captions", "sentences", "description", "image_description", "photo_description", "ai_description",
 )  # fmt: skip
-OURS = {"id", "key", "mentions", "table", "image_key", "status", "error_message"}
+NATIVE = {"id", "key", "mentions", "table", "image_key", "status", "error_message"}
 RELEASED = {"mention", "target", "golden", "type", "start", "end", "img_name", "img_url", "sentence",
             "entities", "answer", "imgPath", "img_list", "spans", "ents", "label", "labels", "targets",
             "target_id", "target_ids", "answers", "qids", "context_left", "context_right", "input", "output",
             "label_title", "Wikipedia_title", "entity_title", "context_document_id"}  # fmt: skip
-# What stands beside the url of a picture, and not of a page.
+# Fields that come with the url of a picture, not of a page.
 SIZES = {"width", "height", "WIDTH", "HEIGHT", "original_width", "original_height", "image_phash", "sha256",
          "similarity", "clip_similarity_vitb32"}  # fmt: skip
 _KINDS = "jpg|jpeg|jpe|jfif|png|webp|gif|bmp|tiff?|avif|heic|heif|svg"
@@ -131,18 +132,18 @@ _ENDING = re.compile(rf"\.(?:{_KINDS}|img|ico|jp2|psd)(?=$|[?#!:@/_&])", re.IGNO
 
 @lru_cache(maxsize=4096)
 def names_picture(name: str) -> bool:
-    """Whether the name alone says that its value is a picture, or where one is: img, image_path, photoUrl."""
+    """Whether the name alone says that its value is a picture or its address: img, image_path, photoUrl."""
     return bool(_CERTAIN.fullmatch(_letters(name)))
 
 
 @lru_cache(maxsize=4096)
 def may_name_picture(name: str) -> bool:
-    """Whether its value is a picture where it looks like one: file_name, media, url."""
+    """Whether the value is a picture if it also looks like one: file_name, media, url."""
     return names_picture(name) or bool(_LIKELY.fullmatch(_letters(name)))
 
 
-def plainness(name: str) -> bool:
-    """For sorting: what is called an image comes before what is called a photo, whose page may be meant."""
+def is_not_called_image(name: str) -> bool:
+    """Sort key: fields called image come before those called photo, which may be a web page."""
     return "im" not in _letters(name)
 
 
@@ -154,14 +155,14 @@ def ends_as_picture(value: str) -> bool:
 @lru_cache(maxsize=4096)
 def may_be_read(name: str) -> bool:
     """Whether any form reads a field of this name."""
-    return name in TEXTS or name in OURS or name in RELEASED or name in SIZES or may_name_picture(name)
+    return name in TEXTS or name in NATIVE or name in RELEASED or name in SIZES or may_name_picture(name)
 
 
 def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-# Pictures that stand in the row itself: bytes, base64 and data: URLs, for the job and the endpoint.
+# Pictures inside the row: bytes, base64 and data: URLs, for the job and the endpoint.
 
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+")
@@ -178,20 +179,20 @@ def is_picture(head: bytes) -> bool:
 
 
 def inline(value: str, field: str) -> bytes | None:
-    """The picture in a data: URL, in base64, or in bytes that became the letters of the same numbers; None
-    where the value is none of these, but an address. Raises BadRecord."""
+    """The picture in a data: URL, in base64, or in bytes that were decoded as Latin-1; None for an address.
+    Raises BadRecord."""
     value = value.strip()
     if value[:5].lower() == "data:":
         kind, comma, rest = value.partition(",")
         if not comma or not kind.lower().endswith(";base64"):
             raise BadRecord(f"{field}: a data: URL of an image is in base64: data:image/jpeg;base64,...")
         return base64_bytes(unquote(rest), field)
-    if looks_bytes(value):
+    if looks_like_bytes(value):
         try:
             return value.encode("latin-1")
         except UnicodeEncodeError as fault:
             raise BadRecord(f"{field}: its bytes were damaged on the way: write them as base64") from fault
-    if looks_base64(value):
+    if looks_like_base64(value):
         return base64_bytes(value, field)
     if len(value) > _LONGEST_PATH:
         raise BadRecord(f"{field} cannot be {value[:40]!r}... ({len(value):,} characters): "
@@ -199,13 +200,13 @@ def inline(value: str, field: str) -> bytes | None:
     return None
 
 
-def looks_bytes(value: str) -> bool:
-    """Whether its letters are a picture's bytes, as JSON has them of tables that cannot spell bytes."""
+def looks_like_bytes(value: str) -> bool:
+    """Whether the text is a picture's bytes decoded as Latin-1, as some exports to JSON write them."""
     return not value[:32].isprintable() and is_picture(value[:64].encode("latin-1", "replace").lstrip(b"<"))
 
 
-def looks_base64(value: str) -> bool:
-    """Whether it is a picture in base64: by its first bytes, and by its letters."""
+def looks_like_base64(value: str) -> bool:
+    """Whether the text is a picture in base64: by its first bytes and its alphabet."""
     if len(value) < 40 or not _BASE64.fullmatch(value, 0, 4096):
         return False
     try:
@@ -215,7 +216,7 @@ def looks_base64(value: str) -> bool:
 
 
 def base64_bytes(value: str, field: str = "image") -> bytes:
-    """What base64 spells, in the alphabet of URLs too, and of a picture without its last signs. Raises
+    """The bytes of base64, also in the URL-safe alphabet, and of a picture also without padding. Raises
     BadRecord."""
     joined = "".join(value.split()).translate(_PLAIN)
     bare = joined.rstrip("=")

@@ -1,4 +1,4 @@
-"""The forms of rows: whether a row has one, and what it says. First those in which data sets are released.
+"""The forms of rows: whether one fits, and the document's columns. First those of released data sets.
 
 One mention between its contexts: the rows of BLINK and of KILT.
 
@@ -20,31 +20,31 @@ from urllib.parse import unquote
 
 from gemel_ray.readers import cells
 from gemel_ray.readers.fields import (
+    NATIVE,
     NIL,
-    OURS,
     SIZES,
     TEXTS,
     BadRecord,
     Row,
     is_unicode,
     short,
-    sound,
     text_of,
     typed,
-    whole,
+    valid_text,
+    whole_number,
 )
 from gemel_ray.readers.mentions import SIDE_BY_SIDE, is_places, mention, mentions, place, places, side_by_side
-from gemel_ray.readers.pictures import Place, columns_of, field_of, unread
+from gemel_ray.readers.pictures import SourceFile, columns_of, field_of, unread
 
 _MARKED = re.compile(r"\s*\[START_ENT\]\s*(.*?)\s*\[END_ENT\]\s*", re.DOTALL)
 _TITLES = ("Wikipedia_title", "label_title", "entity_title")
 _PARTS = ("context_left", "mention", "context_right")
 _ELSEWHERE = "context_document_id"
-_CONTEXT_READ = {*OURS, *_PARTS, "input", "output", "meta", *_TITLES}
+_CONTEXT_READ = {*NATIVE, *_PARTS, "input", "output", "meta", *_TITLES}
 
 
 def context_fits(raw: Any) -> bool:
-    """The contexts, or the marks, are what tells it."""
+    """Recognised by the contexts or the marks."""
     if not isinstance(raw, dict):
         return False
     marked = isinstance(raw.get("input"), str) and "[START_ENT]" in raw["input"]
@@ -52,7 +52,7 @@ def context_fits(raw: Any) -> bool:
     return marked or between or _ELSEWHERE in raw
 
 
-def context_columns(raw: Row, at: Place) -> Row:
+def context_columns(raw: Row, at: SourceFile) -> Row:
     """The document's columns. Raises BadRecord."""
     if _ELSEWHERE in raw:
         raise BadRecord(
@@ -89,7 +89,7 @@ def _marked(raw: Row) -> tuple[str, str, str, Any]:
     return text[: found.start()], found[1], text[found.end() :], answers[0] if answers else None
 
 
-# The form of WikiMEL, Richpedia-MEL and MIMIC's releases: one mention an object, or several side by side.
+# The form of WikiMEL, Richpedia-MEL and MIMIC: one mention per object, or several side by side.
 #
 #     {"id", "sentence", "mentions": "a string", "entities": "its name", "answer": "Q42", "imgPath"}
 #
@@ -99,15 +99,15 @@ def _marked(raw: Row) -> tuple[str, str, str, Any]:
 # percent-encoded, imgPath empty without picture, answer "nil" for none). Read from that code, not from data.
 
 
-_MELBENCH_READ = {*OURS, "sentence", "entities", "answer"}
+_MELBENCH_READ = {*NATIVE, "sentence", "entities", "answer"}
 
 
 def melbench_fits(raw: Any) -> bool:
-    """`sentence` is its word for the text."""
+    """Recognised by `sentence`, its name for the text."""
     return isinstance(raw, dict) and "sentence" in raw and "text" not in raw
 
 
-def melbench_columns(raw: Row, at: Place) -> Row:
+def melbench_columns(raw: Row, at: SourceFile) -> Row:
     """The document's columns. Raises BadRecord."""
     text = text_of(raw, "sentence")
     return {"text": text, "given": _melbench_mentions(raw, text), **_melbench_picture(raw, at)}
@@ -129,18 +129,18 @@ def _melbench_word(word: str, text: str) -> str:
 
 
 def _melbench_entity(mention: Row) -> Row:
-    """With its `target` percent-decoded, and none beside an answer "nil"."""
+    """The mention with its `target` percent-decoded, or without one where the answer is "nil"."""
     target, answer = mention.get("target"), mention.get("target_id")
     if isinstance(answer, str) and answer.strip().upper() == NIL:
         target = None
     return mention | {"target": unquote(target) if isinstance(target, str) else target}
 
 
-def _melbench_picture(raw: Row, at: Place) -> Row:
-    """Of the release's key, of several the first, since a document has one; else of whatever other field
-    there is."""
+def _melbench_picture(raw: Row, at: SourceFile) -> Row:
+    """The picture's columns, by the release's key (the first of several: a document has one picture), else by
+    any other field."""
     several = typed(raw, "img_list", list) or [None]
-    key = sound(raw.get("imgPath") or several[0], "the picture's name")
+    key = valid_text(raw.get("imgPath") or several[0], "the picture's name")
     if isinstance(key, str) and key:
         return at.released(key) | unread(raw, _MELBENCH_READ | {"imgPath", "img_list"}, pictured=True)
     field = field_of(raw, pair=False) or ""
@@ -148,28 +148,28 @@ def _melbench_picture(raw: Row, at: Place) -> Row:
     return picture | unread(raw, _MELBENCH_READ | {field}, pictured=bool(picture))
 
 
-# GEMEL's own form: one mention a line, as a string, with `target`, `golden` and `img_url` or `img_name`.
+# GEMEL's form: one mention per line, as a string, with `target`, `golden` and `img_url` or `img_name`.
 
 
 _GEMEL_FIELDS = ("mention", "start", "end", "target", "golden", "type")
-_GEMEL_READ = {*OURS, "text", *_GEMEL_FIELDS} - {"mentions"}
+_GEMEL_READ = {*NATIVE, "text", *_GEMEL_FIELDS} - {"mentions"}
 
 
 def gemel_fits(raw: Any) -> bool:
-    """The mention is what tells it from ours."""
+    """Recognised by its single mention, which the native form does not have."""
     return isinstance(raw, dict) and "mention" in raw
 
 
-def gemel_columns(raw: Row, at: Place) -> Row:
+def gemel_columns(raw: Row, at: SourceFile) -> Row:
     """The document's columns. Raises BadRecord."""
     text = text_of(raw, "text")
     given = [_gemel_mention(raw, text)]
     return {"text": text, "given": given, **_gemel_picture(raw, at)}
 
 
-def _gemel_picture(raw: Row, at: Place) -> Row:
-    """Of the release's key, else of whatever other field there is."""
-    key = sound(raw.get("img_name") or raw.get("img_url"), "the picture's name")
+def _gemel_picture(raw: Row, at: SourceFile) -> Row:
+    """The picture's columns, by the release's key, else by any other field."""
+    key = valid_text(raw.get("img_name") or raw.get("img_url"), "the picture's name")
     if isinstance(key, str) and key:
         return at.keyed(key) | unread(raw, _GEMEL_READ | {"img_name", "img_url"}, pictured=True)
     field = field_of(raw, pair=False) or ""
@@ -178,7 +178,7 @@ def _gemel_picture(raw: Row, at: Place) -> Row:
 
 
 def _gemel_mention(raw: Row, text: str) -> Row:
-    """`start` and `end` where somebody added them (-1: nowhere). The mention stands in the prompt as the file
+    """The mention, with `start` and `end` where they were added (-1: nowhere). The prompt has it as the file
     spells it."""
     if not raw["mention"]:
         raise BadRecord("the mention is empty")
@@ -186,7 +186,7 @@ def _gemel_mention(raw: Row, text: str) -> Row:
     return found | ({"target": None} if found["target_id"] == NIL else {})
 
 
-# WikiDiverse's own forms (Wang et al., ACL 2022): arrays instead of objects.
+# WikiDiverse's forms (Wang et al., ACL 2022): arrays instead of objects.
 #
 #     [sentence, image URL, topic, [[mention, type, start, end, entity URL], ...]]
 #     [sentence, image URL, mention, type, left, right, entity URL, candidates, topic, start, end]
@@ -197,7 +197,7 @@ def _gemel_mention(raw: Row, text: str) -> Row:
 
 
 def wikidiverse_fits(raw: Any) -> bool:
-    """The list of mentions, or of candidates, stands where it should."""
+    """Recognised by the position of the list of mentions or of candidates."""
     return isinstance(raw, list) and (_is_passage(raw) or _has_candidates(raw))
 
 
@@ -209,9 +209,9 @@ def _has_candidates(raw: list[Any]) -> bool:
     return len(raw) == 11 and isinstance(raw[7], list)
 
 
-def wikidiverse_columns(raw: list[Any], at: Place) -> Row:
+def wikidiverse_columns(raw: list[Any], at: SourceFile) -> Row:
     """The document's columns. Raises BadRecord."""
-    text, url = text_of({"sentence": raw[0]}, "sentence"), sound(raw[1], "the picture's name")
+    text, url = text_of({"sentence": raw[0]}, "sentence"), valid_text(raw[1], "the picture's name")
     if _is_passage(raw):
         topic, listed = raw[2], raw[3]
     else:
@@ -222,13 +222,13 @@ def wikidiverse_columns(raw: list[Any], at: Place) -> Row:
 
 
 def _wikidiverse_mention(raw: Any, text: str, topic: object) -> Row | BadRecord:
-    """As `mentions` takes it. The place is where the mention's words are: nearest to the given one, if that
-    holds other words."""
+    """The mention as `mentions` takes it. If the given place has other words, the nearest place of the
+    mention's words is taken."""
     if not isinstance(raw, list) or len(raw) < 5 or not isinstance(raw[0], str) or not raw[0].strip():
         return BadRecord(f"a mention is [mention, type, start, end, entity], not {short(raw, 80)}")
     words, kind, start, end, entity = raw[:5]
-    near = whole(start)
-    at: tuple[Any, Any] = (near, whole(end))
+    near = whole_number(start)
+    at: tuple[Any, Any] = (near, whole_number(end))
     if near is None or text[near : at[1] or near] != words:
         at = place(words, text, near or 0) or (None, None)
     kind = kind if isinstance(kind, str) and kind else topic
@@ -236,7 +236,7 @@ def _wikidiverse_mention(raw: Any, text: str, topic: object) -> Row | BadRecord:
 
 
 def _wikidiverse_target(entity: object) -> Row:
-    """The Wikipedia page's title: of https://en.wikipedia.org/wiki/Detroit_Lions, Detroit Lions."""
+    """The Wikipedia page's title: Detroit Lions for https://en.wikipedia.org/wiki/Detroit_Lions."""
     if not isinstance(entity, str) or not is_unicode(entity):
         return {}
     if entity.strip().upper() == NIL:
@@ -245,9 +245,9 @@ def _wikidiverse_target(entity: object) -> Row:
     return {"target": " ".join(unquote(page).replace("_", " ").split()) or None}
 
 
-# Our own form, and image-caption pairs as data sets release them: an object with a text, `mentions` ([{start,
-# end, target, ...}]; without them they are to be found) and a picture under one of its usual names. With or
-# in place of the text a `table` (cells.py).
+# The native form, and image-caption pairs as data sets release them: an object with a text, `mentions`
+# ([{start, end, target, ...}]; Detect finds them if there are none) and a picture under one of its usual
+# names. A `table` (cells.py) may come with the text or replace it.
 #
 # LAION, CC and COYO (`TEXT`, `caption`, `text` with `URL`, `url`), Hugging Face's imagefolder and image
 # columns, and what img2dataset writes: Parquet with the bytes in `jpg`, tar shards, or files beside their
@@ -260,31 +260,31 @@ _BESIDE = tuple(name for names in SIDE_BY_SIDE.values() for name in names)
 _SENTENCE = ("raw", "caption", "text", "sentence")  # of an object in a list of captions
 
 
-def own_fits(raw: Any) -> bool:
-    """Any object may be meant so."""
+def native_fits(raw: Any) -> bool:
+    """Any object fits."""
     return isinstance(raw, dict)
 
 
-def own_columns(raw: Row, at: Place) -> Row:
+def native_columns(raw: Row, at: SourceFile) -> Row:
     """The document's columns. Raises BadRecord."""
     table = raw.get(cells.FIELD)
-    field, text = _own_text(raw) if table is None or any(raw.get(name) for name in TEXTS) else ("", "")
+    field, text = _native_text(raw) if table is None or any(raw.get(name) for name in TEXTS) else ("", "")
     pair = field in _CAPTIONS or bool(SIZES & raw.keys())
-    picture, where = _own_picture(raw, at, pair=pair)
+    picture, where = _native_picture(raw, at, pair=pair)
     key = typed(raw, "image_key", str)
     if table is None:
         given = mentions_of(raw, text)
     else:
-        text, given = cells.written(text, table, raw.get("mentions"))
+        text, given = cells.text_with_table(text, table, raw.get("mentions"))
     return {
         "text": text, "given": given, "image_key": key, **picture,
-        **unread(raw, OURS.union((field, where), _of_mentions(raw)), pictured=bool(picture or key)),
+        **unread(raw, NATIVE.union((field, where), _of_mentions(raw)), pictured=bool(picture or key)),
     }  # fmt: skip
 
 
 def mentions_of(raw: Row, text: str) -> list[Row] | None:
-    """The mentions that came with the text; None: they are to be found. Without `mentions`, lists of places
-    under the names that annotation programs give them. Raises BadRecord."""
+    """The mentions that came with the text; None: Detect is to find them. Without `mentions`, lists of places
+    under the names that annotation programs use. Raises BadRecord."""
     given = raw.get("mentions")
     if isinstance(given, str):
         given = _listed(given)
@@ -299,17 +299,17 @@ def mentions_of(raw: Row, text: str) -> list[Row] | None:
 
 
 def _of_mentions(raw: Row) -> Sequence[str]:
-    """The fields beside `mentions`, or in their place, that are read."""
+    """The fields that are read beside `mentions` or instead of it."""
     return _annotated(raw) if raw.get("mentions") is None else _BESIDE
 
 
 def _annotated(raw: Row) -> list[str]:
-    """The fields that hold places, the likeliest first."""
+    """The fields with places, the likeliest first."""
     return [field for field in _ANNOTATIONS if field in raw and is_places(raw[field])]
 
 
 def _listed(written: str) -> list[Any] | None:
-    """The mentions of a field of text, as tables have it: JSON, or the words of one mention."""
+    """The mentions in a text field, as in a CSV: JSON, or the words of one mention."""
     if not written.strip():
         return None
     try:
@@ -319,8 +319,8 @@ def _listed(written: str) -> list[Any] | None:
     return found if isinstance(found, list) else [written]
 
 
-def _own_text(raw: Row) -> tuple[str, str]:
-    """The text's field, and the text: of several the first. Raises BadRecord where there is none."""
+def _native_text(raw: Row) -> tuple[str, str]:
+    """The text's field, and the text (the first of several). Raises BadRecord where there is none."""
     for field in TEXTS:
         if raw.get(field) is not None:
             break
@@ -339,8 +339,8 @@ def _sentence(item: Any) -> Any:
     return next((item[n] for n in _SENTENCE if n in item), None) if isinstance(item, Mapping) else item
 
 
-def _own_picture(raw: Row, at: Place, *, pair: bool) -> tuple[Row, str]:
-    """The picture's columns, and its field. Raises BadRecord for one that img2dataset could not get."""
+def _native_picture(raw: Row, at: SourceFile, *, pair: bool) -> tuple[Row, str]:
+    """The picture's columns, and its field. Raises BadRecord if img2dataset could not download it."""
     field = field_of(raw, pair=pair) or ""
     value = raw.get(field)
     if field == "filename" and isinstance(folder := raw.get("filepath"), str):  # Karpathy's splits

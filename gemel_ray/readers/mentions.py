@@ -1,8 +1,8 @@
-"""A row's mentions, however it tells them: places, words or both, as objects, pairs or lists side by side.
+"""A row's mentions, in any notation: places, words or both, as objects, pairs or lists side by side.
 
-A place counts characters of the text, end exclusive. Where a mention brings its words, they are held against
-its place, and a place that counts UTF-16 units, bytes or its last character is put right; how a place was
-found is `placed`. What is wrong with one mention is its `error`. Knows nothing of files and forms.
+A place counts characters of the text, end exclusive. Where a mention has words, its place is checked against
+them, and one that counts UTF-16 units, bytes or its last character is corrected; how a place was found is
+`placed`. What is wrong with one mention is its `error`. Knows nothing of files and forms.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gemel_ray.characters import Span, bare, continues, is_edge, normal
-from gemel_ray.readers.fields import NIL, BadRecord, Row, identity, is_unicode, short, sound, whole
+from gemel_ray.readers.fields import (
+    NIL,
+    BadRecord,
+    Row,
+    identity,
+    is_unicode,
+    short,
+    valid_text,
+    whole_number,
+)
 
 WORDS = ("mention", "text", "surface", "surface_form", "mention_text")
 STARTS = ("start", "begin", "offset", "start_char", "char_start", "start_pos", "start_offset")
@@ -28,8 +37,8 @@ SIDE_BY_SIDE = {
 
 
 def mentions(raws: Sequence[Any], text: str) -> list[Row]:
-    """The mentions of one text, in their order. Of those that are words alone a second of the same words is
-    the next place; one that was there before is an error."""
+    """The mentions of one text, in order. Where mentions are words alone, the same words again mean the next
+    place. A place that is given twice is an error."""
     taken: list[Span] = []
     found = [_read(raw, text, taken) for raw in raws]
     seen = set[str]()
@@ -43,7 +52,7 @@ def mentions(raws: Sequence[Any], text: str) -> list[Row]:
 
 
 def side_by_side(raw: Mapping[str, Any], words: Sequence[Any], field: str) -> list[Any]:
-    """Mentions that are words, each with its target and id from the lists beside theirs. Raises BadRecord for
+    """Mentions that are words, each with its target and id from the lists beside them. Raises BadRecord for
     lists of different lengths."""
     beside = {}
     for name, fields in SIDE_BY_SIDE.items():
@@ -80,7 +89,7 @@ def is_places(listed: Any) -> bool:
 
 def _pair(raw: Any) -> Row | None:
     """[start, end] or [start, end, type]."""
-    if isinstance(raw, list) and len(raw) in (2, 3) and all(whole(n) is not None for n in raw[:2]):
+    if isinstance(raw, list) and len(raw) in (2, 3) and all(whole_number(n) is not None for n in raw[:2]):
         return dict(zip(("start", "end", "type"), raw, strict=False))
     return None
 
@@ -100,27 +109,27 @@ def _read(raw: Any, text: str, taken: list[Span]) -> Row:
 
 
 def mention(raw: Mapping[str, Any], text: str, taken: list[Span] | None = None) -> Row:
-    """A MENTION of an object with words (`mention`), a place (`start`, `end`) or both, and what is known of
-    its entity. Words without a place stand where none is `taken` yet. Raises BadRecord for words that are no
-    text."""
+    """The MENTION of an object with words (`mention`), a place (`start`, `end`) or both, and what is known of
+    its entity. Words without a place get the first place that is not `taken`. Raises BadRecord for words that
+    are not text."""
     taken = [] if taken is None else taken
     start, end = _place(raw)
     words, known = _words(raw, placed=start is not None and end is not None), _known(raw)
     if words is None:
         if start is None or end is None:
             return _bad(raw)
-        return _taken(_span(text, start, end, known), taken)
+        return _mark_taken(_span(text, start, end, known), taken)
     if start is None or start < 0:
-        return _taken(_found(words, text, known, taken), taken)
+        return _mark_taken(_found(words, text, known, taken), taken)
     span, how = _meant(words, text, start, start + len(words) if end is None else end)
     if span is None:
         return _row(known, f"{start}-{end}", error=_elsewhere(words, text, start, end or start))
-    return _taken(_span(text, *span, known) | {"mention": words, "placed": how}, taken)
+    return _mark_taken(_span(text, *span, known) | {"mention": words, "placed": how}, taken)
 
 
 def _meant(words: str, text: str, start: int, end: int) -> tuple[Span | None, str | None]:
-    """The place in characters at which the words stand, and, where it is not the one given, how that was
-    counted. What is spelled a little otherwise is taken where it is given only."""
+    """The place of the words in characters, and, if it differs from the given one, how that one was counted.
+    A slightly different spelling is accepted at the given place only."""
     there = text[start:end] if end <= len(text) else ""
     if there and normal(there).casefold() == normal(words).casefold():
         return (start, end), None
@@ -137,20 +146,20 @@ def _spelled(there: str) -> str:
 
 def _elsewhere(words: str, text: str, start: int, end: int) -> str:
     inside = start < end <= len(text)
-    said = (
+    where = (
         f"{short(text[start:end], 40)} in the text"
         if inside
         else f"outside its text of {len(text)} characters"
     )
     return (
-        f"the mention {short(words)} is {said} at {start}-{end}, whether characters, UTF-16 units or bytes "
+        f"the mention {short(words)} is {where} at {start}-{end}, whether characters, UTF-16 units or bytes "
         "are counted: give its place in characters, end exclusive, or its words alone"
     )
 
 
 def _found(words: str, text: str, known: Row, taken: Sequence[Span]) -> Row:
-    """The first place of these words that nothing has yet. They need not stand in the text (WikiMEL has
-    "Elsie Wolfe" of "Elsie de Wolfe"): the prompt asks for the words, and such a mention has no place."""
+    """The mention at the first free place of its words. They need not be in the text (WikiMEL has "Elsie
+    Wolfe" for "Elsie de Wolfe"): the prompt asks for the words, and such a mention has no place."""
     spans = places(words, text)
     apart = (s for s in spans if all(s[1] <= a or b <= s[0] for a, b in taken))
     span = next(apart, None) or next((s for s in spans if s not in taken), None)
@@ -163,7 +172,7 @@ def _found(words: str, text: str, known: Row, taken: Sequence[Span]) -> Row:
 
 
 def _span(text: str, start: int, end: int, known: Row) -> Row:
-    """The text's own words at a place, without white space at their ends."""
+    """The mention at a place: the text's words there, without white space at the ends."""
     if not 0 <= start < end <= len(text):
         outside = f"the mention {start}-{end} is outside its text of {len(text)} characters"
         return _row(known, f"{start}-{end}", error=outside)
@@ -183,14 +192,14 @@ def _row(
     return {"mention_id": identifier, "mention": words, **place, **known, "error": error}
 
 
-def _taken(row: Row, taken: list[Span]) -> Row:
+def _mark_taken(row: Row, taken: list[Span]) -> Row:
     if row["error"] is None and row["start"] is not None:
         taken.append((row["start"], row["end"]))
     return row
 
 
 def _bad(raw: Any) -> Row:
-    """A mention of which neither words nor a place can be told."""
+    """The error row of a mention with neither words nor a place."""
     what = "a mention is its words or an object with start and end"
     return _row({}, short(raw, 40), error=f"{what}, not {short(raw, 80)}")
 
@@ -204,11 +213,11 @@ def _first(raw: Mapping[str, Any], names: Iterable[str]) -> Any:
 
 def _words(raw: Mapping[str, Any], *, placed: bool) -> str | None:
     words = _first(raw, WORDS)
-    if words is None or (placed and words == ""):  # as tables write what they have not
+    if words is None or (placed and words == ""):  # as tables write a missing value
         return None
     if not isinstance(words, str):
         raise BadRecord(f"the words of a mention are text, not {short(words)}")
-    if not sound(words, "a mention").strip():
+    if not valid_text(words, "a mention").strip():
         raise BadRecord("the mention is empty")
     return words.strip()
 
@@ -216,38 +225,42 @@ def _words(raw: Mapping[str, Any], *, placed: bool) -> str | None:
 def _place(raw: Mapping[str, Any]) -> tuple[int | None, int | None]:
     pair = _first(raw, PAIRS)
     if isinstance(pair, list) and len(pair) == 2:
-        return whole(pair[0]), whole(pair[1])
-    start, end, length = whole(_first(raw, STARTS)), whole(_first(raw, ENDS)), whole(raw.get("length"))
+        return whole_number(pair[0]), whole_number(pair[1])
+    start, end, length = (
+        whole_number(_first(raw, STARTS)),
+        whole_number(_first(raw, ENDS)),
+        whole_number(raw.get("length")),
+    )
     return start, start + length if end is None and start is not None and length is not None else end
 
 
 def _known(raw: Mapping[str, Any]) -> Row:
-    """What is told of its entity: `target`, a name (or an id), and `target_id`."""
-    target, known_by = _first(raw, TARGETS), _first(raw, IDS)
+    """What the row says of the entity: `target`, a name (or an id), and `target_id`."""
+    target, entity_id = _first(raw, TARGETS), _first(raw, IDS)
     if isinstance(target, dict):
-        known_by = _first(target, ("id", *IDS)) if known_by is None else known_by
+        entity_id = _first(target, ("id", *IDS)) if entity_id is None else entity_id
         target = _first(target, ("name", "label", *TARGETS))
     name = identity(target)
     return {
         "target": normal(name) or None if name and is_unicode(name) else None,
         "target_id": NIL
-        if isinstance(known_by, str) and known_by.strip().upper() == NIL
-        else identity(known_by),
+        if isinstance(entity_id, str) and entity_id.strip().upper() == NIL
+        else identity(entity_id),
         "type": kind if isinstance(kind := _first(raw, TYPES), str) and is_unicode(kind) else None,
     }
 
 
-# Where words stand in a text, letter for letter or nearly, and places that count something else.
+# Where words are in a text, exactly or nearly, and places in other units than characters.
 
 
 def place(words: str, text: str, near: int = 0) -> Span | None:
-    """Where the words stand, in characters, end exclusive: nearest to `near`, whole words first."""
+    """The place of the words, in characters, end exclusive: nearest to `near`, whole words first."""
     return min(places(words, text), key=lambda s: (not _whole(s, text), abs(s[0] - near)), default=None)
 
 
 def places(words: str, text: str) -> list[Span]:
-    """All places of the words, whole words first: in their own case; where there is none, in any; where there
-    is none, in their letters and digits alone."""
+    """All places of the words, whole words first: as spelled; if there are none, in any case; if there are
+    none, by letters and digits alone."""
     words = words.strip()
     for flags in (re.NOFLAG, re.IGNORECASE):
         spans = (match.span() for match in re.finditer(re.escape(words), text, flags))
@@ -257,7 +270,7 @@ def places(words: str, text: str) -> list[Span]:
 
 
 def _bare_places(words: str, text: str) -> Iterator[Span]:
-    """Of whole words only: bare of spaces, "to day" would be found in "to daylight"."""
+    """Places by letters and digits, of whole words only: without spaces, "to day" is in "to daylight"."""
     (wanted, _), (shape, origin) = bare(words), bare(text)
     at = shape.find(wanted) if wanted else -1
     while at >= 0:
@@ -275,7 +288,7 @@ def _whole(span: Span, text: str) -> bool:
 
 
 def counted_otherwise(words: str, text: str, start: int, end: int) -> tuple[Span, str] | None:
-    """The place in characters that was meant, where the words stand there, and what it was counted in."""
+    """The place in characters that was meant, if the words are there, and what it was counted in."""
     kinds = {
         "its place counts its last character": (start, end + 1),
         "its place counts UTF-16 units": _from_units(text, start, end, "utf-16-le", 2),
@@ -294,7 +307,7 @@ def counted_otherwise(words: str, text: str, start: int, end: int) -> tuple[Span
 
 
 def _from_units(text: str, start: int, end: int, encoding: str, size: int) -> Span | None:
-    """A place in an encoding's units as one in characters; None where it is within a character."""
+    """A place in an encoding's units, converted to characters; None if it splits a character."""
     data = text.encode(encoding)
     try:
         before, inside = (

@@ -16,18 +16,18 @@ from fsspec.spec import AbstractBufferedFile
 
 from gemel_ray.errors import Mistake
 
-# How much of a file is in memory at once, whatever it unpacks to: a line, a document, some rows.
+# Limits on what is in memory at once, whatever a file unpacks to: a line, a document, some rows.
 
 
-LINE = 64 * 2**20  # bytes of a line, which is a document with its picture
+LINE = 64 * 2**20  # bytes of a line: a document with its picture
 WHOLE = 512 * 2**20  # bytes of a file that is one JSON document
-APART = 256 * 2**20  # bytes of a shard's pairs that wait for the rest of their members
-PAIRS = 20_000  # of them
+WAITING_BYTES = 256 * 2**20  # bytes of a shard's pairs that wait for the rest of their members
+WAITING_PAIRS = 20_000  # such pairs
 BATCH = 256  # rows
 
 
 def bounded_lines(file: IO[AnyStr]) -> Iterator[AnyStr]:
-    """Each line. One that is too long is cut: it is as long as LINE + 1, and nothing more of it is kept."""
+    """Each line. One that is too long is cut to LINE + 1."""
     while line := file.readline(LINE + 1):
         yield line
         while len(line) > LINE and line[-1:] not in (b"\n", "\n"):
@@ -35,7 +35,7 @@ def bounded_lines(file: IO[AnyStr]) -> Iterator[AnyStr]:
 
 
 def whole_bytes(file: BinaryIO) -> bytes:
-    """All of it. Raises ValueError where that is too much."""
+    """The whole file. Raises ValueError if it is too large."""
     data = file.read(WHOLE + 1)
     if len(data) > WHOLE:
         raise Mistake(f"it has more than {WHOLE:,} bytes: write it as JSON lines")
@@ -45,7 +45,7 @@ def whole_bytes(file: BinaryIO) -> bytes:
 PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
 _CLIENTS = ("aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3")
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, BadGzipFile)
-_MARKS = {  # UTF-32's first: UTF-16's is its beginning
+_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -58,24 +58,24 @@ def _zstd(file: Any, mode: str = "rb", **_: Any) -> Any:
     return io.BufferedReader(pa.CompressedInputStream(file, "zstd"))
 
 
-register_compression("zstd", _zstd, "zst", force=True)  # Arrow has it: no further package is needed
+register_compression("zstd", _zstd, "zst", force=True)  # by Arrow: needs no other package
 
 
 @contextmanager
 def opened(address: str) -> Iterator[Any]:
-    """The file, unpacked, whatever the case of its name's ending."""
+    """The file, unpacked by its ending, in any case."""
     with fsspec.open(address, "rb", compression="infer") as file:
-        # Of a store's own file, `readline` takes no limit.
+        # `readline` of a remote file takes no limit.
         yield io.BufferedReader(file, 2**20) if isinstance(file, AbstractBufferedFile) else file
 
 
 def encoding(head: bytes) -> str:
-    """Of a text that begins so: as its byte order mark says, else UTF-8."""
+    """The encoding of a text that begins so: by its byte order mark, else UTF-8."""
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
 
 
 def decoded(data: bytes) -> str:
-    """The whole text. Bytes that are no text become half surrogates: they cost their row only."""
+    """The whole text. Bytes that cannot be decoded become half surrogates, so that only their row fails."""
     kind = encoding(data[:4])
     return data.decode(kind, "surrogateescape" if kind.startswith("utf-8") else "surrogatepass")
 
@@ -89,12 +89,12 @@ def lines(file: IO[bytes]) -> Iterator[bytes | str]:
         yield first.removeprefix(codecs.BOM_UTF8)
         yield from bounded_lines(file)
         return
-    whole = io.BufferedReader(_Behind(first, file))
+    whole = io.BufferedReader(_Rejoined(first, file))
     yield from bounded_lines(io.TextIOWrapper(whole, kind, "surrogatepass", newline="\n"))
 
 
-class _Behind(io.RawIOBase):
-    """What has been read of a file, and then its rest."""
+class _Rejoined(io.RawIOBase):
+    """A file again from its start: what has been read of it, then the rest."""
 
     def __init__(self, first: bytes, rest: IO[bytes]) -> None:
         self.first, self.rest = first, rest
@@ -110,8 +110,8 @@ class _Behind(io.RawIOBase):
 
 
 def is_from_storage(fault: Exception) -> bool:
-    """Whether a file that is opened again may be read whole. Arrow says with an OSError, without a number,
-    that a file's content is damaged; clients of object stores have errors of their own."""
+    """Whether reading the file again may succeed. Arrow reports damaged content as an OSError without a
+    number; clients of object stores have their own errors."""
     if isinstance(fault, _LASTING):
         return False
     if isinstance(fault, OSError):

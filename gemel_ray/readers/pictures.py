@@ -1,6 +1,6 @@
-"""A document's picture: which of its fields it is, and its bytes or address, told from what the file says.
+"""A document's picture: which field has it, and its bytes or address.
 
-Nothing is opened here; knows nothing of what is in a picture.
+No picture is opened here; knows nothing of what is in a picture.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from gemel_ray.readers.fields import (
     Row,
     ends_as_picture,
     inline,
+    is_not_called_image,
     is_picture,
     is_unicode,
-    looks_base64,
-    looks_bytes,
+    looks_like_base64,
+    looks_like_bytes,
     may_name_picture,
     names_picture,
-    plainness,
     short,
-    sound,
+    valid_text,
 )
 
 _NOTHING = ("", "nan", "none", "null", "<na>")  # as tables spell it
 _INNER = ("bytes", "path", "url", "src", "file_name", "image_url", "image")  # of an object
-# Where releases keep pictures: beside the file, or in folders so named (MIMIC, MELBench, WikiDiverse).
+# Where releases keep pictures: beside the file, or in these folders (MIMIC, MELBench, WikiDiverse).
 _FOLDERS = ("mention_image", "mention_images", "images", "KVQAimgs", "wikinewsImgs")
 
 
 @dataclass(frozen=True)
-class Place:
-    """The file a row stands in, and whether pictures that are keys and URLs at once are to be fetched."""
+class SourceFile:
+    """The file of a row, and whether to fetch pictures whose key is a URL."""
 
     address: str
     fetch: bool
 
     @cached_property
     def name(self) -> str:
-        """The file's own."""
+        """The file's name, without its folder."""
         return PurePosixPath(self.address).name
 
     def beside(self, name: str) -> str:
         """The address of a name that is relative to the file."""
         return f"{self.address.rpartition('/')[0] or '.'}/{name}"
 
-    def own(self, name: str) -> str:
-        """The address of our own form's picture: taken at its word. Raises BadRecord for a URL without its
-        beginning."""
+    def address_of(self, name: str) -> str:
+        """The address of the native form's picture, as it is written. Raises BadRecord for a URL without its
+        scheme."""
         name = trimmed(name)
         if name.lower().startswith("www.") or (name.startswith("//") and not _is_file(name)):
             raise BadRecord(
@@ -67,43 +67,43 @@ class Place:
         return name if "://" in name or name.startswith("/") else self.beside(name)
 
     def keyed(self, key: str) -> dict[str, str | None]:
-        """Image columns of a key into a feature file. It is taken as a picture when a file of that name
-        lies beside the input, or, if so configured, fetched when it is a URL."""
+        """Image columns of a key into a feature file. The key is also the picture if a file of that name is
+        beside the input, or, if so configured, if it is a URL."""
         if "://" in key:
             return {"image_key": key, "image_address": key if self.fetch else None}
         return {"image_key": key, "image_address": _first([self.beside(key)])}
 
     def released(self, key: str) -> dict[str, str | None]:
-        """As `keyed`, also in the folders that releases use, and under the names they give."""
+        """As `keyed`, also for the folders and file names that releases use."""
         folders = _existing(self.beside(""))
         found = _first([f + n for f in folders for n in spellings(key)])
         return {"image_key": key, "image_address": found} if found else self.keyed(key)
 
     def downloaded(self, key: str) -> str | None:
-        """The picture that img2dataset keeps beside its Parquet, 00000/000000123.jpg, or the pair's JSON."""
+        """The picture that img2dataset puts beside its Parquet, 00000/000000123.jpg, or the pair's JSON."""
         home, _, name = self.address.rpartition("/")
         folder = home if name == f"{key}.json" else self.address.removesuffix(".parquet")
         return _first([f"{folder}/{key}.{kind}" for kind in ("jpg", "png", "webp")])
 
 
 def field_of(raw: Mapping[str, Any], *, pair: bool) -> str | None:
-    """The field that is the picture: `image`, else one that holds a picture or a picture's file, else one
-    whose name says so. A `url` is a picture's where the row is a released `pair`; else it may be a page's."""
+    """The picture's field: `image`, else one with a picture or a picture's file name, else one whose name
+    says so. A `url` is a picture's if the row is a released `pair`; else it may be a page's."""
     if not is_nothing(raw.get("image")):
         return "image"
     named = [name for name, value in raw.items() if may_name_picture(name) and not is_nothing(value)]
     if not named:
         return None
-    certain = sorted(filter(names_picture, named), key=plainness)
-    for names, fits in ((certain, _holds_bytes), (certain, looks), (named, looks)):
+    certain = sorted(filter(names_picture, named), key=is_not_called_image)
+    for names, fits in ((certain, _holds_bytes), (certain, looks_like_picture), (named, looks_like_picture)):
         if found := next((name for name in names if fits(raw[name])), None):
             return found
     urls = [name for name in ("url", "URL") if name in named and (pair or name == "URL")]
     return next((name for name in certain if _may_be(raw[name])), next(iter(urls), None))
 
 
-def columns_of(value: Any, field: str, at: Place) -> Row:
-    """The image columns of a picture's field: of a list its first. Raises BadRecord for what is none."""
+def columns_of(value: Any, field: str, at: SourceFile) -> Row:
+    """The image columns of a picture's field (a list's first). Raises BadRecord for another kind of value."""
     if isinstance(value, list):
         value = next((item for item in value if not is_nothing(item)), None)
     if is_nothing(value):
@@ -115,33 +115,36 @@ def columns_of(value: Any, field: str, at: Place) -> Row:
         if is_picture(value) or not (address := _as_address(value)):
             return {"image": value}
         value = address
-    if not isinstance(sound(value, field), str):
+    if not isinstance(valid_text(value, field), str):
         raise BadRecord(f"{field} cannot be {short(value)}: it is bytes, a path, a URL or base64")
-    held = inline(value, field)
-    return {"image_address": at.own(value)} if held is None else {"image": held}
+    data = inline(value, field)
+    return {"image_address": at.address_of(value)} if data is None else {"image": data}
 
 
-def looks(value: Any) -> bool:
-    """Whether a value is a picture, or names a picture's file; of a list or an object something in it."""
+def looks_like_picture(value: Any) -> bool:
+    """Whether a value, or something in a list or an object, is a picture or names a picture's file."""
     if isinstance(value, list):
-        return any(_looks_alone(item) or (isinstance(item, dict) and looks(item)) for item in value[:3])
+        return any(
+            _item_looks_like_picture(item) or (isinstance(item, dict) and looks_like_picture(item))
+            for item in value[:3]
+        )
     if isinstance(value, dict):
-        return any(_looks_alone(value[name]) for name in _INNER if name in value)
-    return _looks_alone(value)
+        return any(_item_looks_like_picture(value[name]) for name in _INNER if name in value)
+    return _item_looks_like_picture(value)
 
 
-def _looks_alone(value: Any) -> bool:
+def _item_looks_like_picture(value: Any) -> bool:
     if isinstance(value, bytes):
         return is_picture(value) or ends_as_picture(_as_address(value))
     if not isinstance(value, str):
         return False
-    if value.lstrip()[:11].lower() == "data:image/" or looks_base64(value) or looks_bytes(value):
+    if value.lstrip()[:11].lower() == "data:image/" or looks_like_base64(value) or looks_like_bytes(value):
         return True
     return ends_as_picture(value) and len(value) < 2048 and "\n" not in value.strip()
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether a table's value says that there is none: null, NaN, an empty text or list."""
+    """Whether a value means none: null, NaN, an empty text or list."""
     if isinstance(value, float):
         return math.isnan(value)
     if isinstance(value, str):
@@ -160,7 +163,7 @@ def _may_be(value: Any) -> bool:
 
 
 def _as_address(value: bytes) -> str:
-    """Bytes that are a path or URL, as some tables keep every text."""
+    """The path or URL in bytes, as some tables store every text; "" where there is none."""
     try:
         text = value.decode() if len(value) < 2048 else ""
     except UnicodeDecodeError:
@@ -169,9 +172,9 @@ def _as_address(value: bytes) -> str:
 
 
 def spellings(key: str) -> list[str]:
-    """The names a release may have given the picture's file: as it is called, its last part, and the JPEG
-    that MIMIC made of it (its codes/utils/dataset.py, choose_image: the name up to its first dot, .jpg). Of a
-    URL the last part as WikiDiverse's readers find it: by its MD5, SVG made PNG."""
+    """The names that a release may have given the picture's file: the key, its last part, and the JPEG that
+    MIMIC made of it (its codes/utils/dataset.py, choose_image: the name up to its first dot, .jpg). For a
+    URL, the last part as WikiDiverse's readers find it: by its MD5, with SVG replaced by PNG."""
     name = PurePosixPath(key).name
     if "://" not in key:
         return list(dict.fromkeys((key, name, f"{name.partition('.')[0]}.jpg")))
@@ -191,31 +194,31 @@ def _is_file(address: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _existing(home: str) -> list[str]:
-    """The file's own folder and those of the others that are there, each with its last slash."""
+    """The file's folder and the release folders that exist there, each with a final slash."""
     filesystem, path = fsspec.core.url_to_fs(home)
     inner = [name for name in _FOLDERS if filesystem.isdir(f"{path.rstrip('/')}/{name}")]
     return [home, *(f"{home}{name}/" for name in inner)]
 
 
-# What a row holds that no form reads: said, so that nothing is left out without a word.
+# Fields that no form reads: they are reported, so that nothing is left out silently.
 
 
-_MOST = 12  # fields that are named
+_MOST = 12  # fields named in a message
 _SPACE = "\n"  # between the names in a document's column
 
 
 def unread(raw: Mapping[str, Any], read: Collection[str], *, pictured: bool) -> Row:
-    """The document's columns of what it came with and is not read; of a document without a picture also the
-    field that looks like one."""
+    """The document's columns of the fields that are not read, and, if it has no picture, of the one that
+    looks like a picture."""
     left = [n for n in raw if n not in read and not is_nothing(raw[n]) and is_unicode(n)]
     if not left:
         return {}
-    field = None if pictured else next((n for n in left if names_picture(n) or looks(raw[n])), None)
-    return {"unread": _SPACE.join(left) or None, "unread_picture": field}
+    likely = (n for n in left if names_picture(n) or looks_like_picture(raw[n]))
+    return {"unread": _SPACE.join(left) or None, "unread_picture": None if pictured else next(likely, None)}
 
 
 def unread_counts(table: pa.Table) -> dict[str, Counter[str]]:
-    """Of documents: how many have each field that is not read, and each that looks like their picture."""
+    """How many documents have each unread field, and each unread field that looks like their picture."""
     others = Counter[str]()
     for names, number in Counter(table["unread"].drop_null().to_pylist()).items():
         others.update(dict.fromkeys(names.split(_SPACE), number))
@@ -223,7 +226,7 @@ def unread_counts(table: pa.Table) -> dict[str, Counter[str]]:
 
 
 def unread_lines(measures: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """In words, the pictures that were left out, by field, and the fields that no form reads."""
+    """Messages about the pictures that were left out, by field, and the fields that no form reads."""
     pictures, others = measures.get("unread_pictures", {}), measures.get("unread", {})
     lines = []
     if pictures:

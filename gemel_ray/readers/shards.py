@@ -1,8 +1,8 @@
-"""Tar shards of image-caption pairs (WebDataset, and what img2dataset writes): a pair a row.
+"""Tar shards of image-caption pairs (WebDataset, and what img2dataset writes): one row per pair.
 
-What belongs together is told by the names. A member that comes a second time, or too far from its
-pair, is a row of its own that says so. A shard is read as a stream, and nothing is ever extracted: a link in
-it, which leads to a member that is gone by, is its pair's error; devices are passed over.
+Names say which members belong together. A member that comes twice, or too far from its pair, is a separate
+error row. A shard is read as a stream, and nothing is ever extracted: a link, which leads to a member that
+has passed, is its pair's error; devices are skipped.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from gemel_ray.readers.opening import is_from_storage, opened
 # Pairs of a tar shard: which members belong together, and what a pair's row is.
 #
 # Members are a pair if their names are equal up to the first dot of their last part: 000000123.jpg,
-# 000000123.txt, 000000123.json. Where no such member is there, names with dots are pairs up to their last
-# one: photo.2021.jpg, photo.2021.txt. They should stand one after another; a pair that lacks its picture or
-# caption waits for them, as long as there is room. Knows nothing of tar.
+# 000000123.txt, 000000123.json. Where there is no such member, names with dots are compared up to their last
+# one: photo.2021.jpg, photo.2021.txt. Members should be adjacent; a pair that lacks its picture or caption
+# waits for them, as long as there is room. Knows nothing of tar.
 
 
 _PICTURES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif",
@@ -34,30 +34,30 @@ _TEXTS = ("txt", "text", "caption", "cap")
 
 @dataclass
 class Pair:
-    """Members so far: of `stem`, the name up to the first dot, or with `dotted` of that up to the last."""
+    """Members so far: those of `stem`, the name up to the first dot, or, if `dotted`, up to the last."""
 
     key: str
     stem: str
     dotted: bool
     fields: dict[str, Any] = field(default_factory=dict)
-    members: dict[str, str] = field(default_factory=dict)  # the name of each field's
-    left: dict[str, str] = field(default_factory=dict)  # of members that are no field of it, by ending
+    members: dict[str, str] = field(default_factory=dict)  # the name of each field's member
+    left: dict[str, str] = field(default_factory=dict)  # names of members that are not a field, by ending
     size: int = 0  # bytes of its members
     wrong: str | None = None
-    late: str | None = None  # why what it lacks is not waited for any longer
+    late: str | None = None  # why it waits no longer for what it lacks
 
     @property
     def whole(self) -> bool:
-        """With a picture, and a caption or a JSON with one."""
+        """Whether it has a picture, and a caption or a JSON with one."""
         return "image" in self.fields and ("caption" in self.fields or _has_text(self.fields.get("json")))
 
     def lacks(self, name: str) -> bool:
         return name not in self.members.values()
 
 
-class Apart:
-    """Pairs that lack something, which may stand further on in the shard: within so many bytes and pairs.
-    In a shard in which this was so once, those that lack only their JSON wait for it, too."""
+class WaitingPairs:
+    """Pairs that lack a member, which may follow later in the shard, within a limit of bytes and pairs. Once
+    one did, pairs that lack only their JSON wait for it, too."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, Pair] = {}
@@ -73,7 +73,7 @@ class Apart:
         if pair is not None and pair.stem == stem:
             if not pair.dotted or (dotted and pair.key == key):
                 return pair if pair.lacks(name) else _again(pair.key, stem, name)
-            if not dotted and not pair.whole:  # a.depth.png in front of a.jpg: it is a member of that
+            if not dotted and not pair.whole:  # a.depth.png before a.jpg: it belongs to that pair
                 pair.key, pair.dotted = stem, False
                 pair.left |= {member.rpartition(".")[2]: member for member in pair.members.values()}
                 pair.fields, pair.members = {}, {}
@@ -89,20 +89,22 @@ class Apart:
         return made
 
     def put(self, pair: Pair) -> Iterator[Pair]:
-        """Those that are done now that another pair begins."""
+        """The pairs that are done now that another one begins."""
         wanted = {"image", "caption", "json"} - pair.fields.keys() if self.scattered else ()
         if pair.wrong or (pair.whole and not wanted):
             yield self._ended(pair)
             return
         self.waiting[pair.key] = pair
         self.size += pair.size
-        while self.size > opening.APART or len(self.waiting) > opening.PAIRS:
+        while self.size > opening.WAITING_BYTES or len(self.waiting) > opening.WAITING_PAIRS:
             first = next(iter(self.waiting.values()))
-            first.late = f"within the {opening.PAIRS:,} pairs and {opening.APART:,} bytes after it"
+            first.late = (
+                f"within the {opening.WAITING_PAIRS:,} pairs and {opening.WAITING_BYTES:,} bytes after it"
+            )
             yield self._ended(self._without(first))
 
     def rest(self) -> Iterator[Pair]:
-        """Those that waited in vain."""
+        """The pairs that are still waiting at the end."""
         yield from self.waiting.values()
         self.waiting = {}
 
@@ -120,7 +122,7 @@ class Apart:
 
 
 def kind_of(ending: str) -> str | None:
-    """The field of a member, by the end of its name."""
+    """The field of a member, by its ending."""
     if ending in _PICTURES:
         return "image"
     return "caption" if ending in _TEXTS else "json" if ending == "json" else None
@@ -161,7 +163,7 @@ def _again(key: str, stem: str, name: str) -> Pair:
 
 
 SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_LARGEST = 64 * 2**20  # bytes of a member that is read: what a stream claims is not believed beyond that
+_LARGEST = 64 * 2**20  # bytes of a member that is read: a header may claim anything
 _LONG = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -176,10 +178,10 @@ def tar_rows(address: str) -> Iterator[tuple[int, Any]]:
     """The pairs, numbered from 1, as the fields of their .json with `key`, `caption` and `image`. Raises
     tarfile's errors for a shard that is damaged or ends too soon, after the pairs before that."""
     number = 0
-    # What tarfile knows to unpack it does, and tells of a stream that is cut short.
+    # tarfile unpacks all but zstd, and reports a stream that is cut short.
     with opened(address) if address.lower().endswith(".zst") else fsspec.open(address, "rb") as file:
         source: Any = file
-        # A stream of ours: nothing to close.
+        # `file` is closed here; the TarFile needs no closing.
         shard = tarfile.open(fileobj=source, mode="r|*", tarinfo=_Member)  # noqa: SIM115
         for pair in _pairs(shard):
             number += 1
@@ -187,12 +189,12 @@ def tar_rows(address: str) -> Iterator[tuple[int, Any]]:
 
 
 def _pairs(shard: tarfile.TarFile) -> Iterator[Pair]:
-    """Members put together. Raises what tarfile raises, after the pairs before that."""
+    """Members joined to pairs. Raises tarfile's errors, after the pairs before the fault."""
     pair: Pair | None = None
-    apart = Apart()
+    apart = WaitingPairs()
     try:
         for member in shard:
-            shard.members = []  # type: ignore[attr-defined]  # a stream goes back to none of them
+            shard.members = []  # type: ignore[attr-defined]  # a stream never goes back to them
             folder, _, name = member.name.rpartition("/")
             stem, dot, kind = name.partition(".")
             if not (member.isfile() or member.issym() or member.islnk()) or not stem or not dot:
@@ -212,9 +214,8 @@ def _pairs(shard: tarfile.TarFile) -> Iterator[Pair]:
 
 
 class _Member(tarfile.TarInfo):
-    """Of a stream that must end in a block of zeros: tarfile takes a header that is damaged or missing for
-    the end as well, and what is behind it would be lost without a word. It also reads a long header as long
-    as it claims to be."""
+    """A member of a stream that must end in a block of zeros. tarfile alone takes a damaged or missing header
+    for the end, and would silently lose the rest. It also reads a long header of any claimed length."""
 
     @classmethod
     def frombuf(cls, *header: Any) -> Self:
@@ -238,7 +239,7 @@ class _Member(tarfile.TarInfo):
 
 
 def _add(pair: Pair, kind: str, member: tarfile.TarInfo, shard: tarfile.TarFile) -> None:
-    """What a member adds to its pair; `wrong` where it cannot be used."""
+    """Add a member to its pair; set `wrong` if it cannot be used."""
     name = kind_of(kind.rpartition(".")[2] if pair.dotted else kind)
     if name is None:
         pair.left[kind] = member.name

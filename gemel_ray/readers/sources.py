@@ -1,4 +1,4 @@
-"""Which files an input means: those that a reader knows, each once; and how many others there were."""
+"""Which files an input means: those that a reader knows, each once; and how many others were skipped."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ _SHOWN = ".json, .jsonl, .ndjson, .csv, .tsv (also .gz, .bz2, .xz, .zst), .parqu
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAGIC = re.compile(r"[*?\[]")
-_MOST = 100_000  # files that braces may stand for
-_AT_ONCE = 32  # of them looked for
+_MOST = 100_000  # files that braces may expand to
+_AT_ONCE = 32  # addresses that are searched at once
 Say = Callable[[str], None]
 
 
 @dataclass
 class _Seen:
-    """What an address means: files, and how many were passed over, by kind."""
+    """The files of an address, and how many were passed over, by kind."""
 
     address: str
-    files: list[tuple[str, str]] = field(default_factory=list)  # the address of each, and what it is known by
+    files: list[tuple[str, str]] = field(default_factory=list)  # address and identity of each
     passed: Counter[str] = field(default_factory=Counter)
 
 
 def files(inputs: Sequence[str], say: Say | None = None) -> list[str]:
-    """The input's files, each once: folders are searched for those a reader knows, and 00000..00012 in braces
-    stands for all between. `say` is told how many others there were, and of what kind. Raises ValueError for
-    what is not there or not readable by any reader."""
+    """The input's files, each once: folders are searched for those that a reader knows, and 00000..00012 in
+    braces is expanded. `say` receives a sentence on how many others there were, by kind. Raises ValueError
+    for what does not exist or no reader can read."""
     addresses = list(itertools.chain.from_iterable(map(_spelled_out, inputs)))
     for first in {scheme(address): address for address in reversed(addresses)}.values():
-        asked(first, lambda filesystem, path: filesystem.exists(path))  # a wrong key is told before the rest
-    marks: dict[str, Marks] = {}
+        asked(first, lambda filesystem, path: filesystem.exists(path))  # reports a wrong key first
+    folders: dict[str, WrittenFolders] = {}
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        seen = list(threads.map(partial(_search, marks=marks), addresses))
+        seen = list(threads.map(partial(_search, folders=folders), addresses))
     found: dict[str, str] = {}
     passed = Counter[str]()
     for one in seen:
@@ -56,33 +56,33 @@ def files(inputs: Sequence[str], say: Say | None = None) -> list[str]:
         for address, identity in one.files:
             passed["given twice"] += identity in found
             found.setdefault(identity, address)
-    if say and (said := _said(passed)):
-        say(said)
+    if say and (summary := _summary(passed)):
+        say(summary)
     return list(found.values())
 
 
-def _said(passed: Counter[str]) -> str:
-    """What was passed over, in words."""
+def _summary(passed: Counter[str]) -> str:
+    """A sentence on what was passed over; "" if nothing was."""
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in passed.most_common(12) if number)
     return f"passed over {passed.total():,} files: {kinds}" if kinds else ""
 
 
-def _search(address: str, marks: dict[str, Marks]) -> _Seen:
+def _search(address: str, folders: dict[str, WrittenFolders]) -> _Seen:
     """The files that an address means. Raises ValueError where there are none."""
     filesystem, path = opened(address)
-    ours = marks.setdefault(scheme(address), Marks(filesystem))
+    written = folders.setdefault(scheme(address), WrittenFolders(filesystem))
     seen = _Seen(address)
     with plainly(address):
         if address.lower().endswith(READ) and filesystem.isfile(
             path
-        ):  # first: http takes a page for a folder
-            if owner := _owner(ours, path, address, workspaces=False):
+        ):  # first: over http, a page looks like a folder
+            if owner := _owner(written, path, address, workspaces=False):
                 raise Mistake(f"{address} is of {owner}, which gemel-ray link wrote: it is not an input")
             seen.files.append((address, _identity(address, path)))
             return seen
         if filesystem.isdir(path):
             root, inside = path.rstrip("/"), sorted(filesystem.find(path))
-            _take(seen, inside, Marks(filesystem, root, set(inside)), root)
+            _take(seen, inside, WrittenFolders(filesystem, root, set(inside)), root)
         elif filesystem.exists(path):
             raise Mistake(f"{address}: a document file ends in {_SHOWN}")
         else:
@@ -90,16 +90,16 @@ def _search(address: str, marks: dict[str, Marks]) -> _Seen:
             if not inside:
                 bucket_is_there(filesystem, path, address)
                 raise Mistake(f"there is no {address}")
-            _take(seen, inside, ours, root)
+            _take(seen, inside, written, root)
     if not seen.files:
-        said = _said(seen.passed)
-        raise Mistake(f"{address} holds no file that ends in {_SHOWN}" + (f" ({said})" if said else ""))
+        summary = _summary(seen.passed)
+        raise Mistake(f"{address} holds no file that ends in {_SHOWN}" + (f" ({summary})" if summary else ""))
     return seen
 
 
 def _matched(filesystem: Any, path: str) -> tuple[str, list[str]]:
-    """Of a pattern the folder that it begins with, and the files that it matches, or that lie in a folder
-    that it matches."""
+    """The folder that a pattern begins with, and the files that it matches or that are in a folder that it
+    matches."""
     magic = _MAGIC.search(path) if has_magic(path) else None
     if magic is None:
         return "", []
@@ -110,39 +110,39 @@ def _matched(filesystem: Any, path: str) -> tuple[str, list[str]]:
     return path[: magic.start()].rpartition("/")[0], sorted(inside)
 
 
-def _take(seen: _Seen, inside: Sequence[str], ours: Marks, root: str) -> None:
-    """Of what a folder holds or a pattern matches, the documents."""
+def _take(seen: _Seen, inside: Sequence[str], written: WrittenFolders, root: str) -> None:
+    """Add the documents among the files of a folder or a pattern."""
     there, remote = set(inside), "://" in seen.address
     for path in inside:
-        if kind := _passed_over(seen.address, path, root, there, ours):
+        if kind := _passed_over(seen.address, path, root, there, written):
             seen.passed[kind] += 1
         else:
-            named = str(ours.filesystem.unstrip_protocol(path)) if remote else path
+            named = str(written.filesystem.unstrip_protocol(path)) if remote else path
             seen.files.append((named, _identity(seen.address, path)))
 
 
-def _passed_over(address: str, path: str, root: str, there: set[str], ours: Marks) -> str | None:
-    """The kind of a file that is no document."""
+def _passed_over(address: str, path: str, root: str, there: set[str], written: WrittenFolders) -> str | None:
+    """The kind of a file that is not a document; None for a document."""
     if any(part.startswith(HIDDEN) for part in path.removeprefix(root).strip("/").split("/")):
         return "hidden"
-    if _owner(ours, path, address):
+    if _owner(written, path, address):
         return "of gemel-ray"
     return foreign(path, there) if path.lower().endswith(READ) else ending(path)
 
 
-def _owner(ours: Marks, path: str, address: str, *, workspaces: bool = True) -> str | None:
-    """The folder of this program that a file is of; none is written to the web."""
-    return None if scheme(address) in ("http", "https", "hf") else ours.owner(path, workspaces=workspaces)
+def _owner(written: WrittenFolders, path: str, address: str, *, workspaces: bool = True) -> str | None:
+    """The folder written by this program that a file is in; never one of the web, which is not written to."""
+    return None if scheme(address) in ("http", "https", "hf") else written.owner(path, workspaces=workspaces)
 
 
 def _identity(address: str, path: str) -> str:
-    """What a file is known by: of a link, what it leads to."""
+    """What a file is compared by: for a link, its target."""
     kind = scheme(address)
     return f"{kind}://{path}" if kind else os.path.realpath(path)
 
 
 def _spelled_out(address: str) -> Iterator[str]:
-    """{00000..00012}, with leading zeros, and {a,b}, as shells have it."""
+    """The addresses of {00000..00012}, with leading zeros, and {a,b}, as in shells."""
     braces = _BRACES.search(address)
     if braces is None:
         yield address
@@ -162,25 +162,25 @@ def _spelled_out(address: str) -> Iterator[str]:
         yield from _spelled_out(address[: braces.start()] + name + address[braces.end() :])
 
 
-# Files among the input that are no documents: hidden ones, this program's own, and what data sets' tools
-# write beside documents.
+# Files among the input that are not documents: hidden ones, those that this program wrote, and what the tools
+# of data sets write beside documents.
 
 
 HIDDEN = (".", "_")  # what a hidden name begins with, as for Arrow and Spark
 _PACKING = (".gz", ".bz2", ".xz", ".zst")
 _OTHERS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "package.json",
            "package-lock.json", "croissant.json")  # fmt: skip
-_STATS = re.compile(r"\d{4,}_stats\.json")  # of img2dataset, of a shard
+_STATS = re.compile(r"\d{4,}_stats\.json")  # img2dataset's, of a shard
 _SHARD = re.compile(r"\d{4,}")
-# By link, beside its links and in folders of its own (job/layout.py); a file `run` marks such a folder.
+# Written by link, beside its links and in subfolders (job/layout.py); a file `run` marks such a folder.
 _WRITTEN = ("manifest.json", "inputs.json", "progress.json", "report.html", "traceback.txt", "run")
 _WITHIN = ("links/", "parts/", "ledger/", "index/", "passes/", "done/")
 
 
 @dataclass
-class Marks:
-    """Which folders this program has written: told by a file in each. `listed`: all files below `root`, where
-    a listing told them, so that nothing need be asked."""
+class WrittenFolders:
+    """Which folders this program has written: a file in each marks it. `listed`: all files below `root`, if
+    they are known, which saves queries."""
 
     filesystem: Any
     root: str = "\0"
@@ -188,7 +188,7 @@ class Marks:
     seen: dict[str, tuple[bool, bool]] = field(default_factory=dict)
 
     def owner(self, path: str, *, workspaces: bool = True) -> str | None:
-        """The output folder that a file was written to by link, or the workspace that it lies in."""
+        """The output folder that link wrote a file to, or the workspace that it is in."""
         folder, _, inner = path.rpartition("/")
         while folder:
             if folder not in self.seen:
@@ -210,7 +210,7 @@ class Marks:
 
 
 def foreign(path: str, beside: Collection[str]) -> str | None:
-    """Whose a file is, if it is beside others what a tool writes of its own; `beside`: all files."""
+    """Which tool wrote a file beside the documents, if any; `beside`: all files."""
     folder, _, name = path.rpartition("/")
     if name in _OTHERS or (name == "state.json" and f"{folder}/dataset_info.json" in beside):
         return "of other tools"
@@ -223,7 +223,7 @@ def foreign(path: str, beside: Collection[str]) -> str | None:
 
 
 def ending(path: str) -> str:
-    """The kind of a file that no reader knows, by its name."""
+    """The kind of a file that no reader knows: its ending."""
     name = path.rpartition("/")[2].lower()
     parts = name.split(".")
     if len(parts) == 1:

@@ -156,7 +156,7 @@ def _mentions(document: Document, limits: Online) -> tuple[str, list[Row] | None
     raws = None if wanted is None else [m if isinstance(m, str) else m.model_dump() for m in wanted]
     if document.table is None:
         return text, None if raws is None else _apart(mentions(raws, text))
-    text, found = cells.written(text, document.table, raws)
+    text, found = cells.text_with_table(text, document.table, raws)
     _bounded(text, limits)
     return text, None if found is None else _apart(found)
 

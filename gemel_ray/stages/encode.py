@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import pyarrow as pa
 
-from gemel_ray.pictures.fetching import Manners
+from gemel_ray.pictures.fetching import FetchPolicy
 from gemel_ray.pictures.limits import STORES, ImageLimits
 from gemel_ray.setting import DEVICE, setting
 from gemel_ray.stage import Stage
@@ -83,9 +83,9 @@ class Encode(Stage):
     stores: tuple[str, ...] = setting(STORES, "further address schemes of pictures, beside files and http(s)")
 
     @property
-    def manners(self) -> Manners:
+    def fetch_policy(self) -> FetchPolicy:
         """Towards other people's servers."""
-        return Manners(self.downloads, self.downloads_per_host, self.host_interval, self.public_hosts)
+        return FetchPolicy(self.downloads, self.downloads_per_host, self.host_interval, self.public_hosts)
 
     @property
     def limits(self) -> ImageLimits:

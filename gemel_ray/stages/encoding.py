@@ -1,7 +1,7 @@
 """Encode at work: a document's picture and its mentions to vectors, in one visit.
 
 A picture is known by its bytes and encoded once, however often it comes, in this job or an earlier one
-(models/remembered.py). What cannot be decoded is that document's error. A workspace may bring features
+(models/caches.py). What cannot be decoded is that document's error. A workspace may bring features
 ready-made, by the picture's key: those are taken.
 """
 
@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gemel_ray.models.remembered import Remembered
-from gemel_ray.pictures.fetching import Fetching, fetched
+from gemel_ray.models.caches import CachedEncoder
+from gemel_ray.pictures.fetching import Fetcher, fetch_result
 from gemel_ray.pictures.images import image_bytes, is_web, read_image
-from gemel_ray.pictures.limits import ImageError, told_of
+from gemel_ray.pictures.limits import ImageError, naming_image
 from gemel_ray.readers.pictures import unread_counts
 from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.stages.encode import Encode
@@ -53,10 +53,10 @@ class Encoding(Work):
 
     def __init__(self, stage: Encode, workspace: Workspace, shown: Shown | None = None) -> None:
         self.stage, self.shown = stage, shown
-        self.encode_mentions = Remembered(workspace.mention_encoder(stage.device, stage.dtype))
+        self.encode_mentions = CachedEncoder(workspace.mention_encoder(stage.device, stage.dtype))
         self.workspace, self.lock = workspace, threading.Lock()
         self.threads = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
-        self.fetching = Fetching(stage.limits, stage.manners)
+        self.fetching = Fetcher(stage.limits, stage.fetch_policy)
         self.cache = workspace.picture_cache(stage.dtype, stage.cache) if stage.cache else None
         self.seen: dict[str, bytes] = {}  # URLs, and the digests of what was there
         self.under_way: dict[bytes, Future[Vector | str]] = {}
@@ -131,8 +131,8 @@ class Encoding(Work):
         """The encoded picture and its digest, or why it cannot be had."""
         data, address = picture
         try:
-            with told_of(address):
-                data = fetched(asked) if asked else data
+            with naming_image(address):
+                data = fetch_result(asked) if asked else data
             data = image_bytes(data, address, self.stage.limits)
         except ImageError as reason:
             return str(reason)

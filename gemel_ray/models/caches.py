@@ -1,7 +1,7 @@
-"""What an encoder said, remembered: equal mentions and equal pictures are encoded once.
+"""Caches of encoders' vectors: equal mentions and equal pictures are encoded once.
 
-`Remembered` is of strings, in memory. `PictureCache` is of pictures by their bytes' digest, in a file of
-the workspace that all workers and later jobs share; one that cannot be written to is done without.
+`CachedEncoder` caches texts in memory. `PictureCache` caches pictures by their bytes' digest, in a file of
+the workspace that all workers and later jobs share; if it cannot be written, nothing is cached.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float32]
-_STRINGS = 20_000
+_TEXTS = 20_000
 _PATIENCE = 30.0  # seconds that one writer waits for another
-_ASKED = 500  # digests in one question
+_PER_QUERY = 500  # digests in one query
 
 
-class Remembered:
-    """`encode` of lists of strings, to [n, width]; the last 20,000 answers are kept. Any thread may call."""
+class CachedEncoder:
+    """`encode` of lists of texts, to [n, width], with a cache of the last 20,000. Thread-safe."""
 
     def __init__(self, encode: Callable[[list[str]], npt.NDArray[np.float32]]) -> None:
         self._encode, self._lock = encode, threading.Lock()
@@ -35,13 +35,13 @@ class Remembered:
         known |= zip(new, self._encode(new) if new else (), strict=True)
         with self._lock:
             self._known |= {text: known[text] for text in new}
-            while len(self._known) > _STRINGS:
+            while len(self._known) > _TEXTS:
                 del self._known[next(iter(self._known))]
         return [known[text] for text in texts]
 
 
 class PictureCache:
-    """At most `most` vectors in `file`, the oldest given up first."""
+    """At most `most` vectors in `file`; the oldest are removed first."""
 
     def __init__(self, file: Path, most: int) -> None:
         self._most, self._lock = most, threading.Lock()
@@ -59,12 +59,12 @@ class PictureCache:
             self._base = base
 
     def get(self, digests: Iterable[bytes]) -> dict[bytes, Vector]:
-        """Of those that are there."""
+        """The vectors that are cached, by digest."""
         wanted, found = list(digests), dict[bytes, Vector]()
         with self._lock, suppress(sqlite3.Error):
-            for start in range(0, len(wanted) if self._base else 0, _ASKED):
+            for start in range(0, len(wanted) if self._base else 0, _PER_QUERY):
                 assert self._base is not None
-                some = wanted[start : start + _ASKED]
+                some = wanted[start : start + _PER_QUERY]
                 marks = ",".join("?" * len(some))
                 rows = self._base.execute(
                     f"SELECT digest, vector FROM picture WHERE digest IN ({marks})", some
@@ -73,7 +73,7 @@ class PictureCache:
         return found
 
     def put(self, vectors: Mapping[bytes, Vector]) -> None:
-        """Keep these too. On a full disk, or where another holds the file, they are not kept."""
+        """Add these. They are dropped if the disk is full or another process locks the file."""
         if self._base is None or not vectors:
             return
         rows = [(digest, np.asarray(vector, np.float32).tobytes()) for digest, vector in vectors.items()]
