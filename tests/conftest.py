@@ -13,6 +13,7 @@ import live
 import on_serve
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from gemel_ray.config import Config, load
@@ -42,6 +43,14 @@ def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
     from side_by_side import ByNeed
 
     return ByNeed(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before their fixtures: an engine that no test asks for would be started."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and not torch.cuda.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
 
 
 @pytest.fixture(scope="session")

@@ -111,6 +111,14 @@ def by_hugging_face(
     return [(tree.walk(n), score) for n, score in zip(names, out.sequences_scores.tolist(), strict=True)]
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_these_tests_are_of_the_second_model_runner(generating: Any) -> None:
+    """Whose constraint test_constraint.py, which needs no GPU, knows by an imitation of the runner only."""
+    opened = generating.engine._engine.vllm_config
+    assert opened.use_v2_model_runner
+    assert opened.model_config.logits_processors == ["gemel_ray.engine.vllm.constraint:TreeConstraintV2"]
+
+
 def test_five_beams_equal_hugging_face(generating: Any, prompts: list[Prompt], reference: Any) -> None:
     for prompt in prompts:
         ours = search(generating, prompt, width=5, renormalise=False, penalty=1.0)

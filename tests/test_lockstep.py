@@ -19,7 +19,6 @@ from gemel_ray.engine.rounds import Lockstep, Replayed, _Asking
 from gemel_ray.engine.vllm.seam import Seam
 from gemel_ray.engine.work import Usage, Written
 
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 CUDA, HIDDEN = torch.device("cuda"), 8
 BLOCK, WIDTH = 4, 3
 
@@ -146,7 +145,6 @@ def round_by_round(device: str, *, replayed: bool, rounds: int = 8) -> list[list
 
 
 @pytest.mark.gpu
-@on_a_gpu
 @torch.inference_mode()
 def test_a_replayed_round_is_the_round() -> None:
     plain = round_by_round("cuda", replayed=False)
@@ -156,7 +154,6 @@ def test_a_replayed_round_is_the_round() -> None:
 
 
 @pytest.mark.gpu
-@on_a_gpu
 @pytest.mark.slow
 def test_the_engine_of_a_gpu_searches_in_rounds_with_graphs(generating: Any) -> None:
     """That it says what rollouts say, test_rounds.py holds, on whatever device it runs."""

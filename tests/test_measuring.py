@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from conftest import SMALL
 from on_gpu import same
 
@@ -198,8 +197,6 @@ def test_what_holds_the_line_up_is_said_in_one_line() -> None:
 
 @pytest.mark.gpu
 def test_the_kernels_of_a_gpu_are_timed(workspace: Workspace, config: Config, generating: Any) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
     mentions = assembled(config, workspace, [str(TEST)]).slice(0, 128)
     sizes = Sizes(mentions=128, under_way=64, reference=0, raw=0)
     measuring = Measuring(config, workspace, generating, mentions, sizes)

@@ -113,7 +113,6 @@ def test_split_in_two_it_is_the_same_attention() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_flash_attention_split_in_two_is_the_same() -> None:
     from vllm.v1.attention.backends.fa_utils import flash_attn_varlen_func
     from vllm.v1.attention.ops.merge_attn_states import merge_attn_states
