@@ -140,6 +140,6 @@ def test_an_entity_s_table_stands_behind_its_description() -> None:
     assert "the table [1] of 1 is not understood" in rejects[0]
 
 
-def test_the_limits_hold() -> None:
+def test_a_table_with_too_many_cells_is_refused() -> None:
     with pytest.raises(ValueError, match="at most 256 are read"):
         cells.text_with_table("", [dict.fromkeys(map(str, range(300)))], None)

@@ -73,7 +73,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["link", "x", "--workspace", "w", "--output", "o", "--reason", "x"], "give both"),
     ],
 )
-def test_wrong_words(
+def test_wrong_arguments_are_refused_with_a_hint(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

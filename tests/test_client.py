@@ -84,7 +84,7 @@ def test_a_busy_server_is_asked_again_when_it_says() -> None:
     assert asked[1] - asked[0] >= 1
 
 
-def test_patience_ends() -> None:
+def test_the_client_gives_up_where_the_wait_is_longer_than_its_patience() -> None:
     app, asked = replies(busy("20"))
     waiting = pytest.raises(ServerError, match="100 documents are waiting")
     with listening(app) as url, Client(url, patience=5) as client, waiting as refused:

@@ -70,7 +70,7 @@ def test_every_component_is_used_here_and_described() -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_it_is_clean(ours: dict[str, Manifests], name: str) -> None:
+def test_each_rendering_of_the_manifests_passes_the_lint(ours: dict[str, Manifests], name: str) -> None:
     assert list(map(str, refused(ours[name]))) == []
 
 

@@ -347,7 +347,7 @@ def test_segments_of_a_file_take_the_place_of_the_default() -> None:
     ("models.language=/a b=c.d", "/a b=c.d"), ("vectors.address=http://host:6333/x", "http://host:6333/x"),
     ("vectors.address=", ""), ("offline.address=ray://host:10001", "ray://host:10001"),
 ])  # fmt: skip
-def test_set(override: str, value: Any) -> None:
+def test_an_override_on_the_command_line_sets_its_value(override: str, value: Any) -> None:
     name = override.partition("=")[0]
     assert dict(settings_of(loaded("", override)))[name] == value
 

@@ -138,7 +138,7 @@ def test_lines_by_any_name(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst", ".GZ", ".ZST"])
 @pytest.mark.parametrize("kind", [".jsonl", ".csv"])
-def test_packed_files(tmp_path: Path, ending: str, kind: str) -> None:
+def test_a_compressed_file_is_read_as_if_it_were_plain(tmp_path: Path, ending: str, kind: str) -> None:
     plain = LINES if kind == ".jsonl" else "id,text\n" + "".join(f"{r['id']},{r['text']}\n" for r in ROWS)
     pack = {
         ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
@@ -244,7 +244,7 @@ def test_bytes_that_are_no_utf_8_cost_their_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["stream", "file"])
 @pytest.mark.parametrize("name", ["in.arrow", "in.feather"])
-def test_arrow(tmp_path: Path, form: str, name: str) -> None:
+def test_arrow_files_and_streams_are_read_row_by_row(tmp_path: Path, form: str, name: str) -> None:
     rows = pa.Table.from_pylist(ROWS * 300)
     opened = pa.ipc.new_stream if form == "stream" else pa.ipc.new_file
     with pa.OSFile(str(tmp_path / name), "wb") as sink, opened(sink, rows.schema) as writer:

@@ -191,7 +191,7 @@ def test_snapshots_are_made_and_the_oldest_go(qdrant: tuple[str, type[Qdrant]]) 
     assert server.keys == {"secret"}
 
 
-def test_dockerfile() -> None:
+def test_the_image_has_all_files_that_its_dockerfile_copies() -> None:
     text = (HOUSE / "cluster" / "Dockerfile").read_text()
     kept = [
         line.removeprefix("!")

@@ -68,7 +68,7 @@ def test_an_apostrophe_may_be_written_either_way() -> None:
     [("paris in spring", "Paris"), ("pARIS", "Paris"), ("die strasse", "Straße"), ("İstanbul ve", "İSTAnbul"),
      ("αθήνα", "ΑΘΉΝΑ")],
 )  # fmt: skip
-def test_any_case(text: str, form: str) -> None:
+def test_names_are_found_in_any_case(text: str, form: str) -> None:
     assert found(text, form) == []
     (span,) = Names([form], any_case=True).whole_words(text)
     assert text[slice(*span)].casefold() == form.casefold()

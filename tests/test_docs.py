@@ -142,7 +142,7 @@ def test_the_knowledge_base(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_guide(tmp_path: Path) -> None:
+def test_the_guide_s_commands_print_what_stands_there(tmp_path: Path) -> None:
     """From a knowledge base to links and their evaluation, as it stands there."""
     folder = prepared(tmp_path)
     said = {b.text: run(b, folder) for b in blocks(HOUSE / "docs" / "guide.md") if not b.mark}

@@ -58,14 +58,14 @@ def wrong(findings: dict[str, Finding]) -> set[str]:
     return {what for what, finding in findings.items() if finding.ok is False}
 
 
-def test_all_well() -> None:
+def test_a_machine_that_fits_has_no_wrong_finding() -> None:
     findings = examine()
     assert {f.ok for f in findings.values()} == {True}
     assert findings["GPU"].found == "no GPU: runs on the CPU"
     assert exit_status(findings.values()) == 0
 
 
-def test_versions(machine: SimpleNamespace) -> None:
+def test_a_package_of_another_version_or_none_is_named_with_its_pin(machine: SimpleNamespace) -> None:
     machine.packages.update({"ray": "2.0.0", "torch": PINS["torch"] + "+cpu"})
     del machine.packages["qdrant-client"]
     findings = examine()
@@ -92,7 +92,9 @@ def test_torchvision_beside_a_cpu_torch(machine: SimpleNamespace) -> None:
         (False, [], False),
     ],
 )
-def test_engine(machine: SimpleNamespace, gpu: bool, installed: list[str], fits: bool) -> None:
+def test_the_build_of_vllm_must_fit_the_device(
+    machine: SimpleNamespace, gpu: bool, installed: list[str], fits: bool
+) -> None:
     card = SimpleNamespace(name="H100", total_memory=80 * 2**30)
     machine.modules["torch"].cuda = SimpleNamespace(
         is_available=lambda: gpu, device_count=lambda: 1, get_device_properties=lambda _: card
@@ -105,19 +107,19 @@ def test_engine(machine: SimpleNamespace, gpu: bool, installed: list[str], fits:
     assert not gpu or findings["GPU 0"].found == "H100, 80 GiB"
 
 
-def test_hidden_gpu(machine: SimpleNamespace) -> None:
+def test_a_gpu_that_torch_does_not_see_is_wrong(machine: SimpleNamespace) -> None:
     machine.smi = "/usr/bin/nvidia-smi"
     assert wrong(examine()) == {"GPU"}
 
 
-def test_small_machine(machine: SimpleNamespace) -> None:
+def test_too_little_memory_or_disk_is_wrong(machine: SimpleNamespace) -> None:
     machine.memory, machine.free, machine.shared = 4, 1, 0
     findings = examine()
     assert wrong(findings) == {"memory", "disk for models", "disk for Ray"}
     assert findings["/dev/shm"].ok is None
 
 
-def test_starter_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_starter_model_is_wrong_only_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Path:
         raise starter.MissingModel("no CLIP")
 
@@ -134,7 +136,7 @@ def test_language_model_not_yet_converted(tmp_path: Path, monkeypatch: pytest.Mo
     assert "converted" in finding.advice
 
 
-def test_models(machine: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_model_s_folder_that_is_not_there_is_wrong(machine: SimpleNamespace, tmp_path: Path) -> None:
     findings = examine(
         language=str(tmp_path),
         clip="ViT-L-14/openai",
@@ -152,7 +154,7 @@ def test_models(machine: SimpleNamespace, tmp_path: Path) -> None:
     assert not {"models.mention_encoder", "models.mapper"} & named
 
 
-def test_workspace(tmp_path: Path) -> None:
+def test_a_workspace_without_settings_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "workspace.json"
     assert wrong(examine(tmp_path)) == {"workspace"}
     for text, fits in (("{", False), ("[]", False), ("{}", False), (json.dumps({"settings": {}}), True)):
@@ -160,7 +162,7 @@ def test_workspace(tmp_path: Path) -> None:
         assert examine(tmp_path)["workspace"].ok is fits
 
 
-def test_qdrant() -> None:
+def test_qdrant_s_version_and_key_are_checked() -> None:
     with serving() as (address, answers):
         asked = Vectors(address=f"{address}/demonstrations")
         found = examine(qdrant=asked)["Qdrant"]
@@ -171,7 +173,7 @@ def test_qdrant() -> None:
         assert "set QDRANT_API_KEY" in examine(qdrant=asked)["Qdrant"].found
 
 
-def test_no_qdrant() -> None:
+def test_a_qdrant_that_does_not_answer_is_wrong() -> None:
     assert "Qdrant" not in examine()
     # Port 9 (discard) is nobody's here: refused at once.
     assert wrong(examine(qdrant=Vectors(address="http://127.0.0.1:9/demonstrations"))) == {"Qdrant"}
@@ -185,7 +187,9 @@ def test_a_broken_look_hides_no_other(machine: SimpleNamespace) -> None:
     assert findings["starter clip"].ok
 
 
-def test_print(capsys: pytest.CaptureFixture[str]) -> None:
+def test_findings_are_printed_one_a_line_and_a_wrong_one_sets_the_exit_status(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     findings = [Finding(True, "this", "is"), Finding(None, "that", "was"), Finding(False, "it", "no", "go")]
     print_findings(findings)
     lines = capsys.readouterr().out.splitlines()

@@ -61,7 +61,9 @@ def test_a_key_that_nobody_could_send_is_refused_at_start(
         built(config, workspace, echoed)
 
 
-def test_several_keys(config: Config, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_of_several_keys_opens_and_no_other(
+    config: Config, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GEMEL_RAY_API_KEY", "one,two")
     with listening(create(built(config, workspace, echoed))) as url:
         for key, status in (("one", 200), ("two", 200), ("one,two", 401), ("x", 401)):

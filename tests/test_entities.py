@@ -173,7 +173,7 @@ TABLE = 'id,name,aliases,popularity\nQ1,Paris,"Lut\u00e8ce|Ville, la",7\n\nQ2,Bo
 
 
 @pytest.mark.parametrize("name", ["kb.csv", "kb.CSV", "kb.tsv", "kb.csv.gz", "kb.parquet"])
-def test_tables(tmp_path: Path, name: str) -> None:
+def test_entities_of_a_table_are_read_with_their_lists(tmp_path: Path, name: str) -> None:
     path, rejects = tmp_path / name, list[str]()
     if name == "kb.parquet":
         rows = [{"id": "Q1", "name": "Paris", "aliases": ["Lut\u00e8ce", "Ville, la"], "popularity": 7},

@@ -133,7 +133,7 @@ def test_released_forms_may_have_their_picture_elsewhere(tmp_path: Path, fields:
     assert picture(row) == f"{tmp_path}/a.jpg"
 
 
-def test_imagefolder(tmp_path: Path) -> None:
+def test_pictures_of_an_imagefolder_are_found_beside_their_table(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,text\n0001.jpg,A street in Boston.\n")
     (row,) = [r for t in documents(str(tmp_path / "metadata.csv")) for r in t.to_pylist()]
     assert picture(row) == f"{tmp_path}/0001.jpg"

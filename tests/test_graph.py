@@ -313,7 +313,7 @@ def test_a_segment_of_no_stage_is_refused(names: list[str]) -> None:
 # While it runs
 
 
-def test_everything_at_once() -> None:
+def test_rows_of_every_kind_in_one_batch_are_each_answered_rightly() -> None:
     assert run(line(), EVERYTHING) == expected()
 
 
@@ -399,7 +399,7 @@ def test_an_error_wins_over_a_status() -> None:
     assert (row["status"], row["error"]) == ("error", "no")
 
 
-def test_many_items() -> None:
+def test_a_document_of_a_thousand_items_keeps_their_order() -> None:
     text = " ".join(f"w{i}" for i in range(1000))
     rows = run(line(), documents(("", None), (text, "p"), ("z", None)))
     assert [r["label"] for r in rows[1:-1]] == [f"w{i}{len(f'w{i}')}+" for i in range(1000)]

@@ -119,7 +119,7 @@ def test_every_column_finds_what_the_search_alone_finds(
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_wide_beams(score: str) -> None:
+def test_beams_wider_than_the_vocabulary_find_what_the_search_alone_finds(score: str) -> None:
     tree = make_tree(5, 300, letters=12)
     models = [Model(i, tree, score) for i in range(3)]
     for penalty in (0.0, 1.0):

@@ -113,12 +113,12 @@ def test_requirements_hold_no_address(extra: str) -> None:
     assert len(lines) == len(set(lines))
 
 
-def test_license() -> None:
+def test_the_license_is_the_official_text() -> None:
     assert hashlib.sha256((HOUSE / "LICENSE").read_bytes()).hexdigest() == APACHE_2
 
 
 @pytest.mark.parametrize("path", SOURCES)
-def test_budgets(path: str) -> None:
+def test_files_and_functions_stay_short_and_typed(path: str) -> None:
     text = (HOUSE / path).read_text()
     assert len(text.splitlines()) <= FILE_LINES
     too_long = [f"{name}: {length} lines" for name, length, _ in functions(text) if length > FUNCTION_LINES]

@@ -434,7 +434,7 @@ STARTS = [b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II
 
 @settings(deadline=None, max_examples=300)
 @given(start=st.sampled_from(STARTS), rest=st.binary(max_size=300))
-def test_random_bytes(start: bytes, rest: bytes) -> None:
+def test_any_bytes_are_a_picture_or_refused(start: bytes, rest: bytes) -> None:
     picture_or_refusal(start + rest)
 
 
@@ -463,7 +463,7 @@ def test_truncated_and_mutated_pictures(sample: bytes, cut: float, changes: list
 
 @settings(deadline=None, max_examples=200)
 @given(address=st.text(max_size=40), scheme=st.sampled_from(["", "file://", "http://127.0.0.1:1/", "x://"]))
-def test_random_addresses(address: str, scheme: str) -> None:
+def test_any_address_without_a_picture_is_an_image_error(address: str, scheme: str) -> None:
     with pytest.raises(ImageError):
         read_image(None, f"{scheme}{address}/absent.png")
 

@@ -218,7 +218,9 @@ def test_what_a_mention_costs_while_the_pace_is_steady() -> None:
 
 
 @pytest.mark.slow
-def test_a_round(workspace: Workspace, config: Config, generating: Any) -> None:
+def test_a_round_measures_every_figure_of_the_engine(
+    workspace: Workspace, config: Config, generating: Any
+) -> None:
     """Figures that must hold on any machine; how fast it is nobody asserts."""
     mentions = assembled(config, workspace, [str(TEST)]).slice(0, 96)
     sizes = Sizes(mentions=96, under_way=64, reference=1, raw=3)

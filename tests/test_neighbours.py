@@ -74,7 +74,7 @@ def test_without_neighbours_the_order_stays() -> None:
     assert [c.leaf for c in interpolated(FOUND, {}, 0.5, 5)] == [1, 2]
 
 
-def test_neighbours_alone() -> None:
+def test_with_full_weight_only_neighbours_are_candidates() -> None:
     assert [c.leaf for c in interpolated(FOUND, {3: 1.0}, 1.0, 5)] == [3]
 
 

@@ -44,5 +44,5 @@ def test_it_does_what_its_description_says(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_real_one_does(served: Served, tmp_path: Path) -> None:
+def test_the_endpoint_on_ray_serve_does_what_its_schema_says(served: Served, tmp_path: Path) -> None:
     does_what_it_says(served.address, tmp_path, "--phases=examples,fuzzing", "--max-examples=5")

@@ -55,7 +55,7 @@ def test_without_a_rush_nothing_is_known(pace: Pace, clock: Clock, took: float, 
     ],
     ids=["a quiet night does not lower it", "more done raises it at once", "a slower machine is found out"],
 )
-def test_it_follows_the_work(
+def test_the_estimate_follows_the_work(
     pace: Pace, clock: Clock, before: tuple[float, ...], after: tuple[float, ...], rate: float, within: float
 ) -> None:
     for a_second, seconds, took, inside in (before, after):

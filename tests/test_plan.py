@@ -186,7 +186,9 @@ def test_what_bench_measured_is_a_node(tmp_path: Path) -> None:
         measured(tmp_path / "other.json", 2.0, 0.4)
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_plan_and_writes_its_segments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cut = tmp_path / "segments.yaml"
     common = ["plan", "--pairs", "3000000", "--gpu", "l4", "--gpus-per-node", "4", "--cpus-per-node", "48"]
     assert main([*common, "--hours", "24", "--simulate", "--config-out", str(cut)]) == 0

@@ -57,6 +57,6 @@ def test_a_value_that_is_not_known_is_left_out() -> None:
 
 @settings(max_examples=50)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30), st.integers(1, 40))
-def test_trailing_mean(values: list[float], window: int) -> None:
+def test_the_trailing_mean_is_that_of_the_last_values(values: list[float], window: int) -> None:
     expected = [np.mean(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))]
     assert np.allclose(trailing_mean(values, window), expected, atol=1e-9)

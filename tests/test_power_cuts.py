@@ -29,7 +29,7 @@ from gemel_ray.knowledge import versions
 from gemel_ray.records import LINK
 from gemel_ray.settings import Input
 
-ROUNDS = 200
+ROUNDS = int(os.environ.get("GEMEL_RAY_CUTS", "60"))
 
 
 class Job:

@@ -239,7 +239,7 @@ def told(path: Path) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("title", ["label_title", "Wikipedia_title"])
 @pytest.mark.parametrize("space", ["", " "])
-def test_blink(tmp_path: Path, title: str, space: str) -> None:
+def test_blink_s_contexts_around_the_mention_are_one_text(tmp_path: Path, title: str, space: str) -> None:
     rows = []
     for n, (text, words, target) in enumerate(LINKS):
         left, _, right = text.partition(words)

@@ -84,7 +84,7 @@ class Page(BaseHTTPRequestHandler):
         pass
 
 
-def test_another_server(tmp_path: Path, capsys: Say) -> None:
+def test_a_server_that_is_not_qdrant_is_named_so(tmp_path: Path, capsys: Say) -> None:
     with HTTPServer(("127.0.0.1", 0), Page) as http:
         threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
         assert building(tmp_path, f"http://127.0.0.1:{http.server_port}/bank") == 2
@@ -92,7 +92,7 @@ def test_another_server(tmp_path: Path, capsys: Say) -> None:
     assert "is not a Qdrant server" in capsys.readouterr().err
 
 
-def test_nobody_answers(tmp_path: Path, capsys: Say) -> None:
+def test_an_address_where_nobody_answers_is_named_with_what_to_do(tmp_path: Path, capsys: Say) -> None:
     assert building(tmp_path, "http://127.0.0.1:9/bank") == 2
     said = capsys.readouterr().err
     assert "no Qdrant server answers at http://127.0.0.1:9" in said
@@ -145,7 +145,9 @@ def test_a_server_two_minor_versions_away_is_used_and_that_is_said(
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_key_warns_of_nothing(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_over_http_prints_no_warning(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server[1].key = "sesame"
     monkeypatch.setenv("QDRANT_API_KEY", "sesame")
     monkeypatch.setattr(writing, "_POINTS", 1)

@@ -49,7 +49,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_tls(certificate: Path, tmp_path: Path, capsys: Say) -> None:
+def test_an_untrusted_certificate_is_refused_until_its_authority_is_named(
+    certificate: Path, tmp_path: Path, capsys: Say
+) -> None:
     with serving(certificate=certificate) as (address, answers):
         assert building(tmp_path, f"{address}/bank") == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -69,7 +71,9 @@ def test_an_authority_that_cannot_be_read(content: str | None, tmp_path: Path, c
         assert f"vectors.ca: {file} cannot be read as certificates" in capsys.readouterr().err
 
 
-def test_a_build_over_grpc(tmp_path: Path, capsys: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workspace_is_built_over_grpc_where_no_http_server_is(
+    tmp_path: Path, capsys: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No HTTP server is there at all."""
     local = QdrantClient(":memory:")
     monkeypatch.setenv("QDRANT_API_KEY", "sesame")

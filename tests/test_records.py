@@ -76,7 +76,7 @@ def fine(row: Row) -> Row:
 # Our own form
 
 
-def test_own_form(tmp_path: Path) -> None:
+def test_own_form_keeps_every_field(tmp_path: Path) -> None:
     extra = {"target_id": "Q11463", "type": "company"}
     row = fine(
         one(tmp_path, own(mentions=[ADOBE | {"target": "Adobe Inc."} | extra, {"start": 10, "end": 16}]))
@@ -140,7 +140,7 @@ def test_what_is_no_picture_is_said(tmp_path: Path, image: Any) -> None:
 # The official form
 
 
-def test_official_form(tmp_path: Path) -> None:
+def test_a_row_of_the_official_form_is_a_document_of_one_mention(tmp_path: Path) -> None:
     row = fine(one(tmp_path, official()))
     assert row["document_id"] == "in.jsonl:1"
     assert row["given"] == [
@@ -206,7 +206,9 @@ def test_official_url_is_a_key_unless_it_is_to_be_fetched(tmp_path: Path) -> Non
     ("x", "x"), (7, "7"), (0, "0"), ("한 1", "한 1"), (None, "in.jsonl:1"), ("\ud800", "in.jsonl:1"),
     ("", "in.jsonl:1"), (2**70, str(2**70)),
 ])  # fmt: skip
-def test_ids(tmp_path: Path, given_id: Any, made: str) -> None:
+def test_an_id_is_the_given_one_as_text_or_the_place_in_the_file(
+    tmp_path: Path, given_id: Any, made: str
+) -> None:
     assert fine(one(tmp_path, own(id=given_id)))["document_id"] == made
 
 
@@ -540,7 +542,7 @@ def test_what_is_no_gzip_is_one_document_with_an_error(tmp_path: Path) -> None:
     assert row["error"].startswith("cannot read")
 
 
-def test_gzip(tmp_path: Path) -> None:
+def test_gzipped_lines_are_read_and_counted(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "in.json.gz", "wt") as file:
         file.write(json.dumps(own()) + "\n\n" + json.dumps(own()))
     assert len(read(tmp_path / "in.json.gz")) == 2 == count(str(tmp_path / "in.json.gz"))
@@ -647,7 +649,7 @@ def test_addresses_of_other_filesystems(memory: str) -> None:
     assert files([f"{memory}/in.jsonl"]) == [f"{memory}/in.jsonl"]
 
 
-def test_counts(tmp_path: Path) -> None:
+def test_documents_are_counted_and_a_file_that_cannot_be_read_has_no_count(tmp_path: Path) -> None:
     assert count(str(lines(tmp_path, own(), "", "broken", "  ", own()))) == 3
     assert count(str(parquet(tmp_path, [own()] * 7))) == 7
     assert count(str(tmp_path / "nowhere.jsonl")) is None

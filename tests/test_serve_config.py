@@ -138,12 +138,14 @@ def running(service: Service, dashboard: str) -> dict[str, Any]:
         time.sleep(2)
 
 
-def test_the_application_runs(service: Service, running: dict[str, Any]) -> None:
+def test_the_deployed_application_runs_with_all_its_deployments(
+    service: Service, running: dict[str, Any]
+) -> None:
     assert running["status"] == "RUNNING", running["message"]
     assert set(running["deployments"]) == {"api", *service.stages}
 
 
-def test_it_links(service: Service, running: dict[str, Any]) -> None:
+def test_the_deployed_application_links_and_counts(service: Service, running: dict[str, Any]) -> None:
     asked = {"text": "Adobe and Google met in Paris.", "mentions": ["Adobe"]}
     told = json.loads(eventually(200, "POST", f"http://127.0.0.1:{service.port}/v1/link", asked))
     (link,) = told["links"]

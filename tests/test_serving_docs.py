@@ -34,7 +34,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
-def test_the_commands(live_url: str, tmp_path: Path) -> None:
+def test_the_commands_in_the_docs_of_serving_do_what_they_say(live_url: str, tmp_path: Path) -> None:
     commands = of("bash")
     assert len(commands) >= 4
     said = [run(["bash", "-ec", c.replace(ADDRESS, live_url)], tmp_path) for c in commands]
@@ -49,7 +49,7 @@ def test_the_commands(live_url: str, tmp_path: Path) -> None:
         assert answer in said[3]
 
 
-def test_the_program(live_url: str, tmp_path: Path) -> None:
+def test_the_program_in_the_docs_of_serving_does_what_it_says(live_url: str, tmp_path: Path) -> None:
     program, _ = of("python")  # the other one's way test_public.py goes
     printed = run([sys.executable, "-c", program.replace(ADDRESS, live_url)], tmp_path).splitlines()
     assert printed[0].startswith("AWS linked ")

@@ -118,7 +118,7 @@ def test_wrong_requests_are_refused_in_words(ask: Any, request_: Any, says: str)
         ({"text": "x" * 20_000}, "the request is larger than 10,485 bytes"),
     ],
 )
-def test_what_is_too_much(ask: Any, request_: Any, says: str) -> None:
+def test_a_request_that_is_too_large_is_refused(ask: Any, request_: Any, says: str) -> None:
     assert refused(ask(json=request_), 413, "too_large") == says
 
 

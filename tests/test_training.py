@@ -91,7 +91,7 @@ def test_the_loss_falls_and_the_rest_stays(
 
 
 @pytest.mark.ray
-def test_two_workers_are_one(undisturbed: list[dict[str, float]], workspace: Path) -> None:
+def test_two_workers_train_as_one_does(undisturbed: list[dict[str, float]], workspace: Path) -> None:
     said: list[str] = []
     best = trained(workspace, "train.workers=2", say=said.append)
     assert_equal_curves(points(workspace), undisturbed)

@@ -138,7 +138,7 @@ def test_both_homes_answer_the_same(tmp_path: Path) -> None:
             np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
 
 
-def test_without(home: Home) -> None:
+def test_rows_that_are_left_out_are_not_found(home: Home) -> None:
     bank = random(300, 16)
     vectors = home({"mention": bank})
     queries = random(3, 16, seed=1)
@@ -298,7 +298,7 @@ def test_many_processes_search_one_folder(tmp_path: Path, exact_below: int) -> N
     again.close()
 
 
-def test_empty_store(home: Home) -> None:
+def test_a_search_of_an_empty_store_finds_nothing(home: Home) -> None:
     vectors = home({name: np.empty((0, width), np.float32) for name, width in WIDTHS.items()})
     queries = {name: random(2, width) for name, width in WIDTHS.items()}
     assert vectors.count() == 0
