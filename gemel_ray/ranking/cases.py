@@ -53,12 +53,21 @@ class Sources:
 
 
 @dataclass(frozen=True)
+class Words:
+    """What entities share words with, by their weight: their names with the mention and with the rest of the
+    text, their descriptions with the text, the texts of their examples with it."""
+
+    mention: Weighed
+    around: Weighed
+    described: Weighed
+    examples: Weighed
+
+
+@dataclass(frozen=True)
 class Case:
     """A question with its candidates: `rows` of the entities, int64 [n], and what the names' index says of
-    each. By row: how often examples mean it by this mention (`prior`), what its name shares with the mention
-    (`shared`) and with the text around it (`around`), what its description shares with the text (`told`),
-    what the text of an example of it does (`alike`), and the neighbours' share of it (`votes`). `mention` and
-    `text` are folded."""
+    each. By row: how often examples mean it by this mention (`prior`), the neighbours' share of it (`votes`),
+    and whose `words` it has. `mention` and `text` are folded."""
 
     asked: Question
     mention: str
@@ -67,7 +76,4 @@ class Case:
     known: list[dict[str, Any]]
     prior: Counter[int]
     votes: dict[int, float]
-    shared: Weighed
-    around: Weighed
-    told: Weighed
-    alike: Weighed
+    words: Words

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from gemel_ray.ranking.cases import Case, Question, Sources, Vectors
+from gemel_ray.ranking.cases import Case, Question, Sources, Vectors, Words
 from gemel_ray.ranking.examples import NOBODY
 from gemel_ray.ranking.features import SHORT, Group, available, features, named
-from gemel_ray.ranking.postings import Weighed
+from gemel_ray.ranking.postings import Rows, Weighed
 from gemel_ray.ranking.words import folded, stems, telling
 
 MOST = 100  # candidates of a mention
@@ -50,15 +50,22 @@ class Witness:
     def _case(self, asked: Question) -> Case:
         mention = folded(asked.mention)
         prior, votes = self._prior(mention, asked), self._votes(asked)
-        text, words, names = folded(asked.text), mention.split(), self.sources.names
-        shared = names.sharing(words)
-        around = names.sharing(telling(text) - set(words))
-        told, alike = names.described(stems(text)), self.sources.examples.told(stems(text), asked.own)
-        rows = np.array(self._candidates(mention, prior, votes, (shared, around, told, alike)), np.int64)
+        text = folded(asked.text)
+        words = self._words(mention, text, asked.own)
+        rows = np.array(self._candidates(mention, prior, votes, words), np.int64)
         known = self.sources.names.rows(rows)
         if not self.sources.described:
             known = [entity | {"about": [], "years": []} for entity in known]
-        return Case(asked, mention, text, rows, known, prior, votes, shared, around, told, alike)
+        return Case(asked, mention, text, rows, known, prior, votes, words)
+
+    def _words(self, mention: str, text: str, own: frozenset[int]) -> Words:
+        names, asked, around = self.sources.names, mention.split(), stems(text)
+        return Words(
+            names.sharing(asked),
+            names.sharing(telling(text) - set(asked)),
+            names.described(around if self.sources.described else ()),
+            self.sources.examples.told(around, own),
+        )
 
     def _prior(self, mention: str, asked: Question) -> Counter[int]:
         examples = self.sources.examples
@@ -86,25 +93,25 @@ class Witness:
         return [int(known.entity[row])] if known.entity[row] != NOBODY else []
 
     def _candidates(
-        self,
-        mention: str,
-        prior: Counter[int],
-        votes: dict[int, float],
-        words: tuple[Weighed, Weighed, Weighed, Weighed],
+        self, mention: str, prior: Counter[int], votes: dict[int, float], words: Words
     ) -> list[int]:
         """From each source its best, each once; the sources in the order in which they are cut."""
-        names = self.sources.names
-        shared, around, told, alike = words
+        names, short = self.sources.names, len(mention) <= SHORT
+        text = (words.around, words.described)
+
+        def first(rows: Rows, most: int) -> list[int]:
+            return Weighed.equally(rows).best(most, text)
+
         sources = (
             [row for row, _ in prior.most_common(MOST // 3)],
-            names.named(mention).tolist()[:_SHARING],
+            first(names.named(mention), _SHARING),
             list(votes),
-            names.abbreviated(mention).tolist()[:_INITIALS] if len(mention) <= SHORT else [],
-            shared.best(_SHARING, (around, told)),
+            first(names.abbreviated(mention), _INITIALS) if short else [],
+            words.mention.best(_SHARING, text),
             names.alike(mention, _ALIKE),
-            around.best(_AROUND, (told,)),
-            told.best(_AROUND, (around,)),
-            alike.best(_AROUND),
-            names.reordered(mention).tolist()[:_INITIALS] if len(mention) <= SHORT else [],
+            words.around.best(_AROUND, text[1:]),
+            words.described.best(_AROUND, text[:1]),
+            words.examples.best(_AROUND),
+            first(names.reordered(mention), _INITIALS) if short else [],
         )
         return list(dict.fromkeys(row for rows in sources for row in rows))[:MOST]

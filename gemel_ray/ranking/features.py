@@ -49,7 +49,7 @@ def _names(sources: Sources, case: Case) -> Vectors:
     grams, all_of = trigrams(mention), set(words)
     short = mention.replace(" ", "") if len(mention) <= SHORT else ""
     whole = sum(map(sources.names.weight, words)) or 1.0
-    shared = (case.shared.of(case.rows) / whole).tolist()
+    shared = (case.words.mention.of(case.rows) / whole).tolist()
     compared = [
         [*against_names(mention, words, all_of, grams, e["name"], e["aliases"], part), short in e["initials"]]
         for e, part in zip(case.known, shared, strict=True)
@@ -73,7 +73,7 @@ def _name_around(sources: Sources, case: Case) -> Vectors:
         [len(r & inside) / max(1, len(r)), f" {e['name']} " in f" {case.text} "]
         for r, e in zip(rest, case.known, strict=True)
     ]
-    return np.concatenate([np.array(named, np.float32), _less(case.around.of(case.rows))], axis=1)
+    return np.concatenate([np.array(named, np.float32), _less(case.words.around.of(case.rows))], axis=1)
 
 
 def _years(sources: Sources, case: Case) -> Vectors:
@@ -94,7 +94,7 @@ def _examples(sources: Sources, case: Case) -> Vectors:
         looks = 0.0 if asked.picture is None else known.looks(examples, asked.picture)
         found.append([math.log1p(len(examples)), similar.max(), similar.mean(), 1.0, looks])
     made = np.array(found, np.float32)
-    words = _less(case.alike.of(case.rows))
+    words = _less(case.words.examples.of(case.rows))
     return np.concatenate([made, made[:, 4:] - made[:, 4:].max(), words], axis=1)
 
 

@@ -33,6 +33,7 @@ _SCHEMA = pa.schema(
 )
 _FREQUENT = 6_000  # entities that share a word: more tell nothing
 _GRAMS = 60_000  # rows of the rarest trigrams that are counted
+_LETTERS = range(3, 7)  # of initials that may stand in another order: of fewer, everybody's would
 _ROWS = 12_000  # and of the rarest words
 _BATCH = 65_536
 
@@ -164,7 +165,8 @@ def _of_forms(entity: dict[str, Any]) -> Iterator[str]:
     yield from (entity["name"], *entity["aliases"])
     for short in entity["initials"]:
         yield f"initials {short}"
-        yield f"letters {''.join(sorted(short))}"
+        if len(short) in _LETTERS:
+            yield f"letters {''.join(sorted(short))}"
 
 
 def _of_grams(entity: dict[str, Any]) -> frozenset[str]:

@@ -80,6 +80,11 @@ class Weighed:
         sums = np.bincount(place, np.repeat(weights, list(map(len, lists))), len(rows))
         return cls(rows, sums.astype(np.float32))
 
+    @classmethod
+    def equally(cls, rows: Rows) -> Weighed:
+        """Rows of which none weighs more."""
+        return cls(rows, np.zeros(len(rows), np.float32))
+
     def of(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """What these rows weigh; 0: they are not among them."""
         if not len(self.rows):
