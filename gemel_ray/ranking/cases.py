@@ -53,7 +53,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Words:
+class SharedWords:
     """What entities share words with, by their weight: their names with the mention and with the rest of the
     text, their descriptions with the text, the texts of their examples with it."""
 
@@ -76,4 +76,4 @@ class Case:
     known: list[dict[str, Any]]
     prior: Counter[int]
     votes: dict[int, float]
-    words: Words
+    words: SharedWords

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from gemel_ray.ranking.cases import Case, Question, Sources, Vectors, Words
+from gemel_ray.ranking.cases import Case, Question, Sources, Vectors, SharedWords
 from gemel_ray.ranking.examples import NOBODY
 from gemel_ray.ranking.features import SHORT, Group, available, features, named
 from gemel_ray.ranking.postings import Rows, Weighed
@@ -58,9 +58,9 @@ class Witness:
             known = [entity | {"about": [], "years": []} for entity in known]
         return Case(asked, mention, text, rows, known, prior, votes, words)
 
-    def _words(self, mention: str, text: str, own: frozenset[int]) -> Words:
+    def _words(self, mention: str, text: str, own: frozenset[int]) -> SharedWords:
         names, asked, around = self.sources.names, mention.split(), stems(text)
-        return Words(
+        return SharedWords(
             names.sharing(asked),
             names.sharing(telling(text) - set(asked)),
             names.described(around if self.sources.described else ()),
@@ -93,7 +93,7 @@ class Witness:
         return [int(known.entity[row])] if known.entity[row] != NOBODY else []
 
     def _candidates(
-        self, mention: str, prior: Counter[int], votes: dict[int, float], words: Words
+        self, mention: str, prior: Counter[int], votes: dict[int, float], words: SharedWords
     ) -> list[int]:
         """From each source its best, each once; the sources in the order in which they are cut."""
         names, short = self.sources.names, len(mention) <= SHORT
