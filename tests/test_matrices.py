@@ -21,7 +21,7 @@ from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.knowledge.writing import index
 from gemel_ray.models.clip import unit
-from gemel_ray.ranking.sharing import Words
+from gemel_ray.ranking.postings import Words
 
 NAMES = {"mention": "name"}
 

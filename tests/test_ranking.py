@@ -30,11 +30,10 @@ from gemel_ray.linking import linking_graph
 from gemel_ray.models.clip import unit
 from gemel_ray.ranking import descriptions, postings
 from gemel_ray.ranking import names as name_files
-from gemel_ray.ranking.cases import Question
 from gemel_ray.ranking.context import Judged, learnt
 from gemel_ray.ranking.descriptions import Described
 from gemel_ray.ranking.evidence import Evidence
-from gemel_ray.ranking.features import FEATURES, bend
+from gemel_ray.ranking.features import FEATURES, Question, bend
 from gemel_ray.ranking.fitting import _of_text, _question, _taught
 from gemel_ray.ranking.joining import joined, likeliest
 from gemel_ray.ranking.making import _neighbours
@@ -42,8 +41,7 @@ from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.postings import Postings
 from gemel_ray.ranking.ranker import Ranker
 from gemel_ray.ranking.ranking import Ranking, witness
-from gemel_ray.ranking.words import folded, telling
-from gemel_ray.ranking.years import compared, years
+from gemel_ray.ranking.words import compared, folded, telling, years
 from gemel_ray.readers import documents
 from gemel_ray.records import LINK
 from gemel_ray.stages.answers import settled

@@ -1,5 +1,8 @@
-"""How a text's vector must be bent to come near the description of who is meant in it: a matrix, taught by
+"""What the examples teach of how texts and entities fit, before the ranker is fitted.
+
+How a text's vector must be bent to come near the description of who is meant in it: a matrix, taught by
 contrast. The encoder stays as it is, and so do the descriptions' vectors: a new entity needs nothing more.
+And a retrieval, where one is asked for.
 """
 
 from __future__ import annotations
@@ -11,12 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gemel_ray.errors import Mistake
+from gemel_ray.ranking import towers
 from gemel_ray.ranking.evidence import Evidence
+from gemel_ray.ranking.towers import Asked, Frozen, Negatives
 
 Matrix = npt.NDArray[np.float32]
 _EPOCHS, _BATCH, _RATE, _DECAY = 6, 64, 2e-3, 3.0
 _FEW = 64  # examples that teach nothing
 _WRONG = 24  # candidates that an example is told apart from, beside the other examples' entities
+_OTHERS = 40  # candidates that the negatives of a retrieval's example are drawn from
 _SHARPNESS = 3.0  # the logarithm of what cosines are multiplied by, at first
 
 
@@ -84,3 +91,36 @@ def _contrast(
     masked = torch.cat([absent, same], dim=1)
     scores = (sharpness * torch.cat([hard, easy], dim=1)).masked_fill(masked, -torch.inf)
     return torch.nn.functional.cross_entropy(scores, torch.zeros(len(rows), dtype=torch.long))
+
+
+# A retrieval taught on the examples, each half of them judged by what the other half taught.
+
+
+def crossed(
+    known: Frozen, judged: Sequence[Judged], negatives: Negatives
+) -> tuple[list[Matrix], dict[str, Matrix]]:
+    """How well the candidates of each example fit, by towers that the other half of the examples taught; and
+    the weights of those that all of them taught."""
+    half, found = len(judged) // 2, list[Matrix]()
+    for learning, asking in ((judged[half:], judged[:half]), (judged[:half], judged[half:])):
+        made = _taught(known, learning, negatives)
+        entities, weights = made.all_entities(known), made.weights()
+        for one in asking:
+            vectors = entities[one.evidence.rows].astype(np.float32)
+            found.append(vectors @ towers.asked(weights, one.mention, one.text))
+    return found, _taught(known, judged, negatives).weights()
+
+
+def _taught(known: Frozen, judged: Sequence[Judged], negatives: Negatives) -> towers.Towers:
+    """By the examples whose entity is described, against others that are: that some are not tells nothing."""
+    described = [np.asarray(known.heads[one.evidence.rows].any(axis=1)) for one in judged]
+    pairs = [(j, d) for j, d in zip(judged, described, strict=True) if j.right >= 0 and d[j.right]]
+    named = [one for one, _ in pairs]
+    if not named:
+        raise Mistake(
+            "a retrieval is taught on examples whose entities are described: set bank.retrieval=none"
+        )
+    right = np.array([one.evidence.rows[one.right] for one in named])
+    others = [np.delete(one.evidence.rows, one.right)[np.delete(d, one.right)][:_OTHERS] for one, d in pairs]
+    mentions, texts = np.stack([one.mention for one in named]), np.stack([one.text for one in named])
+    return towers.taught(known, Asked(mentions, texts, right, others), negatives)

@@ -9,9 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from gemel_ray.ranking.cases import Case, Question, Sources, Vectors, SharedWords
 from gemel_ray.ranking.examples import NOBODY
-from gemel_ray.ranking.features import SHORT, Group, available, features, named
+from gemel_ray.ranking.features import (
+    SHORT,
+    Case,
+    Group,
+    Question,
+    SharedWords,
+    Sources,
+    Vectors,
+    available,
+    features,
+    named,
+)
 from gemel_ray.ranking.postings import Rows, Weighed
 from gemel_ray.ranking.words import folded, stems, telling
 

@@ -1,4 +1,5 @@
-"""What speaks for each candidate, in numbers: groups of features, one row a candidate.
+"""A mention that is asked about, what is known of it, and what speaks for each candidate, in numbers: groups
+of features, one row a candidate.
 
 A group is a name for people, its features' names, and a function of all that is known and the case; a new
 one is added at the end of `GROUPS`.
@@ -7,17 +8,85 @@ one is added at the end of `GROUPS`.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.errors import Mistake
-from gemel_ray.ranking.cases import Case, Sources, Vectors
-from gemel_ray.ranking.connections import CONNECTED
-from gemel_ray.ranking.words import against_names, stems, trigrams
-from gemel_ray.ranking.years import compared, years
+from gemel_ray.knowledge.entities import Entities
+from gemel_ray.ranking.connections import CONNECTED, Connections
+from gemel_ray.ranking.examples import Examples
+from gemel_ray.ranking.names import Names
+from gemel_ray.ranking.postings import Weighed
+from gemel_ray.ranking.retrieval import Retrieval
+from gemel_ray.ranking.words import against_names, compared, stems, trigrams, years
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One mention. `text_vector` of unit length; `picture`: CLIP's feature of unit length, or None. `nearest`
+    and `similarities`: rows of the bank and their cosines. `own`: the examples of the question's own text,
+    which say nothing (fitting)."""
+
+    mention: str
+    text: str
+    text_vector: Vectors
+    picture: Vectors | None
+    nearest: npt.NDArray[np.int64]
+    similarities: Vectors
+    own: frozenset[int] = frozenset()
+    mention_vector: Vectors | None = None  # for a trained retrieval
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All that is known of one version of the knowledge. `about`: vectors of what entities are described as,
+    float16 [entities, width]; zeros: not described. `bend`: see context.py. `connections`: of the knowledge
+    graph, where there is one, and `retrieval`, where one was taught. `described` False: what entities are
+    described as is not read."""
+
+    names: Names
+    examples: Examples
+    entities: Entities
+    about: npt.NDArray[np.float16]
+    bend: Vectors | None = None
+    connections: Connections | None = None
+    retrieval: Retrieval | None = None
+    described: bool = True
+
+
+@dataclass(frozen=True)
+class SharedWords:
+    """What entities share words with, by their weight: their names with the mention and with the rest of the
+    text, their descriptions with the text, the texts of their examples with it."""
+
+    mention: Weighed
+    around: Weighed
+    described: Weighed
+    examples: Weighed
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question with its candidates: `rows` of the entities, int64 [n], and what the names' index says of
+    each. By row: how often examples mean it by this mention (`prior`), the neighbours' share of it (`votes`),
+    and whose `words` it has. `mention` and `text` are folded."""
+
+    asked: Question
+    mention: str
+    text: str
+    rows: npt.NDArray[np.int64]
+    known: list[dict[str, Any]]
+    prior: Counter[int]
+    votes: dict[int, float]
+    words: SharedWords
+
 
 GRAPH, RETRIEVAL = "knowledge graph", "trained retrieval"
 SHORT = 6  # letters of what may be initials
@@ -50,11 +119,11 @@ def _names(sources: Sources, case: Case) -> Vectors:
     short = mention.replace(" ", "") if len(mention) <= SHORT else ""
     whole = sum(map(sources.names.weight, words)) or 1.0
     shared = (case.words.mention.of(case.rows) / whole).tolist()
-    compared = [
+    likeness = [
         [*against_names(mention, words, all_of, grams, e["name"], e["aliases"], part), short in e["initials"]]
         for e, part in zip(case.known, shared, strict=True)
     ]
-    return np.array(compared, np.float32)
+    return np.array(likeness, np.float32)
 
 
 def _description(sources: Sources, case: Case) -> Vectors:

@@ -10,11 +10,10 @@ import numpy.typing as npt
 import torch
 
 from gemel_ray.ranking import context
-from gemel_ray.ranking.cases import Question
 from gemel_ray.ranking.context import Judged
 from gemel_ray.ranking.evidence import MOST, Witness
 from gemel_ray.ranking.examples import Examples
-from gemel_ray.ranking.features import GROUPS, bend, fits, named, of_described
+from gemel_ray.ranking.features import GROUPS, Question, bend, fits, named, of_described
 from gemel_ray.ranking.postings import PAIR, Postings
 from gemel_ray.ranking.ranker import FAR, Ranker
 

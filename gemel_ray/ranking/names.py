@@ -18,8 +18,7 @@ import pyarrow as pa
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.ranking import postings
 from gemel_ray.ranking.postings import Postings, Rows, Weighed
-from gemel_ray.ranking.words import folded, initials, key, stems, trigrams
-from gemel_ray.ranking.years import years
+from gemel_ray.ranking.words import folded, initials, key, stems, trigrams, years
 
 _SCHEMA = pa.schema(
     [

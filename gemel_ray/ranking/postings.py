@@ -1,7 +1,10 @@
-"""An inverted index in three flat arrays: hashed keys, and the rows that bear each. Memory-mapped."""
+"""An inverted index in three flat arrays: hashed keys, and the rows that bear each. Memory-mapped. And what
+is made of it: rows that several keys weigh, texts that hold all words of another.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gemel_ray.ranking.words import key
+
 Rows = npt.NDArray[np.int32]
 _NONE: Rows = np.empty(0, np.int32)
 _PARTS = ("keys", "offsets", "rows")
+_WORD = re.compile(r"\w+")
 PAIR = np.dtype([("key", np.uint64), ("row", np.int32)])
 
 
@@ -109,3 +115,31 @@ def save(given: npt.NDArray[np.void], folder: Path, name: str) -> int:
     made = Postings.made(given)
     made.save(folder, name)
     return len(made)
+
+
+class Words:
+    """Which of many short texts hold all words of another, by their rows. Case does not count."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        pairs = ((key(word), row) for row, text in enumerate(texts) for word in _words(text))
+        self._index = Postings.made(np.fromiter(pairs, PAIR))
+
+    def held(self, text: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of `rows` hold all words of `text`; none where it has no word."""
+        words = _words(text)
+        found = np.full(len(rows), bool(words))
+        for word in words:
+            found &= _among(rows, self._index.of(key(word)))
+        return found
+
+
+def _among(rows: npt.NDArray[np.int64], known: Rows) -> npt.NDArray[np.bool_]:
+    """Which of `rows` are among the rising `known`."""
+    if not len(known):
+        return np.zeros(len(rows), np.bool_)
+    at = np.searchsorted(known, rows)
+    return known[np.minimum(at, len(known) - 1)] == rows
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.casefold()))

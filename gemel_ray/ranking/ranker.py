@@ -1,11 +1,12 @@
 """The ranker: small networks that score each candidate by its features; softmax over a mention's candidates
-and over none of them gives their probabilities. Run in numpy, so that who ranks needs no torch; taught by
-fitting.py.
+and over none of them gives their probabilities. Run in numpy, and taught by fitting.py. And why it puts its
+first candidate before the second, in words.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from safetensors.numpy import save_file
 
 from gemel_ray import storage
 from gemel_ray.errors import Mistake
-from gemel_ray.ranking.features import of_features
+from gemel_ray.ranking.evidence import Evidence
+from gemel_ray.ranking.features import Group, Question, of_features
 
 Matrix = npt.NDArray[np.float32]
 _LEAST = 20  # answers that a share is told from
+_NAMED, _WEAK = 4, 0.1  # parts that a reason names, and how much they must weigh
+_EXAMPLES = 3  # that a reason names
 FAR = 10.0  # deviations: features beyond were hardly seen in the examples
 WEIGHTS = ("mean", "scale", "linear", "inner", "inner_bias", "middle", "middle_bias", "outer", "bend")
 
@@ -90,3 +94,41 @@ class Ranker:
         except ValueError as fault:
             raise Mistake(f"{path} was fitted on {fault}: build the workspace again") from fault
         return cls(weights, about, features)
+
+
+def parts(ranker: Ranker, groups: Sequence[Group], features: npt.NDArray[np.float32]) -> dict[str, float]:
+    """Of the first of two candidates, [2, features], by how much its score falls where a group of features is
+    as the second's."""
+    ends = np.cumsum([len(group.features) for group in groups])
+    changed = np.repeat(features[:1], len(groups), axis=0)
+    for i, (group, end) in enumerate(zip(groups, ends.tolist(), strict=True)):
+        changed[i, end - len(group.features) : end] = features[1, end - len(group.features) : end]
+    own, *others = ranker.scores(np.concatenate([features[:1], changed])).tolist()
+    return {group.name: own - other for group, other in zip(groups, others, strict=True)}
+
+
+def told(
+    names: Sequence[str],
+    probability: float,
+    weights: dict[str, float],
+    examples: Sequence[str],
+) -> str:
+    """Of the likeliest candidate, the first of `names`; the second is what it is compared with. `examples`:
+    ids of the nearest ones that mean it."""
+    said = f"ranker: {names[0]} {probability:.0%}"
+    strongest = sorted(weights.items(), key=lambda part: -abs(part[1]))[:_NAMED]
+    if strong := [f"{name} {weight:+.1f}" for name, weight in strongest if abs(weight) >= _WEAK]:
+        said += f", against {names[1]}: {', '.join(strong)}"
+    return said + (f"; nearest examples of it: {', '.join(examples)}" if examples else "")
+
+
+def voters(asked: Question, entities: npt.NDArray[np.int32], entity: int) -> list[int]:
+    """The nearest examples of an entity, the nearest first; `entities`: of each row of the bank."""
+    rows = asked.nearest[entities[asked.nearest] == entity]
+    return rows[::-1][:_EXAMPLES].tolist()
+
+
+def best_two(evidence: Evidence, order: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """The features of the likeliest candidate and of the next, or of itself where it is alone."""
+    two: npt.NDArray[np.float32] = evidence.features[[order[0], order[min(1, len(order) - 1)]]]
+    return two

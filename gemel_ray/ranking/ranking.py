@@ -13,17 +13,16 @@ import numpy.typing as npt
 
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
-from gemel_ray.ranking import descriptions, reasons, retrieval, teaching, triples
+from gemel_ray.ranking import context, descriptions, retrieval, triples
 from gemel_ray.ranking import examples as example_files
 from gemel_ray.ranking import names as name_files
-from gemel_ray.ranking.cases import Question, Sources
 from gemel_ray.ranking.connections import Connections
 from gemel_ray.ranking.context import Judged
 from gemel_ray.ranking.evidence import Evidence, Witness
 from gemel_ray.ranking.examples import Encode, Examples
-from gemel_ray.ranking.features import GRAPH, RETRIEVAL, Group, of_features
+from gemel_ray.ranking.features import GRAPH, RETRIEVAL, Group, Question, Sources, of_features
 from gemel_ray.ranking.names import Names
-from gemel_ray.ranking.ranker import Ranker
+from gemel_ray.ranking.ranker import Ranker, best_two, parts, told, voters
 from gemel_ray.ranking.retrieval import Retrieval
 from gemel_ray.ranking.towers import Negatives
 from gemel_ray.ranking.triples import Triples
@@ -72,11 +71,11 @@ class Ranking:
 
     def _why(self, asked: Question, evidence: Evidence, logs: Matrix, order: npt.NDArray[np.int64]) -> str:
         sources, rows = self._witness.sources, evidence.rows[order[:2]].tolist()
-        weights = reasons.parts(self._ranker, self._witness.groups, reasons.best_two(evidence, order))
-        examples = reasons.voters(asked, sources.examples.entity, rows[0])
+        weights = parts(self._ranker, self._witness.groups, best_two(evidence, order))
+        examples = voters(asked, sources.examples.entity, rows[0])
         names = [name for _, name in sources.entities.of(rows)]
         said = sources.examples.bank.ids(examples)
-        return reasons.told(names, math.exp(logs[order[0]]), weights, said)
+        return told(names, math.exp(logs[order[0]]), weights, said)
 
 
 def witness(
@@ -140,7 +139,7 @@ def teach(folder: Path, encode: Encode, negatives: Negatives, judged: Sequence[J
     if not Retrieval.there(folder):
         retrieval.prepare(folder, encode, about.shape[1])
     known = retrieval.frozen(folder, about, identities)
-    found, weights = teaching.crossed(known, judged, negatives)
+    found, weights = context.crossed(known, judged, negatives)
     retrieval.finish(folder, known, weights)
     return found
 

@@ -1,5 +1,5 @@
 """The trained retrieval at work: how well a mention in its text and an entity with its facts fit, by the
-vectors that teaching.py makes. Entities' vectors lie beside the ranker, memory-mapped.
+vectors that context.py teaches. Entities' vectors lie beside the ranker, memory-mapped.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import PublishedOrder, SharedSets
 from gemel_ray.knowledge.vectors import Bonus
 from gemel_ray.models.clip import unit
-from gemel_ray.ranking.sharing import Words
+from gemel_ray.ranking.postings import Words
 from gemel_ray.setting import setting
 from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.tables import listed, matrix
@@ -161,7 +161,7 @@ class _Retrieving(Work):
         """What the workspace's ranker makes of each mention."""
         if self.ranking is None:
             return dict.fromkeys(("likely", "chances", "reasons"), [None] * len(batch))
-        from gemel_ray.ranking.cases import Question
+        from gemel_ray.ranking.features import Question
 
         columns = ("mention", "text", "text_vector", "image_vector", "mention_vector")
         given = zip(*(batch[c].to_pylist() for c in columns), nearest, similarities.to_pylist(), strict=True)
