@@ -24,6 +24,7 @@ from gemel_ray.ranking.ranker import Ranker
 from gemel_ray.ranking.ranking import FILE
 from gemel_ray.ranking.retrieval import Retrieval
 from gemel_ray.ranking.towers import Asked, Frozen, Generator, Negatives, Towers, taught
+from gemel_ray.ranking.triples import Triples
 
 WIDTH, ENTITIES = 16, 300
 
@@ -143,10 +144,16 @@ def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(tmp
     assert ranker.features[-2:] == named([of_features(ranker.features)[-1]])
     new = {"id": "Q999", "name": "Zora Ivanova", "description": "beekeeper"}
     more = lines(tmp_path / "new.jsonl", [new])
-    assert main(["kb", "add", "--workspace", str(folder), "--entities", more]) == 0
+    facts = tmp_path / "facts.tsv"
+    facts.write_text("Q999\toccupation\tbeekeeper\n")
+    add = ["kb", "add", "--workspace", str(folder), "--entities", more, "--triples", str(facts)]
+    assert main(add) == 0
     later = Workspace.open(folder, load(None, read_facts(folder)["settings"], SETTINGS))
     rows = np.arange(len(people))
     vector = drawn(np.random.default_rng(0).normal(size=later.bank.mention_vectors.shape[1]))
     before, after = Retrieval(opened.ranking_folder), Retrieval(later.ranking_folder)
     assert np.allclose(before.fits(rows, vector, vector), after.fits(rows, vector, vector), atol=2e-3)
     assert after.fits(np.array([len(people)]), vector, vector).shape == (1,)
+    ends = np.load(later.ranking_folder / "retrieval.ends.npy")
+    assert len(ends) == len(Triples(later.ranking_folder).labels()) == len(TRADES) + 1
+    assert ends.any(axis=1).all()

@@ -112,6 +112,29 @@ def test_arrays_give_back_every_fact_once(tmp_path_factory: Any, given: list[tup
         assert number == sum(any(t == label for _, t in facts) for facts in expected.values())
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(NAMED, st.sampled_from("ab"), NAMED), min_size=2, max_size=30), st.integers(1, 29))
+def test_facts_that_are_added_are_as_if_given_at_once(
+    tmp_path_factory: Any, given: list[tuple[str, str, str]], cut: int
+) -> None:
+    folder = tmp_path_factory.mktemp("added")
+    facts, names = [Triple(*one, None) for one in given], [("Q2", "Two")]
+    triple_arrays.write(facts, names, folder / "whole")
+    triple_arrays.write(facts[:cut], [], folder / "first")
+    triple_arrays.write(facts[cut:], names, folder / "both", Triples(folder / "first"))
+    whole, both, first = (Triples(folder / name) for name in ("whole", "both", "first"))
+
+    def told(graph: Triples) -> list[Any]:
+        labels, relations = graph.labels(), graph.relations()
+        degrees = sorted(zip(labels, graph.degree.tolist(), graph.form.tolist(), strict=True))
+        facts = [[(relations[graph.relation[f]], labels[graph.node[f]]) for f in graph.facts(key(head))]
+                 for head in ("Q1", "Q2", "Q3", "Q4")]  # fmt: skip
+        return [degrees, *map(sorted, facts)]
+
+    assert told(both) == told(whole)
+    assert both.identity[: len(first.identity)].tolist() == first.identity.tolist()
+
+
 def test_a_name_in_a_text_begins_with_a_capital_and_the_mention_is_none_of_them() -> None:
     spoken = Spoken.of("The singer Ann Lee with Bob of Acme", "ann lee")
     assert "ann lee" not in spoken.forms
@@ -231,6 +254,40 @@ def test_the_graph_stays_when_entities_come_and_go(workspace: Path, tmp_path: Pa
         assert linked(workspace, tmp_path / "in.jsonl", ASKED) == asked
     finally:
         assert main(["kb", "rollback", "--workspace", str(workspace)]) == 0
+
+
+def test_a_fact_of_a_new_entity_counts_at_once(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sixth of the surname, a dancer: before the triple is given nothing tells that she is meant."""
+    new = lines(tmp_path / "new.jsonl", [{"id": "Q999", "name": f"Fay {SURNAMES[-1]}"}])
+    (tmp_path / "facts.tsv").write_text("Q999\toccupation\tballet dancer\n")
+    asked = [{"text": f"{SURNAMES[-1]}, the ballet dancer, at noon.", "mention": SURNAMES[-1]}, *ASKED]
+    right = ["Q999", *(identity for identity, *_ in UNKNOWN)]
+    add = ["kb", "add", "--workspace", str(workspace)]
+    assert main([*add, "--entities", new]) == 0
+    try:
+        assert linked(workspace, tmp_path / "in.jsonl", asked)[0] != "Q999"
+        assert main([*add, "--triples", str(tmp_path / "facts.tsv")]) == 0
+        try:
+            assert "1 triples added: Q999 occupation" in capsys.readouterr().err
+            assert linked(workspace, tmp_path / "in.jsonl", asked) == right
+        finally:
+            assert main(["kb", "rollback", "--workspace", str(workspace)]) == 0
+    finally:
+        assert main(["kb", "rollback", "--workspace", str(workspace)]) == 0
+    (tmp_path / "facts.tsv").write_text("Q999\toccupation\t\n")
+    assert main([*add, "--triples", str(tmp_path / "facts.tsv")]) == 2
+    assert "needs a tail" in capsys.readouterr().err
+
+
+def test_facts_for_a_workspace_without_a_graph_are_refused(
+    workspace_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "facts.tsv").write_text("Q1\toccupation\tdancer\n")
+    asked = ["kb", "add", "--workspace", str(workspace_folder), "--triples", str(tmp_path / "facts.tsv")]
+    assert main(asked) == 2
+    assert "was built without --triples" in capsys.readouterr().err
 
 
 def test_a_table_decides_by_what_stands_beside_the_cell(workspace: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from gemel_ray.errors import Mistake
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.next_version import Change
+    from gemel_ray.ranking.triples import Triple
 
 
 def add(verb: Parser) -> None:
@@ -23,7 +24,8 @@ def add(verb: Parser) -> None:
     settings, --set.
 
       gemel-ray kb add --workspace my-workspace --id Q95 --name Google --alias "Google LLC"
-      gemel-ray kb add --workspace my-workspace --entities new.jsonl --demonstrations solved.json
+      gemel-ray kb add --workspace my-workspace --entities new.jsonl --triples facts.tsv
+      gemel-ray kb add --workspace my-workspace --demonstrations solved.json
       gemel-ray kb rollback --workspace my-workspace
     """
     verbs = {"add": _add, "remove": _remove, "alias": _alias, "list": _list, "rollback": _rollback}
@@ -31,9 +33,10 @@ def add(verb: Parser) -> None:
 
 
 def _add(verb: Parser) -> None:
-    """Add entities (from a file, or one by its id and name) and solved examples."""
+    """Add entities (from a file, or one by its id and name), facts and solved examples."""
     _workspace(verb, _run_add)
     verb.add_argument("--entities", metavar="FILE", help="entities to add: file or folder")
+    verb.add_argument("--triples", metavar="FILE", help="facts to add to the knowledge graph, of any entity")
     verb.add_argument("--id", help="id of one entity to add")
     verb.add_argument("--name", help="name of that entity")
     verb.add_argument(
@@ -94,9 +97,22 @@ def _run_add(options: argparse.Namespace) -> int:
     one = {k: getattr(options, k) for k in ("id", "name", "description", "image")}
     if options.alias or any(value is not None for value in one.values()):
         new.append(entity(one | {"aliases": options.alias}))
-    if not new and not options.demonstrations:
-        raise Mistake("nothing to add: give --entities, --id and --name, or --demonstrations")
-    return _change(options, Change(entities=new, demonstrations=files(options.demonstrations, say)))
+    facts = _facts(options.triples) if options.triples else []
+    if not new and not facts and not options.demonstrations:
+        raise Mistake("nothing to add: give --entities, --id and --name, --triples, or --demonstrations")
+    solved = files(options.demonstrations, say)
+    return _change(options, Change(entities=new, demonstrations=solved, triples=facts))
+
+
+def _facts(file: str) -> list[Triple]:
+    from gemel_ray.knowledge import triple_files
+    from gemel_ray.knowledge.rejects import Rejects
+
+    rejects = Rejects()
+    found = list(triple_files.read(file, rejects))
+    if rejects.count or not found:
+        raise Mistake(f"{rejects.first[0] if rejects.count else f'{file} is empty'}; nothing was changed")
+    return found
 
 
 def _run_remove(options: argparse.Namespace) -> int:

@@ -43,6 +43,7 @@ from gemel_ray.knowledge.writing import (
 )
 from gemel_ray.progress import Meter
 from gemel_ray.ranking.making import renew
+from gemel_ray.ranking.triples import Triple, Triples
 from gemel_ray.readers import count, documents
 from gemel_ray.storage import new_folder
 
@@ -54,12 +55,14 @@ _OF_ONE_VERSION = ("version", "vectors", "collection", "former", "made", "change
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """What a new version has that the former one had not. `entities` as entities.read gives them; `aliases`
-    by the entity's id; `demonstrations`: files of solved documents."""
+    by the entity's id; `demonstrations`: files of solved documents; `triples`: facts for the knowledge
+    graph."""
 
     entities: Sequence[Entity] = ()
     removed: Sequence[str] = ()
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
     demonstrations: Sequence[str] = ()
+    triples: Sequence[Triple] = ()
 
 
 def rows_of(workspace: Workspace, ids: Iterable[str]) -> list[Entity]:
@@ -99,7 +102,7 @@ class NextVersion:
             own = Workspace(former.folder, former.sections, facts | collection, self.version, self.inside)
             facts["multiplicity"] = index(bank, own.new_vectors)
         if former.ranks:
-            renew(former, self.config, self.inside / "ranking", bank, self.entities)
+            renew(former, self.config, self.inside / "ranking", bank, self.entities, self.wanted.triples)
         facts |= {"demonstrations": bank.examples, "names": len(bank) - bank.examples}
         facts["pictures"] = len(bank.image_vectors)
         if former.features is not None:
@@ -202,6 +205,7 @@ class NextVersion:
         wanted = self.wanted
         told = _counted("entities added", [f"{e['id']} ({e['name']})" for e in wanted.entities])
         told += _counted("entities removed", list(wanted.removed))
+        told += _counted("triples added", [f"{t.head} {t.relation}" for t in wanted.triples])
         told += _counted("aliases added", [f"{i} {a!r}" for i, some in wanted.aliases.items() for a in some])
         if wanted.demonstrations:
             left = {"there already": self.repeated, "left out": self.made.rejects.count}
@@ -299,6 +303,11 @@ def _check(former: Workspace, config: Config, wanted: Change) -> None:
     _refuse([i for i in new if i in known], "there already: remove it first, or give it an alias")
     _refuse([i for i, times in Counter(new).items() if times > 1], "given twice")
     _refuse([i for i in (*wanted.removed, *wanted.aliases) if i not in known], "not in the knowledge base")
+    if wanted.triples and not (former.ranks and Triples.there(former.ranking_folder)):
+        raise Mistake(
+            f"{former.folder} was built without --triples, and its ranker reads none: build it again with "
+            "them; nothing was changed"
+        )
     refusal = longest_name(former.tokenize, config.bank.longest_name)
     if reason := next(filter(None, (refusal(e["name"]) for e in wanted.entities)), None):
         raise Mistake(f"{reason}; nothing was changed")

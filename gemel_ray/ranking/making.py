@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from gemel_ray.ranking.fitting import fitted
 from gemel_ray.ranking.ranker import Ranker
 from gemel_ray.ranking.ranking import FILE, teach, witness, write
 from gemel_ray.ranking.towers import Negatives
+from gemel_ray.ranking.triples import Triple
 
 _ENCODED = 1_024  # texts between two looks at the time
 _BATCH = 256  # examples whose neighbours are looked for at once
@@ -78,12 +79,20 @@ def _fit(
     )
 
 
-def renew(former: Workspace, config: Config, folder: Path, bank: Bank, entities: Entities) -> None:
-    """The ranking of another version of `former`, which has one: indexes anew, the same ranker."""
+def renew(
+    former: Workspace,
+    config: Config,
+    folder: Path,
+    bank: Bank,
+    entities: Entities,
+    facts: Sequence[Triple] = (),
+) -> None:
+    """The ranking of another version of `former`, which has one: indexes anew, new `facts` added, the same
+    ranker."""
     Ranker.load(former.ranking_folder / FILE)  # what an earlier version fitted has other files
     with Meter("texts", None) as meter:
         encode = _metered(former.mention_encoder(config.encode.device, config.encode.dtype), meter)
-        write(folder, bank, entities, encode, former, described=config.bank.descriptions)
+        write(folder, bank, entities, encode, former, described=config.bank.descriptions, facts=facts)
 
 
 def _texts(workspace: Workspace) -> int:

@@ -51,6 +51,10 @@ class Postings:
         """Pairs."""
         return len(self._rows)
 
+    def pairs(self) -> tuple[npt.NDArray[np.uint64], Rows]:
+        """All keys and rows, a key as often as it has rows."""
+        return np.repeat(self._keys, np.diff(self._offsets)), self._rows
+
     def of(self, key: int) -> Rows:
         """The rows that bear `key`."""
         at = int(self._keys.searchsorted(np.uint64(key)))

@@ -25,7 +25,7 @@ from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.ranker import Ranker, best_two, parts, told, voters
 from gemel_ray.ranking.retrieval import Retrieval
 from gemel_ray.ranking.towers import Negatives
-from gemel_ray.ranking.triples import Triples
+from gemel_ray.ranking.triples import Triple, Triples
 from gemel_ray.ranking.words import key
 
 if TYPE_CHECKING:
@@ -108,10 +108,11 @@ def write(
     former: Workspace | None = None,
     *,
     described: int,
+    facts: Sequence[Triple] = (),
 ) -> None:
     """Index a version's entities and examples into `folder`. Texts that `former`, another version, has
-    encoded are taken over, and so is its ranker. Descriptions of more than `described` entities have no
-    vectors."""
+    encoded are taken over, and so are its ranker and its triples, with new `facts` behind them. Descriptions
+    of more than `described` entities have no vectors."""
     name_files.write(entities, folder)
     known = Examples(former.ranking_folder, former.bank) if former else None
     example_files.write(bank, entities, encode, folder, known)
@@ -122,14 +123,17 @@ def write(
         descriptions.write_none(entities, width, folder / _ABOUT)
     if former:
         shutil.copyfile(former.ranking_folder / FILE, folder / FILE)
-        triples.taken_over(former.ranking_folder, folder)
+        if facts:
+            triples.write(facts, entities.pairs(), folder, Triples(former.ranking_folder))
+        else:
+            triples.taken_over(former.ranking_folder, folder)
     if Triples.there(folder):
         identities = np.fromiter(
             (key(identity) for identity, _ in entities.pairs()), np.uint64, len(entities)
         )
         np.save(folder / _IDENTITIES, identities)
     if former and Retrieval.there(former.ranking_folder):
-        retrieval.taken_over(former.ranking_folder, folder, *_of_entities(folder))
+        retrieval.taken_over(former.ranking_folder, folder, encode, *_of_entities(folder))
 
 
 def teach(folder: Path, encode: Encode, negatives: Negatives, judged: Sequence[Judged]) -> list[Matrix]:

@@ -54,11 +54,26 @@ def prepare(folder: Path, encode: Encode, width: int) -> None:
 def _encoded(labels: Sequence[str], encode: Encode, width: int, file: Path) -> None:
     """Zeros for what has no letters: numbers and dates."""
     made = np.lib.format.open_memmap(file, "w+", np.float16, (len(labels), width))  # type: ignore[no-untyped-call]
-    written = [i for i, label in enumerate(labels) if any(map(str.isalpha, label))]
+    _encode(made, labels, range(len(labels)), encode)
+    made.flush()
+
+
+def _encode(vectors: Half, labels: Sequence[str], which: Sequence[int], encode: Encode) -> None:
+    written = [i for i in which if any(map(str.isalpha, labels[i]))]
     for start in range(0, len(written), _AT_ONCE):
         some = written[start : start + _AT_ONCE]
-        made[some] = encode([labels[i] for i in some])
-    made.flush()
+        vectors[some] = encode([labels[i] for i in some])
+
+
+def _renew(file: Path, labels: Sequence[str], before: Sequence[str], encode: Encode) -> None:
+    """Vectors for labels that are new, or not what they were."""
+    known = np.load(file)
+    changed = [i for i, label in enumerate(labels) if i >= len(before) or label != before[i]]
+    if changed:
+        made = np.zeros((len(labels), known.shape[1]), np.float16)
+        made[: len(known)] = known
+        _encode(made, labels, changed, encode)
+        np.save(file, made)
 
 
 def frozen(folder: Path, about: Half, identities: npt.NDArray[np.uint64] | None) -> Frozen:
@@ -79,8 +94,15 @@ def finish(folder: Path, known: Frozen, weights: dict[str, Vectors]) -> None:
     np.save(folder / _ENTITIES, towers.loaded(weights).all_entities(known))
 
 
-def taken_over(former: Path, folder: Path, about: Half, identities: npt.NDArray[np.uint64] | None) -> None:
-    """The same towers in another version's folder, and the vectors of its entities."""
+def taken_over(
+    former: Path, folder: Path, encode: Encode, about: Half, identities: npt.NDArray[np.uint64] | None
+) -> None:
+    """The same towers in another version's folder, and the vectors of its entities. Only labels that the
+    former one's graph has not are encoded."""
     for name in (_ENDS, _RELATIONS):
         shutil.copyfile(former / name, folder / name)
+    if Triples.there(folder):
+        graph, before = Triples(folder), Triples(former)
+        _renew(folder / _ENDS, graph.labels(), before.labels(), encode)
+        _renew(folder / _RELATIONS, graph.relations(), before.relations(), encode)
     finish(folder, frozen(folder, about, identities), load_file(former / _WEIGHTS))

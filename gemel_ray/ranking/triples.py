@@ -72,6 +72,11 @@ class Triples:
         before = np.cumsum(lengths) - lengths
         return self._words[np.repeat(starts - before, lengths) + np.arange(lengths.sum())], lengths
 
+    def pairs(self) -> tuple[Keys, npt.NDArray[np.int64]]:
+        """Keys of the entities' ids, and of each a fact: its relation and, in the lower half, its node."""
+        heads, facts = self._facts.pairs()
+        return heads, self.relation[facts].astype(np.int64) << 32 | self.node[facts]
+
     def label(self, node: int) -> str:
         """Of a node."""
         return str(self._labels[node].as_py())
@@ -97,13 +102,25 @@ def _opened(file: Path) -> pa.ChunkedArray:
     return pa.ipc.open_file(pa.memory_map(str(file))).read_all()["label"]
 
 
-def write(triples: Iterable[Triple], entities: Iterable[tuple[str, str]], folder: Path) -> int:
-    """Write the arrays of these triples, given in any order. Returns how many there are; equal ones count
-    once. A tail without a label is called as the entity of its id is, by (id, name) of `entities`, or by its
-    id. In memory 16 bytes a triple, and the nodes' labels."""
+def write(
+    triples: Iterable[Triple],
+    entities: Iterable[tuple[str, str]],
+    folder: Path,
+    former: Triples | None = None,
+) -> int:
+    """Write the arrays of these triples, given in any order, behind those of `former`, whose nodes and
+    relations keep their numbers. Returns how many there are; equal ones count once. A tail without a label is
+    called as the entity of its id is, by (id, name) of `entities`, or by its id. In memory 16 bytes a triple,
+    and the nodes' labels."""
     folder.mkdir(parents=True, exist_ok=True)
     nodes, relations = _Numbered(), _Numbered()
     heads, packed = array("Q"), array("q")
+    if former is not None:
+        nodes.take(former.identity.tolist(), former.labels())
+        named = former.relations()
+        relations.take(map(key, named), named)
+        for mine, theirs in zip((heads, packed), former.pairs(), strict=True):
+            mine.frombytes(theirs.tobytes())
     for triple in triples:
         node = nodes.of(triple.tail or f"\0{triple.label}", triple.label)
         heads.append(key(triple.head))
@@ -134,6 +151,12 @@ class _Numbered:
         self.numbers: dict[int, int] = {}
         self.labels: list[str] = []
         self._unlabelled: set[int] = set()
+
+    def take(self, keys: Iterable[int], labels: list[str]) -> None:
+        """Begin with these. Whose label is its name has none yet."""
+        self.numbers = {key: number for number, key in enumerate(keys)}
+        self.labels = labels
+        self._unlabelled = {n for k, n in self.numbers.items() if key(labels[n]) == k}
 
     def of(self, name: str, label: str | None = None) -> int:
         number = self.numbers.setdefault(key(name), len(self.labels))
