@@ -137,7 +137,7 @@ CARRIED: dict[str, tuple[str, ...]] = {
     "assemble": ("images",),
     "generate": (
         "beams", "search", "score", "length_penalty", "prior_weight", "neighbour_weight",
-        "nil_threshold", "dtype",
+        "ranking", "choice_weight", "nil_threshold", "dtype",
     ),
 }  # fmt: skip
 

@@ -44,7 +44,14 @@ def by_ranker(asked: Generate, entities: Entities, row: dict[str, Any]) -> dict[
     return best | answer
 
 
-def reasons_of(reasons: str | None, said: float | None) -> str | None:
-    """The ranker's reasons, and what the language model gives the answer; None: it did not name it."""
-    model = "not named" if said is None else f"{said:.0%}"
-    return f"{reasons}; the answer by the language model: {model}" if reasons else None
+def reasons_of(reasons: str | None, said: float | None, chosen: float | None = None) -> str | None:
+    """The ranker's reasons, and what the language model gives the answer (None: it did not name it), and by
+    its choice among the ranker's best (None: there was none, or the answer is not among them)."""
+    if not reasons:
+        return None
+    choice = "" if chosen is None else f", by its choice: {chosen:.0%}"
+    return f"{reasons}; the answer by the language model: {_share(said)}{choice}"
+
+
+def _share(said: float | None) -> str:
+    return "not named" if said is None else f"{said:.0%}"

@@ -25,6 +25,7 @@ from gemel_ray.readers.fields import short
 from gemel_ray.readers.mentions import place
 from gemel_ray.setting import setting
 from gemel_ray.stage import Stage, Work, answer, settings_of
+from gemel_ray.stages.choosing import LETTERS, Choices
 from gemel_ray.stages.generate import Generate
 from gemel_ray.tables import listed
 
@@ -113,6 +114,15 @@ def demonstration_text(text: str, mention: str, target: str) -> str:
     return f"{query_text(text, mention)}{target}\n"
 
 
+def choice_text(text: str, mention: str, candidates: Sequence[str]) -> str:
+    """What stands behind the visual prefix where the language model is to choose a candidate's letter."""
+    listed = "".join(f"{letter}. {line}\n" for letter, line in zip(LETTERS, candidates, strict=False))
+    return (
+        f"[Text]{text}\n[Candidates]\n{listed}"
+        f"[Question]Which candidate does {mention} mentioned in the text refer to?\n[Answer]"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Assemble(Stage):
     """Makes the prompt: token ids, and the places of pictures.
@@ -120,11 +130,16 @@ class Assemble(Stage):
     With `images: false` no picture is in the prompt. Retrieval still sees them.
     """
 
-    reads: ClassVar = ("text", "mention", "start", "end", "placed", "shots", "shared", "image_vector")
+    reads: ClassVar = (
+        "text", "mention", "start", "end", "placed", "shots", "shared", "image_vector", "likely", "chances",
+    )  # fmt: skip
     writes: ClassVar = pa.schema(
         [
             pa.field("prompt", pa.list_(pa.int32())),
             pa.field("beginning", pa.int32()),  # so many of its numbers are what other prompts begin with too
+            pa.field(
+                "choice", pa.list_(pa.int32())
+            ),  # what stands behind the beginning to choose a candidate
             pa.field("demonstrations", pa.list_(pa.string())),  # ids of the examples that stand in it
             pa.field("note", pa.string()),
         ]
@@ -132,20 +147,22 @@ class Assemble(Stage):
     images: bool = setting(True, "show pictures in the prompt")
 
     def start(self, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
-        return _Assembling(self, workspace, settings_of(Generate, line).length)
+        return _Assembling(self, workspace, settings_of(Generate, line))
 
 
 class _Assembling(Work):
-    def __init__(self, stage: Assemble, workspace: Workspace, length: int) -> None:
-        self.stage, self.bank, self.length = stage, workspace.bank, length
+    def __init__(self, stage: Assemble, workspace: Workspace, asked: Generate) -> None:
+        self.stage, self.bank, self.asked = stage, workspace.bank, asked
         self.tokenizer, self.tokenize = workspace.tokenizer, workspace.tokenize
         self.prefix = workspace.prefix if stage.images else 0  # tokens that a picture takes
         self.images = self.prefix > 0
-        self.room = _room(workspace, length)
+        self.room = _room(workspace, asked.length)
+        chooses = asked.rerank and 0 < asked.ranking < 1
+        self.choices = Choices(workspace.entities, asked.rerank, asked.sure) if chooses else None
         self.example, self.joined = lru_cache(_EXAMPLES)(self._example), lru_cache(_SETS)(self._joined)
 
     def renewed(self, workspace: Workspace) -> Work:
-        return _Assembling(self.stage, workspace, self.length)
+        return _Assembling(self.stage, workspace, self.asked)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         seen = pc.is_valid(batch["image_vector"]).to_pylist()
@@ -160,7 +177,7 @@ class _Assembling(Work):
         return answer(self.stage.writes, columns, columns["error"])
 
     def _prompt(self, row: dict[str, Any], query: list[int], image: list[int]) -> dict[str, Any]:
-        room, notes = self.room - len(image) * self.prefix, [row["placed"]]
+        room, notes, part = self.room - len(image) * self.prefix, [row["placed"]], row["text"]
         if len(query) > room:
             part = self._cut(row, room // 2)
             if part is None:
@@ -178,9 +195,17 @@ class _Assembling(Work):
         return {
             "prompt": np.concatenate([beginning, own, np.array([*image, *query], np.int32)]),
             "beginning": len(beginning),
+            "choice": self._choice(row, part, image, room - sum(sizes[p] for p in places if p < shared)),
             "demonstrations": self.bank.ids([shots[place] for place in places]),
             "note": "; ".join(filter(None, notes)) or None,
         }
+
+    def _choice(self, row: dict[str, Any], text: str, image: list[int], room: int) -> list[int] | None:
+        """The candidates listed, if there are any and they fit."""
+        if self.choices is None or not (candidates := self.choices.of(row)):
+            return None
+        (ids,) = self.tokenize([choice_text(text, row["mention"], candidates)])
+        return [*image, *ids] if len(ids) <= room else None
 
     def _cut(self, row: dict[str, Any], room: int) -> str | None:
         at = (row["start"] or 0, row["end"] or 0)

@@ -31,13 +31,17 @@ class Generate(Stage):
     and the ranker's log-probabilities, normalised over the names that either knows. `ranking` is the ranker's
     weight: at 0 it is not used, and at 1 it answers alone, without loading the language model.
 
+    With `rerank`, where the ranker is not sure, the language model also chooses among that many of its best
+    candidates, listed with their descriptions: one more pass behind the same demonstrations. Weighted by
+    `choice_weight`, this changes the ranker's probabilities among them.
+
     An answer whose probability (the softmax of the candidates' scores) is below `nil_threshold` is NIL.
     """
 
     work: ClassVar = "gemel_ray.stages.generating"
     reads: ClassVar = (
-        "prompt", "beginning", "image_vector", "shots", "nearest", "similarities", "likely", "chances",
-        "reasons", "options",
+        "prompt", "beginning", "choice", "image_vector", "shots", "nearest", "similarities", "likely",
+        "chances", "reasons", "options",
     )  # fmt: skip
     writes: ClassVar = pa.schema(
         [
@@ -87,6 +91,17 @@ class Generate(Stage):
         "answers of the ranker above this probability stand without the language model; 1: none does",
         at_least=0,
         at_most=1,
+    )
+    rerank: int = setting(
+        0,
+        "of the ranker's best candidates, how many the language model chooses among; 0: no choice",
+        at_least=2,
+        at_most=26,
+        or_zero=True,
+        unit="candidates",
+    )
+    choice_weight: float = setting(
+        0.5, "weight of that choice beside the ranker's probabilities", at_least=0, at_most=1
     )
     nil_threshold: float = setting(
         0.0, "least probability of an answer; below it the answer is NIL", at_least=0, at_most=1

@@ -12,7 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path as Folder
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +27,12 @@ from gemel_ray.engine.search import Expansions, Rollout, beam, exact, greedy
 from gemel_ray.engine.vllm.starting import EngineOptions
 from gemel_ray.engine.work import Asked, Candidate, Path, Prompt, PromptEmbeddings, Step, Usage, probabilities
 from gemel_ray.errors import WorkspaceError
-from gemel_ray.knowledge.prefix_tree import NOWHERE
+from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree
 from gemel_ray.ranking.joining import joined, likeliest
 from gemel_ray.stage import Stage, Work, answer, settings_of
 from gemel_ray.stages.answers import by_ranker, reasons_of, settled
 from gemel_ray.stages.assemble import query_text
+from gemel_ray.stages.choosing import Choosing, LogProbs, reranked
 from gemel_ray.stages.generate import Generate
 from gemel_ray.stages.ranked import Ranked
 from gemel_ray.stages.retrieve import Retrieve
@@ -51,6 +53,22 @@ def start(stage: Generate, workspace: Workspace, line: Sequence[Stage] = ()) -> 
     return Generating(stage, workspace, shown)
 
 
+class _Under(NamedTuple):
+    """What constrains a rollout: a tree, where it lies, and whether scores are over what it allows."""
+
+    tree: PrefixTree
+    folder: Folder
+    renormalise: bool
+
+
+class Heard(NamedTuple):
+    """What the language model says of a mention: names that it writes, and, where it is to choose among the
+    ranker's best, the log-probabilities of these."""
+
+    found: list[Candidate]
+    chosen: LogProbs | None
+
+
 class Generating(Work):
     """`shown`: by what settings examples come into prompts."""
 
@@ -69,6 +87,7 @@ class Generating(Work):
         self.beginnings = Beginnings(self._begin, self.engine.hold, self.engine.release)
         neutral = self.prompts(workspace.tokenize([query_text("", "")])[0], None)
         self._beginning = lru_cache(_BEGINNINGS)(lambda ids: self.prompts.written(ids, None))
+        self.choosing: Choosing | None = (former and former.choosing) or _choosing(stage, workspace)
         self.neighbours = Neighbours(self.tree, workspace.bank, workspace.tokenize)
         self.prior = Prior(
             self.tree, self._behind(neutral, _reported(stage.beams)), renormalise=stage.score == "tree"
@@ -93,22 +112,69 @@ class Generating(Work):
             self.ranked += 1
             return by_ranker(asked, self.entities, row)
         try:
-            found = await self._in_rounds(asked, row) or await self._by_rollouts(asked, row)
-            if asked.prior_weight:
-                found = await self.prior.corrected(found, asked.prior_weight, asked.length_penalty)
+            heard = await self.heard(asked, row)
         except ValueError as reason:  # this prompt's own fault: too long
             return {"error": str(reason)}
-        chances = dict(zip(row["likely"] or (), row["chances"] or (), strict=True))
+        return self._joined(asked, row, heard)
+
+    async def heard(self, asked: Generate, row: dict[str, Any]) -> Heard:
+        """What the language model says of a mention. Raises ValueError for a prompt that is too long."""
+        return Heard(*await asyncio.gather(self._named(asked, row), self._chosen(row)))
+
+    def chances(self, row: dict[str, Any], chosen: LogProbs | None, choice_weight: float) -> dict[int, float]:
+        """The ranker's log-probabilities of entities, by row, with the language model's choice."""
+        logs = row["chances"] or []
+        if chosen is not None:
+            logs = reranked(logs, chosen, choice_weight)
+        return dict(zip(row["likely"] or (), logs, strict=True))
+
+    def _joined(self, asked: Generate, row: dict[str, Any], heard: Heard) -> dict[str, Any]:
+        """The answer's columns."""
+        found, chosen = heard
+        chances = self.chances(row, chosen, asked.choice_weight)
         said = {candidate.leaf: math.exp(candidate.log_prob) for candidate in found}
         if asked.ranking and chances:
-            found = joined(found, self._by_name(chances), asked.ranking, asked.beams)
+            found = joined(found, self.by_name(chances), asked.ranking, asked.beams)
         elif weight := asked.neighbour_weight:
             shares = self.neighbours.shares(row["nearest"], row["similarities"])
             found = interpolated(found, shares, weight, asked.beams)
-        why = reasons_of(row["reasons"], said.get(found[0].leaf))
+        picked = {} if chosen is None else dict(zip(row["likely"], np.exp(chosen).tolist(), strict=False))
+        best = likeliest(self.tree.entities(found[0].leaf).tolist(), chances)[0]
+        why = reasons_of(row["reasons"], said.get(found[0].leaf), picked.get(best))
         return self._row(found, asked.nil_threshold, chances) | {"why": why}
 
-    def _by_name(self, chances: dict[int, float]) -> dict[int, float]:
+    async def _named(self, asked: Generate, row: dict[str, Any]) -> list[Candidate]:
+        """What the language model writes."""
+        found = await self._in_rounds(asked, row) or await self._by_rollouts(asked, row)
+        if asked.prior_weight:
+            found = await self.prior.corrected(found, asked.prior_weight, asked.length_penalty)
+        return found
+
+    async def _chosen(self, row: dict[str, Any]) -> LogProbs | None:
+        """Log-probabilities of the ranker's best candidates by the model's choice among them."""
+        if row["choice"] is None or self.choosing is None:
+            return None
+        begins, choosing = row["prompt"][: row["beginning"]], self.choosing
+        search = Search(choosing.tree, choosing.most, 0.0, True)
+        beginning, own = self._beginning(tuple(begins)), self.prompts.written(row["choice"], _feature(row))
+        if self.engine.takes(search, len(beginning), len(own)):
+            found = await self.engine.beams(search, beginning, own, self.usage)
+        else:
+            found = await self._letters(choosing, row, begins)
+        said = {candidate.leaf: candidate.log_prob for candidate in found}
+        return choosing.log_probs(said, min(choosing.most, len(row["likely"])))
+
+    async def _letters(self, choosing: Choosing, row: dict[str, Any], begins: list[int]) -> list[Candidate]:
+        """The same by rollouts."""
+        tokens = len(row["choice"]) + self.stage.block
+        async with self.room.taken(tokens, (), tuple(begins)), self.beginnings.kept(tuple(begins)) as behind:
+            prompt = self.prompts([*begins, *row["choice"]], _feature(row))
+            under = _Under(choosing.tree, choosing.folder, True)
+            rollout = self._behind(prompt, _reported(choosing.most), behind=behind, under=under)
+            expansions = Expansions(choosing.tree, rollout, renormalise=True)
+            return await beam(choosing.tree, expansions, 0.0, choosing.most)
+
+    def by_name(self, chances: dict[int, float]) -> dict[int, float]:
         """The ranker's log-probabilities of entities, as those of their names, by leaf."""
         names: dict[int, float] = {}
         for (_, name), log_prob in zip(self.entities.of(chances), chances.values(), strict=True):
@@ -154,19 +220,24 @@ class Generating(Work):
             self.engine.release(hold)
         return found
 
-    def _behind(self, prompt: Prompt, reported: int, hold: int = 0, held: Held = ()) -> Rollout:
-        """The engine, continuing this prompt, with so many of the best tokens reported a step. Its first
-        request is kept under `hold`, and later ones stand behind that; the first behind what is `held`."""
+    def _behind(
+        self, prompt: Prompt, reported: int, hold: int = 0, behind: Held = (), under: _Under | None = None
+    ) -> Rollout:
+        """The engine, continuing this prompt `under` a tree, by default that of the names, with so many of
+        the best tokens reported a step. Its first request is kept under `hold`, later ones stand behind that;
+        the first stands `behind` what is held already."""
+        tree, folder, renormalise = under or _Under(self.tree, self.tree_folder, self.stage.score == "tree")
+        kept = [(hold, prompt.base)] if hold else []
 
         async def rollout(path: Path, node: int, wide: int = 0) -> list[Step]:
             asked = Asked(
-                tree=self.tree_folder,
+                tree=folder,
                 node=node,
-                limit=1 if wide else self.tree.depth - len(path),
+                limit=1 if wide else tree.depth - len(path),
                 wide=wide or reported,
-                renormalise=self.stage.score == "tree",
+                renormalise=renormalise,
                 keep=hold,
-                behind=[(hold, prompt.base), *held],
+                behind=[*kept, *behind],
             )
             return await self.engine.rollout(self.prompts.extended(prompt, path), asked, self.usage)
 
@@ -215,6 +286,13 @@ class Generating(Work):
         own = {"mentions": self.mentions, "ranked": self.ranked, "cut": self.cut}
         own["shared"] = self.room.shared
         return own | asdict(self.usage) | self.engine.measures()
+
+
+def _choosing(stage: Generate, workspace: Workspace) -> Choosing | None:
+    """Where the language model is to choose among the ranker's best."""
+    if not stage.rerank or not 0 < stage.ranking < 1 or not workspace.ranks:
+        return None
+    return Choosing(stage.rerank, workspace.tokenize, workspace.tree.end_token)
 
 
 def _feature(row: dict[str, Any]) -> npt.NDArray[np.float32] | None:

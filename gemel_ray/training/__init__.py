@@ -5,7 +5,8 @@ query's target and end-of-name token only. `train` is the whole of it, `item_los
 """
 
 from gemel_ray.training.examples import Example
+from gemel_ray.training.joining import learn
 from gemel_ray.training.launch import train
 from gemel_ray.training.losses import item_losses
 
-__all__ = ["Example", "item_losses", "train"]
+__all__ = ["Example", "item_losses", "learn", "train"]

@@ -124,13 +124,14 @@ def _key(config: Config, workspace: Workspace, files: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _tables(config: Config, files: Sequence[str]) -> Iterator[pa.Table]:
+def documents_of(config: Config, files: Sequence[str]) -> Iterator[pa.Table]:
+    """Of these files, as the configuration says."""
     for file in files:
         yield from documents(file, fetch_official_images=config.input.fetch_official_images)
 
 
 def _rows(config: Config, files: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for table in _tables(config, files):
+    for table in documents_of(config, files):
         yield from table.to_pylist()
 
 
@@ -160,8 +161,8 @@ def _solved(
 
     def batches() -> Iterator[pa.Table]:
         documents_before = 0
-        for read in _tables(config, files):
-            table = _numbered(read, documents_before)  # several may bear the same id
+        for read in documents_of(config, files):
+            table = numbered(read, documents_before)  # several may bear the same id
             documents_before += len(table)
             for row in explode(table.append_column("status", table["error"]), ("given",)).to_pylist():
                 if name := known.name(row["target"], row["target_id"]):
@@ -187,7 +188,8 @@ def _solved(
         segment.close()
 
 
-def _numbered(table: pa.Table, first: int) -> pa.Table:
+def numbered(table: pa.Table, first: int) -> pa.Table:
+    """The documents with numbers for ids."""
     ids = pa.array([str(first + i) for i in range(len(table))])
     return table.set_column(table.column_names.index("document_id"), "document_id", ids)
 

@@ -1,0 +1,199 @@
+"""The language model beside the ranker: its choice among the best, and the weights of both, learned."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemel_ray.cli import main
+from gemel_ray.config import Config, load
+from gemel_ray.engine.search import Candidate
+from gemel_ray.errors import Mistake
+from gemel_ray.knowledge.build import build
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.linking import linking_graph
+from gemel_ray.readers import documents
+from gemel_ray.stages.choosing import normalised, reranked
+from gemel_ray.stages.generate import Generate
+from gemel_ray.stages.generating import Generating, Heard
+from gemel_ray.training.joining import _Asked, _learnt
+
+SETTINGS = (
+    "bank.ranker=20", "retrieve.demonstrations=4", "generate.rerank=3", "generate.sure=1",
+    "generate.choice_weight=1", "generate.dtype=float32", "generate.length=1024", "generate.cache_gib=1.0",
+)  # fmt: skip
+TRADES = ("painter", "footballer", "astronomer", "senator", "cellist")
+SURNAMES = ("Almeida", "Brandt", "Castellan", "Dvorsky", "Eriksen", "Fontaine")
+BEFORE = ["detect", "encode", "retrieve", "assemble"]
+
+
+def lines(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory: Any) -> Workspace:
+    """All people of one surname have one name, too: only their descriptions differ."""
+    folder = tmp_path_factory.mktemp("choosing")
+    people = [(f"Q{i}", f"Jo {s}", s, t) for i, (s, t) in enumerate((s, t) for s in SURNAMES for t in TRADES)]
+    kb = [{"id": i, "name": name, "description": f"{t} from Utrecht"} for i, name, _, t in people]
+    solved = [
+        {"text": f"The {t} {s} was there.", "mention": s, "target_id": i, "target": name}
+        for i, name, s, t in people
+    ]
+    train, base = lines(folder / "train.jsonl", solved), lines(folder / "kb.jsonl", kb)
+    build(load(None, {}, SETTINGS), base, [train], folder / "ws", print)
+    config = load(None, read_facts(folder / "ws")["settings"], SETTINGS)
+    return Workspace.open(folder / "ws", config)
+
+
+def prompts(ranked: Workspace, folder: Path, *settings: str) -> tuple[Config, list[dict[str, Any]]]:
+    """What Generate reads of two mentions."""
+    config = load(None, ranked.facts["settings"], [*SETTINGS, *settings])
+    asked = [{"text": f"Brandt, a {t}, was here.", "mention": "Brandt"} for t in ("senator", "painter")]
+    segment = linking_graph(config, ranked).segment(BEFORE, ranked)
+    rows = asyncio.run(segment.run(next(documents(lines(folder / "asked.jsonl", asked))))).to_pylist()
+    segment.close()
+    return config, rows
+
+
+def test_candidates_are_listed_with_their_descriptions(ranked: Workspace, tmp_path: Path) -> None:
+    _, rows = prompts(ranked, tmp_path)
+    for row in rows:
+        text = ranked.tokenizer.decode(row["choice"])
+        about = [ranked.entities.table["description"][entity].as_py() for entity in row["likely"]]
+        expected = "".join(f"{letter}. Jo Brandt: {a}\n" for letter, a in zip("ABC", about, strict=False))
+        assert f"[Candidates]\n{expected}[Question]Which candidate does Brandt" in text
+        assert text.endswith("[Answer]")
+
+
+@pytest.mark.parametrize("settings", [("generate.sure=0",), ("generate.rerank=0",), ("retrieve.ranking=0",),
+                                      ("generate.ranking=0",)])  # fmt: skip
+def test_nothing_is_listed_where_nothing_is_to_be_chosen(
+    ranked: Workspace, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    _, rows = prompts(ranked, tmp_path, *settings)
+    assert [row["choice"] for row in rows] == [None, None]
+
+
+@pytest.mark.slow
+def test_the_choice_is_the_same_in_rounds_and_by_rollouts_and_decides_the_id(
+    ranked: Workspace, generating: Generating, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a weight of 1 the language model alone orders the entities of one name."""
+    config, rows = prompts(ranked, tmp_path)
+    work = Generating(config.generate, ranked, config.retrieve, generating)
+    ways = [[asyncio.run(work._chosen(row)) for row in rows]]
+    with monkeypatch.context() as patch:
+        patch.setattr(work.engine, "takes", lambda *_: False)
+        ways.append([asyncio.run(work._chosen(row)) for row in rows])
+    for in_rounds, by_rollouts in zip(*ways, strict=True):
+        assert in_rounds is not None
+        assert np.exp(in_rounds).sum() == pytest.approx(1)
+        assert in_rounds == pytest.approx(by_rollouts, abs=1e-3)
+        assert np.ptp(in_rounds) > 0.01
+    for row, chosen in zip(rows, ways[0], strict=True):
+        linked = asyncio.run(work._link(row))
+        assert linked["status"] == "linked"
+        best = row["likely"][int(np.argmax(chosen))]
+        assert f", by its choice: {np.exp(chosen).max():.0%}" in linked["why"]
+        assert linked["entity_id"] == ranked.entities.table["id"][best].as_py()
+
+
+LOGS = st.lists(st.floats(-9, 0), min_size=2, max_size=8)
+
+
+@given(LOGS, st.floats(0, 1), st.integers(2, 8))
+def test_a_choice_moves_probability_among_those_chosen_from_only(
+    logs: list[float], weight: float, count: int
+) -> None:
+    chances, few = normalised(logs).tolist(), min(count, len(logs))
+    chosen = normalised(range(few))
+    made = reranked(chances, chosen, weight)
+    assert made[few:] == chances[few:]
+    assert sum(map(math.exp, made)) == pytest.approx(1)
+    if weight == 0:
+        assert made == pytest.approx(chances)
+    if weight == 1:
+        assert np.diff(made[:few]) == pytest.approx(1)
+
+
+def test_one_candidate_is_no_choice() -> None:
+    with pytest.raises(Mistake, match=r"generate\.rerank"):
+        load(None, {}, ("generate.rerank=1",))
+    assert replace(load(None, {}, ()).generate, rerank=2).rerank == 2
+
+
+@pytest.fixture
+def work(ranked: Workspace, generating: Generating, monkeypatch: pytest.MonkeyPatch) -> Generating:
+    """Of the engine that all tests share; `train --joining` would start one of its own."""
+    config = load(None, read_facts(ranked.folder)["settings"], SETTINGS)
+    work = Generating(config.generate, ranked, config.retrieve, generating)
+    monkeypatch.setattr(Generate, "start", lambda *_: work)
+    monkeypatch.setattr(work, "close", lambda: None)
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("who_is_right", "least", "most"), [("model", 0, 0.4), ("ranker", 0.6, 0.98)])
+def test_who_is_right_gets_the_weight(
+    ranked: Workspace, work: Generating, who_is_right: str, least: float, most: float
+) -> None:
+    """Made-up answers to 42 mentions: one of both knows them all, the other is as sure of something else."""
+    rows = [name for name in range(len(SURNAMES)) for _ in range(7)]
+    asked, heard = [], []
+    for at in rows:
+        (_, right), (_, wrong) = ranked.entities.of([5 * at, (5 * at + 5) % 30])
+        said, ranked_first = (right, wrong) if who_is_right == "model" else (wrong, right)
+        likely = [ranked.entities.table["name"].to_pylist().index(n) for n in (ranked_first, said)]
+        row = {"likely": likely, "chances": [math.log(0.7), math.log(0.3)]}
+        leaves = [work.neighbours.leaf(n) for n in (said, ranked_first)]
+        found = [Candidate(leaf, math.log(p), 0.0) for leaf, p in zip(leaves, (0.8, 0.2), strict=True)]
+        asked.append(_Asked(row, right))
+        heard.append(Heard(found, None))
+    lines: list[str] = []
+    weights = _learnt(work, asked, heard, lines.append)
+    assert least <= weights.ranking <= most
+    assert lines[0].startswith("right in 100.0% with weights learned on the others")
+
+
+@pytest.mark.slow
+def test_the_weights_are_learned_by_a_command_and_used_from_then_on(
+    ranked: Workspace, work: Generating, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    solved = [
+        {"text": f"{s}, who is a {t}, came by.", "mention": s, "target": f"Jo {s}"}
+        for s in SURNAMES
+        for t in TRADES
+    ]
+    known = [
+        {"text": f"The {t} Brandt was there.", "mention": "Brandt", "target": "Jo Brandt"} for t in TRADES
+    ]
+    kept = (ranked.folder / "workspace.json").read_text()
+    dev = lines(tmp_path / "dev.jsonl", [*solved, *known])
+    asked = ["train", "--joining", "--workspace", str(ranked.folder), "--dev"]
+    options = [word for setting in SETTINGS for word in ("--set", setting)]
+    try:
+        assert main([*asked, dev, *options]) == 0
+        said = capsys.readouterr().err
+        settings = read_facts(ranked.folder)["settings"]
+    finally:
+        (ranked.folder / "workspace.json").write_text(kept)
+    assert "left out 5 mentions that are examples of the workspace" in said
+    assert "about 30 mentions" in said
+    learned = load(None, settings, ()).generate
+    assert f"learned on all: generate.ranking={learned.ranking:g}" in said
+    assert f"generate.choice_weight={learned.choice_weight:g}" in said
+    assert main([*asked, lines(tmp_path / "few.jsonl", known), *options]) == 2
+    assert "not sure of 0 mentions" in capsys.readouterr().err
