@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,27 @@ def test_tables_in_csv_and_parquet_files(tmp_path: Path) -> None:
         assert (row["error"], row["text"], row["given"][0]["mention_id"]) == (None, TEXT, "1/player")
 
 
+@pytest.mark.parametrize(("name", "content"), [
+    ("cup.csv", CSV), ("cup.CSV", CSV.replace(",", ";")), ("cup.tsv", CSV.replace(",", "\t")),
+    ("cup.json", json.dumps(RECORDS)), ("cup.csv.gz", CSV),
+])  # fmt: skip
+def test_a_file_is_one_table_of_a_document(tmp_path: Path, name: str, content: str) -> None:
+    data = content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else b"\xef\xbb\xbf" + data)
+    row = read(tmp_path, {"text": "Goals", "table": name, "mentions": [CELL]})
+    assert (row["error"], row["text"], row["given"][0]["mention_id"]) == (None, TEXT, "1/player")
+
+
+@pytest.mark.parametrize(("name", "why"), [
+    ("none.csv", "cannot read the table 'none.csv'"),
+    ("https://example.org/cup.csv", "a table's file is a path"),
+    ("empty.csv", "neither JSON nor CSV"),
+])  # fmt: skip
+def test_a_file_that_is_no_table_costs_its_document(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "empty.csv").write_text("")
+    assert why in read(tmp_path, {"text": "Goals", "table": name})["error"]
+
+
 def asked(content: dict[str, Any], **limits: Any) -> dict[str, Any]:
     (table,) = rows(call(Body(content), "r", Online(**limits)), Online(**limits), lambda url: b"")
     (row,) = table.to_pylist()
@@ -120,6 +142,7 @@ def test_a_request_has_the_row_of_a_file(tmp_path: Path) -> None:
     ({"text": "", "table": {"columns": ["a"], "rows": []}}, {}, "no rows"),
     ({"text": "Goals", "table": TABLE, "mentions": [{"row": 9, "column": 0}]}, {}, "there is no row 9"),
     ({"text": "Goals", "table": CSV}, {"characters": 40}, "at most 40 are taken"),
+    ({"text": "Goals", "table": "/etc/cup.csv"}, {}, "the table has no rows"),
     ({"text": "Goals", "table": TABLE, "mentions": [{"row": 0, "column": 0}] * 2}, {}, "given twice"),
     ({"text": "Goals", "mentions": [{"row": 0, "column": 0}]}, {}, "a mention is its words or an object"),
 ])  # fmt: skip

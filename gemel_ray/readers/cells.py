@@ -3,8 +3,9 @@
     {"text": "Winners", "table": {"columns": ["year", "player"], "rows": [["1998", "Henry"]]},
      "mentions": [{"row": 0, "column": "player"}]}
 
-`table` may also be a list of objects, a row each, or a text: CSV with its header, or JSON. Rows are counted
-from 0 below the header; a column is named, or counted from 0. Each row becomes a line of the document's text,
+`table` may also be a list of objects, a row each, a text (CSV with its header, or JSON), or in a file of
+documents the path of such a file. Rows are counted from 0 below the header; a column is named, or counted
+from 0. Each row becomes a line of the document's text,
 `year: 1998; player: Henry`, so that prompt and vectors see what stands beside a mention.
 """
 
@@ -18,12 +19,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemel_ray.characters import normal
-from gemel_ray.readers.fields import BadRecord, Row, short, valid_text
+from gemel_ray.readers.delimited import SEPARATORS
+from gemel_ray.readers.fields import BadRecord, Row, first_line, short, valid_text
 from gemel_ray.readers.mentions import mentions
+from gemel_ray.readers.opening import PACKED, decoded, opened
+from gemel_ray.readers.pictures import SourceFile
 
 FIELD = "table"
 _ROWS = 24  # of a longer table, rows with mentions come first, then the first others
 _WIDEST = 256  # columns
+_FILE = 16 * 2**20  # bytes
+_FILES = tuple(f"{kind}{packed}" for kind in (".csv", ".tsv", ".json") for packed in PACKED)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,23 @@ def text_with_table(text: str, table: Any, given: Any) -> tuple[str, list[Row] |
         if isinstance(cell, tuple) and not mention["error"]:
             mention["mention_id"] = f"{cell[0]}/{made.columns[cell[1]]}"
     return whole, found
+
+
+def in_file(value: Any, at: SourceFile) -> Any:
+    """What the file holds that `value` names, whole; any other value as it is. Raises BadRecord."""
+    if not isinstance(value, str) or "\n" in value or not value.strip().lower().endswith(_FILES):
+        return value
+    address = at.address_of(value)
+    if address.lower().startswith(("http://", "https://")):
+        raise BadRecord(f"a table's file is a path or a store's address, not {short(value)}")
+    try:
+        with opened(address) as file:
+            data = file.read(_FILE + 1)
+    except Exception as fault:
+        raise BadRecord(f"cannot read the table {short(value)}: {first_line(fault)}") from fault
+    if len(data) > _FILE:
+        raise BadRecord(f"the table {short(value)} has more than {_FILE:,} bytes")
+    return _spelled(decoded(data), "\t" if ".tsv" in address.lower()[-8:] else None)
 
 
 def row_of(table: Any) -> str:
@@ -116,15 +139,17 @@ def _cell_text(value: Any, where: str) -> str:
     return normal(valid_text(value, where)) if isinstance(value, str) else str(value)
 
 
-def _spelled(text: str) -> Any:
-    """A table in a field of text: JSON or CSV."""
+def _spelled(text: str, separator: str | None = ",") -> Any:
+    """A table as text: JSON or CSV. `separator` None: as the header looks."""
     if text.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as fault:
             raise BadRecord(f"the table is neither JSON nor CSV: {short(text)}") from fault
     try:
-        header, *rows = (row for row in csv.reader(io.StringIO(text)) if row)
+        first = text.lstrip().partition("\n")[0]
+        separator = separator or max(SEPARATORS, key=first.count)
+        header, *rows = (row for row in csv.reader(io.StringIO(text), delimiter=separator) if row)
     except (csv.Error, ValueError) as fault:
         raise BadRecord(f"the table is neither JSON nor CSV: {short(text)}") from fault
     return {"columns": header, "rows": rows}

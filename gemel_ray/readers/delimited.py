@@ -19,7 +19,7 @@ from gemel_ray.readers.fields import TEXTS, BadRecord, Numbered, may_be_read, sh
 from gemel_ray.readers.opening import PACKED, lines, opened
 
 TABLES = tuple(kind + packed for kind in (".csv", ".tsv") for packed in PACKED)
-_SEPARATORS = ",;\t|"
+SEPARATORS = ",;\t|"
 _NUMBERS = ("start", "end")
 _WEB = ("http://", "https://")
 _PROSE = set(TEXTS) - {"captions", "sentences"}  # a caption may begin with a bracket
@@ -33,7 +33,7 @@ def table_rows(address: str) -> Iterator[Numbered]:
         first = next(texts, "")
         if not first.strip():
             return
-        separator = "\t" if ".tsv" in address.lower()[-8:] else max(_SEPARATORS, key=first.count)
+        separator = "\t" if ".tsv" in address.lower()[-8:] else max(SEPARATORS, key=first.count)
         names = next(csv.reader([first], delimiter=separator), [])
         bare = _names_of_pairs(names)
         if not bare and not any(may_be_read(name.strip()) for name in names):

@@ -275,7 +275,7 @@ def native_columns(raw: Row, at: SourceFile) -> Row:
     if table is None:
         given = mentions_of(raw, text)
     else:
-        text, given = cells.text_with_table(text, table, raw.get("mentions"))
+        text, given = cells.text_with_table(text, cells.in_file(table, at), raw.get("mentions"))
     return {
         "text": text, "given": given, "image_key": key, **picture,
         **unread(raw, NATIVE.union((field, where), _of_mentions(raw)), pictured=bool(picture or key)),
