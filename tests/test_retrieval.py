@@ -19,9 +19,11 @@ from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.ranking import towers
+from gemel_ray.ranking.cases import Question
+from gemel_ray.ranking.evidence import Witness
 from gemel_ray.ranking.features import RETRIEVAL, named, of_features
 from gemel_ray.ranking.ranker import Ranker
-from gemel_ray.ranking.ranking import FILE
+from gemel_ray.ranking.ranking import FILE, witness
 from gemel_ray.ranking.retrieval import Retrieval
 from gemel_ray.ranking.towers import Asked, Frozen, Generator, Negatives, Towers, taught
 from gemel_ray.ranking.triples import Triples
@@ -154,6 +156,18 @@ def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(tmp
     before, after = Retrieval(opened.ranking_folder), Retrieval(later.ranking_folder)
     assert np.allclose(before.fits(rows, vector, vector), after.fits(rows, vector, vector), atol=2e-3)
     assert after.fits(np.array([len(people)]), vector, vector).shape == (1,)
+    asked = Question(
+        "Zora", "Zora.", vector, None, np.empty(0, np.int64), np.empty(0, np.float32), mention_vector=vector
+    )
+    own = witness(later.ranking_folder, later.bank, later.entities)
+    nearest = Witness(own.sources, own.groups, 7).evidence(asked).rows.tolist()
+    assert set(own.evidence(asked).rows.tolist()) < set(nearest)
+    every = (
+        own.sources.retrieval.fits(np.arange(len(people) + 1), vector, vector)
+        if own.sources.retrieval
+        else []
+    )
+    assert set(np.argsort(every)[-7:].tolist()) <= set(nearest)
     ends = np.load(later.ranking_folder / "retrieval.ends.npy")
     assert len(ends) == len(Triples(later.ranking_folder).labels()) == len(TRADES) + 1
     assert ends.any(axis=1).all()

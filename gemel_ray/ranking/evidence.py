@@ -40,16 +40,16 @@ class Evidence:
 
 class Witness:
     """Everything that is known, asked for one mention at a time, for these groups of features, or all that
-    there are."""
+    there are. Of a trained retrieval the `retrieved` nearest entities are candidates, too."""
 
-    def __init__(self, sources: Sources, groups: Sequence[Group] | None = None) -> None:
-        self.sources = sources
+    def __init__(self, sources: Sources, groups: Sequence[Group] | None = None, retrieved: int = 0) -> None:
+        self.sources, self.retrieved = sources, retrieved
         self.groups = available(sources) if groups is None else tuple(groups)
 
     def undescribed(self) -> Witness:
         """The same, of entities that nobody has described."""
         nothing = np.broadcast_to(np.float16(0), self.sources.about.shape)
-        return Witness(replace(self.sources, about=nothing, described=False), self.groups)
+        return Witness(replace(self.sources, about=nothing, described=False), self.groups, self.retrieved)
 
     def evidence(self, asked: Question) -> Evidence:
         case = self._case(asked)
@@ -62,7 +62,8 @@ class Witness:
         prior, votes = self._prior(mention, asked), self._votes(asked)
         text = folded(asked.text)
         words = self._words(mention, text, asked.own)
-        rows = np.array(self._candidates(mention, prior, votes, words), np.int64)
+        near = [*votes, *self._retrieved(asked)]
+        rows = np.array(self._candidates(mention, prior, near, words), np.int64)
         known = self.sources.names.rows(rows)
         if not self.sources.described:
             known = [entity | {"about": [], "years": []} for entity in known]
@@ -103,7 +104,7 @@ class Witness:
         return [int(known.entity[row])] if known.entity[row] != NOBODY else []
 
     def _candidates(
-        self, mention: str, prior: Counter[int], votes: dict[int, float], words: SharedWords
+        self, mention: str, prior: Counter[int], near: list[int], words: SharedWords
     ) -> list[int]:
         """From each source its best, each once; the sources in the order in which they are cut."""
         names, short = self.sources.names, len(mention) <= SHORT
@@ -115,7 +116,7 @@ class Witness:
         sources = (
             [row for row, _ in prior.most_common(MOST // 3)],
             first(names.named(mention), _SHARING),
-            list(votes),
+            near,
             first(names.abbreviated(mention), _INITIALS) if short else [],
             words.mention.best(_SHARING, text),
             names.alike(mention, _ALIKE),
@@ -125,3 +126,9 @@ class Witness:
             first(names.reordered(mention), _INITIALS) if short else [],
         )
         return list(dict.fromkeys(row for rows in sources for row in rows))[:MOST]
+
+    def _retrieved(self, asked: Question) -> list[int]:
+        retrieval = self.sources.retrieval
+        if not self.retrieved or retrieval is None or asked.mention_vector is None:
+            return []
+        return retrieval.nearest(self.retrieved, asked.mention_vector, asked.text_vector)

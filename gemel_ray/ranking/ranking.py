@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.ranking import context, descriptions, retrieval, triples
@@ -51,11 +52,20 @@ class Ranking:
         self._witness, self._ranker = witness, ranker
 
     @classmethod
-    def open(cls, folder: Path, bank: Bank, entities: Entities, *, described: bool = True) -> Ranking:
-        """From the files of one version of a workspace. ValueError: no ranker there, or another's."""
+    def open(
+        cls, folder: Path, bank: Bank, entities: Entities, *, described: bool = True, retrieved: int = 0
+    ) -> Ranking:
+        """From the files of one version of a workspace. ValueError: no ranker there, or another's, or nothing
+        from which candidates could be `retrieved`."""
         ranker = Ranker.load(folder / FILE)
         groups = of_features(ranker.features)
         knowing = witness(folder, bank, entities, ranker.weights["bend"], groups)
+        if retrieved and knowing.sources.retrieval is None:
+            raise Mistake(
+                f"retrieve.retrieved={retrieved} asks the workspace's trained retrieval, and this one has "
+                "none: build it with bank.retrieval"
+            )
+        knowing = Witness(knowing.sources, groups, retrieved)
         return cls(knowing if described else knowing.undescribed(), ranker)
 
     def __call__(self, asked: Question, most: int, *, why: bool = False) -> Likely:

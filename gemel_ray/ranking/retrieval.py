@@ -43,6 +43,15 @@ class Retrieval:
         )
         return cosines
 
+    def nearest(self, count: int, mention: Vectors, text: Vectors) -> list[int]:
+        """The entities that fit best of all, the best first. Reads every entity's vector."""
+        asked = towers.asked(self._weights, mention, text)
+        parts = range(0, len(self._entities), _AT_ONCE)
+        cosines = np.concatenate([self._entities[i : i + _AT_ONCE].astype(np.float32) @ asked for i in parts])
+        best = np.argpartition(-cosines, min(count, len(cosines) - 1))[:count]
+        nearest: list[int] = best[np.argsort(-cosines[best], kind="stable")].tolist()
+        return nearest
+
 
 def prepare(folder: Path, encode: Encode, width: int) -> None:
     """Encode the labels of the knowledge graph, where there is one: the frozen vectors of facts."""

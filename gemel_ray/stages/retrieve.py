@@ -86,6 +86,12 @@ class Retrieve(Stage):
     ranking: int = setting(
         10, "candidates of the workspace's ranker that are handed on; 0: none", at_least=0, unit="candidates"
     )
+    retrieved: int = setting(
+        0,
+        "entities nearest by a trained retrieval (bank.retrieval) that are candidates, too; reads all vectors",
+        at_least=0,
+        unit="entities",
+    )
     descriptions: bool = setting(True, "let the ranker read what entities are described as")
     why: bool = setting(True, "say in each answer what speaks for it")
     allow_itself: bool = setting(
@@ -246,4 +252,6 @@ def _ranking(workspace: Workspace, stage: Retrieve) -> Ranking:
     from gemel_ray.ranking.ranking import Ranking
 
     folder, bank = workspace.ranking_folder, workspace.bank
-    return Ranking.open(folder, bank, workspace.entities, described=stage.descriptions)
+    return Ranking.open(
+        folder, bank, workspace.entities, described=stage.descriptions, retrieved=stage.retrieved
+    )
