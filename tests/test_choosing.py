@@ -73,7 +73,8 @@ def test_candidates_are_listed_with_their_descriptions(ranked: Workspace, tmp_pa
     for row in rows:
         text = ranked.tokenizer.decode(row["choice"])
         about = [ranked.entities.table["description"][entity].as_py() for entity in row["likely"]]
-        expected = "".join(f"{letter}. Jo Brandt: {a}\n" for letter, a in zip("ABC", about, strict=False))
+        three = zip("ABC", ranked.entities.of(row["likely"]), about, strict=False)
+        expected = "".join(f"{letter}. {name}: {a}\n" for letter, (_, name), a in three)
         assert f"[Candidates]\n{expected}[Question]Which candidate does Brandt" in text
         assert text.endswith("[Answer]")
 
@@ -106,9 +107,34 @@ def test_the_choice_is_the_same_in_rounds_and_by_rollouts_and_decides_the_id(
     for row, chosen in zip(rows, ways[0], strict=True):
         linked = asyncio.run(work._link(row))
         assert linked["status"] == "linked"
-        best = row["likely"][int(np.argmax(chosen))]
-        assert f", by its choice: {np.exp(chosen).max():.0%}" in linked["why"]
-        assert linked["entity_id"] == ranked.entities.table["id"][best].as_py()
+        of_name = {
+            identity: p
+            for (identity, name), p in zip(ranked.entities.of(row["likely"]), np.exp(chosen), strict=False)
+            if name == linked["entity"]
+        }
+        assert linked["entity_id"] == max(of_name, key=of_name.__getitem__)
+        assert f", by its choice: {max(of_name.values()):.0%}" in linked["why"]
+
+
+@pytest.mark.slow
+def test_candidates_that_were_not_written_are_judged_as_if_they_were(
+    ranked: Workspace, generating: Generating, tmp_path: Path
+) -> None:
+    """One beam writes one name. What the others get is what six beams, which write all names, give them."""
+    config, rows = prompts(ranked, tmp_path, "generate.rerank=0")
+    work = Generating(config.generate, ranked, config.retrieve, generating)
+    whole, one = replace(work.stage, beams=len(SURNAMES)), replace(work.stage, beams=1)
+    for row in rows:
+        every = {c.leaf: c.log_prob for c in asyncio.run(work.heard(whole, row)).found}
+        assert len(every) == len(SURNAMES)
+        (written,) = asyncio.run(work.heard(one, row)).found
+        judged = asyncio.run(work.heard(replace(one, judged=1e-9), row)).found
+        names = {name for _, name in ranked.entities.of(row["likely"])}
+        assert judged[0] == written
+        assert {c.leaf for c in judged} == {written.leaf} | {work.neighbours.leaf(name) for name in names}
+        assert {c.leaf: c.log_prob for c in judged} == pytest.approx(
+            {c.leaf: every[c.leaf] for c in judged}, abs=1e-3
+        )
 
 
 LOGS = st.lists(st.floats(-9, 0), min_size=2, max_size=8)

@@ -156,17 +156,12 @@ def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(tmp
     before, after = Retrieval(opened.ranking_folder), Retrieval(later.ranking_folder)
     assert np.allclose(before.fits(rows, vector, vector), after.fits(rows, vector, vector), atol=2e-3)
     assert after.fits(np.array([len(people)]), vector, vector).shape == (1,)
-    asked = Question(
-        "Zora", "Zora.", vector, None, np.empty(0, np.int64), np.empty(0, np.float32), mention_vector=vector
-    )
+    nobody = np.empty(0, np.int64), np.empty(0, np.float32)
+    asked = Question("Zora", "Zora.", vector, None, *nobody, mention_vector=vector)
     own = witness(later.ranking_folder, later.bank, later.entities)
     nearest = Witness(own.sources, own.groups, 7).evidence(asked).rows.tolist()
     assert set(own.evidence(asked).rows.tolist()) < set(nearest)
-    every = (
-        own.sources.retrieval.fits(np.arange(len(people) + 1), vector, vector)
-        if own.sources.retrieval
-        else []
-    )
+    every = after.fits(np.arange(len(people) + 1), vector, vector)
     assert set(np.argsort(every)[-7:].tolist()) <= set(nearest)
     ends = np.load(later.ranking_folder / "retrieval.ends.npy")
     assert len(ends) == len(Triples(later.ranking_folder).labels()) == len(TRADES) + 1

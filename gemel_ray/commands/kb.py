@@ -106,7 +106,7 @@ def _run_add(options: argparse.Namespace) -> int:
 
 def _facts(file: str) -> list[Triple]:
     from gemel_ray.knowledge import triple_files
-    from gemel_ray.knowledge.rejects import Rejects
+    from gemel_ray.knowledge.entities import Rejects
 
     rejects = Rejects()
     found = list(triple_files.read(file, rejects))

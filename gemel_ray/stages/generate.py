@@ -31,6 +31,9 @@ class Generate(Stage):
     and the ranker's log-probabilities, normalised over the names that either knows. `ranking` is the ranker's
     weight: at 0 it is not used, and at 1 it answers alone, without loading the language model.
 
+    Of a mention of which the ranker is not sure, the model also judges those of the ranker's candidates that
+    it did not write, down to a probability of `judged`: some requests more for each.
+
     With `rerank`, where the ranker is not sure, the language model also chooses among that many of its best
     candidates, listed with their descriptions: one more pass behind the same demonstrations. Weighted by
     `choice_weight`, this changes the ranker's probabilities among them.
@@ -90,6 +93,12 @@ class Generate(Stage):
         0.8,
         "answers of the ranker above this probability stand without the language model; 1: none does",
         at_least=0,
+        at_most=1,
+    )
+    judged: float = setting(
+        1.0,
+        "least probability of the ranker's candidates that are judged though they were not written; 1: none",
+        above=0,
         at_most=1,
     )
     rerank: int = setting(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path as Folder
@@ -144,8 +145,10 @@ class Generating(Work):
         return self._row(found, asked.nil_threshold, chances) | {"why": why}
 
     async def _named(self, asked: Generate, row: dict[str, Any]) -> list[Candidate]:
-        """What the language model writes."""
+        """What the language model writes, and what else it judges."""
         found = await self._in_rounds(asked, row) or await self._by_rollouts(asked, row)
+        if asked.judged < 1 and asked.ranking:
+            found = [*found, *await self._judged(asked, row, {candidate.leaf for candidate in found})]
         if asked.prior_weight:
             found = await self.prior.corrected(found, asked.prior_weight, asked.length_penalty)
         return found
@@ -196,29 +199,47 @@ class Generating(Work):
         return await self.engine.beams(search, beginning, own, self.usage)
 
     async def _by_rollouts(self, asked: Generate, row: dict[str, Any]) -> list[Candidate]:
-        prompt = row["prompt"]
+        async with self._rollouts(asked, row) as rollout:
+            tree, penalty = self.tree, asked.length_penalty
+            expansions = Expansions(tree, rollout, renormalise=asked.score == "tree")
+            if asked.search == "exact":
+                found = await exact(tree, expansions, penalty, asked.beams, asked.exact_requests)
+                self.cut += expansions.cut
+                return found
+            if asked.beams == 1:
+                return await greedy(tree, expansions, penalty)
+            return await beam(tree, expansions, penalty, asked.beams)
+
+    async def _judged(self, asked: Generate, row: dict[str, Any], known: set[int]) -> list[Candidate]:
+        """The ranker's candidates that the language model has not written, with what it gives them."""
+        pairs = zip(row["likely"] or (), row["chances"] or (), strict=True)
+        likely = {entity: log for entity, log in pairs if math.exp(log) >= asked.judged}
+        leaves = sorted(self.by_name(likely).keys() - known)
+        if not leaves:
+            return []
+        paths = [self.tree.path(leaf) for leaf in leaves]
+        async with self._rollouts(asked, row) as rollout:
+            judge = Prior(self.tree, rollout, renormalise=asked.score == "tree")
+            totals = await asyncio.gather(*map(judge.of, paths))
+        return [
+            Candidate(leaf, total, total / len(path) ** asked.length_penalty)
+            for leaf, path, total in zip(leaves, paths, totals, strict=True)
+        ]
+
+    @asynccontextmanager
+    async def _rollouts(self, asked: Generate, row: dict[str, Any]) -> AsyncIterator[Rollout]:
+        """Behind the row's prompt, which is kept until the end."""
+        prompt, hold = row["prompt"], self.engine.hold()
         beginning = tuple(prompt[: row["beginning"]])
         # What is its own, with a picture's few vectors for one number each, and what its beams write.
         tokens = len(prompt) - len(beginning) + asked.beams * (self.tree.depth + asked.block)
         room = self.room.taken(tokens, tuple(row["shots"]), beginning)
-        async with room, self.beginnings.kept(beginning) as held:
-            return await self._search(asked, self.prompts(prompt, _feature(row)), held)
-
-    async def _search(self, asked: Generate, whole: Prompt, held: Held) -> list[Candidate]:
-        tree, penalty, hold = self.tree, asked.length_penalty, self.engine.hold()
-        rollout = self._behind(whole, _reported(asked.beams), hold, held)
-        expansions = Expansions(tree, rollout, renormalise=asked.score == "tree")
         try:
-            if asked.search == "exact":
-                found = await exact(tree, expansions, penalty, asked.beams, asked.exact_requests)
-                self.cut += expansions.cut
-            elif asked.beams == 1:
-                found = await greedy(tree, expansions, penalty)
-            else:
-                found = await beam(tree, expansions, penalty, asked.beams)
+            async with room, self.beginnings.kept(beginning) as held:
+                whole = self.prompts(prompt, _feature(row))
+                yield self._behind(whole, _reported(asked.beams), hold, held)
         finally:
             self.engine.release(hold)
-        return found
 
     def _behind(
         self, prompt: Prompt, reported: int, hold: int = 0, behind: Held = (), under: _Under | None = None

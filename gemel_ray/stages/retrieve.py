@@ -88,7 +88,7 @@ class Retrieve(Stage):
     )
     retrieved: int = setting(
         0,
-        "entities nearest by a trained retrieval (bank.retrieval) that are candidates, too; reads all vectors",
+        "entities nearest by the trained retrieval that are candidates, too (bank.retrieval)",
         at_least=0,
         unit="entities",
     )

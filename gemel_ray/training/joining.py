@@ -24,7 +24,7 @@ from gemel_ray.config import Config
 from gemel_ray.errors import Mistake
 from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge import versions
-from gemel_ray.knowledge.targets import Targets
+from gemel_ray.knowledge.entities import Targets
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.ranking.joining import joined
