@@ -129,7 +129,9 @@ def test_candidates_that_were_not_written_are_judged_as_if_they_were(
         assert len(every) == len(SURNAMES)
         (written,) = asyncio.run(work.heard(one, row)).found
         judged = asyncio.run(work.heard(replace(one, judged=1e-9), row)).found
-        names = {name for _, name in ranked.entities.of(row["likely"])}
+        likely = [e for e, p in zip(row["likely"], row["chances"], strict=True) if math.exp(p) >= 1e-9]
+        names = {name for _, name in ranked.entities.of(likely)}
+        assert len(names) > 1
         assert judged[0] == written
         assert {c.leaf for c in judged} == {written.leaf} | {work.neighbours.leaf(name) for name in names}
         assert {c.leaf: c.log_prob for c in judged} == pytest.approx(
