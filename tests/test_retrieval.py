@@ -19,9 +19,8 @@ from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.ranking import towers
-from gemel_ray.ranking.cases import Question
 from gemel_ray.ranking.evidence import Witness
-from gemel_ray.ranking.features import RETRIEVAL, named, of_features
+from gemel_ray.ranking.features import RETRIEVAL, Question, named, of_features
 from gemel_ray.ranking.ranker import Ranker
 from gemel_ray.ranking.ranking import FILE, witness
 from gemel_ray.ranking.retrieval import Retrieval
