@@ -1,4 +1,4 @@
-"""Ray, joined or started, and its other nodes asked."""
+"""Joins or starts Ray; runs checks on its other nodes."""
 
 from __future__ import annotations
 
@@ -12,53 +12,53 @@ from contextlib import suppress
 from typing import Any
 
 from gemel_ray.environment import before_ray
-from gemel_ray.job.shared import Seen, faults, refusal
+from gemel_ray.job.shared import SharedPath, faults, refusal
 
-_PATIENCE = 120.0  # seconds for a node's answer, a worker's start included
+_PATIENCE = 120.0  # seconds for a node's answer, including the start of a worker
 
 
 def connect(address: str, cpus: float) -> Any:
-    """Join the cluster at `address`, or, for `local`, start Ray here, quietly, with as many CPUs as asked for
-    at least; Ray's context."""
+    """Join the cluster at `address`, or, for `local`, start Ray here with at least `cpus` CPUs; Ray's
+    context. Ray logs errors only."""
     before_ray(address)
     import ray
 
     cores = max(os.cpu_count() or 1, math.ceil(cpus))
-    ours: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False} if address == "local" else {}
-    return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **ours)
+    local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False} if address == "local" else {}
+    return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
 
 
-def asked(look: Callable[..., Any], *given: Any) -> dict[str, Any]:
-    """By the name of each node that takes work, but this one: what `look` returns there. A node that does not
-    answer, as one that is being taken away, is left out."""
+def run_on_others(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """Run the function on every other node that takes work; results by node name. A node that does not
+    answer, such as one that is being removed, is left out."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    own, task, answers = ray.get_runtime_context().get_node_id(), ray.remote(num_cpus=0)(look), {}
+    here, task, answers = ray.get_runtime_context().get_node_id(), ray.remote(num_cpus=0)(function), {}
     for node in ray.nodes():
         takes = node["Resources"].get("CPU") or node["Resources"].get("GPU")
-        if node["Alive"] and takes and node["NodeID"] != own:
+        if node["Alive"] and takes and node["NodeID"] != here:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            answers[name(node)] = task.options(scheduling_strategy=there).remote(*given)
-    found, until = {}, time.monotonic() + _PATIENCE
-    for of, answer in answers.items():
+            answers[name(node)] = task.options(scheduling_strategy=there).remote(*arguments)
+    results, until = {}, time.monotonic() + _PATIENCE
+    for node_name, answer in answers.items():
         with suppress(ray.exceptions.RayError):
-            found[of] = ray.get(answer, timeout=max(0.1, until - time.monotonic()))
-    return found
+            results[node_name] = ray.get(answer, timeout=max(0.1, until - time.monotonic()))
+    return results
 
 
-def apart(seen: Sequence[Seen]) -> str:
-    """In one sentence, which other node does not see a file of this one as it is here; empty where all do."""
-    return refusal(asked(faults, seen))
+def mismatch(seen: Sequence[SharedPath]) -> str:
+    """One sentence on the node that sees other files than this one; empty where all nodes see the same."""
+    return refusal(run_on_others(faults, seen))
 
 
 def name(node: dict[str, Any]) -> str:
-    """Of one of ray.nodes(), for people."""
+    """The name of one of ray.nodes(), for people."""
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
 
 
 def spilled_mib() -> int:
-    """What Ray's object store has put on disk for want of memory, on all nodes."""
+    """MiB that Ray's object store has spilled to disk, on all nodes."""
     from ray._private.internal_api import memory_summary
 
     return sum(map(int, re.findall(r"Spilled (\d+) MiB", memory_summary(stats_only=True))))

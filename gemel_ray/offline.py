@@ -1,9 +1,9 @@
 """The graph as a Ray Data job: files to Parquet, resumable.
 
-    read (tasks, one a file) -> segment -> ... -> last segment, which writes its own results
+    read (tasks, one a file) -> segment -> ... -> last segment, which writes its results
 
-Every worker starts its segment's stages once and takes several batches at a time, so the engine is fed
-across batches; what it does when it dies stands in job/worker.py. The last segment's worker writes
+Every worker starts its segment's stages once and takes several batches at a time, so that the engine is fed
+across batches; job/worker.py says what happens when it dies. The last segment's worker writes
 (job/results.py); only counts come back to the driver. Run again, the job does the documents that are missing.
 Only this file, nodes.py, online.py and training/launch.py import ray.
 """
@@ -29,12 +29,12 @@ from gemel_ray.environment import lean, variables
 from gemel_ray.errors import Stopped
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results, shared
-from gemel_ray.job.driving import Compute, Job, Run, drive, note, terminable
+from gemel_ray.job.driving import Compute, Job, Run, drive, save_fault, terminable
 from gemel_ray.job.index import Done
 from gemel_ray.job.record import Metrics, write_manifest
 from gemel_ray.job.selection import Filters, Selection, Share, contents_of, repeated
-from gemel_ray.job.shared import Seen
-from gemel_ray.job.worker import Attempts, Worker, traced
+from gemel_ray.job.shared import SharedPath
+from gemel_ray.job.worker import Attempts, Worker, with_source_column
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.workspace import Workspace
@@ -44,7 +44,7 @@ from gemel_ray.settings import Input
 from gemel_ray.sizing import fitted
 from gemel_ray.storage import Folder, Place, folder_at
 
-_BLOCK = 128  # documents that travel together, and are told of together: some for every worker
+_BLOCK = 128  # documents that travel and are counted together: small, so that every worker gets some
 _ALL = Selection()
 
 
@@ -59,38 +59,38 @@ def link(
     max_error_rate: float = 1.0,
     retry: str | None = None,
 ) -> dict[str, Any]:
-    """Link the documents of `inputs` that are selected and that `output` does not hold yet, or holds with an
-    error that has the text `retry` in it; returns the manifest.
+    """Link the selected documents of `inputs` that `output` lacks, or has with an error that contains the
+    text `retry`; returns the manifest.
 
     Raises Stopped where the job cannot go on, also beyond `max_error_rate` of its rows (TooManyErrors): what
-    is written stays, and the same call goes on. Rows' own errors are rows.
+    is written stays, and the same call goes on. A row's error is only a row.
     """
     config, shared_by_all = fitted(config, "offline"), Shared.of(workspace)
-    knowledge = versions.current(workspace)  # all workers' to the end, whatever becomes current meanwhile
+    knowledge = versions.current(workspace)  # all workers keep it to the end, though another becomes current
 
     @contextmanager
     def computing(addresses: Sequence[str]) -> Iterator[Compute]:
         def compute(run: Run) -> Iterator[dict[str, Any]]:
             run.record.metrics = metrics
             opening = Opening.of(config, shared_by_all, knowledge, folder_at(output), run.name)
-            _refuse_apart(opening.seen)  # an output folder that was made just now
+            _refuse_mismatch(opening.seen)  # an output folder that was made just now
             filters = Filters(config.input, *_repeated(run.addresses, config.input))
             yield from counted(dataset(opening, run.shares, run.done, filters))
 
         with running(config) as metrics:
             if config.offline.address != "local":
                 seen = shared.of_worker(shared_by_all, knowledge, folder_at(output))
-                _refuse_apart((*seen, *shared.of_job(config, addresses)))
+                _refuse_mismatch((*seen, *shared.of_job(config, addresses)))
             yield compute
 
     job = Job(inputs, output, config.input, selection, retry, max_error_rate)
-    told = drive(job, computing, report)
-    return write_manifest(config, workspace, inputs, told, knowledge)
+    finished = drive(job, computing, report)
+    return write_manifest(config, workspace, inputs, finished, knowledge)
 
 
 @contextmanager
 def running(config: Config) -> Iterator[Metrics]:
-    """Ray, joined or started, and Ray Data quiet; what a job tells Prometheus. Leaves Ray at the end."""
+    """Join or start Ray, silence Ray Data, and leave Ray at the end. Yields the job's Prometheus metrics."""
     reading = 1  # CPU
     cpus = sum(s.workers * s.cpus for s in config.offline.segments) + reading
     try:
@@ -105,9 +105,9 @@ def running(config: Config) -> Iterator[Metrics]:
     context.memory_usage_poll_interval_s = None  # else it reads all workers' memory maps every second
     context.execution_no_progress_timeout_s = int(config.offline.stall_minutes * 60)
     for name in ("", "._internal.execution.streaming_executor", ".exceptions"):
-        logging.getLogger(f"ray.data{name}").setLevel(logging.CRITICAL)  # we say ourselves what went wrong
+        logging.getLogger(f"ray.data{name}").setLevel(logging.CRITICAL)  # the job reports what went wrong
     try:
-        with terminable():  # Ray's own way is to leave at once
+        with terminable():  # Ray's handler would exit at once
             yield Metrics(Gauge)
     finally:
         ray.shutdown()
@@ -122,7 +122,7 @@ class Opening:
     knowledge: str
     output: Folder
     run: str
-    seen: tuple[Seen, ...] = ()  # as every node must see it
+    seen: tuple[SharedPath, ...] = ()  # as every node must see them
 
     @classmethod
     def of(cls, config: Config, workspace: Shared, knowledge: str, output: Folder, run: str) -> Opening:
@@ -141,21 +141,21 @@ class Opening:
     def worker(self, stages: Sequence[str]) -> Worker:
         shared.check_here(self.seen)
         opened = Workspace.open(self.workspace.here(), self.config, self.knowledge)
-        graph = traced(self.graph(opened))
+        graph = with_source_column(self.graph(opened))
         output = self.output if stages[-1] == graph.stages[-1].name else None
         attempts = Attempts(self.output, "+".join(stages))
         return Worker(graph.segment(stages, opened), attempts, output, self.run)
 
 
-def _refuse_apart(seen: Sequence[Seen]) -> None:
-    """Raise Stopped where a node does not see what all must."""
-    if seen and (sentence := nodes.apart(seen)):
+def _refuse_mismatch(seen: Sequence[SharedPath]) -> None:
+    """Raise Stopped where a node does not see the files that all must see."""
+    if seen and (sentence := nodes.mismatch(seen)):
         raise Stopped(sentence)
 
 
 def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filters) -> Any:
-    """From files, to documents not yet done, through the segments, to what was written: a row with `counts`
-    for each batch. `opening` says what a worker is."""
+    """From files, to documents not yet done, through the segments, to a row with `counts` for each batch that
+    was written. `opening` makes the workers."""
     import ray
 
     config = opening.config
@@ -167,7 +167,7 @@ def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filt
         data = data.map_batches(
             _Actor,
             fn_constructor_args=(opening, options.stages),
-            # Behind a stage that multiplies rows a block is whole documents, and stays whole.
+            # After a stage that multiplies rows a block is whole documents, and stays whole.
             batch_size=options.batch if whole else None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
@@ -188,37 +188,37 @@ def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filt
 
 
 def counted(data: Any) -> Iterator[dict[str, Any]]:
-    """Run the dataset; what each batch added (job/record.py), as it is written."""
+    """Run the dataset; yield the counts of each batch (job/record.py) once it is written."""
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from (json.loads(row["counts"]) for row in batch.to_pylist())
 
 
 def _read(batch: dict[str, Any], common: Any) -> Iterator[pa.Table]:
-    """The documents that a run takes of a file; `common` refers to those done, and the filters."""
+    """The documents that a run takes of a file; `common` refers to those done and the filters."""
     import ray
 
     done, filters = ray.get(common)
     yield from (table for share in batch["share"] for table in share.tables(done, filters))
 
 
-def _repeated(addresses: Sequence[str], asked: Input) -> Iterator[results.Keys]:
-    """Where asked for, the documents whose content came before, by a first pass of tasks over all files."""
+def _repeated(addresses: Sequence[str], options: Input) -> Iterator[results.Keys]:
+    """If duplicates are dropped: the documents whose content came before, by a first pass over all files."""
     import ray
 
-    if asked.duplicates == "drop":
+    if options.duplicates == "drop":
         read = ray.remote(num_cpus=0.5)(contents_of)
-        yield repeated(ray.get([read.remote(a, asked.fetch_official_images) for a in addresses]))
+        yield repeated(ray.get([read.remote(a, options.fetch_official_images) for a in addresses]))
 
 
 class _Actor:
-    """A worker in a Ray actor. Of the last segment, it returns what it counted. That it cannot start is said
-    at its first batch: Ray Data takes an actor that fails before that for a fault of Ray's."""
+    """A worker in a Ray actor. In the last segment, it returns counts. An error at its start is raised at its
+    first batch: Ray Data takes an earlier one for a fault of Ray's."""
 
     def __init__(self, opening: Opening, stages: Sequence[str]) -> None:
         import ray
 
         self.opening, self.fault, self.node = opening, None, ray.get_runtime_context().get_node_id()
-        record.say(opening.output, opening.run)
+        record.send_warnings(opening.output, opening.run)
         try:
             with lean():
                 self.worker = opening.worker(stages)
@@ -232,10 +232,10 @@ class _Actor:
                 raise self.fault
             rows = await self.worker(batch)
         except Exception as fault:
-            note(self.opening.output, self.opening.run, fault)
+            save_fault(self.opening.output, self.opening.run, fault)
             raise
         measures = self.worker.segment.measures()
-        await asyncio.to_thread(record.told, self.opening.output, self.name, self.node, measures)
+        await asyncio.to_thread(record.write_measures, self.opening.output, self.name, self.node, measures)
         if self.worker.output is None:
             yield rows
         else:

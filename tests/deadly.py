@@ -20,10 +20,10 @@ from gemel_ray import offline
 from gemel_ray.config import Config
 from gemel_ray.graph import Graph
 from gemel_ray.job import results
-from gemel_ray.job.driving import plainly
+from gemel_ray.job.driving import faults_as_stopped
 from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Filters, Selection
-from gemel_ray.job.worker import Attempts, Worker, traced
+from gemel_ray.job.worker import Attempts, Worker, with_source_column
 from gemel_ray.records import DOCUMENT, LINK
 from gemel_ray.segments import SegmentOptions
 from gemel_ray.stage import Stage, Work, answer
@@ -79,7 +79,7 @@ class Opening:
     line: ClassVar[Graph] = Graph((Deadly(),), DOCUMENT, LINK, "deadly")
 
     def worker(self, stages: Any) -> Worker:
-        segment = traced(self.line).segment(["deadly"], None)  # type: ignore[arg-type]
+        segment = with_source_column(self.line).segment(["deadly"], None)  # type: ignore[arg-type]
         return Worker(segment, Attempts(self.output, "deadly"), self.output, self.run)
 
 
@@ -90,7 +90,7 @@ def main(address: str, place: str) -> None:
     output = folder_at(place)
     run = results.prepare(output)
     opening: Any = Opening(config, output, run)
-    with plainly(Record(output, 0, 0), run), offline.running(config):
+    with faults_as_stopped(Record(output, 0, 0), run), offline.running(config):
         data = offline.dataset(
             opening, Selection().of([address]), results.finished(output), Filters(config.input)
         )

@@ -16,7 +16,7 @@ from gemel_ray.graph import Graph
 from gemel_ray.job import record
 from gemel_ray.job.driving import Compute, Job, Run, drive
 from gemel_ray.job.selection import Filters, Selection
-from gemel_ray.job.worker import Attempts, Worker, traced
+from gemel_ray.job.worker import Attempts, Worker, with_source_column
 from gemel_ray.records import DOCUMENT, LINK
 from gemel_ray.settings import Input
 from gemel_ray.storage import folder_at
@@ -32,7 +32,7 @@ def lines(folder: Path, texts: list[str], name: str = "in.jsonl") -> str:
 
 
 def worker(output: Path, run: str | None = None) -> Worker:
-    graph = traced(Graph((deadly.Deadly(),), DOCUMENT, LINK, "deadly"))
+    graph = with_source_column(Graph((deadly.Deadly(),), DOCUMENT, LINK, "deadly"))
     segment = graph.segment(["deadly"], None)  # type: ignore[arg-type]
     return Worker(segment, Attempts(folder_at(output), "deadly"), folder_at(output), run)
 

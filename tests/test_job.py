@@ -22,12 +22,12 @@ from jobs import lines, run_once, worker
 from gemel_ray.cli import main
 from gemel_ray.errors import Stopped, Terminated
 from gemel_ray.job import record, results
-from gemel_ray.job.driving import TooManyErrors, note, plainly, terminable
-from gemel_ray.job.index import Done, plain
-from gemel_ray.job.inputs import Given
+from gemel_ray.job.driving import TooManyErrors, faults_as_stopped, save_fault, terminable
+from gemel_ray.job.index import Done, without_mark
+from gemel_ray.job.inputs import InputFiles
 from gemel_ray.job.page import write_page
 from gemel_ray.job.record import Record
-from gemel_ray.job.results import kind
+from gemel_ray.job.results import error_kind
 from gemel_ray.job.selection import Filters, Selection, contents_of, repeated
 from gemel_ray.job.worker import Worker
 from gemel_ray.readers import documents
@@ -94,9 +94,9 @@ def test_where_no_worker_has_lived_no_document_is_to_blame(tmp_path: Path, outpu
     whole = [f"{file}:{i}" for i in range(1, 4)]
     for begun in (whole, *(whole[i : i + 1] for i in (0, 0, 1, 1, 2, 2))):
         dead.begin(begun)
-    dead.leave(whole[2:], "EngineDied: no kernel")
+    dead.save_reason(whole[2:], "EngineDied: no kernel")
     if lived:
-        dead.lived()
+        dead.save_survival()
         assert len(errors(done(worker(output), file))) == 3
         return
     with pytest.raises(Stopped, match=r"3 documents killed .*, and none went well: EngineDied: no k"):
@@ -190,7 +190,7 @@ def test_storage_that_is_full_is_said_and_leaves_nothing_half_written(output: Pa
 def taken(selection: Selection, files: list[str], done: Done | None = None) -> list[str]:
     found = done or Done(Path(files[0]).parent, "run")
     tables = (t for s in selection.of(files) for t in s.tables(found, Filters(Input())))
-    return [plain(source) for t in tables for source in t["source"].to_pylist()]
+    return [without_mark(source) for t in tables for source in t["source"].to_pylist()]
 
 
 def test_a_limit_takes_the_first_documents_of_the_whole_input(tmp_path: Path) -> None:
@@ -281,8 +281,8 @@ def test_the_filtered_are_no_failures(output: Path) -> None:
 )
 def test_errors_of_a_kind_are_counted_together(error: str, of_kind: str) -> None:
     other = error.replace("15", "4,711").replace("d.jpg", "e.png").replace("x.org/a", "y.org/c")
-    assert kind(error) == kind(other)
-    assert kind(error).startswith(of_kind[:20])
+    assert error_kind(error) == error_kind(other)
+    assert error_kind(error).startswith(of_kind[:20])
 
 
 def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output: Path) -> None:
@@ -291,7 +291,7 @@ def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output
     segment = worker(output, run)
     for batch in batches(lines(tmp_path, ["sleep"] * 9 + ["bursts"]), 10):
         rows = asyncio.run(segment(batch))
-        record.told(folder_at(output), "a-worker", "a-node", segment.segment.measures())
+        record.write_measures(folder_at(output), "a-worker", "a-node", segment.segment.measures())
         told.add(json.loads(json.dumps(record.counted(rows))))
     told.write("running")
     said = json.loads((output / "progress.json").read_text())
@@ -310,7 +310,7 @@ def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output
 
 def test_a_run_counts_none_of_another_s_workers(output: Path) -> None:
     results.prepare(output)
-    record.told(folder_at(output), "former", "a-node", {"rows": {"generate": 5}})
+    record.write_measures(folder_at(output), "former", "a-node", {"rows": {"generate": 5}})
     assert Record(output, 0, 0).write("running")["measures"] == {"rows": {"generate": 5}}
     results.prepare(output)
     assert Record(output, 0, 0).write("running")["measures"] == {}
@@ -336,7 +336,7 @@ def test_too_many_errors_stop_a_job_and_say_which(output: Path) -> None:
     TooManyErrors.unless(told, 0.4)
     with (
         pytest.raises(TooManyErrors, match=r"80 of 200 rows are errors \(40.0%\).* 80 of them: no ..."),
-        plainly(told, "run"),
+        faults_as_stopped(told, "run"),
     ):
         TooManyErrors.unless(told, 0.3)
     said = json.loads((output / "progress.json").read_text())
@@ -353,8 +353,8 @@ def test_too_many_errors_stop_a_job_and_say_which(output: Path) -> None:
 )
 def test_a_worker_s_fault_is_said_in_its_own_words(output: Path, fault: Exception, words: str) -> None:
     results.prepare(output)
-    note(folder_at(output), "run", fault)
-    with pytest.raises(Stopped, match=words), plainly(Record(output, 0, 0), "run"):
+    save_fault(folder_at(output), "run", fault)
+    with pytest.raises(Stopped, match=words), faults_as_stopped(Record(output, 0, 0), "run"):
         raise RuntimeError("a page of Ray's")
     assert type(fault).__name__ in (output / "traceback.txt").read_text()
     assert json.loads((output / "progress.json").read_text())["why"] == f"{type(fault).__name__}: {fault}"
@@ -367,7 +367,7 @@ def test_the_report_shows_errors_entities_and_samples_with_their_texts(tmp_path:
     run = results.prepare(output)
     told, segment = Record(output, 40, 0), worker(output, run)
     file = lines(tmp_path, ["sleep <b>"] * 30 + ["bursts"])
-    Given.of([file], output).note()
+    InputFiles.of([file], output).save()
     for batch in batches(file, 8):
         told.add(record.counted(asyncio.run(segment(batch))))
     told.write("finished")
@@ -434,7 +434,7 @@ def test_sigterm_ends_a_job_in_order_and_is_recorded(output: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)  # Ray leaves one of its own, once it has run in this process
     with (
         pytest.raises(Terminated, match="terminated") as ended,
-        plainly(Record(output, 0, 0), "run"),
+        faults_as_stopped(Record(output, 0, 0), "run"),
         terminable(),
     ):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -455,5 +455,8 @@ def test_a_full_disk_is_said_in_words_though_nothing_can_be_noted(
         raise OSError(errno.ENOSPC, "No space left on device", name)
 
     monkeypatch.setattr(LocalFolder, "write", full)
-    with pytest.raises(Stopped, match=r"No space left on device: 'progress\.json'"), plainly(told, "run"):
+    with (
+        pytest.raises(Stopped, match=r"No space left on device: 'progress\.json'"),
+        faults_as_stopped(told, "run"),
+    ):
         told.write("running")

@@ -14,7 +14,7 @@ import pytest
 from jobs import edited, lines, linked, names, run_once, worker
 
 from gemel_ray.job import layout, merging, results
-from gemel_ray.job.inputs import Given
+from gemel_ray.job.inputs import InputFiles
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.selection import Selection
 from gemel_ray.readers import documents
@@ -96,7 +96,7 @@ def test_a_file_by_several_ways_is_taken_once(tmp_path: Path, output: Path) -> N
     (tmp_path / "sub").mkdir()
     (tmp_path / "link.jsonl").symlink_to(file)
     ways = [str(file), f"{tmp_path}/sub/../in.jsonl", str(tmp_path / "link.jsonl"), f"file://{file}"]
-    assert Given.of(ways, output).addresses == [str(file)]
+    assert InputFiles.of(ways, output).addresses == [str(file)]
     assert run_once(output, ways) == 15
     for way in ways:
         assert run_once(output, [way]) == 0

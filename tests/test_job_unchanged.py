@@ -10,7 +10,7 @@ import pytest
 from jobs import edited, lines, linked, names, run_once
 
 from gemel_ray.job import inputs, selection
-from gemel_ray.job.inputs import Given, unchanged
+from gemel_ray.job.inputs import InputFiles, unchanged
 from gemel_ray.job.selection import Selection
 from gemel_ray.readers import documents
 from gemel_ray.settings import Input
@@ -90,6 +90,6 @@ def test_a_file_that_cannot_be_read_now_is_not_taken_for_unchanged(
 ) -> None:
     file = lines(tmp_path, ["sleep"] * 9)
     run_once(output, [file])
-    assert Given.of([file], folder_at(output)).unchanged(Input()) == {file: 9}
+    assert InputFiles.of([file], folder_at(output)).unchanged(Input()) == {file: 9}
     Path(file).unlink()
-    assert Given.of([file], folder_at(output)).unchanged(Input()) == {}
+    assert InputFiles.of([file], folder_at(output)).unchanged(Input()) == {}

@@ -22,7 +22,7 @@ from power import Disk, rounds
 
 from gemel_ray import storage
 from gemel_ray.job import merging, results
-from gemel_ray.job.inputs import Given
+from gemel_ray.job.inputs import InputFiles
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.knowledge import versions
@@ -46,9 +46,9 @@ class Job:
         storage.write(self.file, "".join(json.dumps(row) + "\n" for row in rows))
 
     def run(self) -> None:
-        given = Given.of([str(self.file)], self.output)
+        files = InputFiles.of([str(self.file)], self.output)
         run = results.prepare(self.output)
-        given.note()
+        files.save()
         found = results.finished(self.output, "" if self.mended else None)
         (share,) = Selection().of([str(self.file)])
         with Merging(self.output, run) as merging:

@@ -26,9 +26,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_two_workers_say_is_reported_once(tmp_path: Path) -> None:
     output = folder_at(tmp_path)
     for run in ("this", "this", "another"):  # two workers, and one of a run that was before
-        record.say(output, run)
+        record.send_warnings(output, run)
     reported: list[str] = []
-    with record.heard(output, "this", lambda progress: reported.append(progress.note)):
+    with record.receive_warnings(output, "this", lambda progress: reported.append(progress.note)):
         for words in ("waiting", "again", "waiting"):
             SERVER.warning(words)
             until = time.monotonic() + 100

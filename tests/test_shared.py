@@ -13,7 +13,7 @@ from PIL import Image
 
 from gemel_ray.config import Config
 from gemel_ray.job import results, shared
-from gemel_ray.job.shared import Seen
+from gemel_ray.job.shared import SharedPath
 from gemel_ray.knowledge.bringing import SHARE, Shared
 from gemel_ray.settings import Models
 from gemel_ray.storage import folder_at
@@ -74,7 +74,7 @@ def test_a_file_that_comes_a_little_later_is_waited_for(
 ) -> None:
     file = tmp_path / "run"
     file.write_text("r")
-    seen = Seen.here("the output", file)
+    seen = SharedPath.here("the output", file)
     file.unlink()
     monkeypatch.setattr("time.sleep", lambda seconds: seconds and file.write_text("r"))
     assert seen.fault() == ""

@@ -1,4 +1,4 @@
-"""A job from its beginning to its end, whatever computes it: what is taken, counted, said, merged and noted.
+"""A job from start to end, whatever computes it: which documents it takes, progress, merging, errors.
 
 `link` computes with Ray (offline.py), the tests in one process. Knows nothing of Ray and models.
 """
@@ -17,11 +17,11 @@ from typing import Any
 
 from gemel_ray.config import Config
 from gemel_ray.errors import Stopped, Terminated
-from gemel_ray.job import record, results
+from gemel_ray.job import results
 from gemel_ray.job.index import Done
-from gemel_ray.job.inputs import Given, unchanged
+from gemel_ray.job.inputs import InputFiles, unchanged
 from gemel_ray.job.merging import Merging
-from gemel_ray.job.record import Record
+from gemel_ray.job.record import Record, receive_warnings, report_retried
 from gemel_ray.job.results import WORKERS
 from gemel_ray.job.selection import FILTERED, Selection, Share
 from gemel_ray.progress import Progress
@@ -34,12 +34,12 @@ _ALL = Selection()
 
 @dataclass(frozen=True)
 class Job:
-    """The documents of `inputs` that are selected and that `output` does not hold yet, or holds with an error
-    that has the text `retry` in it. `max_error_rate`: of its rows, beyond which it stops."""
+    """Links the selected documents of `inputs` that `output` lacks, or has with an error that contains the
+    text `retry`. Stops when more than the share `max_error_rate` of its rows are errors."""
 
     inputs: Sequence[str]
     output: Place
-    asked: Input
+    options: Input
     selection: Selection = _ALL
     retry: str | None = None
     max_error_rate: float = 1.0
@@ -47,7 +47,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run takes: its own name, the input's files, what of each, and what is `done`."""
+    """One run of a job: its name, the input's files, the share it takes of each, and what is `done`."""
 
     name: str
     addresses: Sequence[str]
@@ -56,55 +56,60 @@ class Run:
     record: Record
 
 
-# Of a run: what each batch added (record.counted), as it is written.
+# Computes a run; yields the counts of each batch (record.counted) once it is written.
 Compute = Callable[[Run], Iterator[Mapping[str, Any]]]
-# For the input's files: what makes ready to compute. What refuses them, refuses before anything is touched.
+# Gets ready to compute the input's files. It refuses them before anything is touched.
 Computing = Callable[[Sequence[str]], AbstractContextManager[Compute]]
 
 
 def drive(job: Job, computing: Computing, report: Callable[[Progress], None]) -> Record:
-    """Do the job; what came of it. Raises Stopped where it cannot go on, also beyond `max_error_rate`
-    (TooManyErrors): what is written stays, and the same job goes on. Rows' own errors are rows. Whatever can
-    refuse the job is asked before the output folder is this run's."""
+    """Do the job; return its record. Raises Stopped where it cannot go on, also beyond `max_error_rate`
+    (TooManyErrors): what is written stays, and the same job goes on. A row's error is only a row. Every
+    check that can refuse the job is made before the run takes over the output folder."""
     began, at = time.time(), folder_at(job.output)
-    given = Given.of(job.inputs, at)
+    files = InputFiles.of(job.inputs, at)
     results.refuse_foreign(at)
-    with computing(given.addresses) as compute:
-        run = _taken(job, given, began, report)
-        _through(run, compute, job.max_error_rate, report)
-    given.finished(run.done, job.asked)
+    with computing(files.addresses) as compute:
+        run = _begin(job, files, began, report)
+        _finish(run, compute, job.max_error_rate, report)
+    files.mark_finished(run.done, job.options)
     return run.record
 
 
-def _taken(job: Job, given: Given, began: float, report: Callable[[Progress], None]) -> Run:
-    """The output folder is this run's from here on."""
+def _begin(job: Job, files: InputFiles, began: float, report: Callable[[Progress], None]) -> Run:
+    """Take over the output folder; find out what is left to do."""
     at = folder_at(job.output)
     name = results.prepare(at)
-    given.note()
-    done, known = results.finished(at, job.retry), given.unchanged(job.asked)
-    record.retried(job.retry, done, report)
-    shares = job.selection.of(given.addresses, given.keys, known)
-    total = job.selection.total(given.addresses, known)
-    told = Record(at, max(0, total - len(done)), len(done), began)
-    return Run(name, given.addresses, shares, done, told)
+    files.save()
+    done, unread = results.finished(at, job.retry), files.unchanged(job.options)
+    report_retried(job.retry, done, report)
+    shares = job.selection.of(files.addresses, files.keys, unread)
+    total = job.selection.total(files.addresses, unread)
+    record = Record(at, max(0, total - len(done)), len(done), began)
+    return Run(name, files.addresses, shares, done, record)
 
 
-def _through(run: Run, compute: Compute, max_error_rate: float, report: Callable[[Progress], None]) -> None:
-    at, told = run.record.output, run.record
-    with plainly(told, run.name), record.heard(at, run.name, report), Merging(at, run.name) as merging:
+def _finish(run: Run, compute: Compute, max_error_rate: float, report: Callable[[Progress], None]) -> None:
+    """Compute the run; count and merge what it writes."""
+    at, record = run.record.output, run.record
+    with (
+        faults_as_stopped(record, run.name),
+        receive_warnings(at, run.name, report),
+        Merging(at, run.name) as merging,
+    ):
         for counts in compute(run):
-            told.add(counts)
+            record.add(counts)
             merging.add(counts["part"], counts["documents"])
             report(Progress(counts["documents"], counts["statuses"]))
-            TooManyErrors.unless(told, max_error_rate)
-        TooManyErrors.unless(told, max_error_rate, least=1)
+            TooManyErrors.unless(record, max_error_rate)
+        TooManyErrors.unless(record, max_error_rate, least=1)
         merging.done = run.done
 
 
-# Why a job ends before its time, in words for the person who started it.
+# Why a job ends early, in words for the person who started it.
 
 
-_PLAIN = (ValueError, OSError, RuntimeError)  # whose words say what to do
+_PLAIN = (ValueError, OSError, RuntimeError)  # whose messages say what to do
 _ENOUGH = 200  # rows, before their share of errors says anything
 
 
@@ -112,66 +117,67 @@ class TooManyErrors(Stopped):
     """More of the rows failed than was allowed."""
 
     @classmethod
-    def unless(cls, told: Record, allowed: float, least: int = _ENOUGH) -> None:
+    def unless(cls, record: Record, allowed: float, least: int = _ENOUGH) -> None:
         """Raise it when, of at least `least` rows, more than the share `allowed` are errors."""
-        if told.rows < least or told.failures <= allowed * told.rows:
+        failures, rows = record.failures, record.rows
+        if rows < least or failures <= allowed * rows:
             return
-        most, number = next(e for e in told.errors.most_common() if not e[0].startswith(FILTERED))
+        most, number = next(e for e in record.errors.most_common() if not e[0].startswith(FILTERED))
         raise cls(
-            f"{told.failures:,} of {told.rows:,} rows are errors ({told.failures / told.rows:.1%}), more "
+            f"{failures:,} of {rows:,} rows are errors ({failures / rows:.1%}), more "
             f"than --max-error-rate {allowed:g} allows; {number:,} of them: {most}"
         )
 
 
-def note(output: Folder, run: str, fault: Exception) -> None:
-    """Of a run's worker: what ends it, and with it the job. Of an exception with causes Ray brings no more
-    than a text, and Ray Data puts its own words before it."""
-    output.write(_noted(run), json.dumps(_said(fault)).encode())
+def save_fault(output: Folder, run: str, fault: Exception) -> None:
+    """In a worker: write what ends it, and with it the job, to a file for the driver. Ray passes on only the
+    text of an exception with causes, and Ray Data puts a text of its own before it."""
+    output.write(_fault_file(run), json.dumps(_described(fault)).encode())
 
 
-def _said(fault: Exception) -> dict[str, str]:
+def _described(fault: Exception) -> dict[str, str]:
     name, words = type(fault).__name__, str(fault)
     plain = words if words and isinstance(fault, _PLAIN) else f"{name}: {words}"
     return {"why": f"{name}: {words}", "plain": plain, "trace": "".join(format_exception(fault))}
 
 
-def _noted(run: str) -> str:
+def _fault_file(run: str) -> str:
     return f"{WORKERS}/fault-{run}"
 
 
 @contextmanager
-def plainly(told: Record, run: str) -> Iterator[None]:
-    """What ends the job inside is noted in its record. A fault is raised as Stopped, with the words of the
-    worker that met it, if one did; where it came from is written to DIR/traceback.txt."""
+def faults_as_stopped(record: Record, run: str) -> Iterator[None]:
+    """Write whatever ends the job inside to its record. A fault is raised as Stopped, with the message of the
+    worker that failed, if one did; its traceback goes to DIR/traceback.txt."""
     try:
         yield
     except Stopped as reason:
-        _record(told, str(reason))
+        _write_stopped(record, str(reason))
         raise
     except KeyboardInterrupt:
-        _record(told, "interrupted")
+        _write_stopped(record, "interrupted")
         raise
     except Exception as fault:
         try:
-            said = json.loads(told.output.read(_noted(run)))
-        except OSError:  # of the driver's own
-            said = _said(fault)
-        _record(told, said["why"])
+            described = json.loads(record.output.read(_fault_file(run)))
+        except OSError:  # no worker failed: it is the driver's
+            described = _described(fault)
+        _write_stopped(record, described["why"])
         try:
-            told.output.write("traceback.txt", said["trace"].encode())
+            record.output.write("traceback.txt", described["trace"].encode())
         except OSError:
-            raise Stopped(said["plain"]) from fault
-        raise Stopped(f"{said['plain']}\nWhere it came from: {told.output}/traceback.txt") from fault
+            raise Stopped(described["plain"]) from fault
+        raise Stopped(f"{described['plain']}\nWhere it came from: {record.output}/traceback.txt") from fault
 
 
-def _record(told: Record, why: str) -> None:
-    with suppress(OSError):  # a full disk: what ended the job is said all the same
-        told.write("stopped", why)
+def _write_stopped(record: Record, why: str) -> None:
+    with suppress(OSError):  # a full disk must not hide what ended the job
+        record.write("stopped", why)
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Inside, SIGTERM ends the job in order: it is raised as Terminated."""
+    """Raise SIGTERM as Terminated inside, so that it ends the job in order."""
 
     def end(*_: object) -> None:
         raise Terminated("terminated (SIGTERM)")
@@ -186,13 +192,13 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
-# What `gemel-ray link --dry-run` says: the plan of a job, and how long it may take.
+# `gemel-ray link --dry-run`: the plan of a job, and how long it may take.
 
 
 def preview(config: Config, inputs: Sequence[str], output: Place, selection: Selection) -> str:
     """The plan in words: inputs, what is done, where it would run, and an estimate where there is one."""
     config = fitted(config, "offline")
-    total, done = selection.total(inputs, unchanged(output, inputs, config.input)), _done(output)
+    total, done = selection.total(inputs, unchanged(output, inputs, config.input)), results.number(output)
     known = f"{total:,} documents" if total else "an unknown number of documents"
     lines = [f"{len(inputs):,} files with {known}, of which {done:,} are in {output} already"]
     lines.append(f"Ray: {config.offline.address}")
@@ -205,11 +211,6 @@ def preview(config: Config, inputs: Sequence[str], output: Place, selection: Sel
                  f"{config.retrieve.demonstrations} demonstrations")  # fmt: skip
     lines.append(_estimate(output, max(0, total - done) if total else None))
     return "\n".join(lines)
-
-
-def _done(output: Place) -> int:
-    """Without mending anything."""
-    return results.number(output)
 
 
 def _estimate(output: Place, left: int | None) -> str:

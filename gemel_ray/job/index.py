@@ -1,8 +1,8 @@
-"""What is done, in an index: which documents a run has still to do is told without opening any links.
+"""An index of what is done: it tells a run what is left to do without opening any links.
 
-Each file of links has its records beside it (DIR/index), in its order. When a run begins, all of them
-are put together by the input's files, into so many heaps on the disk; who reads an input's file takes the
-heap it is in. So no process ever holds more than one heap, however much is done.
+Each file of links has its records beside it (DIR/index), in its order. When a run begins, all records are
+partitioned on the disk by the input file; whoever reads an input file reads the one partition it is in. So
+no process ever has more than one partition in memory, however much is done.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from gemel_ray.job import layout
 from gemel_ray.readers import REST
 from gemel_ray.storage import Folder, Place, folder_at
 
-# What a document is known by from run to run: the file it is in, and a digest of what it says.
+# A document is identified from run to run by the file it is in and a digest of its content.
 #
-# Not by its number in the file: a line put in or taken out would make every later document another. Of equal
-# documents in one file, any is as good as the other; how many there are counts. A worker is told by a mark
-# behind the document's source:
+# Not by its number in the file: a line inserted or deleted would change that of every later document. Equal
+# documents in one file are interchangeable; only their number counts. A worker gets both in a mark after the
+# document's source:
 #
-#     pairs.jsonl:17#<file, 16 hex digits><digest, 16 hex digits>   and ! where an error row of it is there
+#     pairs.jsonl:17#<file, 16 hex digits><digest, 16 hex digits>   and ! where it has an error row already
 
 
-RECORD = np.dtype(  # of one document of a file of links
+RECORD = np.dtype(  # one document of a file of links
     [
         ("file", np.uint64),
         ("row", np.uint64),  # its number in the input, when it was read
         ("digest", np.uint64),
-        ("rows", np.uint32),  # of links
-        ("run", np.uint32),  # that wrote it
+        ("rows", np.uint32),  # its links
+        ("run", np.uint32),  # the run that wrote it
         ("state", np.uint8),
     ]
 )
-FAILED, AGAIN, LOST = 1, 2, 4  # states: has an error row; stands for one that has; what could not be read
+FAILED, AGAIN, LOST = 1, 2, 4  # states: has an error row; replaces one that has; unreadable rest of a file
 Records = npt.NDArray[np.void]
-REST_DIGEST = 1  # of what could not be had of a file: whatever is had another time takes its place
+REST_DIGEST = 1  # of the unreadable rest of a file: whatever is read another time takes its place
 _HEAD = 2**16  # bytes
 _MARK = re.compile(r"#([0-9a-f]{16})([0-9a-f]{16})(!?)$")
 _COLUMNS = ("document_id", "text", "image", "image_address", "image_key", "given", "options", "error")
@@ -68,7 +68,7 @@ def head(file: IO[bytes]) -> str:
 
 
 def place(address: str) -> str:
-    """Where a file is, whatever way its address goes there: links and .. are followed."""
+    """The file's path with links and .. resolved, or its address in a store."""
     path = address.removeprefix("file://")
     return path if "://" in path else str(Path(path).resolve())
 
@@ -78,7 +78,7 @@ def file_key(address: str) -> int:
 
 
 def digests(documents: pa.Table) -> npt.NDArray[np.uint64]:
-    """Of what each document says and asks for. A picture that is given by address is known by that."""
+    """Digests of each document's content and options. Of a picture given by address, the address counts."""
     rows = documents.select([c for c in _COLUMNS if c in documents.column_names]).to_pylist()
     return np.array([_digest(row) for row in rows], np.uint64)
 
@@ -90,17 +90,17 @@ def _digest(row: dict[str, Any]) -> int:
     )
 
 
-def marked(source: str, file: int, digest: int, again: bool) -> str:
+def with_mark(source: str, file: int, digest: int, again: bool) -> str:
     return f"{source}#{file:016x}{digest:016x}{'!' if again else ''}"
 
 
-def plain(source: str) -> str:
-    """Without its mark, for people."""
+def without_mark(source: str) -> str:
+    """The source without its mark, for people."""
     return _MARK.sub("", source)
 
 
 def records(documents: Sequence[tuple[str, int]], run: str, failed: Sequence[bool]) -> Records:
-    """Of sources with their numbers of rows. One without a mark is known by what it is called."""
+    """Records of documents, given as sources and numbers of rows. A source without a mark is its own key."""
     made = np.zeros(len(documents), RECORD)
     for at, ((source, rows), bad) in enumerate(zip(documents, failed, strict=True)):
         made[at] = (*_parsed(source), rows, run_number(run), bad * FAILED)
@@ -116,12 +116,12 @@ def run_number(run: str) -> int:
 
 
 def is_rest(source: str) -> bool:
-    """Whether the document says what of a file could not be had, and may be another time."""
-    return plain(source).endswith(f":{REST}")
+    """Whether the row stands for the unreadable rest of a file, which may be readable another time."""
+    return without_mark(source).endswith(f":{REST}")
 
 
 def _parsed(source: str) -> tuple[int, int, int]:
-    address, _, number = plain(source).rpartition(":")
+    address, _, number = without_mark(source).rpartition(":")
     row = int(number) if number.isdecimal() else 0
     if mark := _MARK.search(source):
         return int(mark[1], 16), row, int(mark[2], 16)
@@ -129,23 +129,23 @@ def _parsed(source: str) -> tuple[int, int, int]:
 
 
 _log = logging.getLogger(__name__)
-_HEAPS = 64
-_HELD = 4_000_000  # records in memory before they go to the disk
-_HEAP = np.dtype([("file", np.uint64), ("digest", np.uint64), ("state", np.uint8)])
-_ASKED = 8  # a state: its error is one of those that are retried
+_PARTITIONS = 64
+_IN_MEMORY = 4_000_000  # records, before they are written to the disk
+_SLIM = np.dtype([("file", np.uint64), ("digest", np.uint64), ("state", np.uint8)])
+_RETRY = 8  # a state: its error is to be retried
 
 
 @dataclass
-class Known:
-    """What is done of one file: how many of each digest there are `left` to be met in it, and how many of
-    those that failed are to be done `again`."""
+class DoneInFile:
+    """What is done of one file. By digest: how many documents are `left` to be found in it, and how many that
+    failed are to be done `again`."""
 
     digests: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     left: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     again: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
-    def meet(self, digest: int) -> str:
-        """Of a document in the file: "done", "again" or "new"."""
+    def classify(self, digest: int) -> str:
+        """Count the next document of the file: it is "done", "again" or "new"."""
         at = int(np.searchsorted(self.digests, np.uint64(digest)))
         if at == len(self.digests) or self.digests[at] != digest:
             return "new"
@@ -157,57 +157,60 @@ class Known:
             return "again"
         return "new"
 
-    def are_all(self, documents: int | None) -> bool:
-        """Whether so many documents are done, and none is to be done again."""
+    def all_done(self, documents: int | None) -> bool:
+        """Whether this number of documents is done, and none is to be done again."""
         return int(self.left.sum()) == documents and not self.again.any()
 
     def surplus(self) -> list[tuple[int, int]]:
-        """Digests that were not met, and how often: the file holds them no more."""
+        """Digests that were not found, and how often: the file no longer has them."""
         over = self.left + self.again
         return [(int(self.digests[at]), int(over[at])) for at in np.flatnonzero(over)]
 
 
 @dataclass(frozen=True)
 class Done:
-    """What the run found done; a few words, wherever they are sent."""
+    """What the run found done. Small, so that it can be sent anywhere: the records stay on the disk."""
 
     output: Place
     run: str
     number: int = 0  # documents
-    asked: int = 0  # of those that failed, how many are to be done again
+    retried: int = 0  # documents that failed and are to be done again
 
     def __len__(self) -> int:
         return self.number
 
-    def of(self, file: int) -> Known:
-        """Of one file of the input, by its key."""
+    def of(self, file: int) -> DoneInFile:
+        """What is done of the input file with this key."""
         at = folder_at(self.output)
-        pieces = [np.load(io.BytesIO(at.read(name))) for name in at.names(_heap(self.run, file % _HEAPS))]
-        found = np.concatenate([np.empty(0, _HEAP), *(piece[piece["file"] == file] for piece in pieces)])
+        pieces = [
+            np.load(io.BytesIO(at.read(name)))
+            for name in at.names(_partition_folder(self.run, file % _PARTITIONS))
+        ]
+        found = np.concatenate([np.empty(0, _SLIM), *(piece[piece["file"] == file] for piece in pieces)])
         digests, where = np.unique(found["digest"], return_inverse=True)
 
         def how_many(state: int) -> npt.NDArray[np.int64]:
             return np.bincount(where[(found["state"] & state) > 0], minlength=len(digests))
 
-        # Of one that failed and its successor, written by a run that was killed then, both are there yet.
+        # A run that was killed before it merged leaves both a failed document and its successor.
         paired = np.minimum(how_many(AGAIN), how_many(FAILED | LOST))
-        again = np.maximum(0, how_many(_ASKED) - paired)
-        return Known(digests, np.bincount(where, minlength=len(digests)) - paired - again, again)
+        again = np.maximum(0, how_many(_RETRY) - paired)
+        return DoneInFile(digests, np.bincount(where, minlength=len(digests)) - paired - again, again)
 
-    def passed(self, file: int, known: Known, documents: int | None) -> None:
-        """Note that the whole file was read, what of it is in the output and no more in the file, and how
-        many `documents` it holds, where all of them are taken."""
-        said = {"gone": known.surplus(), "documents": documents}
+    def save_pass(self, file: int, known: DoneInFile, documents: int | None) -> None:
+        """Save that the whole file was read, which documents in the output it no longer has, and how many
+        `documents` it has, where all of them are taken."""
+        entry = {"gone": known.surplus(), "documents": documents}
         name = f"{layout.PASSES}/{self.run}/{file:016x}.json"
-        folder_at(self.output).write(name, json.dumps(said).encode())
+        folder_at(self.output).write(name, json.dumps(entry).encode())
 
     def gone(self) -> dict[tuple[int, int], int]:
-        """By file and digest: how many documents the files that were read whole hold no more."""
-        return {(file, digest): n for file, said in self._passes() for digest, n in said["gone"]}
+        """By file and digest: how many documents are gone from files that were read whole."""
+        return {(file, digest): n for file, entry in self._passes() for digest, n in entry["gone"]}
 
     def whole(self) -> dict[int, int]:
-        """By file: how many documents those hold of which all are taken."""
-        return {file: said["documents"] for file, said in self._passes() if said["documents"] is not None}
+        """By file: numbers of documents of files that were taken whole."""
+        return {file: entry["documents"] for file, entry in self._passes() if entry["documents"] is not None}
 
     def _passes(self) -> Iterator[tuple[int, dict[str, Any]]]:
         at = folder_at(self.output)
@@ -216,31 +219,33 @@ class Done:
 
 
 def finished(output: Place, retry: str | None = None) -> Done:
-    """What is done, for the run that writes now. `retry`: those with an error row that holds this text, in
-    any case of its letters, count as not done, until they have a successor; what could not be had of a file
-    never counts. A torn file is set aside."""
+    """What is done, for the run that writes now. `retry`: documents whose error contains this text, ignoring
+    case, count as not done until they have a successor; the unreadable rest of a file never counts as done.
+    A torn file is set aside."""
     at = folder_at(output)
     state = layout.latest(at)
-    heaps: list[list[npt.NDArray[np.void]]] = [[] for _ in range(_HEAPS)]
-    number = asked = held = 0
+    partitions: list[list[npt.NDArray[np.void]]] = [[] for _ in range(_PARTITIONS)]
+    number = retried = in_memory = 0
     for found in _all_records(at, state, retry):
         number += len(found) - int(np.count_nonzero(found["state"] & AGAIN))
-        asked += int(np.count_nonzero(found["state"] & _ASKED))
-        for heap, some in enumerate(_heaped(found)):
-            heaps[heap].append(some)
-        held += len(found)
-        if held > _HELD:
-            _flush(at, state.run, heaps)
-            held = 0
-    _flush(at, state.run, heaps)
-    return Done(output, state.run, number - asked, asked)
+        retried += int(np.count_nonzero(found["state"] & _RETRY))
+        for partition, some in enumerate(_partitioned(found)):
+            partitions[partition].append(some)
+        in_memory += len(found)
+        if in_memory > _IN_MEMORY:
+            _flush(at, state.run, partitions)
+            in_memory = 0
+    _flush(at, state.run, partitions)
+    return Done(output, state.run, number - retried, retried)
 
 
-def _flush(at: Folder, run: str, heaps: list[list[npt.NDArray[np.void]]]) -> None:
-    for number, heap in enumerate(heaps):
-        if sum(map(len, heap)):
-            at.write(f"{_heap(run, number)}/{uuid.uuid4().hex}.npy", saved(np.concatenate(heap)))
-        heap.clear()
+def _flush(at: Folder, run: str, partitions: list[list[npt.NDArray[np.void]]]) -> None:
+    for number, partition in enumerate(partitions):
+        if sum(map(len, partition)):
+            at.write(
+                f"{_partition_folder(run, number)}/{uuid.uuid4().hex}.npy", saved(np.concatenate(partition))
+            )
+        partition.clear()
 
 
 def _all_records(at: Folder, state: layout.State, retry: str | None) -> Iterator[Records]:
@@ -249,16 +254,16 @@ def _all_records(at: Folder, state: layout.State, retry: str | None) -> Iterator
         if name not in there:
             _log.warning("%s/%s is gone: its %s documents are done again", at, name, f"{number:,}")
         elif (found := of_file(at, name)) is not None:
-            yield _asked(at, name, found, retry)
+            yield _with_retries(at, name, found, retry)
     for name in layout.counting_parts(at, state):
         if not layout.is_torn(at, name):
-            yield _asked(at, name, of_part(at, name), retry)
+            yield _with_retries(at, name, of_part(at, name), retry)
 
 
-def _asked(at: Folder, name: str, found: Records, retry: str | None) -> Records:
-    """The records, those marked that are to be done again."""
+def _with_retries(at: Folder, name: str, found: Records, retry: str | None) -> Records:
+    """The records, with _RETRY in the state of those to be done again."""
     found = found.copy()
-    found["state"][(found["state"] & LOST) > 0] |= _ASKED
+    found["state"][(found["state"] & LOST) > 0] |= _RETRY
     if retry is None or not np.any(found["state"] & FAILED):
         return found
     table = layout.read(at, name, ["status", "error"])
@@ -268,12 +273,12 @@ def _asked(at: Folder, name: str, found: Records, retry: str | None) -> Records:
     ]
     starts = (np.cumsum(found["rows"]) - found["rows"]).astype(np.int64)
     some = np.add.reduceat(np.array(hits, np.int64), starts) > 0
-    found["state"][some] |= _ASKED
+    found["state"][some] |= _RETRY
     return found
 
 
 def of_file(at: Folder, name: str) -> Records | None:
-    """The records of a file of links; None, and both set aside, where one of them is torn."""
+    """The records of a file of links; None where one of the two is torn, which sets both aside."""
     index = layout.index_of(name)
     try:
         found: Records = np.load(io.BytesIO(at.read(index)))
@@ -284,7 +289,7 @@ def of_file(at: Folder, name: str) -> Records | None:
 
 
 def of_part(at: Folder, name: str) -> Records:
-    listed, run = layout.of_part(at, name), name.split("/")[1]
+    listed, run = layout.part_documents(at, name), name.split("/")[1]
     return records([(source, rows) for source, rows, _ in listed], run, [bad for *_, bad in listed])
 
 
@@ -306,15 +311,15 @@ def joined(some: Iterable[Records]) -> Records:
     return np.concatenate([np.empty(0, RECORD), *some])
 
 
-def _heaped(found: Records) -> Iterator[npt.NDArray[np.void]]:
-    slim = np.empty(len(found), _HEAP)
-    for name in _HEAP.names or ():
+def _partitioned(found: Records) -> Iterator[npt.NDArray[np.void]]:
+    slim = np.empty(len(found), _SLIM)
+    for name in _SLIM.names or ():
         slim[name] = found[name]
-    which = found["file"] % np.uint64(_HEAPS)
+    which = found["file"] % np.uint64(_PARTITIONS)
     order = np.argsort(which, kind="stable")
-    ends = np.searchsorted(which[order], np.arange(_HEAPS + 1))
+    ends = np.searchsorted(which[order], np.arange(_PARTITIONS + 1))
     return (slim[order[a:b]] for a, b in pairwise(ends))
 
 
-def _heap(run: str, number: int) -> str:
+def _partition_folder(run: str, number: int) -> str:
     return f"{layout.DONE}/{run}/{number:02}"

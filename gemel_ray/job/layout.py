@@ -1,6 +1,6 @@
-"""Where what stands in a job's output folder, which of it counts, and how it is read.
+"""The layout of a job's output folder: what is where, which of it counts, and how it is read.
 
-links/*.parquet   one row a mention, some 100,000 documents a file
+links/*.parquet   one row a mention, about 100,000 documents a file
 parts/RUN/        batches as workers write them, until there are enough for a file (job/merging.py)
 ledger/           which of these count (below)
 index/            what is done, a record for each document of a file of links (job/index.py)
@@ -22,21 +22,21 @@ from gemel_ray.errors import Mistake
 from gemel_ray.storage import Folder
 
 LINKS, PARTS, INDEX = "links", "parts", "index"
-PASSES, DONE = "passes", "done"  # of the run that writes: see job/index.py
-SOURCE = "source"  # column of the input's file and row, with a mark (job/index.py)
+PASSES, DONE = "passes", "done"  # folders of the run that writes (job/index.py)
+SOURCE = "source"  # column: the input's file and row, with a mark (job/index.py)
 DOCUMENTS = b"gemel_ray.documents"  # in a part's metadata: [[source, rows, has an error], ...] in its order
 _MADE = re.compile(r"\d{8}-\d{3}-[0-9a-f]{8}\.(parquet|npy)")
 _log = logging.getLogger(__name__)
 
 
 def part_of(run: str | None, sources: Collection[str]) -> str:
-    """The part of a batch of these documents, in this order."""
+    """The name of the part for a batch of these documents, in this order."""
     digest = hashlib.blake2b(json.dumps(list(sources)).encode(), digest_size=12).hexdigest()
     return f"{PARTS}/{run}/{digest}.parquet"
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file of links, or of the index, has such a name: any other is somebody else's."""
+    """Whether the name is one that a job gives to a file of links or of the index."""
     return _MADE.fullmatch(name.rpartition("/")[2]) is not None
 
 
@@ -52,11 +52,11 @@ def counting(at: Folder, state: State) -> list[str]:
 
 
 def counting_parts(at: Folder, state: State) -> list[str]:
-    """Parts whose links are in no file: of the run that writes, and those that it found."""
+    """Parts that are not merged into a file yet: of the run that writes, and of earlier runs."""
     gone = set(state.gone)
-    own = at.names(f"{PARTS}/{state.run}") if state.run else []
+    current = at.names(f"{PARTS}/{state.run}") if state.run else []
     there = {name for run in {p.rpartition("/")[0] for p in state.parts} for name in at.names(run)}
-    found = (*own, *(part for part in state.parts if part in there))
+    found = (*current, *(part for part in state.parts if part in there))
     return [name for name in found if name.endswith(".parquet") and name not in gone]
 
 
@@ -71,24 +71,24 @@ def read(at: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Tabl
 
 
 def with_sources(at: Folder, part: str) -> pa.Table:
-    """A part's rows as its worker had them."""
+    """A part's rows with their sources, as the worker had them."""
     table = read(at, part)
     sources = [source for source, rows, _ in documents(table.schema) for _ in range(rows)]
     return table.append_column(SOURCE, [pa.array(sources, pa.string())])
 
 
 def documents(part: pa.Schema) -> list[tuple[str, int, bool]]:
-    """Source, number of rows, and whether one is an error, of each document in a part."""
+    """Each document of a part: source, number of rows, and whether one is an error."""
     return [(source, rows, bad) for source, rows, bad in json.loads(part.metadata[DOCUMENTS])]
 
 
-def of_part(at: Folder, name: str) -> list[tuple[str, int, bool]]:
+def part_documents(at: Folder, name: str) -> list[tuple[str, int, bool]]:
     with at.open(name) as file:
         return documents(pq.read_schema(file))
 
 
 def is_torn(at: Folder, name: str) -> bool:
-    """Whether the file is no Parquet, or ends before its end: then it is set aside."""
+    """Whether the file is not Parquet or is cut off. If so, it is set aside."""
     try:
         with at.open(name) as file:
             pq.read_metadata(file)
@@ -105,13 +105,13 @@ def set_aside(at: Folder, name: str) -> None:
     )
 
 
-# What counts of an output folder: numbered entries, of which the last is the whole truth.
+# The ledger says what counts in an output folder: numbered entries, of which only the last is valid.
 #
 #     ledger/00000007.json   {"run": NAME, "files": [[NAME, documents], ...], "parts": [NAME, ...], ...}
 #
 # Two drivers cannot write the same number: an entry is created, never replaced. So a run that takes over
-# (by an entry with its name) and one that merges files agree on who was first, on a disk or an object store,
-# and a part that a run writes after it was taken over does not count, however long its worker had slept.
+# (by an entry with its name) and one that merges files agree on who was first, on a disk or an object store.
+# A part that a run writes after another has taken over does not count, however late its worker writes it.
 
 
 ENTRIES = "ledger"
@@ -123,8 +123,8 @@ class TakenOver(RuntimeError):
 
 @dataclass(frozen=True)
 class State:
-    """`run` writes now. `files` of links with their numbers of documents; `parts` of earlier runs that count;
-    `gone`: parts that are in files, and files that have successors: being deleted."""
+    """An entry: `run` writes now. `files` of links with their numbers of documents; `parts` of earlier runs
+    that count; `gone`: merged parts and replaced files, which are being deleted."""
 
     number: int = 0
     run: str = ""
@@ -137,18 +137,18 @@ def latest(folder: Folder) -> State:
     names = folder.names(ENTRIES)
     if not names:
         return State()
-    said = json.loads(folder.read(names[-1]))
+    entry = json.loads(folder.read(names[-1]))
     return State(
         number=int(names[-1].rpartition("/")[2].partition(".")[0]),
-        run=said["run"],
-        files=tuple((name, documents) for name, documents in said["files"]),
-        parts=tuple(said["parts"]),
-        gone=tuple(said["gone"]),
+        run=entry["run"],
+        files=tuple((name, documents) for name, documents in entry["files"]),
+        parts=tuple(entry["parts"]),
+        gone=tuple(entry["gone"]),
     )
 
 
 def take_over(folder: Folder, run: str, parts: Callable[[State], list[str]]) -> State:
-    """Make the folder this run's; `parts` says which of the parts that lie there count by a state."""
+    """Make the folder this run's; `parts` returns the parts that count by a state."""
     while True:
         former = latest(folder)
         new = replace(former, number=former.number + 1, run=run, parts=tuple(parts(former)), gone=())
@@ -157,11 +157,11 @@ def take_over(folder: Folder, run: str, parts: Callable[[State], list[str]]) -> 
 
 
 def commit(folder: Folder, new: State) -> None:
-    """Make `new`, made of the latest entry, the next. Raises TakenOver where another run has been first."""
+    """Write `new`, made from the latest entry, as the next. Raises TakenOver where another run was first."""
     if not _created(folder, new):
         raise TakenOver(f"another run of gemel-ray link has taken over {folder}")
 
 
 def _created(folder: Folder, state: State) -> bool:
-    said = {name: value for name, value in asdict(state).items() if name != "number"}
-    return folder.create(f"{ENTRIES}/{state.number:08}.json", json.dumps(said).encode())
+    entry = {name: value for name, value in asdict(state).items() if name != "number"}
+    return folder.create(f"{ENTRIES}/{state.number:08}.json", json.dumps(entry).encode())

@@ -1,8 +1,8 @@
-"""Parts become files of a useful size, as a job goes and at its end: each row in exactly one that counts.
+"""Parts are merged into files of a useful size, during a job and at its end: each row is in exactly one file.
 
-What replaces what is settled in the same step: a row that was done again takes the place of the one that had
-failed, and rows of documents that the input holds no more go when all that it holds now is written. One
-ledger entry says so, whole or not at all; a driver that is killed before it has changed nothing.
+The same step replaces rows: a row that was done again takes the place of the failed one, and rows of
+documents that have gone from the input go once all of the input is written. One ledger entry commits it,
+whole or not at all; a driver that is killed before that has changed nothing.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from gemel_ray.job.index import AGAIN, FAILED, LOST, Records, run_number
 from gemel_ray.job.layout import State, TakenOver
 from gemel_ray.storage import Folder, Place, folder_at
 
-# Files of links and their records: written of parts, of what stays of other files, and of small ones.
+# Files of links and their records, written from parts, from what stays of other files, and from small files.
 
 
 FILE = 100_000  # documents, after which parts become a file
-FEW = 8  # files of less than half of that; more than so many are put together
+FEW = 8  # files of less than half of that; more than FEW are combined
 _GROUP = 20_000  # rows that are compressed together
-Named = tuple[str, Records]
+NamedRecords = tuple[str, Records]
 
 
 @dataclass(frozen=True)
 class LinkFiles:
-    """Those of before, whose records are read one by one, and those just `merged`."""
+    """Earlier files, whose records are read one by one, and those just `merged`."""
 
     at: Folder
     former: list[str]
     merged: Mapping[str, Records]
 
-    def items(self, ending: str = "") -> Iterator[Named]:
-        """Those whose names end so, oldest first."""
+    def items(self, ending: str = "") -> Iterator[NamedRecords]:
+        """The files whose names have the ending, oldest first."""
         for name in self.former:
             if name.endswith(ending) and (found := index.of_file(self.at, name)) is not None:
                 yield name, found
@@ -52,13 +52,13 @@ class LinkFiles:
 
 @dataclass
 class Writing:
-    """What a run writes to settle a `state`. It counts when the ledger says so."""
+    """Writes files for a run that settles a `state`. They count once the ledger has them."""
 
     at: Folder
     state: State
-    number: int = 0  # of files
+    number: int = 0  # files written
 
-    def of_parts(self, parts: Mapping[str, Records]) -> Iterator[Named]:
+    def of_parts(self, parts: Mapping[str, Records]) -> Iterator[NamedRecords]:
         group, size = list[str](), 0
         for part in (*parts, None):
             if group and (part is None or size >= FILE):
@@ -69,7 +69,7 @@ class Writing:
                 size += len(parts[part])
 
     def without(self, files: LinkFiles, changed: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, Records]:
-        """The files that lose some documents, with those that stay."""
+        """Write the files that lose documents again, with the documents that stay."""
         return dict(
             self._written(
                 iter([layout.read(self.at, name).filter(pa.array(np.repeat(keep, records["rows"])))]),
@@ -79,8 +79,8 @@ class Writing:
             if name in changed and (keep := changed[name]).any()
         )
 
-    def together(self, files: LinkFiles) -> tuple[dict[str, Records], list[str]]:
-        """The small files as few, if they are many; and the names of those."""
+    def combined(self, files: LinkFiles) -> tuple[dict[str, Records], list[str]]:
+        """Combine the small files if they are many; the new files, and the names of those they replace."""
         known = dict(self.state.files) | {name: len(found) for name, found in files.merged.items()}
         names = [n for n in (*files.former, *files.merged) if known[n] < FILE // 2]
         if len(names) <= FEW:
@@ -97,14 +97,14 @@ class Writing:
         return written, [name for group in groups for name in group]
 
     def _schema(self, name: str) -> pa.Schema:
-        """Another release of this program may have written other columns."""
+        """The file's columns: another release of this program may have written others."""
         with self.at.open(name) as file:
             return pq.read_schema(file)
 
-    def _joined(self, some: Mapping[str, Records]) -> Named:
+    def _joined(self, some: Mapping[str, Records]) -> NamedRecords:
         return self._written((layout.read(self.at, name) for name in some), index.joined(some.values()))
 
-    def _written(self, tables: Iterator[pa.Table], records: Records) -> Named:
+    def _written(self, tables: Iterator[pa.Table], records: Records) -> NamedRecords:
         name = f"{layout.LINKS}/{self.state.number + 1:08}-{self.number:03}{ending(self.state.run)}"
         self.number += 1
         settled = records.copy()
@@ -116,7 +116,7 @@ class Writing:
 
 
 def ending(run: str) -> str:
-    """Of the names of files that a run has made."""
+    """The ending of the names of a run's files."""
     return f"-{run[:8]}.parquet"
 
 
@@ -140,26 +140,26 @@ def _plain(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     return (table.replace_schema_metadata(None) for table in tables)
 
 
-Surplus = Counter[tuple[int, int]]  # of a file and a digest: how many documents must go
-_Triple = tuple[int, int, int]  # file, row and digest of a document
+Surplus = Counter[tuple[int, int]]  # by file and digest: how many documents must go
+_Triple = tuple[int, int, int]  # a document's file, row and digest
 
 
 @dataclass
 class Merging:
-    """What a run's driver knows of its parts. Only those whose workers have answered are merged while it
-    goes: another would be computed again, were its worker to die, and then not be found."""
+    """Merges a run's parts, in its driver. While the run goes, only parts whose workers have answered are
+    merged: a worker that dies before it answers looks for its part, and would compute a merged one again."""
 
     output: Place
     run: str
     answered: list[str] = field(default_factory=list)
     documents: int = 0
-    done: index.Done | None = None  # once the run has been through all it takes
+    done: index.Done | None = None  # once the run has computed all it takes
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
-        """However the run ends. What ended it is said, not that storage then failed once more."""
+        """Settle, however the run ended. A further storage failure must not hide what ended it."""
         with suppress(*() if fault is None else (OSError, ValueError)):
             self.settle()
 
@@ -172,21 +172,21 @@ class Merging:
 
     def _merge(self) -> None:
         at = folder_at(self.output)
-        state, held = _ours(at, self.run), list[str]()
+        state, waiting = _current_state(at, self.run), list[str]()
         records = {part: index.of_part(at, part) for part in self.answered}
         for part in self.answered:
-            # One that stands for another takes its place at the end.
+            # A part with retried documents replaces others: that is done at the end.
             if np.any(records[part]["state"] & AGAIN):
-                held.append(part)
-        parts = {part: some for part, some in records.items() if part not in held}
+                waiting.append(part)
+        parts = {part: some for part, some in records.items() if part not in waiting}
         _commit(at, state, dict(Writing(at, state).of_parts(parts)), [], list(parts))
-        self.answered, self.documents = held, 0
+        self.answered, self.documents = waiting, 0
 
     def settle(self) -> None:
-        """Merge all parts, and let go what has a successor, and what files that were read whole hold no more;
-        put small files together, as many short runs leave them. Raises TakenOver."""
+        """Merge all parts. Drop rows that have a successor, and rows of documents that have gone from files
+        that were read whole. Combine small files, as many short runs leave them. Raises TakenOver."""
         at = folder_at(self.output)
-        state = _ours(at, self.run)
+        state = _current_state(at, self.run)
         records = {part: index.of_part(at, part) for part in layout.counting_parts(at, state)}
         writing = Writing(at, state)
         merged = dict(writing.of_parts(records))
@@ -194,18 +194,18 @@ class Merging:
         drops = _superseded(merged)
         if self.done is not None:
             drops += Counter(self.done.gone())
-        doubled = _doubled(files, self.run)
-        changed = _kept(files, drops, doubled)
+        duplicates = _duplicates(files, self.run)
+        changed = _kept(files, drops, duplicates)
         fresh = {name: found for name, found in merged.items() if name not in changed}
         fresh |= writing.without(files, changed)
         kept = LinkFiles(at, [name for name in files.former if name not in changed], fresh)
-        joined, small = writing.together(kept)
+        joined, small = writing.combined(kept)
         fresh = {name: found for name, found in fresh.items() if name not in small} | joined
         _commit(at, state, fresh, [*changed, *small], list(records))
         self.answered, self.documents = [], 0
 
 
-def _ours(at: Folder, run: str) -> State:
+def _current_state(at: Folder, run: str) -> State:
     state = layout.latest(at)
     if state.run != run:
         raise TakenOver(f"another run of gemel-ray link has taken over {at}")
@@ -213,7 +213,7 @@ def _ours(at: Folder, run: str) -> State:
 
 
 def _superseded(files: Mapping[str, Records]) -> Surplus:
-    """Of what was done again, those that it stands for."""
+    """The documents that retried ones replace."""
     drops = Surplus()
     for records in files.values():
         for record in records[(records["state"] & AGAIN) > 0]:
@@ -221,8 +221,8 @@ def _superseded(files: Mapping[str, Records]) -> Surplus:
     return drops
 
 
-def _doubled(files: LinkFiles, run: str) -> set[_Triple]:
-    """Documents that this run wrote twice, as when Ray makes a lost block of its input again."""
+def _duplicates(files: LinkFiles, run: str) -> set[_Triple]:
+    """Documents that this run wrote twice, as when Ray reconstructs a lost block of its input."""
     ours, found = [r[r["run"] == run_number(run)] for _, r in files.items(ending(run))], set[_Triple]()
     keys = np.concatenate([np.empty(0, np.uint64), *map(_key, ours)])
     keys.sort()
@@ -243,13 +243,13 @@ def _triple(record: np.void) -> _Triple:
     return int(record["file"]), int(record["row"]), int(record["digest"])
 
 
-def _kept(files: LinkFiles, drops: Surplus, doubled: set[_Triple]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Of the files that lose some, which documents stay."""
+def _kept(files: LinkFiles, drops: Surplus, duplicates: set[_Triple]) -> dict[str, npt.NDArray[np.bool_]]:
+    """For each file that loses documents, which of them stay."""
     changed: dict[str, npt.NDArray[np.bool_]] = {}
-    if not drops and not doubled:
+    if not drops and not duplicates:
         return changed
     left, seen = Surplus(drops), set[_Triple]()
-    wanted = np.array([digest for *_, digest in (*drops, *doubled)], np.uint64)
+    wanted = np.array([digest for *_, digest in (*drops, *duplicates)], np.uint64)
     for bad_first in (True, False):  # what failed goes before what did not, and the older before the newer
         for name, records in files.items():
             keep = changed.get(name, np.ones(len(records), bool))
@@ -259,7 +259,7 @@ def _kept(files: LinkFiles, drops: Surplus, doubled: set[_Triple]) -> dict[str, 
                 if bad_first == (state & (FAILED | LOST) > 0 and not state & AGAIN) and left[file, digest]:
                     left[file, digest] -= 1
                     keep[at] = False
-                elif not bad_first and (file, row, digest) in doubled:
+                elif not bad_first and (file, row, digest) in duplicates:
                     keep[at] = (file, row, digest) not in seen
                     seen.add((file, row, digest))
             if not keep.all():
@@ -270,7 +270,7 @@ def _kept(files: LinkFiles, drops: Surplus, doubled: set[_Triple]) -> dict[str, 
 def _commit(
     at: Folder, state: State, fresh: Mapping[str, Records], stale: Sequence[str], parts: Sequence[str]
 ) -> None:
-    """Make it count, in one step; then delete what it was made of."""
+    """Make the files count, in one step; then delete what they were made from."""
     there = set(at.names(layout.LINKS))
     old = [(name, number) for name, number in state.files if name not in stale and name in there]
     new = tuple((*old, *((name, len(records)) for name, records in fresh.items())))

@@ -1,5 +1,4 @@
-"""DIR/report.html: what a job did, to look at. One file that needs nothing else; it computes nothing but
-counts over the links that are there."""
+"""DIR/report.html: what a job did, as a page in one self-contained file. It only counts over the links."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from gemel_ray.storage import Place, folder_at
 Row = dict[str, Any]
 _TOP = 25  # entities shown
 _SAMPLES = 24
-_NEAR = 1000  # rows from a file's beginning that a sample is taken of: its text and picture are read again
+_NEAR = 1000  # samples come from a file's first rows, since text and picture are read again
 
 
 def write_page(output: Place) -> None:
@@ -83,7 +82,7 @@ def _plots(progress: Row) -> Iterator[str]:
 
 
 def _slowest(progress: Row) -> Row | None:
-    """The bottleneck."""
+    """The stage that takes the most time."""
     shares = progress["stage_shares"]
     if not shares:
         return None
@@ -94,13 +93,13 @@ def _slowest(progress: Row) -> Row | None:
 
 
 def _most(entities: Counter[str]) -> list[tuple[str, str, str]]:
-    """Those that are linked most often."""
+    """The entities that are linked most often."""
     whole = sum(entities.values())
     return [(name, f"{number:,}", f"{number / whole:.1%}") for name, number in entities.most_common(_TOP)]
 
 
 def _samples(output: Place) -> Iterator[Row]:
-    """Mentions from all over the output, with their texts and pictures read again from the input."""
+    """Mentions from the whole output, with their texts and pictures, which are read again from the input."""
     chosen: dict[str, Row] = {}
     written, known = results.files(output), inputs.addresses(output)
     for file in written[:: max(1, len(written) // _SAMPLES)]:
@@ -122,7 +121,7 @@ def _samples(output: Place) -> Iterator[Row]:
 
 
 def _with_sources(output: Place, file: str, known: Mapping[int, str]) -> pa.Table:
-    """A file's rows, and where each one's document stood when it was read."""
+    """A file's rows, with the source of each row's document when it was read."""
     at = folder_at(output)
     records = index.of_any(at, file)
     sources = [f"{known.get(int(r['file']), '')}:{r['row']}" for r in np.repeat(records, records["rows"])]
@@ -130,7 +129,7 @@ def _with_sources(output: Place, file: str, known: Mapping[int, str]) -> pa.Tabl
 
 
 def _read_again(sources: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
-    """The documents of these sources, which stand near the beginning of their files."""
+    """Read the documents of these sources, which are near the beginning of their files."""
     rows: dict[str, set[str]] = {}
     for source in sources:
         rows.setdefault(source.rpartition(":")[0], set()).add(source)

@@ -1,7 +1,7 @@
-"""What a run knows of itself while it goes: DIR/progress.json, rewritten every few seconds.
+"""The record of a run's progress: DIR/progress.json, rewritten every few seconds.
 
-One JSON object: how far it is, at what pace, what failed and why, where the time goes, what each worker
-does. The same figures are Prometheus metrics, and the report's source (job/page.py).
+One JSON object: how much is done, the pace, what failed and why, where the time goes, what each worker does.
+The same figures are Prometheus metrics, and the source of the report (job/page.py).
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ import pyarrow as pa
 
 from gemel_ray.config import Config
 from gemel_ray.job import results
-from gemel_ray.job.index import Done, plain
+from gemel_ray.job.index import Done, without_mark
 from gemel_ray.job.layout import part_of
-from gemel_ray.job.results import SOURCE, WORKERS, kind
+from gemel_ray.job.results import SOURCE, WORKERS, error_kind
 from gemel_ray.job.selection import FILTERED
 from gemel_ray.knowledge.bringing import Shared
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.progress import Progress
 from gemel_ray.storage import Folder, LocalFolder, Place, folder_at
 
-_EVERY, _EVERY_REMOTE = 2.0, 10.0  # seconds between two records, on a disk and in an object store
-_AT_ONCE = 16  # of the workers' files read
-_MOMENTS = 400  # of the timeline; then every second one is left out
+_EVERY, _EVERY_REMOTE = 2.0, 10.0  # seconds between two writes or reads, on a disk and in an object store
+_AT_ONCE = 16  # files of workers that are read at the same time
+_MOMENTS = 400  # points of the timeline; beyond that, every second one is dropped
 Measures = dict[str, Any]
 
 
-def told(output: Folder, name: str, node: str, measures: Measures) -> None:
-    """Of a worker: the Ray node it runs on, its measures since it started, and its memory's peak."""
+def write_measures(output: Folder, name: str, node: str, measures: Measures) -> None:
+    """In a worker: write the Ray node it runs on, its measures since it started, and its peak memory."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
-    said = {"node": node, "peak_mib": round(peak), "measures": measures}
-    output.write(f"{WORKERS}/{name}.json", json.dumps(said).encode())
+    entry = {"node": node, "peak_mib": round(peak), "measures": measures}
+    output.write(f"{WORKERS}/{name}.json", json.dumps(entry).encode())
 
 
 def summed(parts: Sequence[Mapping[str, Any]]) -> Measures:
-    """Nested numbers, added up."""
+    """The sums of nested numbers."""
     total: Measures = {}
     for part in parts:
         for name, value in part.items():
@@ -57,14 +57,13 @@ def summed(parts: Sequence[Mapping[str, Any]]) -> Measures:
 
 
 def counted(rows: pa.Table, run: str | None = None) -> dict[str, Any]:
-    """What a batch's rows add: the run's part, documents, statuses, and errors by kind, with the first of
-    each."""
+    """The counts of a batch's rows: its part, documents, statuses, and errors by kind with an example."""
     sources = list(dict.fromkeys(rows[SOURCE].to_pylist()))
     errors: dict[str, list[Any]] = {}
     for row in rows.select(["document_id", "source", "mention", "error"]).to_pylist():
         if row["error"]:
-            row["source"] = plain(row["source"])
-            errors.setdefault(kind(row["error"]), [0, row])[0] += 1
+            row["source"] = without_mark(row["source"])
+            errors.setdefault(error_kind(row["error"]), [0, row])[0] += 1
     return {
         "part": part_of(run, sources),
         "documents": len(sources),
@@ -74,7 +73,7 @@ def counted(rows: pa.Table, run: str | None = None) -> dict[str, Any]:
 
 
 class Record:
-    """One run's, since `began`, or now. `total`: documents to do, 0 where it is not known."""
+    """The record of one run since `began`, or now. `total`: documents to do, 0 where it is not known."""
 
     def __init__(self, output: Place, total: int, before: int, began: float | None = None) -> None:
         self.output, self.total = folder_at(output), total
@@ -88,7 +87,7 @@ class Record:
         self.step = self.every
 
     def add(self, batch: Mapping[str, Any]) -> None:
-        """Count a batch (see `counted`), and write, if the last writing is some time ago."""
+        """Count a batch (see `counted`); write the file, if that is due."""
         self.documents += batch["documents"]
         self.statuses.update(batch["statuses"])
         self.rows = sum(self.statuses.values())
@@ -102,27 +101,27 @@ class Record:
 
     @property
     def failures(self) -> int:
-        """Rows that are errors, but for the filtered."""
+        """Error rows, except the filtered."""
         filtered = sum(n for reason, n in self.errors.items() if reason.startswith(FILTERED))
         return self.statuses["error"] - filtered
 
     def write(self, state: str, why: str = "") -> dict[str, Any]:
-        """Rewrite the file; what it says. `state`: running, finished or stopped."""
+        """Rewrite the file; its content. `state`: running, finished or stopped."""
         self.written = time.time()
         passed = self.written - self.began
         if passed - self.timeline[-1][0] >= self.step or state != "running":
             self.timeline.append((round(passed, 1), self.rows, self.statuses["error"]))
         if len(self.timeline) > _MOMENTS:
             self.timeline, self.step = self.timeline[::2], 2 * self.step
-        plain = self._plain(state, why, passed)
+        content = self._content(state, why, passed)
         if self.metrics:
-            self.metrics.show(plain)
-        self.output.write("progress.json", json.dumps(plain, indent=1).encode())
-        return plain
+            self.metrics.show(content)
+        self.output.write("progress.json", json.dumps(content, indent=1).encode())
+        return content
 
-    def _plain(self, state: str, why: str, passed: float) -> dict[str, Any]:
-        told = self.workers()
-        measures = summed([w["measures"] for w in told.values()])
+    def _content(self, state: str, why: str, passed: float) -> dict[str, Any]:
+        workers = self.workers()
+        measures = summed([w["measures"] for w in workers.values()])
         seconds = measures.get("seconds", {})
         whole = sum(seconds.values()) or 1.0
         engine = measures.get("generate", {})
@@ -145,22 +144,22 @@ class Record:
             "stage_shares": {name: round(value / whole, 4) for name, value in seconds.items()},
             "prompt_tokens": {k: engine[k] for k in ("asked", "cached") if k in engine},
             "measures": measures,
-            "workers": {n: {k: w[k] for k in ("node", "peak_mib")} for n, w in told.items()},
+            "workers": {n: {k: w[k] for k in ("node", "peak_mib")} for n, w in workers.items()},
             "timeline": self.timeline,
         }
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """What each worker of this run, dead ones included, told last."""
+        """What each worker of this run wrote last, dead ones included."""
         names = [name for name in self.output.names(WORKERS) if name.endswith(".json")]
         with ThreadPoolExecutor(_AT_ONCE) as threads:
-            said = list(threads.map(self.output.read, names))
-        return {PurePosixPath(n).stem: json.loads(text) for n, text in zip(names, said, strict=True)}
+            texts = list(threads.map(self.output.read, names))
+        return {PurePosixPath(n).stem: json.loads(text) for n, text in zip(names, texts, strict=True)}
 
 
 # The record as Prometheus metrics, on every Ray node's metrics port (deploy/monitoring reads them there).
 
 
-# Name: what it means, and its tag. Ray puts ray_ in front.
+# Name: description and tag. Ray puts ray_ in front.
 METRICS = {
     "gemel_ray_job_documents": ("documents of this run, by state", "state"),
     "gemel_ray_job_rows": ("rows written by this run, by status", "status"),
@@ -172,13 +171,13 @@ METRICS = {
 
 
 class Gauge(Protocol):
-    """ray.util.metrics.Gauge, as offline.py gives it."""
+    """What offline.py passes: ray.util.metrics.Gauge."""
 
     def set(self, value: float, tags: dict[str, str]) -> None: ...
 
 
 class Metrics:
-    """`gauge` makes one of a name, what it means, and its tags' names."""
+    """The gauges. `gauge` makes one from a name, a description and the names of its tags."""
 
     def __init__(self, gauge: Any) -> None:
         self._made: dict[str, tuple[Gauge, str]] = {
@@ -186,7 +185,7 @@ class Metrics:
         }
 
     def show(self, record: Mapping[str, Any]) -> None:
-        """What the record says now."""
+        """Set the gauges to the record's values."""
         values: list[Mapping[str, Any]] = [
             record["documents"],
             record["statuses"],
@@ -195,49 +194,47 @@ class Metrics:
             record["stage_shares"],
             {"run": record["seconds_left"]},
         ]
-        for (gauge, tag), told in zip(self._made.values(), values, strict=True):
-            for label, value in told.items():
+        for (gauge, tag), by_label in zip(self._made.values(), values, strict=True):
+            for label, value in by_label.items():
                 if value is not None:
-                    plain = label.encode("ascii", "replace").decode()  # Ray takes nothing else
-                    gauge.set(float(value), {tag: plain})
+                    ascii_label = label.encode("ascii", "replace").decode()  # Ray takes nothing else
+                    gauge.set(float(value), {tag: ascii_label})
 
 
-# What is said while no rows come. Of workers, as that a server is waited for: the output brings it to the
-# driver.
+# Warnings of workers, as that one waits for a server, reach the driver through the output folder.
 
 
-_EVERY, _EVERY_REMOTE = 2.0, 10.0  # seconds between two looks, on a disk and in an object store
 _SOURCE = logging.getLogger("gemel_ray.knowledge")
 
 
-class _Saying(logging.Handler):
+class _WarningSender(logging.Handler):
     def __init__(self, output: Folder, run: str) -> None:
         super().__init__(logging.WARNING)
         self.output, self.run = output, run
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # a full disk: the work itself will say so
+        with suppress(OSError):  # a full disk: the work itself will report it
             name = f"{_prefix(self.run)}{time.time_ns()}-{os.getpid()}"
             self.output.write(name, record.getMessage().encode())
 
 
-def say(output: Folder, run: str) -> None:
-    """In a worker: whatever this process warns of from now on is brought to the driver."""
-    _SOURCE.addHandler(_Saying(output, run))
+def send_warnings(output: Folder, run: str) -> None:
+    """In a worker: send this process's warnings to the driver from now on."""
+    _SOURCE.addHandler(_WarningSender(output, run))
 
 
-def retried(retry: str | None, done: Done, report: Callable[[Progress], None]) -> None:
-    """How many documents that failed are to be done again, where that is asked for."""
+def report_retried(retry: str | None, done: Done, report: Callable[[Progress], None]) -> None:
+    """Report how many failed documents are retried, where `retry` is given."""
     if retry is not None:
-        report(Progress(0, {}, f"{done.asked:,} failed documents: those that INPUT holds are done again"))
+        report(Progress(0, {}, f"{done.retried:,} failed documents: those that INPUT holds are done again"))
 
 
 @contextmanager
-def heard(output: Folder, run: str, report: Callable[[Progress], None]) -> Iterator[None]:
-    """In the driver, while a run goes on: what its workers say is reported, once when many say the same."""
+def receive_warnings(output: Folder, run: str, report: Callable[[Progress], None]) -> Iterator[None]:
+    """In the driver, during a run: report its workers' warnings; one that several send is reported once."""
     ended = threading.Event()
     every = _EVERY if isinstance(output, LocalFolder) else _EVERY_REMOTE
-    thread = threading.Thread(target=_listen, args=(output, run, report, ended, every), daemon=True)
+    thread = threading.Thread(target=_forward, args=(output, run, report, ended, every), daemon=True)
     thread.start()
     try:
         yield
@@ -246,7 +243,7 @@ def heard(output: Folder, run: str, report: Callable[[Progress], None]) -> Itera
         thread.join()
 
 
-def _listen(
+def _forward(
     output: Folder, run: str, report: Callable[[Progress], None], ended: threading.Event, every: float
 ) -> None:
     read: set[str] = set()
@@ -266,21 +263,21 @@ def _prefix(run: str) -> str:
     return f"{WORKERS}/said-{run}-"
 
 
-# DIR/manifest.json: what stands in the output folder, and what made it.
+# DIR/manifest.json: what is in the output folder, and what made it.
 
 
 _PACKAGES = ("gemel-ray", "ray", "torch", "transformers", "open_clip_torch", "qdrant-edge-py")
 
 
 def write_manifest(
-    config: Config, workspace: Path, inputs: Sequence[str], told: Record, knowledge: str
+    config: Config, workspace: Path, inputs: Sequence[str], record: Record, knowledge: str
 ) -> dict[str, Any]:
     """Write it and return it: counts over the whole output, the last run's measures and seconds."""
-    done = told.write("finished")
+    done = record.write("finished")
     facts = read_facts(workspace, knowledge)
     manifest = {
         "inputs": list(inputs),
-        **results.counts(told.output),
+        **results.counts(record.output),
         "seconds": done["seconds"],
         "measures": done["measures"],
         "workspace": {
@@ -292,14 +289,14 @@ def write_manifest(
         "configuration": config.plain(),
         "versions": {package: version(package) for package in _PACKAGES},
     }
-    told.output.write("manifest.json", json.dumps(manifest, indent=2).encode())
+    record.output.write("manifest.json", json.dumps(manifest, indent=2).encode())
     return manifest
 
 
 def read_manifest(output: Place) -> dict[str, Any]:
-    """What a job says of itself; nothing where it has not finished."""
+    """The manifest of a job; empty where it has not finished."""
     try:
-        said = json.loads(folder_at(output).read("manifest.json"))
+        manifest = json.loads(folder_at(output).read("manifest.json"))
     except (OSError, ValueError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return manifest if isinstance(manifest, dict) else {}

@@ -1,7 +1,7 @@
-"""The output folder of a job: who writes to it, and what stands in it (job/layout.py says where).
+"""The output folder of a job: who writes to it, and what is in it (its layout: job/layout.py).
 
-A part is named after the documents in it: a batch that is computed twice by a run is there once. Its
-metadata says which they are; written with the links in one stroke.
+A part is named after the documents in it, so a batch that a run computes twice is there once. Its metadata
+lists them; both are written in one file, at once.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ __all__ = [
     "write",
 ]
 Keys = npt.NDArray[np.uint64]
-ATTEMPTS = ".attempts"  # what they have begun (job/worker.py)
-WORKERS = ".workers"  # where they tell what they measure (job/record.py)
+ATTEMPTS = ".attempts"  # batches that workers have begun (job/worker.py)
+WORKERS = ".workers"  # measures and warnings of workers (job/record.py)
 MARK = "run"
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before storage that failed is written to again
 
 
 def prepare(output: Place) -> str:
-    """Make the folder this run's, and clear away what a killed one was writing; the run's name. Raises
-    ValueError, before anything is touched, where files lie that are not of this kind."""
+    """Make the folder this run's, and delete what a killed run was writing; the new run's name. Raises
+    ValueError, before anything is touched, where there are links that this release cannot continue."""
     run, at = uuid.uuid4().hex, folder_at(output)
     refuse_foreign(at)
     state = layout.take_over(at, run, lambda former: layout.counting_parts(at, former))
@@ -62,7 +62,7 @@ def prepare(output: Place) -> str:
 
 
 def refuse_foreign(at: Folder) -> None:
-    """Raise ValueError where files lie that are not of this kind."""
+    """Raise ValueError where there are links that this release cannot continue."""
     known = {name for name, _ in layout.latest(at).files}
     for name in at.names(LINKS):
         if name.endswith(".parquet") and name not in known and not layout.is_ours(name):
@@ -73,7 +73,7 @@ def refuse_foreign(at: Folder) -> None:
 
 
 def _clear(at: Folder, state: State) -> None:
-    """Delete what does not count: of runs that were killed, or taken over."""
+    """Delete what does not count: what killed or replaced runs have left."""
     files = {name for name, _ in state.files}
     counts = {*files, *state.parts, *(layout.index_of(name) for name in files)}
     for name in (*at.names(LINKS), *at.names(layout.INDEX)):
@@ -93,7 +93,7 @@ def _clear(at: Folder, state: State) -> None:
 
 
 def written(output: Place, run: str | None, sources: Collection[str]) -> pa.Table | None:
-    """What this run has written of a batch already, its worker having died then."""
+    """The rows of a batch that this run has already written, if its worker died after that."""
     at = folder_at(output)
     try:
         return layout.with_sources(at, layout.part_of(run or layout.latest(at).run, sources))
@@ -102,16 +102,16 @@ def written(output: Place, run: str | None, sources: Collection[str]) -> pa.Tabl
 
 
 def write(rows: pa.Table, output: Place, run: str | None = None) -> str:
-    """Write one batch, whole documents, for the run that writes now; the part's name. Rows without a
-    `source` are known by their document's id. Storage that fails is tried again for half a minute. Raises
-    OSError, and TakenOver."""
+    """Write one batch, whole documents, for the run that writes now; the part's name. Without a `source`
+    column the document's id serves as one. Failing storage is retried for half a minute. Raises OSError,
+    and TakenOver."""
     at = folder_at(output)
     run = run or layout.latest(at).run
     sources = rows[SOURCE if SOURCE in rows.column_names else "document_id"].to_pylist()
     bad = _failed(rows)
     documents = [
-        (str(source), len(own), any(bad[i] for i in own))
-        for source, own in ((s, list(g)) for s, g in groupby(range(len(rows)), key=sources.__getitem__))
+        (str(source), len(at), any(bad[i] for i in at))
+        for source, at in ((s, list(g)) for s, g in groupby(range(len(rows)), key=sources.__getitem__))
     ]
     rows = rows.drop_columns([SOURCE]) if SOURCE in rows.column_names else rows
     data = as_parquet(rows.replace_schema_metadata({DOCUMENTS: json.dumps(documents)}))
@@ -144,13 +144,13 @@ def as_parquet(table: pa.Table) -> bytes:
 
 
 def files(output: Place) -> list[str]:
-    """Names of what is written and counts, files before parts."""
+    """Names of the files and parts that count, files before parts."""
     at = folder_at(output)
     return layout.counting(at, layout.latest(at))
 
 
 def tables(output: Place, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The links, file by file. Raises ValueError when the folder holds none, or no readable one."""
+    """The links, file by file. Raises ValueError when the folder has none, or an unreadable file."""
     if not layout.latest(folder_at(output)).number:
         raise Mistake(f"{output} holds no links: gemel-ray link writes them to {folder_at(output)}/{LINKS}")
     for name in files(output):
@@ -164,28 +164,28 @@ def keys(sources: Sequence[str]) -> Keys:
 
 
 def number(output: Place) -> int:
-    """Of documents in the whole output."""
+    """The number of documents in the whole output."""
     at = folder_at(output)
     state = layout.latest(at)
     return sum(_documents(at, state).values())
 
 
 def _documents(at: Folder, state: State) -> dict[str, int]:
-    """Their number in each file and part."""
+    """The number of documents in each file and part."""
     known = dict(state.files)
     names = layout.counting(at, state)
-    return {name: known[name] if name in known else len(layout.of_part(at, name)) for name in names}
+    return {name: known[name] if name in known else len(layout.part_documents(at, name)) for name in names}
 
 
 def counts(output: Place) -> dict[str, Any]:
-    """Of the whole output: documents, rows by status, errors by kind, rows by fingerprint."""
+    """Counts over the whole output: documents, rows by status, errors by kind, rows by fingerprint."""
     at = folder_at(output)
     state, statuses, errors, prints = layout.latest(at), Counter[str](), Counter[str](), Counter[str]()
     numbers = _documents(at, state)
     for name in numbers:
         table = layout.read(at, name, ["status", "error", "fingerprint"])
         statuses.update(table["status"].to_pylist())
-        errors.update(kind(e) for e in table["error"].to_pylist() if e)
+        errors.update(error_kind(e) for e in table["error"].to_pylist() if e)
         prints.update(table["fingerprint"].to_pylist())
     return {
         "documents": sum(numbers.values()),
@@ -196,13 +196,13 @@ def counts(output: Place) -> dict[str, Any]:
     }
 
 
-# Errors of a kind: what a row's error says without what is that row's own.
+# The kind of an error: its text without the parts that differ from row to row.
 
 
-_OWN = re.compile(
+_VARYING = re.compile(
     r"""
       \b[a-z][a-z0-9+.-]*://\S+          # an address
-    | '[^']*' | "[^"]*"                  # what is quoted
+    | '[^']*' | "[^"]*"                  # a quotation
     | (?<!\w)[\w.~-]*/[^\s:,]+           # a path
     | \b[\w-]+\.[A-Za-z][A-Za-z0-9]{1,4}\b(?::\d+)?  # a file
     | \d[\d,.]*\d|\d                     # a number
@@ -211,7 +211,7 @@ _OWN = re.compile(
 )
 
 
-def kind(error: str) -> str:
-    """The error with an ellipsis for each address, path, file, quotation and number in it, so that rows that
-    failed alike are counted together."""
-    return re.sub(r"\.\.\.(?:[\s,-]*\.\.\.)+", "...", _OWN.sub("...", error))
+def error_kind(error: str) -> str:
+    """The error with an ellipsis for each address, path, file, quotation and number in it, so that rows with
+    the same kind of error are counted together."""
+    return re.sub(r"\.\.\.(?:[\s,-]*\.\.\.)+", "...", _VARYING.sub("...", error))

@@ -1,4 +1,4 @@
-"""Which documents of the input a run takes: those not done yet, of the first so many, or of a sample."""
+"""Which documents of the input a run takes: those not done yet, within a limit or a sample."""
 
 from __future__ import annotations
 
@@ -12,34 +12,43 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gemel_ray.errors import Mistake
-from gemel_ray.job.index import REST_DIGEST, Done, Known, digests, file_key, is_rest, marked, plain
+from gemel_ray.job.index import (
+    REST_DIGEST,
+    Done,
+    DoneInFile,
+    digests,
+    file_key,
+    is_rest,
+    with_mark,
+    without_mark,
+)
 from gemel_ray.job.results import Keys, keys
 from gemel_ray.readers import count, documents
 from gemel_ray.settings import Input
 from gemel_ray.stage import ERROR
 from gemel_ray.tables import failed
 
-# Documents that are not worth a language model's time: said so before anything is spent on them.
+# Documents that are not worth a language model's time are filtered before anything is spent on them.
 #
 # A filtered document is a row of the output like any other: an error whose reason begins with "filtered:".
 # It is not counted as a failure (--strict, --max-error-rate), since nothing went wrong.
 
 
 FILTERED = "filtered:"
-Digests = tuple[Keys, Keys]  # of a file's documents: keys of their sources, and digests of their content
+Digests = tuple[Keys, Keys]  # keys of a file's sources, and digests of its documents' content
 
 
 @dataclass(frozen=True)
 class Filters:
-    """`input`'s rules, and the sorted keys of documents whose content has come `before`."""
+    """The rules of `input`, and the sorted keys of documents whose content has come `before`."""
 
     input: Input
     before: Keys = field(default_factory=lambda: np.empty(0, np.uint64))
 
     def marked(self, table: pa.Table) -> pa.Table:
-        """DOCUMENT rows, those filtered with the reason in `error`."""
+        """The DOCUMENT rows; the filtered ones have the reason in `error`."""
         length = pc.fill_null(pc.utf8_length(table["text"]), 0).to_numpy()
-        again = np.isin(keys([plain(s) for s in table["source"].to_pylist()]), self.before)
+        again = np.isin(keys([without_mark(s) for s in table["source"].to_pylist()]), self.before)
         reasons = [
             self._reason(int(characters), bool(twice))
             for characters, twice in zip(length, again, strict=True)
@@ -56,7 +65,7 @@ class Filters:
 
 
 def contents_of(address: str, fetch_official_images: bool) -> Digests:
-    """Of a file's documents that have no error, in order; 16 bytes each."""
+    """Keys and digests of a file's documents that have no error, in order; 16 bytes a document."""
     sources, contents = [], []
     for table in documents(address, fetch_official_images=fetch_official_images):
         good = table.filter(pc.is_null(table["error"]))
@@ -68,8 +77,8 @@ def contents_of(address: str, fetch_official_images: bool) -> Digests:
 
 
 def repeated(files: Iterable[Digests]) -> Keys:
-    """Sorted keys of the documents whose content an earlier one has, in the order of files and rows: the
-    same whatever a run has done already."""
+    """Sorted keys of the documents that repeat the content of an earlier one, in the order of files and rows.
+    It does not depend on what is done already."""
     found = list(files)
     sources = np.concatenate([np.empty(0, np.uint64), *(s for s, _ in found)])
     contents = np.concatenate([np.empty(0, np.uint64), *(c for _, c in found)])
@@ -89,8 +98,8 @@ _NONE: Mapping[str, int] = {}
 
 @dataclass(frozen=True)
 class Selection:
-    """`limit`: only the first so many documents of the input; `sample`: of those this share, always the
-    same documents. What a run leaves out, a later one without limit or sample does."""
+    """`limit`: only the first documents of the input, at most this number; `sample`: only this share of them,
+    always the same documents. A later run without limit or sample does the others."""
 
     limit: int | None = None
     sample: float = 1.0
@@ -104,9 +113,8 @@ class Selection:
     def of(
         self, inputs: Sequence[str], keys: Mapping[str, int] | None = None, whole: Mapping[str, int] = _NONE
     ) -> list[Share]:
-        """What is taken of each file; `keys` of those that were known by another address, numbers of
-        documents of those that are as they were (inputs.unchanged). With a limit, the others are counted, as
-        far as it reaches."""
+        """What is taken of each file. `keys` by address, of files that had another; `whole`: documents of
+        unchanged files (inputs.unchanged). With a limit, the other files are counted as far as it reaches."""
         shares, left = [], self.limit
         for address in inputs:
             if left is not None and left <= 0:
@@ -118,7 +126,7 @@ class Selection:
         return shares
 
     def total(self, inputs: Sequence[str], whole: Mapping[str, int] = _NONE) -> int:
-        """About how many documents that are; 0 where it cannot be told without reading everything."""
+        """The approximate number of documents; 0 where everything would have to be read to know it."""
         numbers = [whole[address] if address in whole else count(address) for address in inputs]
         if any(number is None for number in numbers) and self.limit is None:
             return 0
@@ -131,16 +139,16 @@ class Share:
     """What is taken of one file: of the first `limit` documents, where there is one, the `sample`."""
 
     address: str
-    key: int  # by which the file is known: see job/index.py
+    key: int  # identifies the file: see job/index.py
     limit: int | None = None
     sample: float = 1.0
-    whole: int | None = None  # documents, where the file is as a run that has been through it saw it
+    whole: int | None = None  # documents, where the file has not changed since a run read it to its end
 
     def tables(self, done: Done, filters: Filters) -> Iterator[pa.Table]:
-        """The file's documents that are taken and not `done`, the filtered marked. Where all of the file was
-        read, `done` is told what was not met in it. One that is as it was, and all done, is not read."""
+        """The file's documents that are taken and not `done`; filtered ones have an error. After all of the
+        file was read, `done` saves what was not found in it. An unchanged file that is done is not read."""
         left, known, lost, number = self.limit, done.of(self.key), False, 0
-        if self.whole is not None and known.are_all(self.whole):
+        if self.whole is not None and known.all_done(self.whole):
             return
         for table in documents(self.address, fetch_official_images=filters.input.fetch_official_images):
             taken = table if left is None else table.slice(0, left)
@@ -151,26 +159,26 @@ class Share:
             if left is not None and (left := left - len(taken)) <= 0:
                 return
         if not lost:
-            done.passed(self.key, known, number if self.sample == 1.0 else None)
+            done.save_pass(self.key, known, number if self.sample == 1.0 else None)
 
-    def _new(self, table: pa.Table, known: Known) -> pa.Table:
-        """Those of the sample that are to be done, their sources marked."""
+    def _new(self, table: pa.Table, known: DoneInFile) -> pa.Table:
+        """The documents of the sample that are to be done, with marks in their sources."""
         sources = table["source"].to_pylist()
         sampled = (keys(sources) <= np.uint64(min(self.sample * 2.0**64, 2.0**64 - 2048))).tolist()
         at, marks = [], []
-        for number, (source, of_it) in enumerate(zip(sources, digests(table).tolist(), strict=True)):
-            digest = REST_DIGEST if is_rest(source) else of_it
-            met = known.meet(digest)
-            if met == "done" or not sampled[number]:
+        for number, (source, content) in enumerate(zip(sources, digests(table).tolist(), strict=True)):
+            digest = REST_DIGEST if is_rest(source) else content
+            state = known.classify(digest)
+            if state == "done" or not sampled[number]:
                 continue
             at.append(number)
-            marks.append(marked(source, self.key, digest, met == "again"))
+            marks.append(with_mark(source, self.key, digest, state == "again"))
         new = table.take(pa.array(at, pa.int64()))
         return new.set_column(new.column_names.index("source"), "source", pa.array(marks, pa.string()))
 
 
 def _counted(address: str, most: int) -> int:
-    """Documents of the file, or `most`, if it holds more."""
+    """The number of documents in the file, at most `most`."""
     known = count(address)
     if known is not None:
         return min(known, most)

@@ -1,5 +1,5 @@
-"""What a job takes for the same on every node, so that it is said at the start where it is not: workspace,
-output, the input's files and their pictures, and models that are folders. Knows nothing of Ray."""
+"""Files that must be the same on every node: workspace, output, the input's files and their pictures, models
+that are folders. A job checks them at its start. Knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from gemel_ray.storage import Folder, LocalFolder
 from gemel_ray.stores import scheme
 
 _AGAIN: Final = (0.0, 1.0, 3.0)  # seconds: a network's file system may show a new file a little later
-_INPUTS, _PICTURES = 3, 3  # so many of the input's files are opened for so many pictures each
+_INPUTS, _PICTURES = 3, 3  # files of the input that are opened, and pictures taken from each
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A file, or a folder, as it is seen here: what it is to the job, and what is in it."""
+class SharedPath:
+    """A file or folder as this machine sees it: what it is to the job, and a digest of its content."""
 
     what: str
     path: str
     content: str
 
     @classmethod
-    def here(cls, what: str, path: Path) -> Seen:
+    def here(cls, what: str, path: Path) -> SharedPath:
         return cls(what, str(path.absolute()), _content(path))
 
     def fault(self) -> str:
-        """What is wrong with it on this machine; empty where nothing is."""
+        """What differs on this machine; empty where nothing does."""
         for pause in _AGAIN:
             time.sleep(pause)
             found = _content(Path(self.path))
@@ -47,13 +47,13 @@ class Seen:
         return unseen(self.path, self.what, "has another" if found else "does not see")
 
 
-def faults(seen: Sequence[Seen]) -> list[str]:
-    """Of what another machine saw: what is wrong with it here."""
+def faults(seen: Sequence[SharedPath]) -> list[str]:
+    """What differs here from what another machine saw."""
     return [fault for each in seen if (fault := each.fault())]
 
 
 def refusal(by_node: Mapping[str, Sequence[str]]) -> str:
-    """One sentence of what `faults` found on the nodes; empty where it found nothing."""
+    """One sentence on what `faults` found on the nodes; empty where it found nothing."""
     wrong = {node: found for node, found in by_node.items() if found}
     if not wrong:
         return ""
@@ -62,39 +62,41 @@ def refusal(by_node: Mapping[str, Sequence[str]]) -> str:
     return f"node {node}{others} {found[0]}"
 
 
-def of_workspace(workspace: Shared, knowledge: str) -> tuple[Seen, ...]:
-    """One that lies in a store is brought to each node."""
+def of_workspace(workspace: Shared, knowledge: str) -> tuple[SharedPath, ...]:
+    """The workspace's file to check; none where it lies in a store, from which each node copies it."""
     inside = versions.folder(workspace.folder, knowledge)
-    return () if workspace.address else (Seen.here("the workspace", inside / "workspace.json"),)
+    return () if workspace.address else (SharedPath.here("the workspace", inside / "workspace.json"),)
 
 
-def of_worker(workspace: Shared, knowledge: str, output: Folder) -> tuple[Seen, ...]:
-    """What a job's worker reads and writes, whichever its documents."""
+def of_worker(workspace: Shared, knowledge: str, output: Folder) -> tuple[SharedPath, ...]:
+    """The files that every worker of a job reads and writes."""
     seen = of_workspace(workspace, knowledge)
     if isinstance(output, LocalFolder):
-        seen += (Seen.here("the output", output.path / MARK),)
+        seen += (SharedPath.here("the output", output.path / MARK),)
     return seen
 
 
-def of_job(config: Config, inputs: Sequence[str]) -> Iterator[Seen]:
-    """The input's files, pictures of the first, and whatever file or folder the configuration names."""
+def of_job(config: Config, inputs: Sequence[str]) -> Iterator[SharedPath]:
+    """The input's files, pictures of the first ones, and files and folders that the configuration names."""
     files = [Path(address.removeprefix("file://")) for address in inputs if not scheme(address)]
     named = {f"models.{n}": str(v) for n, v in config.plain()["models"].items() if os.sep in str(v)}
     named["vectors.ca"] = config.vectors.ca
-    yield from (Seen.here(what, Path(path)) for what, path in named.items() if path and Path(path).exists())
-    yield from (Seen.here("the input", file) for file in files if file.exists())
+    yield from (
+        SharedPath.here(what, Path(path)) for what, path in named.items() if path and Path(path).exists()
+    )
+    yield from (SharedPath.here("the input", file) for file in files if file.exists())
     for file in files[:_INPUTS]:
-        yield from (Seen.here("a picture of the input", picture) for picture in _pictures(file, config))
+        yield from (SharedPath.here("a picture of the input", picture) for picture in _pictures(file, config))
 
 
-def check_here(seen: Sequence[Seen]) -> None:
-    """In a worker, which may be on a node that came later: raises OSError for what it does not see."""
+def check_here(seen: Sequence[SharedPath]) -> None:
+    """Check in a worker, which may be on a node that joined later. Raises OSError for what differs."""
     if sentence := refusal({socket.gethostname(): faults(seen)}):
         raise OSError(sentence)
 
 
 def _pictures(file: Path, config: Config) -> list[Path]:
-    """The first that are files beside the input."""
+    """The first pictures that are files near the input."""
     try:
         table = next(iter(documents(str(file), fetch_official_images=config.input.fetch_official_images)))
     except Exception:  # what cannot be read becomes error rows
@@ -104,7 +106,7 @@ def _pictures(file: Path, config: Config) -> list[Path]:
 
 
 def _content(path: Path) -> str:
-    """Empty where it is not there, or cannot be read."""
+    """A digest of size and first bytes; empty where it does not exist or cannot be read."""
     try:
         if path.is_dir():
             return "folder"

@@ -1,4 +1,4 @@
-"""The job of Ray's whose driver this process is, where `ray job submit` or KubeRay started it."""
+"""The Ray job whose driver this process is, where `ray job submit` or KubeRay started it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 from gemel_ray.errors import Mistake
 
-_ENDED = 60.0  # seconds in which Ray ends this process, as it does with what is stopped
+_ENDED = 60.0  # seconds in which Ray ends the process of a stopped job
 
 MISTAKES = (Mistake, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -16,8 +16,8 @@ MISTAKES = (Mistake, FileNotFoundError, PermissionError, IsADirectoryError, NotA
 def stop_mistaken() -> None:
     """Stop the job where GEMEL_RAY_STOP_MISTAKES asks for it: the same command would be refused again.
 
-    KubeRay (1.7.0) starts a job that failed anew, each time with a whole cluster, and deletes the log of the
-    attempt before; an exit status tells it nothing. A job that was stopped it leaves as it is.
+    KubeRay (1.7.0) restarts a failed job, each time with a whole cluster, and deletes the log of the attempt
+    before, whatever the exit status. It does not restart a stopped job.
     """
     job = _submission()
     if job is None or os.environ.get("GEMEL_RAY_STOP_MISTAKES") != "1":
@@ -32,6 +32,6 @@ def stop_mistaken() -> None:
 
 
 def _submission() -> str | None:
-    told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    job: str | None = told.get("metadata", {}).get("job_submission_id")
+    job_config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    job: str | None = job_config.get("metadata", {}).get("job_submission_id")
     return job

@@ -1,11 +1,11 @@
-"""A segment at work in a process that may die: batches in, rows out, whatever happens to it.
+"""A worker: runs a segment in a process that may die. Batches in, rows out.
 
-Three things happen to a worker beside its rows' own errors:
-- It runs out of memory at a batch: the batch is halved, down to one document, which then has an error.
-- It dies (a crash in a library, the system's out-of-memory killer), or its engine does, and then it ends
-  itself. Ray starts it anew and gives it its batches again. Those it tries in parts, with nothing else under
-  way; the document that kills it twice alone gets an error, and the others go on. Where three did, and no
-  worker of the run has lived through any, it is no fault of the documents: that ends the job.
+Besides error rows, three things can happen to a worker:
+- It runs out of memory at a batch: the batch is halved, down to one document, which then gets an error.
+- It dies (a crash in a library, the system's out-of-memory killer), or its engine dies and it exits. Ray
+  restarts it and gives it its batches again. It tries them in parts, one at a time; a document that kills it
+  twice alone gets an error, and the others go on. Where three did, and no worker of the run has survived
+  any document, the documents are not to blame: that ends the job.
 - It fails: a fault of a stage, or of what all stages need. That is raised, and ends the job.
 """
 
@@ -29,10 +29,10 @@ from gemel_ray.job import results
 from gemel_ray.stage import ERROR
 from gemel_ray.storage import Folder
 
-_PARTS = 8  # of a batch that a worker has died of
-_DEATHS = 2  # of a worker that had the document alone
-_HOPELESS = 3  # documents set aside, when none has gone well
-_FULL = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+_PARTS = 8  # into which a batch is cut after its worker died
+_DEATHS = 2  # workers that died with a document alone, before it is set aside
+_HOPELESS = 3  # documents set aside while none has succeeded
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Worker:
     output: Folder | None = None
     run: str | None = None
     under_way: int = 0
-    lived: bool = False
+    survived: bool = False
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     alone: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -52,28 +52,28 @@ class Worker:
         """The batch's rows; of the last segment, those that are written. Many may be under way at once."""
         sources = _sources(batch)
         if self.output and (rows := await asyncio.to_thread(results.written, self.output, self.run, sources)):
-            return rows  # its worker died behind that
+            return rows  # its worker died after it wrote them
         deaths = await asyncio.to_thread(self.attempts.begin, sources)
         if deaths == 0:
             async with self._together():
                 rows = await self._computed(batch)
-            self._well()
+            self._note_success()
         else:
             async with self._alone():
-                rows = pa.concat_tables([await self._tried(part) for part in _parts(batch)])
+                rows = pa.concat_tables([await self._isolated(part) for part in _parts(batch)])
         if self.output:
             await asyncio.to_thread(results.write, rows, self.output, self.run)
         await asyncio.to_thread(self.attempts.end, sources)
         return rows
 
-    async def _tried(self, batch: pa.Table) -> pa.Table:
-        """The batch while nothing else is under way: should the worker die, it is of this."""
+    async def _isolated(self, batch: pa.Table) -> pa.Table:
+        """Compute the batch while nothing else is under way: if the worker dies, this batch is the cause."""
         sources = _sources(batch)
         deaths = self.attempts.begin(sources)
         if deaths and len(sources) > 1:
-            rows = pa.concat_tables([await self._tried(part) for part in _parts(batch)])
+            rows = pa.concat_tables([await self._isolated(part) for part in _parts(batch)])
         elif deaths >= _DEATHS:
-            why = self.attempts.left(sources)
+            why = self.attempts.reason(sources)
             died = f"a worker died {deaths} times with this document alone"
             if (number := self.attempts.set_aside()) >= _HOPELESS:
                 raise Stopped(
@@ -82,17 +82,17 @@ class Worker:
             rows = await self._set_aside(batch, f"{died}: {why}" if why else died)
         else:
             rows = await self._computed(batch)
-            self._well()
+            self._note_success()
         self.attempts.end(sources)
         return rows
 
     async def _computed(self, batch: pa.Table) -> pa.Table:
-        """The batch, in halves where its memory does not suffice."""
+        """Compute the batch, in halves where memory does not suffice."""
         try:
             return await self.segment.run(batch)
         except Exception as fault:
-            self._live(_sources(batch))
-            if not _is_full(fault):
+            self._exit_if_broken(_sources(batch))
+            if not _is_out_of_memory(fault):
                 raise
             shown = f"out of memory with this document alone: {str(fault).splitlines()[0]:.160}"
         halves = _parts(batch, 2)
@@ -101,23 +101,23 @@ class Worker:
         return pa.concat_tables([await self._computed(half) for half in halves])
 
     async def _set_aside(self, batch: pa.Table, reason: str) -> pa.Table:
-        """The documents with an error: they pass by all stages."""
+        """Give the documents an error: they skip all stages."""
         if ERROR.name in batch.column_names:
             batch = batch.drop_columns([ERROR.name])
         errors = pa.array([reason] * len(batch), ERROR.type)
         return await self.segment.run(batch.append_column(ERROR, errors))
 
-    def _well(self) -> None:
-        if not self.lived:
-            self.attempts.lived()
-            self.lived = True
+    def _note_success(self) -> None:
+        if not self.survived:
+            self.attempts.save_survival()
+            self.survived = True
 
-    def _live(self, sources: Sequence[str]) -> None:
-        """End the process where a stage can work no more, as one whose engine has died: a new one can."""
+    def _exit_if_broken(self, sources: Sequence[str]) -> None:
+        """End the process where a stage is broken for good, as when its engine died: a new process works."""
         try:
             self.segment.check()
         except Exception as fault:
-            self.attempts.leave(sources, f"{type(fault).__name__}: {fault}"[:300])
+            self.attempts.save_reason(sources, f"{type(fault).__name__}: {fault}"[:300])
             logging.getLogger(__name__).exception("this worker ends: Ray starts another")
             logging.shutdown()
             os._exit(1)
@@ -141,18 +141,18 @@ class Worker:
             yield
 
 
-def traced(graph: Graph) -> Graph:
-    """The graph whose results know, beside what they say, where they came from."""
+def with_source_column(graph: Graph) -> Graph:
+    """The graph with the column `source` in its results."""
     return replace(graph, result=graph.result.append(graph.source.field(results.SOURCE)))
 
 
 def _sources(batch: pa.Table) -> list[str]:
-    """The documents, in order; after Retrieve a document is several rows."""
+    """The documents' sources, in order; after Retrieve a document is several rows."""
     return list(dict.fromkeys(batch[results.SOURCE].to_pylist()))
 
 
 def _parts(batch: pa.Table, number: int = _PARTS) -> list[pa.Table]:
-    """At most `number` parts of whole documents."""
+    """Cut the batch into at most `number` parts of whole documents."""
     listed = batch[results.SOURCE].to_pylist()
     first = [i for i, source in enumerate(listed) if i == 0 or source != listed[i - 1]]
     size = -(-len(first) // number)
@@ -160,62 +160,62 @@ def _parts(batch: pa.Table, number: int = _PARTS) -> list[pa.Table]:
     return [batch.slice(a, b - a) for a, b in pairwise(cuts)]
 
 
-def _is_full(fault: BaseException) -> bool:
-    """Torch has classes for a GPU's memory, and only words for the machine's."""
+def _is_out_of_memory(fault: BaseException) -> bool:
+    """Whether memory ran out. Torch has a class for the GPU's memory, only a message for the machine's."""
     if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(fault, RuntimeError) and any(words in str(fault).lower() for words in _FULL)
+    return isinstance(fault, RuntimeError) and any(words in str(fault).lower() for words in _OUT_OF_MEMORY)
 
 
-# What a worker has begun and not ended, in files: how a row that kills its worker is found.
+# Batches that a worker has begun and not ended, in files: how a document that kills its worker is found.
 #
-# Ray starts a dead worker again and gives it the same batches; one has a batch at a time. That it has had
-# them before, only a file can tell it. The files are of one run: a run that is killed as a whole accuses no
-# row.
+# Ray restarts a dead worker and gives it the same batches; only one worker has a batch at a time. Only a file
+# can show it that it has had them before. The files belong to one run: a run that is killed as a whole blames
+# no document.
 
 
 @dataclass(frozen=True)
 class Attempts:
-    """The attempts at batches of one segment, in a job's output folder."""
+    """The attempts at one segment's batches, in a job's output folder."""
 
     output: Folder
     segment: str
 
     def begin(self, sources: Sequence[str]) -> int:
-        """Note that a batch of these documents is begun; how often it was begun before and did not end."""
+        """Save that a batch of these documents is begun; how often it was begun before and did not end."""
         file = self._file(sources)
         before = int(self._read(file) or 0)
         self.output.write(file, str(before + 1).encode())
         return before
 
-    def leave(self, sources: Sequence[str], words: str) -> None:
-        """Why the worker is about to end itself."""
+    def save_reason(self, sources: Sequence[str], words: str) -> None:
+        """Save why the worker is about to end itself."""
         self.output.write(f"{self._file(sources)}.why", words.encode())
 
-    def left(self, sources: Sequence[str]) -> str:
-        """What a worker said before it ended itself; nothing of one that was killed."""
+    def reason(self, sources: Sequence[str]) -> str:
+        """Why a worker ended itself; empty for one that was killed."""
         return self._read(f"{self._file(sources)}.why").decode()
 
     def end(self, sources: Sequence[str]) -> None:
-        """The worker has lived through it."""
+        """Save that the worker has survived the batch."""
         file = self._file(sources)
         self.output.remove(file)
         self.output.remove(f"{file}.why")
 
-    def lived(self) -> None:
-        """Note that a worker of this run has lived through documents."""
-        self.output.write(self._lived, b"yes")
+    def save_survival(self) -> None:
+        """Save that a worker of this run has survived documents."""
+        self.output.write(self._survival, b"yes")
 
     def set_aside(self) -> int:
-        """Note a document that killed its worker; how many did in a run in which no worker has lived yet."""
-        own = uuid.uuid4().bytes  # several workers may be here at once
+        """Count a document that killed its worker; how many did, or 0 once a worker of the run survived."""
+        unique = uuid.uuid4().bytes  # several workers may be here at once
         number = next(
-            n for n in count(1) if self.output.create(f"{results.ATTEMPTS}/{self.segment}.aside-{n}", own)
+            n for n in count(1) if self.output.create(f"{results.ATTEMPTS}/{self.segment}.aside-{n}", unique)
         )
-        return 0 if self._read(self._lived) else number
+        return 0 if self._read(self._survival) else number
 
     @property
-    def _lived(self) -> str:
+    def _survival(self) -> str:
         return f"{results.ATTEMPTS}/{self.segment}.lived"
 
     def _read(self, file: str) -> bytes:

@@ -93,7 +93,7 @@ def _run(task: Task, say: Say) -> Point:
     if task.config.train.workers == 1 and task.config.offline.address == "local":
         return _fit(task, say)
     from gemel_ray.job.shared import of_workspace
-    from gemel_ray.nodes import apart, connect
+    from gemel_ray.nodes import connect, mismatch
 
     train, address = task.config.train, task.config.offline.address
     connect(address, train.workers * train.cpus + 1)  # one for the controller
@@ -101,7 +101,7 @@ def _run(task: Task, say: Say) -> Point:
     from ray.util.queue import Queue
 
     try:
-        if sentence := apart(of_workspace(Shared.of(task.workspace), task.knowledge)):
+        if sentence := mismatch(of_workspace(Shared.of(task.workspace), task.knowledge)):
             raise Mistake(sentence)
         told: Any = Queue(actor_options={"num_cpus": 0})
         listener = threading.Thread(target=_listen, args=(told, say))
