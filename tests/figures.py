@@ -76,7 +76,7 @@ def counted(seen: set[CodeType]) -> str:
 def ways(trace: Trace, folder: Path) -> dict[str, str]:
     """A document's through a job, with the job's driver, and through the endpoint."""
     from gemel_ray.config import load
-    from gemel_ray.job.worker import traced
+    from gemel_ray.job.worker import with_source_column
     from gemel_ray.knowledge.build import build
     from gemel_ray.knowledge.workspace import Workspace, read_facts
     from gemel_ray.linking import linking_graph
@@ -87,7 +87,7 @@ def ways(trace: Trace, folder: Path) -> dict[str, str]:
     build(config, str(DATA / "entities.jsonl"), [str(train)], folder / "workspace", lambda _: None)
     config = load(None, read_facts(folder / "workspace")["settings"], SETTINGS)
     workspace = Workspace.open(folder / "workspace", config)
-    graph = traced(linking_graph(config, workspace))
+    graph = with_source_column(linking_graph(config, workspace))
     trace.install()
     segment = graph.segment(graph.names, workspace)
     files = [str(folder / f"{name}.parquet") for name in ("first", "second", "third")]
@@ -124,7 +124,7 @@ def job(trace: Trace, config: Any, segment: Any, files: list[str], folder: Path)
             with trace.on() as seen:
                 (table,) = (t for s in run.shares for t in s.tables(run.done, Filters(config.input)))
                 rows = asyncio.run(work(table))
-                record.told(folder_at(output), "worker", "node", segment.measures())
+                record.write_measures(folder_at(output), "worker", "node", segment.measures())
                 counts = record.counted(rows, run.name)
             assert rows["status"].to_pylist() == ["linked"], rows.to_pylist()
             found.append(seen)
@@ -146,9 +146,9 @@ async def request(
 ) -> set[CodeType]:
     """What the endpoint does with a document, but for Ray Serve: the second time it is asked."""
     from gemel_ray.serving.app import create, endpoint
-    from gemel_ray.serving.running import Following
+    from gemel_ray.serving.running import VersionedSegment
 
-    following = Following(segment, 16, workspace, config)
+    following = VersionedSegment(segment, 16, workspace, config)
     made = endpoint(config, workspace, lambda table: following.link(table, None))
     made.desk.readiness.succeeded()
     client = httpx.AsyncClient(transport=httpx.ASGITransport(create(made)), base_url="http://localhost")

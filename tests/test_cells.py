@@ -15,7 +15,7 @@ from gemel_ray.client import document
 from gemel_ray.knowledge.entity_rows import entity
 from gemel_ray.readers import cells, documents
 from gemel_ray.segments import Online
-from gemel_ray.serving.requests import Body, call, rows
+from gemel_ray.serving.requests import Body, as_call, rows
 from gemel_ray.serving.schemas import Fault
 
 TABLE = {"columns": ["year", "player", "club"], "rows": [[1998, "Henry", "Monaco"], [2003, "Henry", None]]}
@@ -125,7 +125,7 @@ def test_a_file_that_is_no_table_costs_its_document(tmp_path: Path, name: str, w
 
 
 def asked(content: dict[str, Any], **limits: Any) -> dict[str, Any]:
-    (table,) = rows(call(Body(content), "r", Online(**limits)), Online(**limits), lambda url: b"")
+    (table,) = rows(as_call(Body(content), "r", Online(**limits)), Online(**limits), lambda url: b"")
     (row,) = table.to_pylist()
     return dict(row)
 

@@ -21,7 +21,7 @@ from gemel_ray.pictures.limits import ImageError
 from gemel_ray.segments import Online
 from gemel_ray.serving import meters
 from gemel_ray.serving.app import Endpoint, create
-from gemel_ray.serving.linker import Gone, Linker, Reply
+from gemel_ray.serving.linker import Linker, Reply, WorkerLost
 from tests.live import soon
 from tests.serving_cases import client, echoed, endpoint
 
@@ -197,7 +197,7 @@ def dying(times: int) -> Linker:
         nonlocal left
         left -= 1
         if left >= 0:
-            raise Gone("a worker has died")
+            raise WorkerLost("a worker has died")
         return await echoed(table)
 
     return linker
@@ -438,7 +438,7 @@ def test_who_loses_its_worker_has_the_time_of_a_request_again(play: Any) -> None
         asked.append(table)
         await asyncio.sleep(1.5)
         if len(asked) == 1:
-            raise Gone("a worker has died")
+            raise WorkerLost("a worker has died")
         return await echoed(table)
 
     async def scene(served: Endpoint, http: httpx.AsyncClient, linker: Any) -> None:

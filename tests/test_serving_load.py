@@ -50,7 +50,7 @@ def test_arrivals_do_not_wait_for_answers(address: str) -> None:
     load = asyncio.run(loaded(address, [{"text": "a"}], [0.0] * 4, ""))
     assert load.figures()["latency"]["longest"] >= 0.9
     assert load.statuses == Counter({200: 4})
-    assert [rows for _, rows in load.came] == [2] * 4
+    assert [rows for _, rows in load.answered] == [2] * 4
 
 
 def test_refusals_are_counted_and_no_latency(address: str) -> None:
@@ -92,7 +92,7 @@ def test_nothing_to_send_and_no_rate_are_wrong_usage(
 
 def test_neither_filling_up_nor_running_empty_counts() -> None:
     """Sent for 7.5 s: of 10 answers 6 came between a quarter of that and its end."""
-    load = Load(seconds=[1.0] * 10, came=[(float(at), 2) for at in range(10)], arriving=7.5)
+    load = Load(seconds=[1.0] * 10, answered=[(float(at), 2) for at in range(10)], arriving=7.5)
     load.statuses[200] = 10
     figures = load.figures()
     assert figures["answered_per_second"] == pytest.approx(6 / 5.625, abs=1e-3)

@@ -17,7 +17,7 @@ from gemel_ray.records import DOCUMENT
 from gemel_ray.segments import ApiOptions, Online
 from gemel_ray.serving import peers
 from gemel_ray.serving.app import create
-from gemel_ray.serving.linker import Gone, Reply
+from gemel_ray.serving.linker import Reply, WorkerLost
 from gemel_ray.serving.meters import mentions
 from gemel_ray.serving.peers import Peers, merged
 from gemel_ray.serving.readiness import tiny
@@ -104,7 +104,7 @@ def test_a_process_that_joins_is_ready_before_its_first_request_and_knows_what_a
 
     async def loading(table: pa.Table) -> Reply:
         if not loaded.is_set():
-            raise Gone("the models are being loaded")
+            raise WorkerLost("the models are being loaded")
         reply = await echoed(table)
         reply.knowledge = "newer"
         return reply
@@ -129,7 +129,7 @@ def test_a_process_that_joins_is_ready_before_its_first_request_and_knows_what_a
 
 def test_the_first_process_of_all_does_not_wait_for_the_models(tmp_path: Path) -> None:
     async def never(table: pa.Table) -> Reply:
-        raise Gone("the models are being loaded")
+        raise WorkerLost("the models are being loaded")
 
     async def run() -> None:
         async def ask(method: str) -> list[object]:

@@ -240,7 +240,7 @@ PLAIN: dict[str, Any] = {
 def test_a_picture_is_read_as_a_reader_reads_it(tmp_path: Path, what: str) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps(PLAIN[what]))
     (read,) = [row for table in documents(str(tmp_path / "in.jsonl")) for row in table.to_pylist()]
-    (asked,) = requests.rows(requests.call(Body(PLAIN[what]), "request", Online()), Online(), nowhere)
+    (asked,) = requests.rows(requests.as_call(Body(PLAIN[what]), "request", Online()), Online(), nowhere)
     (row,) = asked.to_pylist()
     assert (row["image"], row["error"]) == (read["image"], None)
     assert (row["image"] is None) == (what.startswith(("no", "a picture")))
@@ -279,7 +279,7 @@ def test_a_document_becomes_the_row_that_a_reader_makes_of_it(tmp_path: Path) ->
     file = tmp_path / "lines.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
     read = [_without_place(row) for table in documents(str(file)) for row in table.to_pylist()]
-    many = requests.call(Body({"documents": lines}), "request", Online())
+    many = requests.as_call(Body({"documents": lines}), "request", Online())
     assert [t.to_pylist()[0] for t in requests.rows(many, Online(), nowhere)] == read
 
 
@@ -291,7 +291,7 @@ def _without_place(row: Any) -> Any:
 
 
 def test_a_mention_given_as_a_string_is_its_first_place(ask: Any) -> None:
-    asked = requests.call(Body({"text": "An adobe, Adobe.", "mentions": ["Adobe", "Oracle"]}), "r", LIMITS)
+    asked = requests.as_call(Body({"text": "An adobe, Adobe.", "mentions": ["Adobe", "Oracle"]}), "r", LIMITS)
     first, second = requests.rows(asked, LIMITS, nowhere)[0].to_pylist()[0]["given"]
     assert (first["mention_id"], first["start"]) == ("10-15", 10)
     assert (second["mention_id"], second["start"], second["error"]) == ("Oracle", None, None)
@@ -312,7 +312,7 @@ json_values = st.recursive(
 def test_any_json_is_taken_or_refused_in_words(value: Any) -> None:
     content = json.loads(json.dumps(value))
     try:
-        requests.rows(requests.call(Body(content), "r", LIMITS), LIMITS, nowhere)
+        requests.rows(requests.as_call(Body(content), "r", LIMITS), LIMITS, nowhere)
     except Fault as fault:
         assert fault.status in (400, 413)
         assert "\n" not in fault.message

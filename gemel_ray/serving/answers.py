@@ -1,4 +1,4 @@
-"""From replies to the answer of a request, whole or line by line."""
+"""Makes a request's answer from replies, whole or line by line."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from gemel_ray.serving.linker import Reply
 from gemel_ray.serving.requests import Call
 from gemel_ray.serving.schemas import Fault
 
-Asking = Callable[[Place], Awaitable[tuple[Call, Sequence[pa.Table]]]]
+ReadTables = Callable[[Place], Awaitable[tuple[Call, Sequence[pa.Table]]]]
 Row = dict[str, Any]
 
 
 @dataclass
 class Answering:
-    """One request's answer; `asking` reads what is asked. `told` gets what the log shall say of it. Both
-    ways raise Fault for what is wrong with the request, or with the only document of it."""
+    """Answers one request. `read_tables` reads it; `log_fields` collects what its line in the log says. Both
+    methods raise Fault for what is wrong with the request, or with its only document."""
 
     desk: Desk
-    asking: Asking
+    read_tables: ReadTables
     request_id: str
     caller: str
-    told: Row
+    log_fields: Row
     seconds: dict[str, float] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)  # of the newest knowledge that answered
     began: float = field(default_factory=time.monotonic)
@@ -41,20 +41,20 @@ class Answering:
         """All rows, in the order of the documents."""
         with self.desk.entered(self.caller) as place:
             async with self.desk.in_time(self.began):
-                asked, tables = await self.asking(place)
+                call, tables = await self.read_tables(place)
                 links: list[list[Row]] = [[] for _ in tables]
-                async with aclosing(self._linked(asked, tables)) as linked:
+                async with aclosing(self._linked(call, tables)) as linked:
                     async for number, rows in linked:
                         links[number] = rows
                 return JSONResponse({"links": [row for rows in links for row in rows]} | self._rest())
 
     async def streamed(self) -> Response:
-        """A line a document as it is done. What is wrong before the first line has a status of its own."""
+        """One line per document as soon as it is done. An error before the first line sets the status."""
         async with AsyncExitStack() as stack:
             place = stack.enter_context(self.desk.entered(self.caller))
             async with self.desk.in_time(self.began):
-                asked, tables = await self.asking(place)
-                lines = await stack.enter_async_context(aclosing(self._lines(asked, tables)))
+                call, tables = await self.read_tables(place)
+                lines = await stack.enter_async_context(aclosing(self._lines(call, tables)))
                 first = await anext(lines)
             return _Lines(self._all(first, lines), stack.pop_all())
 
@@ -68,26 +68,26 @@ class Answering:
             self.desk.meters.errors.labels(fault.kind).inc()
             yield _line(fault.body(self.request_id))
 
-    async def _lines(self, asked: Call, tables: Sequence[pa.Table]) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._linked(asked, tables)) as linked:
+    async def _lines(self, call: Call, tables: Sequence[pa.Table]) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self._linked(call, tables)) as linked:
             async for number, rows in linked:
-                yield _line({"document_id": asked.names[number], "links": rows})
+                yield _line({"document_id": call.names[number], "links": rows})
         yield _line(self._rest())
 
     async def _linked(
-        self, asked: Call, tables: Sequence[pa.Table]
+        self, call: Call, tables: Sequence[pa.Table]
     ) -> AsyncGenerator[tuple[int, list[Row]], None]:
-        self.told |= {"documents": len(tables), "rows": 0}
+        self.log_fields |= {"documents": len(tables), "rows": 0}
         async with aclosing(self.desk.as_done(tables, self.caller)) as replies:
             async for number, reply in replies:
                 rows = _rows(reply)
                 errors = [row["error"] for row in rows if row["status"] == "error"]
-                if asked.alone and len(errors) == len(rows):
+                if call.alone and len(errors) == len(rows):
                     raise Fault("bad_request", errors[0])
                 self.known |= reply.known
                 for stage, took in reply.seconds.items():
                     self.seconds[stage] = max(took, self.seconds.get(stage, 0.0))
-                self.told["rows"] += len(rows)
+                self.log_fields["rows"] += len(rows)
                 yield number, rows
 
     def _rest(self) -> Row:
@@ -97,7 +97,7 @@ class Answering:
 
 
 class _Lines(StreamingResponse):
-    """Gives back the request's place when it ends, also where it never began."""
+    """Releases the request's place when it ends, also where it never began."""
 
     def __init__(self, lines: AsyncGenerator[bytes, None], kept: AsyncExitStack) -> None:
         super().__init__(lines, media_type="application/x-ndjson")
@@ -109,7 +109,7 @@ class _Lines(StreamingResponse):
 
 
 def _rows(reply: Reply) -> list[Row]:
-    """As JSON can say it, which knows no infinity: the logarithm of a probability of zero is null."""
+    """The rows for JSON, which has no infinity: the logarithm of a probability of zero becomes null."""
     rows: list[Row] = reply.rows.to_pylist()
     for row in rows:
         for holder in (row, *(row["candidates"] or ())):

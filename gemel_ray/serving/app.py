@@ -1,4 +1,4 @@
-"""The routes, as a FastAPI app over a desk. What runs it, and who links, is not known here."""
+"""The routes, as a FastAPI app over a desk. Knows neither what runs it nor what links."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _BODY = {
     "required": True,
     "content": {"application/json": {"schema": _ONE_OR_MANY}, "multipart/form-data": {"schema": _FORM}},
 }
-_SAID = {
+_DESCRIPTIONS = {
     400: "what is wrong with the request, in one sentence",
     401: "no API key, or a wrong one",
     403: "asked by a name, or from a page, that is not this endpoint's",
@@ -69,7 +69,7 @@ _SAID = {
     504: "given up at the deadline",
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.Error, "description": said} for status, said in _SAID.items()
+    status: {"model": schemas.Error, "description": said} for status, said in _DESCRIPTIONS.items()
 }
 
 
@@ -82,7 +82,7 @@ class Endpoint:
     pictures: Pictures
     page: Page
     door: Door = field(default_factory=Door)
-    peers: Peers | None = None  # of one process among several
+    peers: Peers | None = None  # where there are several processes
 
 
 def create(endpoint: Endpoint) -> FastAPI:
@@ -100,13 +100,13 @@ def create(endpoint: Endpoint) -> FastAPI:
         title="gemel-ray",
         version=version("gemel-ray"),
         description=_ABOUT,
-        docs_url=None,  # FastAPI's own pages load their script from elsewhere; ours is front_page.described
+        docs_url=None,  # FastAPI's pages load their script from another site; ours is `described`
         redoc_url=None,
         lifespan=lifespan,
     )
     app.add_middleware(Gate, meters=endpoint.desk.meters, door=endpoint.door)
     app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(RequestValidationError, _mistyped)
+    app.add_exception_handler(RequestValidationError, _invalid)
     _links(app, endpoint)
     _states(app, endpoint)
     endpoint.page.add(app)
@@ -115,18 +115,18 @@ def create(endpoint: Endpoint) -> FastAPI:
 
 
 def _described(app: FastAPI, generated: Callable[[], dict[str, Any]], keyed: bool) -> dict[str, Any]:
-    """/openapi.json: what FastAPI sees of the routes, with what only we know."""
+    """/openapi.json: what FastAPI derives from the routes, and what it cannot see."""
     if app.openapi_schema:
         return app.openapi_schema
     schema = generated()
     parts = schema["components"]
     parts["schemas"].update(schemas.schemas())
-    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of errors, which is not ours
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's form of errors, which is not ours
         parts["schemas"].pop(name, None)
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     for route in (r for methods in schema["paths"].values() for r in methods.values()):
         if route["responses"].pop("422", None):
-            route["responses"]["400"] = {"description": _SAID[400], "content": error}
+            route["responses"]["400"] = {"description": _DESCRIPTIONS[400], "content": error}
     if keyed:
         parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"key": []}]
@@ -148,23 +148,23 @@ def _links(app: FastAPI, endpoint: Endpoint) -> None:
         tags=["links"],
     )
     async def link(request: Request) -> Response:
-        asking = partial(_tables, endpoint, request)
+        read_tables = partial(_tables, endpoint, request)
         state = request.state
-        answer = Answering(endpoint.desk, asking, state.request_id, state.caller, state.told)
+        answer = Answering(endpoint.desk, read_tables, state.request_id, state.caller, state.log_fields)
         streamed = "application/x-ndjson" in request.headers.get("accept", "")
         return await (answer.streamed() if streamed else answer.whole())
 
 
 async def _tables(endpoint: Endpoint, request: Request, place: Place) -> Any:
-    """What is asked, and its documents as tables. Raises Fault."""
+    """The checked request, and its documents as tables. Raises Fault."""
     limits = endpoint.limits
     most = int(limits.megabytes * 2**20)
     body = await requests.read(request.headers, request.stream(), most, place.keep)
-    asked = requests.call(await requests.parsed(request.headers, body), request.state.request_id, limits)
-    fetched = await endpoint.pictures.of(asked, place)
-    tables = await asyncio.to_thread(requests.rows, asked, limits, fetched)
+    call = requests.as_call(await requests.parsed(request.headers, body), request.state.request_id, limits)
+    fetched = await endpoint.pictures.of(call, place)
+    tables = await asyncio.to_thread(requests.rows, call, limits, fetched)
     place.take(len(tables))
-    return asked, tables
+    return call, tables
 
 
 def _states(app: FastAPI, endpoint: Endpoint) -> None:
@@ -190,7 +190,7 @@ def _states(app: FastAPI, endpoint: Endpoint) -> None:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """What the router itself refuses, in the form of all errors."""
+    """The answer to what the router refuses, in the form of all errors."""
     assert isinstance(error, HTTPException)
     fault = Fault(
         "bad_request", {404: "there is nothing at this address"}.get(error.status_code, error.detail)
@@ -198,19 +198,19 @@ async def _refused(request: Request, error: Exception) -> Response:
     return JSONResponse(fault.body(request.state.request_id), error.status_code, error.headers)
 
 
-async def _mistyped(request: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     fault = Fault("bad_request", f"{first['loc'][-1]}: {first['msg'].lower()}")
     return JSONResponse(fault.body(request.state.request_id), fault.status)
 
 
-# The pages at / and /docs with their files, and what is shown of the knowledge.
+# The pages at / and /docs with their files, and the demonstrations they show.
 
 
 @dataclass
 class CurrentBank:
-    """The demonstrations of a workspace, of whichever version is in use when they are asked for."""
+    """Returns the demonstrations of a workspace's current version."""
 
     workspace: Workspace
 
@@ -223,12 +223,12 @@ class CurrentBank:
 
 @dataclass(frozen=True)
 class Page:
-    """Over the demonstrations that `bank` gives."""
+    """The pages, over the demonstrations that `bank` returns."""
 
     bank: Callable[[], Bank]
 
     def add(self, app: FastAPI) -> None:
-        """Its routes."""
+        """Add the routes."""
         app.mount("/page", StaticFiles(directory=PAGE), name="page")
         app.get("/", include_in_schema=False)(index)
         app.get("/docs", include_in_schema=False)(described)
@@ -236,21 +236,21 @@ class Page:
 
 
 async def index() -> FileResponse:
-    """The page. Its addresses are relative, so that it works behind a prefix."""
+    """The page. Its addresses are relative, so that it works under a prefix."""
     return FileResponse(PAGE / "index.html")
 
 
 async def described() -> FileResponse:
-    """What /openapi.json says, to be read. Nothing of it is loaded from another place."""
+    """The page that shows /openapi.json. It loads nothing from another site."""
     return FileResponse(PAGE / "api.html")
 
 
-# The app of a configuration and a workspace, over a linker that is given.
+# The app of a configuration, a workspace and a linker.
 
 
 def endpoint(config: Config, workspace: Workspace, linker: Linker) -> Endpoint:
-    """What the routes need. Keys are read from the environment: they stand in no file and no log. Raises
-    ValueError for one that nobody could send."""
+    """What the routes need. Keys are read from the environment, so that no file and no log contains them.
+    Raises ValueError for a key that no client could send."""
     online = config.online
     web = Web(config.encode.limits, online.image_hosts)
     known = {"fingerprint": config.fingerprint(workspace.version), "knowledge": workspace.knowledge}
@@ -264,5 +264,5 @@ def endpoint(config: Config, workspace: Workspace, linker: Linker) -> Endpoint:
 
 
 def app(config: Config, workspace: Workspace, linker: Linker) -> FastAPI:
-    """The app itself."""
+    """The app."""
     return create(endpoint(config, workspace, linker))

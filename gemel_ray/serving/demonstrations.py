@@ -1,4 +1,4 @@
-"""What the page shows beside links: the solved examples behind an answer, and inputs to try.
+"""What the page shows besides links: the demonstrations of an answer's prompt, and inputs to try.
 
 A bank is memory-mapped, so that any process may open it. Knows nothing of links.
 """
@@ -69,8 +69,8 @@ def router(current: Callable[[], Bank]) -> APIRouter:
 
 def examples() -> list[Example]:
     """The page's example inputs."""
-    given = json.loads((_EXAMPLES / "examples.json").read_text(encoding="utf-8"))
-    return [Example(**e | {"picture": e["picture"] and f"page/examples/{e['picture']}"}) for e in given]
+    entries = json.loads((_EXAMPLES / "examples.json").read_text(encoding="utf-8"))
+    return [Example(**e | {"picture": e["picture"] and f"page/examples/{e['picture']}"}) for e in entries]
 
 
 def _row(bank: Bank, identity: str) -> int:

@@ -1,8 +1,8 @@
-"""Who may ask at all: by the Host and Origin of a request, its path and its key. Raises Fault.
+"""Access control, by the Host and Origin of a request, its path and its key. Raises Fault.
 
-With keys every path needs one but those in OPEN, so a route that is added later is closed until it is listed.
-Host and Origin are checked because a page of another site can send a visitor's browser here: under a name of
-its own that suddenly leads here (DNS rebinding), or by a form.
+With keys every path except those in OPEN needs one, so a route that is added later is closed until it is
+listed. Host and Origin are checked because a page of another site can send a visitor's browser here: by a
+name of that site that suddenly leads here (DNS rebinding), or by a form.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemel_ray.errors import Mistake
-from gemel_ray.serving.meters import Meters, told
+from gemel_ray.serving.meters import Meters, log_event
 from gemel_ray.serving.schemas import Fault
 
 KEYS = "GEMEL_RAY_API_KEY"
-OPEN = ("", "/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics")  # they say nothing of a request
-_FILES = "/page/"  # of the two pages
+OPEN = ("", "/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics")  # they reveal no request
+_FILES = "/page/"  # files of the two pages
 
 
 def keys(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The keys, one a caller, with commas between them; none where the variable is not set. Raises ValueError
-    for what nobody could send in a header, which would look like a key and be none."""
+    """The keys, one per caller, separated by commas; none where the variable is not set. Raises ValueError
+    for a key that cannot be sent in a header, since it would never match."""
     if KEYS not in environment:
         return ()
     found = tuple(environment[KEYS].split(","))
@@ -52,7 +52,7 @@ def keys(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def route(scope: Mapping[str, Any]) -> str:
-    """The path behind the prefix under which the app is mounted, as its router sees it."""
+    """The path without the prefix under which the app is mounted, as its router sees it."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     inside = root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/")
     return path[len(root) :] if inside else path
@@ -60,28 +60,28 @@ def route(scope: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Door:
-    """Without `keys` everybody may ask. `hosts` are patterns of names, beside IP addresses and names without
-    a dot, which nobody can register."""
+    """Admits requests. Without `keys` anyone is admitted. `hosts` are patterns of host names; IP addresses,
+    and names without a dot, which nobody can register, are always allowed."""
 
     keys: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
 
     def admit(self, scope: Mapping[str, Any]) -> str:
-        """Who asks: the number of the key where there are several, else the address."""
+        """The caller of a request: the number of its key where there are several, else its address."""
         headers = Headers(raw=scope["headers"])
-        self._addressed(headers.get("host", ""), headers.get("origin"))
+        self._check_origin(headers.get("host", ""), headers.get("origin"))
         path = route(scope)
         if not self.keys or path in OPEN or path.startswith(_FILES):
             return caller(scope)
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        sent = given.strip().encode() if scheme.lower() == "bearer" else b""
+        scheme, _, credentials = headers.get("authorization", "").partition(" ")
+        sent = credentials.strip().encode() if scheme.lower() == "bearer" else b""
         fitting = [n for n, key in enumerate(self.keys) if hmac.compare_digest(sent, key.encode())]
         if not fitting:
             raise Fault("unauthorized", "this endpoint needs its API key: Authorization: Bearer KEY")
         return f"key {fitting[0]}" if len(self.keys) > 1 else caller(scope)
 
-    def _addressed(self, host: str, origin: str | None) -> None:
-        if not self._ours(_name(host)):
+    def _check_origin(self, host: str, origin: str | None) -> None:
+        if not self._is_allowed(_name(host)):
             raise Fault("forbidden", f"it is not asked by the name {host!r:.80} (online.hosts)")
         if origin is None:
             return
@@ -89,7 +89,7 @@ class Door:
         if not place or (_plain(place) != _plain(host) and not self._listed(_name(place))):
             raise Fault("forbidden", f"pages of {origin!r:.80} may not ask here (online.hosts)")
 
-    def _ours(self, name: str) -> bool:
+    def _is_allowed(self, name: str) -> bool:
         return "." not in name or _is_address(name) or self._listed(name)
 
     def _listed(self, name: str) -> bool:
@@ -97,7 +97,7 @@ class Door:
 
 
 def caller(scope: Mapping[str, Any]) -> str:
-    """The address that asks; of IPv6 the network, since one machine has as many addresses as it likes."""
+    """The caller's address; for IPv6 its network, since one machine can use any address in it."""
     place = str((scope.get("client") or ("", 0))[0])
     if ":" not in place or not _is_address(place):
         return place
@@ -107,15 +107,15 @@ def caller(scope: Mapping[str, Any]) -> str:
 
 
 def _name(place: str) -> str:
-    """Of host:port, in small letters."""
+    """The host name of host:port, in lower case."""
     try:
         return (urlsplit(f"//{place}").hostname or "").rstrip(".").lower()
     except ValueError:
-        return f".{place}"  # no host: nobody's
+        return f".{place}"  # not a host name: no pattern allows it
 
 
 def _plain(place: str) -> str:
-    """Host and port; the ports of http and https go without saying."""
+    """Host and port, without the default ports of http and https."""
     return place.lower().removesuffix(":80").removesuffix(":443")
 
 
@@ -127,10 +127,10 @@ def _is_address(name: str) -> bool:
     return True
 
 
-# Around every request: its id, who may ask, its line in the log, and the answer when something fails.
+# Around every request: its id, access control, its line in the log, and the answer when something fails.
 #
-# A plain ASGI layer, since those that wrap responses swallow cancellation. X-Request-ID goes back by whoever
-# serves the app (Ray Serve's proxy does).
+# A plain ASGI layer, since those that wrap responses swallow cancellation. The server returns X-Request-ID
+# (Ray Serve's proxy does).
 
 
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -144,7 +144,7 @@ _ROUTES = (
     "/docs",
     "/",
 )
-_SAFE = {  # what a browser may do with an answer: nothing of another site, and in no frame
+_SAFE = {  # limits what a browser does with an answer: nothing from other sites, no frames
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Frame-Options": "DENY",
@@ -152,13 +152,13 @@ _SAFE = {  # what a browser may do with an answer: nothing of another site, and 
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_LEFT = 499  # in the log and the metrics: the client did not wait
+_LEFT = 499  # status in the log and the metrics: the client disconnected
 INTERNAL = "something went wrong here; the log has it under the request's id"
 
 
 @dataclass
 class Gate:
-    """Before `app`, whose requests `door` admits. request.state.caller says who asks."""
+    """Middleware before `app`: `door` admits its requests. Sets request.state.caller."""
 
     app: ASGIApp
     meters: Meters
@@ -168,10 +168,10 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get("x-request-id", "")
-        request_id = asked if _ID.fullmatch(asked) else uuid.uuid4().hex
+        sent_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent_id if _ID.fullmatch(sent_id) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
-        state["request_id"], state["told"] = request_id, {}
+        state["request_id"], state["log_fields"] = request_id, {}
         began, status, unread = time.monotonic(), 0, scope["method"] == "POST"
 
         async def received() -> Message:
@@ -196,25 +196,25 @@ class Gate:
             status = _LEFT
             raise
         except Exception as fault:
-            if status:  # the answer has begun: all that can be done is to end it
-                told(logging.ERROR, "failed while answering", fault, request_id=request_id)
+            if status:  # the answer has begun: it can only be ended
+                log_event(logging.ERROR, "failed while answering", fault, request_id=request_id)
                 raise
             answer = self._failed(fault, request_id, state)
             if unread:  # else the server would take the rest of the upload, only to drop it
                 answer.headers["Connection"] = "close"
             await answer(scope, receive, sent)
         finally:
-            self._noted(scope, status, time.monotonic() - began, state)
+            self._log_request(scope, status, time.monotonic() - began, state)
 
     def _failed(self, fault: Exception, request_id: str, state: dict[str, Any]) -> JSONResponse:
         if not isinstance(fault, Fault):
-            told(logging.ERROR, "a fault of ours", fault, request_id=request_id)
+            log_event(logging.ERROR, "a fault of ours", fault, request_id=request_id)
             fault = Fault("internal", INTERNAL)
         self.meters.errors.labels(fault.kind).inc()
-        state["told"]["kind"] = fault.kind  # not what was said: it quotes the request
+        state["log_fields"]["kind"] = fault.kind  # not the message: it quotes the request
         return JSONResponse(fault.body(request_id), fault.status, fault.headers())
 
-    def _noted(self, scope: Scope, status: int, seconds: float, state: dict[str, Any]) -> None:
+    def _log_request(self, scope: Scope, status: int, seconds: float, state: dict[str, Any]) -> None:
         path = route(scope) or "/"
         named = path if path in (*_ROUTES, *_QUIET) else "other"
         self.meters.requests.labels(named, status).inc()
@@ -222,5 +222,5 @@ class Gate:
         if named in _QUIET and status == 200:
             return
         fields = {"method": scope["method"], "path": scope["path"][:200], "status": status}
-        fields |= {"seconds": round(seconds, 4), "request_id": state["request_id"]} | state["told"]
-        told(logging.INFO, "request", **fields)
+        fields |= {"seconds": round(seconds, 4), "request_id": state["request_id"]} | state["log_fields"]
+        log_event(logging.INFO, "request", **fields)

@@ -1,4 +1,4 @@
-"""What the endpoint asks for links: one document in, its rows out. Who answers is not known here."""
+"""The interface between the endpoint and what links: one document in, its rows out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 
-class Gone(Exception):
-    """Whoever was at work on the document is no more (killed, or its engine died); it may be asked again."""
+class WorkerLost(Exception):
+    """The worker of a document is lost (killed, or its engine died); the document can be sent again."""
 
 
 @dataclass
@@ -24,9 +24,9 @@ class Reply:
 
     @property
     def known(self) -> dict[str, str]:
-        """By what the rows were made. In an upgrade not always what the endpoint itself would say."""
+        """Knowledge and fingerprint that made the rows. During an upgrade the endpoint's may differ."""
         named = {"knowledge": self.knowledge} if self.knowledge else {}
         return named | {"fingerprint": self.rows["fingerprint"][0].as_py()}
 
 
-Linker = Callable[[pa.Table], Awaitable[Reply]]  # raises Gone; cancelled, it gives up the work
+Linker = Callable[[pa.Table], Awaitable[Reply]]  # raises WorkerLost; if cancelled, it gives up the work

@@ -1,4 +1,4 @@
-"""A load generator: requests arrive at a given rate whatever the answers do (open loop), as users do.
+"""A load generator: requests arrive at a given rate, however slow the answers are (open loop), as users do.
 
 A closed loop waits for slow answers and so hides them. Gaps between arrivals are exponential. Knows an
 endpoint only by its address.
@@ -45,18 +45,19 @@ def _request(row: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Load:
-    """What came back: of the answered requests the seconds they took, and when the answer came and how many
-    rows it had; every request's status (0: no answer). `arriving`: seconds until the last was sent."""
+    """The results: of answered requests, their `seconds`, and in `answered` the time of the answer and its
+    number of rows; of all requests their statuses (0: no answer). `arriving`: seconds until the last was
+    sent."""
 
     seconds: list[float] = field(default_factory=list)
-    came: list[tuple[float, int]] = field(default_factory=list)
+    answered: list[tuple[float, int]] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     arriving: float = 0.0
 
     def figures(self) -> dict[str, Any]:
-        """Latencies in seconds, of answers with status 200 alone; rates a second, of the last three quarters
-        of the time in which requests are sent: neither filling up nor running empty counts."""
-        steady = [rows for at, rows in self.came if self.arriving / 4 <= at <= self.arriving]
+        """Latencies in seconds, of answers with status 200 only; rates a second, over the last three quarters
+        of the time in which requests are sent: neither filling up nor draining counts."""
+        steady = [rows for at, rows in self.answered if self.arriving / 4 <= at <= self.arriving]
         lasted = 0.75 * self.arriving or 1.0
         at = (50, 95, 99, 100)
         latencies = np.percentile(self.seconds, at).round(4).tolist() if self.seconds else [None] * len(at)
@@ -77,7 +78,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
 
 
 async def loaded(address: str, sent: Sequence[dict[str, Any]], times: Iterable[float], key: str) -> Load:
-    """Send `sent`, round and round, at `times` (seconds from now)."""
+    """Send the requests of `sent` in a cycle, at `times` (seconds from now)."""
     load, began = Load(), time.monotonic()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -89,12 +90,12 @@ async def loaded(address: str, sent: Sequence[dict[str, Any]], times: Iterable[f
     ):
         for at, request in zip(times, itertools.cycle(sent), strict=False):
             await asyncio.sleep(max(0.0, began + at - time.monotonic()))
-            tasks.create_task(_asked(http, request, load, began))
+            tasks.create_task(_send(http, request, load, began))
         load.arriving = time.monotonic() - began
     return load
 
 
-async def _asked(http: httpx.AsyncClient, request: dict[str, Any], load: Load, start: float) -> None:
+async def _send(http: httpx.AsyncClient, request: dict[str, Any], load: Load, start: float) -> None:
     began = time.monotonic()
     try:
         answer = await http.post("/v1/link", json=request)
@@ -104,4 +105,4 @@ async def _asked(http: httpx.AsyncClient, request: dict[str, Any], load: Load, s
     load.statuses[answer.status_code] += 1
     if answer.status_code == 200:
         load.seconds.append(time.monotonic() - began)
-        load.came.append((time.monotonic() - start, len(answer.json()["links"])))
+        load.answered.append((time.monotonic() - start, len(answer.json()["links"])))

@@ -1,4 +1,4 @@
-"""What Prometheus is told. An engine's counts come with its replies, to whichever API process asked.
+"""Prometheus metrics and the log. An engine's counts come with its replies, to the API process that called.
 
 NIL rate: rate(gemel_ray_links_total{status="nil"}) over rate(gemel_ray_links_total).
 """
@@ -22,7 +22,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Meters:
-    """One app's counters, in a registry of their own."""
+    """One app's metrics, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -64,11 +64,11 @@ class Meters:
         self.rollouts.inc(new["requests"])
 
     def text(self) -> bytes:
-        """As Prometheus reads it."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
 
-# One JSON object a line: what was asked, how it ended, and the root cause of what failed. No text and no
+# The log, one JSON object a line: the request, how it ended, and the root cause of a failure. No text and no
 # picture of a request is ever written.
 
 
@@ -87,7 +87,7 @@ class AsJson(logging.Formatter):
 
 
 def start() -> None:
-    """JSON lines to standard error, once a process."""
+    """Log JSON lines to standard error; once per process."""
     if log.handlers:
         return
     stream = logging.StreamHandler(sys.stderr)
@@ -97,21 +97,21 @@ def start() -> None:
     log.propagate = False
 
 
-def told(level: int, message: str, cause: BaseException | None = None, **fields: object) -> None:
-    """One line."""
+def log_event(level: int, message: str, cause: BaseException | None = None, **fields: object) -> None:
+    """Log one line."""
     log.log(level, message, exc_info=cause, extra={"fields": fields})
 
 
-# How much work there is, in mentions: the unit in which callers take turns and replicas are added.
+# The amount of work, in mentions: the unit in which callers take turns and replicas are added.
 
 
-MENTIONS = "mentions"  # what a replica calls its count, told to Serve's autoscaler
-_CHARACTERS = 40  # of a text for each mention that is looked for
+MENTIONS = "mentions"  # name of a replica's count, for Serve's autoscaler
+_CHARACTERS = 40  # of a text, per mention that detection may find
 
 
 def mentions(document: pa.Table) -> int:
-    """Of a document anywhere in the line of stages: its rows, once each mention has one; those found, or
-    given; else how many a text of its length may name."""
+    """The mentions of a document, after any stage: its rows, once each mention has one; else those found or
+    given; else an estimate from the length of its text."""
     if "mention" in document.column_names:
         return max(1, len(document))
     for column in ("mentions", "given"):
@@ -121,10 +121,10 @@ def mentions(document: pa.Table) -> int:
 
 
 def by_mentions(context: Any) -> tuple[float, dict[str, Any]]:
-    """Serve's autoscaling policy: replicas by the mentions inside them, where Serve's own counts documents. A
-    document that waits for a replica counts as one."""
+    """An autoscaling policy for Serve: replicas by the mentions inside them, where Serve's policy counts
+    documents. A document that waits for a replica counts as one."""
     counted = (context.aggregated_metrics or {}).get(MENTIONS)
-    if not counted:  # nobody has counted yet
+    if not counted:  # no replica has counted yet
         return context.target_num_replicas, {}
     inside = sum(counted.values()) + context.total_queued_requests
     return inside / context.config.target_ongoing_requests, {}

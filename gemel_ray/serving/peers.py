@@ -1,9 +1,9 @@
-"""The API processes of one endpoint: each has its share of what is let in, and tells the counts of all.
+"""The API processes of one endpoint: each has its share of the queue, and reports the metrics of all.
 
-Serve sends a request to any of them. Within each callers take turns, and the rate of work is measured by
-each for itself, so that only `online.queue` and the workers' places have to be shared out, by how many
-processes there are. Counts stand in /metrics once for each process, under its name: one that ends takes its
-own with it, and no sum of rates goes back. Knows nothing of Ray: `ask` calls a method of all processes.
+Serve sends a request to any of them. Within each callers take turns, and each measures its own rate of work,
+so that only `online.queue` and the workers' places have to be divided by the number of processes. /metrics
+lists metrics by process: those of a process that ends disappear, and no sum of counters goes back. Knows
+nothing of Ray: `ask` calls a method of all processes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.registry import Collector
 
 from gemel_ray.serving.desk import Desk
-from gemel_ray.serving.meters import told
+from gemel_ray.serving.meters import log_event
 
 _EVERY = 2.0  # seconds between two counts of the processes
 
-Ask = Callable[[str], Awaitable[list[object]]]  # a method's name; what those that answer say
-Counts = tuple[str, list[Metric]]  # of the process of that name
+Ask = Callable[[str], Awaitable[list[object]]]  # from a method's name to the answers that came
+Counts = tuple[str, list[Metric]]  # a process's name and metrics
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Peers:
     _counting: asyncio.Task[None] | None = field(default=None)
 
     async def start(self) -> None:
-        """Before the first request comes: with a share, and, where links can be had, ready. A process that
-        joins others takes requests at once; the first one's models are still being loaded."""
+        """Get ready before the first request comes, and begin to count the processes. A process that joins
+        others is ready at once; the first one waits for the models at most `online.wait`."""
         await self.desk.readiness.first(self.desk.wait)
         self._counting = asyncio.create_task(self._count())
 
@@ -44,20 +44,22 @@ class Peers:
         while True:
             try:
                 self.desk.share(sum(answer is True for answer in await self.ask("alive")))
-            except Exception as fault:  # else nobody would count any more
-                told(logging.WARNING, "the other API processes do not answer", reason=repr(fault))
+            except Exception as fault:  # else the counting would end
+                log_event(logging.WARNING, "the other API processes do not answer", reason=repr(fault))
             await asyncio.sleep(_EVERY)
 
     def counts(self) -> Counts:
-        """Of this process."""
+        """This process's metrics."""
         return self.name, list(self.desk.meters.registry.collect())
 
     async def text(self) -> bytes:
-        """Of all processes that answer, as Prometheus reads it."""
+        """The metrics of all processes that answer, in Prometheus's text format."""
         try:
             others = [counts for counts in await self.ask("counts") if isinstance(counts, tuple)]
         except Exception as fault:
-            told(logging.WARNING, "the other API processes do not report their counts", reason=repr(fault))
+            log_event(
+                logging.WARNING, "the other API processes do not report their counts", reason=repr(fault)
+            )
             others = []
         return merged({name: families for name, families in [*others, self.counts()]}.items())
 
@@ -71,10 +73,10 @@ class _All(Collector):
 
 
 def merged(counts: Iterable[Counts]) -> bytes:
-    """Every sample, with the process it is of."""
+    """Every sample, with its process as a label."""
     families: dict[str, Metric] = {}
-    for name, said in counts:
-        for family in said:
+    for name, metrics in counts:
+        for family in metrics:
             known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             known.samples += [s._replace(labels=s.labels | {"process": name}) for s in family.samples]
     registry = CollectorRegistry()

@@ -1,5 +1,5 @@
-"""Pictures that a request gives as URLs, fetched side by side in threads of their own; callers take turns, so
-that a slow host keeps nobody waiting but those who named it."""
+"""Fetches pictures that a request gives as URLs, concurrently in threads. Callers take turns, so that a slow
+host delays only those who named it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from gemel_ray.serving.desk import Place, Turns
 from gemel_ray.serving.requests import Call, Fetch
 from gemel_ray.serving.schemas import Fault
 
-_AT_ONCE = 32  # of all requests together
-_EACH = 8  # of one caller, whose hosts may be as slow as they like
+_AT_ONCE = 32  # fetches of all requests together
+_EACH = 8  # fetches of one caller
 
 
 def _threads() -> ThreadPoolExecutor:
@@ -27,29 +27,29 @@ def _turns() -> Turns:
 
 @dataclass(frozen=True)
 class Pictures:
-    """By `fetch`; those of one request have `limit` bytes at most together."""
+    """Fetches with `fetch`; all pictures of one request have at most `limit` bytes."""
 
     fetch: Fetch
     limit: int
     threads: ThreadPoolExecutor = field(default_factory=_threads)
     turns: Turns = field(default_factory=_turns)
 
-    async def of(self, asked: Call, place: Place) -> Fetch:
-        """What was found at each of the request's URLs: bytes, or the ImageError. Raises Fault."""
-        urls = list(dict.fromkeys(d.image for d in asked.documents if d.image and "://" in d.image))
+    async def of(self, call: Call, place: Place) -> Fetch:
+        """Fetch all URLs of a request; a lookup that returns the bytes or raises ImageError. Raises Fault."""
+        urls = list(dict.fromkeys(d.image for d in call.documents if d.image and "://" in d.image))
         found: dict[str, bytes | ImageError] = {}
         try:
             async with asyncio.TaskGroup() as tasks:
                 for url in urls:
-                    tasks.create_task(self._into(found, url, place))
+                    tasks.create_task(self._fetch_into(found, url, place))
         except ExceptionGroup as several:
             raise several.exceptions[0] from None
         return _lookup(found)
 
-    async def _into(self, found: dict[str, bytes | ImageError], url: str, place: Place) -> None:
+    async def _fetch_into(self, found: dict[str, bytes | ImageError], url: str, place: Place) -> None:
         await self.turns.enter(place.caller, 1)
-        work = asyncio.get_running_loop().run_in_executor(self.threads, _tried, self.fetch, url)
-        # A thread cannot be stopped: it keeps its turn until it is done, also when nobody waits for it.
+        work = asyncio.get_running_loop().run_in_executor(self.threads, _outcome, self.fetch, url)
+        # A thread cannot be stopped: it keeps its turn until it is done, also when the request has left.
         work.add_done_callback(lambda _: self.turns.leave(place.caller, 1))
         outcome = await asyncio.shield(work)
         if isinstance(outcome, bytes):
@@ -59,7 +59,7 @@ class Pictures:
         found[url] = outcome
 
 
-def _tried(fetch: Fetch, url: str) -> bytes | ImageError:
+def _outcome(fetch: Fetch, url: str) -> bytes | ImageError:
     try:
         return fetch(url)
     except ImageError as error:

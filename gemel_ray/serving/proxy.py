@@ -1,7 +1,7 @@
-"""In Ray Serve's proxy, before a request comes to us: headers and bodies have an end.
+"""Limits headers and bodies in Ray Serve's proxy, before a request reaches the endpoint.
 
-The proxy keeps of a body what the endpoint has not read yet, and its parser, httptools, reads a header
-however long it is. Serve calls `bounded` in each proxy (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH).
+The proxy buffers what the endpoint has not read of a body yet, and its parser, httptools, has no limit for a
+header. Serve calls `bounded` in each proxy (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gemel_ray.errors import Mistake
 from gemel_ray.serving.schemas import Fault
 
-_LIMIT = "GEMEL_RAY_MEGABYTES"  # of a request's body, in the proxy's environment
+_LIMIT = "GEMEL_RAY_MEGABYTES"  # in the proxy's environment: the limit for a request's body
 
 
 def settings(megabytes: float) -> Mapping[str, str]:
-    """The environment of a Ray whose proxies are bounded, and soon replaced when they die; and whose replicas
-    are killed when they hang, not asked to end in their own time."""
+    """The environment of a Ray whose proxies are bounded, and are replaced soon when they die; and whose
+    replicas are killed when they hang."""
     return {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.bounded",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
@@ -38,7 +38,7 @@ def settings(megabytes: float) -> Mapping[str, str]:
 
 
 def bounded() -> list[Middleware]:
-    """What stands before the proxy's own app; and h11 for its parser, whose headers have 64 KiB at most."""
+    """The middleware before the proxy's app. Also makes h11 its parser, which limits headers to 64 KiB."""
     from uvicorn import config
 
     config.HTTP_PROTOCOLS["auto"] = config.HTTP_PROTOCOLS["h11"]
@@ -47,7 +47,7 @@ def bounded() -> list[Middleware]:
 
 @dataclass
 class Bounded:
-    """Before `app`: a body that has more than `most` bytes is refused, or cut off, as it comes."""
+    """Middleware before `app`: refuses or cuts off a body that has more than `most` bytes."""
 
     app: ASGIApp
     most: int
@@ -66,10 +66,10 @@ class Bounded:
 
         async def received() -> Message:
             nonlocal came, ended
-            if ended:  # Serve would cancel the request before the endpoint has said why
+            if ended:  # a disconnect before the answer would make Serve cancel the request
                 await answered.wait()
                 return {"type": "http.disconnect"}
-            if came > self.most:  # the endpoint has had one part too many, and says so
+            if came > self.most:  # the endpoint has got more than the limit, and refuses it
                 ended = True
                 return {"type": "http.request", "body": b"", "more_body": False}
             message = await receive()
@@ -84,11 +84,11 @@ class Bounded:
         await self.app(scope, received, sent)
 
 
-# Where an endpoint listens: whether it can, and when it answers.
+# The endpoint's address: whether it is free, and when the endpoint answers there.
 
 
 def is_free(host: str, port: int) -> None:
-    """Raises ValueError when nobody can listen there: a server would wait for it without a word."""
+    """Raise ValueError when the address cannot be listened at: a server would wait for it silently."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,7 +1,7 @@
-"""Whether links can be had right now: found out by asking for one.
+"""Readiness: whether linking works right now, found out by linking a tiny document.
 
-A link needs all there is: knowledge loaded, vectors reachable, the engine alive. When none can be had, new
-requests are refused until one has come through again. Knows nothing of HTTP.
+A link needs everything: knowledge loaded, vectors reachable, the engine alive. When linking fails, new
+requests are refused until a link has come through again. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import pyarrow as pa
 
 from gemel_ray.readers.mentions import mention
 from gemel_ray.records import DOCUMENT
-from gemel_ray.serving.linker import Gone, Linker
-from gemel_ray.serving.meters import told
+from gemel_ray.serving.linker import Linker, WorkerLost
+from gemel_ray.serving.meters import log_event
 
-PATIENCE = 5.0  # seconds for a tiny link, where nobody else is served
-SILENT = 10.0  # seconds in which nothing came through although somebody waits
-_FRESH = 2.0  # seconds for which other people's links are proof enough
+PATIENCE = 5.0  # seconds for a tiny link, where no other request is served
+SILENT = 10.0  # seconds in which nothing came through although requests wait
+_FRESH = 2.0  # seconds for which other requests' links are proof enough
 _TEXT = "Adobe opened an office."
 _STARTING = "the models are being loaded"
 
@@ -35,20 +35,20 @@ def tiny() -> pa.Table:
 
 @dataclass
 class Readiness:
-    """`down` says why there are no links to be had; None: there are."""
+    """Whether linking works. `down`: why it does not; None where it does."""
 
     link: Linker
     down: str | None = _STARTING
-    doubted: bool = True  # somebody at work died, and nothing came through since
-    waiting: int = 0  # documents that somebody is at work on
-    _since: float = 0.0  # somebody waits, or something came through
+    suspected: bool = True  # a worker died, and nothing came through since
+    waiting: int = 0  # documents that workers are at work on
+    _since: float = 0.0  # when the first began to wait, or the last came through
     _last: float = 0.0
     _probe: asyncio.Task[None] | None = None
     _watch: asyncio.Task[None] | None = field(default=None)
 
     @contextmanager
-    def waited(self) -> Iterator[None]:
-        """While a document is worked on."""
+    def at_work(self) -> Iterator[None]:
+        """Count a document that a worker is at work on."""
         if not self.waiting:
             self._since = time.monotonic()
         self.waiting += 1
@@ -58,41 +58,43 @@ class Readiness:
             self.waiting -= 1
 
     def succeeded(self) -> None:
-        """A link came through."""
-        self.down, self.doubted, self._last = None, False, time.monotonic()
+        """Note that a link came through."""
+        self.down, self.suspected, self._last = None, False, time.monotonic()
         self._since = self._last
 
     def suspect(self, reason: str | None = None) -> None:
-        """Somebody at work is gone: ask until there is an answer again."""
-        self.doubted = True
+        """Note that a worker may be lost: probe until a link comes through again."""
+        self.suspected = True
         if self._watch is None or self._watch.done():
-            told(logging.WARNING, "links may not be had; asking until one is", reason=reason or self.down)
+            log_event(
+                logging.WARNING, "links may not be had; asking until one is", reason=reason or self.down
+            )
             self._watch = asyncio.create_task(self._until_ready())
 
     def overdue(self, seconds: float) -> None:
-        """A request ran out of its time. If nothing else came through in that time, somebody may hang."""
+        """Note that a request ran out of time. If nothing else came through meanwhile, a worker may hang."""
         if time.monotonic() - self._last > seconds:
             self.suspect("nothing came through in a request's time")
 
     async def first(self, seconds: float) -> None:
-        """Wait for a first link, for so long at most."""
+        """Wait for a first link, at most `seconds`."""
         end = time.monotonic() + seconds
         while await self.reason() is not None and time.monotonic() < end:
             await asyncio.sleep(0.1)
 
     async def reason(self, busy: bool = False) -> str | None:
-        """Why not, or None. `busy`: others are being served. Then their links are proof, too, and a late
-        answer is none: whoever dies with work on his desk is told of at once (see `suspect`)."""
+        """Why linking does not work, or None. `busy`: other requests are being served. Then their links are
+        proof, too, and a late probe proves nothing: a worker that dies is noticed at once (see `suspect`)."""
         silent = self.waiting and time.monotonic() - self._since > SILENT
         if silent:
             self.down = self.down or f"nothing came through for {SILENT:.0f} seconds, although somebody waits"
             self.suspect()
-        trusted = busy and not self.doubted
+        trusted = busy and not self.suspected
         if trusted and time.monotonic() - self._last < _FRESH:
             return self.down
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._ask())
-        if silent:  # known already: nobody is kept for what a probe says
+        if silent:  # known already: no need to wait for the probe
             return self.down
         done, _ = await asyncio.wait({self._probe}, timeout=PATIENCE)
         if not done and not trusted:
@@ -103,7 +105,7 @@ class Readiness:
     async def _ask(self) -> None:
         try:
             rows = (await self.link(tiny())).rows
-        except Gone as reason:
+        except WorkerLost as reason:
             self.down = str(reason)
         except Exception as fault:
             self.down = f"a link failed: {type(fault).__name__}"

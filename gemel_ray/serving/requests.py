@@ -1,8 +1,8 @@
 """From a body to a checked request, and from its documents to DOCUMENT rows.
 
-A document is made by the readers' own functions, so that a row is the same as in the offline job, errors
-included. What is wrong with one of several documents is that document's error; what is wrong with the only
-one, or with the request, is a Fault. Knows nothing of HTTP but bytes and content types.
+A document is made by the functions of readers/, so that a row is the same as in the offline job, including
+errors. What is wrong with one of several documents is that document's error; what is wrong with the only
+one, or with the request, is a Fault. Knows nothing of HTTP except bytes and content types.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from gemel_ray.serving.schemas import Cell, Document, Fault, Many, One, Options,
 
 _LEVELS: dict[Any, type[BaseModel]] = {"documents": Document, "options": Options, "mentions": Span}
 TOO_LONG = "the text has {:,} characters; at most {:,} are taken"
-Fetch = Callable[[str], bytes]  # of a picture's URL; raises ImageError
+Fetch = Callable[[str], bytes]  # from a picture's URL to its bytes; raises ImageError
 
 
 @dataclass(frozen=True)
 class Call:
-    """What is asked: documents with the name each answers to, and what they want otherwise."""
+    """A checked request: documents with their ids in `names`, and the options for all of them."""
 
     documents: tuple[Document, ...]
     names: tuple[str, ...]
     options: Options | None
-    alone: bool  # given as one document: its faults are the request's
-    picture: bytes | None = None  # of the form's document
+    alone: bool  # sent as one document: its faults are the request's
+    picture: bytes | None = None  # where it was sent as a form
 
 
-def call(body: Body, request_id: str, limits: Online) -> Call:
+def as_call(body: Body, request_id: str, limits: Online) -> Call:
     """The request in a body. Raises Fault with what is wrong, in one sentence."""
     content = body.content
     if not isinstance(content, dict):
@@ -80,14 +80,15 @@ def _valid(kind: type[Any], content: dict[str, Any]) -> Any:
 
 
 def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
-    """The first of what pydantic found, in our words where a slip is likely."""
-    # Of a choice of types all are told; what went deepest is what was meant.
+    """The first of pydantic's errors, reworded where a slip is likely."""
+    # For a choice of types pydantic reports all; the deepest is what was meant.
     first = max(
-        _meant(error.errors(include_url=False)), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"]))
+        _relevant(error.errors(include_url=False)),
+        key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])),
     )
     *outer, last = first["loc"] or ("",)
     place = [p for p in outer if isinstance(p, int) or p.islower()]  # without names of types
-    # A field that is not known may be called anything: its name is no type's.
+    # An unknown field may have any name, also one that looks like a type's.
     place += [last] if isinstance(last, int) or last.islower() or first["type"] == "extra_forbidden" else []
     where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
     if first["type"] == "missing":
@@ -106,37 +107,35 @@ def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
     )
 
 
-def _meant(errors: Sequence[Any]) -> Sequence[Any]:
-    """Of a mention that is no cell of a table, what is wrong with the other ways to give one; of a cell what
-    is wrong with that. (A mention may be either, and pydantic tells of all.)"""
+def _relevant(errors: Sequence[Any]) -> Sequence[Any]:
+    """Of a mention that is a table's cell, the errors as a cell; of another mention, those of the other
+    forms. (A mention may have any form, and pydantic reports the errors of all.)"""
     of_cells = [e for e in errors if Cell.__name__ in e["loc"]]
     missing = sum(e["type"] == "missing" for e in of_cells)
     return [e for e in errors if e not in of_cells] if missing == 2 or not of_cells else of_cells
 
 
-def rows(asked: Call, limits: Online, fetch: Fetch) -> list[pa.Table]:
-    """A DOCUMENT table of one row for each document, with what `fetch` gives for its picture's URL. Raises
+def rows(call: Call, limits: Online, fetch: Fetch) -> list[pa.Table]:
+    """A DOCUMENT table of one row for each document, with what `fetch` returns for its picture's URL. Raises
     Fault for what is wrong with a document that came alone."""
-    return [
-        _table(d, name, asked, limits, fetch) for d, name in zip(asked.documents, asked.names, strict=True)
-    ]
+    return [_table(d, name, call, limits, fetch) for d, name in zip(call.documents, call.names, strict=True)]
 
 
-def _table(document: Document, name: str, asked: Call, limits: Online, fetch: Fetch) -> pa.Table:
+def _table(document: Document, name: str, call: Call, limits: Online, fetch: Fetch) -> pa.Table:
     row: Row = {column: None for column in DOCUMENT.names} | {"document_id": name}
-    row["options"] = asked.options.model_dump() if asked.options else None
+    row["options"] = call.options.model_dump() if call.options else None
     try:
         text, given = _mentions(document, limits)
         row |= {"text": text_of({"text": text}, "text"), "given": given}
-        if asked.alone and (errors := [m["error"] for m in given or () if m["error"]]):
+        if call.alone and (errors := [m["error"] for m in given or () if m["error"]]):
             raise BadRecord(errors[0])
-        row |= _picture(document.image, asked.picture, fetch)
+        row |= _picture(document.image, call.picture, fetch)
     except (BadRecord, ImageError) as bad:
-        if asked.alone:
+        if call.alone:
             raise Fault("bad_request", str(bad)) from bad
         row["error"] = str(bad)
     except Fault as fault:
-        if asked.alone:
+        if call.alone:
             raise
         row["error"] = fault.message
     return pa.Table.from_pylist([row], DOCUMENT)
@@ -155,10 +154,10 @@ def _mentions(document: Document, limits: Online) -> tuple[str, list[Row] | None
             raise BadRecord("a mention holds half a surrogate pair: it is not valid Unicode")
     raws = None if wanted is None else [m if isinstance(m, str) else m.model_dump() for m in wanted]
     if document.table is None:
-        return text, None if raws is None else _apart(mentions(raws, text))
+        return text, None if raws is None else _reject_overlaps(mentions(raws, text))
     text, found = cells.text_with_table(text, document.table, raws)
     _bounded(text, limits)
-    return text, None if found is None else _apart(found)
+    return text, None if found is None else _reject_overlaps(found)
 
 
 def _bounded(text: str, limits: Online) -> None:
@@ -166,8 +165,8 @@ def _bounded(text: str, limits: Online) -> None:
         raise Fault("too_large", TOO_LONG.format(len(text), limits.characters))
 
 
-def _apart(mentions: list[Row]) -> list[Row]:
-    """The mentions; one that shares characters with one that begins before it is an error."""
+def _reject_overlaps(mentions: list[Row]) -> list[Row]:
+    """The mentions; one that overlaps an earlier one gets an error."""
     placed_ones = [m for m in mentions if m["error"] is None and m["start"] is not None]
     end, before = 0, ""
     for mention in sorted(placed_ones, key=lambda m: (m["start"], -m["end"])):
@@ -182,7 +181,7 @@ def _apart(mentions: list[Row]) -> list[Row]:
 
 
 def _picture(image: str | None, picture: bytes | None, fetch: Fetch) -> Row:
-    """Image columns. What was fetched keeps its address, for messages."""
+    """The image columns. A fetched picture keeps its address, for messages."""
     if picture is not None:
         return {"image": picture}
     if image is None:
@@ -205,20 +204,20 @@ def _picture(image: str | None, picture: bytes | None, fetch: Fetch) -> Row:
         raise BadRecord("image is neither an http(s) URL nor base64") from error
 
 
-# A request's body: read no further than the limit, then taken as JSON or as a form.
+# A request's body: read up to the limit, then parsed as JSON or as a form.
 #
 # Knows nothing of documents.
 
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{1,70}")
 PATIENCE = 5.0  # seconds without a part of a body
-_SLOWEST = 2**14  # bytes a second
+_SLOWEST = 2**14  # bytes a second, below which a body is refused
 FIELDS = ("text", "image", "table", "mentions", "id", "options")
 
 
 @dataclass(frozen=True)
 class Body:
-    """`content` is the JSON value; of a form the same, with the picture's bytes beside it."""
+    """`content` is the JSON value, or a form's fields as one; `picture`: the bytes of a form's picture."""
 
     content: Any
     picture: bytes | None = None
@@ -227,9 +226,9 @@ class Body:
 async def read(
     headers: Headers, stream: AsyncIterator[bytes], limit: int, keep: Callable[[int], None]
 ) -> bytes:
-    """The whole body, of which `keep` is called with each part's size. Raises Fault as soon as it is known to
-    be larger than `limit` bytes, and when it stops arriving: who sends nothing, or a byte now and then, keeps
-    no memory and no connection of ours."""
+    """Read the whole body; `keep` is called with each part's size. Raises Fault as soon as it is known to be
+    larger than `limit` bytes, and when it stops arriving: a client that sends nothing, or a byte now and
+    then, must not occupy memory and a connection."""
     fault = Fault("too_large", f"the request is larger than {limit:,} bytes")
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
@@ -261,7 +260,7 @@ async def parsed(headers: Headers, body: bytes) -> Body:
 
 
 def as_json(text: bytes | str, what: str) -> Any:
-    """The JSON value; a fault says where it is none."""
+    """The JSON value. Raises Fault that says where it is not JSON."""
     try:
         return json.loads(text if isinstance(text, str) else text.decode())
     except UnicodeDecodeError as error:
@@ -303,8 +302,8 @@ async def _fields(body: bytes, boundary: str) -> dict[str, str | bytes]:
     async def whole() -> AsyncGenerator[bytes, None]:
         yield body
 
-    # The parser reads what is no UTF-8 as Latin-1, and tells nobody. So all of it is read as that, and
-    # decoded here.
+    # The parser silently reads what is not UTF-8 as Latin-1. So all of it is read as Latin-1, and decoded
+    # here.
     headers = Headers({"Content-Type": f'multipart/form-data; boundary="{boundary}"; charset=latin-1'})
     parser = MultiPartParser(
         headers, whole(), max_files=1, max_fields=len(FIELDS), max_part_size=len(body) + 1
@@ -315,8 +314,8 @@ async def _fields(body: bytes, boundary: str) -> dict[str, str | bytes]:
         try:
             for raw, value in form.multi_items():
                 if isinstance(value, UploadFile) and not value.filename and not value.size:
-                    continue  # what a browser sends of a file that nobody chose
-                _once(found, raw.encode("latin-1").decode())
+                    continue  # a browser sends this where no file was chosen
+                _check_field(found, raw.encode("latin-1").decode())
                 read = await value.read() if isinstance(value, UploadFile) else b""
                 found[raw] = value.encode("latin-1").decode() if isinstance(value, str) else read
         finally:
@@ -324,12 +323,12 @@ async def _fields(body: bytes, boundary: str) -> dict[str, str | bytes]:
     except UnicodeError as error:
         raise Fault("bad_request", "the form is not valid UTF-8") from error
     except (MultiPartException, ValueError, KeyError) as error:
-        said = getattr(error, "message", None) or "it is damaged"
-        raise Fault("bad_request", f"the form cannot be read: {said}") from error
+        reason = getattr(error, "message", None) or "it is damaged"
+        raise Fault("bad_request", f"the form cannot be read: {reason}") from error
     return found
 
 
-def _once(found: dict[str, str | bytes], name: str) -> None:
+def _check_field(found: dict[str, str | bytes], name: str) -> None:
     if name not in FIELDS:
         raise Fault("bad_request", f"there is no form field {name!r:.60}: {', '.join(FIELDS)}")
     if name in found:

@@ -1,8 +1,8 @@
 """A segment's stages in this process, fed with one document at a time by many callers at once.
 
-Stages that compute (Encode) take the documents that have gathered while the pass before was under way: no
-timer, so a lone document waits for nobody. Stages that wait (Generate) are given each document at once: the
-engine does its own batching. Knows nothing of Ray and of HTTP.
+Stages that compute (Encode) take the documents that have gathered during the last pass: there is no timer,
+so a lone document does not wait. Stages that wait (Generate) get each document at once: the engine batches.
+Knows nothing of Ray and of HTTP.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from gemel_ray.graph import Segment
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.serving.linker import Reply
-from gemel_ray.serving.meters import told
+from gemel_ray.serving.meters import log_event
 
-_COUNTED = ("asked", "cached", "decoded", "requests")  # of what Generate measures
-_LANES = 2  # passes at once, so that one slow picture does not keep everybody waiting
+_COUNTED = ("asked", "cached", "decoded", "requests")  # measures of Generate
+_LANES = 2  # passes at once, so that one slow picture does not delay all documents
 
 
 @dataclass
@@ -35,36 +35,36 @@ class _Waiting:
 
 
 class Running:
-    """A started segment. `run` may be called from one event loop, as often at once as wanted."""
+    """A started segment. `run` may be called any number of times at once, from one event loop."""
 
     def __init__(self, segment: Segment, batch: int) -> None:
         works = segment.works
         waits = [work.waits for _, work in works]
         cut = waits.index(True) if True in waits else len(works)
         self.segment = segment
-        self.gathering = Gathering(Segment(segment.graph, works[:cut]), batch) if cut else None
+        self.batching = Batching(Segment(segment.graph, works[:cut]), batch) if cut else None
         self.streaming = Segment(segment.graph, works[cut:]) if cut < len(works) else None
-        self._told = Counter[str]()
+        self._reported = Counter[str]()
 
     async def run(self, table: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Rows of one document, and the seconds each stage took."""
         seconds: dict[str, float] = {}
         with self.segment.occupied():  # also while it waits for its pass
-            if self.gathering is not None:
-                table = await self.gathering.run(table, seconds)
+            if self.batching is not None:
+                table = await self.batching.run(table, seconds)
             if self.streaming is not None:
                 table = await self.streaming.run(table, seconds)
         return table, seconds
 
     def counted(self) -> dict[str, int]:
-        """By the engine since this was last asked: whoever adds that up counts nothing twice."""
+        """The engine's counts since the last call, so that they can be added up."""
         measured = self.segment.measures().get("generate", {})
         now = Counter({name: measured.get(name, 0) for name in _COUNTED})
-        new, self._told = now - self._told, now
+        new, self._reported = now - self._reported, now
         return dict(new)
 
     async def retire(self) -> None:
-        """When the documents under way are done, give back what no renewed segment shares."""
+        """Once the documents under way are done, free what no renewed segment shares."""
         await self.segment.retire()
 
     def check(self) -> None:
@@ -76,7 +76,7 @@ class Running:
 
 
 @dataclass
-class Gathering:
+class Batching:
     """Passes of up to `batch` documents through a segment whose answers do not depend on their number."""
 
     segment: Segment
@@ -85,16 +85,16 @@ class Gathering:
     lanes: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self, table: pa.Table, seconds: dict[str, float]) -> pa.Table:
-        """Cancelled, a document that still waits is left out."""
+        """Put one document through a pass. If cancelled while it waits, it is left out."""
         one = _Waiting(table, seconds, asyncio.get_running_loop().create_future())
         self.waiting.append(one)
         if len(self.lanes) < _LANES:
-            self.lanes.add(asyncio.create_task(self._work_off()))
+            self.lanes.add(asyncio.create_task(self._run_lane()))
         return await one.outcome
 
-    async def _work_off(self) -> None:
-        """Until nobody waits. The lane is given back in the same breath: a document that came between the two
-        would find all lanes taken, and wait for the next one to come."""
+    async def _run_lane(self) -> None:
+        """Run passes until no document waits. The lane ends without an await in between: a document that came
+        then would find all lanes taken, and wait for the next one to come."""
         lane = asyncio.current_task()
         assert lane is not None
         try:
@@ -111,46 +111,46 @@ class Gathering:
     async def _pass(self, taken: list[_Waiting]) -> None:
         seconds: dict[str, float] = {}
         try:
-            tables = [_named(one.table, pa.repeat(str(n), len(one.table))) for n, one in enumerate(taken)]
+            tables = [_with_ids(one.table, pa.repeat(str(n), len(one.table))) for n, one in enumerate(taken)]
             outcome = await self.segment.run(pa.concat_tables(tables), seconds)
         except Exception as fault:
-            if len(taken) > 1:  # it is one document's: the others shall not suffer
+            if len(taken) > 1:  # one document's fault must not fail the others
                 for one in taken:
                     await self._pass([one])
             elif not taken[0].outcome.done():
                 taken[0].outcome.set_exception(fault)
             return
-        for one, rows in zip(taken, _parted(outcome, len(taken)), strict=True):
+        for one, rows in zip(taken, _split(outcome, len(taken)), strict=True):
             one.seconds.update(seconds)
             if not one.outcome.done():
                 name = one.table["document_id"][0]
-                one.outcome.set_result(_named(rows, pa.repeat(name, len(rows))))
+                one.outcome.set_result(_with_ids(rows, pa.repeat(name, len(rows))))
 
 
-def _named(table: pa.Table, names: pa.Array) -> pa.Table:
-    """Two callers may use the same id, so within a pass a document goes by its number."""
+def _with_ids(table: pa.Table, names: pa.Array) -> pa.Table:
+    """The table with other document ids. Two callers may use the same id, so a pass uses numbers."""
     return table.set_column(table.column_names.index("document_id"), "document_id", names)
 
 
-def _parted(table: pa.Table, count: int) -> list[pa.Table]:
-    """The rows of document 0, 1, ...: stages keep their order, and every document has one at least."""
+def _split(table: pa.Table, count: int) -> list[pa.Table]:
+    """The rows of document 0, 1, ...: stages keep the order, and every document has at least one row."""
     number = table["document_id"].to_numpy().astype(np.int64)
     starts = np.searchsorted(number, np.arange(count + 1))
     return [table.slice(a, b - a) for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
 
 
-# A replica's segment, following the knowledge: a version made meanwhile is taken over while it serves.
+# A replica's segment that follows the knowledge: it adopts a new version while it serves.
 #
-# A line of replicas must answer a document by one version. The first of them takes its newest and says which;
-# those behind it answer by that one, and open it if they must. Models and engine are shared by all versions;
-# an old version is given back when its documents are done. Knows nothing of Ray and of HTTP.
+# All replicas that work on a document must use one version. The first uses its newest and names it; the later
+# ones use the same, and open it if they must. Models and engine are shared by all versions; an old version is
+# freed when its documents are done. Knows nothing of Ray and of HTTP.
 
 
-_EVERY = 1.0  # seconds between two looks at which version is current
+_EVERY = 1.0  # seconds between two checks of which version is current
 
 
-class Following:
-    """`segment` was started on `workspace`."""
+class VersionedSegment:
+    """A segment at the current version of the knowledge; `segment` was started on `workspace`."""
 
     def __init__(self, segment: Segment, batch: int, workspace: Workspace, config: Config) -> None:
         self._workspace, self._config, self._batch = workspace, config, batch
@@ -171,7 +171,7 @@ class Following:
 
     @property
     def segment(self) -> Segment:
-        """On the newest knowledge."""
+        """The segment on the newest knowledge."""
         return self._running[self._newest].segment
 
     def check(self) -> None:
@@ -192,11 +192,13 @@ class Following:
                     continue
                 self._looked = current  # one that cannot be taken is not tried again every second
                 await self._take(current)
-            except Exception as fault:  # else nobody would look any more
-                told(logging.ERROR, "a version of the knowledge cannot be taken over", reason=repr(fault))
+            except Exception as fault:  # else the checks would end
+                log_event(
+                    logging.ERROR, "a version of the knowledge cannot be taken over", reason=repr(fault)
+                )
             else:
                 self._newest = current
-                told(logging.INFO, "the knowledge has changed", knowledge=current)
+                log_event(logging.INFO, "the knowledge has changed", knowledge=current)
 
     async def _take(self, version: str) -> None:
         async with self._taking:
@@ -205,7 +207,7 @@ class Following:
             former = self.segment
             segment = await asyncio.to_thread(self._renewed, former, version)
             self._running[version] = Running(segment, self._batch)
-            # The one before stays: a document may have begun by it in the replica in front.
+            # The last version stays: a document may have begun with it in the previous replica.
             for old in [v for v in self._running if v not in (version, self._newest)]:
                 self._keep(self._running.pop(old).retire())
 

@@ -1,7 +1,7 @@
-"""What a request and its answer look like: checked on the way in, and told in /openapi.json.
+"""The schemas of a request and its answer: requests are checked by them, and /openapi.json shows them.
 
-Types are taken at their word (a number is no text) and unknown fields are refused: a misspelled option that
-is silently left out would be a wrong answer.
+Types are strict (a number is not a text) and unknown fields are refused: to ignore a misspelled option would
+give a wrong answer.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gemel_ray.config import STAGES
 
-# What goes wrong with a request, in one sentence and with one of eight kinds.
-#
-# Knows nothing of who asked.
+# Errors of a request: one sentence, and one of eight kinds. Knows nothing of the caller.
 
 
 Kind = Literal[
@@ -59,14 +57,14 @@ class _Strict(BaseModel):
 
 
 class Span(_Strict):
-    """Where a mention stands in the text, in characters, end exclusive."""
+    """The place of a mention in the text, in characters, end exclusive."""
 
     start: int
     end: int
 
 
 class Words(_Strict):
-    """A mention's words, and, where it is known, their place, against which they are held."""
+    """A mention's words, and their place where it is known; the two must agree."""
 
     mention: str
     start: int | None = None
@@ -82,7 +80,7 @@ class Cell(_Strict):
 
 
 class Options(_Strict):
-    """What one request wants otherwise than configured."""
+    """What one request changes in the configuration."""
 
     candidates: int | None = Field(None, ge=1, le=64, description="entities in `candidates`; 1 is greedy")
     nil_threshold: float | None = Field(None, ge=0, le=1, description="below this probability: NIL")
@@ -177,7 +175,7 @@ class Error(BaseModel):
 
 
 def schemas() -> dict[str, Any]:
-    """What the routes do not declare to FastAPI themselves: the requests' schemas, by name."""
+    """The requests' schemas, by name, which the routes do not declare to FastAPI."""
     from pydantic.json_schema import models_json_schema
 
     pairs: list[Any] = [(One, "validation"), (Many, "validation")]
