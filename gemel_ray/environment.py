@@ -27,11 +27,11 @@ def variables(options: SegmentOptions | OnlineSegment, processes: int, address: 
     }
 
 
-def threads(asked: int, cpus: float, processes: int, address: str) -> int:
-    """Of torch in a process, where Ray gives it one unless told: as many as `asked`; else what `cpus` say,
-    or, on a Ray of our own, its share of the cores."""
-    here = (os.cpu_count() or 1) // processes if address == "local" else 0
-    return asked or max(1, here, int(cpus))
+def threads(configured: int, cpus: float, processes: int, address: str) -> int:
+    """Torch's threads in a process, since Ray's default is one: `configured`, or else `cpus`, and on a local
+    Ray at least the process's share of the cores."""
+    share = (os.cpu_count() or 1) // processes if address == "local" else 0
+    return configured or max(1, share, int(cpus))
 
 
 @contextmanager

@@ -1,9 +1,8 @@
-"""Segments: how the configuration cuts the line of stages, and where each part runs, in the job and behind
-the endpoint."""
+"""Segments: how the configuration cuts the line of stages, and where each part runs, in the job and at the
+endpoint."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from gemel_ray.errors import Mistake
@@ -122,7 +121,7 @@ class Offline:
 
 @dataclass(frozen=True, kw_only=True)
 class Online:
-    """The endpoint on Ray Serve, and what it takes from strangers."""
+    """The endpoint on Ray Serve, and its limits."""
 
     address: str = setting(
         "local",
@@ -169,10 +168,3 @@ class Online:
             raise Mistake(
                 "online.documents times online.api.max_replicas is at most online.queue, which they share"
             )
-
-
-def threads(asked: int, cpus: float, processes: int, address: str) -> int:
-    """Of torch in a process, where Ray gives it one unless told: as many as `asked`; else what `cpus` say,
-    or, on a Ray of our own, its share of the cores."""
-    here = (os.cpu_count() or 1) // processes if address == "local" else 0
-    return asked or max(1, here, int(cpus))

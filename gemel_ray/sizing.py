@@ -1,7 +1,7 @@
-"""The default configuration as it fits a machine: which stages share a process, how many of them, on what.
+"""Fits the default configuration to a machine: which stages share a process, how many processes, on what.
 
-Only what the configuration leaves at its default is decided here, where `offline.sized` and `online.sized`
-are true; what it says otherwise always wins. `doctor` prints what was chosen and why.
+Only values that the configuration leaves at their defaults are chosen here, where `offline.sized` and
+`online.sized` are true. `doctor` prints what was chosen and why.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gemel_ray.errors import Mistake
 from gemel_ray.segments import Offline, Online, OnlineSegment, SegmentOptions
 from gemel_ray.stages.generate import Generate
 
-# What this machine has: cores, and GPUs that the installed engine can use. Imports nothing heavy.
+# This machine: cores, and GPUs that the installed engine can use. Imports nothing heavy.
 
 
 _PATIENCE = 20  # seconds for nvidia-smi
@@ -44,7 +44,7 @@ class Machine:
 
 
 def here() -> Machine:
-    """This machine. Its GPUs count where the engine is the one for GPUs."""
+    """This machine. Its GPUs count where the installed engine is the one for GPUs."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(count, visible(_listed(), os.environ.get("CUDA_VISIBLE_DEVICES")) if _for_gpus() else ())
 
@@ -58,7 +58,7 @@ def visible(listed: str, chosen: str | None) -> tuple[Gpu, ...]:
     if chosen is None:
         return tuple(card for index, card in known.items() if index.isdecimal())
     wanted = [w.strip() for w in chosen.split(",") if w.strip()]
-    # A UUID may be cut short; CUDA stops at the first that is not there.
+    # A UUID may be abbreviated; CUDA stops at the first that does not exist.
     found: list[Gpu] = []
     for name in wanted:
         card = next((c for key, c in known.items() if key == name or key.startswith(f"{name}-")), None)
@@ -72,12 +72,12 @@ def _listed() -> str:
     if not shutil.which("nvidia-smi"):
         return ""
     try:
-        ended = subprocess.run(
+        result = subprocess.run(
             ["nvidia-smi", *_QUERY], capture_output=True, text=True, timeout=_PATIENCE, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return ended.stdout if ended.returncode == 0 else ""
+    return result.stdout if result.returncode == 0 else ""
 
 
 def _for_gpus() -> bool:
@@ -91,12 +91,12 @@ def _for_gpus() -> bool:
 FRONT, BACK = STAGES[:-1], STAGES[-1:]
 _GIB = 2**30
 Way = Literal["offline", "online"]
-_CLIP_GIB = 2.0  # of a GPU's memory for an encoder: CUDA's own, a ViT-L/14, a batch of pictures
-_RESERVE = 0.06  # of a GPU's memory that nobody takes
-_ENGINE = 0.6  # of a GPU, as Ray counts: more than half keeps engines apart
+_CLIP_GIB = 2.0  # of a GPU's memory for an encoder: CUDA, a ViT-L/14, a batch of pictures
+_RESERVE = 0.06  # share of a GPU's memory that stays free
+_ENGINE = 0.6  # share of a GPU, as Ray counts: above half, so that two engines never share one
 _LARGE, _SMALL = 40, 4  # GiB of a GPU, and of a language model: hundreds of mentions are searched at once
 _STARTER_GIB = 0.3
-_FRONTS = 4  # processes before an engine, at most: together a few thousand mentions a second
+_FRONTS = 4  # front processes for an engine, at most: together a few thousand mentions a second
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,14 @@ class Fitted:
 
 
 def fitted(config: Config, way: Way) -> Config:
-    """As it fits this machine. On a cluster segments are what the configuration says."""
+    """The configuration fitted to this machine; unchanged for a cluster."""
     if getattr(config, way).address != "local":
         return config
     return fit(config, way, here(), weights(config.models.language)).config
 
 
-def told(config: Config) -> Iterator[tuple[bool, str, str]]:
-    """Whether it fits, of what, and what was chosen."""
+def explained(config: Config) -> Iterator[tuple[bool, str, str]]:
+    """For doctor: whether the configuration fits this machine, its subject, and what was chosen."""
     for way in ("offline", "online"):
         try:
             if getattr(config, way).address == "local":
@@ -126,8 +126,8 @@ def told(config: Config) -> Iterator[tuple[bool, str, str]]:
 
 
 def fit(config: Config, way: Way, machine: Machine, weights: float) -> Fitted:
-    """As it fits `machine`, with a language model of `weights` GiB. Raises ValueError for what cannot work
-    on it."""
+    """The configuration fitted to `machine`, with a language model of `weights` GiB. Raises ValueError for
+    what cannot work on it."""
     options: Any = getattr(config, way)
     default: Offline | Online = getattr(Config(), way)
     if options.sized and options.segments == default.segments:
@@ -136,7 +136,7 @@ def fit(config: Config, way: Way, machine: Machine, weights: float) -> Fitted:
         chosen = [why]
     else:
         chosen = [f"{way}.segments as configured"]
-    _possible(config, way, machine)
+    _check_gpus(config, way, machine)
     if machine.gpus and options.sized:
         engine = dict(_engine(config, way, machine.gpus, weights))
         if engine:
@@ -163,15 +163,15 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
     if not count:
         return _on_cores(machine.cores)
     fronts = _fronts(machine, engines, weights / parallel)
-    apart = parallel > 1  # whole GPUs are the engines': pictures are encoded on cores
-    share = 0.0 if apart else int(1000 * (1 - _ENGINE - 0.01) / fronts) / 1000
+    separate = parallel > 1  # whole GPUs are the engines': pictures are encoded on cores
+    share = 0.0 if separate else int(1000 * (1 - _ENGINE - 0.01) / fronts) / 1000
     cpus = float(max(1, (machine.cores - 2 * engines - 1) // fronts))
     front = SegmentOptions(stages=FRONT, workers=fronts, cpus=cpus, gpus=share, batch=128)
     back = SegmentOptions(
         stages=BACK,
         workers=engines,
         cpus=float(min(2, max(1, machine.cores // (2 * engines)))),
-        gpus=float(parallel) if apart else _ENGINE,
+        gpus=float(parallel) if separate else _ENGINE,
         overlap=8,
     )
     why = f"{engines} engines, {fronts} processes of the stages before" + _on(machine, parallel)
@@ -179,7 +179,7 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
 
 
 def _on_cores(cores: int) -> tuple[tuple[SegmentOptions, ...], str]:
-    """Without a GPU the engine takes what cores it finds; what stands before it needs little of one."""
+    """Segments without a GPU: the engine takes all cores, the stages before it need little of one."""
     if cores < 2:
         return Config().offline.segments, "all stages in one process, for one core"
     front = SegmentOptions(stages=FRONT, threads=max(1, cores // 4))
@@ -191,8 +191,8 @@ def _on_cores(cores: int) -> tuple[tuple[SegmentOptions, ...], str]:
 
 
 def _fronts(machine: Machine, engines: int, weights: float) -> int:
-    """Processes of the stages before the engines: two cores are an engine's, two a process's. Ray fills one
-    GPU before the next: all of them must find memory beside one engine."""
+    """The number of front processes: an engine needs two cores, a front process two. Ray fills one GPU before
+    the next, so all of them must find memory beside one engine."""
     least = min(card.gib for card in machine.gpus)
     by_cores = (machine.cores - 2 * engines - 1) // 2
     by_memory = min(0.3 * least, (1 - _RESERVE) * least - 1.3 * weights - 2) / _CLIP_GIB
@@ -206,8 +206,9 @@ def _on(machine: Machine, parallel: int) -> str:
     return f"{each}; {machine.cores} cores"
 
 
-def _possible(config: Config, way: Way, machine: Machine) -> None:
-    """Two workers never fight for a GPU: who is to use one is given it, and the others do not see it."""
+def _check_gpus(config: Config, way: Way, machine: Machine) -> None:
+    """Raise ValueError for a stage that needs a GPU in a segment without: a worker sees only the GPUs that
+    Ray gives it, so that two never use the same one."""
     for number, segment in enumerate(getattr(config, way).segments):
         if segment.gpus:
             continue
@@ -224,7 +225,7 @@ def _possible(config: Config, way: Way, machine: Machine) -> None:
 
 
 def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> Iterator[tuple[str, Any]]:
-    """Of Generate's sizes, those that are left at their defaults and fit better otherwise."""
+    """Sizes of Generate that are left at their defaults and should be others on these GPUs."""
     least, stage = min(card.gib for card in gpus), config.generate
     share = round(max(0.3, 1 - _RESERVE - _encoders_beside(config, way) * _CLIP_GIB / least), 2)
     share = share if stage.gpu_memory == Generate.gpu_memory else stage.gpu_memory
@@ -236,7 +237,7 @@ def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> 
     large = least >= _LARGE
     columns = 256 if large and weights <= _SMALL else Generate.columns
     columns = columns if stage.columns == Generate.columns else stage.columns
-    rows = columns * (stage.beams + 1)  # of one pass of the search
+    rows = columns * (stage.beams + 1)  # in one pass of the search
     wanted = {
         "columns": columns,
         "batch_tokens": max(8192 if large else 4096, rows),
@@ -250,7 +251,7 @@ def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> 
 
 
 def _encoders_beside(config: Config, way: Way) -> float:
-    """Processes that may encode on the GPU of an engine: Ray fills one GPU before the next."""
+    """The number of processes that may encode on an engine's GPU: Ray fills one GPU before the next."""
     segments = getattr(config, way).segments
     engine = next(s for s in segments if "generate" in s.stages)
     if "encode" in engine.stages:
@@ -262,7 +263,7 @@ def _encoders_beside(config: Config, way: Way) -> float:
 
 
 def weights(model: str) -> float:
-    """GiB of a model: the starter's, a folder's; of a name on the hub, those of what the cache has."""
+    """GiB of a model's weights: the starter's, a folder's, or for a name on the hub the cache's."""
     folder = Path(model).expanduser()
     if model == "starter":
         return _STARTER_GIB

@@ -179,12 +179,12 @@ def test_a_command_that_lists_gpus_is_asked(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_what_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sizing, "here", lambda: H100)
-    told = list(sizing.told(Config()))
+    told = list(sizing.explained(Config()))
     assert all(fits for fits, _, _ in told)
     text = "\n".join(f"{what} {line}" for _, what, line in told)
     assert "1 engines, 4 processes of the stages before, one on each GPU; 16 cores" in text
     assert "generate.gpu_memory 0.84" in text
-    (fits, _, why), *_ = sizing.told(load(None, {}, ["offline.sized=false"]))
+    (fits, _, why), *_ = sizing.explained(load(None, {}, ["offline.sized=false"]))
     assert (fits, "has gpus: 0" in why) == (False, True)
     shown = preview(Config(), [], tmp_path, Selection())
     assert "4 x [detect encode retrieve assemble]: 3 CPUs and" in shown

@@ -22,10 +22,10 @@ def add(verb: Parser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.doctor import Finding, examine, exit_status, print_findings
-    from gemel_ray.sizing import told
+    from gemel_ray.sizing import explained
 
     config = configured(options, {})
     findings = examine(config.plain()["models"], options.workspace, config.vectors)
-    findings += [Finding(fits, what, found) for fits, what, found in told(config)]
+    findings += [Finding(fits, what, found) for fits, what, found in explained(config)]
     print_findings(findings)
     return exit_status(findings)

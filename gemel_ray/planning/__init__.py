@@ -1,5 +1,5 @@
-"""How many machines, hours and how much money a job takes, before anything is started.
+"""Estimates the machines, hours and money of a job before it is started.
 
-rates.py says what one machine does, measured or scaled from figures.py; cost.py what many do, in closed form;
-simulation.py lets the same machines run, fail and lag behind, block by block, to hold it against.
+rates.py has the rates of one machine, measured or scaled from figures.py; cost.py computes what many do, in
+closed form; simulation.py runs the same machines, with failures and delays, block by block, to check it.
 """

@@ -1,4 +1,4 @@
-"""Hours and money of a job on so many nodes, in closed form: simple enough to be checked by hand.
+"""Hours and money of a job on a number of nodes, in closed form: simple enough to be checked by hand.
 
 hours = start-up + the first block's way + pairs / (nodes x rate x share of the time not lost) + the tail.
 """
@@ -16,8 +16,8 @@ NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 
 @dataclass(frozen=True, kw_only=True)
 class Troubles:
-    """`between_failures`: hours of a node (0: it never fails); `away`: seconds until one in its place links;
-    `spread`: of the time that blocks take, as the standard deviation of its logarithm."""
+    """`between_failures`: mean hours until a node fails (0: never); `away`: seconds until its replacement
+    links; `spread`: standard deviation of the logarithm of the time that blocks take."""
 
     between_failures: float = 200.0
     away: float = 300.0
@@ -26,7 +26,7 @@ class Troubles:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a job on `nodes` nodes."""
+    """The cost of a job on `nodes` nodes."""
 
     nodes: int
     hours: float
@@ -36,11 +36,11 @@ class Cost:
 
 
 def cost(pairs: int, node: Node, nodes: int, troubles: Troubles) -> Cost:
-    """What the job takes. Whatever a node has under way when it fails is done again."""
+    """The cost of the job. What a node has under way when it fails is done again."""
     under_way = node.block * node.overlap / node.rate  # seconds of a node's work
     lost = 0.0
     if troubles.between_failures:
-        # Away, and half of what is under way, once in between_failures hours.
+        # The time away, and half of what is under way, once in between_failures hours.
         once = troubles.away + under_way / 2
         lost = once / (troubles.between_failures * 3600 + once)
     rate = nodes * node.rate * (1 - lost)
@@ -51,10 +51,10 @@ def cost(pairs: int, node: Node, nodes: int, troubles: Troubles) -> Cost:
 
 
 def _tail(pairs: int, node: Node, nodes: int, troubles: Troubles) -> float:
-    """At the end some nodes have nothing left to do, while the last blocks run: of a block's time, on the
-    average, half, and the whole of the slowest's excess."""
+    """Seconds at the end in which nodes are idle while the last blocks run: on average half of a block's
+    time, and all of the slowest block's excess."""
     block = node.block / node.rate
-    if pairs <= node.block * nodes:  # not a block for each: the job is one block's time
+    if pairs <= node.block * nodes:  # fewer blocks than nodes: the job takes one block's time
         return max(0.0, block * exp(2 * troubles.spread) - pairs / (nodes * node.rate))
     return block * (0.5 + (exp(2 * troubles.spread) - 1) * min(1.0, nodes / 50))
 
@@ -62,7 +62,7 @@ def _tail(pairs: int, node: Node, nodes: int, troubles: Troubles) -> float:
 def within(
     pairs: int, node: Node, troubles: Troubles, *, hours: float | None = None, budget: float | None = None
 ) -> Cost | None:
-    """The fewest nodes that are done in `hours`, or the most that cost no more than `budget`; None where no
+    """The fewest nodes that finish in `hours`, or the most that cost no more than `budget`; None where no
     number from 1 to 1,000 does."""
     costs = [cost(pairs, node, n, troubles) for n in range(1, NODES[-1] + 1)]
     if hours is not None:
@@ -73,5 +73,5 @@ def within(
 
 
 def table(pairs: int, node: Node, troubles: Troubles, nodes: Iterable[int] = NODES) -> list[Cost]:
-    """The job on each number of nodes."""
+    """The cost of the job on each number of nodes."""
     return [cost(pairs, node, n, troubles) for n in nodes]

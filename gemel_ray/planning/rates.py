@@ -1,4 +1,4 @@
-"""What one node does in a second: measured by gemel-ray bench, or scaled from figures.py."""
+"""The rates of one node: measured by gemel-ray bench, or scaled from figures.py."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from gemel_ray.config import STAGES
 from gemel_ray.errors import Mistake
 from gemel_ray.planning.figures import CARD, GPUS, MEASURED, MEASURED_ON, Gpu, Model, on_paper
 
-_CUT = STAGES.index("retrieve")  # where a line is cut in two: pictures before, language behind
+_CUT = STAGES.index("retrieve")  # where the line is cut in two: pictures before, language from here on
 _CLIP = 162e9  # floating-point operations of ViT-L/14 for a picture (Radford et al., 2021: 81 G MACs)
-_SHARE = 0.05  # of a GPU: CLIP's share is a multiple of it
-_TOGETHER = 0.8  # of their speed that GPUs reach who compute one model together
+_SHARE = 0.05  # CLIP's share of a GPU is a multiple of this
+_TOGETHER = 0.8  # share of their speed that GPUs reach when they compute one model together
 
 
 @dataclass(frozen=True)
 class Node:
-    """One machine: pairs a second at each of its stations, when that alone runs; and how it is cut up."""
+    """One machine: pairs a second at each of its stations, if only that one ran; and its segments."""
 
     stations: dict[str, float]
     price: float  # dollars an hour
     gpus: int
     cpus: int
-    segments: tuple[dict[str, Any], ...]  # offline.segments, for one node; workers are its own
+    segments: tuple[dict[str, Any], ...]  # offline.segments for one node, with its number of workers
     assumptions: tuple[str, ...]
     measured: bool = False
     started: float = 180.0  # seconds until it links
     block: int = 64
     overlap: int = 4
     parallel: int = 1  # GPUs of an engine: generate.tensor_parallel
-    origins: dict[str, str] = field(default_factory=dict)  # of the stations' rates
+    origins: dict[str, str] = field(default_factory=dict)  # where the stations' rates come from
 
     @property
     def rate(self) -> float:
-        """Pairs a second of the whole line: its slowest station's."""
+        """Pairs a second of the whole line: those of its slowest station."""
         return min(self.stations.values())
 
     @property
@@ -46,29 +46,29 @@ class Node:
 
 @dataclass(frozen=True)
 class _Cut:
-    """How a node's GPUs are cut up: pairs a second of its engines and encoders, each in its segment."""
+    """How a node's GPUs are divided: pairs a second of its engines and encoders, each in its segment."""
 
     engines: float
     encoders: float
     segments: tuple[dict[str, Any], ...]
-    told: str
+    description: str
 
 
 def scaled(
     gpu: str, model: Model, mentions: float, gpus: int, cpus: int, megabytes: float, gigabits: float
 ) -> Node:
-    """A node of `gpus` GPUs of a kind and `cpus` cores: each GPU shared by one engine and one CLIP, or, where
-    the language model needs several, some of them CLIP's. Of a pair: `mentions`, `megabytes`; `gigabits` a
-    second of the node's network. Raises ValueError for a node that is too small."""
+    """A node of `gpus` GPUs of a kind and `cpus` cores. Each GPU is shared by one engine and one CLIP, or,
+    where the language model needs several GPUs, some are CLIP's alone. `mentions` and `megabytes` of a pair;
+    `gigabits` a second of the node's network. Raises ValueError for a node that is too small."""
     kind = GPUS[gpu]
-    held = 2 * model.parameters / 2**30
-    parallel = next((n for n in (1, 2, 4, 8) if n <= gpus and held <= 0.8 * n * kind.memory), None)
+    weights = 2 * model.parameters / 2**30  # GiB
+    parallel = next((n for n in (1, 2, 4, 8) if n <= gpus and weights <= 0.8 * n * kind.memory), None)
     if parallel is None:
         raise Mistake(
-            f"{model.parameters / 1e9:.1f} billion parameters take {held:.0f} GiB, and an {gpu} has "
+            f"{model.parameters / 1e9:.1f} billion parameters take {weights:.0f} GiB, and an {gpu} has "
             f"{kind.memory:.0f}: take a larger one, or more of them in a node (--gpus-per-node)"
         )
-    cut = (_shared if parallel == 1 else _apart)(gpus, cpus, _Speeds(kind, model, mentions), parallel)
+    cut = (_shared if parallel == 1 else _separate)(gpus, cpus, _Speeds(kind, model, mentions), parallel)
     stations = {
         "generate": cut.engines,
         "encode (GPU)": cut.encoders,
@@ -80,8 +80,8 @@ def scaled(
         f"{gpu}: {kind.flops / 1e12:.0f} TFLOP/s (data sheet), of which {model.efficiency:.1%} are reached",
         f"language model of {model.parameters / 1e9:g} billion parameters; {model.computed:g} tokens "
         f"a mention computed, {model.host_ms:.1f} ms of the host",
-        f"CLIP ViT-L/14, {cut.told}; {model.images_per_cpu:g} pictures a second decoded by each of {cpus} "
-        "cores, 80% of the time",
+        f"CLIP ViT-L/14, {cut.description}; {model.images_per_cpu:g} pictures a second decoded by each of "
+        f"{cpus} cores, 80% of the time",
         f"search in lock step in place of requests: on paper {on_paper(model.parameters):,.0f} mentions a "
         "second on an H100; not run on one, not used here: measure with gemel-ray bench speed",
         f"{megabytes:g} MB a pair over {gigabits:g} Gbit/s; {mentions:g} mentions a pair",
@@ -95,16 +95,16 @@ class _Speeds:
     model: Model
     mentions: float
 
-    def engine(self, worth: float) -> float:
-        """Pairs a second of one engine on `worth` GPUs."""
-        return 1 / (self.mentions * self.model.seconds(worth * self.kind.flops))
+    def engine(self, gpus: float) -> float:
+        """Pairs a second of one engine on `gpus` GPUs."""
+        return 1 / (self.mentions * self.model.seconds(gpus * self.kind.flops))
 
-    def clip(self, worth: float) -> float:
-        return worth * self.kind.flops * self.model.efficiency / _CLIP
+    def clip(self, gpus: float) -> float:
+        return gpus * self.kind.flops * self.model.efficiency / _CLIP
 
 
 def _was_measured(gpu: str, model: Model) -> bool:
-    sizes = [seen.parameters for seen in MEASURED]
+    sizes = [measurement.parameters for measurement in MEASURED]
     return gpu == "h100" and model == Model(parameters=model.parameters) and model.parameters in sizes
 
 
@@ -119,12 +119,12 @@ def _origins(gpu: str, model: Model) -> dict[str, str]:
 
 
 def _engine(gpu: str, model: Model) -> str:
-    did = " and ".join(
-        f"{seen.mentions_per_second:g} mentions/s with {seen.parameters / 1e9:g} billion parameters"
-        for seen in MEASURED
+    rates = " and ".join(
+        f"{m.mentions_per_second:g} mentions/s with {m.parameters / 1e9:g} billion parameters"
+        for m in MEASURED
     )
     scaled = "" if _was_measured(gpu, model) else "; scaled by operations"
-    return f"engine as on one {MEASURED_ON}: {did}{scaled}"
+    return f"engine as on one {MEASURED_ON}: {rates}{scaled}"
 
 
 def _shared(gpus: int, cpus: int, speeds: _Speeds, _: int) -> _Cut:
@@ -132,31 +132,32 @@ def _shared(gpus: int, cpus: int, speeds: _Speeds, _: int) -> _Cut:
     steps = [_SHARE * n for n in range(1, round(0.5 / _SHARE) + 1)]
     share = next((s for s in steps if speeds.clip(s) >= speeds.engine(1 - s)), steps[-1])
     front = _front(cpus, gpus, gpus)
-    # What Ray is asked for is not what is used: Ray puts fractions of a GPU together on the first that holds
-    # them, so all of a node's encoders must leave room for an engine there, and no two engines on one.
+    # The shares that Ray gets are not those that are used. Ray puts fractions of a GPU on the first that has
+    # room, so all of a node's encoders must leave room for an engine there, and two engines must not fit.
     segments = _segments(gpus, front, 4 * 100 // (cpus // front) / 1000, gpus, 0.6)
     return _Cut(
         gpus * speeds.engine(1 - share), gpus * speeds.clip(share), segments, f"{share:.0%} of each GPU"
     )
 
 
-def _apart(gpus: int, cpus: int, speeds: _Speeds, parallel: int) -> _Cut:
+def _separate(gpus: int, cpus: int, speeds: _Speeds, parallel: int) -> _Cut:
     """Engines of `parallel` GPUs each, and whole GPUs for CLIP: the fewest that make the slower fastest."""
-    cuts = [((gpus - own) // parallel, own) for own in range(1, gpus - parallel + 1)]
+    cuts = [((gpus - clips) // parallel, clips) for clips in range(1, gpus - parallel + 1)]
     if not cuts:
         raise Mistake(
             f"an engine of {parallel} GPUs leaves none for CLIP in a node of {gpus}: give --gpus-per-node "
             f"{parallel + 1} or more"
         )
     engine, clip = speeds.engine(parallel * _TOGETHER), speeds.clip(1)
-    engines, own = max(cuts, key=lambda cut: (min(cut[0] * engine, cut[1] * clip), -cut[1]))
-    segments = _segments(own, _front(cpus, own, engines), 1.0, engines, float(parallel))
-    told = f"{own} of {gpus} GPUs; engines of {parallel}, which together are worth {parallel * _TOGETHER:g}"
-    return _Cut(engines * engine, own * clip, segments, told)
+    engines, clips = max(cuts, key=lambda cut: (min(cut[0] * engine, cut[1] * clip), -cut[1]))
+    segments = _segments(clips, _front(cpus, clips, engines), 1.0, engines, float(parallel))
+    worth = parallel * _TOGETHER
+    description = f"{clips} of {gpus} GPUs; engines of {parallel}, which together are worth {worth:g}"
+    return _Cut(engines * engine, clips * clip, segments, description)
 
 
 def _front(cpus: int, encoders: int, engines: int) -> int:
-    """CPUs of an encoder: two for each engine, and two for reading, are not theirs."""
+    """CPUs of each encoder, after two for each engine and two for reading."""
     front = (cpus - 2 * engines - 2) // encoders
     if front < 1:
         least = encoders + 2 * engines + 2
@@ -170,7 +171,7 @@ def _front(cpus: int, encoders: int, engines: int) -> int:
 def _segments(
     encoders: int, front: int, each: float, engines: int, whole: float
 ) -> tuple[dict[str, Any], ...]:
-    """Of one node: `encoders` with `front` CPUs and `each` of a GPU, `engines` with `whole` GPUs."""
+    """One node's segments: `encoders` with `front` CPUs and `each` of a GPU, `engines` with `whole` GPUs."""
     encoding = {"workers": encoders, "cpus": float(front), "gpus": each, "batch": 128}
     linking = {"workers": engines, "cpus": 2.0, "gpus": whole, "batch": 64}
     return (
@@ -180,14 +181,14 @@ def _segments(
 
 
 def measured(file: Path, mentions: float, price: float) -> Node:
-    """A node as the machine was on which `gemel-ray bench speed --json` wrote `file`. Raises ValueError."""
+    """A node like the machine on which `gemel-ray bench speed --json` wrote `file`. Raises ValueError."""
     try:
-        told = json.loads(file.read_text())
-        job, rounds = told["job"], told["rounds"]
+        report = json.loads(file.read_text())
+        job, rounds = report["job"], report["rounds"]
         of_graph = rounds["graph_mentions_per_second"]["median"]
         rate = job["mentions_per_second"] or of_graph
-        bottleneck = told["ratios"]["bottleneck"]
-        machine = told["machine"]
+        bottleneck = report["ratios"]["bottleneck"]
+        machine = report["machine"]
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise Mistake(f"{file} is not what gemel-ray bench speed --json writes ({fault!r})") from fault
     gpus, cpus = len(machine["gpus"]), int(machine["cores"])

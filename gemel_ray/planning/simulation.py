@@ -1,8 +1,8 @@
-"""The same job run by imaginary nodes, block by block, to hold the closed form against.
+"""Simulates the job on nodes, block by block, to check the closed form.
 
-A node takes blocks from a common queue, `overlap` at a time, through its stations in turn: each serves one
-block after the other, at its rate, with times that spread; before each station only so many wait. A node
-fails at random times; what it had under way goes back to the queue, and after a while another replaces it.
+A node takes blocks from a common queue, at most `overlap` at a time, through its stations in turn. A station
+serves one block after the other, at its rate, with random times. A node fails at random times; what it had
+under way goes back to the queue, and after a while another replaces it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from math import exp
 from gemel_ray.planning.cost import Troubles
 from gemel_ray.planning.rates import Node
 
-_BLOCKS = 20_000  # simulated at most: larger jobs have larger blocks
+_BLOCKS = 20_000  # simulated at most: larger jobs get larger blocks
 
 
 @dataclass
 class _Running:
-    """One node's life: `number` changes when it fails, so that events of its former life pass by."""
+    """One node. `number` changes when it fails, so that events from before are ignored."""
 
     number: int = 0
     lines: list[deque[int]] = field(default_factory=list)  # before each station: blocks, as their sizes
@@ -81,7 +81,7 @@ class _Simulation:
         return now
 
     def _take(self, i: int, now: float) -> None:
-        """New blocks, as many as may be under way, and every idle station its next one."""
+        """Give the node new blocks, as many as may be under way, and every idle station its next one."""
         running = self.running[i]
         if not running.lines:
             return
