@@ -1,9 +1,9 @@
-"""The manifests in deploy/, checked before a cluster is asked.
+"""Checks the manifests in deploy/ without a cluster.
 
     for fault in lint(Path("deploy")): print(fault)
 
-Renders every kustomization and holds it against the schemas, what KubeRay and Kubernetes ask beyond them,
-what the manifests say of each other, and the configuration they carry. Starts nothing; no cluster is asked.
+Renders every kustomization and checks it against the schemas, what KubeRay and Kubernetes require beyond
+them, the references between manifests, and the configuration they carry. Starts nothing, contacts no cluster.
 """
 
 from gemel_ray.deploying.lint import RULES, Fault, lint

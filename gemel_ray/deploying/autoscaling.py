@@ -1,4 +1,4 @@
-"""What Ray's autoscaler needs from a cluster's spec, and what groups of fixed size need without it.
+"""Rules for Ray's autoscaler in a cluster's spec, and for groups of fixed size without it.
 
 Sources: KubeRay 1.7.0, controllers/ray/utils/util.go, validation.go, common/pod.go, common/rbac.go.
 """
@@ -11,7 +11,7 @@ _TOKENS = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 def sizes(manifests: Manifests) -> Found:
-    """Bounds in order; a size that nobody changes said thrice alike, one that the autoscaler keeps never."""
+    """Bounds are in order. A fixed size has all three fields equal; the autoscaler's has no `replicas`."""
     for where, cluster in manifests.clusters():
         scaled = cluster.get("enableInTreeAutoscaling", False)
         for group in groups(cluster):
@@ -52,7 +52,7 @@ def idleness(manifests: Manifests) -> Found:
 
 
 def sidecar(manifests: Manifests) -> Found:
-    """The autoscaler's container inherits nothing of Ray's: it must be told how to be safe, and its token."""
+    """The autoscaler's container inherits nothing from Ray's: it needs a security context and a token."""
     for where, cluster in manifests.clusters():
         if not cluster.get("enableInTreeAutoscaling"):
             continue

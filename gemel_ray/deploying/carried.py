@@ -1,5 +1,5 @@
-"""The configuration that a job or a service carries: its file, by way of the command and the mounts, and
-whether the cluster it stands in is the one it needs."""
+"""Rules for the configuration that a job or a service carries: its file, found through the command and the
+mounts, and whether it fits its cluster."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _TOLERANCE = 1e-6
 
 
 def command(manifests: Manifests) -> Found:
-    """A job's command line is understood; and what is named there, or by a service, is on a volume that all
-    pods share. Addresses of object stores (s3://...) are nobody's volume."""
+    """A job's command line can be parsed; and the paths in it, or in a service's arguments, are on a volume
+    that all pods share. Addresses of object stores (s3://...) need no volume."""
     for where, document in manifests.of("RayJob", "RayService"):
         try:
             paths = _paths(document)
@@ -38,7 +38,7 @@ def command(manifests: Manifests) -> Found:
 
 
 def configuration(manifests: Manifests) -> Found:
-    """It loads, joins its cluster, and says threads: else the cores of the head's node are shared out."""
+    """It loads, joins its cluster, and sets threads: the default depends on the cores of the head's node."""
     for where, document in manifests.of("RayJob", "RayService"):
         try:
             config = carried(manifests, where, document)
@@ -54,16 +54,16 @@ def configuration(manifests: Manifests) -> Found:
 
 
 def gpus(manifests: Manifests) -> Found:
-    """As many GPUs, at most, as the segments take: each one more is paid for and idle."""
+    """The groups have at most as many GPUs as the segments take: more would be paid for and idle."""
     for where, document, config in _configured(manifests):
-        asked = sum(count * s.gpus for s, count in _most(document, config))
+        needed = sum(count * s.gpus for s, count in _most(document, config))
         there = placement.gpus(placement.room(cluster(document), "maxReplicas"))
-        if abs(asked - there) > _TOLERANCE:
-            yield where, f"its groups have {there:g} GPUs at most, and its segments take {asked:g}"
+        if abs(needed - there) > _TOLERANCE:
+            yield where, f"its groups have {there:g} GPUs at most, and its segments take {needed:g}"
 
 
 def room(manifests: Manifests) -> Found:
-    """All workers find room, however Ray places them."""
+    """There is room for all workers, however Ray places them."""
     for where, document, config in _configured(manifests):
         spare = placement.READING if document["kind"] == "RayJob" else placement.API
         most = placement.room(cluster(document), "maxReplicas")
@@ -72,7 +72,7 @@ def room(manifests: Manifests) -> Found:
 
 
 def surge(manifests: Manifests) -> Found:
-    """A renewal of all replicas finds the room that online.segments[].surge asks for beside them."""
+    """There is room for the extra replicas that online.segments[].surge starts when all are replaced."""
     for where, document, config in _configured(manifests):
         segments = [] if document["kind"] == "RayJob" else list(config.online.segments)
         if not any(s.surge for s in segments):
@@ -87,7 +87,7 @@ def surge(manifests: Manifests) -> Found:
 
 
 def drain(manifests: Manifests) -> Found:
-    """Nothing that answers is taken away before the longest request (online.deadline) has ended."""
+    """No pod that serves is removed before the longest request (online.deadline) has ended."""
     for where, document, config in _configured(manifests):
         if document["kind"] != "RayService":
             continue
@@ -102,7 +102,8 @@ def drain(manifests: Manifests) -> Found:
 
 
 def carried(manifests: Manifests, where: str, document: Json) -> Config:
-    """What the driver of a RayJob, or the builder of a RayService, will load. ValueError where it cannot."""
+    """The configuration that a RayJob's driver, or a RayService's builder, will load. ValueError where it
+    cannot."""
     if document["kind"] == "RayJob":
         options = _options(document)
         path, overrides = str(options.config), list(options.set)
@@ -125,26 +126,26 @@ def carried(manifests: Manifests, where: str, document: Json) -> Config:
 
 
 def _options(document: Json) -> Any:
-    """A job's command line, parsed as it will be."""
+    """A job's command line, parsed as `gemel-ray link` will parse it."""
     from gemel_ray.arguments import parser
     from gemel_ray.commands import link
 
     program, *arguments = shlex.split(document["spec"]["entrypoint"]) or [""]
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
         if program != "gemel-ray":
             raise Mistake(f"the entrypoint must start with gemel-ray, not {program}")
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             options = parser({"link": link.add}).parse_args(arguments)
     except SystemExit as refused:
-        raise Mistake(f"the entrypoint is refused: {said.getvalue().splitlines()[0]}") from refused
+        raise Mistake(f"the entrypoint is refused: {errors.getvalue().splitlines()[0]}") from refused
     if options.config is None:
         raise Mistake("the entrypoint must name its configuration with --config")
     return options
 
 
 def _paths(document: Json) -> list[str]:
-    """What is read and written."""
+    """The paths that are read and written."""
     if document["kind"] == "RayService":
         return [_arguments(document).get("workspace", "")]
     options = _options(document)
@@ -157,7 +158,7 @@ def _arguments(document: Json) -> Json:
 
 
 def _volume(pod: Pod, path: PurePosixPath) -> Json | None:
-    """The volume that holds `path`, by the deepest mount over it."""
+    """The volume that `path` is on, by the deepest mount above it."""
     mounts = [m for m in pod.main.get("volumeMounts", ()) if path.is_relative_to(m["mountPath"])]
     if not mounts:
         return None
@@ -177,7 +178,7 @@ def _text(manifests: Manifests, pod: Pod, path: str) -> str:
 
 def _configured(manifests: Manifests) -> Any:
     for where, document in manifests.of("RayJob", "RayService"):
-        with contextlib.suppress(ValueError):  # told by configuration()
+        with contextlib.suppress(ValueError):  # reported by configuration()
             yield where, document, carried(manifests, where, document)
 
 
@@ -186,6 +187,6 @@ def _segments(document: Json, config: Any) -> Any:
 
 
 def _most(document: Json, config: Config) -> list[tuple[Any, int]]:
-    """Each segment with the number of its workers, at most."""
+    """Each segment with its greatest number of workers."""
     job = document["kind"] == "RayJob"
     return [(s, s.workers if job else s.max_replicas) for s in _segments(document, config)]

@@ -1,4 +1,4 @@
-"""All rules over all that deploy/ holds. A rule is a function of the rendered manifests, and has a name."""
+"""Runs all rules over all of deploy/. A rule has a name, and is a function of the rendered manifests."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gemel_ray.deploying import (
     values,
     versions,
 )
-from gemel_ray.deploying.manifests import Found, Manifests, called, rendered
+from gemel_ray.deploying.manifests import Found, Manifests, kind_and_name, rendered
 
 
 def schemas(manifests: Manifests) -> Found:
     for document in manifests.documents:
         for path, what in schema.faults(document):
-            yield called(document), f"{path}: {what}"
+            yield kind_and_name(document), f"{path}: {what}"
 
 
 RULES: dict[str, Callable[[Manifests], Found]] = {
@@ -92,10 +92,10 @@ RULES: dict[str, Callable[[Manifests], Found]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What a rule refuses."""
+    """Something that a rule refuses."""
 
     rule: str
-    folder: str  # of deploy/
+    folder: str  # in deploy/
     where: str
     what: str
 
@@ -104,15 +104,15 @@ class Fault:
 
 
 def lint(deploy: Path, existing: Sequence[str] = (), digests: bool = False) -> list[Fault]:
-    """Everything wrong with the manifests under `deploy`, in a cluster that has the objects `existing`
-    (KIND/NAME) already; with `digests` also every image that is named by its tag alone. ValueError where they
-    cannot be rendered."""
+    """All faults of the manifests under `deploy`, in a cluster that already has the objects `existing`
+    (KIND/NAME); with `digests` also every image that is named only by its tag. ValueError where they cannot
+    be rendered."""
     rules = RULES | ({"image-digest": versions.digests} if digests else {})
     return [fault for manifests in rendered(deploy, existing) for fault in refused(manifests, rules)]
 
 
 def refused(manifests: Manifests, rules: Mapping[str, Callable[[Manifests], Found]] = RULES) -> list[Fault]:
-    """By every rule; by the schema alone where it refuses: the others take shapes for granted."""
+    """Faults by every rule; only the schema's where there are any, since the other rules rely on it."""
     broken = [Fault("schema", manifests.folder, *found) for found in schemas(manifests)]
     return broken or [
         Fault(name, manifests.folder, where, what)

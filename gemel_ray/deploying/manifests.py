@@ -1,6 +1,6 @@
-"""What kustomize makes of a folder, and where in it pods and Ray clusters are.
+"""Renders folders with kustomize, and finds pods and Ray clusters in the result.
 
-Knows the shapes of Kubernetes' kinds, and nothing of what is right or wrong in them.
+Knows the structure of Kubernetes' kinds, but not what is right or wrong in them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import yaml
 from gemel_ray.errors import Mistake
 
 Json = dict[str, Any]
-Found = Iterator[tuple[str, str]]  # where, and what is wrong there
+Found = Iterator[tuple[str, str]]  # a place, and what is wrong there
 
 
 @dataclass(frozen=True)
 class Manifests:
-    """One rendered folder. `around`: all that deploy/ holds beside it, to which it may refer."""
+    """One rendered folder. `around`: the rest of deploy/, to which it may refer."""
 
     folder: str
     documents: Sequence[Json]
@@ -32,27 +32,27 @@ class Manifests:
         """The documents of these kinds, each with its name for people."""
         for document in self.documents:
             if document["kind"] in kinds:
-                yield called(document), document
+                yield kind_and_name(document), document
 
     def pods(self, where: str | None = None) -> Iterator[Pod]:
-        """All of them, or those of the document of this name."""
+        """All pods, or those of the document of this name."""
         for document in self.documents:
-            if where in (None, called(document)):
+            if where in (None, kind_and_name(document)):
                 yield from _pods(document)
 
     def nodes(self, where: str) -> list[Pod]:
-        """The pods that are nodes of the Ray cluster which the document of this name makes."""
+        """The pods that are nodes of this document's Ray cluster."""
         return [pod for pod in self.pods(where) if pod.role in ("head", "worker")]
 
     def clusters(self) -> Iterator[tuple[str, Json]]:
-        """The specs of Ray clusters, with the name of what makes them."""
+        """The specs of Ray clusters, with the names of their documents."""
         for name, document in self.of("RayJob", "RayService", "RayCluster"):
             yield name, cluster(document)
 
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod, or what pods are made from. role: head, worker, submitter, or plain: not Ray's."""
+    """A pod or a pod template. role: head, worker, submitter, or plain: not Ray's."""
 
     where: str
     role: str
@@ -61,7 +61,7 @@ class Pod:
 
     @property
     def main(self) -> Json:
-        """The container that the pod is for: KubeRay takes the first for Ray's."""
+        """The main container: KubeRay takes the first for Ray's."""
         container: Json = self.spec["containers"][0]
         return container
 
@@ -75,15 +75,15 @@ class Pod:
 
 
 def rendered(deploy: Path, existing: Sequence[str] = ()) -> list[Manifests]:
-    """Every kustomization under `deploy`, rendered, and around it what the cluster has already (KIND/NAME).
-    ValueError where kustomize refuses one, or is missing."""
+    """Every kustomization under `deploy`, rendered; `existing`: objects that the cluster already has
+    (KIND/NAME). ValueError where kustomize refuses one, or is missing."""
     if shutil.which("kubectl") is None:
         raise Mistake("kubectl is not installed, and renders the manifests; no cluster is needed")
     folders = sorted(
         file.parent
         for file in deploy.rglob("kustomization.yaml")
-        if "base" not in file.relative_to(deploy).parts  # which overlays complete
-        and yaml.safe_load(file.read_text()).get("kind") != "Component"  # which overlays take up
+        if "base" not in file.relative_to(deploy).parts  # overlays complete these
+        and yaml.safe_load(file.read_text()).get("kind") != "Component"  # overlays include these
     )
     if not folders:
         raise Mistake(f"there is no kustomization.yaml under {deploy}")
@@ -109,7 +109,7 @@ def _existing(text: str) -> Json:
     return {"kind": kind, "metadata": {"name": name}, "spec": {}}
 
 
-def called(document: Json) -> str:
+def kind_and_name(document: Json) -> str:
     return f"{document['kind']}/{document['metadata'].get('name', '')}"
 
 
@@ -121,7 +121,7 @@ def cluster(document: Json) -> Json:
 
 
 def serve_config(service: Json) -> Json:
-    """What a RayService's serveConfigV2 says; {} where it is not YAML, which serve-options reports."""
+    """A RayService's serveConfigV2; {} where it is not YAML, which serve-options reports."""
     try:
         config = yaml.safe_load(service["spec"].get("serveConfigV2", ""))
     except yaml.YAMLError:
@@ -136,7 +136,7 @@ def groups(cluster: Json) -> list[Json]:
 
 
 def _pods(document: Json) -> Iterator[Pod]:
-    kind, name, spec = document["kind"], called(document), document.get("spec", {})
+    kind, name, spec = document["kind"], kind_and_name(document), document.get("spec", {})
     if kind in ("RayJob", "RayService", "RayCluster"):
         ray = cluster(document)
         kinds = {"ray.io/is-ray-node": "yes"}
@@ -156,7 +156,7 @@ def _pods(document: Json) -> Iterator[Pod]:
         yield _pod(name, "plain", spec["jobTemplate"]["spec"]["template"], {})
 
 
-def _pod(where: str, role: str, template: Json, given: Json) -> Pod:
-    """`given`: the labels that KubeRay adds."""
+def _pod(where: str, role: str, template: Json, added: Json) -> Pod:
+    """A pod from its template; `added`: the labels that KubeRay adds."""
     labels = template.get("metadata", {}).get("labels", {})
-    return Pod(where, role, labels | given, template["spec"])
+    return Pod(where, role, labels | added, template["spec"])

@@ -1,7 +1,7 @@
-"""Alerts and dashboards ask for metrics that somebody writes: a misspelt one is an alert that never comes.
+"""Rules for the metrics of alerts and dashboards: an alert on a metric that does not exist never fires.
 
-Ray's are those of its own dashboards, which stand in deploy/monitoring; ours what the endpoint and the job
-register.
+Ray's metrics are those of its dashboards in deploy/monitoring; gemel-ray's are those that the endpoint and
+the job register.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from gemel_ray.deploying.manifests import Found, Json, Manifests
 
-# By whom: Prometheus, KubeRay's operator (controllers/ray/metrics), the kubelet, kube-state-metrics, Ray
+# Sources: Prometheus, KubeRay's operator (controllers/ray/metrics), the kubelet, kube-state-metrics, Ray
 # Serve (application_state.py), Qdrant (/metrics).
 _OTHERS = {
     "up",
@@ -50,7 +50,7 @@ def known(manifests: Manifests) -> Found:
     expressions = [*_alerts(manifests), *_panels(manifests)]
     if not expressions:
         return
-    there = {_SUFFIX.sub("", name) for name in _OTHERS | _rays(manifests) | _ours()}
+    there = {_SUFFIX.sub("", name) for name in _OTHERS | _ray_metrics(manifests) | _registered()}
     for where, expression in expressions:
         for name in sorted(names(expression)):
             if _SUFFIX.sub("", name) not in there:
@@ -58,7 +58,7 @@ def known(manifests: Manifests) -> Found:
 
 
 def expressions(manifests: Manifests) -> Found:
-    """Every expression is PromQL, as Prometheus' own grammar reads it."""
+    """Every expression is valid PromQL by Prometheus' grammar."""
     import promql_parser
 
     for where, expression in [*_alerts(manifests), *_panels(manifests)]:
@@ -69,7 +69,7 @@ def expressions(manifests: Manifests) -> Found:
 
 
 def names(expression: str) -> set[str]:
-    """The metrics of a PromQL expression: what is no function, no label, no word of the language."""
+    """The metrics of a PromQL expression: names that are not functions, labels or keywords."""
     bare = re.sub(r'"[^"]*"', '""', expression)
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", bare)
     bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", bare)
@@ -85,7 +85,7 @@ def _alerts(manifests: Manifests) -> Iterator[tuple[str, str]]:
 
 
 def dashboards(manifests: Manifests) -> Iterator[tuple[str, str, Json]]:
-    """ConfigMap, file and content of Grafana's dashboards, Ray's own too."""
+    """ConfigMap, file and content of Grafana's dashboards, including Ray's."""
     for where, document in manifests.of("ConfigMap"):
         if document["metadata"].get("labels", {}).get("grafana_dashboard"):
             for file, text in document["data"].items():
@@ -100,12 +100,12 @@ def _panels(manifests: Manifests) -> Iterator[tuple[str, str]]:
                     yield f"{where} {panel['title']}", target["expr"]
 
 
-def _rays(manifests: Manifests) -> set[str]:
+def _ray_metrics(manifests: Manifests) -> set[str]:
     texts = [json.dumps(d) for _, file, d in dashboards(manifests) if file.startswith("ray-")]
     return {name for text in texts for name in re.findall(r"\bray_[a-z0-9_]+", text)}
 
 
-def _ours() -> set[str]:
+def _registered() -> set[str]:
     from gemel_ray.job.record import METRICS
     from gemel_ray.serving.meters import Meters
 

@@ -1,7 +1,7 @@
-"""What KubeRay 1.7 asks beyond its schema: it refuses these when they are applied, or later, in silence.
+"""What KubeRay 1.7 requires beyond its schema: it refuses the rest when it is applied, or later, silently.
 
 Sources: KubeRay's ray-operator/controllers/ray/utils/validation.go, common/job.go, common/service.go,
-common/pod.go at 1.7.0; what is ours to ask (retries, a head without work) says so.
+common/pod.go at 1.7.0. This project's own rules (retries, a head without work) say so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _STRATEGIES = ("NewCluster", "NewClusterWithIncrementalUpgrade", "None")
 
 
 def names(manifests: Manifests) -> Found:
-    """Short enough for what KubeRay appends, and good for a Service's name."""
+    """Names leave room for what KubeRay appends, and are valid for a Service."""
     for where, document in manifests.of(*_LONGEST):
         name, most = document["metadata"].get("name", ""), _LONGEST[document["kind"]]
         if len(name) > most or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
@@ -30,12 +30,12 @@ def names(manifests: Manifests) -> Found:
 
 
 def group_names(manifests: Manifests) -> Found:
-    """Different, and short enough for the names and labels of their pods."""
+    """Group names are unique, and short enough for the names and labels of their pods."""
     for where, cluster in manifests.clusters():
-        called = [group["groupName"] for group in groups(cluster)]
-        for name in sorted({name for name in called if called.count(name) > 1}):
+        names = [group["groupName"] for group in groups(cluster)]
+        for name in sorted({name for name in names if names.count(name) > 1}):
             yield where, f"two groups are called {name}: KubeRay would count the pods of both as each one's"
-        for name in called:
+        for name in names:
             if len(name) > 30 or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
                 yield (
                     where,
@@ -44,7 +44,7 @@ def group_names(manifests: Manifests) -> Found:
 
 
 def start_parameters(manifests: Manifests) -> Found:
-    """Resources said once, and (ours) none on the head: what runs there goes down with it."""
+    """Resources are set in one place, and (our rule) the head has none: work there would end with it."""
     for where, cluster in manifests.clusters():
         if cluster["headGroupSpec"].get("rayStartParams", {}).get("num-cpus") != "0":
             yield f"{where} head", 'rayStartParams must say num-cpus: "0", so that no work is put there'
@@ -81,7 +81,7 @@ def job_end(manifests: Manifests) -> Found:
 
 
 def job_retry(manifests: Manifests) -> Found:
-    """Ours: a retry is a new cluster, and the job goes on from what is there."""
+    """Our rule: a failed job is retried, in a new cluster, and resumes from its output."""
     for where, document in manifests.of("RayJob"):
         spec = document["spec"]
         if spec.get("backoffLimit", 0) < 1:
@@ -120,7 +120,7 @@ def submission(manifests: Manifests) -> Found:
 
 
 def queue(manifests: Manifests) -> Found:
-    """Kueue's webhook (0.19) refuses what changes its size, unless its gate for elastic jobs is on."""
+    """Kueue's webhook (0.19) refuses clusters that change size, unless its gate for elastic jobs is on."""
     for where, document in manifests.of("RayJob"):
         queued = "kueue.x-k8s.io/queue-name" in document["metadata"].get("labels", {})
         if queued and document["spec"]["rayClusterSpec"].get("enableInTreeAutoscaling"):
@@ -138,7 +138,7 @@ def upgrade(manifests: Manifests) -> Found:
             yield where, "clusterUpgradeOptions belong to NewClusterWithIncrementalUpgrade, and to it alone"
         if incremental and not document["spec"]["rayClusterConfig"].get("enableInTreeAutoscaling"):
             yield where, "an incremental upgrade needs enableInTreeAutoscaling"
-        if incremental and options and not _gradual(options):
+        if incremental and options and not _is_gradual(options):
             yield (
                 where,
                 "stepSizePercent must be at most maxSurgePercent, that at most 100, intervalSeconds above 0",
@@ -149,7 +149,7 @@ def upgrade(manifests: Manifests) -> Found:
 
 
 def in_place(manifests: Manifests) -> Found:
-    """With strategy None nobody acts on a ConfigMap of another name: it changes the pods' template."""
+    """With strategy None a ConfigMap of another name has no effect, since it changes the pods' template."""
     for where, document in manifests.of("RayService"):
         if document["spec"].get("upgradeStrategy", {}).get("type") != "None":
             continue
@@ -160,7 +160,7 @@ def in_place(manifests: Manifests) -> Found:
 
 
 def cleanup(manifests: Manifests) -> Found:
-    """KubeRay empties Redis with a pod of the head's labels, but node type redis-cleanup."""
+    """KubeRay empties Redis with a pod that has the head's labels, except for node type redis-cleanup."""
     for where, cluster in manifests.clusters():
         address = cluster.get("gcsFaultToleranceOptions", {}).get("redisAddress", "")
         if not address:
@@ -169,11 +169,11 @@ def cleanup(manifests: Manifests) -> Found:
         for kind in ("head", "redis-cleanup"):
             labels = next(p.labels for p in manifests.nodes(where) if p.role == "head")
             labels = labels | {"ray.io/node-type": kind}
-            if not any(str(p.get("port")) == port for p in _let_out(manifests, labels)):
+            if not any(str(p.get("port")) == port for p in _egress_ports(manifests, labels)):
                 yield where, f"no NetworkPolicy lets its {kind} pod out to Redis (port {port})"
 
 
-def _let_out(manifests: Manifests, labels: Json) -> list[Json]:
+def _egress_ports(manifests: Manifests, labels: Json) -> list[Json]:
     return [
         port
         for _, policy in manifests.of("NetworkPolicy")
@@ -183,7 +183,7 @@ def _let_out(manifests: Manifests, labels: Json) -> list[Json]:
     ]
 
 
-def _gradual(options: Json) -> bool:
+def _is_gradual(options: Json) -> bool:
     step, surge = options.get("stepSizePercent", 0), options.get("maxSurgePercent", 100)
     return bool(0 < step <= surge <= 100 and options.get("intervalSeconds", 0) > 0)
 
@@ -230,7 +230,7 @@ def ray_container(manifests: Manifests) -> Found:
 
 
 def whole_cpus(manifests: Manifests) -> Found:
-    """KubeRay reads the limit, else the request, and rounds up; memory and GPUs it reads from limits."""
+    """KubeRay reads CPUs from the limit, else the request, and rounds up; memory and GPUs from limits."""
     for pod in (pod for pod in manifests.pods() if pod.role == "worker"):
         cpus = _cpus(pod)
         if not str(cpus).isdigit() or int(cpus) < 1:

@@ -1,7 +1,7 @@
-"""Whether a Ray cluster has room for all workers wherever Ray puts them, and the GPUs asked for, no more.
+"""Whether a Ray cluster has room for all workers, wherever Ray places them; and its GPUs.
 
-Ray takes any pod with room. So every order and every place is tried: a CLIP worker on the wrong GPU can
-leave no GPU whole for an engine, and then the job waits for ever.
+Ray takes any pod with room. So every order and every place is tried: with a CLIP worker on the wrong GPU, no
+whole GPU may be left for an engine, and then the job waits for ever.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from gemel_ray.deploying.manifests import Json, groups
 
-READING = 1.5  # CPUs: a task that reads, and one that cuts what was read into blocks
-API = 0.1  # CPUs: the service's front, on a worker, for the head has no CPUs to give
+READING = 1.5  # CPUs: a task that reads, and one that cuts it into blocks
+API = 0.1  # CPUs: the service's API, on a worker, since the head has no CPUs
 Room = tuple[tuple[float, float], ...]  # CPUs and GPUs
 
 
@@ -22,8 +22,8 @@ def room(cluster: Json, bound: str) -> Room:
     found = []
     for group in groups(cluster):
         resources = group["template"]["spec"]["containers"][0]["resources"]
-        asked, most = resources["requests"], resources["limits"]
-        cpus, gpus = float(most.get("cpu", asked["cpu"])), float(most.get("nvidia.com/gpu", 0))
+        requests, limits = resources["requests"], resources["limits"]
+        cpus, gpus = float(limits.get("cpu", requests["cpu"])), float(limits.get("nvidia.com/gpu", 0))
         found += [(cpus, gpus)] * group.get(bound, 0)
     return tuple(sorted(found))
 
@@ -33,8 +33,8 @@ def gpus(room: Room) -> float:
 
 
 def fits(room: Room, segments: Sequence[tuple[Any, int]], spare: float) -> bool:
-    """Whether all workers (segment with cpus and gpus, how many) find room in every order and place, and
-    `spare` CPUs are left."""
+    """Whether there is room for all workers (segments with cpus and gpus, and their numbers) in every order
+    and place, with `spare` CPUs left."""
     return _never_stuck(
         room, tuple((s.cpus, s.gpus) for s, _ in segments), tuple(n for _, n in segments), spare
     )

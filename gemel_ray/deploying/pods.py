@@ -1,6 +1,6 @@
-"""What every pod of ours promises its cluster: no root, no writing but where it says, no more than asked.
+"""Rules for every pod: not as root, writes only to declared places, bounded resources.
 
-Knows nothing of Ray but that its groups' pods need a place for its sessions.
+Knows nothing of Ray except that its pods need a place for their sessions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HOMES = (
 
 
 def non_root(manifests: Manifests) -> Found:
-    """As the Restricted Pod Security Standard asks."""
+    """Pods meet the Restricted Pod Security Standard."""
     for pod in manifests.pods():
         whole = pod.spec.get("securityContext", {})
         if whole.get("runAsNonRoot") is not True or not whole.get("runAsUser"):
@@ -35,7 +35,7 @@ def non_root(manifests: Manifests) -> Found:
 
 
 def read_only_root(manifests: Manifests) -> Found:
-    """And then a place for what is written: /tmp, and homes and caches under what is mounted."""
+    """The root is read-only, so there are mounts for what is written: /tmp, homes and caches."""
     for pod in manifests.pods():
         for container in pod.containers:
             if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
@@ -52,8 +52,8 @@ def read_only_root(manifests: Manifests) -> Found:
 
 
 def resources(manifests: Manifests) -> Found:
-    """Asked for, and bounded: memory and GPUs alike in both, for KubeRay reads the limits. CPUs too: a quota
-    on limits.cpu refuses pods without, and a limit range would give them less than they ask for."""
+    """Requests and limits are set, and equal for memory and GPUs, since KubeRay reads the limits. CPUs have a
+    limit, too: a quota on limits.cpu refuses pods without, and a limit range might set a lower one."""
     for where, cluster in manifests.clusters():
         if cluster.get("enableInTreeAutoscaling"):
             scaler = cluster.get("autoscalerOptions", {}).get("resources", {})
@@ -61,17 +61,17 @@ def resources(manifests: Manifests) -> Found:
                 yield where, "autoscalerOptions.resources must limit CPUs and memory"
     for pod in manifests.pods():
         for container in pod.containers:
-            said = container.get("resources", {})
-            asked, most = said.get("requests", {}), said.get("limits", {})
-            if "cpu" not in asked or not {"cpu", "memory"} <= most.keys():
+            resources = container.get("resources", {})
+            requests, limits = resources.get("requests", {}), resources.get("limits", {})
+            if "cpu" not in requests or not {"cpu", "memory"} <= limits.keys():
                 yield pod.where, f"{container['name']} must request CPUs, and limit memory and CPUs"
-            for name in sorted((asked.keys() | most.keys()) - {"cpu"}):
-                if asked.get(name) != most.get(name):
+            for name in sorted((requests.keys() | limits.keys()) - {"cpu"}):
+                if requests.get(name) != limits.get(name):
                     yield pod.where, f"{container['name']}'s request and limit of {name} must be equal"
 
 
 def scratch(manifests: Manifests) -> Found:
-    """What is written to a node's disk is bounded: a pod over it is evicted, not its node filled."""
+    """Volumes on a node's disk are bounded: a pod above the limit is evicted before it fills the disk."""
     for pod in manifests.pods():
         for volume in pod.spec.get("volumes", ()):
             if "emptyDir" in volume and "sizeLimit" not in (volume["emptyDir"] or {}):
@@ -108,7 +108,7 @@ def pod_claims(manifests: Manifests, pod: Pod) -> set[str]:
 
 
 def _sidecars(manifests: Manifests, pod: Pod) -> set[str]:
-    """Volumes for the autoscaler, which KubeRay puts beside the head."""
+    """Volumes of the autoscaler, which KubeRay adds to the head's pod."""
     for where, cluster in manifests.clusters():
         if pod.where == f"{where} head":
             return {m["name"] for m in cluster.get("autoscalerOptions", {}).get("volumeMounts", ())}

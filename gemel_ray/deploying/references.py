@@ -1,6 +1,6 @@
-"""What manifests say of each other: names, keys, labels and ports that must be there.
+"""Rules for references between manifests: names, keys, labels and ports must exist.
 
-What a folder names may stand in another one of deploy/ (the claim, Qdrant): that is applied first.
+A folder may refer to objects in another folder of deploy/ (the claim, Qdrant), which is applied first.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from gemel_ray.deploying.manifests import Found, Json, Manifests, Pod, groups
 
-# Ports that a Ray pod has without saying so (KubeRay's common/pod.go), where it lists none itself.
+# Ports of a Ray pod that lists none (KubeRay's common/pod.go).
 _RAY_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": 8000, "metrics": 8080}
 
 _PART = "app.kubernetes.io/part-of"
@@ -19,11 +19,11 @@ _ADMITTED = {
     "serviceAccountName": "ServiceAccount",
     "runtimeClassName": "RuntimeClass",
 }
-_EVERYWHERE = "kube-root-ca.crt"  # which Kubernetes puts into every namespace
+_EVERYWHERE = "kube-root-ca.crt"  # Kubernetes puts it into every namespace
 
 
 def names(manifests: Manifests) -> Found:
-    """Every ConfigMap, Secret and claim that is named, with the key that is asked of it."""
+    """Every ConfigMap, Secret and claim that is named exists, with the key that is read from it."""
     there = {(d["kind"], d["metadata"]["name"]): d for d in (*manifests.around, *manifests.documents)}
     for where, kind, name, key in _named(manifests):
         found = there.get((kind, name))
@@ -34,7 +34,7 @@ def names(manifests: Manifests) -> Found:
 
 
 def stores(manifests: Manifests) -> Found:
-    """A Redis by a short name is a Service of ours, at a port of it."""
+    """A Redis with a short name is a Service of these manifests, with that port."""
     there = {
         d["metadata"]["name"]: d for d in (*manifests.around, *manifests.documents) if d["kind"] == "Service"
     }
@@ -50,10 +50,10 @@ def stores(manifests: Manifests) -> Found:
 
 
 def _named(manifests: Manifests) -> Iterator[tuple[str, str, str, str]]:
-    """Where, kind, name, key ('' for all)."""
+    """References: where, kind, name, key ('' for all)."""
     for pod in manifests.pods():
         yield from ((pod.where, *found) for found in _of_volumes(pod))
-        yield from ((pod.where, *found, "") for found in _of_the_cluster(pod))
+        yield from ((pod.where, *found, "") for found in _admitted_by(pod))
         for container in pod.containers:
             yield from ((pod.where, *found) for found in _key_references(container.get("env", ())))
             for source in container.get("envFrom", ()):
@@ -71,8 +71,8 @@ def _named(manifests: Manifests) -> Iterator[tuple[str, str, str, str]]:
                 yield where, "Secret", credentials["name"], credentials["key"]
 
 
-def _of_the_cluster(pod: Pod) -> Iterator[tuple[str, str]]:
-    """What pod admission looks up. Kubernetes itself brings two priority classes and an account `default`."""
+def _admitted_by(pod: Pod) -> Iterator[tuple[str, str]]:
+    """Objects that pod admission looks up, except those that Kubernetes creates itself."""
     for field, kind in _ADMITTED.items():
         name = pod.spec.get(field, "")
         if name and name != "default" and not name.startswith("system-"):
@@ -104,14 +104,14 @@ def _key_references(entries: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def selectors(manifests: Manifests) -> Found:
-    """What selects pods must find some, here or beside; a StatefulSet's its own."""
+    """Every selector finds pods, here or in another folder; a StatefulSet's finds its pods."""
     pods = [*manifests.pods(), *Manifests("", manifests.around).pods()]
     for where, selector in _selecting(manifests):
         if not any(matches(selector, pod.labels) for pod in pods):
             yield where, f"selects no pod of ours: {selector}"
     for where, document in manifests.of("StatefulSet"):
-        (own,) = [pod for pod in manifests.pods() if pod.where == where]
-        if not matches(document["spec"]["selector"], own.labels):
+        (template,) = [pod for pod in manifests.pods() if pod.where == where]
+        if not matches(document["spec"]["selector"], template.labels):
             yield where, "its selector does not select its own pods"
 
 
@@ -126,7 +126,7 @@ def _selecting(manifests: Manifests) -> Iterator[tuple[str, Json]]:
         peers = [peer for rule in spec.get("ingress", ()) for peer in rule.get("from", ())]
         peers += [peer for rule in spec.get("egress", ()) for peer in rule.get("to", ())]
         for selector in (peer.get("podSelector", {}) for peer in peers):
-            if _PART in selector.get("matchLabels", {}):  # the others are not ours to know
+            if _PART in selector.get("matchLabels", {}):  # the others are outside these manifests
                 yield where, selector
 
 
@@ -135,12 +135,12 @@ def matches(selector: Json, labels: Json) -> bool:
         if labels.get(name) != value:
             return False
     for term in selector.get("matchExpressions", ()):
-        held, values = labels.get(term["key"]), term.get("values", ())
+        label, values = labels.get(term["key"]), term.get("values", ())
         true = {
-            "In": held in values,
-            "NotIn": held not in values,
-            "Exists": held is not None,
-            "DoesNotExist": held is None,
+            "In": label in values,
+            "NotIn": label not in values,
+            "Exists": label is not None,
+            "DoesNotExist": label is None,
         }
         if not true[term["operator"]]:
             return False
@@ -148,16 +148,16 @@ def matches(selector: Json, labels: Json) -> bool:
 
 
 def ports(manifests: Manifests) -> Found:
-    """Ports that are called by a name, or aimed at, are some selected pod's."""
+    """Ports that are targeted, by name or number, belong to a selected pod."""
     pods = [*manifests.pods(), *Manifests("", manifests.around).pods()]
-    for where, selector, port in _aimed(manifests):
+    for where, selector, port in _targets(manifests):
         selected = [pod for pod in pods if matches(selector, pod.labels)]
         known = {p for pod in selected for p in _open(pod)}
         if selected and port not in known:
             yield where, f"port {port} is none of the pods it selects ({sorted(map(str, known))})"
 
 
-def _aimed(manifests: Manifests) -> Iterator[tuple[str, Json, Any]]:
+def _targets(manifests: Manifests) -> Iterator[tuple[str, Json, Any]]:
     for where, document in manifests.of("Service"):
         for port in document["spec"]["ports"]:
             yield (
@@ -179,7 +179,7 @@ def _open(pod: Pod) -> set[Any]:
 
 
 def budgets(manifests: Manifests) -> Found:
-    """A Ray cluster has no scale subresource: of its pods only a whole minAvailable can be counted."""
+    """A Ray cluster has no scale subresource, so that only an integer minAvailable works for its pods."""
     for where, document in manifests.of("PodDisruptionBudget"):
         spec = document["spec"]
         ray = [p for p in manifests.pods() if p.role != "plain" and matches(spec["selector"], p.labels)]
@@ -190,12 +190,12 @@ def budgets(manifests: Manifests) -> Found:
 
 
 def _fewest(manifests: Manifests) -> int:
-    """Workers that are always there."""
+    """The number of workers that always exist."""
     return sum(group.get("minReplicas", 0) for _, spec in manifests.clusters() for group in groups(spec))
 
 
 def claims(manifests: Manifests) -> Found:
-    """Pods on several nodes need a volume that several may write."""
+    """Pods on several nodes need a volume that several nodes may write to."""
     shared: set[str] = set()
     for document in (*manifests.around, *manifests.documents):
         if document["kind"] == "PersistentVolumeClaim" and "ReadWriteMany" in document["spec"]["accessModes"]:
@@ -207,7 +207,7 @@ def claims(manifests: Manifests) -> Found:
 
 
 def policies(manifests: Manifests) -> Found:
-    """Every pod of Ray's is under a NetworkPolicy, for both directions."""
+    """A NetworkPolicy covers every Ray pod, in both directions."""
     for pod in manifests.pods():
         if pod.role == "plain":
             continue

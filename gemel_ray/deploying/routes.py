@@ -1,4 +1,4 @@
-"""What a gateway's kinds say of others: the Service that a route leads to, its Gateway, certificates."""
+"""Rules for the references of a gateway's kinds: a route's Service and Gateway, certificates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _KUBERAYS = "-serve-svc"  # what KubeRay appends to a RayService's name (common/
 
 
 def routes(manifests: Manifests) -> Found:
-    """A name that nobody has is an answer of 500 at the gateway, and no message at the apply."""
+    """Names exist: with an unknown name the gateway answers 500, and `kubectl apply` reports nothing."""
     there = {(d["kind"], d["metadata"]["name"]) for d in (*manifests.around, *manifests.documents)}
     there |= {("Service", f"{name}{_KUBERAYS}") for kind, name in there if kind == "RayService"}
     for where, kind, name in _named(manifests):

@@ -1,8 +1,8 @@
-"""Manifests against their schemas, as strictly as `kubectl apply --validate=strict` takes them: unknown
-fields, wrong types, numbers out of range, list items with the same key.
+"""Checks manifests against their schemas, as strictly as `kubectl apply --validate=strict`: unknown fields,
+wrong types, numbers out of range, list items with the same key.
 
-Custom resources have the schemas of their definitions (crds.json). Kubernetes' own kinds are put together
-from the parts of these that are Kubernetes' (a pod, a service, a claim) and the few fields around them.
+Custom resources have the schemas of their definitions (crds.json). The schemas of Kubernetes' kinds are made
+from parts of these (a pod, a service, a claim) and the few fields around them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# Words that schemas are written with, and kinds that no schema of KubeRay's has a part of, field by field.
+# Building blocks of schemas, and kinds that are not part of any schema of KubeRay's, field by field.
 #
-# Gateway API 1.3 (Gateway, HTTPRoute); a gateway's own kinds are known by name only.
+# Gateway API 1.3 (Gateway, HTTPRoute); of a gateway implementation's kinds only the names are known.
 
 
 Json = dict[str, Any]
@@ -24,7 +24,7 @@ FLAG: Json = {"type": "boolean"}
 NUMBER: Json = {"type": "integer", "format": "int32"}
 TEXTS: Json = {"type": "array", "items": TEXT}
 MAP: Json = {"type": "object", "additionalProperties": TEXT}
-_OPEN: Json = {"type": "object"}  # not looked into
+_OPEN: Json = {"type": "object"}  # not checked
 
 
 def object_of(required: tuple[str, ...] = (), **properties: Json) -> Json:
@@ -94,7 +94,7 @@ KINDS: dict[str, dict[str, Json]] = {
 
 
 _EITHER: Json = {"anyOf": [NUMBER, TEXT]}
-_TEMPLATE = "spec.headGroupSpec.template"  # where in a RayCluster Kubernetes' own parts are
+_TEMPLATE = "spec.headGroupSpec.template"  # where in a RayCluster the parts of Kubernetes are
 _POLICY = "spec.networkPolicy.head"
 
 
@@ -114,16 +114,16 @@ def _schemas() -> tuple[dict[str, Json], dict[str, Json]]:
     crds: dict[str, Json] = json.loads(Path(__file__).with_name("crds.json").read_text())
     metadata = _at(crds, "RayCluster", f"{_TEMPLATE}.metadata")
     fields = _kubernetes(crds, metadata) | KINDS
-    own = {name: object_of(("metadata",), **several) for name, several in fields.items()}
+    builtin = {name: object_of(("metadata",), **several) for name, several in fields.items()}
     custom = {name: schema for name, schema in crds.items() if " " in name}
-    for schema in (own | custom).values():
+    for schema in (builtin | custom).values():
         schema["properties"] |= {"apiVersion": TEXT, "kind": TEXT, "metadata": metadata}
         schema["properties"].pop("status", None)
-    return own | custom, crds
+    return builtin | custom, crds
 
 
 def _kubernetes(crds: dict[str, Json], metadata: Json) -> dict[str, dict[str, Json]]:
-    """The fields of Kubernetes' own kinds."""
+    """The fields of Kubernetes' kinds."""
     template = _at(crds, "RayCluster", _TEMPLATE)
     claim = _at(crds, "RayCluster", f"{_TEMPLATE}.spec.volumes.ephemeral.volumeClaimTemplate.spec")
     selector = _at(crds, "RayCluster", f"{_POLICY}.ingressRules.from.podSelector")
@@ -157,7 +157,7 @@ def _kubernetes(crds: dict[str, Json], metadata: Json) -> dict[str, dict[str, Js
 
 
 def _at(crds: dict[str, Json], kind: str, path: str) -> Json:
-    """The schema of a field of one of Ray's kinds; of a list, that of its items."""
+    """The schema of a field of one of Ray's kinds; for a list, that of its items."""
     schema = crds[f"ray.io/v1 {kind}"]
     for field in path.split("."):
         schema = _resolved(schema, crds)["properties"][field]
@@ -221,7 +221,7 @@ def _validators() -> dict[str, Any]:
 
     def required(validator: Any, names: list[str], value: Any, schema: Json) -> Iterator[Any]:
         fields = schema.get("properties", {})
-        absent = [n for n in names if "default" not in fields.get(n, {})]  # which is filled in before
+        absent = [n for n in names if "default" not in fields.get(n, {})]  # a default is filled in first
         yield from plain["required"](validator, absent, value, schema)
 
     def distinct(validator: Any, keys: list[str], value: Any, schema: Json) -> Iterator[Any]:

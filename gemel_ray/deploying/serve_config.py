@@ -1,7 +1,7 @@
-"""A RayService's serveConfigV2 against Ray Serve's own models, strictly. To the CRD it is a string, and
-Serve passes over keys that it does not know: a misspelt limit would be no limit.
+"""Checks a RayService's serveConfigV2 against Ray Serve's models, strictly. For the CRD it is a string, and
+Serve ignores unknown keys: a misspelt limit would have no effect.
 
-The only file here that imports ray: nobody else knows what Serve of this version takes.
+The only file here that imports ray, since only Ray knows what this version of Serve takes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _DEPRECATED = (
     "upscale_smoothing_factor",
     "downscale_smoothing_factor",
 )
-_NEEDED = {"workspace", "config"}  # by gemel_ray.online
+_NEEDED = {"workspace", "config"}  # arguments of gemel_ray.online:app
 
 
 def options(manifests: Manifests) -> Found:
-    """Every key is one of Ray's, every value one that it takes."""
+    """Every key is one of Ray Serve's, with a valid value."""
     from ray.serve.schema import ServeDeploySchema
 
     yield from _unreadable(manifests)
@@ -54,7 +54,7 @@ def _unreadable(manifests: Manifests) -> Found:
 
 
 def start_flags(manifests: Manifests) -> Found:
-    """rayStartParams are options of `ray start`. KubeRay passes on what it does not know."""
+    """rayStartParams are options of `ray start`. KubeRay passes on unknown ones."""
     from ray.scripts.scripts import start
 
     known = {option.removeprefix("--") for parameter in start.params for option in parameter.opts}
@@ -65,7 +65,7 @@ def start_flags(manifests: Manifests) -> Found:
 
 
 def http_port(manifests: Manifests) -> Found:
-    """Serve listens at the port that pods call serve, which probes, Services and policies name."""
+    """Serve listens at the pods' port `serve`, which probes, Services and policies name."""
     for where, config in _configs(manifests):
         port = (config.get("http_options") or {}).get("port", 8000)
         for pod in manifests.nodes(where):
@@ -75,7 +75,7 @@ def http_port(manifests: Manifests) -> Found:
 
 
 def import_paths(manifests: Manifests) -> Found:
-    """What is served is there, and is a function of one argument: the builder."""
+    """The import path exists, and is a function of one argument: the builder."""
     for where, application in _applications(manifests):
         path = application.get("import_path", "")
         module, _, name = path.partition(":")
@@ -84,7 +84,7 @@ def import_paths(manifests: Manifests) -> Found:
 
 
 def arguments(manifests: Manifests) -> Found:
-    """The builder's arguments; and no numbers of segments, which stand in the configuration."""
+    """The builder's arguments are known; and numbers of segments are only in the configuration."""
     for where, application in _applications(manifests):
         given = set(application.get("args") or {})
         if not _NEEDED <= given <= _NEEDED | {"set"}:
@@ -108,7 +108,7 @@ def _applications(manifests: Manifests) -> Iterator[tuple[str, Json]]:
 
 
 def _strictly(value: Any, kind: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Keys that no model has, and what a model says where Ray's own schema takes any dictionary."""
+    """Keys that no model has, and a model's errors where Ray's schema takes any dictionary."""
     if isinstance(value, list):
         for number, item in enumerate(value):
             yield from _strictly(item, kind, f"{path}[{number}]")
@@ -130,7 +130,7 @@ def _strictly(value: Any, kind: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _parts(kind: Any) -> list[Any]:
-    """The types that an annotation is made of: of a list its items', of a dictionary only that it is one."""
+    """The types in an annotation: for a list its items' types, for a dictionary only `dict`."""
     origin = typing.get_origin(kind)
     if origin is dict:
         return [dict]
@@ -142,7 +142,8 @@ def _model(kind: Any) -> Any:
 
 
 def _parameters(module: str, name: str) -> int | None:
-    """Of a module's function; None where there is none. Nothing is run but the packages around it."""
+    """The number of parameters of a module's function; None where there is none. Only imports the packages
+    around the module."""
     try:
         spec = find_spec(module)
     except (ModuleNotFoundError, ValueError):

@@ -1,9 +1,9 @@
-"""CustomResourceDefinitions to the one file that `schema` reads: types and ranges, no prose.
+"""Writes CustomResourceDefinitions to the one file that `schema` reads: types and ranges, no prose.
 
     python -m gemel_ray.deploying.trimming FOLDER...      # of CRDs, for a newer KubeRay
 
-Kept of each kind is the version that is stored. Schemas that occur more than once, such as a pod's, are
-written once. Descriptions and CEL rules are left out: what of the latter matters is in `operator`.
+It takes the storage version of each kind. Schemas that occur more than once, such as a pod's, are written
+once. Descriptions and CEL rules are left out; `operator` has the rules that matter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import yaml
 Json = dict[str, Any]
 KINDS = ("RayCluster", "RayJob", "RayService", "PodMonitor", "PrometheusRule")
 FILE = Path(__file__).with_name("crds.json")
-_SHORT = 200  # characters of a schema that is not worth a name
+_SHORT = 200  # characters, below which a schema is not shared
 _PROSE = ("description", "x-kubernetes-validations")
 
 
@@ -32,7 +32,7 @@ def trimmed(folders: Sequence[Path]) -> str:
         kind = definition["names"]["kind"]
         if kind in KINDS:
             (stored,) = [v for v in definition["versions"] if v["storage"]]
-            found[f"{definition['group']}/{stored['name']} {kind}"] = _bare(
+            found[f"{definition['group']}/{stored['name']} {kind}"] = _without_prose(
                 stored["schema"]["openAPIV3Schema"]
             )
     counts: Counter[str] = Counter()
@@ -44,17 +44,17 @@ def trimmed(folders: Sequence[Path]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _bare(schema: Any) -> Any:
+def _without_prose(schema: Any) -> Any:
     if isinstance(schema, list):
-        return [_bare(item) for item in schema]
+        return [_without_prose(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     bare = {}
     for name, value in schema.items():
         if name == "properties":  # names here are fields, one of which may be called description
-            bare[name] = {field: _bare(inner) for field, inner in value.items()}
+            bare[name] = {field: _without_prose(inner) for field, inner in value.items()}
         elif name not in _PROSE:
-            bare[name] = _bare(value)
+            bare[name] = _without_prose(value)
     return bare
 
 
@@ -62,12 +62,12 @@ def _key(schema: Any) -> str:
     return json.dumps(schema, sort_keys=True)
 
 
-def _sharable(schema: Any) -> bool:
+def _is_sharable(schema: Any) -> bool:
     return isinstance(schema, dict) and isinstance(schema.get("type"), str) and len(_key(schema)) > _SHORT
 
 
 def _count(schema: Any, counts: Counter[str]) -> None:
-    if _sharable(schema):
+    if _is_sharable(schema):
         counts[_key(schema)] += 1
         if counts[_key(schema)] > 1:
             return
@@ -76,13 +76,13 @@ def _count(schema: Any, counts: Counter[str]) -> None:
 
 
 def _referring(schema: Any, counts: Counter[str], shared: dict[str, Json], path: list[str]) -> Any:
-    """`schema` with references for what is shared, each named by the first place it is found at."""
+    """`schema` with references to shared parts, each named by the first place where it occurs."""
     if isinstance(schema, list):
         return [_referring(item, counts, shared, path) for item in schema]
     if not isinstance(schema, dict):
         return schema
     inner = {name: _referring(value, counts, shared, [*path, name]) for name, value in schema.items()}
-    if not (_sharable(schema) and counts[_key(schema)] > 1):
+    if not (_is_sharable(schema) and counts[_key(schema)] > 1):
         return inner
     same = [name for name, known in shared.items() if known == inner]
     if not same:

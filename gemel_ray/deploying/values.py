@@ -1,4 +1,4 @@
-"""Values that the API server or pod admission refuses although their types are right.
+"""Rules for values that the API server or pod admission refuses although their types are right.
 
 Source: Kubernetes 1.34, pkg/apis/core, networking, policy and batch, the packages called validation.
 """
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gemel_ray.deploying.manifests import Found, Json, Manifests, called
+from gemel_ray.deploying.manifests import Found, Json, Manifests, kind_and_name
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -23,8 +23,8 @@ _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 def labels(manifests: Manifests) -> Found:
     """Keys are PREFIX/NAME, values at most 63 letters, digits, dashes, dots and underscores."""
-    for where, given in _labelled(manifests):
-        for key, value in given.items():
+    for where, labels in _labelled(manifests):
+        for key, value in labels.items():
             prefix, slash, name = key.rpartition("/")
             if not _NAME.fullmatch(name) or (slash and not _PREFIX.fullmatch(prefix)):
                 yield where, f"the label key {key!r} must be NAME or PREFIX/NAME, without spaces"
@@ -34,13 +34,13 @@ def labels(manifests: Manifests) -> Found:
 
 def _labelled(manifests: Manifests) -> Iterator[tuple[str, dict[str, str]]]:
     for document in manifests.documents:
-        yield called(document), document["metadata"].get("labels", {})
+        yield kind_and_name(document), document["metadata"].get("labels", {})
     for pod in manifests.pods():
         yield pod.where, pod.labels
 
 
 def scheduling(manifests: Manifests) -> Found:
-    """Tolerations and spread constraints use the words that Kubernetes knows."""
+    """Tolerations and spread constraints have values that Kubernetes knows."""
     for pod in manifests.pods():
         for toleration in pod.spec.get("tolerations", ()):
             if (operator := toleration.get("operator", "Equal")) not in ("Equal", "Exists"):
@@ -53,7 +53,7 @@ def scheduling(manifests: Manifests) -> Found:
 
 
 def handlers(manifests: Manifests) -> Found:
-    """A probe, and a hook of a container's life, does exactly one thing."""
+    """A probe, and a lifecycle hook, has exactly one handler."""
     for pod in manifests.pods():
         for container in pod.containers:
             hooks = dict(container.get("lifecycle", {}))
@@ -66,7 +66,7 @@ def handlers(manifests: Manifests) -> Found:
 
 
 def port_values(manifests: Manifests) -> Found:
-    """Port names and numbers; a Service's address is one, or None."""
+    """Port names and numbers are valid; a Service's clusterIP is an address or None."""
     for pod in manifests.pods():
         for container in pod.containers:
             for port in container.get("ports", ()):
@@ -88,7 +88,7 @@ def _port(where: str, name: str | None, number: Any, pattern: re.Pattern[str]) -
 
 
 def network_values(manifests: Manifests) -> Found:
-    """Address blocks and ports of NetworkPolicies."""
+    """Address blocks and ports of NetworkPolicies are valid."""
     for where, document in manifests.of("NetworkPolicy"):
         rules = [*document["spec"].get("ingress", ()), *document["spec"].get("egress", ())]
         for rule in rules:
@@ -117,7 +117,7 @@ def _block(where: str, block: Json | None) -> Found:
 
 
 def object_values(manifests: Manifests) -> Found:
-    """Fields that exclude each other, schedules, access modes, what a Job may restart."""
+    """Budgets, schedules, access modes and the restart policies of jobs are valid."""
     for where, document in manifests.of("PodDisruptionBudget"):
         if {"minAvailable", "maxUnavailable"} <= document["spec"].keys():
             yield where, "minAvailable and maxUnavailable exclude each other"
@@ -157,7 +157,7 @@ def _is_address(text: str) -> bool:
 
 
 def sizes(manifests: Manifests) -> Found:
-    """Memory that our processes are known to need, and an object store that fits in it."""
+    """Memory is at least what the processes are known to need, and the object store fits in it."""
     for pod in manifests.pods():
         limit = quantity(pod.main.get("resources", {}).get("limits", {}).get("memory", 0))
         least = LEAST_MEMORY.get(pod.role, 0.0)
@@ -176,7 +176,7 @@ LEAST_MEMORY = {"head": 1.5, "worker": 3.0}
 
 
 def start_parameters(manifests: Manifests) -> Iterator[tuple[str, Json, dict[str, str]]]:
-    """Each group of a Ray cluster with what it gives to `ray start`."""
+    """Each group of a Ray cluster with its options for `ray start`."""
     for where, cluster in manifests.clusters():
         for group in (cluster["headGroupSpec"], *(cluster.get("workerGroupSpecs") or ())):
             yield f"{where} {group.get('groupName', 'head')}", group, group.get("rayStartParams") or {}
@@ -187,6 +187,6 @@ _UNITS |= {f"{unit}i": 2.0 ** (10 * power) for power, unit in enumerate("KMGTPE"
 
 
 def quantity(text: Any) -> float:
-    """Kubernetes' way to write a number: 12Gi, 500m. 0 for what is not one: the schema says so."""
+    """The value of a Kubernetes quantity, 12Gi or 500m; 0 for anything else, which the schema reports."""
     found = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(text))
     return float(found[1]) * _UNITS.get(found[2], 1.0) if found else 0.0
