@@ -1,8 +1,8 @@
-"""Grafana's dashboards for deploy/monitoring: Ray's own, as the pinned Ray generates them, and ours.
+"""Grafana's dashboards for deploy/monitoring: Ray's, as the pinned Ray generates them, and gemel-ray's.
 
     python cluster/dashboards.py        # after a change here, or of Ray's version; a test compares
 
-Ray's are Apache-2.0, and only made smaller. Ours has the questions of whoever runs the service and the job.
+Ray's are Apache-2.0, and only minified. Ours is for the operators of the service and the job.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ PANELS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
 
 
 def rays(name: str) -> str:
-    """One of Ray's own."""
+    """One of Ray's dashboards."""
     from ray.dashboard.modules.metrics import grafana_dashboard_factory as factory
 
     text, _ = getattr(factory, f"generate_{name}_grafana_dashboard")()
@@ -121,7 +121,7 @@ def rays(name: str) -> str:
 
 
 def ours() -> str:
-    """Rows of panels, three beside each other."""
+    """Our dashboard: rows of panels, three side by side."""
     panels: list[dict[str, Any]] = []
     bottom = 0
     for row, drawn in PANELS.items():
@@ -169,7 +169,7 @@ def _panel(title: str, unit: str, queries: dict[str, str]) -> dict[str, Any]:
 
 
 def made() -> dict[str, str]:
-    """Text by file name."""
+    """Texts by file name."""
     return {f"ray-{name.replace('_', '-')}.json": rays(name) for name in RAYS} | {"gemel-ray.json": ours()}
 
 

@@ -1,10 +1,10 @@
-"""A Ray cluster of many nodes on one machine: real Ray nodes, that can be killed and joined by others.
+"""A Ray cluster of many nodes on one machine: real Ray nodes, which can be killed and added.
 
     python -m cluster.local --nodes 3 --cpus 2 --gpus 1
 
-prints its address, for offline.address, and stays until Ctrl-C. Only who has the token in ~/.ray may join.
-GPUs are made up: Ray places as if they were there, and CUDA finds none. So a configuration's placement can be
-tried, not its arithmetic.
+prints its address, for offline.address, and stays until Ctrl-C. Joining takes the token in ~/.ray. GPUs are
+made up: Ray places as if they existed, and CUDA finds none. So a configuration's placement can be tried, not
+its computation.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _STORE = 200 * 2**20  # bytes of a node's object store: many nodes share the mac
 
 @dataclass
 class LocalCluster:
-    """A head without work of its own, and nodes that are added, killed, and replaced while jobs run."""
+    """A head that takes no work, and nodes that can be added, killed, and replaced while jobs run."""
 
     cluster: Any
     nodes: list[Any] = field(default_factory=list)
-    apart: list[subprocess.Popen[bytes]] = field(default_factory=list)  # nodes with disks of their own
+    isolated: list[subprocess.Popen[bytes]] = field(default_factory=list)  # nodes with a separate disk
 
     @property
     def address(self) -> str:
-        """For ray.init and offline.address."""
+        """The address for ray.init and offline.address."""
         return str(self.cluster.address)
 
     def add(self, cpus: float = 1, gpus: float = 0) -> str:
@@ -47,9 +47,9 @@ class LocalCluster:
         self.nodes.append(node)
         return str(node.node_id)
 
-    def add_apart(self, folder: Path, cpus: float = 1) -> None:
-        """Start a node that has a disk of its own, empty, where others have `folder`: as a machine that
-        does not share it. It takes the right to mount. Raises TimeoutError where it does not join."""
+    def add_isolated(self, folder: Path, cpus: float = 1) -> None:
+        """Start a node that has an empty disk where others have `folder`, like a machine that does not share
+        it. Needs the right to mount. Raises TimeoutError where it does not join."""
         options = [
             f"--num-cpus={cpus:g}",
             f"--object-store-memory={_STORE}",
@@ -60,10 +60,10 @@ class LocalCluster:
         command = f"mount -t tmpfs tmpfs {shlex.quote(str(folder))} && exec {ray}"
         before, until = self._alive(), time.monotonic() + _LONGEST
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        # What a Ray of this process' own has set is not for nodes of a cluster: none would join.
+        # A Ray that this process started for itself has set this; with it no node would join.
         environment = {n: v for n, v in os.environ.items() if n != LOOPBACK}
         opened = subprocess.Popen(["unshare", "--mount", "sh", "-c", command], env=environment, **quiet)
-        self.apart.append(opened)
+        self.isolated.append(opened)
         while self._alive() == before:
             if time.monotonic() > until:
                 raise TimeoutError(f"the node has not joined in {_LONGEST:.0f} s")
@@ -73,19 +73,19 @@ class LocalCluster:
         return sum(node["Alive"] for node in self.cluster.global_state.node_table())
 
     def kill(self, number: int) -> None:
-        """SIGKILL to the processes of a node: as when its machine is gone."""
+        """Send SIGKILL to a node's processes, as if its machine were gone."""
         self.cluster.remove_node(self.nodes.pop(number), allow_graceful=False)
 
 
 @contextmanager
 def local_cluster(nodes: int, cpus: float = 1, gpus: float = 0) -> Iterator[LocalCluster]:
-    """A cluster of `nodes` nodes beside its head, ended with the block."""
+    """A cluster of a head and `nodes` nodes, ended with the block."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     own_token()
     from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
     from ray.cluster_utils import Cluster
 
-    enable_token_auth_by_default()  # as Ray does itself for one of a single node
+    enable_token_auth_by_default()  # as Ray does for a cluster of one node
 
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": _STORE}
     made = LocalCluster(Cluster(initialize_head=True, head_node_args=head))
@@ -94,9 +94,9 @@ def local_cluster(nodes: int, cpus: float = 1, gpus: float = 0) -> Iterator[Loca
             made.add(cpus, gpus)
         yield made
     finally:
-        for node in made.apart:
+        for node in made.isolated:
             node.terminate()
-        for node in made.apart:
+        for node in made.isolated:
             node.wait()
         made.cluster.shutdown()
 

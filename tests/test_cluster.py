@@ -128,7 +128,7 @@ def test_what_nodes_with_disks_of_their_own_do_not_share_is_said_at_the_start(
     (shared / "plain.jsonl").write_text(json.dumps({"id": "d", "text": "Adobe"}))
     with local_cluster(0) as cluster:
         for _ in range(2):
-            cluster.add_apart(apart)
+            cluster.add_isolated(apart)
         given = [str(shared / "in.jsonl"), "--workspace", str(workspace_folder)]
         given += ["--set", f"offline.address={cluster.address}", "--set", "offline.sized=false"]
         plain = [str(shared / "plain.jsonl"), *given[1:]]

@@ -1,5 +1,5 @@
-"""The verbs of the command line, one file each: `add` says what a verb takes (its docstring is the help)
-and what runs. The work is elsewhere, and imported only when it is asked for."""
+"""The verbs of the command line, one file each. `add` declares a verb's arguments (its docstring is the help)
+and what runs. The modules that do the work are imported only when a verb runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def configured(options: argparse.Namespace, carried: Mapping[str, Any], more: Sequence[str] = ()) -> Config:
-    """The configuration that the options name, under a workspace's own settings and over the defaults;
-    `more` as --set takes it, and winning."""
+    """The configuration: defaults, overridden by the options' file, by what the workspace carries, by --set,
+    and by `more`, which has the form of --set."""
     from gemel_ray.config import PAPER, load
 
     usual = Path("ray_config.yaml")
@@ -25,5 +25,5 @@ def configured(options: argparse.Namespace, carried: Mapping[str, Any], more: Se
 
 
 def say(text: str) -> None:
-    """What people read while they wait; results go to standard output."""
+    """Print a message for people to standard error; results go to standard output."""
     print(text, file=sys.stderr, flush=True)

@@ -43,7 +43,7 @@ def add(verb: Parser) -> None:
       gemel-ray bench flow --pairs 1000000
       gemel-ray bench resume --documents 10000000
     """
-    verb.add_argument("what", choices=(*_OWN, "host"), help="what to measure")
+    verb.add_argument("what", choices=(*_OPTIONS_OF, "host"), help="what to measure")
     verb.add_argument("inputs", nargs="*", metavar="INPUT", help="documents with mentions")
     verb.add_argument("--workspace", type=place, help="workspace that gemel-ray build made")
     verb.add_argument(
@@ -55,7 +55,7 @@ def add(verb: Parser) -> None:
 
 
 def _add_sizes(verb: Parser) -> None:
-    """How much each measurement works on."""
+    """Add the sizes of the measurements."""
     verb.add_argument(
         "--mentions", type=int, help="speed, host: mentions to link (default: 1024; host: 4096)"
     )
@@ -81,8 +81,8 @@ def _add_sizes(verb: Parser) -> None:
     )
 
 
-# Options of one measurement only.
-_OWN = {
+# Options that only one measurement has.
+_OPTIONS_OF = {
     "speed": ("--limit", "--rounds"),
     "trees": ("--names",),
     "scale": ("--sizes",),
@@ -95,32 +95,32 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.knowledge.versions import read_facts
     from gemel_ray.readers import files
 
-    others = [name for what, names in _OWN.items() if what != options.what for name in names]
-    others += ["--shape"] if options.what in ("flow", "resume") else []  # no language model is asked there
+    others = [name for what, names in _OPTIONS_OF.items() if what != options.what for name in names]
+    others += ["--shape"] if options.what in ("flow", "resume") else []  # these use no language model
     refuse(options, others, f"bench {options.what} measures without it")
     if options.workspace and not options.inputs:
         raise Mistake("with --workspace, say what to measure on: gemel-ray bench ... INPUT")
-    given = files(options.inputs, say)  # refused before anything is built
+    named = files(options.inputs, say)  # raises before anything is built
     options.output.mkdir(parents=True, exist_ok=True)
     if options.what == "resume":
-        return _shown(options, _resume(options))
+        return _print(options, _resume(options))
     workspace: Path = options.workspace or _starter(options)
-    inputs = given or [str(options.output / "documents.parquet")]
+    inputs = named or [str(options.output / "documents.parquet")]
     shape: ShapeName | None = options.shape or ("two-layers" if options.what == "host" else None)
     if shape:
         workspace = _shaped(options, workspace, shape)
     settings = partial(configured, options, read_facts(workspace)["settings"])
     measured = {"speed": _speed, "host": _host, "trees": _trees, "scale": _scale, "flow": _flow}[options.what]
-    return _shown(options, measured(options, settings, workspace, inputs))
+    return _print(options, measured(options, settings, workspace, inputs))
 
 
-def _shown(options: argparse.Namespace, found: dict[str, Any]) -> int:
+def _print(options: argparse.Namespace, found: dict[str, Any]) -> int:
     print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))
     return 0
 
 
 def _starter(options: argparse.Namespace) -> Path:
-    """The starter's workspace and documents, made ready in the output folder."""
+    """Make the starter's workspace and documents in the output folder."""
     import pyarrow.parquet as pq
 
     from gemel_ray.knowledge.build import build
@@ -137,7 +137,7 @@ def _starter(options: argparse.Namespace) -> Path:
 
 
 def _shaped(options: argparse.Namespace, workspace: Path, shape: ShapeName) -> Path:
-    """The same knowledge under a random language model of this shape."""
+    """A workspace with the same knowledge and a random language model of this shape."""
     from gemel_ray.knowledge.versions import read_facts
     from gemel_ray.knowledge.workspace import Workspace
     from gemel_ray.measuring.random_model import dressed
@@ -188,7 +188,7 @@ def _resume(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _lines(found: Any, before: str = "") -> Iterator[str]:
-    """One figure a line, under the names that lead to it."""
+    """One figure a line, below the names of its groups."""
     for name, value in found.items():
         if isinstance(value, dict) and set(value) == {"median", "min", "max"}:
             spread = f"({value['min']:,.4g} to {value['max']:,.4g})"
@@ -197,5 +197,5 @@ def _lines(found: Any, before: str = "") -> Iterator[str]:
             yield f"{before}{name}"
             yield from _lines(value, f"{before}  ")
         else:
-            told = f"{value:,.4g}" if isinstance(value, float) else f"{value}"
-            yield f"{before}{name:<44} {told:>12}"
+            text = f"{value:,.4g}" if isinstance(value, float) else f"{value}"
+            yield f"{before}{name:<44} {text:>12}"

@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.report import write_report
 
     made = read_manifest(options.links)
-    gold = files(options.gold, say) if options.gold else own_gold(made, options.links)
+    gold = files(options.gold, say) if options.gold else job_inputs(made, options.links)
     targets = _targets(options, made)
     knowing = known(files(options.train, say), _entities(options))
     found = evaluate(options.links, gold, knowing, targets, *_ranked(options, gold, made))
@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _ranked(options: argparse.Namespace, gold: list[str], made: dict[str, Any]) -> list[Any]:
-    """What the workspace's ranker answers with descriptions and, where it has any, without."""
+    """The answers of the workspace's ranker, with descriptions and without."""
     from gemel_ray.evaluation.ranked import ranked_alone
 
     if not options.workspace:
@@ -86,8 +86,8 @@ def _ranked(options: argparse.Namespace, gold: list[str], made: dict[str, Any]) 
     return [ranked_alone(options.workspace, gold, made, descriptions=read) for read in (True, False)]
 
 
-def own_gold(made: dict[str, Any], output: Place) -> list[str]:
-    """The input of the job that wrote `output`. Raises ValueError where it cannot be had."""
+def job_inputs(made: dict[str, Any], output: Place) -> list[str]:
+    """The input files of the job that wrote `output`. Raises ValueError where they are not there."""
     from gemel_ray.readers import files
 
     if not made.get("inputs"):
@@ -99,7 +99,7 @@ def own_gold(made: dict[str, Any], output: Place) -> list[str]:
 
 
 def _targets(options: argparse.Namespace, made: dict[str, Any]) -> Any:
-    """Names by ids: of the knowledge base given, else of the one that the job used, if it is still there."""
+    """Names by ids, from the given knowledge base, else from the one that the job used, if it is there."""
     from gemel_ray.knowledge import versions
     from gemel_ray.knowledge.entities import Entities, Rejects, Targets
     from gemel_ray.knowledge.entity_files import read
@@ -118,7 +118,7 @@ def _targets(options: argparse.Namespace, made: dict[str, Any]) -> Any:
 
 
 def _still_there(workspace: str) -> Path:
-    """The folder of a workspace, which holds nothing where that is gone."""
+    """The folder of a workspace; where that is gone, the current folder, which has no entities."""
     from gemel_ray.knowledge.bringing import brought
 
     with suppress(OSError):

@@ -108,13 +108,13 @@ def _linked(options: argparse.Namespace, config: Config, inputs: list[str], sele
             retry=options.reason if options.retry_failed else None,
         )  # fmt: skip
     write_page(options.output)
-    print(_told(manifest))
+    print(_summary(manifest))
     print(f"{options.output}\nto look at: {options.output}/report.html")
     return exit_status(manifest, strict=options.strict)
 
 
 def exit_status(manifest: dict[str, Any], *, strict: bool) -> int:
-    """1 when every row failed, or, if strict, any did; what is filtered is no failure."""
+    """1 when every row failed, or, if strict, any did; filtered rows are not failures."""
     from gemel_ray.job.selection import FILTERED
 
     failed = any(not reason.startswith(FILTERED) for reason in manifest["errors"])
@@ -124,8 +124,8 @@ def exit_status(manifest: dict[str, Any], *, strict: bool) -> int:
     return 1 if strict and failed else 0
 
 
-def _told(manifest: dict[str, Any]) -> str:
-    """What stands in the output, and what of the input was not read, in words."""
+def _summary(manifest: dict[str, Any]) -> str:
+    """What is in the output, and what of the input was not read, in words."""
     from gemel_ray.readers.pictures import unread_lines
 
     statuses = manifest["statuses"]

@@ -46,11 +46,11 @@ def _run(options: argparse.Namespace) -> int:
     times = load.arrivals(options.rate, options.seconds, options.seed)
     key = next(iter(keys(os.environ)), "")
     figures = asyncio.run(load.loaded(options.address, sent, times, key)).figures()
-    print(json.dumps(figures, indent=2) if options.json else _told(figures))
+    print(json.dumps(figures, indent=2) if options.json else _summary(figures))
     return 0
 
 
-def _told(figures: dict[str, Any]) -> str:
+def _summary(figures: dict[str, Any]) -> str:
     statuses = ", ".join(
         f"{n:,} x {s}" if s != "0" else f"{n:,} none" for s, n in figures["statuses"].items()
     )

@@ -38,7 +38,7 @@ def add(verb: Parser) -> None:
 
 
 def _add_node(verb: Parser) -> None:
-    """What a node has, and what a pair takes of it."""
+    """Add options for a node's hardware, and for what a pair needs."""
     verb.add_argument(
         "--gpu", choices=("l4", "a10", "a100", "h100"), default="a100", help="kind of GPU (default: a100)"
     )
@@ -58,7 +58,7 @@ def _add_node(verb: Parser) -> None:
 
 
 def _add_answer(verb: Parser) -> None:
-    """What is looked for, and how it is printed."""
+    """Add options for the question, and for the form of the answer."""
     verb.add_argument(
         "--nodes", type=int, nargs="+", metavar="N", help="numbers of nodes to compare (default: 1 to 1000)"
     )
@@ -69,8 +69,8 @@ def _add_answer(verb: Parser) -> None:
     verb.add_argument("--json", action="store_true", help="print all figures as JSON")
 
 
-# What a node is where nothing was measured.
-_PUBLISHED = (
+# Options that describe a node, in place of --rates.
+_SCALED_BY = (
     "--gpu", "--gpus-per-node", "--cpus-per-node", "--parameters", "--tokens", "--efficiency", "--megabytes",
     "--gigabits",
 )  # fmt: skip
@@ -99,12 +99,12 @@ def _check(options: argparse.Namespace) -> None:
     names = ("pairs", "mentions", "gpus_per_node", "cpus_per_node", "parameters", "tokens", "host",
              "megabytes", "gigabits")  # fmt: skip
     for name in names:
-        if (given := getattr(options, name)) is not None and given <= 0:
+        if (value := getattr(options, name)) is not None and value <= 0:
             raise Mistake(f"--{name.replace('_', '-')} must be more than 0")
     if not 0 < options.efficiency <= 1:
         raise Mistake("--efficiency is a share above 0, and at most 1")
     if options.rates:
-        refuse(options, _PUBLISHED, "--rates says what a node does")
+        refuse(options, _SCALED_BY, "--rates says what a node does")
     if options.hours is not None or options.budget is not None:
         refuse(options, ("--nodes",), "--hours and --budget look for the number of nodes")
     if options.rates and options.budget is not None and options.price is None:
@@ -131,8 +131,8 @@ def _node(options: argparse.Namespace) -> Node:
     )
     if options.price is None:
         return node
-    said = (*node.assumptions[:-1], f"{options.price:g} dollars a node and hour")
-    return replace(node, price=options.price, assumptions=said)
+    assumptions = (*node.assumptions[:-1], f"{options.price:g} dollars a node and hour")
+    return replace(node, price=options.price, assumptions=assumptions)
 
 
 def _simulated(
@@ -144,15 +144,15 @@ def _simulated(
 
 
 def _segments(node: Node, nodes: int) -> dict[str, Any]:
-    """As the configuration has them, for all nodes together, with what goes with them."""
+    """The configuration's segments for all nodes together, with the settings that they need."""
     segments = [{**s, "workers": s["workers"] * nodes} for s in node.segments]
     found: dict[str, Any] = {"offline": {"address": "auto" if nodes > 1 else "local", "segments": segments}}
     return found | ({"generate": {"tensor_parallel": node.parallel}} if node.parallel > 1 else {})
 
 
 def _as_json(node: Node, costs: list[Cost], hours: dict[int, float]) -> str:
-    told = [asdict(c) | ({"simulated_hours": hours[c.nodes]} if hours else {}) for c in costs]
-    return json.dumps({"node": asdict(node) | {"bottleneck": node.bottleneck}, "costs": told}, indent=2)
+    rows = [asdict(c) | ({"simulated_hours": hours[c.nodes]} if hours else {}) for c in costs]
+    return json.dumps({"node": asdict(node) | {"bottleneck": node.bottleneck}, "costs": rows}, indent=2)
 
 
 def _as_text(options: argparse.Namespace, node: Node, costs: list[Cost], hours: dict[int, float]) -> str:
@@ -162,7 +162,7 @@ def _as_text(options: argparse.Namespace, node: Node, costs: list[Cost], hours: 
         origin = f" ({node.origins[name]})" if name in node.origins else ""
         lines.append(f"  {name:<34} {rate:>10,.1f} pairs a second{origin}")
     lines += [f"  bottleneck: {node.bottleneck}", "assuming"]
-    lines += [f"  - {said}" for said in node.assumptions]
+    lines += [f"  - {assumption}" for assumption in node.assumptions]
     lines.append(f"  - a node fails every {options.between_failures:g} hours, and is replaced in 5 minutes"
                  if options.between_failures else "  - no node ever fails")  # fmt: skip
     head = f"\n{'nodes':>6} {'GPUs':>6} {'pairs/s':>10} {'hours':>9} {'dollars':>10} {'lost':>6}"

@@ -1,4 +1,4 @@
-"""Pages of docs/ that are made of the code, so that they cannot differ from it: `make docs` writes them."""
+"""Pages of docs/ that are generated from the code, so that they always agree: `make docs` writes them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gemel_ray.documenting.configuration import configuration, settings_file
 
 
 def pages(repository: Path) -> dict[Path, str]:
-    """Each file and its text. `repository` has docs/."""
+    """The generated files and their texts. `repository` has docs/."""
     docs = repository / "docs"
     return {
         repository / "ray_config.yaml": settings_file(),

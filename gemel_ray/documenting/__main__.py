@@ -1,4 +1,4 @@
-"""python -m gemel_ray.documenting, in the repository: write the pages anew."""
+"""python -m gemel_ray.documenting, run in the repository: writes the generated pages."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def commands() -> str:
 
 
 def _verbs(outer: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """Its verbs, and behind each the verbs of that."""
+    """The parser's verbs, each followed by its own verbs."""
     for action in outer._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb in action.choices.values():
@@ -51,13 +51,15 @@ def _verbs(outer: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
 
 def _about(verb: argparse.ArgumentParser, shared: set[str]) -> str:
     level = "#" * verb.prog.count(" ")
-    own = [a for a in verb._actions if a.dest not in shared and not isinstance(a, argparse._SubParsersAction)]
-    table = "\n| | |\n|---|---|\n" + "".join(map(_row, own)) if own else ""
+    rows = [
+        a for a in verb._actions if a.dest not in shared and not isinstance(a, argparse._SubParsersAction)
+    ]
+    table = "\n| | |\n|---|---|\n" + "".join(map(_row, rows)) if rows else ""
     return f"#{level} {verb.prog}\n\n{_prose(verb.description or '')}{table}"
 
 
 def _prose(description: str) -> str:
-    """Its paragraphs; indented ones are commands, and those with columns stay as they are set."""
+    """The description's paragraphs; indented ones are commands, and those with columns keep their layout."""
     parts = []
     for paragraph in inspect.cleandoc(description).split("\n\n"):
         if paragraph.startswith("  "):

@@ -1,4 +1,4 @@
-"""Every setting as the code describes it: ray_config.yaml with all defaults, and a page."""
+"""Writes ray_config.yaml with all defaults, and the page on every setting, from the code's descriptions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def settings_file() -> str:
 
 
 def _lines(section: Any, indent: str) -> Iterator[str]:
-    """Of a section as it is by default."""
+    """The lines of a section with its defaults."""
     for setting in fields(section):
         value, about = getattr(section, setting.name), described(setting)
         if is_dataclass(value):
@@ -80,15 +80,15 @@ def _line(setting: str, about: str) -> str:
 
 
 def _unit(setting: Field[Any]) -> str:
-    """In brackets, where neither name nor description tells it."""
+    """The unit in brackets, where neither name nor description contains it."""
     found = allowed(setting)
     unit = found.unit if isinstance(found, Range) else ""
-    told = f"{setting.name} {described(setting)}"
-    return f" ({unit})" if unit and unit.split()[0].lower() not in told.lower() else ""
+    text = f"{setting.name} {described(setting)}"
+    return f" ({unit})" if unit and unit.split()[0].lower() not in text.lower() else ""
 
 
 def _plain(value: Any) -> str:
-    """As YAML on one line."""
+    """The value as YAML on one line."""
     if isinstance(value, tuple):
         value = list(value)
     text = yaml.safe_dump(
@@ -98,7 +98,7 @@ def _plain(value: Any) -> str:
 
 
 def _prose(about: str) -> str:
-    """Without the example, which is indented."""
+    """The description without the example, which is indented."""
     return " ".join(line for line in about.splitlines() if not line.startswith(" "))
 
 
@@ -142,7 +142,7 @@ def _default(setting: Field[Any]) -> str:
 
 
 def _details(kind: Any) -> str:
-    """The paragraphs of its docstring after the first, which the section's description says, too."""
+    """The paragraphs of the section's docstring after the first, which repeats its description."""
     _, *paragraphs = inspect.cleandoc(kind.__doc__ or "").split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 

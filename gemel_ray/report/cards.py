@@ -35,19 +35,19 @@ class Named:
 
 
 def marked(row: Mapping[str, Any]) -> Marked:
-    """Of a row with `text`, `mention`, `start` and `end`."""
+    """The parts of a row's text; the row has `text`, `mention`, `start` and `end`."""
     text: str = row["text"]
-    if row["mention"] is None:  # its place is none in this text
+    if row["mention"] is None:  # the document as a whole
         return Marked(text)
-    if row["start"] is None:  # it has no place
+    if row["start"] is None:  # its place is not known
         return Marked(f"{text} ", row["mention"])
     start, end = row["start"], row["end"]
     return Marked(text[:start], text[start:end], text[end:])
 
 
 def candidates(link: Mapping[str, Any]) -> list[Named]:
-    """A link's candidates, best first. The one rule for probabilities: the first name has the row's, another
-    one's is lower as its score is. Entities that share a name share its probability: the name stands once."""
+    """A link's candidates, best first. The first name has the row's probability; another one's is lower by
+    the difference of their scores. Entities that share a name share its probability: it is listed once."""
     named: dict[str, Named] = {}
     rows = link.get("candidates") or []
     for row in rows if link.get("probability") is not None else ():
@@ -59,7 +59,7 @@ def candidates(link: Mapping[str, Any]) -> list[Named]:
 
 
 def thumbnail(data: bytes | None, address: str | None) -> str | None:
-    """A small picture as a data address, or None where there is none to be read."""
+    """A small picture as a data: URL, or None where it cannot be read."""
     if data is None and (address is None or "://" in address):
         return None
     try:

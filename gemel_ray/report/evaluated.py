@@ -1,7 +1,7 @@
 """The page of an evaluation: figures, plots, tables, the runs' disagreements, every mention.
 
-It computes nothing: it shows what evaluation found. What a figure is called, and how it is spelled, stands in
-gemel_ray/evaluation/table.py: the terminal says the same.
+It computes nothing: it shows what evaluation found. The names and formats of figures are those of the
+terminal, in gemel_ray/evaluation/table.py.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from gemel_ray.report.cards import NIL, candidates, marked, thumbnail
 from gemel_ray.report.page import page
 
 Row = dict[str, Any]
-Picture = Callable[[str], str | None]  # a demonstration's id to its picture as a data address
-_DISAGREEMENTS = 200  # shown; the JSON has them all
+Picture = Callable[[str], str | None]  # a demonstration's id to its picture as a data: URL
+_DISAGREEMENTS = 200  # shown; the JSON has all of them
 _KNOWN_SETS = ("wikidiverse", "wikimel")
 
 
@@ -36,7 +36,7 @@ def write_report(
     comparison: dict[str, Any] | None = None,
     most: int = 300,
 ) -> None:
-    """Write the page: `summary` rows on top, a `comparison`'s figures where there is one, at most `most`
+    """Write the page: `summary` rows at the top, a `comparison`'s figures where there is one, at most `most`
     mentions, wrong ones first."""
     figures = found.figures()
     text = page(
@@ -72,7 +72,7 @@ def _subtitle(figures: Row) -> str:
 
 
 def _tiles(figures: Row) -> Iterator[tuple[str, str, str]]:
-    """The few figures to be read first."""
+    """The most important figures."""
     head, baseline = figures["headline"], figures["baseline"]
     yield _tile("accuracy", head["accuracy"])
     if figures["gold_nil"]:
@@ -91,7 +91,7 @@ def _tile(title: str, figure: Row, name: str = "") -> tuple[str, str, str]:
 
 
 def _published(figures: Row) -> list[tuple[str, ...]]:
-    """Ours beside what was published; nothing where no data set is one that anything was published on."""
+    """A table of this run and published results; empty where no data set is one of the published."""
     ours = {name.casefold(): figure for name, figure in figures["breakdowns"]["dataset"].items()}
     if not any(name in ours for name in _KNOWN_SETS):
         return []
@@ -105,7 +105,7 @@ def _published(figures: Row) -> list[tuple[str, ...]]:
 
 
 def _cards(found: Evaluation, picture: Picture, most: int) -> list[Row]:
-    """At most `most` judged mentions, wrong ones first. Pictures stand in the page itself, scaled down."""
+    """At most `most` judged mentions, wrong ones first. Pictures are embedded in the page, scaled down."""
     shown = sorted([*found.judged, *found.nil], key=lambda j: j.right)[:most]
     wanted = {j.key for j in shown}
     links = whole_links(found.output, wanted) if found.output else {}
@@ -132,8 +132,8 @@ def _card(judged: Judged, link: Row, image: tuple[bytes | None, str | None], pic
 
 # The page's plots, from the dictionary of figures.
 #
-# Which plots there are, and what they are called; how a plot looks stands in gemel_ray/plots.py. Where the
-# baseline has the same figure, it stands beside the run's.
+# Here are the plots and their titles; gemel_ray/plots.py draws them. Where the baseline has the same figure,
+# both are shown.
 
 
 _SHARE = (0.0, 1.0)
@@ -146,12 +146,12 @@ _BY = {
 
 
 def drawn(figures: Row) -> list[str]:
-    """SVG of every plot that there are figures for."""
+    """The SVG of every plot for which there are figures."""
     return [*_calibration(figures["calibration"]), *_breakdowns(figures), *_popularity(figures)]
 
 
 def series(name: str, figures: Sequence[Row], x: Sequence[float] = ()) -> Series:
-    """Figures with their intervals; nan where one has none."""
+    """Figures with their intervals; nan where there is none."""
     ends = [figure["interval_95"] or (nan, nan) for figure in figures]
     values = [nan if figure["value"] is None else figure["value"] for figure in figures]
     return Series(name, values, [low for low, _ in ends], [high for _, high in ends], x)
@@ -161,9 +161,9 @@ def _calibration(found: Row | None) -> Iterator[str]:
     if not found:
         return
     bins, steps = found["reliability"], found["coverage"]
-    said = Axis("probability", _SHARE, percent=True)
+    probability = Axis("probability", _SHARE, percent=True)
     sure = series("right", [b["accuracy"] for b in bins], [b["probability"] for b in bins])
-    yield lines([sure], title="Reliability", x=said, y=_ACCURACY, dots=True, diagonal=True)
+    yield lines([sure], title="Reliability", x=probability, y=_ACCURACY, dots=True, diagonal=True)
     covered = series("accuracy", [s["accuracy"] for s in steps], [s["coverage"] for s in steps])
     share = Axis("share answered, surest first", _SHARE, percent=True)
     lowest = min((low for low in covered.low or () if not isnan(low)), default=0.0)
@@ -196,10 +196,10 @@ def _popularity(figures: Row) -> Iterator[str]:
     yield bars(groups, shares, title="Wrong answers against the right entity", y=y, x="the answer is")
 
 
-# Published accuracies of multimodal entity linking, to stand beside ours.
+# Published accuracies of multimodal entity linking, to compare with.
 #
-# Settings differ between papers, above all the knowledge base that is chosen from: each figure stands with
-# its source and its number of entities, and a comparison across them is none of systems alone.
+# Settings differ between papers, above all the knowledge base. So each figure has its source and its number
+# of entities; a difference between figures is not only one between systems.
 
 
 @dataclass(frozen=True)

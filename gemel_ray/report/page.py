@@ -1,4 +1,4 @@
-"""HTML pages from the templates beside this file. A page is one file that needs nothing else."""
+"""HTML pages from the templates in this folder. A page is one self-contained file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def page(template: str, *, title: str, subtitle: str, **shown: Any) -> str:
-    """The page of `template`, a file of templates/, with what it shows. Every value is escaped."""
+    """Render `template`, a file of templates/, with the values it shows. Every value is escaped."""
     return _templates().get_template(template).render(title=title, subtitle=subtitle, **shown)
 
 
 @cache
 def _templates() -> Environment:
-    """A name that a template asks for and nobody gives is an error."""
+    """The templates' environment. An undefined name in a template is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     found = Environment(

@@ -1,1 +1,1 @@
-"""The starter: small real models and a set of logos that the demo runs on."""
+"""The starter: small real models, and the set of logos that the demo links."""

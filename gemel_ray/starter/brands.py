@@ -1,9 +1,9 @@
-"""Which brands stand in the logo set: families that share a first word, and singles.
+"""The brands of the logo set: families that share a first word, and singles.
 
-A family's word ("Google") names none of its members by itself: only the picture
-tells which one is meant. The icons, titles and brand colours are the package
-simpleicons's (CC0); this file only chooses among them, and leaves out icons
-that look like one chosen before.
+A family's word ("Google") does not identify a member: only the picture shows
+which one is meant. The icons, titles and brand colours are from the package
+simpleicons (CC0); this file chooses among them, and leaves out icons that look
+like one chosen before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from simpleicons.all import icons
 
 MASK_SIZE = 192
 FAMILY_CAP = 12
-ALIKE = 0.93  # cosine of two icons' shapes from which nobody could tell them apart
+ALIKE = 0.93  # cosine of two icons' shapes, above which they look the same
 
 FAMILIES = (
     "Google", "Apache", "Microsoft", "Amazon", "Adobe", "Apple", "PlayStation", "GNU",
@@ -28,7 +28,7 @@ FAMILIES = (
     "Android", "Facebook", "Affinity", "AWS",
 )  # fmt: skip
 
-# Members of the large families that come first, because people know them.
+# Well-known members of the large families: they come first.
 KNOWN_MEMBERS = """
 Google; Google Chrome; Google Drive; Google Maps; Google Play; Google Photos; Google Calendar;
 Google Analytics; Google Translate; Google Earth; Google Assistant; Google Cloud; Google Ads;
@@ -75,7 +75,7 @@ WeChat; WhatsApp; Wikipedia; Wix; WordPress; WWE; Xbox; Xiaomi; Yahoo!; Yelp; Zo
 
 @dataclass(frozen=True, eq=False)
 class Brand:
-    """One entity: its name, its family's word if it has one, its icon's shape and colour."""
+    """One entity: name, family's word if it has one, shape and colour of its icon."""
 
     id: str
     name: str
@@ -131,7 +131,7 @@ def load(title: str, family: str | None) -> Brand:
 
 
 def outline(brand: Brand) -> NDArray[np.float32]:
-    """A small centred unit vector of the shape: its cosine says how alike two icons are."""
+    """A small centred unit vector of the shape; the cosine of two is their similarity."""
     small = np.asarray(brand.shape.resize((32, 32), Image.Resampling.BOX), np.float32).ravel()
     small -= small.mean()
     return small / (float(np.linalg.norm(small)) or 1.0)

@@ -1,7 +1,7 @@
 """`gemel-ray demo`: the whole graph on the starter's models, pictures and logos, in one job.
 
-Links the test set twice, once with the right pictures and once with each picture moved to another
-document: what is lost is what the pictures gave.
+Links the test set twice, with the right pictures and with each picture moved to another document. The
+difference in accuracy is what the pictures contribute.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from gemel_ray.progress import Meter
 from gemel_ray.report import thumbnail, write_report
 
 DATA = Path(__file__).parent / "data"
-_SETTINGS = {"retrieve": {"demonstrations": 4}}  # captions are short and families small: sixteen say no more
+_SETTINGS = {"retrieve": {"demonstrations": 4}}  # captions are short and families small: 16 are no better
 
 
 def demo(configured: Callable[[Mapping[str, Any]], Config], output: Path, limit: int | None) -> int:
-    """Build, link, evaluate, print, and write the page. Safe to run again: it goes on where it was."""
+    """Build, link, evaluate, print, and write the page. Run again, it continues where it stopped."""
     config = configured({})
     workspace = output / "workspace"
     if not (workspace / "workspace.json").exists():
@@ -103,7 +103,7 @@ def _summary(found: Evaluation, manifest: dict[str, Any]) -> list[tuple[str, str
 
 
 def family_size(found: Evaluation, mention: str) -> int:
-    """How many entities of the judged mentions share the mention as their first word."""
+    """The number of targets that have the mention as their first word."""
     return len({j.gold["target"] for j in found.judged if j.gold["target"].split()[0] == mention})
 
 

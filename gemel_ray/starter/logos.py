@@ -1,4 +1,4 @@
-"""The logo set: captions with a picture whose mention only the picture resolves.
+"""The logo set: captions with a picture, whose mention only the picture resolves.
 
 `python -m gemel_ray.starter.logos [--output FOLDER] [--seed N]` writes
 entities.jsonl (the knowledge base) and train, dev and test.parquet (documents
@@ -24,11 +24,10 @@ from numpy.random import Generator
 from gemel_ray.starter.brands import Brand, brands
 from gemel_ray.starter.rendering import jpeg, render
 
-# Captions for the logo set, in the manner of photo and news captions.
+# Captions for the logo set, in the style of photo and news captions.
 #
-# A caption holds one mention, and tells no more about the entity than the mention does: which of a family's
-# members is meant stands in the picture alone. `caption(mention, rng)` gives the text and where the mention
-# lies in it.
+# A caption has one mention, and says nothing else about the entity: only the picture shows which member of a
+# family is meant. `caption(mention, rng)` returns the text and the mention's place in it.
 
 
 GENERIC = (
@@ -108,11 +107,11 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the set: how many documents an entity gets, and how mentions are worded."""
+    """One part of the set: the number of documents for an entity, and the wording of mentions."""
 
     name: str
-    number: int  # tells the parts' random states apart
-    per_member: float  # documents for an entity of a family; a fraction is drawn by lot
+    number: int  # makes the parts' random states differ
+    per_member: float  # documents for an entity of a family; a fraction is drawn at random
     per_single: float
     family_word: float = 0.6  # share of family documents that say "Google", not "the company"
     full_name: float = 0.15  # share of single-brand documents that give the name itself
@@ -166,7 +165,7 @@ def held_out(seed: int = SEED, members: int = 14, singles: int = 10) -> list[Bra
     """The brands without any picture in train or dev.
 
     At most a third of a family, none from small families, and never the brand
-    that bears the family's bare name: its mention would be its name.
+    whose name is the family's word: its mention would be its name.
     """
     rng = np.random.default_rng([seed, 0])
     families: dict[str, list[Brand]] = {}
@@ -191,7 +190,7 @@ def documents(part: Part, chosen: list[Brand], seed: int) -> list[dict[str, Any]
 
 
 def worded(part: Part, chosen: list[Brand], rng: Generator) -> Iterator[dict[str, Any]]:
-    """Each brand's documents in turn, yet without ids."""
+    """Each brand's documents in turn, without ids."""
     for brand in chosen:
         expected = part.per_member if brand.family else part.per_single
         for _ in range(int(expected + rng.random())):
@@ -204,7 +203,7 @@ def worded(part: Part, chosen: list[Brand], rng: Generator) -> Iterator[dict[str
 
 
 def mention(part: Part, brand: Brand, rng: Generator) -> str:
-    """What the caption calls the brand."""
+    """The words for the brand in a caption."""
     if brand.family and rng.random() < part.family_word:
         return brand.family
     if not brand.family and rng.random() < part.full_name:

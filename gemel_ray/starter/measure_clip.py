@@ -1,4 +1,4 @@
-"""How well the starter's CLIP tells the logo set's pictures apart.
+"""Measures how well the starter's CLIP distinguishes the logo set's pictures.
 
 `python -m gemel_ray.starter.measure_clip` prints, for the pictures of test-seen, how often the nearest
 training picture shows the same entity: among all entities, and, for mentions that name a family, among

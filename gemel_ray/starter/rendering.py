@@ -1,9 +1,9 @@
-"""Pictures of a brand's icon: its own colour on a varied background, 96 x 96.
+"""Pictures of a brand's icon: in the brand's colour on a varied background, 96 x 96.
 
-`render(brand, rng)` draws one: plain, gradient, mottled or cluttered background
-that always contrasts with the brand's colour; the icon at a random size, place
-and small rotation, mildly blurred. `jpeg(image, rng)` gives its bytes.
-Equal random states give equal pictures.
+`render(brand, rng)` draws one: a plain, gradient, mottled or cluttered
+background that contrasts with the brand's colour, and the icon at a random
+size, place and small rotation, sometimes blurred. `jpeg(image, rng)` returns its
+bytes. Equal random states give equal pictures.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def render(brand: Brand, rng: Generator) -> Image.Image:
         (round(icon.width * scale), round(icon.height * scale)),
         Image.Resampling.LANCZOS,
     )
-    # The icon's own square stays inside; only a turned corner may leave the picture.
+    # The unrotated square stays inside; only a rotated corner may leave the picture.
     slack = (SIDE - side) // 2
     left, top = ((SIDE - length) // 2 + int(rng.integers(-slack, slack + 1)) for length in icon.size)
     picture.paste(brand.colour, (left, top), icon)
@@ -54,7 +54,7 @@ def jpeg(picture: Image.Image, rng: Generator) -> bytes:
 
 
 def background(colour: Colour, rng: Generator) -> Image.Image:
-    """One of four kinds of background against which the colour stands out."""
+    """One of four kinds of background, which contrasts with the colour."""
     kind = rng.choice(["plain", "gradient", "mottled", "cluttered"], p=[0.3, 0.3, 0.2, 0.2])
     if kind == "plain":
         return Image.new("RGB", (SIDE, SIDE), contrasting(colour, rng))
@@ -66,7 +66,7 @@ def background(colour: Colour, rng: Generator) -> Image.Image:
 
 
 def contrasting(colour: Colour, rng: Generator) -> Colour:
-    """A random colour, rather pale or dark than gaudy, that contrasts with the given one."""
+    """A random colour, mostly pale or dark, that contrasts with the given one."""
     while True:
         grey = rng.beta(0.5, 0.5)
         red, green, blue = np.clip(grey + rng.normal(0, 0.12, 3), 0, 1) * 255
@@ -88,7 +88,7 @@ def luminance(colour: Colour) -> float:
 
 
 def gradient(start: Colour, end: Colour, rng: Generator) -> Image.Image:
-    """A straight blend of two colours; blends of very unlike ones would pass the icon's own."""
+    """A linear blend of two colours; a blend of very different ones would contain the icon's colour."""
     if abs(luminance(start) - luminance(end)) > 0.35:
         mixed = np.asarray(start) * 0.7 + np.asarray(end) * 0.3
         end = (int(mixed[0]), int(mixed[1]), int(mixed[2]))

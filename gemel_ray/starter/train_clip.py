@@ -4,7 +4,7 @@
 takes some minutes on two cores and writes a folder that open_clip loads:
 `open_clip.create_model_and_transforms("local-dir:FOLDER")`, and likewise
 `open_clip.get_tokenizer`. The brands held out of train.parquet are never drawn.
-How good it is: `python -m gemel_ray.starter.measure_clip`.
+`python -m gemel_ray.starter.measure_clip` measures the result.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ CONFIG: dict[str, dict[str, Any]] = {
 PROMPTS = (
     "a logo of {}", "the {} logo", "{}", "the app icon of {}", "a photo of the sign of {}",
 )  # fmt: skip
-RENDERINGS = 48  # drawn once for each brand; a batch shifts and tints them afresh
-NAMES = 128  # different brands in a batch,
-VIEWS = 2  # each with so many pictures
+RENDERINGS = 48  # drawn once for each brand; each batch shifts and tints them anew
+NAMES = 128  # different brands in a batch
+VIEWS = 2  # pictures of each
 SHIFT = 4  # pixels
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.05
@@ -101,7 +101,7 @@ def main() -> None:
     model = train(options.output, seen, options.steps, np.random.default_rng([options.seed, 9]))
     weights = options.output / "open_clip_model.safetensors"
     save_file(half(model), weights)
-    weights.chmod(0o644)  # safetensors lets the owner alone read it
+    weights.chmod(0o644)  # safetensors makes it readable only for the owner
 
 
 def write_configuration(folder: Path, names: list[str]) -> None:
@@ -113,7 +113,7 @@ def write_configuration(folder: Path, names: list[str]) -> None:
 
 
 def byte_pair_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A small byte-level tokenizer: CLIP's own 49,408 tokens would outweigh the model."""
+    """A small byte-level tokenizer: the 49,408 tokens of CLIP's would be larger than the model."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -132,7 +132,7 @@ def byte_pair_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def train(folder: Path, seen: list[Brand], steps: int, rng: np.random.Generator) -> open_clip.CLIP:
-    """A trained model of the folder's configuration."""
+    """Train a model of the folder's configuration."""
     began = time.monotonic()
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     model.visual.to(memory_format=torch.channels_last)
@@ -160,7 +160,7 @@ def train(folder: Path, seen: list[Brand], steps: int, rng: np.random.Generator)
 
 
 def pace(progress: float) -> float:
-    """The learning rate's share of its peak: a short rise, then a cosine's fall."""
+    """The learning rate's share of its peak: a short warm-up, then a cosine decay."""
     return min(progress / 0.05, 0.5 * (1 + math.cos(math.pi * progress)))
 
 
@@ -176,7 +176,7 @@ def drawn(seen: list[Brand], rng: np.random.Generator) -> Tensor:
 
 
 def views(pictures: Tensor, chosen: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-    """Pictures of the chosen brands, all once and then all again, shifted, tinted, grained."""
+    """Pictures of the chosen brands, all of them twice in turn, shifted, tinted, with noise."""
     labels = torch.from_numpy(np.tile(chosen, VIEWS))
     images = pictures[labels, torch.from_numpy(rng.integers(0, RENDERINGS, len(labels)))] / 255
     padded = F.pad(images, (SHIFT,) * 4, mode="replicate")
@@ -200,7 +200,7 @@ def half(model: open_clip.CLIP) -> dict[str, Tensor]:
 
 
 def contrastive_loss(model: open_clip.CLIP, images: Tensor, texts: Tensor) -> Tensor:
-    """CLIP's loss between each two of: the views, and the names.
+    """CLIP's loss, summed over all pairs of the views and the names.
 
     The names of a batch all differ, so that equal names are always positives.
     """

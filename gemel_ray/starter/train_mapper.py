@@ -1,14 +1,14 @@
-"""Makes the starter's mapper.safetensors, and measures what its prefixes tell.
+"""Makes the starter's mapper.safetensors, and measures what its prefixes contribute.
 
     python -m gemel_ray.starter.train_mapper FOLDER [--set train.epochs=1 ...]
 
-The shipped one is of train.epochs=1, train.learning_rate=0.001, train.evaluate_every=20 and
+The shipped one was trained with train.epochs=1, train.learning_rate=0.001, train.evaluate_every=20 and
 train.decode_every=40: 160 steps in 10 minutes on two cores. Trains without demonstrations: then only the
-prefix can tell the brand, and a step is short. Before and after, the test's mentions are decoded with their
-own picture, with another's and without, with and without demonstrations (which are retrieved by the right
-picture in each case: only the query's prefix changes). FOLDER/workspace/training/best.safetensors is the
-result; whether it takes the place of the shipped one is for people to decide by the figures. Killed, the
-same command goes on.
+prefix identifies the brand, and a step is short. Before and after, the test's mentions are decoded with the
+right picture, with another and without, with and without demonstrations (which are always retrieved by the
+right picture: only the query's prefix changes). FOLDER/workspace/training/best.safetensors is the result;
+people decide by the figures whether it replaces the shipped one. If killed, run the same command again to
+continue.
 """
 
 from __future__ import annotations
@@ -56,28 +56,28 @@ def main(folder: Path, settings: Sequence[str], mentions: int) -> None:
     for demonstrations in (0, 4):
         shots = replace(config, retrieve=replace(config.retrieve, demonstrations=demonstrations))
         for name, file in mappers.items():
-            asked = mentions // 2 if demonstrations else mentions  # their prompts are five times as long
-            figures = _measured(shots, workspace, model, FeatureMapper.load(file)[0], asked)
+            number = mentions // 2 if demonstrations else mentions  # prompts are five times as long
+            figures = _measured(shots, workspace, model, FeatureMapper.load(file)[0], number)
             print(f"{demonstrations} demonstrations, {name:<8} " + "  ".join(figures), flush=True)
 
 
 def _measured(config: Config, folder: Path, model: Any, mapper: FeatureMapper, mentions: int) -> list[str]:
-    """Of brands that the training showed: loss, and accuracy by what picture stands in the query's place."""
+    """For brands seen in training: loss, and accuracy by the picture in the query."""
     workspace = Workspace.open(folder, config)
     tests = prepared(config, workspace, [str(DATA / "test.parquet")], _say)
-    seen = tests[:520]  # the others are of brands that training never showed
-    own = seen[:: max(1, len(seen) // mentions)]
-    moved = [*own[len(own) // 2 :], *own[: len(own) // 2]]
+    seen = tests[:520]  # the others have brands that training never showed
+    chosen = seen[:: max(1, len(seen) // mentions)]
+    moved = [*chosen[len(chosen) // 2 :], *chosen[: len(chosen) // 2]]
     pictures = {
-        "own": own,
-        "another's": [_with(e, o) for e, o in zip(own, moved, strict=True)],
-        "none": [_without(e) for e in own],
+        "own": chosen,
+        "another's": [_with(e, o) for e, o in zip(chosen, moved, strict=True)],
+        "none": [_without(e) for e in chosen],
     }
-    losses = item_losses(model, mapper, own)
+    losses = item_losses(model, mapper, chosen)
     figures = [f"loss {sum(losses) / len(losses):.3f}"]
     for name, items in pictures.items():
         figures.append(f"{name} {accuracy(model, mapper, workspace.tree, items):.1%}")
-    return [*figures, f"({len(own)} mentions)"]
+    return [*figures, f"({len(chosen)} mentions)"]
 
 
 def _with(example: Example, other: Example) -> Example:
@@ -100,5 +100,5 @@ if __name__ == "__main__":
     options.add_argument("folder", type=Path)
     options.add_argument("--set", action="append", default=[], metavar="A.B=VALUE")
     options.add_argument("--mentions", type=int, default=260, help="of the test set, measured with")
-    given = options.parse_args()
-    main(given.folder, given.set, given.mentions)
+    parsed = options.parse_args()
+    main(parsed.folder, parsed.set, parsed.mentions)
