@@ -73,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.config and not options.settings:
             configured(options, {})  # nothing of it is needed, but a wrong file is not passed over
         if isinstance(vars(options).get("workspace"), str):  # an address
-            from gemel_ray.knowledge.bringing import brought
+            from gemel_ray.knowledge.remote import local_copy
 
-            options.workspace = brought(options.workspace, say)
+            options.workspace = local_copy(options.workspace, say)
         status: int = options.run(options)
     except SystemExit as usage:  # argparse has said what is wrong, or has helped
         if usage.code:

@@ -239,11 +239,11 @@ def _workspace(folder: Path | None) -> Iterator[Finding]:
 def _qdrant(options: Vectors | None) -> Iterator[Finding]:
     if options is None or not options.address:
         return
-    from gemel_ray.knowledge.server import BRIEFLY, Server
+    from gemel_ray.knowledge.server import SHORT_WAIT, Server
 
     said: list[str] = []
     try:
-        with closing(Server(options, BRIEFLY)) as server:
+        with closing(Server(options, SHORT_WAIT)) as server:
             found = f"{server.host}, version {server.check(said.append)}"
             yield Finding(None if said else True, "Qdrant", said[0] if said else found)
     except (OSError, ValueError) as fault:

@@ -36,7 +36,7 @@ from gemel_ray.job.selection import Filters, Selection, Share, contents_of, repe
 from gemel_ray.job.shared import SharedPath
 from gemel_ray.job.worker import Attempts, Worker, with_source_column
 from gemel_ray.knowledge import versions
-from gemel_ray.knowledge.bringing import Shared
+from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.progress import Progress

@@ -23,7 +23,7 @@ from gemel_ray.environment import variables
 from gemel_ray.errors import Mistake
 from gemel_ray.job.shared import of_workspace
 from gemel_ray.knowledge import versions
-from gemel_ray.knowledge.bringing import Shared, brought
+from gemel_ray.knowledge.remote import Shared, local_copy
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.segments import ApiOptions, OnlineSegment
 from gemel_ray.serving import proxy, replicas
@@ -37,7 +37,7 @@ _GRACE = 10.0  # seconds after the deadline for a replica that stops
 
 def app(arguments: Mapping[str, Any]) -> Any:
     """The Serve application for {workspace: FOLDER or address, config: FILE or nothing, set: [a.b=value]}."""
-    workspace = brought(arguments["workspace"], logging.getLogger(__name__).info)
+    workspace = local_copy(arguments["workspace"], logging.getLogger(__name__).info)
     file = arguments.get("config")
     carried = read_facts(workspace)["settings"]
     config = load(Path(file) if file else None, carried, arguments.get("set", ()))

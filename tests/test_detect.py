@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from gemel_ray.cli import main
-from gemel_ray.detecting.linked import Learnt, rarely_linked
+from gemel_ray.detecting.linked import LinkStatistics, rarely_linked
 from gemel_ray.detecting.names import Names, longest
 from gemel_ray.detecting.tagger import Tagger
 from gemel_ray.knowledge.workspace import Workspace
@@ -103,8 +103,8 @@ def document(text: str, *mentions: str) -> dict[str, Any]:
 
 
 def learnt(folder: Path, rows: list[dict[str, Any]], *forms: str) -> None:
-    what = Learnt()
-    list(what.noting([pa.Table.from_pylist(rows, DOCUMENT)]))
+    what = LinkStatistics()
+    list(what.observe([pa.Table.from_pylist(rows, DOCUMENT)]))
     what.write(forms, folder)
 
 

@@ -16,7 +16,7 @@ from gemel_ray.knowledge import matrices
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.matrices import Matrices
 from gemel_ray.knowledge.qdrant import EdgeStore
-from gemel_ray.knowledge.vectors import Matrix, Ranked, Vectors, levelled, nothing
+from gemel_ray.knowledge.vectors import Matrix, Ranked, Vectors, empty, settle_ties
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.knowledge.writing import index
@@ -137,10 +137,10 @@ def test_a_line_without_rows_and_one_that_is_full() -> None:
         np.array([[4, 2, 9, 1], [-1, -1, -1, -1], [3, -1, -1, -1]]),
         np.array([[0.5, 0.9, 0.5 + 1e-8, 0.1], [-np.inf] * 4, [0.2, *[-np.inf] * 3]]),
     )
-    found = levelled(ranked, 2)
+    found = settle_ties(ranked, 2)
     assert found.rows.tolist() == [[2, 4, 9], [-1, -1, -1], [3, -1, -1]]  # the tie at place 2 stays whole
     assert found.scores[0, 1] == found.scores[0, 2]
-    assert levelled(nothing(2, 0), 5).rows.shape == (2, 0)
+    assert settle_ties(empty(2, 0), 5).rows.shape == (2, 0)
 
 
 def test_rows_that_hold_all_words() -> None:

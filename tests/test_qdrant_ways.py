@@ -22,7 +22,7 @@ from test_qdrant import Say, building, facts, linking
 from gemel_ray.cli import main
 from gemel_ray.knowledge import qdrant
 from gemel_ray.knowledge.qdrant import ServerStore
-from gemel_ray.knowledge.server import BRIEFLY, Refused, Server
+from gemel_ray.knowledge.server import SHORT_WAIT, Refused, Server
 from gemel_ray.knowledge.vectors import Vectors
 from gemel_ray.settings import Vectors as Options
 
@@ -109,7 +109,7 @@ def test_both_ways_answer_the_same(certificate: Path) -> None:
             found.append([h.rows.tolist() for h in hits])
             assert vectors.count() == 300
             vectors.close()
-        unknown = Server(Options(address="https://127.0.0.1:9/bank", grpc=port), BRIEFLY)
+        unknown = Server(Options(address="https://127.0.0.1:9/bank", grpc=port), SHORT_WAIT)
         with pytest.raises(Refused, match=r"is not trusted .*vectors\.ca"):
             unknown.has("bank-1")
     assert found[0] == found[1]

@@ -14,7 +14,7 @@ from PIL import Image
 from gemel_ray.config import Config
 from gemel_ray.job import results, shared
 from gemel_ray.job.shared import SharedPath
-from gemel_ray.knowledge.bringing import SHARE, Shared
+from gemel_ray.knowledge.remote import SHARE, Shared
 from gemel_ray.settings import Models
 from gemel_ray.storage import folder_at
 from gemel_ray.stores import StoreError

@@ -25,8 +25,8 @@ from gemel_ray.config import Config
 from gemel_ray.job import results
 from gemel_ray.job.page import write_page
 from gemel_ray.job.record import Record, counted, write_manifest
-from gemel_ray.knowledge import bringing
-from gemel_ray.knowledge.bringing import Shared, brought
+from gemel_ray.knowledge import remote
+from gemel_ray.knowledge.remote import Shared, local_copy
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.readers import documents, files
 from gemel_ray.records import LINK
@@ -180,7 +180,7 @@ def uploaded(server: Server, folder: Path, name: str) -> str:
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where brought workspaces are kept."""
-    monkeypatch.setattr(bringing, "home", lambda: tmp_path / "home")  # the models stay where they are
+    monkeypatch.setattr(remote, "home", lambda: tmp_path / "home")  # the models stay where they are
     return tmp_path / "home" / "workspaces"
 
 
@@ -196,7 +196,7 @@ def test_a_workspace_is_brought_once_and_opens(
     address, said = uploaded(server, workspace_folder, "kb"), list[str]()
     server.put("kb/cache/pictures.sqlite", b"of another machine")
     with ThreadPoolExecutor(4) as threads:  # of a node's workers one brings it, the others wait
-        folders = set(threads.map(lambda _: brought(address, said.append), range(4)))
+        folders = set(threads.map(lambda _: local_copy(address, said.append), range(4)))
     (folder,) = folders
     assert len(said) == 1
     assert contents(folder) == contents(workspace_folder)
@@ -211,10 +211,10 @@ def test_a_workspace_that_changed_is_another_folder_and_no_running_job_takes_it(
 ) -> None:
     address = f"s3://{BUCKET}/changing"
     server.put("changing/workspace.json", b"{}")
-    first = brought(address, print)
+    first = local_copy(address, print)
     shared = Shared.of(first)
     server.put("changing/workspace.json", b'{"format": 1}')
-    assert brought(address, print) != first
+    assert local_copy(address, print) != first
     assert shared.here() == first
     shutil.rmtree(first)  # as on a node that starts later
     with pytest.raises(StoreError, match="changed since this was started"):
@@ -236,12 +236,12 @@ def test_what_comes_damaged_is_fetched_again_and_never_stays(
             Path(to).write_bytes(f"{left[0]:02}".encode())
 
     monkeypatch.setattr(S3FileSystem, "get_file", damaging)
-    folder = brought(f"s3://{BUCKET}/damaged", print)
+    folder = local_copy(f"s3://{BUCKET}/damaged", print)
     assert (folder / "workspace.json").read_bytes() == b"{}"
     shutil.rmtree(folder)
     left[0] = 100
     with pytest.raises(StoreError, match="comes otherwise than its store lists it"):
-        brought(f"s3://{BUCKET}/damaged", print)
+        local_copy(f"s3://{BUCKET}/damaged", print)
     assert not folder.exists()
 
 
@@ -270,7 +270,7 @@ def test_a_workspace_behind_a_web_server(workspace_folder: Path, config: Config,
     """Any server that lists its folders: nginx, Apache, this one of Python's."""
     serve = partial(SimpleHTTPRequestHandler, directory=str(workspace_folder))
     with answering(serve) as at:
-        folder = brought(f"{at}/", print)
+        folder = local_copy(f"{at}/", print)
     assert contents(folder) == contents(workspace_folder)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from qdrant_server import Imitation, serving
 
 from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
-from gemel_ray.knowledge.server import BRIEFLY, Server
+from gemel_ray.knowledge.server import SHORT_WAIT, Server
 from gemel_ray.knowledge.vectors import Hits, Matrix, Vectors, VectorStore, fuse
 from gemel_ray.settings import Vectors as Options
 
@@ -47,7 +47,7 @@ def server() -> Iterator[tuple[str, type[Imitation]]]:
         yield served
 
 
-def of_server(address: str, wait: float = BRIEFLY) -> Server:
+def of_server(address: str, wait: float = SHORT_WAIT) -> Server:
     return Server(Options(address=address), wait)
 
 

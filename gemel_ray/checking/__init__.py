@@ -1,4 +1,4 @@
-"""What is wrong with a data set, before hours are spent on it: named row by row, changed nothing.
+"""What is wrong with a data set, before hours are spent on it: reported row by row, nothing is changed.
 
     found = check(files, Scope(train=[...], entities="kb.jsonl", images="pictures"), say)
 

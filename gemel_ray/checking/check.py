@@ -24,14 +24,14 @@ from gemel_ray.readers.pictures import spellings, unread_counts
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
-_LONG_NAME = 500  # characters: of some 250 tokens
-_LONG_TEXT = 12_000  # of some 4,000
+_LONG_NAME = 500  # characters: some 250 tokens
+_LONG_TEXT = 12_000  # some 4,000 tokens
 _EVERY = 5.0  # seconds between two lines of progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """What the documents are held against."""
+    """What the documents are checked against."""
 
     train: Sequence[str] = ()  # files of training documents
     entities: str | None = None  # the knowledge base's file
@@ -40,7 +40,7 @@ class Scope:
 
 @dataclass
 class _Known:
-    """What was met before, and where."""
+    """What occurred before, and where."""
 
     ids: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
@@ -49,8 +49,8 @@ class _Known:
 
 
 def check(files: Sequence[str], scope: Scope, say: Say) -> Findings:
-    """What is wrong with the documents of `files`. Raises ValueError for a folder that is none, OSError for
-    entities that are not there."""
+    """What is wrong with the documents of `files`. Raises ValueError if the folder of pictures does not
+    exist, OSError if the file of entities does not."""
     found = Findings()
     folder = Folder(scope.images) if scope.images else None
     targets = _targets(scope.entities, found) if scope.entities else None
@@ -61,7 +61,7 @@ def check(files: Sequence[str], scope: Scope, say: Say) -> Findings:
         for mention in row["given"] or []:
             found.mentions += 1
             _mention(row, mention, where, targets, found)
-            _met(row, mention, where, known, train, found)
+            _repetition(row, mention, where, known, train, found)
         _picture(row, seen, where, train, found, named=folder is not None)
     found.pictures = len(reader.known) + found.pictures
     for picture in folder.unused.values() if folder else ():
@@ -70,22 +70,22 @@ def check(files: Sequence[str], scope: Scope, say: Say) -> Findings:
 
 
 def _targets(address: str, found: Findings) -> Targets:
-    """The names of the knowledge base, with what is wrong with its entities found."""
+    """The names of the knowledge base; faults of its entities are added to `found`."""
 
-    def told(reject: str) -> None:
-        where, _, reason = reject.partition(": ")
+    def rejected(message: str) -> None:
+        where, _, reason = message.partition(": ")
         found.add("entity", where, reason)
 
     names: dict[str, str] = {}
     pairs: list[tuple[str, str]] = []
-    for row in entity_files.read(address, told):
+    for row in entity_files.read(address, rejected):
         where = f"{address}:{row['line']}"
         if (first := names.setdefault(row["id"], row["name"])) is not row["name"]:
-            said = f"the id {short(row['id'])} of {short(row['name'])} is that of {short(first)}"
-            found.add("same_entity", where, said)
+            reason = f"the id {short(row['id'])} of {short(row['name'])} is that of {short(first)}"
+            found.add("same_entity", where, reason)
         if len(row["name"]) > _LONG_NAME:
-            said = f"the name {short(row['name'])} has {len(row['name']):,} characters"
-            found.add("long_name", where, said)
+            reason = f"the name {short(row['name'])} has {len(row['name']):,} characters"
+            found.add("long_name", where, reason)
         pairs.append((row["id"], row["name"]))
     return Targets(pairs)
 
@@ -106,9 +106,9 @@ def _train(files: Sequence[str], folder: Folder | None, say: Say) -> _Known:
 def _rows(
     files: Sequence[str], folder: Folder | None, reader: Reader, say: Say, fields: Counter[str] | None = None
 ) -> Iterator[tuple[str, Row, Seen | None]]:
-    """The documents: where, what, and what reading their picture said (None: none at hand). `fields`
-    counts those that no form reads."""
-    done, told = 0, time.monotonic()
+    """The documents: where, the row, and the result of reading its picture (None: there is none). `fields`
+    counts the fields that no form reads."""
+    done, reported = 0, time.monotonic()
     for file in files:
         for table in documents(file):
             rows = table.to_pylist()
@@ -122,16 +122,18 @@ def _rows(
                 fields.update(unread_counts(table)["unread"])
             yield from ((_where(file, row), row, seen.get(id(row))) for row in rows)
             done += len(rows)
-            if time.monotonic() - told > _EVERY:
+            if time.monotonic() - reported > _EVERY:
                 say(f"{file}: {done:,} documents, {len(reader.known):,} pictures")
-                told = time.monotonic()
+                reported = time.monotonic()
 
 
 def _where(file: str, row: Row) -> str:
-    """The file and the row's id, which for a row without one is the file's name and the line."""
+    """The file and the row's id; a row without an id has the file's name and the line as its id."""
     name = PurePosixPath(file).name
-    own: str = row["document_id"]
-    return file + own.removeprefix(name) if own.startswith(f"{name}:") else f"{file}: {own}"
+    identifier: str = row["document_id"]
+    return (
+        file + identifier.removeprefix(name) if identifier.startswith(f"{name}:") else f"{file}: {identifier}"
+    )
 
 
 def _document(row: Row, where: str, known: _Known, train: _Known, found: Findings) -> None:
@@ -170,7 +172,7 @@ def _mention(row: Row, mention: Row, where: str, targets: Targets | None, found:
         found.add("renamed" if its_id else "taken", where, f"{short(target)} is {short(name)}{by_id}")
 
 
-def _met(row: Row, mention: Row, where: str, known: _Known, train: _Known, found: Findings) -> None:
+def _repetition(row: Row, mention: Row, where: str, known: _Known, train: _Known, found: Findings) -> None:
     if mention["error"]:
         return
     key, shown = (row["text"], mention["mention_id"]), f"{mention['mention']!r:.60}"
@@ -195,11 +197,11 @@ def _picture(row: Row, seen: Seen | None, where: str, train: _Known, found: Find
 
 
 def _names(row: Row, seen: Seen | None) -> list[str]:
-    """What a picture can be recognised by."""
+    """The names by which a picture is recognised."""
     return [name for name in (row["image_key"], seen.digest if seen else None) if name]
 
 
-# A data set's pictures: there, decodable, used, and not those of the training data.
+# A data set's pictures: present, decodable, used, and not those of the training data.
 #
 # Each is read once, in threads. Knows nothing of texts.
 
@@ -221,7 +223,7 @@ _LONGEST_PATH = 4096
 
 @dataclass(frozen=True)
 class Seen:
-    """What reading a picture said: the digest of its content, or why there is none."""
+    """The result of reading a picture: the digest of its content, or why there is none."""
 
     digest: str | None = None
     missing: str | None = None
@@ -229,7 +231,7 @@ class Seen:
 
 
 class Folder:
-    """The pictures under a folder, by their names; raises ValueError where it is none."""
+    """The pictures under a folder, by name. Raises ValueError if it is not a folder."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -240,13 +242,13 @@ class Folder:
         self._of |= {str(p.relative_to(folder)): p for p in inside}
 
     def find(self, key: str) -> str | None:
-        """The address of the picture with this key, as releases spell it; of a URL its last part."""
+        """The address of the picture with this key, as releases spell it; for a URL by its last part."""
         names = spellings(unquote(PurePosixPath(key).name)) if "://" in key else []
         found = next((self._of[n] for n in [*spellings(key), *names] if n in self._of), None)
         return str(found) if found else None
 
     def use(self, address: str) -> None:
-        """A document has it."""
+        """Mark a picture as used by a document."""
         if self.unused and "://" not in address and len(address) < _LONGEST_PATH:
             self.unused.pop(str(Path(address).resolve()), None)
 
@@ -259,7 +261,7 @@ class Reader:
         self.known: dict[str, Seen] = {}
 
     def read(self, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Seen]]:
-        """The rows that have a picture (`image` or `image_address`), each with what reading it said."""
+        """The rows that have a picture (`image` or `image_address`), each with the result of reading it."""
         have = [r for r in rows if r["image"] is not None or r["image_address"]]
         new = dict.fromkeys(
             r["image_address"] for r in have if r["image"] is None and r["image_address"] not in self.known
@@ -281,11 +283,11 @@ class Reader:
             ImageError,
             OSError,
             ValueError,
-        ) as fault:  # a path may be anything: longer than any, or bytes
+        ) as fault:  # a path may be anything: too long, or bytes
             return Seen(corrupt=_cut_short(str(fault)))
         return Seen(hashlib.blake2b(data, digest_size=16).hexdigest())
 
 
 def _cut_short(reason: str) -> str:
-    """A message may quote a whole picture."""
+    """The reason, shortened: it may quote a whole picture."""
     return reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."

@@ -1,4 +1,4 @@
-"""What was found, by kind: how often, and the first ten in words."""
+"""What was found, by kind: how often, and the first ten messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = {
     "unread": "documents with something that looks like a picture, and is not read",
     "unused": "pictures in the folder that no document uses",
 }
-NOTES = {  # no faults: told, and nothing to mend
+NOTES = {  # not faults: reported, nothing to correct
     "long_text": "texts that may be too long for a prompt: they are cut around each mention",
     "taken": "targets that are an entity's id, or spell its name as an address does: taken as that entity",
     "doubt": "targets that are a name and another entity's id",
@@ -36,16 +36,16 @@ SHOWN = 10
 
 
 class Findings:
-    """Counts of all, words of the first."""
+    """Counts of all findings, messages of the first."""
 
     def __init__(self) -> None:
         self.documents = self.mentions = self.pictures = 0
-        self.fields = Counter[str]()  # that no form reads: nothing wrong, but said
+        self.fields = Counter[str]()  # that no form reads: not faults, but reported
         self.counts: dict[str, int] = defaultdict(int)
         self.first: dict[str, list[str]] = defaultdict(list)
 
     def add(self, kind: str, where: str, reason: str) -> None:
-        """One thing found, of one of the KINDS or NOTES."""
+        """Add one finding, of one of the KINDS or NOTES."""
         self.counts[kind] += 1
         if len(self.first[kind]) < SHOWN:
             self.first[kind].append(f"{where}: {reason}")
@@ -55,7 +55,7 @@ class Findings:
         return not any(self.counts.get(kind) for kind in KINDS)
 
     def figures(self) -> dict[str, Any]:
-        """For machines: what was looked at, and by kind how often with the first ten."""
+        """For programs: what was checked, and by kind how often, with the first ten."""
         found = {
             k: {"count": self.counts[k], "first": self.first[k]}
             for k in (*KINDS, *NOTES)
@@ -65,7 +65,7 @@ class Findings:
         return looked | {"found": found, "fields_not_read": dict(self.fields)}
 
     def table(self) -> str:
-        """For people."""
+        """The findings as text, for people."""
         lines = [
             f"{self.documents:,} documents, {self.mentions:,} mentions, {self.pictures:,} pictures looked at"
         ]

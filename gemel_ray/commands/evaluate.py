@@ -119,10 +119,10 @@ def _targets(options: argparse.Namespace, made: dict[str, Any]) -> Any:
 
 def _still_there(workspace: str) -> Path:
     """The folder of a workspace; where that is gone, the current folder, which has no entities."""
-    from gemel_ray.knowledge.bringing import brought
+    from gemel_ray.knowledge.remote import local_copy
 
     with suppress(OSError):
-        return brought(workspace, say)
+        return local_copy(workspace, say)
     return Path()
 
 

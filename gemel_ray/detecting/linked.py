@@ -1,7 +1,7 @@
-"""How often a name, where it stands in a text, is a mention: learnt from texts whose mentions are known.
+"""How often an occurrence of a name is a mention: estimated from texts whose mentions are known.
 
-Of a name that is an ordinary word as well (Orange, Apple, It) most occurrences are none. The share of the
-texts with the name in which it is a mention is its link probability (Mihalcea and Csomai, CIKM 2007,
+Most occurrences of a name that is also an ordinary word (Orange, Apple, It) are not mentions. The share of
+the texts with the name in which it is a mention is its link probability (Mihalcea and Csomai, CIKM 2007,
 "keyphraseness"; Milne and Witten, CIKM 2008).
 """
 
@@ -18,17 +18,17 @@ from gemel_ray.characters import Span, normal
 from gemel_ray.detecting.names import Names
 
 _FILE = "surface_forms.json"
-_SEEN = 5  # texts, before their share says anything
+_SEEN = 5  # texts that a share needs to mean anything
 
 
-class Learnt:
-    """What the demonstrations' texts tell of names."""
+class LinkStatistics:
+    """Counts of names as mentions, from the demonstrations' texts."""
 
     def __init__(self) -> None:
         self._known: dict[str, set[Span]] = {}
 
-    def noting(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """The DOCUMENT tables as they pass. A text may come in several rows, each with a mention of it."""
+    def observe(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Yield the DOCUMENT tables unchanged, and count. A text may be in several rows."""
         for table in tables:
             for row in table.select(["text", "given"]).to_pylist():
                 spans = {(m["start"], m["end"]) for m in row["given"] or () if m["start"] is not None}
@@ -37,7 +37,7 @@ class Learnt:
             yield table
 
     def write(self, forms: Iterable[str], folder: Path) -> None:
-        """Of names that came in some texts: in how many as a mention, and in how many at all."""
+        """Write for each frequent name the number of texts in which it is a mention, and of all its texts."""
         names, seen, linked = Names(forms), Counter[str](), Counter[str]()
         for text, known in self._known.items():
             found: dict[str, bool] = {}
@@ -47,12 +47,12 @@ class Learnt:
                 found[form] = found.get(form, False) or inside
             seen.update(found.keys())
             linked.update(form for form, inside in found.items() if inside)
-        told = {form: [linked[form], number] for form, number in seen.items() if number >= _SEEN}
-        (folder / _FILE).write_text(json.dumps(told, ensure_ascii=False))
+        counts = {form: [linked[form], number] for form, number in seen.items() if number >= _SEEN}
+        (folder / _FILE).write_text(json.dumps(counts, ensure_ascii=False))
 
 
 def rarely_linked(folder: Path, least: float) -> set[str]:
-    """The names of a workspace whose link probability is known, and less than `least`."""
+    """The names of a workspace whose link probability is known and less than `least`."""
     file = folder / _FILE
-    told: Mapping[str, tuple[int, int]] = json.loads(file.read_text()) if file.exists() else {}
-    return {form for form, (linked, seen) in told.items() if linked < least * seen}
+    counts: Mapping[str, tuple[int, int]] = json.loads(file.read_text()) if file.exists() else {}
+    return {form for form, (linked, seen) in counts.items() if linked < least * seen}

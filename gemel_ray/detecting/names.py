@@ -1,8 +1,7 @@
-"""Names found in texts: whole words, the longest match, one automaton pass however many names there are.
+"""Names found in texts: whole words, the longest match, in one automaton pass for any number of names.
 
 Texts and names are compared as characters.py says, so that an accent, a Korean syllable, an apostrophe or
-the space between two words may be written either way. What is found stands in characters of the text as it
-is.
+the space between two words may be written either way. Places are in characters of the original text.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from gemel_ray.characters import Span, compared, is_edge, normal
 
 
 class Names:
-    """`forms` to be found; with `any_case` in any case of their letters, else in their own or in capitals."""
+    """Finds `forms`: with `any_case` in any case, else as they are spelled or in capitals."""
 
     def __init__(self, forms: Iterable[str], any_case: bool = False) -> None:
         self._any_case = any_case
@@ -25,7 +24,7 @@ class Names:
         self._automaton = AhoCorasick(self._forms, matchkind=MatchKind.Standard)
 
     def whole_words(self, text: str) -> Iterator[Span]:
-        """Every occurrence that neither begins nor ends within a word, overlapping ones too."""
+        """All occurrences that neither begin nor end within a word, with overlapping ones."""
         shape, origin = compared(text, self._any_case)
         for _, start, end in self._automaton.find_matches_as_indexes(shape, overlapping=True):
             span = (origin[start], origin[end]) if origin else (start, end)
@@ -34,8 +33,8 @@ class Names:
 
 
 def longest(spans: Iterable[Span]) -> Iterator[Span]:
-    """Of overlapping spans the leftmost, and of those that begin together the longest. (The automaton's own
-    longest match may be cut off by a word's edge where a shorter one is not.)"""
+    """The leftmost of overlapping spans, and the longest of those that begin together. (The automaton's
+    longest match may end within a word where a shorter one does not.)"""
     free = 0
     for start, end in sorted(set(spans), key=lambda span: (span[0], -span[1])):
         if start >= free:
@@ -44,5 +43,5 @@ def longest(spans: Iterable[Span]) -> Iterator[Span]:
 
 
 def width(form: str) -> int:
-    """Its length, a Chinese character and the like counted as two: two of them are a name."""
+    """The length; a Chinese character and the like counts twice, since two of them can be a name."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in form)

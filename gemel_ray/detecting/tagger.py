@@ -1,7 +1,7 @@
-"""Mentions by a token-classification model of the hub, or in a folder: any that tags names of things.
+"""Mentions by a token-classification model of the hub or in a folder: any that tags named entities.
 
-transformers' own pipeline does it: it puts tokens together to words and words to spans, counts characters,
-and goes over long texts in overlapping windows.
+transformers' pipeline joins tokens to words and words to spans, counts characters, and reads long texts in
+overlapping windows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _STRIDE = 32  # tokens that two windows of a long text share
 
 
 class Tagger:
-    """`least`: what a span's probability must be. Raises ValueError where there is no such model."""
+    """`least`: the lowest probability of a span. Raises ValueError if there is no such model."""
 
     def __init__(self, model: str, device: str, batch: int, least: float) -> None:
         from transformers import pipeline

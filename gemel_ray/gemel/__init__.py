@@ -1,1 +1,1 @@
-"""GEMEL's own files, as its authors release them: read into a workspace, and written back."""
+"""GEMEL's files, as its authors release them: read into a workspace, and written back."""

@@ -1,12 +1,12 @@
-"""The files of a GEMEL data folder and its checkpoint, each checked for what it promises.
+"""The files of a GEMEL data folder and its checkpoint, each checked.
 
     train.json, dev.json, test.json          JSON lines; see readers
     clip_vit_large_patch14_1024.hdf5         img_url or img_name -> feature (any one *.hdf5)
     prefix_tree_opt.pkl                      nested dict of token ids: BOS -> name -> EOS -> {}
     SimCSE_train_mention_embeddings.pkl      row i: training mention i, mentions that are NIL left out
     LM_DATASET_linear_4token_16examples.pkl  the one Linear's state_dict
-(Shapes as the official code reads and writes them: utils.py, trie.py, model.py.) Everything wrong is a
-ValueError that names the file. Knows nothing of workspaces.
+(Shapes as the official code reads and writes them: utils.py, trie.py, model.py.) Every error is a ValueError
+that names the file. Knows nothing of workspaces.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from gemel_ray.errors import Mistake
 from gemel_ray.gemel.pickles import read_pickle, read_state
 
-_LONGEST = 1024  # tokens of a name: more is no name, but a dictionary that holds itself
+_LONGEST = 1024  # tokens of a name: more means a dictionary that contains itself
 _WIDEST = 1 << 16  # numbers of a feature
 _NUMBERED = re.compile(r"linear_(\d+)token_(\d+)examples")
 
@@ -40,9 +40,9 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Prefix length and number of demonstrations stand in the file's name only."""
-    said = _NUMBERED.search(path.name)
-    if said is None:
+    """Read a checkpoint. Prefix length and number of demonstrations are only in the file's name."""
+    match = _NUMBERED.search(path.name)
+    if match is None:
         raise Mistake(
             f"{path.name}: a checkpoint's name says how it was trained: ..._linear_4token_16examples....pkl"
         )
@@ -50,7 +50,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if state.keys() != {"weight", "bias"} or state["weight"].ndim != 2:
         raise Mistake(f"{path} is not a linear mapper: it holds {', '.join(map(str, state)) or 'nothing'}")
     weight, bias = (state[name].float().numpy() for name in ("weight", "bias"))
-    prefix, demonstrations = int(said[1]), int(said[2])
+    prefix, demonstrations = int(match[1]), int(match[2])
     if bias.shape != weight.shape[:1] or not prefix or len(weight) % prefix:
         raise Mistake(
             f"{path}: a weight of {weight.shape} and a bias of {bias.shape} make no {prefix} visual vectors"
@@ -61,7 +61,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def only(folder: Path, pattern: str, what: str, hint: str = "") -> Path:
-    """The one file of `folder` that fits; of several, the one whose name holds `hint`."""
+    """The one file of `folder` that matches; of several, the one whose name contains `hint`."""
     found = sorted(folder.glob(pattern))
     if len(found) > 1 and hint:
         found = [f for f in found if hint in f.name] or found
@@ -85,8 +85,8 @@ def read_names(path: Path) -> tuple[list[list[int]], int, int]:
 
 
 def _paths(tree: Any, path: Path) -> Iterator[list[int]]:
-    """Every way from the root to an empty dictionary. A dictionary that stands in two places is refused: few
-    bytes of pickle could spell more names than there are atoms."""
+    """Every path from the root to an empty dictionary. A dictionary that occurs twice is refused: a small
+    pickle could spell an astronomical number of names."""
     stack: list[tuple[Any, list[int]]] = [(tree, [])]
     seen: set[int] = set()
     while stack:
@@ -115,7 +115,7 @@ def read_embeddings(path: Path) -> npt.NDArray[np.float32]:
 
 
 def read_features(path: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-    """Keys, as HDF5 spells them (see `knowledge.features`), and features, float32 [feature]."""
+    """Keys in HDF5's spelling (see `Features` in knowledge/workspace.py), and features, float32 [feature]."""
     import h5py
 
     try:
@@ -124,7 +124,7 @@ def read_features(path: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
             file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
             for name in found:
                 data = file[name]
-                if data.size > _WIDEST or data.external:  # external: its bytes are those of another file
+                if data.size > _WIDEST or data.external:  # external: its bytes are in another file
                     raise Mistake(f"{name} is not in this file itself, or too large: {data.shape}")
                 yield name, np.asarray(data[()], np.float32).reshape(-1)
     except (OSError, ValueError, TypeError) as fault:
@@ -132,7 +132,7 @@ def read_features(path: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
 
 
 def solved_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and fields of the lines that are not NIL: what the embeddings' rows stand for."""
+    """Number and fields of the lines that are not NIL: those of the embeddings' rows."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():

@@ -1,4 +1,4 @@
-"""A workspace's mapper as a checkpoint that GEMEL's own code loads: a state_dict in float16."""
+"""A workspace's mapper as a checkpoint that GEMEL's code loads: a state_dict in float16."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gemel_ray.models.mapper import FeatureMapper
 
 
 def export_gemel(mapper_file: Path, folder: Path, language: str, dataset: str, demonstrations: int) -> Path:
-    """Write LANGUAGE_DATASET_linear_{k}token_{n}examples.pkl into `folder`. ValueError for a mapper that is
-    not linear, or whose numbers are too large for float16."""
+    """Write LANGUAGE_DATASET_linear_{k}token_{n}examples.pkl into `folder`. Raises ValueError for a mapper
+    that is not linear, or whose numbers are too large for float16."""
     mapper, _ = FeatureMapper.load(mapper_file)
     if mapper.hidden:
         raise Mistake(f"{mapper_file} has a hidden layer of {mapper.hidden}: GEMEL's mapper is linear")

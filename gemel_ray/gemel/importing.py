@@ -1,8 +1,8 @@
-"""GEMEL's own files to a workspace that `link` uses as it is, with the paper's settings.
+"""GEMEL's files to a workspace that `link` uses directly, with the paper's settings.
 
-Nothing is computed again: names are the tree's own tokens, demonstrations' vectors the released ones, the
-mapper the checkpoint. Only texts are tokenised. Settings it carries: the paper's (section 4.1), and the
-order of demonstrations to the last tie.
+Nothing is computed again: names are the tree's tokens, demonstrations' vectors the released ones, the mapper
+the checkpoint. Only texts are tokenised. Settings it carries: the paper's (section 4.1), and the order of
+demonstrations to the last tie.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gemel_ray.models.tokenizer import load_tokenizer
 
 Say = Callable[[str], None]
 _ROWS = 512
-_CLIP = "ViT-L-14/openai"  # what the released features were made with; for pictures that bring none
+_CLIP = "ViT-L-14/openai"  # made the released features; for pictures without one
 
 
 def import_gemel(
@@ -48,10 +48,10 @@ def import_gemel(
     *,
     replacing: bool = False,
 ) -> None:
-    """Make the workspace `output` of the files in `data` and a checkpoint; one that is there is refused, or,
-    when `replacing`, gives way to the new one.
+    """Make the workspace `output` from the files in `data` and a checkpoint; an existing one is refused, or,
+    with `replacing`, replaced.
 
-    ValueError names the file that is missing, damaged, or does not fit the others.
+    Raises ValueError, naming the file, if one is missing, damaged, or does not fit the others.
     """
     own = config.models.clip
     models = replace(
@@ -81,12 +81,12 @@ def import_gemel(
 
 
 def _local(model: str) -> str:
-    """A folder's whole path: the workspace will be opened from elsewhere."""
+    """A folder's absolute path: the workspace will be opened from elsewhere."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def _settings(demonstrations: int) -> dict[str, dict[str, Any]]:
-    """The paper's way, as sections of ray_config.yaml."""
+    """The paper's settings, as sections of ray_config.yaml."""
     return {
         "retrieve": {
             "demonstrations": demonstrations,
@@ -102,7 +102,7 @@ def _settings(demonstrations: int) -> dict[str, dict[str, Any]]:
 
 
 def _width(language: str) -> int:
-    """Of the language model's embeddings."""
+    """The width of the language model's embeddings."""
     from transformers import AutoConfig
 
     settings = AutoConfig.from_pretrained(language)
@@ -122,7 +122,7 @@ def _mapper(folder: Path, made: Checkpoint, width: int, source: Path, now: dict[
 
 
 def _features(folder: Path, data: Path, made: Checkpoint) -> Features:
-    """The feature file's vectors, which must be as wide as the mapper reads."""
+    """The feature file's vectors, which must have the mapper's input width."""
     source = artefacts.only(data, "*.hdf5", "pictures' features")
     keys, vectors = [], []
     for key, vector in artefacts.read_features(source):
@@ -139,7 +139,7 @@ def _features(folder: Path, data: Path, made: Checkpoint) -> Features:
 
 
 def _entities(folder: Path, data: Path, language: str, say: Say) -> None:
-    """The tree's names as they are tokenised there; identifiers where a data file's `golden` tells them."""
+    """The tree's names with the tree's tokens; identifiers from the data files' `golden`."""
     from transformers import AutoConfig
 
     kind = str(AutoConfig.from_pretrained(language).model_type)
@@ -166,7 +166,7 @@ def _entities(folder: Path, data: Path, language: str, say: Say) -> None:
 
 
 def _golden(data: Path) -> dict[str, set[str]]:
-    """Identifiers of the targets' names, as far as the data files tell them."""
+    """Identifiers of the targets' names, as far as the data files have them."""
     found: dict[str, set[str]] = defaultdict(set)
     for file in sorted(data.glob("*.json")):
         for _, line in artefacts.solved_lines(file):
@@ -176,7 +176,7 @@ def _golden(data: Path) -> dict[str, set[str]]:
 
 
 def _bank(workspace: Workspace, config: Config, data: Path, features: Features, made: Made) -> None:
-    """The training mentions as demonstrations, row for row those of the embeddings."""
+    """The training mentions as demonstrations, in the rows of the embeddings."""
     train = data / "train.json"
     if not train.is_file():
         raise Mistake(f"{data} holds no train.json: the demonstrations are its mentions")
@@ -202,7 +202,7 @@ def _solved(
     features: Features,
     vectors: npt.NDArray[np.float32],
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows as a bank is written from, some at a time."""
+    """Rows for writing a bank, in batches."""
     from gemel_ray.models.clip import unit
 
     scaled = unit(vectors)

@@ -1,7 +1,7 @@
-"""Pickles from strangers: plain containers, numbers, strings and arrays are built, and nothing else.
+"""Untrusted pickles: only plain containers, numbers, strings and arrays are built.
 
-A pickle is a program. Here every global it names is looked up in a short list; whatever else it asks for is
-refused by name, before anything of it runs. Knows nothing of what the files mean.
+A pickle is a program. Here every global it names is looked up in a short list; any other is refused by name,
+before it runs. Knows nothing of what the files mean.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 
 from gemel_ray.errors import Mistake
 
-_PLAIN = frozenset("biufUS")  # kinds of numpy's numbers and strings: object arrays hold pickles of their own
-_ARRAY = object()  # stands for numpy.ndarray, which must not be called: it takes what memory it is told to
+_PLAIN = frozenset("biufUS")  # kinds of numpy's numbers and strings: object arrays contain pickles
+_ARRAY = object()  # stands for numpy.ndarray, which must not be called: it allocates any size
 
 
 def read_pickle(path: Path) -> Any:
-    """What `path` holds. ValueError, naming the file and what is wrong or refused."""
+    """The content of `path`. Raises ValueError, naming the file and what is wrong or refused."""
     try:
         with path.open("rb") as file:
             return _Plain(_Bounded(file)).load()
@@ -30,19 +30,19 @@ def read_pickle(path: Path) -> Any:
         raise Mistake(f"cannot read {path}: {fault.strerror}") from fault
     except Refused as reason:
         raise Mistake(f"{path} is refused: {reason}") from reason
-    except Exception as fault:  # a damaged program stops in any way there is
+    except Exception as fault:  # a damaged pickle may raise anything
         raise Mistake(f"{path} is not a complete pickle: {fault or type(fault).__name__}") from fault
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A torch-saved state_dict, tensors on the CPU. ValueError as of `read_pickle`."""
+    """A torch-saved state_dict, tensors on the CPU. Raises ValueError as `read_pickle` does."""
     import torch
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as fault:
         raise Mistake(f"cannot read {path}: {fault.strerror or fault}") from fault
-    except Exception as fault:  # torch has no error of its own for this
+    except Exception as fault:  # torch has no error class for this
         found = str(fault).partition("GLOBAL ")[2].split(" ")[0]
         reason = f"it wants {found}, but a checkpoint holds tensors only" if found else "it is damaged"
         raise Mistake(f"{path} is refused: {reason}") from fault
@@ -52,7 +52,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 class _Bounded:
-    """A file that is asked for no more than it has."""
+    """A file of which no more is read than it has."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size = file, os.fstat(file.fileno()).st_size
@@ -67,18 +67,18 @@ class _Bounded:
 
 
 class Refused(Exception):
-    """What the pickle wanted."""
+    """The pickle names something that is not allowed."""
 
 
 class _Plain(pickle._Unpickler):  # type: ignore[name-defined]
-    """The reader that is written in Python: the other one makes a table as long as the greatest number that a
-    pickle gives an object, and room for as many bytes as it claims to hold."""
+    """The unpickler written in Python: the C one allocates a table as long as the largest memo index, and as
+    many bytes as the pickle claims."""
 
     append: Any  # the two that `load` sets
     read: Any
 
     def _bytearray(self) -> None:
-        """Read before there is memory for it, not after."""
+        """Read the bytes before memory is allocated, not after."""
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
 
     dispatch: ClassVar[dict[int, Any]] = {
@@ -107,7 +107,7 @@ def _dtype(*arguments: Any) -> np.dtype[Any]:
 
 
 def _empty(kind: Any, shape: Any, code: Any) -> np.ndarray[Any, Any]:
-    """An array that its state will fill: numpy itself checks that shape and bytes agree."""
+    """An array that its state will fill: numpy checks that shape and bytes agree."""
     if kind is not _ARRAY or tuple(shape) != (0,):
         raise Refused("it builds an array in no usual way")
     return np.empty((0,), np.int8)
@@ -122,14 +122,14 @@ def _scalar(dtype: np.dtype[Any], data: bytes) -> Any:
 
 
 def _latin(text: str, encoding: str) -> bytes:
-    """How old protocols spell bytes."""
+    """Bytes as old protocols spell them."""
     if encoding not in ("latin1", "latin-1"):
         raise Refused(f"it wants the codec {encoding}")
     return text.encode("latin-1")
 
 
 def _tensor(data: bytes) -> Any:
-    """The storage inside a pickled tensor, itself a pickle: by torch's own reader of weights."""
+    """The storage inside a pickled tensor, itself a pickle: read by torch's weights reader."""
     import torch
 
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -28,7 +28,7 @@ from gemel_ray.job.index import Done, without_mark
 from gemel_ray.job.layout import part_of
 from gemel_ray.job.results import SOURCE, WORKERS, error_kind
 from gemel_ray.job.selection import FILTERED
-from gemel_ray.knowledge.bringing import Shared
+from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.progress import Progress
 from gemel_ray.storage import Folder, LocalFolder, Place, folder_at

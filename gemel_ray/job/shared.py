@@ -16,7 +16,7 @@ from gemel_ray.config import Config
 from gemel_ray.job.index import head
 from gemel_ray.job.results import MARK
 from gemel_ray.knowledge import versions
-from gemel_ray.knowledge.bringing import Shared, unseen
+from gemel_ray.knowledge.remote import Shared, not_visible
 from gemel_ray.readers import documents
 from gemel_ray.storage import Folder, LocalFolder
 from gemel_ray.stores import scheme
@@ -44,7 +44,7 @@ class SharedPath:
             found = _content(Path(self.path))
             if found == self.content:
                 return ""
-        return unseen(self.path, self.what, "has another" if found else "does not see")
+        return not_visible(self.path, self.what, "has another" if found else "does not see")
 
 
 def faults(seen: Sequence[SharedPath]) -> list[str]:

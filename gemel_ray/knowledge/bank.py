@@ -1,5 +1,5 @@
-"""The demonstration bank: solved examples and, behind them, the knowledge base's own names, tokenised once,
-with their pictures' features.
+"""The demonstration bank: solved examples, then the knowledge base's names, tokenised once, with their
+pictures' features.
 
 Row i is point i of the vector store. Memory-mapped; Retrieve returns rows, Assemble and the engine
 look them up here.
@@ -25,8 +25,8 @@ SCHEMA = pa.schema(
         pa.field("text", pa.string()),
         pa.field("mention", pa.string()),
         pa.field("target", pa.string()),
-        pa.field("tokens", pa.list_(pa.int32())),  # of the whole piece behind the visual prefix
-        pa.field("image_row", pa.int32()),  # of image_vectors.npy, or -1
+        pa.field("tokens", pa.list_(pa.int32())),  # of the whole piece after the visual prefix
+        pa.field("image_row", pa.int32()),  # row of image_vectors.npy, or -1
     ]
 )
 
@@ -76,7 +76,7 @@ class Bank:
 
     @property
     def examples(self) -> int:
-        """The first rows, which are solved examples; behind them are names."""
+        """The number of solved examples: the first rows. Names follow."""
         return len(self._keys)
 
     def ids(self, rows: Sequence[int]) -> list[str]:
@@ -105,7 +105,7 @@ class Bank:
         return text
 
     def mentions(self) -> list[str]:
-        """Of all rows."""
+        """The mentions of all rows."""
         mentions: list[str] = self._mentions.to_pylist()
         return mentions
 
@@ -118,15 +118,15 @@ class Bank:
         return bool(self._image_row[row] >= 0)
 
     def image_row(self, row: int) -> int:
-        """Row of `image_vectors`, or -1."""
+        """The row of `image_vectors`, or -1."""
         return int(self._image_row[row])
 
     def thumbnail(self, row: int) -> bytes | None:
-        """The example's picture as a small JPEG, where it has one and it was kept."""
+        """The example's picture as a small JPEG, if there is one."""
         return self.thumbnails.of(self.image_row(row)) if self.thumbnails is not None else None
 
     def same(self, texts: Sequence[str], mentions: Sequence[str]) -> list[list[int]]:
-        """Rows with each very text and mention: they must not demonstrate themselves."""
+        """The rows with exactly each text and mention: they must not demonstrate themselves."""
         wanted = np.array([key(*pair) for pair in zip(texts, mentions, strict=True)], np.uint64)
         first = np.searchsorted(self._keys, wanted, side="left").tolist()
         last = np.searchsorted(self._keys, wanted, side="right").tolist()
@@ -146,9 +146,9 @@ def write(
     mention_vectors: npt.NDArray[np.float32],
     folder: Path,
 ) -> Bank:
-    """Write the bank, solved examples before the knowledge base's own names, and open it. `image_vectors`
-    float32 [pictures, feature], `mention_vectors` float32 [rows, width]. Of a caption that is nothing but a
-    name, the name is no other example."""
+    """Write the bank, solved examples before the knowledge base's names, and open it. `image_vectors` float32
+    [pictures, feature], `mention_vectors` float32 [rows, width]. A name that is also the caption of an
+    example is not added again."""
     folder.mkdir(parents=True, exist_ok=True)
     keys: list[np.uint64] = []
     with pa.ipc.new_file(str(folder / "bank.arrow"), SCHEMA) as file:
@@ -166,16 +166,16 @@ def write(
     return Bank.open(folder)
 
 
-# Shared demonstration sets: a few lists of solved examples that many mentions are shown alike.
+# Shared demonstration sets: a few lists of solved examples, each in the prompts of many mentions.
 #
-# What a prompt begins with is computed once and then found in the engine's prefix cache, so a mention that is
-# shown its set costs no more than what stands behind it. The bank's examples are clustered by their mentions'
-# vectors (k-means), and each cluster is shown by examples from its rim to its middle, of different entities.
+# The beginning of a prompt is computed once and then found in the engine's prefix cache, so a mention costs
+# only what follows its set. The bank's examples are clustered by their mentions' vectors (k-means), and each
+# cluster is represented by examples from its rim to its middle, of different entities.
 # Not in the paper: docs/performance.md has what it gives and what it takes. The same in every process.
 
 
 Rows = npt.NDArray[np.int64]
-_SAMPLE = 50_000  # examples looked at, of larger banks
+_SAMPLE = 50_000  # examples that are clustered, of larger banks
 _ROUNDS = 10
 
 
@@ -198,14 +198,14 @@ class SharedSets:
         ]
 
     def of(self, vectors: Vectors) -> list[Rows]:
-        """The rows of the bank that mentions of these vectors, float32 [n, width], are shown."""
+        """The rows of the bank for mentions with these vectors, float32 [n, width]."""
         if not self._rows:
             return [np.empty(0, np.int64)] * len(vectors)
         return [self._rows[i] for i in (unit(vectors) @ self._centres.T).argmax(axis=1)]
 
 
 def _centres(vectors: Vectors, centres: Vectors) -> Vectors:
-    """k-means of unit vectors [n, width] by cosine, from these centres on; one that nobody is near stays."""
+    """k-means of unit vectors [n, width] by cosine, from these centres; one without members stays."""
     for _ in range(_ROUNDS):
         member = (vectors @ centres.T).argmax(axis=1) if len(centres) else np.empty(0, np.int64)
         sums = np.zeros_like(centres)
@@ -215,8 +215,8 @@ def _centres(vectors: Vectors, centres: Vectors) -> Vectors:
 
 
 def _chosen(bank: Bank, sample: Rows, nearness: Vectors, members: Rows, size: int) -> Rows:
-    """`size` examples of a cluster, from its rim to its middle, each of another entity while there are
-    such; a small cluster borrows from its surroundings."""
+    """`size` examples of a cluster, from its rim to its middle, of different entities as far as possible; a
+    small cluster borrows from its neighbours."""
     if len(members) < size:
         members = np.argsort(-nearness, kind="stable")[: 4 * size]
     members = members[np.argsort(nearness[members], kind="stable")]
@@ -228,19 +228,19 @@ def _chosen(bank: Bank, sample: Rows, nearness: Vectors, members: Rows, size: in
     return rows[pool[np.unique(np.linspace(0, len(pool) - 1, min(size, len(pool))).round().astype(int))]]
 
 
-# Demonstrations in the very order of GEMEL's code, for results that must equal its own.
+# Demonstrations in exactly the order of GEMEL's code, for results that must equal GEMEL's.
 #
-# That code sorts the cosines of all examples by numpy's default sort, which keeps no order among equals: of
-# twenty examples with one mention, which stand in the prompt and how is decided by that sort and by the last
-# bits of the cosines. No index answers so; the same arithmetic on the same numbers does. It costs a pass over
-# the whole bank a mention (3 ms for 11,000 examples of 768 numbers). (Official code: utils.py.)
+# That code sorts the cosines of all examples by numpy's default sort, which is not stable: among twenty
+# examples with one mention, that sort and the last bits of the cosines decide which are in the prompt and in
+# which order. Only the same arithmetic on the same numbers gives the same. It costs a pass over the whole
+# bank per mention (3 ms for 11,000 examples of 768 numbers). (Official code: utils.py.)
 
 
 Matrix = npt.NDArray[np.float32]
 
 
 class PublishedOrder:
-    """The bank's mention vectors as they came, at unit length."""
+    """The bank's mention vectors in their original order, at unit length."""
 
     def __init__(self, bank: Bank) -> None:
         self._unit = _published_unit(bank.mention_vectors)
@@ -258,7 +258,7 @@ class PublishedOrder:
 
 
 def _published_unit(vectors: Matrix) -> Matrix:
-    """As scikit-learn's cosine_similarity scales them: to the last bit."""
+    """The vectors at unit length, to the last bit as scikit-learn's cosine_similarity scales them."""
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     lengths[lengths == 0] = 1
     return vectors / lengths[:, None]

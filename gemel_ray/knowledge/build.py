@@ -1,7 +1,7 @@
 """Files to a workspace: prefix tree, entities, demonstration bank, vectors, mapper.
 
-Demonstrations go through the graph's own Detect and Encode, so that a vector here and a vector asked
-later are made by the same code. A workspace appears whole or not at all.
+Demonstrations go through the graph's Detect and Encode, so that the same code makes the bank's vectors and
+those of queries. A workspace appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from gemel_ray.config import Config
-from gemel_ray.detecting.linked import Learnt
+from gemel_ray.detecting.linked import LinkStatistics
 from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
@@ -25,14 +25,14 @@ from gemel_ray.knowledge.workspace import Workspace, resolved, revisions
 from gemel_ray.knowledge.writing import (
     BankWriter,
     Made,
-    demonstrating,
+    cut_message,
     encoded,
     forms,
-    in_words,
     index,
     longest_name,
+    name_examples,
     new_workspace,
-    own_examples,
+    usable_demonstrations,
     write_facts,
 )
 from gemel_ray.models.mapper import FeatureMapper
@@ -56,8 +56,8 @@ def build(
     triples: str | None = None,
     replacing: bool = False,
 ) -> Made:
-    """Make the workspace `output`. Raises ValueError, before anything is done, where something else lies
-    there, or a workspace that is not to be replaced; one that is gives way when the new one is whole."""
+    """Make the workspace `output`. Raises ValueError, before anything is done, if something else is there, or
+    a workspace and `replacing` is False. A workspace is replaced when the new one is complete."""
     with new_workspace(output, replacing, config.vectors, say) as (folder, made):
         _fill(folder, made, config, (entities, triples), demonstrations, say)
     return made
@@ -100,15 +100,15 @@ def _fill(
 
 def _mapper(folder: Path, config: Config, names: dict[str, str], say: Say) -> None:
     """Copy the configured mapper in. One that was trained for other models is refused; `auto` takes the
-    starter's where it fits, and none elsewhere."""
+    starter's if it fits, else none."""
     wanted = config.models.mapper
     file = _STARTER if wanted == "auto" else Path(wanted)
     if wanted == "none" or (wanted == "auto" and not file.exists()):
         return
     made, now = FeatureMapper.load(file)[1].get("revisions", {}), revisions(names)
-    before = revisions(names, whole=False)  # as mappers were marked that are older than whole revisions
-    asked = ("language", "clip", "clip_feature")
-    strange = [k for k in asked if k in made and made[k] not in (now[k], before[k])]
+    before = revisions(names, whole=False)  # as older mappers record them
+    compared = ("language", "clip", "clip_feature")
+    strange = [k for k in compared if k in made and made[k] not in (now[k], before[k])]
     if not strange:
         shutil.copyfile(file, folder / "mapper.safetensors")
     elif wanted != "auto":
@@ -121,16 +121,16 @@ def _mapper(folder: Path, config: Config, names: dict[str, str], say: Say) -> No
 
 
 def _bank(workspace: Workspace, config: Config, inputs: list[str], made: Made, say: Say) -> None:
-    """Encode the demonstrations, tokenise them, and fill the vector store. Behind the solved examples, so
-    that of equal mentions those stand first, come the knowledge base's own names."""
+    """Encode the demonstrations, tokenise them, and fill the vector store. The knowledge base's names come
+    after the solved examples, so that of equal mentions those are first."""
     few = len(workspace.entities) <= config.bank.names
     known = Targets(workspace.entities.pairs() if inputs or few else ())
     for line in first_targets(inputs, known):
         say(line)
     began = time.perf_counter()
     fetch = config.input.fetch_official_images
-    learnt = Learnt()
-    given = learnt.noting(t for f in inputs for t in documents(f, fetch_official_images=fetch))
+    learnt = LinkStatistics()
+    given = learnt.observe(t for f in inputs for t in documents(f, fetch_official_images=fetch))
     total = sum(count(f) or 0 for f in inputs) + few * len(workspace.entities)
     folder = workspace.folder / "bank"
     with Meter("documents", total) as meter, thumbnails.writing(folder) as kept:
@@ -139,12 +139,12 @@ def _bank(workspace: Workspace, config: Config, inputs: list[str], made: Made, s
             [
                 writer.table(solved)
                 for table in encoded(workspace, config, tables, meter)
-                if (solved := demonstrating(table, known, made))
+                if (solved := usable_demonstrations(table, known, made))
             ]
-            for tables in (given, own_examples(forms(workspace.entities.rows())) if few else ())
+            for tables in (given, name_examples(forms(workspace.entities.rows())) if few else ())
         )
     if writer.cut:
-        say(in_words(writer.cut, config.bank.longest_example))
+        say(cut_message(writer.cut, config.bank.longest_example))
     if inputs:
         learnt.write(workspace.entities.surface_forms(), workspace.folder)
     made.demonstrations, made.names = (sum(map(len, tables)) for tables in (examples, names))
@@ -159,19 +159,19 @@ def _bank(workspace: Workspace, config: Config, inputs: list[str], made: Made, s
 
 
 def first_targets(inputs: Iterable[str], known: Targets) -> Iterator[str]:
-    """What is said before the work where most of a file's first targets are unknown: three of them."""
+    """A warning, before the work, for each file whose first targets are mostly unknown, with examples."""
     for file in inputs:
-        told = [
+        targets = [
             (mention["target"], mention["target_id"])
             for table in islice(documents(file), _LOOKED_AT)
             for row in table.select(["given"]).to_pylist()
             for mention in row["given"] or ()
             if mention["target"] or mention["target_id"] not in (None, NIL)
         ]
-        strange = [t or i for t, i in told if known.name(t, i) not in known]
-        if 2 * len(strange) > len(told):
+        strange = [t or i for t, i in targets if known.name(t, i) not in known]
+        if 2 * len(strange) > len(targets):
             shown = ", ".join(short(name, 40) for name in dict.fromkeys(strange[:3]))
             yield (
-                f"{file}: {len(strange):,} of the first {len(told):,} targets are not "
+                f"{file}: {len(strange):,} of the first {len(targets):,} targets are not "
                 f"an entity's name or id: {shown}"
             )

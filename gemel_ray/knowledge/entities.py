@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         pa.field("aliases", pa.list_(pa.string())),
         pa.field("popularity", pa.float64()),
         pa.field("image", pa.string()),
-        pa.field("types", pa.list_(pa.string())),  # ids of what it is an instance of
+        pa.field("types", pa.list_(pa.string())),  # ids of the classes it is an instance of
     ]
 )
 _BATCH = 65_536
@@ -42,7 +42,7 @@ class Entities:
 
     @classmethod
     def open(cls, path: Path) -> Entities:
-        """Map the file; rows are read when they are asked for."""
+        """Map the file; rows are read on access."""
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         for field in SCHEMA:  # a workspace of an earlier version may lack the last
             if field.name not in table.column_names:
@@ -62,7 +62,7 @@ class Entities:
             yield from chunk.to_pylist()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All entities with all that is known of them, in order."""
+        """All entities with all their fields, in order."""
         for batch in self.table.to_batches():
             yield from batch.to_pylist()
 
@@ -72,15 +72,15 @@ class Entities:
             yield from zip(batch["id"].to_pylist(), batch["name"].to_pylist(), strict=True)
 
     def surface_forms(self) -> Iterator[str]:
-        """All names and aliases, repeated as they come."""
+        """All names and aliases, with repetitions."""
         yield from self.names()
         for chunk in self.table["aliases"].chunks:
             yield from (alias for alias in chunk.flatten().to_pylist() if alias)
 
 
 def write(rows: Iterable[dict[str, Any]], path: Path, reject: Reject | None = None) -> Entities:
-    """Write entities to `path` in batches and open them. With `reject`, of several with one id the first is
-    kept, and it is told the others, by their `line`."""
+    """Write entities to `path` in batches and open them. With `reject`, the first of several with one id is
+    kept, and `reject` receives the others, by their `line`."""
     lines = array("Q")
     with pa.ipc.new_file(str(path), SCHEMA) as file:
         batch: list[dict[str, Any]] = []
@@ -106,7 +106,7 @@ def write(rows: Iterable[dict[str, Any]], path: Path, reject: Reject | None = No
 
 
 def _repeated(ids: pa.ChunkedArray) -> dict[int, int]:
-    """Rows whose id an earlier one has, and the first row of it. 16 bytes an entity."""
+    """Rows whose id an earlier row has, and the first such row. Takes 16 bytes per entity."""
     keys = np.fromiter((hash(i) for chunk in ids.chunks for i in chunk.to_pylist()), np.int64, len(ids))
     order = np.argsort(keys, kind="stable")
     same = np.flatnonzero(keys[order][1:] == keys[order][:-1]) + 1
@@ -143,11 +143,11 @@ def save(table: pa.Table, path: Path) -> Entities:
 
 
 SHOWN = 10
-Reject = Callable[[str], None]  # is told where and why
+Reject = Callable[[str], None]  # receives where and why
 
 
 class Rejects:
-    """Called with each reason; of millions it keeps the first."""
+    """Collects reasons: counts all and keeps the first."""
 
     def __init__(self) -> None:
         self.first: list[str] = []
@@ -159,22 +159,22 @@ class Rejects:
             self.first.append(reason)
 
     def lines(self, what: str) -> list[str]:
-        """For people: the first, and the number of the others."""
+        """Lines for people: the first reasons, and the number of the others."""
         more = self.count - len(self.first)
         return [f"{what}: {reason}" for reason in self.first] + (
             [f"... and {more:,} more {what}"] if more else []
         )
 
 
-# A gold mention's entity by its name in the knowledge base, where the data set gives an id or another name.
+# The name in the knowledge base of a gold mention's entity, where the data set has an id or another name.
 #
-# Names are what the language model writes and what is compared. WikiMEL's and MIMIC's files tell the Wikidata
-# id, and their spelling of the name need not be the knowledge base's; others tell nothing but an id.
+# Names are what the language model writes and what is compared. WikiMEL's and MIMIC's files have the Wikidata
+# id, and may spell the name differently from the knowledge base; others have nothing but an id.
 
 
 class Targets:
-    """Names by ids, of the (id, name) `pairs` of some entities, read when first asked. Of an id that is there
-    twice the first name counts; every name stays one. `doubts`: targets asked for that are a name and another
+    """Names by ids, from the (id, name) `pairs` of some entities, read on first use. If an id occurs twice,
+    its first name counts; all names remain valid. `doubts`: how many targets were a name and also another
     entity's id."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
@@ -192,16 +192,16 @@ class Targets:
 
     @cached_property
     def _loose(self) -> dict[str, str]:
-        """Names by their loose spelling, of those that have another."""
+        """Names by their loose spelling, where it differs."""
         return {loose: name for name in self._read[1] if (loose := _loosely(name)) != name}
 
     def __contains__(self, name: str | None) -> bool:
         return name in self._read[1]
 
     def name(self, target: str | None, target_id: str | None) -> str | None:
-        """The target, if it is a name of the knowledge base; else the name of its id; else, where the target
-        is itself an id or a name spelled as an address spells it, that entity's name; else the target as it
-        is, which may be None."""
+        """The target, if it is a name of the knowledge base; else the name of its id; else, if the target is
+        itself an id or a name in the spelling of an address, that entity's name; else the target unchanged,
+        which may be None."""
         name_of, names = self._read
         wanted = normal(target) if target else None
         if wanted in names:
@@ -217,13 +217,13 @@ class Targets:
         return loose if loose in names else self._loose.get(loose, wanted)
 
 
-def _last(known_by: str) -> str:
-    """Of http://www.wikidata.org/entity/Q42, Q42; of 42.0, as tables write whole numbers beside gaps, 42."""
-    return known_by.rpartition("/")[2] if "://" in known_by else known_by.removesuffix(".0")
+def _last(identifier: str) -> str:
+    """Q42 for http://www.wikidata.org/entity/Q42; 42 for 42.0, as tables with gaps write whole numbers."""
+    return identifier.rpartition("/")[2] if "://" in identifier else identifier.removesuffix(".0")
 
 
 def _loosely(name: str) -> str:
-    """As a page's address and its title are both spelled: Mercury_(planet)."""
+    """A spelling common to a page's address and its title: Mercury_(planet)."""
     if "://" in name:
         name = unquote(name.rpartition("/")[2].partition("#")[0])
     return normal(name.replace("_", " ").replace("\u2019", "'"))

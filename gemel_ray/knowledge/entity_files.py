@@ -1,7 +1,7 @@
-"""Files of entities, read as a stream: JSON lines, a JSON array with an item a line (Wikidata's dump), one
+"""Files of entities, read as a stream: JSON lines, a JSON array with one item per line (Wikidata's dump), one
 JSON document, Parquet, CSV and TSV; packed or not, one file or a folder of them.
 
-What is no entity is told with its file, line and reason, and the next is read.
+What is not an entity is reported with its file, line and reason, and the next is read.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read(
 
 
 def whole(address: str, source: Iterator[Numbered]) -> Iterator[Numbered]:
-    """A file's rows to its end. A knowledge base that is cut short would answer as if it were whole."""
+    """A file's rows. Raises if it is cut short: an incomplete knowledge base would go unnoticed."""
     number = 0
     while True:
         try:
@@ -59,7 +59,7 @@ def whole(address: str, source: Iterator[Numbered]) -> Iterator[Numbered]:
             return
         except ValueError as fault:
             raise Mistake(f"{address}: {first_line(fault)}") from fault
-        except Exception as fault:  # what a damaged file makes its library raise
+        except Exception as fault:  # any error of a library for a damaged file
             raise Mistake(f"{address} cannot be read after row {number:,}: {first_line(fault)}") from fault
         yield number, raw
 
@@ -81,7 +81,7 @@ def _files(address: str) -> list[str]:
 
 
 def kind(address: str) -> str:
-    """The ending that says what a file holds, without the one that says how it is packed."""
+    """The ending of a file's format, without that of its compression."""
     name = address.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
@@ -107,7 +107,7 @@ def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
     except (ValueError, RecursionError):
-        return len(line) == _HEAD  # too long to be told: an item of a megabyte is an item
+        return len(line) == _HEAD  # too long to be parsed here: a megabyte is taken for an item
     return True
 
 
@@ -124,7 +124,7 @@ def _array_lines(address: str) -> Iterator[Numbered]:
 
 
 def _object(address: str) -> Iterator[Numbered]:
-    """The entities of a JSON object: a list of them under one key, each under its id, or one alone."""
+    """The entities of a JSON object: a list under one key, each under its id, or a single one."""
     with opened(address) as file:
         try:
             found = json.loads(decoded(file.read()))
@@ -159,7 +159,7 @@ def _parquet(address: str) -> Iterator[Numbered]:
 
 
 def _of_batch(batch: pa.RecordBatch) -> list[Any]:
-    """Its rows; what cannot be shown, as bytes that are no UTF-8, costs its row."""
+    """The batch's rows; a row that cannot be represented (bytes that are not UTF-8) becomes a BadRecord."""
     try:
         return list(batch.to_pylist())
     except Exception as fault:
@@ -169,7 +169,7 @@ def _of_batch(batch: pa.RecordBatch) -> list[Any]:
 
 
 def texts(file: BinaryIO) -> Iterator[str]:
-    """A file's lines as csv takes them. What is not UTF-8 becomes surrogates: a value is refused for them."""
+    """A file's lines for csv. What is not UTF-8 becomes surrogates, for which the value is refused."""
     return (t.decode("utf-8", "surrogateescape") if isinstance(t, bytes) else t for t in lines(file))
 
 

@@ -1,7 +1,7 @@
 """A row of a knowledge base, whatever its fields are called, as an entity.
 
-What is wrong with its id or name costs the entity; what is wrong with anything else costs that alone. Both
-are told. Knows nothing of files.
+An invalid id or name costs the entity, another invalid value only itself. Both are reported. Knows nothing of
+files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gemel_ray.knowledge.entities import Reject
 from gemel_ray.readers import cells
 from gemel_ray.readers.fields import BadRecord, identity, is_unicode, short
 
-FIELDS = {  # in our words, and the other names of each
+FIELDS = {  # the standard names, and other names of each
     "id": ("id", "qid", "wikidata_id", "entity_id", "kb_id", "identifier", "item"),
     "name": ("name", "label", "title", "entity", "entity_name", "itemlabel"),
     "description": ("description", "desc", "itemdescription", "abstract"),
@@ -31,7 +31,7 @@ _SEPARATOR = "|"  # of aliases and types in one field of text
 
 
 def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
-    """An entity as it is kept. ValueError says what is wrong with it; `reject` is told what else was left
+    """An entity as it is stored. Raises ValueError if it is invalid; `reject` receives what else was left
     out."""
     if not isinstance(raw, dict):
         raise Mistake(f"an entity is an object with id and name, not {short(raw)}")
@@ -40,19 +40,19 @@ def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
     elif _is_wikidata(raw):
         raw = _from_wikidata(raw)
     if "id" not in raw or "name" not in raw:
-        raw = _in_our_words(raw)
-    known_by, name = _bare(identity(_plain(raw.get("id")))), _name(_plain(raw.get("name")))
-    if known_by is None:
+        raw = _with_standard_names(raw)
+    identifier, name = _bare(identity(_plain(raw.get("id")))), _name(_plain(raw.get("name")))
+    if identifier is None:
         raise Mistake(f"an entity needs an id, text or a whole number: {_not(raw.get('id'))}")
     if not name:
         raise Mistake(f"an entity needs a name: {_not(raw.get('name'))}")
 
     def dropped(field: str, value: Any, why: str) -> None:
-        reject(f"the {field} {short(value)} of {known_by} is {why}: left out")
+        reject(f"the {field} {short(value)} of {identifier} is {why}: left out")
 
     aliases = list(_texts(raw.get("aliases"), "alias", dropped))
     return {
-        "id": known_by,
+        "id": identifier,
         "name": name,
         "description": _description(raw, dropped),
         "aliases": [alias for alias in dict.fromkeys(map(normal, aliases)) if alias and alias != name],
@@ -62,26 +62,26 @@ def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
     }
 
 
-def _in_our_words(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _with_standard_names(raw: Mapping[str, Any]) -> dict[str, Any]:
     lower = {str(name).strip().lower(): value for name, value in raw.items()}
     return {
-        ours: next((lower[name] for name in names if lower.get(name) is not None), None)
-        for ours, names in FIELDS.items()
+        field: next((lower[name] for name in names if lower.get(name) is not None), None)
+        for field, names in FIELDS.items()
     }
 
 
-def _bare(known_by: str | None) -> str | None:
-    """An id without the address in front, as Wikidata's query service writes it."""
-    return known_by.rpartition("/entity/")[2] if known_by and "://" in known_by else known_by
+def _bare(identifier: str | None) -> str | None:
+    """An id without the address before it, as Wikidata's query service writes it."""
+    return identifier.rpartition("/entity/")[2] if identifier and "://" in identifier else identifier
 
 
 def _plain(value: Any) -> Any:
-    """Of {"value": ...}, as Wikidata's query service and dump have it, the value."""
+    """The value of {"value": ...}, as Wikidata's query service and dump write it; else the argument."""
     return value.get("value") if isinstance(value, dict) else value
 
 
 def _name(value: Any) -> str | None:
-    """On one line: a line break inside a name would end it for the language model. A number may be one."""
+    """A name on one line: a line break would end it for the language model. It may be a number."""
     name = identity(value)
     return normal(name) if name else None
 
@@ -93,7 +93,7 @@ def _not(value: Any) -> str:
 
 
 def _texts(value: Any, field: str, dropped: Any) -> Iterator[str]:
-    """Several texts: a list, of texts or of {"value": text}; by language; or one text, with | between."""
+    """Several texts: a list of texts or of {"value": text}; by language; or one text, separated by |."""
     if isinstance(value, dict):
         value = [text for some in value.values() for text in (some if isinstance(some, list) else [some])]
     if isinstance(value, str):
@@ -120,15 +120,15 @@ def _text(raw: Mapping[str, Any], field: str, dropped: Any) -> str | None:
 
 
 def _description(raw: Mapping[str, Any], dropped: Any) -> str | None:
-    """The description, and behind it what the entity's table says."""
-    said, table = _text(raw, "description", dropped), raw.get("table")
+    """The description, followed by the entity's table."""
+    description, table = _text(raw, "description", dropped), raw.get("table")
     if table is None or table == "":
-        return said
+        return description
     try:
-        return "; ".join(filter(None, (said, cells.row_of(table))))
+        return "; ".join(filter(None, (description, cells.row_of(table))))
     except BadRecord as fault:
         dropped("table", table, f"not understood: {fault}")
-        return said
+        return description
 
 
 def _number(value: Any, dropped: Any) -> float | None:
@@ -144,7 +144,7 @@ def _number(value: Any, dropped: Any) -> float | None:
     return None
 
 
-# An entity as MIMIC's kb_entity.json has it.
+# An entity of MIMIC's kb_entity.json.
 #
 #     {"id": a row number, "qid": "Q42", "entity_name": "a name", "desc", "attr": "Sex: ...", "image_list"}
 #
@@ -153,12 +153,12 @@ def _number(value: Any, dropped: Any) -> float | None:
 
 
 def _is_mimic(raw: Any) -> bool:
-    """`entity_name` is its word for the name."""
+    """Recognised by `entity_name`, its field for the name."""
     return isinstance(raw, dict) and "entity_name" in raw
 
 
 def _from_mimic(raw: dict[str, Any]) -> dict[str, Any]:
-    """The same entity in our words; of its pictures the first."""
+    """The entity with the standard names; of several pictures, the first."""
     name, pictures = raw["entity_name"], raw.get("image_list")
     return {
         "id": raw.get("qid"),
@@ -168,37 +168,37 @@ def _from_mimic(raw: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# An entity as Wikidata's JSON dump has it, one a line of an array (latest-all.json.gz).
+# An entity of Wikidata's JSON dump, one per line of an array (latest-all.json.gz).
 #
 #     {"type": "item", "id": "Q42", "labels": {"en": {"language": "en", "value": ...}}, "descriptions",
 #      "aliases": {"en": [...]}, "claims": {"P31": [{"mainsnak": {"datavalue": {"value": {"id": "Q5"}}}}]},
 #      "sitelinks": {"enwiki": {...}}}
 #
-# Source: Wikibase's documentation, "JSON". Names are English where there are any, else those of any language
-# ("mul"), else of the first that is there. Empty maps are written as [].
+# Source: Wikibase's documentation, "JSON". Names are English if there are any, else those of all languages
+# ("mul"), else those of the first language. Empty maps are written as [].
 
 
 _LANGUAGES = ("en", "mul")
 
 
 def _is_wikidata(raw: Any) -> bool:
-    """`labels` are by language."""
+    """Recognised by `labels` by language."""
     return isinstance(raw, dict) and isinstance(raw.get("labels"), dict | list) and "name" not in raw
 
 
 def _from_wikidata(raw: dict[str, Any]) -> dict[str, Any]:
-    """The same entity in our words. ValueError: it is a property, or a lexeme."""
+    """The entity with the standard names. Raises ValueError for a property or a lexeme."""
     kind = raw.get("type", "item")
     if kind != "item":
         raise Mistake(f"{raw.get('id')} is a {kind} of Wikidata, no item: left out")
-    name, spoken = _spoken(_map(raw.get("labels")))
+    name, language = _preferred_text(_map(raw.get("labels")))
     aliases = _map(raw.get("aliases"))
-    languages = dict.fromkeys((spoken, "mul"))
+    languages = dict.fromkeys((language, "mul"))
     return {
         "id": raw.get("id"),
         "name": name,
-        "description": _spoken(_map(raw.get("descriptions")))[0],
-        "aliases": [alias for language in languages for alias in aliases.get(language) or ()],
+        "description": _preferred_text(_map(raw.get("descriptions")))[0],
+        "aliases": [alias for other in languages for alias in aliases.get(other) or ()],
         "popularity": len(_map(raw.get("sitelinks"))),
         "types": _types(_map(raw.get("claims")).get("P31")),
     }
@@ -208,14 +208,14 @@ def _map(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _spoken(texts: Mapping[str, Any]) -> tuple[Any, str]:
-    """The text in the language that is wanted most, and the language."""
+def _preferred_text(texts: Mapping[str, Any]) -> tuple[Any, str]:
+    """The text in the preferred language, and the language."""
     language = next((known for known in (*_LANGUAGES, *texts) if known in texts), "")
     return _map(texts.get(language)).get("value"), language
 
 
 def _types(statements: Any) -> list[str]:
-    """The items of an entity's `instance of`, but for statements without a value."""
+    """The items of an entity's `instance of`, without statements that have no value."""
     values = (
         _map(_map(_map(_map(statement).get("mainsnak")).get("datavalue")).get("value")).get("id")
         for statement in (statements if isinstance(statements, list) else ())

@@ -1,8 +1,8 @@
-"""Vectors as they lie in the bank, searched by one matrix product for many queries: exact, a millisecond a
-query and core where there are 100,000. The bank's files are mapped, so all processes share them.
+"""The bank's vectors, searched by one matrix product for many queries: exact, with 100,000 vectors a
+millisecond per query and core. The bank's files are mapped, so all processes share them.
 
-What Qdrant holds of a bank is written from these very matrices; it is asked where a bank is larger than
-`vectors.exact_below`, and where a server is configured.
+Qdrant's copy is written from the same matrices; it is searched if a bank is larger than
+`vectors.exact_below` or a server is configured.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.vectors import Matrix, Points, Ranked, Without, below, nothing
+from gemel_ray.knowledge.vectors import Matrix, Points, Ranked, Without, empty, stack
 from gemel_ray.models.clip import unit
 
-_SCORES: Final = 1 << 24  # held at once, 64 MiB
-_UNIT: Final = 1e-6  # by which a length may differ from 1
+_SCORES: Final = 1 << 24  # in memory at once, 64 MiB
+_UNIT: Final = 1e-6  # how far a length may differ from 1
 
 
 @dataclass(frozen=True)
 class _Named:
-    """Vectors [n, width] of one name, and what is needed to make cosines of products with them: the
-    reciprocal lengths, where they are not 1. Row i of the bank has vector `vector_of[i - first]`, without
-    that vector i - first, or, below 0, none."""
+    """Vectors [n, width] of one name, with their reciprocal lengths if they are not 1, for cosines. Row i of
+    the bank has vector `vector_of[i - first]` (if that is below 0, none), or, without `vector_of`, vector
+    i - first."""
 
     vectors: Matrix
     scale: Matrix | None
@@ -41,11 +41,12 @@ class _Named:
         return cls(vectors, scale, first, vector_of)
 
     def __len__(self) -> int:
-        """Rows of the bank looked at."""
+        """The number of rows of the bank that are searched."""
         return len(self.vectors if self.vector_of is None else self.vector_of)
 
     def cosines(self, queries: Matrix) -> Matrix:
-        """Of unit `queries` [n, width] with each row, float32 [n, rows]; minus infinity of those without."""
+        """Cosines of unit `queries` [n, width], float32 [n, rows]; minus infinity for rows without a
+        vector."""
         scores: Matrix = queries @ self.vectors.T
         if self.scale is not None:
             scores *= self.scale
@@ -57,7 +58,7 @@ class _Named:
 
 
 class Matrices:
-    """A bank's vectors, only to be read."""
+    """A bank's vectors, read-only."""
 
     def __init__(self, bank: Bank) -> None:
         self._count = len(bank)
@@ -76,14 +77,14 @@ class Matrices:
         raise TypeError("a bank's own vectors are only read")
 
     def finish(self, graph: bool) -> None:
-        """Nothing was added."""
+        """Do nothing: nothing can be added."""
 
     def close(self) -> None:
-        """The files are the bank's."""
+        """Do nothing: the files belong to the bank."""
 
     def nearest(self, name: str, queries: Matrix, without: Without, depth: int, exact: bool) -> Ranked:
         named = self._named[name]
-        return below([nothing(0, 0), *self._parts(named, unit(queries), without, min(depth, len(named)))])
+        return stack([empty(0, 0), *self._parts(named, unit(queries), without, min(depth, len(named)))])
 
     def _parts(self, named: _Named, queries: Matrix, without: Without, depth: int) -> Iterator[Ranked]:
         step = max(1, _SCORES // max(1, len(named)))
@@ -96,7 +97,7 @@ class Matrices:
 
 
 def _best(scores: Matrix, depth: int, first: int) -> Ranked:
-    """Of each line the `depth` highest, in any order."""
+    """The `depth` highest of each line, in any order."""
     chosen = np.argpartition(scores, scores.shape[1] - depth, axis=1)[:, scores.shape[1] - depth :]
     found = np.take_along_axis(scores, chosen, axis=1).astype(np.float64)
     return Ranked(np.where(np.isfinite(found), chosen + first, -1), found)

@@ -1,8 +1,8 @@
 """A version's successor: entities, their names in tree and bank, demonstrations and vectors.
 
 Nothing is trained, and the language model is not loaded: its tokenizer is enough. Only what is new is
-encoded; the rest of tree, bank and vectors is taken over row by row. Knows nothing of which version is in
-use, nor whether what is wanted makes sense: see below.
+encoded; the rest of tree, bank and vectors is copied row by row. `NextVersion` does not know which version is
+in use, nor check the change: see `change`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gemel_ray.config import Config
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
-from gemel_ray.knowledge import homes, prefix_tree, thumbnails, versions
+from gemel_ray.knowledge import prefix_tree, thumbnails, vector_stores, versions
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities, Targets
 from gemel_ray.knowledge.versions import linked, read_facts
@@ -33,13 +33,13 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.knowledge.writing import (
     BankWriter,
     Made,
-    demonstrating,
     encoded,
     forms,
     index,
     longest_name,
-    own_examples,
+    name_examples,
     seal,
+    usable_demonstrations,
 )
 from gemel_ray.progress import Meter
 from gemel_ray.ranking.making import renew
@@ -54,7 +54,7 @@ _OF_ONE_VERSION = ("version", "vectors", "collection", "former", "made", "change
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What a new version has that the former one had not. `entities` as entities.read gives them; `aliases`
+    """How a new version differs from the former one. `entities` as entity_files.read yields them; `aliases`
     by the entity's id; `demonstrations`: files of solved documents; `triples`: facts for the knowledge
     graph."""
 
@@ -72,7 +72,7 @@ def rows_of(workspace: Workspace, ids: Iterable[str]) -> list[Entity]:
 
 
 class NextVersion:
-    """The writing of one version into the folder `inside`, its vectors, where there is a Qdrant server, into
+    """Writes one version into the folder `inside`, and its vectors, if there is a Qdrant server, into
     `collection`."""
 
     def __init__(
@@ -87,16 +87,16 @@ class NextVersion:
         self.former, self.config, self.wanted, self.version, self.inside = (
             former, config, wanted, version, inside,
         )  # fmt: skip
-        self.collection = homes.record(collection)
+        self.collection = vector_stores.record(collection)
         self.made, self.repeated = Made(), 0
 
     def write(self) -> list[str]:
-        """Fill the folder; returns what changed, in words."""
+        """Fill the folder; return lines on what changed."""
         former = self.former
         facts = {k: v for k, v in former.facts.items() if k not in _OF_ONE_VERSION}
         self._entities()
         bank, vectors = self._bank()
-        collection = homes.record(homes.recorded(former.facts))
+        collection = vector_stores.record(vector_stores.recorded(former.facts))
         if vectors == self.version:
             collection = self.collection
             own = Workspace(former.folder, former.sections, facts | collection, self.version, self.inside)
@@ -107,7 +107,7 @@ class NextVersion:
         facts["pictures"] = len(bank.image_vectors)
         if former.features is not None:
             shutil.copytree(former.inside / "features", self.inside / "features", copy_function=linked)
-        changes = self._told(bank.examples - former.bank.examples)
+        changes = self._summary(bank.examples - former.bank.examples)
         history = {"former": former.knowledge, "made": time.strftime(TIME), "changes": changes}
         seal(self.inside, facts, vectors=vectors, **history, **collection)
         return changes
@@ -147,7 +147,7 @@ class NextVersion:
         return bank, self.version
 
     def _kept_names(self) -> npt.NDArray[np.int64]:
-        """Rows of the former bank that are names of entities which stay."""
+        """Rows of the former bank that are names of entities that stay."""
         bank, removed = self.former.bank, set(self.wanted.removed)
         if not removed:
             return np.arange(bank.examples, len(bank))
@@ -156,7 +156,7 @@ class NextVersion:
         return bank.examples + np.flatnonzero(stays)
 
     def _examples(self, writer: BankWriter) -> list[pa.Table]:
-        """The bank's rows of the new demonstrations, but for those that it has."""
+        """The bank's rows of the new demonstrations, without those that it has already."""
         if not self.wanted.demonstrations:
             return []
         known, fetch = Targets(self.entities.pairs()), self.config.input.fetch_official_images
@@ -164,14 +164,14 @@ class NextVersion:
         tables = []
         with Meter("documents", sum(count(f) or 0 for f in self.wanted.demonstrations)) as meter:
             for table in encoded(self.former, self.config, given, meter):
-                if new := self._not_there(demonstrating(table, known, self.made)):
+                if new := self._without_known(usable_demonstrations(table, known, self.made)):
                     tables.append(writer.table(new))
         if not tables and not self.wanted.entities:
             why = "; ".join(self.made.rejects.first[:3]) or f"all {self.repeated:,} are there already"
             raise Mistake(f"no demonstration is new: {why}; nothing was changed")
         return tables
 
-    def _not_there(self, solved: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _without_known(self, solved: list[dict[str, Any]]) -> list[dict[str, Any]]:
         bank = self.former.bank
         new = [
             row
@@ -182,7 +182,7 @@ class NextVersion:
         return new
 
     def _names(self, writer: BankWriter) -> list[pa.Table]:
-        """The bank's rows of the new names, where it shows the knowledge base's own."""
+        """The bank's rows of the new names, if it has names as examples."""
         wanted = self.wanted
         if not self.former.facts["names"]:
             return []
@@ -193,30 +193,30 @@ class NextVersion:
         known, made = Targets(self.entities.pairs()), Made()
         with Meter("names", len(new)) as meter:
             solved = [
-                demonstrating(t, known, made)
-                for t in encoded(self.former, self.config, own_examples(new), meter)
+                usable_demonstrations(t, known, made)
+                for t in encoded(self.former, self.config, name_examples(new), meter)
             ]
         if made.rejects.count:
             raise Mistake(f"{made.rejects.first[0]}; nothing was changed")
         return [writer.table(rows) for rows in solved if rows]
 
-    def _told(self, examples: int) -> list[str]:
-        """What changed, in words."""
+    def _summary(self, examples: int) -> list[str]:
+        """Lines on what changed."""
         wanted = self.wanted
-        told = _counted("entities added", [f"{e['id']} ({e['name']})" for e in wanted.entities])
-        told += _counted("entities removed", list(wanted.removed))
-        told += _counted("triples added", [f"{t.head} {t.relation}" for t in wanted.triples])
-        told += _counted("aliases added", [f"{i} {a!r}" for i, some in wanted.aliases.items() for a in some])
+        lines = _counted("entities added", [f"{e['id']} ({e['name']})" for e in wanted.entities])
+        lines += _counted("entities removed", list(wanted.removed))
+        lines += _counted("triples added", [f"{t.head} {t.relation}" for t in wanted.triples])
+        lines += _counted("aliases added", [f"{i} {a!r}" for i, some in wanted.aliases.items() for a in some])
         if wanted.demonstrations:
             left = {"there already": self.repeated, "left out": self.made.rejects.count}
             left["with a target that is not an entity's name"] = self.made.unknown_targets
             beside = "".join(f", {number:,} {what}" for what, number in left.items() if number)
-            told.append(f"{examples:,} demonstrations added{beside}")
-        return told
+            lines.append(f"{examples:,} demonstrations added{beside}")
+        return lines
 
 
 def _aliased(table: pa.Table, aliases: Mapping[str, Sequence[str]]) -> pa.Table:
-    """The entities with these aliases beside their own."""
+    """The entities with these aliases added."""
     parts, done = [], 0
     named = pc.is_in(table["id"], pa.array(list(aliases), pa.string()))
     for at in np.flatnonzero(named.to_numpy()).tolist():
@@ -232,28 +232,27 @@ def _counted(what: str, items: list[str]) -> list[str]:
     return [f"{len(items):,} {what}: {', '.join(items[:3])}{more}"] if items else []
 
 
-# Changes of a workspace's knowledge while it serves: checked, made one at a time, taken back.
+# Changes of a workspace's knowledge while it serves: checked, made one at a time, rolled back.
 #
-# What a change asks for is checked before anything is written, and a version becomes current when it is
-# whole.
+# A change is checked before anything is written, and a version becomes current when it is complete.
 
 
 Say = Callable[[str], None]
 
 
 def change(folder: Path, config: Config, wanted: Change, say: Say) -> str:
-    """Make the workspace's next version and make it current; returns its number.
+    """Make the workspace's next version and make it current; return its number.
 
-    ValueError says plainly what cannot be done; then nothing is changed. Two changes at once wait for each
-    other: each begins with what the other made.
+    Raises ValueError for what cannot be done; then nothing is changed. Concurrent changes wait for each
+    other: each begins with the result of the one before.
     """
     with versions.locked(folder, say):
         former = Workspace.open(folder, config)
         _check(former, config, wanted)
         version = versions.following(folder)
         began = time.perf_counter()
-        ledger, at = homes.Ledger(folder), versions.folder(folder, version)
-        with homes.new_collection(config.vectors, say) as collection, new_folder(at) as inside:
+        ledger, at = vector_stores.Ledger(folder), versions.folder(folder, version)
+        with vector_stores.new_collection(config.vectors, say) as collection, new_folder(at) as inside:
             ledger.add(collection)
             changes = NextVersion(former, config, wanted, version, inside, collection).write()
             versions.share(versions.folder(folder, former.knowledge), inside, without="vectors")
@@ -264,8 +263,8 @@ def change(folder: Path, config: Config, wanted: Change, say: Say) -> str:
 
 
 def rollback(folder: Path, version: str | None, say: Say) -> str:
-    """Make `version` current, or, not given, the one that the current was made from; returns its number.
-    ValueError: there is none such."""
+    """Make `version` current, or, if it is None, the one that the current was made from; return its number.
+    Raises ValueError if there is no such version."""
     with versions.locked(folder, say):
         to = version or read_facts(folder).get("former")
         if to is None:
@@ -296,8 +295,8 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _check(former: Workspace, config: Config, wanted: Change) -> None:
-    """Raises ValueError for an id that is unknown or there already, for an alias that is, and for a name that
-    is too long."""
+    """Raise ValueError for an unknown id, for an id or alias that exists already, and for a name that is too
+    long."""
     known: set[str] = set(former.entities.table["id"].to_pylist())
     new = [e["id"] for e in wanted.entities]
     _refuse([i for i in new if i in known], "there already: remove it first, or give it an alias")

@@ -1,7 +1,7 @@
 """All entity names as one prefix tree of language-model tokens, in flat memory-mapped arrays.
 
 Every name is its token ids followed by one end-of-name token, so a name that begins another
-name is still a leaf of its own. Nodes are numbered level by level, which makes the children of
+name is still a separate leaf. Nodes are numbered level by level, which makes the children of
 a node one contiguous range of node numbers: three arrays describe the whole tree, and any number
 of processes on a machine share one copy of them. Knows nothing of language models or engines.
 
@@ -53,10 +53,10 @@ class PrefixTree:
 
     @classmethod
     def open(cls, folder: Path) -> PrefixTree:
-        """Map the tree that `build` wrote; costs no reading until nodes are visited."""
+        """Map the tree that `build` wrote; nothing is read until nodes are visited."""
         facts = json.loads((folder / "tree.json").read_text())
         # Copy on write: shared like a read-only map, but torch takes it without a warning. Plain arrays over
-        # the mapping, since every number taken of numpy's own class for mapped files costs microseconds.
+        # the mapping, since each access to numpy's class for mapped files costs microseconds.
         arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in _ARRAYS}
         return cls(arrays, facts["end_token"], facts["depth"])
 
@@ -93,8 +93,8 @@ class PrefixTree:
         return self.bearer[int(self.first_bearer[at]) : int(self.first_bearer[at + 1])]
 
     def height(self, node: int) -> int:
-        """Tokens from `node` to the end of the longest name behind it. What stands behind a node is one
-        range of nodes in every level."""
+        """Tokens from `node` to the end of the longest name below it. The descendants of a node are one range
+        of nodes in every level."""
         low, end, height = node, node + 1, -1
         while low < end:
             low, end, height = int(self.first_child[low]), int(self.first_child[end]), height + 1
@@ -140,9 +140,9 @@ class PrefixTree:
 def build(names: Iterable[str], tokenize: Tokenize, end_token: int, folder: Path) -> PrefixTree:
     """Write the tree of `names` (row i of the knowledge base is name i) into `folder` and open it.
 
-    Works level by level on whole arrays: memory is about 40 bytes a token of all names.
-    Raises ValueError, naming the entity's row, for a name without tokens or one that holds the
-    end-of-name token itself (it could never be told from the shorter name).
+    Works level by level on whole arrays: memory is about 40 bytes per token of all names.
+    Raises ValueError, naming the entity's row, for a name without tokens or one that contains the
+    end-of-name token (it could not be distinguished from the shorter name).
     """
     return _written(*_tokenized(names, tokenize, end_token), end_token, folder)
 
@@ -150,8 +150,8 @@ def build(names: Iterable[str], tokenize: Tokenize, end_token: int, folder: Path
 def revised(
     tree: PrefixTree, kept: npt.NDArray[np.bool_], names: Iterable[str], tokenize: Tokenize, folder: Path
 ) -> PrefixTree:
-    """Write the tree of the rows of `tree` that are `kept`, bool [rows], as they are spelled there, and of
-    the new `names` behind them into `folder` and open it. Errors as of `build`."""
+    """Write the tree of the rows of `tree` that are `kept`, bool [rows], with the same tokens, followed by
+    the new `names`, into `folder` and open it. Raises as `build` does."""
     tokens, start = tree.spelled()
     length = np.diff(start)
     new, new_start = _tokenized(names, tokenize, tree.end_token)
@@ -193,7 +193,7 @@ def _tokenized(
 
 
 def _levels(tokens: Tokens, start: npt.NDArray[np.int64]) -> tuple[dict[str, Tokens], int]:
-    """The arrays of the tree, made breadth first: one sort a level instead of a node at a time."""
+    """The arrays of the tree, breadth first: one sort per level instead of one node at a time."""
     length = np.diff(start)
     row = np.arange(len(length), dtype=np.int32)  # names not yet ended ...
     node = np.zeros(len(length), dtype=np.int64)  # ... and the node each has reached

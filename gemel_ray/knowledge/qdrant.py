@@ -1,7 +1,7 @@
-"""Where vectors live, in Qdrant: a folder (`EdgeStore`) or a server's collection (`ServerStore`).
+"""Vector stores in Qdrant: a folder (`EdgeStore`) or a server's collection (`ServerStore`).
 
-The folder is searched by Qdrant's own engine in this process, and by many processes at once. Neither
-home settles ties: that, and all checks, are `vectors.Vectors`' part. Only this file imports qdrant_edge.
+The folder is searched by Qdrant's embedded engine, in many processes at once. Neither store settles ties:
+that, and all checks, are done by `vectors.Vectors`. Only this file imports qdrant_edge.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from gemel_ray.knowledge.vectors import Matrix, Points, Ranked, Without, padded
 #
 #     vectors.address = http://host:6333/NAME
 #
-# A build's collection is NAME-0a1b2c3d4e5f, which the workspace records; the alias NAME leads to the one that
-# was completed last. In its metadata a collection says since when it is being filled, or that it is complete,
-# so that what a killed build leaves blocks no other, and is found.
+# A build's collection is NAME-0a1b2c3d4e5f, which the workspace records; the alias NAME points to the one
+# that was completed last. The metadata of a collection have the time when filling began, or that it is
+# complete, so that leftovers of killed builds are found and do not block others.
 
 
 _STATE, _COMPLETE, _TIME = "gemel_ray", "complete", "%Y-%m-%dT%H:%M:%SZ"
-_ABANDONED: Final = 24 * 3600  # seconds after which an unfinished collection is no build's any more
+_ABANDONED: Final = 24 * 3600  # seconds after which an unfinished collection is abandoned
 
 
 def new_name(server: Server, say: Say) -> str:
-    """For the collection of a build that is about to begin, on a server that has been tried: it lets us
-    write. What builds left that did not end is said, and dropped when it is a day old."""
+    """The name of a new build's collection, on a server that was checked to be writable. Leftovers of
+    unfinished builds are reported, and dropped when they are a day old."""
     server.check(say)
     listed = [c.name for c in server.ask(server.client.get_collections).collections]
     if server.name in listed:
@@ -43,7 +43,7 @@ def new_name(server: Server, say: Say) -> str:
             "vectors.address with another name, or delete it"
         )
     for left in listed:
-        if is_ours(server.name, left):
+        if is_build_collection(server.name, left):
             _leftover(server, left, say)
     name = f"{server.name}-{uuid.uuid4().hex[:12]}"
     create(server, name, {"mention": 1})
@@ -51,13 +51,13 @@ def new_name(server: Server, say: Say) -> str:
     return name
 
 
-def is_ours(name: str, collection: str) -> bool:
-    """Whether it is called as the collections of builds to the address's NAME are."""
+def is_build_collection(name: str, collection: str) -> bool:
+    """Whether its name is that of a build's collection for the address's NAME."""
     return re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}", collection) is not None
 
 
 def create(server: Server, collection: str, widths: dict[str, int]) -> None:
-    """An empty one for vectors of these widths, as the options want it."""
+    """Create an empty one for vectors of these widths, as the options say."""
     m, options = server.models, server.options
     on_disk = options.on_disk or None
     int8 = m.ScalarQuantizationConfig(type=m.ScalarType.INT8, always_ram=True)
@@ -67,7 +67,7 @@ def create(server: Server, collection: str, widths: dict[str, int]) -> None:
     }
     wanted = {
         "vectors_config": vectors,
-        "optimizers_config": m.OptimizersConfigDiff(indexing_threshold=0),  # no graph while points still come
+        "optimizers_config": m.OptimizersConfigDiff(indexing_threshold=0),  # no graph while points are added
         "hnsw_config": m.HnswConfigDiff(on_disk=True) if on_disk else None,
         "quantization_config": m.ScalarQuantization(scalar=int8) if options.quantized else None,
         "shard_number": options.shards or None,
@@ -77,17 +77,17 @@ def create(server: Server, collection: str, widths: dict[str, int]) -> None:
     try:
         server.ask(server.client.create_collection, collection, **wanted)
     except Refused:
-        if not server.has(collection):  # else it was made, and the answer lost
+        if not server.has(collection):  # else it was made, and only the answer was lost
             raise
 
 
 def complete(server: Server, collection: str) -> None:
-    """All of it was written."""
+    """Mark it as complete."""
     server.ask(server.client.update_collection, collection, metadata={_STATE: _COMPLETE})
 
 
-def lead(server: Server, collection: str) -> None:
-    """From now on the alias leads to it, in one step for whoever asks."""
+def point_alias(server: Server, collection: str) -> None:
+    """Point the alias to it, atomically."""
     m = server.models
     gone = m.DeleteAliasOperation(delete_alias=m.DeleteAlias(alias_name=server.name))
     alias = m.CreateAlias(collection_name=collection, alias_name=server.name)
@@ -97,7 +97,7 @@ def lead(server: Server, collection: str) -> None:
 
 
 def drop(server: Server, collection: str) -> None:
-    """One that is not there is no fault."""
+    """Drop it; no error if it does not exist."""
     server.ask(server.client.delete_collection, collection)
 
 
@@ -117,7 +117,7 @@ def _leftover(server: Server, collection: str, say: Say) -> None:
 
 
 def _age(begun: Any) -> float:
-    """Seconds since then; 0 where nobody can say."""
+    """Seconds since then; 0 if unknown."""
     try:
         return time.time() - calendar.timegm(time.strptime(str(begun), _TIME))
     except ValueError:
@@ -125,18 +125,18 @@ def _age(begun: Any) -> float:
 
 
 @contextmanager
-def _plainly(folder: Path) -> Iterator[None]:
+def _edge_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the engine has no class of its own
+    except Exception as error:  # the engine has no error class
         raise OSError(f"the vectors in {folder} (it must be writable): {error}") from error
 
 
 class EdgeStore:
     """A folder, written by one process, then searched by many.
 
-    The engine opens its files for writing even to search, and rewrites small ones with what they held:
-    the folder must be writable, and not be judged by its files' times.
+    The engine opens its files for writing even to search, and rewrites small ones with the same content:
+    the folder must be writable, and its files' times mean nothing.
     """
 
     def __init__(self, shard: Any, widths: Mapping[str, int]) -> None:
@@ -146,21 +146,21 @@ class EdgeStore:
 
     @classmethod
     def create(cls, folder: Path, widths: Mapping[str, int]) -> EdgeStore:
-        """An empty store. OSError if the folder holds vectors already or cannot be written."""
+        """An empty store. Raises OSError if the folder has vectors already or cannot be written."""
         import qdrant_edge as q
 
         params = {name: q.EdgeVectorParams(width, q.Distance.Cosine) for name, width in widths.items()}
-        config = q.EdgeConfig(params, wal_enabled=False)  # that log would lock the folder to one process
+        config = q.EdgeConfig(params, wal_enabled=False)  # a log would lock the folder for one process
         folder.mkdir(parents=True, exist_ok=True)
-        with _plainly(folder):
+        with _edge_errors(folder):
             return cls(q.EdgeShard.create(str(folder), config), widths)
 
     @classmethod
     def open(cls, folder: Path) -> EdgeStore:
-        """The finished store. OSError if there is none or its files cannot be opened for writing."""
+        """The finished store. Raises OSError if there is none or its files cannot be opened for writing."""
         import qdrant_edge as q
 
-        with _plainly(folder):
+        with _edge_errors(folder):
             shard = q.EdgeShard.load(str(folder))
         vectors = json.loads((folder / "edge_config.json").read_text())["vectors"]
         return cls(shard, {name: vector["size"] for name, vector in vectors.items()})
@@ -196,20 +196,20 @@ class EdgeStore:
 
 
 class ServerStore:
-    """A collection of a Qdrant server, which is closed with it."""
+    """A collection of a Qdrant server; closing it closes the server's client."""
 
     def __init__(self, server: Server, name: str, widths: Mapping[str, int]) -> None:
         self.server, self.name, self.widths = server, name, dict(widths)
 
     @classmethod
     def create(cls, server: Server, name: str, widths: Mapping[str, int]) -> ServerStore:
-        """An empty collection. Errors as of Server.ask."""
+        """An empty collection. Raises as Server.ask does."""
         create(server, name, dict(widths))
         return cls(server, name, widths)
 
     @classmethod
     def open(cls, server: Server, name: str) -> ServerStore:
-        """A finished collection. FileNotFoundError if it is not there, other errors as of Server.ask."""
+        """A finished collection. Raises FileNotFoundError if there is none, else as Server.ask does."""
         if not server.has(name):
             raise FileNotFoundError(f"the Qdrant server at {server.host} has no collection {name}")
         params = server.ask(server.client.get_collection, name).config.params.vectors
@@ -233,7 +233,7 @@ class ServerStore:
         now = m.OptimizersConfigDiff(indexing_threshold=10_000)  # kilobytes in a segment
         self.server.ask(client.update_collection, self.name, optimizers_config=now)
         greens = 0
-        while greens < 2:  # the first may date from before the change
+        while greens < 2:  # the first status may be from before the change
             status = self.server.ask(client.get_collection, self.name).status
             if status == m.CollectionStatus.RED:
                 raise Refused(f"{self.server.host} cannot index {self.name}: see the Qdrant server's log")
@@ -253,7 +253,9 @@ class ServerStore:
                 filter=m.Filter(must_not=[m.HasIdCondition(has_id=sorted(map(int, rows)))])
                 if len(rows)
                 else None,
-                params=None if self.server.imitated else m.SearchParams(exact=exact),  # it warns of it
+                params=None
+                if self.server.imitated
+                else m.SearchParams(exact=exact),  # the imitation warns of it
             )
             for vector, rows in zip(queries.tolist(), without, strict=True)
         ]

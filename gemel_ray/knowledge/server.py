@@ -1,7 +1,7 @@
-"""A Qdrant server: reached over HTTP, TLS or gRPC, asked before the work, and waited for.
+"""A Qdrant server: reached over HTTP, TLS or gRPC, checked before the work, and waited for.
 
-What it refuses, or that it does not answer, is one sentence that says what to do. Only this file imports
-qdrant_client. The server's key is in QDRANT_API_KEY. Knows nothing of builds: see qdrant.py.
+A refusal, or no answer, is one sentence that says what to do. Only this file imports qdrant_client. The
+server's key is in QDRANT_API_KEY. Knows nothing of builds: see qdrant.py.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
-OLDEST: Final = (1, 16)  # whose collections have metadata
-BRIEFLY: Final = 3 / 60  # minutes that a server is waited for where somebody waits for an answer
-_QUIET, _LONGEST_PAUSE = 3.0, 5.0  # seconds of silence before it is said; between two attempts
+OLDEST: Final = (1, 16)  # the first whose collections have metadata
+SHORT_WAIT: Final = 3 / 60  # minutes to wait for a server while a user waits for an answer
+_QUIET, _LONGEST_PAUSE = 3.0, 5.0  # seconds without answer before it is reported; between two attempts
 _KEY: Final = "QDRANT_API_KEY"
 
 
 class Refused(OSError):
-    """The server answers, and asking it again is of no use."""
+    """The server answers, and trying again would not help."""
 
 
 class Server:
-    """Whatever is asked raises Refused, or ConnectionError when nobody answers for `wait` minutes (those of
-    the options, where not given). For tests the address may be ":memory:" or a folder: qdrant-client's
+    """A client whose calls raise Refused, or ConnectionError if there is no answer for `wait` minutes (by
+    default those of the options). For tests the address may be ":memory:" or a folder: qdrant-client's
     imitation of a server, in this process."""
 
     def __init__(self, options: Options, wait: float | None = None) -> None:
@@ -51,7 +51,7 @@ class Server:
             self.host, self.name, self.client = options.address, "vectors", QdrantClient(**where)
             return
         self.host, _, self.name = options.address.rpartition("/")
-        with warnings.catch_warnings():  # of a key that travels in clear text: docs/security.md says so
+        with warnings.catch_warnings():  # about a key sent in clear text: see docs/security.md
             warnings.simplefilter("ignore")
             self.client = QdrantClient(
                 url=self.host, api_key=os.environ.get(_KEY), timeout=60, check_compatibility=False,
@@ -64,14 +64,14 @@ class Server:
             self.client.close()
 
     def ask(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        """A call of the client; again, after longer and longer pauses, while nobody answers or the server is
-        busy. That it is waited for is said once."""
-        began, pause, said = time.monotonic(), 0.2, False
+        """Call the client; repeat, with growing pauses, while there is no answer or the server is busy.
+        Waiting is reported once."""
+        began, pause, reported = time.monotonic(), 0.2, False
         while True:
             try:
                 answer = call(*given, **named)
             except Exception as fault:
-                reason = self._passing(fault)
+                reason = self._retry_reason(fault)
                 waited = time.monotonic() - began
                 if waited >= self.wait:
                     raise ConnectionError(
@@ -79,19 +79,19 @@ class Server:
                         "it, or correct vectors.address"
                     ) from fault
             else:
-                if said:
+                if reported:
                     log.warning("the Qdrant server at %s answers again", self.host)
                 return answer
-            if waited >= _QUIET and not said:
+            if waited >= _QUIET and not reported:
                 span = _span(self.wait)
                 log.warning("no Qdrant server answers at %s (%s); waiting up to %s", self.host, reason, span)
-                said = True
+                reported = True
             time.sleep(min(pause, max(0.0, self.wait - waited)))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def check(self, say: Say) -> str:
-        """Its version, once it is known that it is a Qdrant server of a version that can be used and takes
-        the key."""
+        """Its version. Raises Refused unless it is a Qdrant server of a usable version that accepts the
+        key."""
         version = str(self.ask(self.client.info).version)
         if fault := _unfit(version):
             raise Refused(f"the Qdrant server at {self.host} {fault}")
@@ -103,8 +103,8 @@ class Server:
     def has(self, collection: str) -> bool:
         return bool(self.ask(self.client.collection_exists, collection))
 
-    def _passing(self, fault: Exception) -> str:
-        """In words, why it may help to ask again; raises Refused, or what is a fault of ours, where not."""
+    def _retry_reason(self, fault: Exception) -> str:
+        """Why trying again may help; if it does not, raises Refused, or what is not the server's fault."""
         status, words = _answered(fault)
         if status is None:
             raise fault
@@ -123,23 +123,23 @@ class Server:
 
 
 def _ways(options: Options) -> dict[str, Any]:
-    """For the client: whose certificates are trusted, and whether gRPC is used. Raises ValueError where
-    vectors.ca cannot be read."""
+    """The client's arguments for trusted certificates and gRPC. Raises ValueError if vectors.ca cannot be
+    read."""
     ways: dict[str, Any] = {}
     if options.grpc:
         ways |= {"prefer_grpc": True, "grpc_port": options.grpc}
     if options.ca:
         try:
             ways["verify"] = ssl.create_default_context(cafile=options.ca)
-        except OSError as fault:  # an SSLError is one
+        except OSError as fault:  # includes SSLError
             raise Mistake(f"vectors.ca: {options.ca} cannot be read as certificates: {fault}") from fault
         ways["grpc_options"] = {"root_certificates": Path(options.ca).read_bytes()}
     return ways
 
 
 def _answered(fault: Exception) -> tuple[int | None, str]:
-    """Of what the client raised: the HTTP status that it stands for (503: nobody answered; 0: an answer that
-    is not Qdrant's; None: no fault of the server's), and the reason in one line."""
+    """The HTTP status of an error of the client (503: no answer; 0: an answer that is not Qdrant's; None: not
+    the server's fault), and the reason in one line."""
     import grpc
     from pydantic import ValidationError
     from qdrant_client.common.client_exceptions import QdrantException
@@ -165,7 +165,7 @@ def _answered(fault: Exception) -> tuple[int | None, str]:
 
 
 def _of_key(status: int, words: str) -> str:
-    """What the server refuses, and what to do."""
+    """The message about a key that the server refuses, and what to do."""
     if not os.environ.get(_KEY):
         return f"to be asked without a key ({words}): set {_KEY}"
     if status == 403:
@@ -185,7 +185,7 @@ def _line(words: str) -> str:
 
 
 def _numbers(version: str) -> tuple[int, int]:
-    """Major and minor; zeros where it says neither."""
+    """Major and minor; zeros if it has neither."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
@@ -197,7 +197,7 @@ def _client() -> str:
 
 
 def _unfit(version: str) -> str:
-    """Why a server of this version cannot be used; empty where it can."""
+    """Why a server of this version cannot be used; empty if it can."""
     server, client = _numbers(version), _numbers(_client())
     if server[0] == client[0] and server >= OLDEST:
         return ""
@@ -206,7 +206,7 @@ def _unfit(version: str) -> str:
 
 
 def _strange(version: str) -> str:
-    """What is said of a server that may do, though Qdrant does not promise it."""
+    """The warning for a server that may work, although Qdrant does not guarantee it."""
     if abs(_numbers(version)[1] - _numbers(_client())[1]) <= 1:
         return ""
     return f"has the version {version}, more than one minor version from qdrant-client {_client()}: update it"

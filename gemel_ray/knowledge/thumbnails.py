@@ -1,7 +1,7 @@
-"""Small JPEG pictures of the demonstrations, for people who look at an answer: no stage reads them.
+"""Small JPEG pictures of the demonstrations, for display with an answer: no stage reads them.
 
 One file, bank/thumbnails.arrow, memory-mapped: row i is the picture of row i of image_vectors.npy. A
-workspace that was built before they were kept, or without pictures, has none.
+workspace of an earlier version, or without pictures, has none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ROWS = 1024  # written at once
 
 
 def thumbnail(image: Image.Image, side: int = _SIDE) -> bytes:
-    """The picture as a JPEG whose longest side is so many pixels at most."""
+    """The picture as a JPEG whose longest side is at most `side` pixels."""
     small, out = image.copy(), BytesIO()
     small.thumbnail((side, side))
     small.save(out, "JPEG", quality=80)
@@ -32,14 +32,14 @@ def thumbnail(image: Image.Image, side: int = _SIDE) -> bytes:
 
 
 class Collected:
-    """Thumbnails of the documents that a build encodes, from the pictures that Encode decodes anyway."""
+    """Thumbnails of the documents that a build encodes, from the pictures that Encode decodes."""
 
     def __init__(self, wanted: bool, limits: ImageLimits) -> None:
         self.wanted, self._limits = wanted, limits
         self._made: dict[str | bytes | None, bytes | None] = {None: None}
 
     def of(self, documents: pa.Table, good: Sequence[bool]) -> pa.Array:
-        """A JPEG or null for each of the documents that were encoded last; `good` are those that could be."""
+        """A JPEG or null for each of the documents that were encoded last; `good`: those without an error."""
         pictures = zip(
             documents["image"].to_pylist(), documents["image_address"].to_pylist(), good, strict=True
         )
@@ -54,7 +54,7 @@ class Collected:
 
     def _of(self, data: bytes | None, address: str | None) -> bytes | None:
         name = address or data
-        if name not in self._made:  # its feature was there already, so nobody decoded it
+        if name not in self._made:  # its feature was cached, so it was not decoded
             try:
                 self._made[name] = thumbnail(read_image(data, address, self._limits, _SIDE))
             except ImageError:
@@ -70,18 +70,18 @@ class Thumbnails:
 
     @classmethod
     def open(cls, folder: Path) -> Thumbnails | None:
-        """Map the bank's thumbnails, where it has any."""
+        """Map the bank's thumbnails, if it has any."""
         file = folder / FILE
         return cls(pa.ipc.open_file(pa.memory_map(str(file))).read_all()) if file.exists() else None
 
     def of(self, picture: int) -> bytes | None:
-        """The JPEG of a row of image_vectors.npy; None where none was kept."""
+        """The JPEG of a row of image_vectors.npy, or None."""
         jpeg: bytes | None = self._pictures[picture].as_py() if 0 <= picture < len(self._pictures) else None
         return jpeg
 
 
 class ThumbnailWriter:
-    """Takes them in the order of their pictures, and writes as it goes."""
+    """Takes thumbnails in the order of their pictures, and writes in batches."""
 
     def __init__(self, file: pa.ipc.RecordBatchFileWriter) -> None:
         self._file, self._waiting = file, list[bytes | None]()
@@ -100,7 +100,7 @@ class ThumbnailWriter:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[ThumbnailWriter]:
-    """Write the bank's thumbnails; without a single one there is no file."""
+    """Write the bank's thumbnails; if there are none, no file is left."""
     folder.mkdir(parents=True, exist_ok=True)
     with pa.ipc.new_file(str(folder / FILE), _SCHEMA) as file:
         writer = ThumbnailWriter(file)

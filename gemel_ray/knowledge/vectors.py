@@ -1,9 +1,9 @@
 """The vectors of the demonstration bank: which rows are nearest to a mention or to an image.
 
 A point's id is its row in the bank; it has a vector under each name ("mention", "name", "image") or lacks it.
-Ties are settled here, never by an engine, so that all homes give the same answers: those of
-`qdrant.py`, and the plain matrices of `matrices.py`. Knows nothing of Qdrant, of encoders, prompts or what
-a row holds. Open the vectors in the process that uses them: they cannot be pickled.
+Ties are settled here, never by an engine, so that all stores give the same answers: those of `qdrant.py`, and
+the plain matrices of `matrices.py`. Knows nothing of Qdrant, encoders, prompts or what a row means. Open the
+vectors in the process that uses them: they cannot be pickled.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ from gemel_ray.errors import Mistake
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
 
-TIE: Final = 1e-6  # the scores of equal vectors differ by less, those of others seldom do
+TIE: Final = 1e-6  # scores of equal vectors differ by less, others rarely do
 
 
 class Ranked(NamedTuple):
-    """One query a line. Lines are filled up with row -1 of score minus infinity, at their ends once they are
-    `levelled`."""
+    """One query per line. Lines are padded with row -1 of score minus infinity, after `settle_ties` at their
+    ends."""
 
     rows: Rows  # [queries, n]
     scores: Scores  # [queries, n]
 
 
-def nothing(queries: int, width: int) -> Ranked:
-    """Lines without a row."""
+def empty(queries: int, width: int) -> Ranked:
+    """Lines without rows."""
     return Ranked(np.full((queries, width), -1, np.int64), np.full((queries, width), -np.inf))
 
 
 def padded(answers: Sequence[Sequence[tuple[int, float]]]) -> Ranked:
-    """Of lists of (row, score)."""
-    made = nothing(len(answers), max(map(len, answers), default=0))
+    """Lists of (row, score) as lines."""
+    made = empty(len(answers), max(map(len, answers), default=0))
     for i, answer in enumerate(answers):
         made.rows[i, : len(answer)] = [row for row, _ in answer]
         made.scores[i, : len(answer)] = [score for _, score in answer]
     return made
 
 
-def beside(one: Ranked, other: Ranked) -> Ranked:
-    """Both lists of each query as one; not in order."""
+def joined_lists(one: Ranked, other: Ranked) -> Ranked:
+    """Both lists of each query joined, unordered."""
     return Ranked(np.hstack([one.rows, other.rows]), np.hstack([one.scores, other.scores]))
 
 
-def below(parts: Sequence[Ranked]) -> Ranked:
-    """The queries of all parts, one part after another."""
-    made, at = nothing(sum(len(p.rows) for p in parts), max(p.rows.shape[1] for p in parts)), 0
+def stack(parts: Sequence[Ranked]) -> Ranked:
+    """The queries of all parts, in order."""
+    made, at = empty(sum(len(p.rows) for p in parts), max(p.rows.shape[1] for p in parts)), 0
     for part in parts:
         count, width = part.rows.shape
         made.rows[at : at + count, :width], made.scores[at : at + count, :width] = part
@@ -63,26 +63,26 @@ def below(parts: Sequence[Ranked]) -> Ranked:
     return made
 
 
-def spread(ranked: Ranked, asked: Sequence[int], queries: int) -> Ranked:
-    """The lines as those of the queries `asked`, of so many; the others have none."""
-    if len(asked) == queries:
+def scatter(ranked: Ranked, present: Sequence[int], queries: int) -> Ranked:
+    """The lines at the queries `present`, of `queries` in all; the others are empty."""
+    if len(present) == queries:
         return ranked
-    made = nothing(queries, ranked.rows.shape[1])
-    made.rows[asked], made.scores[asked] = ranked
+    made = empty(queries, ranked.rows.shape[1])
+    made.rows[present], made.scores[present] = ranked
     return made
 
 
-def levelled(ranked: Ranked, limit: int) -> Ranked:
-    """In order, the scores of a tie made equal and its rows rising, each line ending with the tie that holds
+def settle_ties(ranked: Ranked, limit: int) -> Ranked:
+    """The lines in order, with equal scores and rising rows within a tie; each line ends with the tie at
     place `limit`.
 
-    A gap ends a tie. Rounding would not do: now and then a tie lies across a rounding border, and there the
-    last bit of a score, which equal vectors need not share (numpy's do not), would part it.
+    A gap ends a tie. Rounding would not do: some ties lie across a rounding border, where the last bit of a
+    score, which may differ between equal vectors (with numpy it does), would split them.
     """
     falling = np.argsort(-ranked.scores, axis=1)
     rows = np.take_along_axis(ranked.rows, falling, axis=1)
     scores = np.take_along_axis(ranked.scores, falling, axis=1)
-    with np.errstate(invalid="ignore"):  # of two that are not there
+    with np.errstate(invalid="ignore"):  # for two absent rows
         opens = np.diff(scores, axis=1, prepend=np.inf) < -TIE
     tie = np.cumsum(opens, axis=1)
     kept = np.isfinite(scores)
@@ -97,14 +97,14 @@ def levelled(ranked: Ranked, limit: int) -> Ranked:
 
 
 def fused(lists: Sequence[tuple[Ranked, float]], queries: int, limit: int, k: int = 60) -> Ranked:
-    """Weighted reciprocal rank fusion: of each query, (levelled lines, weight w) gives a row of rank r the
-    vote w / (k + r).
+    """Weighted reciprocal rank fusion: for each query, (lines with settled ties, weight w) gives a row of
+    rank r the vote w / (k + r).
 
-    Rows with equal scores share a rank (1, 1, 1, 2, ...), and a row that a list does not hold stands
-    behind its last one: a list that is cut, or full of ties ("the company"), must not outvote the others
-    by being short. An empty list has no vote. Best first, equal ones by row. Qdrant's own Rrf ranks by
-    position and counts an absent row as nothing: of 40 rows with the same mention, the one that was
-    inserted first gets 1/60 and the last 1/99, and that chance outvotes whatever the image says.
+    Rows with equal scores share a rank (1, 1, 1, 2, ...), and a row that is not in a list ranks after its
+    last one: a list that is cut, or full of ties ("the company"), must not outvote the others by being short.
+    An empty list has no vote. Best first, equal ones by row. Qdrant's Rrf ranks by position and ignores an
+    absent row: of 40 rows with the same mention, the first inserted gets 1/60 and the last 1/99, and that
+    chance outvotes the image.
     """
     base, parts = np.zeros(queries), [(np.empty(0, np.int64),) * 2 + (np.empty(0),)]
     for ranked, weight in lists:
@@ -125,7 +125,7 @@ def fused(lists: Sequence[tuple[Ranked, float]], queries: int, limit: int, k: in
     query, row, votes = query[best], row[best], votes[best]
     place = np.arange(len(query)) - np.searchsorted(query, query)
     kept = place < limit
-    made = nothing(queries, min(limit, int(place.max(initial=-1)) + 1))
+    made = empty(queries, min(limit, int(place.max(initial=-1)) + 1))
     made.rows[query[kept], place[kept]], made.scores[query[kept], place[kept]] = row[kept], votes[kept]
     return made
 
@@ -137,19 +137,19 @@ Bonus = Callable[[int, npt.NDArray[np.int64]], Matrix]  # number of a query, row
 T = TypeVar("T")
 
 _MOST_EQUALS: Final = 1_000
-_DEEP: Final = 100  # rows of a list that something is still done with
-_QUERIES, _POINTS = 128, 256  # in one request
+_DEEP: Final = 100  # rows of a list that are still processed
+_QUERIES, _POINTS = 128, 256  # per request
 
 
 class Hits(NamedTuple):
     """Rows of the bank, best first; equal vectors have exactly equal scores and rise by row."""
 
     rows: npt.NDArray[np.int64]  # [m]
-    scores: Matrix  # cosines (of `fuse`: votes), float32 [m]
+    scores: Matrix  # cosines (from `fuse`: votes), float32 [m]
 
 
 class VectorStore(Protocol):
-    """A home of vectors. It promises nothing about ties, nor about the order of what it answers."""
+    """A store of vectors. It guarantees nothing about ties or the order of its results."""
 
     widths: dict[str, int]  # of the vectors, by name
 
@@ -158,20 +158,20 @@ class VectorStore(Protocol):
     def finish(self, graph: bool) -> None: ...
     def close(self) -> None: ...
     def nearest(self, name: str, queries: Matrix, without: Without, depth: int, exact: bool) -> Ranked:
-        """Of each query, the `depth` nearest rows that it is not `without`."""
+        """For each query, the `depth` nearest rows, without those in `without`."""
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """What is asked of any home. In every matrix a row of NaN throughout stands for "none".
+    """Searches any store. In every matrix a row of NaN means "none".
 
-    multiplicity  {name: largest number of rows with equal vectors}, 1 where not given, at most 1,000: so
-                  many candidates more are asked for that a tie is seen whole. If it is too small, the
+    multiplicity  {name: largest number of rows with equal vectors}, by default 1, at most 1,000: that many
+                  more candidates are requested, so that ties are complete. If it is too small, the
                   engine chooses inside the tie that the limit cuts.
-    exact_below   from so many points on a graph (HNSW) answers: approximately, less well the more rows
-                  are equal, and not the same at both homes. An exact answer from 100,000 x 384 takes
-                  a core a millisecond, so the number may well be larger.
-    joined        {name: another, of the same width}: who asks for the one is given the nearest of both
+    exact_below   from this number of points a graph (HNSW) is searched: approximately, worse the more rows
+                  are equal, and not the same in both stores. An exact search of 100,000 x 384 takes a
+                  core a millisecond, so the number may well be larger.
+    joined        {name: another, of the same width}: a search by the one finds the nearest of both
     """
 
     store: VectorStore
@@ -180,17 +180,18 @@ class Vectors:
     joined: Mapping[str, str] = field(default_factory=dict)
 
     def count(self) -> int:
-        """Number of points, those without any vector included."""
+        """Number of points, including those without a vector."""
         return self.store.count()
 
     def add(self, rows: npt.ArrayLike, vectors: Mapping[str, Matrix]) -> None:
         """Add points, batch by batch: `rows` int [n], under each name float32 [n, width].
 
-        A row that comes again is replaced. ValueError: unknown name, wrong shape, NaN, a row twice.
+        A row that is added again is replaced. Raises ValueError for an unknown name, a wrong shape, NaN or a
+        row that occurs twice.
         """
         points: Points = {row: {} for row in np.asarray(rows).tolist()}
         for name, matrix in vectors.items():
-            there = self._there(name, matrix)
+            there = self._present(name, matrix)
             if len(matrix) != len(points):
                 raise Mistake(f"{len(matrix)} {name} vectors for {len(points)} different rows")
             for row, vector in zip(np.asarray(rows)[there].tolist(), matrix[there].tolist(), strict=True):
@@ -199,21 +200,21 @@ class Vectors:
             self.store.upsert({row: points[row] for row in chunk})
 
     def finish(self) -> None:
-        """Make what was added lasting; build the graph, which takes minutes, only if it will be asked."""
+        """Make what was added durable; build the graph, which takes minutes, only if it will be used."""
         self.store.finish(graph=self.count() >= self.exact_below)
 
     def close(self) -> None:
-        """Let go of the folder or the connection."""
+        """Close the folder or the connection."""
         self.store.close()
 
     def search(
         self, name: str, queries: Matrix, limit: int, without: Without = (), bonus: Bonus | None = None
     ) -> list[Hits]:
-        """The `limit` rows nearest to each of `queries`, float32 [n, width]; nothing is near to none.
+        """The `limit` rows nearest to each of `queries`, float32 [n, width]; none for a row of NaN.
 
-        `without[i]` are rows never to be returned for query i; nothing given, nothing left out. `bonus` is
-        added to the scores of the nearest 100 before they are ranked.
-        ValueError: unknown name, wrong width or length. ConnectionError: the server does not answer.
+        `without[i]` are rows that are left out for query i. `bonus` is added to the scores of the nearest 100
+        before they are ranked. Raises ValueError for an unknown name, a wrong width or length;
+        ConnectionError if the server does not answer.
         """
         return _hits(self._search(name, queries, limit, without, bonus), limit)
 
@@ -225,10 +226,10 @@ class Vectors:
         weights: Mapping[str, float] | None = None,
         bonus: Mapping[str, Bonus] | None = None,
     ) -> list[Hits]:
-        """The `limit` rows that the named queries, each float32 [n, width], agree on: `rankings.fused`.
+        """The `limit` rows that the named queries, each float32 [n, width], agree on, by `fused`.
 
-        A name under which a query has none gives it no vote. A name's weight is 1 unless given; one of
-        weight 0 is not asked. The lists are ten times the limit deep, at least 100. Errors as in `search`.
+        A name for which a query has no vector gives no vote. A name's weight is 1 unless given; one of weight
+        0 is not searched. The lists are ten times the limit deep, at least 100. Raises as `search` does.
         """
         count = max(map(len, queries.values()), default=0)
         depth, given, found = max(10 * limit, _DEEP), weights or {}, []
@@ -243,27 +244,27 @@ class Vectors:
     def _search(
         self, name: str, queries: Matrix, limit: int, without: Without, bonus: Bonus | None
     ) -> Ranked:
-        """As `search`, but the tie that the limit would cut is kept whole."""
+        """As `search`, but the tie at the limit is complete."""
         depth = max(limit, _DEEP) if bonus else limit
         found = self._search_one(name, queries, depth, without)
         if (other := self.joined.get(name)) is not None and other in self.store.widths:
-            found = levelled(beside(found, self._search_one(other, queries, depth, without)), depth)
-        return levelled(_raised(found, bonus), limit) if bonus else found
+            found = settle_ties(joined_lists(found, self._search_one(other, queries, depth, without)), depth)
+        return settle_ties(_with_bonus(found, bonus), limit) if bonus else found
 
     def _search_one(self, name: str, queries: Matrix, limit: int, without: Without) -> Ranked:
-        asked = self._there(name, queries)
+        present = self._present(name, queries)
         if len(without) not in (0, len(queries)):
             raise Mistake(f"{len(queries)} queries, but {len(without)} lists of rows to leave out")
         exact = self.count() < self.exact_below
         depth = limit + min(self.multiplicity.get(name, 1), _MOST_EQUALS)
-        parts = [nothing(0, 0)]
-        for chunk in _chunks(asked, _QUERIES):
+        parts = [empty(0, 0)]
+        for chunk in _chunks(present, _QUERIES):
             out = [without[i] for i in chunk] if len(without) else [()] * len(chunk)
-            parts.append(levelled(self.store.nearest(name, queries[chunk], out, depth, exact), limit))
-        return spread(below(parts), asked, len(queries))
+            parts.append(settle_ties(self.store.nearest(name, queries[chunk], out, depth, exact), limit))
+        return scatter(stack(parts), present, len(queries))
 
-    def _there(self, name: str, matrix: Matrix) -> list[int]:
-        """Numbers of the rows that are not none; ValueError for what no engine could make sense of."""
+    def _present(self, name: str, matrix: Matrix) -> list[int]:
+        """Numbers of the rows that are not none. Raises ValueError for an unknown name or a wrong shape."""
         if (width := self.store.widths.get(name)) is None:
             raise Mistake(f"no vector is named {name!r}; there are: {', '.join(sorted(self.store.widths))}")
         if matrix.ndim != 2 or matrix.shape[1] != width:
@@ -275,7 +276,7 @@ class Vectors:
 
 
 def fuse(lists: Sequence[tuple[Hits, float]], limit: int, k: int = 60) -> Hits:
-    """What `rankings.fused` makes of one query's (hits, weight)."""
+    """Fuse the (hits, weight) of one query, by `fused`."""
     ranked = [(Ranked(hits.rows[None], hits.scores[None].astype(np.float64)), w) for hits, w in lists]
     (found,) = _hits(fused(ranked, 1, limit, k), limit)
     return found
@@ -287,8 +288,8 @@ def _hits(ranked: Ranked, limit: int) -> list[Hits]:
     return [Hits(r[:n], s[:n]) for r, s, n in zip(ranked.rows, scores, sizes, strict=True)]
 
 
-def _raised(found: Ranked, bonus: Bonus) -> Ranked:
-    """With what `bonus` adds to each row's score."""
+def _with_bonus(found: Ranked, bonus: Bonus) -> Ranked:
+    """The lines with `bonus` added to each row's score."""
     scores = found.scores.copy()
     for i, size in enumerate(np.isfinite(scores).sum(axis=1).tolist()):
         scores[i, :size] += bonus(i, found.rows[i, :size])

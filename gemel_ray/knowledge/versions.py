@@ -1,11 +1,11 @@
-"""Versions of a workspace's knowledge: where each lies, which is in use, what two of them share.
+"""Versions of a workspace's knowledge: where each is, which is in use, which files two of them share.
 
     WORKSPACE/                    version 0, as build made it
     WORKSPACE/versions/3/         version 3: workspace.json, tree/, entities.arrow, bank/, features/, vectors/
-    WORKSPACE/versions/current    number of the version in use; without it 0 is
+    WORKSPACE/versions/current    number of the version in use; without this file, 0
 
-A version is whole and, once it has its number, never changed. Files that equal the former version's are the
-same files (hard links).
+A version is complete and, once it has its number, never changed. Files that equal the former version's are
+hard links to them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _VERSIONS, _CURRENT, _LOCK = "versions", "current", "lock"
 
 
 def folder(workspace: Path, version: str) -> Path:
-    """Where the knowledge of this version lies."""
+    """The folder of this version's knowledge."""
     return workspace if version == FIRST else workspace / _VERSIONS / version
 
 
 def current(workspace: Path) -> str:
-    """The version in use: one small read, cheap enough to be asked every second. Raises ValueError where the
-    file that says it is torn."""
+    """The version in use: one small read, cheap enough for every second. Raises ValueError if the file is
+    damaged."""
     pointer = workspace / _VERSIONS / _CURRENT
     try:
         version = pointer.read_text().strip()
@@ -49,7 +49,7 @@ def current(workspace: Path) -> str:
 
 
 def current_folder(workspace: Path) -> Path:
-    """Where the knowledge in use lies."""
+    """The folder of the knowledge in use."""
     return folder(workspace, current(workspace))
 
 
@@ -60,8 +60,8 @@ def known(workspace: Path) -> list[str]:
 
 
 def read_facts(workspace: Path, version: str | None = None) -> dict[str, Any]:
-    """What workspace.json says of `version`, or of the current one. Raises WorkspaceError for a
-    folder that is no workspace of this format."""
+    """The content of workspace.json of `version`, or of the current one. Raises WorkspaceError for a folder
+    that is not a workspace of this format."""
     inside = current_folder(workspace) if version is None else folder(workspace, version)
     try:
         facts: dict[str, Any] = json.loads((inside / "workspace.json").read_text())
@@ -77,12 +77,12 @@ def read_facts(workspace: Path, version: str | None = None) -> dict[str, Any]:
 
 
 def following(workspace: Path) -> str:
-    """The number that a new version takes: no former version, used or not, had it."""
+    """The number of a new version: no earlier version, used or not, had it."""
     return str(int(known(workspace)[-1]) + 1)
 
 
 def use(workspace: Path, version: str) -> None:
-    """Make this version the current one, in one step for whoever reads. ValueError: there is none such."""
+    """Make this version the current one, atomically. Raises ValueError if it does not exist."""
     if version not in (there := known(workspace)):
         raise Mistake(f"{workspace} has no version {version}; there are: {', '.join(there)}")
     pointer = workspace / _VERSIONS / _CURRENT
@@ -91,8 +91,8 @@ def use(workspace: Path, version: str) -> None:
 
 @contextmanager
 def locked(workspace: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """One change of the workspace's knowledge at a time: a second waits, and says so. The lock ends with its
-    process, however that ends; what a killed one left half made is cleared away."""
+    """Allow one change of the workspace's knowledge at a time: a second waits, and says so. The lock ends
+    with its process, however that ends; unfinished versions of killed processes are removed."""
     import fcntl
 
     home = workspace / _VERSIONS
@@ -109,8 +109,8 @@ def locked(workspace: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def share(former: Path, new: Path, without: str) -> None:
-    """Of what is equal in both folders keep one copy on the disk, and in memory where it is mapped; but not
-    in the folder `without`."""
+    """Replace equal files of both folders by hard links, so that disk and mapped memory have one copy; but
+    not in the folder `without`."""
     for file in sorted(path for path in new.rglob("*") if path.is_file()):
         inside = file.relative_to(new)
         old = former / inside
@@ -122,7 +122,7 @@ def share(former: Path, new: Path, without: str) -> None:
 
 
 def linked(source: str | Path, target: str | Path) -> None:
-    """The file once more under another name; a copy where the file system knows no hard links."""
+    """Hard-link the file; copy it if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

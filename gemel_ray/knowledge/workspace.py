@@ -1,15 +1,15 @@
-"""A WORKSPACE: the folder with all knowledge a link needs, to be copied and memory-mapped anywhere.
+"""A WORKSPACE: the folder with all knowledge for linking, to be copied and memory-mapped anywhere.
 
     workspace.json   what it was made from and with; settings it carries
     tree/            prefix tree of the entities' names       entities.arrow   the entities
     bank/            demonstrations, tokenised, with features  vectors/         their Qdrant shard
-    mapper.safetensors   the feature mapper, where there is one
+    mapper.safetensors   the feature mapper, if there is one
     ranking/         names, examples and descriptions indexed, and the ranker fitted on them
-    features/        pictures' features that came ready-made, by key (import-gemel)
-    versions/        what gemel-ray kb made of it since: see versions.py
+    features/        precomputed features of pictures, by key (import-gemel)
+    versions/        later versions, by gemel-ray kb: see versions.py
     cache/, training/    features of pictures and encoded examples; training's checkpoint, curve and logs
 
-It knows the models' revisions it was made with and refuses others.
+It records the revisions of its models and refuses others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.errors import Mistake, WorkspaceError
-from gemel_ray.knowledge import homes, versions
+from gemel_ray.knowledge import vector_stores, versions
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.prefix_tree import PrefixTree
@@ -56,7 +56,7 @@ _REBUILD = {
 
 
 def resolved(models: Models) -> dict[str, str]:
-    """The models' folders or hub names, with the starter's made ready."""
+    """The models' folders or hub names; the starter's are prepared."""
     from gemel_ray.starter import models as starter
 
     ready: dict[str, Callable[[], Path]] = {
@@ -69,13 +69,13 @@ def resolved(models: Models) -> dict[str, str]:
 
 
 def revisions(names: dict[str, str], whole: bool = True) -> dict[str, str]:
-    """What the resolved models are, for comparing: see models/revision.py."""
+    """The revisions of the resolved models: see models/revision.py."""
     models = ("language", "clip", "mention_encoder")
     return {k: revision(v, whole) if k in models else v for k, v in names.items()}
 
 
 class Sections(Protocol):
-    """What a workspace knows of a configuration: by which models, and where vectors are."""
+    """The part of a configuration that a workspace needs: its models, and where vectors are."""
 
     @property
     def models(self) -> Models: ...
@@ -88,14 +88,14 @@ class _Sections(NamedTuple):
     vectors: Options
 
 
-def hurried(sections: Sections) -> Sections:
-    """For a service, whose callers do not wait for a server as long as a job does."""
-    return _Sections(sections.models, homes.hurried(sections.vectors))
+def with_short_wait(sections: Sections) -> Sections:
+    """The sections for a service, whose callers do not wait for a server as long as a job does."""
+    return _Sections(sections.models, vector_stores.with_short_wait(sections.vectors))
 
 
 class Workspace:
-    """One version of a workspace's knowledge, `knowledge`, opened under a configuration. Everything in it is
-    made on first use."""
+    """One version of a workspace's knowledge, `knowledge`, opened with a configuration. Everything in it is
+    loaded on first use."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Workspace:
         sections: Sections,
         facts: dict[str, Any],
         knowledge: str = versions.FIRST,
-        inside: Path | None = None,  # where it lies while it is being made
+        inside: Path | None = None,  # its folder while it is being made
     ) -> None:
         self.folder, self.facts, self.knowledge = folder, facts, knowledge
         self.sections: Sections = _Sections(sections.models, sections.vectors)
@@ -113,44 +113,44 @@ class Workspace:
 
     @classmethod
     def open(cls, folder: Path, sections: Sections, knowledge: str | None = None) -> Workspace:
-        """The version `knowledge`, or the current one, whatever becomes current. Raises WorkspaceError."""
+        """Open the version `knowledge`, by default the one that is current now. Raises WorkspaceError."""
         knowledge = knowledge or versions.current(folder)
         workspace = cls(folder, sections, read_facts(folder, knowledge), knowledge)
         workspace.check_models()
-        homes.check(folder, workspace.facts, sections.vectors)
+        vector_stores.check(folder, workspace.facts, sections.vectors)
         return workspace
 
     def at(self, knowledge: str) -> Workspace:
-        """Another version of it, opened alike. Raises WorkspaceError."""
+        """Another version, opened in the same way. Raises WorkspaceError."""
         return Workspace.open(self.folder, self.sections, knowledge)
 
     def before_training(self, prefix: int) -> Workspace:
-        """As it will be when it has a mapper: pictures take `prefix` tokens of a prompt."""
+        """The workspace as it will be with a mapper: pictures take `prefix` tokens of a prompt."""
         made = copy(self)
         made._expected = prefix
         return made
 
     def ask(self, say: Callable[[str], None]) -> None:
-        """Before any work: whether its Qdrant server, where it has one, answers and has its vectors."""
-        homes.ask(self.folder, self.facts, self.sections.vectors, say)
+        """Check, before any work, that its Qdrant server, if it has one, answers and has its vectors."""
+        vector_stores.ask(self.folder, self.facts, self.sections.vectors, say)
 
     def check_models(self) -> None:
-        """Raises WorkspaceError when it was made with other models than the configuration names."""
+        """Raise WorkspaceError if it was made with other models than the configuration's."""
         now, made = revisions(self._models), self.facts["revisions"]
-        if any(now[name] != made[name] for name in _REBUILD):  # or sealed by large files' ends alone
+        if any(now[name] != made[name] for name in _REBUILD):  # or recorded by the ends of large files alone
             before = revisions(self._models, whole=False)
             now = {name: b if b == made[name] else now[name] for name, b in before.items()}
         for name in (name for name in _REBUILD if now[name] != made[name]):
-            then, asked = self.facts["models"][name], getattr(self.sections.models, name)
+            then, configured = self.facts["models"][name], getattr(self.sections.models, name)
             raise WorkspaceError(
                 f"{self.folder} was built with models.{name} = {then} ({made[name]}), "
-                f"but the configuration has {asked} ({now[name]}): "
+                f"but the configuration has {configured} ({now[name]}): "
                 f"{_REBUILD[name]}. Build the workspace again (gemel-ray build), or set models.{name} back."
             )
 
     @property
     def version(self) -> str:
-        """Of the knowledge, the models and the mapper, for fingerprints."""
+        """The version of knowledge, models and mapper, for fingerprints."""
         mapper = revision(str(self.mapper_file)) if self.mapper_file.exists() else "none"
         return f"{self.facts['version']}-{mapper}"
 
@@ -185,7 +185,7 @@ class Workspace:
 
     @cached_property
     def features(self) -> Features | None:
-        """Pictures' features that came ready-made, by key (import-gemel)."""
+        """Precomputed features of pictures, by key (import-gemel)."""
         folder = self.inside / "features"
         return Features.open(folder) if folder.exists() else None
 
@@ -194,18 +194,18 @@ class Workspace:
         return load_tokenizer(self.language_model)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text alone: no BOS, and no text of an input is taken for a special token."""
+        """Token ids of each text, without BOS; special tokens in a text are plain text."""
         return tokenize(self.tokenizer, texts)
 
     @property
     def prefix(self) -> int:
-        """Tokens that a picture takes in a prompt; 0 without a mapper: then no picture stands in it."""
+        """Tokens that a picture takes in a prompt; 0 without a mapper: then prompts have no pictures."""
         from gemel_ray.models.mapper import prefix_of
 
         return prefix_of(self.mapper_file) if self.mapper_file.exists() else self._expected
 
     def mapper(self) -> FeatureMapper | None:
-        """The feature mapper, loaded, where there is one."""
+        """The feature mapper, loaded, if there is one."""
         from gemel_ray.models.mapper import FeatureMapper
 
         return FeatureMapper.load(self.mapper_file)[0] if self.mapper_file.exists() else None
@@ -237,19 +237,19 @@ class Workspace:
         ).encode
 
     def vectors(self, *, names: bool = True) -> Vectors:
-        """The demonstrations' vectors, opened to be read; the knowledge base's own `names` among them."""
+        """The demonstrations' vectors, opened for reading, with those of the knowledge base's `names`."""
         written_for = self.facts.get("vectors", versions.FIRST)
         folder = versions.folder(self.folder, written_for) / "vectors"
-        return homes.opened(self.sections.vectors, self.facts, self.bank, folder, names)
+        return vector_stores.opened(self.sections.vectors, self.facts, self.bank, folder, names)
 
     def new_vectors(self, widths: dict[str, int]) -> Vectors:
         """An empty store for the demonstrations' vectors, to be filled once."""
-        return homes.created(self.sections.vectors, self.facts, self.inside / "vectors", widths)
+        return vector_stores.created(self.sections.vectors, self.facts, self.inside / "vectors", widths)
 
 
-# Picture features that came ready-made, by the picture's key (GEMEL's img_url or img_name), memory-mapped.
+# Precomputed features of pictures, by the picture's key (GEMEL's img_url or img_name), memory-mapped.
 #
-# A key is compared as HDF5 spells it, where URLs come from: "https://a//b" and "https:/a/b" are one.
+# Keys are compared in HDF5's spelling, since they come from there: "https://a//b" and "https:/a/b" are equal.
 
 
 class Features:
@@ -268,14 +268,14 @@ class Features:
         return len(self._keys)
 
     def of(self, key: str) -> npt.NDArray[np.float32] | None:
-        """The feature, float32 [feature], or None where there is none of that key."""
+        """The feature, float32 [feature], or None if the key is unknown."""
         wanted = _hash(key)
         at = int(np.searchsorted(self._keys, wanted))
         return self.vectors[at] if at < len(self._keys) and self._keys[at] == wanted else None
 
 
 def write(keys: Sequence[str], vectors: npt.NDArray[np.float32], folder: Path) -> Features:
-    """Write the features, float32 [pictures, feature], and open them. ValueError for a key given twice."""
+    """Write the features, float32 [pictures, feature], and open them. Raises ValueError for a double key."""
     folder.mkdir(parents=True, exist_ok=True)
     hashes = np.array([_hash(key) for key in keys], np.uint64)
     order = np.argsort(hashes)

@@ -1,10 +1,10 @@
-"""How a workspace comes into being: whole or not at all, with facts that say what it was made from.
+"""Writing a workspace: complete or not at all, with facts on what it was made from.
 
     with new_workspace(output, ...) as (folder, made): ...; BankWriter(workspace); ...; index(bank, ...);
         write_facts(...)
 
 Knows nothing of where entities, examples and vectors come from: build.py makes them with the models,
-gemel/importing.py takes them from GEMEL's own files.
+gemel/importing.py takes them from GEMEL's files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gemel_ray.config import Config
 from gemel_ray.errors import Mistake
 from gemel_ray.graph import Segment
 from gemel_ray.knowledge import bank as bank_file
-from gemel_ray.knowledge import homes, thumbnails
+from gemel_ray.knowledge import thumbnails, vector_stores
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Rejects, Targets
 from gemel_ray.knowledge.thumbnails import FILE as THUMBNAILS
@@ -56,33 +56,33 @@ Say = Callable[[str], None]
 
 @dataclass
 class Made:
-    """What a build found, for the report and for workspace.json."""
+    """Figures of a build, for the report and for workspace.json."""
 
     rejects: Rejects = field(default_factory=Rejects)
     demonstrations: int = 0
-    names: int = 0  # of the knowledge base, shown as examples of their own
+    names: int = 0  # of the knowledge base, used as examples
     pictures: int = 0
     unknown_targets: int = 0
-    doubtful_targets: int = 0  # a name, and another entity's id
+    doubtful_targets: int = 0  # both a name and another entity's id
     multiplicity: dict[str, int] = field(default_factory=dict)  # most rows with one vector: see vectors.py
     collection: str = ""  # of a Qdrant server, for the vectors
 
 
 @contextmanager
 def new_workspace(output: Path, replacing: bool, options: Options, say: Say) -> Iterator[tuple[Path, Made]]:
-    """A folder to be filled, which is the workspace `output` when all is done, and what its vectors need. A
-    Qdrant server is asked first, and of a workspace that is replaced has its vectors no more. Raises
-    ValueError as `free` does."""
+    """A folder to be filled, which becomes the workspace `output` at the end, and the figures to fill in. A
+    Qdrant server is checked first; it drops the vectors of a workspace that is replaced. Raises ValueError as
+    `free` does."""
     free(output, replacing)
-    former = homes.of_all_versions(output)
-    with homes.new_collection(options, say) as collection, new_folder(output) as folder:
+    former = vector_stores.recorded_collections(output)
+    with vector_stores.new_collection(options, say) as collection, new_folder(output) as folder:
         yield folder, Made(collection=collection)
-    homes.drop(former, options, say)
+    vector_stores.drop(former, options, say)
 
 
 def free(output: Path, replacing: bool) -> None:
-    """Raises ValueError where a workspace made at `output` would take the place of something that must stay:
-    whatever is no workspace, and one that is not to be replaced."""
+    """Raise ValueError if something at `output` must not be overwritten: anything but a workspace, or a
+    workspace and `replacing` is False."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / "workspace.json").is_file():
@@ -96,8 +96,8 @@ def free(output: Path, replacing: bool) -> None:
 def write_facts(
     folder: Path, config: Config, names: dict[str, str], made: Made, **carried: dict[str, Any]
 ) -> None:
-    """Write workspace.json: what is in the folder, by which models, and the settings it carries (beside its
-    models, sections of ray_config.yaml)."""
+    """Write workspace.json: what is in the folder, its models, and the settings it carries (sections of
+    ray_config.yaml beside `models`)."""
     models = config.plain()["models"]
     facts = {
         "format": FORMAT,
@@ -109,12 +109,12 @@ def write_facts(
         "multiplicity": made.multiplicity,
         "settings": {"models": {k: v for k, v in models.items() if k != "mapper"}, **carried},
     }
-    seal(folder, facts, **homes.record(made.collection))
+    seal(folder, facts, **vector_stores.record(made.collection))
 
 
 def seal(folder: Path, facts: dict[str, Any], **history: Any) -> None:
-    """Write workspace.json: the facts, what they and the knowledge in the folder are known by (`version`),
-    and how it came to be, its `history`, which is no part of that."""
+    """Write workspace.json: the facts, a digest of them and of the knowledge in the folder (`version`), and
+    its `history`, which is not part of the digest."""
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)
     inside = ("*.arrow", "tree/*", "bank/*", "features/*", "ranking/*")
     for file in sorted(file for pattern in inside for file in folder.glob(pattern)):
@@ -127,8 +127,8 @@ def seal(folder: Path, facts: dict[str, Any], **history: Any) -> None:
 
 
 class BankWriter:
-    """Makes the bank's rows of solved mentions, and gathers their vectors and their pictures' features, each
-    feature once and behind those `known` already, float32 [pictures, feature]."""
+    """Makes the bank's rows of solved mentions, and collects their vectors and their pictures' features, each
+    feature once and after those already `known`, float32 [pictures, feature]."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class BankWriter:
         self.features: list[Matrix] = list(known) if known is not None else []
         self.picture_of = {_digest(feature): row for row, feature in enumerate(self.features)}
         self.mention_vectors: list[Matrix] = []
-        self.cut: list[str] = []  # ids of the examples whose text was
+        self.cut: list[str] = []  # ids of the examples whose text was cut
 
     def table(self, solved: list[dict[str, Any]]) -> pa.Table:
         """The bank's rows of some solved mentions."""
@@ -183,7 +183,7 @@ class BankWriter:
         return np.array(self.features, np.float32) if self.features else np.empty((0, 1), np.float32)
 
     def mentions_as_vectors(self) -> Matrix:
-        """Of all rows, float32 [rows, width]."""
+        """Vectors of the mentions of all rows, float32 [rows, width]."""
         return np.concatenate(self.mention_vectors) if self.mention_vectors else np.empty((0, 1), np.float32)
 
 
@@ -192,9 +192,9 @@ def _digest(feature: Matrix) -> bytes:
 
 
 def index(bank: Bank, create: Callable[[dict[str, int]], Vectors]) -> dict[str, int]:
-    """Fill a new vector store, made for the widths of its vectors, with all of the bank: solved examples are
-    found as mentions, the knowledge base's own as names. Returns how many rows share one vector: it makes
-    ties exact (see vectors.py)."""
+    """Fill a new vector store, created for the widths of its vectors, with the whole bank: solved examples
+    are found as mentions, the knowledge base's names as names. Returns how many rows share one vector, which
+    makes ties exact (see vectors.py)."""
     if not len(bank):
         return {}
     mentions, features = bank.mention_vectors, unit(np.asarray(bank.image_vectors))
@@ -208,7 +208,7 @@ def index(bank: Bank, create: Callable[[dict[str, int]], Vectors]) -> dict[str, 
     pictures = bank.table["image_row"].to_numpy()
     for start in range(0, len(bank), _POINTS):
         rows = np.arange(start, min(start + _POINTS, len(bank)))
-        # Vectors reads a row of NaN as a point without a picture.
+        # Vectors takes a row of NaN for a point without a picture.
         with_image = {"image": padded[pictures[rows]]} if len(features) else {}
         solved = rows[:, None] < bank.examples
         both = {"mention": np.where(solved, mentions[rows], np.nan)}
@@ -224,17 +224,17 @@ def index(bank: Bank, create: Callable[[dict[str, int]], Vectors]) -> dict[str, 
     return multiplicity
 
 
-# How long names and examples may be, in the language model's tokens.
+# Limits on the length of names and examples, in the language model's tokens.
 
 
-Refusal = Callable[[str], str | None]  # why a name is not taken, or None
+Refusal = Callable[[str], str | None]  # why a name is refused, or None
 
 
 def longest_name(tokenize: Callable[[list[str]], list[list[int]]], most: int) -> Refusal:
-    """Refuses names of more than `most` tokens: beside one of thousands no prompt would have room."""
+    """Refuses names of more than `most` tokens: a name of thousands would leave no room for a prompt."""
 
     def refusal(name: str) -> str | None:
-        if len(name.encode()) <= most:  # no token is less than a byte
+        if len(name.encode()) <= most:  # a token has at least a byte
             return None
         count = len(tokenize([name])[0])
         if count <= most:
@@ -245,8 +245,8 @@ def longest_name(tokenize: Callable[[list[str]], list[list[int]]], most: int) ->
 
 
 def example_tokens(tokenizer: Tokenizer, row: dict[str, str], most: int) -> list[int] | None:
-    """The tokens of an example (its text, mention and target) with its text cut around its mention; None
-    where not even mention and target are within `most`."""
+    """The tokens of an example (text, mention and target) with its text cut around its mention; None if not
+    even mention and target fit into `most`."""
     text, mention = row["text"], row["mention"]
 
     def piece(part: str) -> str:
@@ -256,8 +256,8 @@ def example_tokens(tokenizer: Tokenizer, row: dict[str, str], most: int) -> list
     return None if part is None else tokenizer.encode(piece(part), add_special_tokens=False).ids
 
 
-def in_words(longer: Sequence[str], most: int) -> str:
-    """What a build says of examples that were cut: their ids."""
+def cut_message(longer: Sequence[str], most: int) -> str:
+    """A build's message about examples that were cut: their ids."""
     more = ", ..." if len(longer) > 3 else ""
     return (
         f"{len(longer):,} examples have more than bank.longest_example {most:,} tokens: their texts were cut "
@@ -265,7 +265,7 @@ def in_words(longer: Sequence[str], most: int) -> str:
     )
 
 
-# What becomes an example in the bank: solved documents and the knowledge base's own names, encoded.
+# The examples of the bank: solved documents and the knowledge base's names, encoded.
 
 
 _KEPT = ["document_id", "text", "mention_id", "mention", "target", "target_id"]
@@ -279,10 +279,9 @@ def forms(entities: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], 
             yield entity, form
 
 
-def own_examples(named: Iterable[tuple[dict[str, Any], str]]) -> Iterator[pa.Table]:
-    """A name or alias of an entity as a document that mentions itself: with it in the prompt the language
-    model has read the name, and knows how it is written. (Not in the paper, which shows training mentions
-    only.)"""
+def name_examples(named: Iterable[tuple[dict[str, Any], str]]) -> Iterator[pa.Table]:
+    """A name or alias of an entity as a document that mentions itself: with it in the prompt, the language
+    model has read the name and knows its spelling. (Not in the paper, which shows training mentions only.)"""
     rows: list[dict[str, Any]] = []
     for entity, form in named:
         text = f"{form}: {entity['description']}" if entity["description"] else form
@@ -305,7 +304,7 @@ def own_examples(named: Iterable[tuple[dict[str, Any], str]]) -> Iterator[pa.Tab
 def encoded(
     workspace: Workspace, config: Config, tables: Iterable[pa.Table], meter: Meter
 ) -> Iterator[pa.Table]:
-    """The documents' mentions, one a row, with their vectors. The models are loaded for the first of them."""
+    """The documents' mentions, one per row, with their vectors. The first one loads the models."""
     segment: Segment | None = None
     encoding: Encoding | None = None
     small = thumbnails.Collected(config.bank.thumbnails, config.encode.limits)
@@ -331,8 +330,8 @@ def encoded(
             encoding.close()
 
 
-def demonstrating(table: pa.Table, known: Targets, made: Made) -> list[dict[str, Any]]:
-    """The rows that can demonstrate; targets become names of the knowledge base, where it has them."""
+def usable_demonstrations(table: pa.Table, known: Targets, made: Made) -> list[dict[str, Any]]:
+    """The rows that can demonstrate; targets become names of the knowledge base, if it has them."""
     solved = []
     for row in table.select(_KEPT).to_pylist():
         if row["error"]:

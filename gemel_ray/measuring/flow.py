@@ -25,7 +25,7 @@ from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
 from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.knowledge import versions
-from gemel_ray.knowledge.bringing import Shared
+from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.measuring.machine import look, machine

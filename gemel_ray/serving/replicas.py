@@ -12,8 +12,8 @@ import pyarrow as pa
 from gemel_ray.config import Config
 from gemel_ray.engine.run import EngineDied
 from gemel_ray.environment import lean
-from gemel_ray.knowledge.bringing import Shared
-from gemel_ray.knowledge.workspace import Workspace, hurried
+from gemel_ray.knowledge.remote import Shared
+from gemel_ray.knowledge.workspace import Workspace, with_short_wait
 from gemel_ray.linking import linking_graph
 from gemel_ray.segments import OnlineSegment
 from gemel_ray.serving.linker import Reply, WorkerLost
@@ -30,7 +30,7 @@ class Stages:
 
     def __init__(self, config: Config, workspace: Shared, options: OnlineSegment, next_segment: Any) -> None:
         with lean():
-            opened = Workspace.open(workspace.here(), hurried(config))
+            opened = Workspace.open(workspace.here(), with_short_wait(config))
             segment = linking_graph(config, opened).segment(options.stages, opened)
         self.here = VersionedSegment(segment, options.batch, opened, config)
         self.next_segment = next_segment

@@ -21,7 +21,7 @@ from typing import Any
 from gemel_ray import storage
 from gemel_ray.config import Config
 from gemel_ray.errors import Mistake
-from gemel_ray.knowledge.bringing import Shared
+from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.training import checkpoint
 from gemel_ray.training.checkpoint import Point

@@ -1,7 +1,7 @@
-"""Where a workspace's vectors are: written into Qdrant, and read from there or as they lie in the bank.
+"""Where a workspace's vectors are stored: written to Qdrant, and read from there or from the bank.
 
-On a Qdrant server they are in a collection whose name the workspace records (`collection` in workspace.json),
-never an address or a key: those are the configuration's. See qdrant.py.
+On a Qdrant server they are in a collection. The workspace records its name (`collection` in workspace.json),
+but never an address or a key: those are in the configuration. See qdrant.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gemel_ray.knowledge import qdrant, versions
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.matrices import Matrices
 from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
-from gemel_ray.knowledge.server import BRIEFLY, Say, Server
+from gemel_ray.knowledge.server import SHORT_WAIT, Say, Server
 from gemel_ray.knowledge.vectors import Vectors, VectorStore
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.settings import Vectors as Options
@@ -28,8 +28,8 @@ _AGAIN = "build the workspace again (gemel-ray build --replace)"
 
 
 def opened(options: Options, facts: dict[str, Any], bank: Bank, folder: Path, names: bool) -> Vectors:
-    """To be read: from the bank itself, where nothing but an exact answer is asked for. With `names`, those
-    of the knowledge base are found among the mentions."""
+    """The vectors, for reading: from the bank itself if it is small enough for an exact search. With `names`,
+    those of the knowledge base are found among the mentions."""
     store: VectorStore
     if options.address:
         store = ServerStore.open(Server(options), recorded(facts))
@@ -40,7 +40,7 @@ def opened(options: Options, facts: dict[str, Any], bank: Bank, folder: Path, na
 
 
 def created(options: Options, facts: dict[str, Any], folder: Path, widths: dict[str, int]) -> Vectors:
-    """Empty, to be filled once."""
+    """A new empty store, to be filled once."""
     store: VectorStore
     if options.address:
         store = ServerStore.create(Server(options), recorded(facts), widths)
@@ -50,18 +50,18 @@ def created(options: Options, facts: dict[str, Any], folder: Path, widths: dict[
 
 
 def recorded(facts: dict[str, Any]) -> str:
-    """The collection that a version records; empty where its vectors lie in the workspace."""
+    """The collection that a version records; empty if its vectors are in the workspace."""
     return str(facts.get(_COLLECTION) or "")
 
 
 def record(name: str) -> dict[str, str]:
-    """What a version records of it."""
+    """What a version records of a collection."""
     return {_COLLECTION: name} if name else {}
 
 
 def check(folder: Path, facts: dict[str, Any], options: Options) -> None:
-    """Raises WorkspaceError when its vectors are elsewhere than the configuration's `vectors.address` says;
-    nothing is asked."""
+    """Raise WorkspaceError if its vectors are not where the configuration's `vectors.address` says. Contacts
+    no server."""
     there, address = recorded(facts), options.address
     if not _has_vectors(facts):
         return
@@ -69,7 +69,7 @@ def check(folder: Path, facts: dict[str, Any], options: Options) -> None:
         called = there.rpartition("-")[0]
         why = f"its vectors are in collection {there} on a Qdrant server: set vectors.address "
         why += f"(http://HOST:6333/{called})"
-    elif there and not qdrant.is_ours(address.rpartition("/")[2], there):
+    elif there and not qdrant.is_build_collection(address.rpartition("/")[2], there):
         why = f"its vectors are in collection {there}, not at vectors.address={address}"
     elif address and not there:
         why = f"its vectors lie in it, not on a server: empty vectors.address, or {_AGAIN}"
@@ -83,11 +83,11 @@ def _has_vectors(facts: dict[str, Any]) -> bool:
 
 
 def ask(folder: Path, facts: dict[str, Any], options: Options, say: Say) -> None:
-    """Before any work: whether the workspace's Qdrant server answers, takes the key and has its vectors."""
+    """Check, before any work, that its Qdrant server answers, accepts the key and has its vectors."""
     there = recorded(facts)
     if not options.address:
         return
-    with closing(Server(options, BRIEFLY)) as server:
+    with closing(Server(options, SHORT_WAIT)) as server:
         server.check(say)
         if there and _has_vectors(facts) and not server.has(there):
             raise WorkspaceError(
@@ -96,19 +96,20 @@ def ask(folder: Path, facts: dict[str, Any], options: Options, say: Say) -> None
             )
 
 
-def hurried(options: Options) -> Options:
-    """For a service, whose callers do not wait for a server as long as a job does."""
-    return replace(options, wait=min(options.wait, BRIEFLY))
+def with_short_wait(options: Options) -> Options:
+    """The options for a service, whose callers do not wait for a server as long as a job does."""
+    return replace(options, wait=min(options.wait, SHORT_WAIT))
 
 
 @contextmanager
 def new_collection(options: Options, say: Say) -> Iterator[str]:
-    """The name of a collection for the vectors of a version that is made inside, on a server that was asked;
-    empty without a server. If what is inside fails, the collection is dropped; else the alias leads to it."""
+    """The name of a collection for the vectors of a version that is made inside, on a server that was
+    checked; empty without a server. If the block fails, the collection is dropped; else the alias points to
+    it."""
     if not options.address:
         yield ""
         return
-    with closing(Server(options, BRIEFLY)) as server:
+    with closing(Server(options, SHORT_WAIT)) as server:
         name = qdrant.new_name(server, say)
         try:
             yield name
@@ -116,28 +117,28 @@ def new_collection(options: Options, say: Say) -> Iterator[str]:
             _drop(server, [name], say)
             raise
         if server.has(name):
-            qdrant.lead(server, name)
+            qdrant.point_alias(server, name)
 
 
-def of_all_versions(workspace: Path) -> set[str]:
-    """The collections of a workspace, whole or damaged, or of none."""
+def recorded_collections(workspace: Path) -> set[str]:
+    """The collections that a workspace's versions record, even if it is damaged or does not exist."""
     found = set()
     for version in versions.known(workspace):
         try:
             found.add(recorded(read_facts(workspace, version)))
-        except ValueError:  # it says nothing that could be relied on
+        except ValueError:  # a damaged record
             continue
     return found - {""}
 
 
 def drop(names: Iterable[str], options: Options, say: Say) -> None:
-    """Of the collections those under the configuration's address; of others it is said that they stay."""
+    """Drop those collections that are under the configuration's address; report that others stay."""
     name = options.address.rpartition("/")[2]
-    for other in (n for n in names if not name or not qdrant.is_ours(name, n)):
+    for other in (n for n in names if not name or not qdrant.is_build_collection(name, n)):
         say(f"collection {other} of a Qdrant server is used no more: delete it there")
-    if ours := [n for n in names if name and qdrant.is_ours(name, n)]:
-        with closing(Server(options, BRIEFLY)) as server:
-            _drop(server, ours, say)
+    if dropped := [n for n in names if name and qdrant.is_build_collection(name, n)]:
+        with closing(Server(options, SHORT_WAIT)) as server:
+            _drop(server, dropped, say)
 
 
 def _drop(server: Server, names: Iterable[str], say: Say) -> None:
@@ -149,8 +150,8 @@ def _drop(server: Server, names: Iterable[str], say: Say) -> None:
 
 
 class Ledger:
-    """The collections that changes of a workspace made, a line each, so that those of versions that are there
-    no more are dropped. It is kept under versions.locked."""
+    """The collections that changes of a workspace made, one per line, so that those of removed versions can
+    be dropped. Guarded by versions.locked."""
 
     def __init__(self, workspace: Path) -> None:
         self.workspace, self.file = workspace, workspace / "versions" / "collections"
@@ -160,10 +161,10 @@ class Ledger:
             self._write([*self._names(), name])
 
     def tidy(self, options: Options, say: Say) -> None:
-        """Drop what no version uses."""
+        """Drop the collections that no version uses."""
         if not options.address or not (names := self._names()):
             return
-        used = of_all_versions(self.workspace)
+        used = recorded_collections(self.workspace)
         drop([n for n in names if n not in used], options, say)
         self._write([n for n in names if n in used])
 

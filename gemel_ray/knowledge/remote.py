@@ -1,10 +1,10 @@
-"""A workspace in an object store, brought to this machine once and mapped from there.
+"""A workspace in an object store, downloaded to this machine once and mapped from there.
 
     $GEMEL_RAY_HOME/workspaces/kb-5c1e0a.../    by default under ~/.cache/gemel-ray
         .source                                 the address it is from
 
-The name has a digest of what the store lists: names, sizes and checksums. So a changed workspace is another
-folder, and processes of a node share one: the first brings it, whole or not at all, the others wait.
+The name has a digest of the store's listing: names, sizes and checksums. So a changed workspace is another
+folder. Processes of a node share one: the first downloads it, whole or not at all, the others wait.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gemel_ray.storage import make_folder, new_folder
 from gemel_ray.stores import StoreError, asked, bucket_is_there, opened, plainly, scheme
 
 _SOURCE = ".source"
-_LEFT = ("cache", "training")  # what a machine keeps beside a workspace for itself
+_LOCAL_ONLY = ("cache", "training")  # folders of a workspace that stay on one machine
 _AT_ONCE = 16
 _ATTEMPTS = 3
 SHARE = "put it where all nodes see it, a shared folder or an object store (docs/cluster.md)"
@@ -36,36 +36,36 @@ Say = Callable[[str], None]
 class _File:
     name: str
     bytes: int | None
-    checksum: str  # whatever the store calls so; of an MD5 its hexadecimal digits
+    checksum: str  # the store's; an MD5 in hexadecimal digits
 
 
-def unseen(path: str | Path, what: str, has: str = "does not see") -> str:
-    """What is wrong on a node that has not what all must have, behind the node's name."""
+def not_visible(path: str | Path, what: str, has: str = "does not see") -> str:
+    """The message, after the node's name, that a node lacks what all must have."""
     return f"{has} {path} ({what}): {SHARE}"
 
 
-def brought(workspace: str | Path, say: Say) -> Path:
-    """The workspace as a folder of this machine. Raises StoreError for a store that does not give it, or what
-    it gave is not what it lists."""
+def local_copy(workspace: str | Path, say: Say) -> Path:
+    """The workspace as a folder of this machine. Raises StoreError if it cannot be downloaded, or its files
+    differ from the store's listing."""
     if not scheme(workspace):
         return Path(workspace)
     address = str(workspace).rstrip("/")
     listed = asked(address, lambda filesystem, path: _listed(filesystem, path, address))
     target = home() / "workspaces" / _name(address, listed)
     if not target.exists():
-        with _alone(target):
+        with _exclusive(target):
             if not target.exists():
                 say(f"bringing {address} ({sum(f.bytes or 0 for f in listed) / 2**20:,.0f} MiB) to {target}")
-                _bring(address, listed, target)
+                _download(address, listed, target)
     return target
 
 
 @dataclass(frozen=True)
 class Shared:
-    """A workspace as processes of other nodes find it: a folder that all see, or each brings."""
+    """A workspace for processes of other nodes: a folder that all see, or an address that each downloads."""
 
     folder: Path
-    address: str  # it was brought from; of one that was not, empty
+    address: str  # where it was downloaded from, or empty
 
     @classmethod
     def of(cls, workspace: Path) -> Shared:
@@ -76,13 +76,13 @@ class Shared:
         return self.address or str(self.folder)
 
     def here(self) -> Path:
-        """On whatever node it is called. Raises StoreError where it is another workspace by now, or a folder
-        that this node does not see."""
+        """Its folder on the node that calls. Raises StoreError if the store has another workspace by now, or
+        this node does not see the folder."""
         if self.folder.exists():
             return self.folder
         if not self.address:
-            raise StoreError(f"node {socket.gethostname()} {unseen(self.folder, 'the workspace')}")
-        found = brought(self.address, lambda _: None)
+            raise StoreError(f"node {socket.gethostname()} {not_visible(self.folder, 'the workspace')}")
+        found = local_copy(self.address, lambda _: None)
         if found.name != self.folder.name:
             raise StoreError(f"{self.address} has changed since this was started: start it again")
         return found
@@ -94,7 +94,9 @@ def _listed(filesystem: Any, path: str, address: str) -> list[_File]:
     files = [
         _File(name, facts.get("size"), _checksum(facts))
         for inside, facts in sorted(found.items())
-        if not (name := inside.removeprefix(path).lstrip("/")).startswith((".", *(f"{n}/" for n in _LEFT)))
+        if not (name := inside.removeprefix(path).lstrip("/")).startswith(
+            (".", *(f"{n}/" for n in _LOCAL_ONLY))
+        )
         and not PurePosixPath(name).name.startswith(".")
     ]
     if not any(file.name == "workspace.json" for file in files):
@@ -104,20 +106,20 @@ def _listed(filesystem: Any, path: str, address: str) -> list[_File]:
 
 def _checksum(facts: Mapping[str, Any]) -> str:
     settings = facts.get("content_settings") or {}
-    if md5 := facts.get("md5Hash") or settings.get("content_md5"):  # Google's, Azure's
+    if md5 := facts.get("md5Hash") or settings.get("content_md5"):  # of Google, of Azure
         raw = base64.b64decode(md5) if isinstance(md5, str) else bytes(md5)
         return raw.hex()
     return str(facts.get("ETag") or facts.get("etag") or facts.get("blob_id") or "").strip('"')
 
 
 def _name(address: str, listed: list[_File]) -> str:
-    said = json.dumps([address, *(asdict(file) for file in listed)])
-    return f"{PurePosixPath(address).name}-{hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}"
+    listing = json.dumps([address, *(asdict(file) for file in listed)])
+    return f"{PurePosixPath(address).name}-{hashlib.blake2b(listing.encode(), digest_size=8).hexdigest()}"
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Of the processes of this machine one at a time; the lock ends with its process."""
+def _exclusive(target: Path) -> Iterator[None]:
+    """Let one process of this machine in at a time; the lock ends with its process."""
     import fcntl
 
     make_folder(target.parent)
@@ -126,18 +128,18 @@ def _alone(target: Path) -> Iterator[None]:
         yield
 
 
-def _bring(address: str, listed: list[_File], target: Path) -> None:
+def _download(address: str, listed: list[_File], target: Path) -> None:
     filesystem, path = opened(address)
     with plainly(address), new_folder(target) as aside, ThreadPoolExecutor(_AT_ONCE) as threads:
-        list(threads.map(lambda file: _fetch(filesystem, f"{path}/{file.name}", aside, file), listed))
+        list(threads.map(lambda file: _download_file(filesystem, f"{path}/{file.name}", aside, file), listed))
         if _listed(filesystem, path, address) != listed:
             raise StoreError(f"{address} changed while it was brought here: try again")
         (aside / _SOURCE).write_text(address)
 
 
-def _fetch(filesystem: Any, path: str, aside: Path, file: _File) -> None:
-    """The file's content is right when it has the listed checksum; where that is no digest of the content (a
-    multipart upload's, an encrypted object's), when it has the listed size and comes the same twice."""
+def _download_file(filesystem: Any, path: str, aside: Path, file: _File) -> None:
+    """Download and check a file: its content must have the listed checksum. Where that is not a digest of the
+    content (a multipart upload, an encrypted object), two downloads of the listed size must be equal."""
     to, before = aside / file.name, ""
     to.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(_ATTEMPTS):
