@@ -66,9 +66,9 @@ def drive(job: Job, computing: Computing, report: Callable[[Progress], None]) ->
     """Do the job; return its record. Raises Stopped where it cannot go on, also beyond `max_error_rate`
     (TooManyErrors): what is written stays, and the same job goes on. A row's error is only a row. Every
     check that can refuse the job is made before the run takes over the output folder."""
-    began, at = time.time(), folder_at(job.output)
-    files = InputFiles.of(job.inputs, at)
-    results.refuse_foreign(at)
+    began, folder = time.time(), folder_at(job.output)
+    files = InputFiles.of(job.inputs, folder)
+    results.refuse_foreign(folder)
     with computing(files.addresses) as compute:
         run = _begin(job, files, began, report)
         _finish(run, compute, job.max_error_rate, report)
@@ -78,24 +78,24 @@ def drive(job: Job, computing: Computing, report: Callable[[Progress], None]) ->
 
 def _begin(job: Job, files: InputFiles, began: float, report: Callable[[Progress], None]) -> Run:
     """Take over the output folder; find out what is left to do."""
-    at = folder_at(job.output)
-    name = results.prepare(at)
+    folder = folder_at(job.output)
+    name = results.prepare(folder)
     files.save()
-    done, unread = results.finished(at, job.retry), files.unchanged(job.options)
+    done, unread = results.finished(folder, job.retry), files.unchanged(job.options)
     report_retried(job.retry, done, report)
     shares = job.selection.of(files.addresses, files.keys, unread)
     total = job.selection.total(files.addresses, unread)
-    record = Record(at, max(0, total - len(done)), len(done), began)
+    record = Record(folder, max(0, total - len(done)), len(done), began)
     return Run(name, files.addresses, shares, done, record)
 
 
 def _finish(run: Run, compute: Compute, max_error_rate: float, report: Callable[[Progress], None]) -> None:
     """Compute the run; count and merge what it writes."""
-    at, record = run.record.output, run.record
+    folder, record = run.record.output, run.record
     with (
         faults_as_stopped(record, run.name),
-        receive_warnings(at, run.name, report),
-        Merging(at, run.name) as merging,
+        receive_warnings(folder, run.name, report),
+        Merging(folder, run.name) as merging,
     ):
         for counts in compute(run):
             record.add(counts)
@@ -214,12 +214,12 @@ def preview(config: Config, inputs: Sequence[str], output: Place, selection: Sel
 
 
 def _estimate(output: Place, left: int | None) -> str:
-    at = folder_at(output)
+    folder = folder_at(output)
     if left == 0:
         return "nothing is left to do"
-    if left is None or "progress.json" not in at.names():
+    if left is None or "progress.json" not in folder.names():
         return "no estimate: link --limit 500 first, or ask gemel-ray plan with the rates of gemel-ray bench"
-    last = json.loads(at.read("progress.json"))
+    last = json.loads(folder.read("progress.json"))
     done, seconds = last["documents"]["done"], last["seconds"]
     if not done:
         return "no estimate: the last run did nothing"

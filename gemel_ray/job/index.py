@@ -181,10 +181,10 @@ class Done:
 
     def of(self, file: int) -> DoneInFile:
         """What is done of the input file with this key."""
-        at = folder_at(self.output)
+        folder = folder_at(self.output)
         pieces = [
-            np.load(io.BytesIO(at.read(name)))
-            for name in at.names(_partition_folder(self.run, file % _PARTITIONS))
+            np.load(io.BytesIO(folder.read(name)))
+            for name in folder.names(_partition_folder(self.run, file % _PARTITIONS))
         ]
         found = np.concatenate([np.empty(0, _SLIM), *(piece[piece["file"] == file] for piece in pieces)])
         digests, where = np.unique(found["digest"], return_inverse=True)
@@ -213,60 +213,60 @@ class Done:
         return {file: entry["documents"] for file, entry in self._passes() if entry["documents"] is not None}
 
     def _passes(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        at = folder_at(self.output)
-        for name in at.names(f"{layout.PASSES}/{self.run}"):
-            yield int(name.rpartition("/")[2].removesuffix(".json"), 16), json.loads(at.read(name))
+        folder = folder_at(self.output)
+        for name in folder.names(f"{layout.PASSES}/{self.run}"):
+            yield int(name.rpartition("/")[2].removesuffix(".json"), 16), json.loads(folder.read(name))
 
 
 def finished(output: Place, retry: str | None = None) -> Done:
     """What is done, for the run that writes now. `retry`: documents whose error contains this text, ignoring
     case, count as not done until they have a successor; the unreadable rest of a file never counts as done.
     A torn file is set aside."""
-    at = folder_at(output)
-    state = layout.latest(at)
+    folder = folder_at(output)
+    state = layout.latest(folder)
     partitions: list[list[npt.NDArray[np.void]]] = [[] for _ in range(_PARTITIONS)]
     number = retried = in_memory = 0
-    for found in _all_records(at, state, retry):
+    for found in _all_records(folder, state, retry):
         number += len(found) - int(np.count_nonzero(found["state"] & AGAIN))
         retried += int(np.count_nonzero(found["state"] & _RETRY))
         for partition, some in enumerate(_partitioned(found)):
             partitions[partition].append(some)
         in_memory += len(found)
         if in_memory > _IN_MEMORY:
-            _flush(at, state.run, partitions)
+            _flush(folder, state.run, partitions)
             in_memory = 0
-    _flush(at, state.run, partitions)
+    _flush(folder, state.run, partitions)
     return Done(output, state.run, number - retried, retried)
 
 
-def _flush(at: Folder, run: str, partitions: list[list[npt.NDArray[np.void]]]) -> None:
+def _flush(folder: Folder, run: str, partitions: list[list[npt.NDArray[np.void]]]) -> None:
     for number, partition in enumerate(partitions):
         if sum(map(len, partition)):
-            at.write(
+            folder.write(
                 f"{_partition_folder(run, number)}/{uuid.uuid4().hex}.npy", saved(np.concatenate(partition))
             )
         partition.clear()
 
 
-def _all_records(at: Folder, state: layout.State, retry: str | None) -> Iterator[Records]:
-    there = set(at.names(layout.LINKS))
+def _all_records(folder: Folder, state: layout.State, retry: str | None) -> Iterator[Records]:
+    there = set(folder.names(layout.LINKS))
     for name, number in state.files:
         if name not in there:
-            _log.warning("%s/%s is gone: its %s documents are done again", at, name, f"{number:,}")
-        elif (found := of_file(at, name)) is not None:
-            yield _with_retries(at, name, found, retry)
-    for name in layout.counting_parts(at, state):
-        if not layout.is_torn(at, name):
-            yield _with_retries(at, name, of_part(at, name), retry)
+            _log.warning("%s/%s is gone: its %s documents are done again", folder, name, f"{number:,}")
+        elif (found := of_file(folder, name)) is not None:
+            yield _with_retries(folder, name, found, retry)
+    for name in layout.counting_parts(folder, state):
+        if not layout.is_torn(folder, name):
+            yield _with_retries(folder, name, of_part(folder, name), retry)
 
 
-def _with_retries(at: Folder, name: str, found: Records, retry: str | None) -> Records:
+def _with_retries(folder: Folder, name: str, found: Records, retry: str | None) -> Records:
     """The records, with _RETRY in the state of those to be done again."""
     found = found.copy()
     found["state"][(found["state"] & LOST) > 0] |= _RETRY
     if retry is None or not np.any(found["state"] & FAILED):
         return found
-    table = layout.read(at, name, ["status", "error"])
+    table = layout.read(folder, name, ["status", "error"])
     hits = [
         status == "error" and retry.lower() in error.lower()
         for status, error in zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True)
@@ -277,27 +277,27 @@ def _with_retries(at: Folder, name: str, found: Records, retry: str | None) -> R
     return found
 
 
-def of_file(at: Folder, name: str) -> Records | None:
+def of_file(folder: Folder, name: str) -> Records | None:
     """The records of a file of links; None where one of the two is torn, which sets both aside."""
     index = layout.index_of(name)
     try:
-        found: Records = np.load(io.BytesIO(at.read(index)))
+        found: Records = np.load(io.BytesIO(folder.read(index)))
     except (ValueError, EOFError, FileNotFoundError):
-        layout.set_aside(at, name)
+        layout.set_aside(folder, name)
         return None
-    return None if layout.is_torn(at, name) else found
+    return None if layout.is_torn(folder, name) else found
 
 
-def of_part(at: Folder, name: str) -> Records:
-    listed, run = layout.part_documents(at, name), name.split("/")[1]
+def of_part(folder: Folder, name: str) -> Records:
+    listed, run = layout.part_documents(folder, name), name.split("/")[1]
     return records([(source, rows) for source, rows, _ in listed], run, [bad for *_, bad in listed])
 
 
-def of_any(at: Folder, name: str) -> Records:
+def of_any(folder: Folder, name: str) -> Records:
     """The records of a file of links, or of a part, that counts."""
     if name.startswith(layout.PARTS):
-        return of_part(at, name)
-    found = of_file(at, name)
+        return of_part(folder, name)
+    found = of_file(folder, name)
     return np.empty(0, RECORD) if found is None else found
 
 

@@ -45,34 +45,34 @@ def index_of(name: str) -> str:
     return f"{INDEX}/{name.rpartition('/')[2].removesuffix('.parquet')}.npy"
 
 
-def counting(at: Folder, state: State) -> list[str]:
+def counting(folder: Folder, state: State) -> list[str]:
     """The names of all that counts, files before parts."""
-    there = set(at.names(LINKS))
-    return [*(name for name, _ in state.files if name in there), *counting_parts(at, state)]
+    there = set(folder.names(LINKS))
+    return [*(name for name, _ in state.files if name in there), *counting_parts(folder, state)]
 
 
-def counting_parts(at: Folder, state: State) -> list[str]:
+def counting_parts(folder: Folder, state: State) -> list[str]:
     """Parts that are not merged into a file yet: of the run that writes, and of earlier runs."""
     gone = set(state.gone)
-    current = at.names(f"{PARTS}/{state.run}") if state.run else []
-    there = {name for run in {p.rpartition("/")[0] for p in state.parts} for name in at.names(run)}
+    current = folder.names(f"{PARTS}/{state.run}") if state.run else []
+    there = {name for run in {p.rpartition("/")[0] for p in state.parts} for name in folder.names(run)}
     found = (*current, *(part for part in state.parts if part in there))
     return [name for name in found if name.endswith(".parquet") and name not in gone]
 
 
-def read(at: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     try:
-        with at.open(name) as file:
+        with folder.open(name) as file:
             return pq.read_table(file, columns=columns)
     except FileNotFoundError:
         raise
     except (pa.ArrowInvalid, OSError) as fault:
-        raise Mistake(f"cannot read {at}/{name}: {fault}") from fault
+        raise Mistake(f"cannot read {folder}/{name}: {fault}") from fault
 
 
-def with_sources(at: Folder, part: str) -> pa.Table:
+def with_sources(folder: Folder, part: str) -> pa.Table:
     """A part's rows with their sources, as the worker had them."""
-    table = read(at, part)
+    table = read(folder, part)
     sources = [source for source, rows, _ in documents(table.schema) for _ in range(rows)]
     return table.append_column(SOURCE, [pa.array(sources, pa.string())])
 
@@ -82,26 +82,26 @@ def documents(part: pa.Schema) -> list[tuple[str, int, bool]]:
     return [(source, rows, bad) for source, rows, bad in json.loads(part.metadata[DOCUMENTS])]
 
 
-def part_documents(at: Folder, name: str) -> list[tuple[str, int, bool]]:
-    with at.open(name) as file:
+def part_documents(folder: Folder, name: str) -> list[tuple[str, int, bool]]:
+    with folder.open(name) as file:
         return documents(pq.read_schema(file))
 
 
-def is_torn(at: Folder, name: str) -> bool:
+def is_torn(folder: Folder, name: str) -> bool:
     """Whether the file is not Parquet or is cut off. If so, it is set aside."""
     try:
-        with at.open(name) as file:
+        with folder.open(name) as file:
             pq.read_metadata(file)
     except pa.ArrowInvalid:
-        set_aside(at, name)
+        set_aside(folder, name)
         return True
     return False
 
 
-def set_aside(at: Folder, name: str) -> None:
-    torn = at.set_aside(name).rpartition("/")[2]
+def set_aside(folder: Folder, name: str) -> None:
+    torn = folder.set_aside(name).rpartition("/")[2]
     _log.warning(
-        "%s/%s is torn, as by a power cut: it is %s now, and its rows are done again", at, name, torn
+        "%s/%s is torn, as by a power cut: it is %s now, and its rows are done again", folder, name, torn
     )
 
 

@@ -38,14 +38,14 @@ NamedRecords = tuple[str, Records]
 class LinkFiles:
     """Earlier files, whose records are read one by one, and those just `merged`."""
 
-    at: Folder
+    folder: Folder
     former: list[str]
     merged: Mapping[str, Records]
 
     def items(self, ending: str = "") -> Iterator[NamedRecords]:
         """The files whose names have the ending, oldest first."""
         for name in self.former:
-            if name.endswith(ending) and (found := index.of_file(self.at, name)) is not None:
+            if name.endswith(ending) and (found := index.of_file(self.folder, name)) is not None:
                 yield name, found
         yield from ((name, found) for name, found in self.merged.items() if name.endswith(ending))
 
@@ -54,7 +54,7 @@ class LinkFiles:
 class Writing:
     """Writes files for a run that settles a `state`. They count once the ledger has them."""
 
-    at: Folder
+    folder: Folder
     state: State
     number: int = 0  # files written
 
@@ -72,7 +72,7 @@ class Writing:
         """Write the files that lose documents again, with the documents that stay."""
         return dict(
             self._written(
-                iter([layout.read(self.at, name).filter(pa.array(np.repeat(keep, records["rows"])))]),
+                iter([layout.read(self.folder, name).filter(pa.array(np.repeat(keep, records["rows"])))]),
                 records[keep],
             )
             for name, records in (files.items() if changed else ())
@@ -98,11 +98,11 @@ class Writing:
 
     def _schema(self, name: str) -> pa.Schema:
         """The file's columns: another release of this program may have written others."""
-        with self.at.open(name) as file:
+        with self.folder.open(name) as file:
             return pq.read_schema(file)
 
     def _joined(self, some: Mapping[str, Records]) -> NamedRecords:
-        return self._written((layout.read(self.at, name) for name in some), index.joined(some.values()))
+        return self._written((layout.read(self.folder, name) for name in some), index.joined(some.values()))
 
     def _written(self, tables: Iterator[pa.Table], records: Records) -> NamedRecords:
         name = f"{layout.LINKS}/{self.state.number + 1:08}-{self.number:03}{ending(self.state.run)}"
@@ -110,8 +110,8 @@ class Writing:
         settled = records.copy()
         settled["state"] &= np.uint8(FAILED | LOST)
         data = _parquet(tables)
-        self.at.write(layout.index_of(name), index.saved(settled))
-        self.at.write(name, data)
+        self.folder.write(layout.index_of(name), index.saved(settled))
+        self.folder.write(name, data)
         return name, records
 
 
@@ -171,26 +171,27 @@ class Merging:
             self._merge()
 
     def _merge(self) -> None:
-        at = folder_at(self.output)
-        state, waiting = _current_state(at, self.run), list[str]()
-        records = {part: index.of_part(at, part) for part in self.answered}
+        folder = folder_at(self.output)
+        state, waiting = _current_state(folder, self.run), list[str]()
+        records = {part: index.of_part(folder, part) for part in self.answered}
         for part in self.answered:
             # A part with retried documents replaces others: that is done at the end.
             if np.any(records[part]["state"] & AGAIN):
                 waiting.append(part)
         parts = {part: some for part, some in records.items() if part not in waiting}
-        _commit(at, state, dict(Writing(at, state).of_parts(parts)), [], list(parts))
+        _commit(folder, state, dict(Writing(folder, state).of_parts(parts)), [], list(parts))
         self.answered, self.documents = waiting, 0
 
     def settle(self) -> None:
         """Merge all parts. Drop rows that have a successor, and rows of documents that have gone from files
         that were read whole. Combine small files, as many short runs leave them. Raises TakenOver."""
-        at = folder_at(self.output)
-        state = _current_state(at, self.run)
-        records = {part: index.of_part(at, part) for part in layout.counting_parts(at, state)}
-        writing = Writing(at, state)
+        folder = folder_at(self.output)
+        state = _current_state(folder, self.run)
+        records = {part: index.of_part(folder, part) for part in layout.counting_parts(folder, state)}
+        writing = Writing(folder, state)
         merged = dict(writing.of_parts(records))
-        files = LinkFiles(at, [name for name, _ in state.files if name in at.names(layout.LINKS)], merged)
+        there = set(folder.names(layout.LINKS))
+        files = LinkFiles(folder, [name for name, _ in state.files if name in there], merged)
         drops = _superseded(merged)
         if self.done is not None:
             drops += Counter(self.done.gone())
@@ -198,17 +199,17 @@ class Merging:
         changed = _kept(files, drops, duplicates)
         fresh = {name: found for name, found in merged.items() if name not in changed}
         fresh |= writing.without(files, changed)
-        kept = LinkFiles(at, [name for name in files.former if name not in changed], fresh)
+        kept = LinkFiles(folder, [name for name in files.former if name not in changed], fresh)
         joined, small = writing.combined(kept)
         fresh = {name: found for name, found in fresh.items() if name not in small} | joined
-        _commit(at, state, fresh, [*changed, *small], list(records))
+        _commit(folder, state, fresh, [*changed, *small], list(records))
         self.answered, self.documents = [], 0
 
 
-def _current_state(at: Folder, run: str) -> State:
-    state = layout.latest(at)
+def _current_state(folder: Folder, run: str) -> State:
+    state = layout.latest(folder)
     if state.run != run:
-        raise TakenOver(f"another run of gemel-ray link has taken over {at}")
+        raise TakenOver(f"another run of gemel-ray link has taken over {folder}")
     return state
 
 
@@ -268,17 +269,19 @@ def _kept(files: LinkFiles, drops: Surplus, duplicates: set[_Triple]) -> dict[st
 
 
 def _commit(
-    at: Folder, state: State, fresh: Mapping[str, Records], stale: Sequence[str], parts: Sequence[str]
+    folder: Folder, state: State, fresh: Mapping[str, Records], stale: Sequence[str], parts: Sequence[str]
 ) -> None:
     """Make the files count, in one step; then delete what they were made from."""
-    there = set(at.names(layout.LINKS))
+    there = set(folder.names(layout.LINKS))
     old = [(name, number) for name, number in state.files if name not in stale and name in there]
     new = tuple((*old, *((name, len(records)) for name, records in fresh.items())))
     if new == state.files and not parts:
         return
     left = tuple(part for part in state.parts if part not in set(parts))
-    layout.commit(at, replace(state, number=state.number + 1, files=new, parts=left, gone=(*parts, *stale)))
+    layout.commit(
+        folder, replace(state, number=state.number + 1, files=new, parts=left, gone=(*parts, *stale))
+    )
     for name in (*parts, *stale):
-        at.remove(name)
+        folder.remove(name)
     for name in stale:
-        at.remove(layout.index_of(name))
+        folder.remove(layout.index_of(name))

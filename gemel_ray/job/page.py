@@ -27,14 +27,14 @@ _NEAR = 1000  # samples come from a file's first rows, since text and picture ar
 
 def write_page(output: Place) -> None:
     """Write the page of a finished job's folder."""
-    at = folder_at(output)
-    manifest, progress = (json.loads(at.read(name)) for name in ("manifest.json", "progress.json"))
+    folder = folder_at(output)
+    manifest, progress = (json.loads(folder.read(name)) for name in ("manifest.json", "progress.json"))
     entities = Counter[str]()
     for links in results.tables(output, ["entity"]):
         entities.update(e for e in links["entity"].to_pylist() if e)
     text = page(
         "job.html",
-        title=f"gemel-ray link: {Path(str(at)).absolute().name}",
+        title=f"gemel-ray link: {Path(str(folder)).absolute().name}",
         subtitle=_subtitle(manifest),
         tiles=_tiles(manifest, progress),
         plots=list(_plots(progress)),
@@ -45,7 +45,7 @@ def write_page(output: Place) -> None:
         entities=_most(entities),
         samples=list(_samples(output)),
     )
-    at.write("report.html", text.encode())
+    folder.write("report.html", text.encode())
 
 
 def _subtitle(manifest: Row) -> str:
@@ -122,10 +122,10 @@ def _samples(output: Place) -> Iterator[Row]:
 
 def _with_sources(output: Place, file: str, known: Mapping[int, str]) -> pa.Table:
     """A file's rows, with the source of each row's document when it was read."""
-    at = folder_at(output)
-    records = index.of_any(at, file)
+    folder = folder_at(output)
+    records = index.of_any(folder, file)
     sources = [f"{known.get(int(r['file']), '')}:{r['row']}" for r in np.repeat(records, records["rows"])]
-    return layout.read(at, file).append_column("source", [pa.array(sources, pa.string())])
+    return layout.read(folder, file).append_column("source", [pa.array(sources, pa.string())])
 
 
 def _read_again(sources: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:

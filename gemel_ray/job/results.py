@@ -51,52 +51,52 @@ _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before storage that failed is wr
 def prepare(output: Place) -> str:
     """Make the folder this run's, and delete what a killed run was writing; the new run's name. Raises
     ValueError, before anything is touched, where there are links that this release cannot continue."""
-    run, at = uuid.uuid4().hex, folder_at(output)
-    refuse_foreign(at)
-    state = layout.take_over(at, run, lambda former: layout.counting_parts(at, former))
-    at.write(MARK, run.encode())
-    _clear(at, state)
+    run, folder = uuid.uuid4().hex, folder_at(output)
+    refuse_foreign(folder)
+    state = layout.take_over(folder, run, lambda former: layout.counting_parts(folder, former))
+    folder.write(MARK, run.encode())
+    _clear(folder, state)
     for notes in (ATTEMPTS, WORKERS):
-        at.clear(notes)
+        folder.clear(notes)
     return run
 
 
-def refuse_foreign(at: Folder) -> None:
+def refuse_foreign(folder: Folder) -> None:
     """Raise ValueError where there are links that this release cannot continue."""
-    known = {name for name, _ in layout.latest(at).files}
-    for name in at.names(LINKS):
+    known = {name for name, _ in layout.latest(folder).files}
+    for name in folder.names(LINKS):
         if name.endswith(".parquet") and name not in known and not layout.is_ours(name):
             raise Mistake(
-                f"{at} holds links of an earlier release of gemel-ray, or of another program ({name}), which "
-                "this one cannot go on with: give another --output, or move that folder elsewhere"
+                f"{folder} holds links of an earlier release of gemel-ray, or of another program ({name}), "
+                "which this one cannot go on with: give another --output, or move that folder elsewhere"
             )
 
 
-def _clear(at: Folder, state: State) -> None:
+def _clear(folder: Folder, state: State) -> None:
     """Delete what does not count: what killed or replaced runs have left."""
     files = {name for name, _ in state.files}
     counts = {*files, *state.parts, *(layout.index_of(name) for name in files)}
-    for name in (*at.names(LINKS), *at.names(layout.INDEX)):
+    for name in (*folder.names(LINKS), *folder.names(layout.INDEX)):
         if name not in counts and layout.is_ours(name):
-            at.remove(name)
-    for run in at.folders(PARTS):
-        inside = at.names(run)
+            folder.remove(name)
+    for run in folder.folders(PARTS):
+        inside = folder.names(run)
         stay = [name for name in inside if name in counts or name.endswith(TORN)]
         for name in set(inside).difference(stay):
-            at.remove(name)
+            folder.remove(name)
         if not stay:
-            at.clear(run)
-    at.clear(layout.PASSES)
-    at.clear(layout.DONE)
+            folder.clear(run)
+    folder.clear(layout.PASSES)
+    folder.clear(layout.DONE)
     for under in (LINKS, layout.INDEX, layout.ENTRIES):
-        at.tidy(under)
+        folder.tidy(under)
 
 
 def written(output: Place, run: str | None, sources: Collection[str]) -> pa.Table | None:
     """The rows of a batch that this run has already written, if its worker died after that."""
-    at = folder_at(output)
+    folder = folder_at(output)
     try:
-        return layout.with_sources(at, layout.part_of(run or layout.latest(at).run, sources))
+        return layout.with_sources(folder, layout.part_of(run or layout.latest(folder).run, sources))
     except FileNotFoundError:
         return None
 
@@ -105,22 +105,22 @@ def write(rows: pa.Table, output: Place, run: str | None = None) -> str:
     """Write one batch, whole documents, for the run that writes now; the part's name. Without a `source`
     column the document's id serves as one. Failing storage is retried for half a minute. Raises OSError,
     and TakenOver."""
-    at = folder_at(output)
-    run = run or layout.latest(at).run
+    folder = folder_at(output)
+    run = run or layout.latest(folder).run
     sources = rows[SOURCE if SOURCE in rows.column_names else "document_id"].to_pylist()
     bad = _failed(rows)
     documents = [
-        (str(source), len(at), any(bad[i] for i in at))
-        for source, at in ((s, list(g)) for s, g in groupby(range(len(rows)), key=sources.__getitem__))
+        (str(source), len(numbers), any(bad[i] for i in numbers))
+        for source, numbers in ((s, list(g)) for s, g in groupby(range(len(rows)), key=sources.__getitem__))
     ]
     rows = rows.drop_columns([SOURCE]) if SOURCE in rows.column_names else rows
     data = as_parquet(rows.replace_schema_metadata({DOCUMENTS: json.dumps(documents)}))
     name = layout.part_of(run, [source for source, _, _ in documents])
     for pause in (*_PAUSES, None):
         try:
-            if at.read(MARK).decode() != run:
-                raise TakenOver(f"another run of gemel-ray link has taken over {at}")
-            at.write(name, data)
+            if folder.read(MARK).decode() != run:
+                raise TakenOver(f"another run of gemel-ray link has taken over {folder}")
+            folder.write(name, data)
         except OSError as fault:
             if pause is None:
                 raise OSError(f"cannot write to {output}: {fault}. The same command continues.") from fault
@@ -145,8 +145,8 @@ def as_parquet(table: pa.Table) -> bytes:
 
 def files(output: Place) -> list[str]:
     """Names of the files and parts that count, files before parts."""
-    at = folder_at(output)
-    return layout.counting(at, layout.latest(at))
+    folder = folder_at(output)
+    return layout.counting(folder, layout.latest(folder))
 
 
 def tables(output: Place, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -165,25 +165,27 @@ def keys(sources: Sequence[str]) -> Keys:
 
 def number(output: Place) -> int:
     """The number of documents in the whole output."""
-    at = folder_at(output)
-    state = layout.latest(at)
-    return sum(_documents(at, state).values())
+    folder = folder_at(output)
+    state = layout.latest(folder)
+    return sum(_documents(folder, state).values())
 
 
-def _documents(at: Folder, state: State) -> dict[str, int]:
+def _documents(folder: Folder, state: State) -> dict[str, int]:
     """The number of documents in each file and part."""
     known = dict(state.files)
-    names = layout.counting(at, state)
-    return {name: known[name] if name in known else len(layout.part_documents(at, name)) for name in names}
+    names = layout.counting(folder, state)
+    return {
+        name: known[name] if name in known else len(layout.part_documents(folder, name)) for name in names
+    }
 
 
 def counts(output: Place) -> dict[str, Any]:
     """Counts over the whole output: documents, rows by status, errors by kind, rows by fingerprint."""
-    at = folder_at(output)
-    state, statuses, errors, prints = layout.latest(at), Counter[str](), Counter[str](), Counter[str]()
-    numbers = _documents(at, state)
+    folder = folder_at(output)
+    state, statuses, errors, prints = layout.latest(folder), Counter[str](), Counter[str](), Counter[str]()
+    numbers = _documents(folder, state)
     for name in numbers:
-        table = layout.read(at, name, ["status", "error", "fingerprint"])
+        table = layout.read(folder, name, ["status", "error", "fingerprint"])
         statuses.update(table["status"].to_pylist())
         errors.update(error_kind(e) for e in table["error"].to_pylist() if e)
         prints.update(table["fingerprint"].to_pylist())
