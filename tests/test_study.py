@@ -69,6 +69,7 @@ def test_a_variant_changes_what_it_says(
 
 @pytest.mark.parametrize(("variant", "words"), [
     ("respelled", ["Dr Anna Kristof von Veber", "IBM", "Olaa"]),
+    ("capitals", ["DR ANNA CHRISTOPH VON WEBER", "IBM", "OLA"]),
     ("last-word", ["Weber", "IBM", "Ola"]),
     ("initials", ["DACvW", "IBM", "Ola"]),
 ])  # fmt: skip
@@ -83,6 +84,23 @@ def test_mentions_are_written_otherwise_in_their_places(
     assert [m["mention"] for m in row["given"]] == words
     assert [m["target"] for m in row["given"]] == [m["mention"] for m in asked]
     assert row["text"] == f"At {words[1]}: {words[0]}, and {words[2]}."
+
+
+def test_a_slip_is_one_letter_and_accents_are_lost(tmp_path: Path) -> None:
+    names = ["Zoë Kravitz", "Renée Zellweger", "Łódź", "Al", "Weber"]
+    lines = [{"id": n, "text": f"{n} came.", "mentions": [{"start": 0, "end": len(n)}]} for n in names]
+    file = tmp_path / "documents.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    rows = [row for table in documents(str(file)) for row in table.to_pylist()]
+    slipped = [row["text"] for row in VARIANTS["mention-slips"](rows)]
+    assert slipped[3] == "Al came."
+    for name, text in zip(names, slipped, strict=True):
+        said = text.removesuffix(" came.")
+        assert said[0] == name[0]
+        assert abs(len(said) - len(name)) <= 1
+        assert said != name or name == "Al"
+    plain = [row["text"] for row in VARIANTS["without-accents"](rows)]
+    assert plain[:2] == ["Zoe Kravitz came.", "Renee Zellweger came."]
 
 
 def test_shuffled_pictures_are_the_same_pictures(rows: list[dict[str, Any]], tmp_path: Path) -> None:

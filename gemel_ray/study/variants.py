@@ -13,6 +13,7 @@ import string
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from unicodedata import combining, normalize
 
 import numpy as np
 import pyarrow as pa
@@ -162,6 +163,33 @@ def initials(rows: list[Row]) -> list[Row]:
     return _renamed(rows, lambda words: "".join(w[0] for w in words.split()) if " " in words else words)
 
 
+def slips(rows: list[Row]) -> list[Row]:
+    """One letter of every mention, not the first, is left out, doubled or changes places with the next."""
+    return _renamed(rows, _slipped)
+
+
+def without_accents(rows: list[Row]) -> list[Row]:
+    """Mentions without the accents of their letters."""
+    return _renamed(rows, lambda words: "".join(c for c in normalize("NFKD", words) if not combining(c)))
+
+
+def capitals(rows: list[Row]) -> list[Row]:
+    """Mentions in capitals."""
+    return _renamed(rows, str.upper)
+
+
+def _slipped(words: str) -> str:
+    rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest()))
+    pairs = [(i, words[i], words[i + 1]) for i in range(1, len(words) - 1)]
+    places = [i for i, one, two in pairs if one.isalpha() and two.isalpha() and one != two]
+    if not places:
+        return words
+    at = int(rng.choice(places))
+    one, two = words[at], words[at + 1]
+    changed = (two, one + one + two, two + one)[int(rng.integers(3))]
+    return f"{words[:at]}{changed}{words[at + 2 :]}"
+
+
 def _respelled(words: str) -> str:
     changed = words
     for one, other in _SOUNDS.items():
@@ -211,7 +239,10 @@ VARIANTS: dict[str, Callable[[list[Row]], list[Row]]] = {
     "damaged": damaged,
     "caption-typos": caption_typos,
     "mention-typos": mention_typos,
+    "mention-slips": slips,
     "respelled": respelled,
+    "without-accents": without_accents,
+    "capitals": capitals,
     "last-word": last_words,
     "initials": initials,
 }
