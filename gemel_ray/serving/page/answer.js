@@ -155,6 +155,6 @@ export const cards = (answer, text, ask) => [...answer.links.map((row) => card(r
 export function summary(answer) {
   const count = (status) => answer.links.filter((row) => row.status === status && row.mention !== null).length;
   const parts = [[count("linked"), "linked"], [count("nil"), "without an entity (NIL)"], [count("error"), "failed"]];
-  const told = parts.filter(([n]) => n).map(([n, what]) => `${n} ${what}`).join(", ") || "No mention found";
-  return `${told}, in ${seconds(answer.timings.total)}.`;
+  const counts = parts.filter(([n]) => n).map(([n, what]) => `${n} ${what}`).join(", ") || "No mention found";
+  return `${counts}, in ${seconds(answer.timings.total)}.`;
 }

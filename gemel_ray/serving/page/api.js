@@ -48,8 +48,8 @@ function curl(path, method, operation, schemas, keyed) {
     const example = schemas[first]?.examples?.[0];
     lines.push("-H 'Content-Type: application/json'", `-d '${JSON.stringify(example ?? {}).replaceAll("'", "'\\''")}'`);
   }
-  const asked = (operation.parameters ?? []).filter((p) => p.required).map((p) => `${p.name}=${p.name.toUpperCase()}`);
-  if (asked.length) lines[0] = `curl -s '${address}?${asked.join("&")}'`;
+  const required = (operation.parameters ?? []).filter((p) => p.required).map((p) => `${p.name}=${p.name.toUpperCase()}`);
+  if (required.length) lines[0] = `curl -s '${address}?${required.join("&")}'`;
   return lines.join(" \\\n  ");
 }
 

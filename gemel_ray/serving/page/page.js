@@ -221,15 +221,15 @@ async function examples() {
 }
 
 async function state() {
-  let told = ["down", "The server cannot be reached"];
+  let current = ["down", "The server cannot be reached"];
   try {
     const answer = await fetch("readyz");
     const body = await answer.json().catch(() => ({}));
-    told = answer.ok ? ["up", "Ready"] : ["waiting", body.reason ?? body.error?.message ?? "Not ready"];
-  } catch { /* told already */ }
-  at("state").className = `state ${told[0]}`;
-  if (at("state-text").textContent !== told[1]) at("state-text").textContent = told[1];
-  setTimeout(state, told[0] === "up" ? 30000 : 3000);
+    current = answer.ok ? ["up", "Ready"] : ["waiting", body.reason ?? body.error?.message ?? "Not ready"];
+  } catch { /* shown already */ }
+  at("state").className = `state ${current[0]}`;
+  if (at("state-text").textContent !== current[1]) at("state-text").textContent = current[1];
+  setTimeout(state, current[0] === "up" ? 30000 : 3000);
 }
 
 caption.draw();
