@@ -240,7 +240,7 @@ def test_a_name_tells_something_of_what_bears_it(workspace: Workspace) -> None:
     assert near[1, 0] == pytest.approx(1, abs=1e-3) and near[0, 0] < 0.99
 
 
-def test_what_the_candidates_leave_is_the_chance_that_it_is_none_of_them() -> None:
+def test_what_the_candidates_leave_is_the_chance_that_it_is_none_of_them(tmp_path: Path) -> None:
     """Examples whose entity was not found teach that."""
     dice = np.random.default_rng(0)
     judged = []
@@ -251,6 +251,9 @@ def test_what_the_candidates_leave_is_the_chance_that_it_is_none_of_them() -> No
     weights, answers = _taught(judged, 40)
     assert len(answers) == 120  # a part of its own for each network
     ranker = Ranker(weights, {}, ())
+    Ranker(weights | {"bend": features}, {}, FEATURES).save(tmp_path / "ranker.safetensors")
+    read = Ranker.load(tmp_path / "ranker.safetensors")
+    assert read.scores(features).tolist() == pytest.approx(ranker.scores(features).tolist())
     sure, unsure = (
         float(np.exp(ranker.log_probabilities(np.array([[x, 0], [-1, 0], [-1, 0]], np.float32))).sum())
         for x in (2.0, -1.0)
@@ -377,6 +380,23 @@ def test_a_file_that_is_not_a_ranker_is_named(workspace: Workspace, tmp_path: Pa
         Ranker.load(file)
     with pytest.raises(ValueError, match="is not a ranker"):
         Ranking.open(tmp_path, workspace.bank, workspace.entities)
+
+
+def test_a_ranker_of_an_earlier_version_is_named_before_a_workspace_grows(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = workspace.ranking_folder / "ranker.safetensors"
+    kept = file.read_bytes()
+    replace(Ranker.load(file), features=("examples", "prior")).save(file)
+    new = written(tmp_path, "n.jsonl", [{"id": "Q998", "name": "Yves Ivanova"}])
+    try:
+        assert main(["kb", "add", "--workspace", str(workspace.folder), "--entities", new]) != 0
+    finally:
+        file.write_bytes(kept)
+    assert (
+        "ranker.safetensors was fitted on other features: build the workspace again"
+        in capsys.readouterr().err
+    )
 
 
 def judged_by_texts(about: np.ndarray[Any, Any], count: int, seed: int) -> list[Judged]:

@@ -77,7 +77,9 @@ class Ranker:
     def save(self, path: Path) -> None:
         facts = {"features": self.features, **self.about}
         with storage.replacing(path) as aside:
-            save_file(self.weights, aside, metadata={"ranker": json.dumps(facts)})
+            # Its writer takes the bytes as they lie, whatever the strides.
+            whole = {name: np.ascontiguousarray(weights) for name, weights in self.weights.items()}
+            save_file(whole, aside, metadata={"ranker": json.dumps(facts)})
 
     @classmethod
     def load(cls, path: Path) -> Ranker:
