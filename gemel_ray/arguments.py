@@ -1,4 +1,4 @@
-"""How the command line is spelled: verbs, the options all of them share, and hints at wrong ones."""
+"""The syntax of the command line: verbs, the options that all share, and hints for wrong ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gemel_ray.errors import Mistake
 
 
 def folder(text: str) -> Path:
-    """Of this machine; an address would become a folder named s3:."""
+    """A folder of this machine. Refuses an address, which would become a folder named s3:."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"takes a folder of this machine, not {text}")
     return Path(text)
@@ -26,13 +26,13 @@ def place(text: str) -> str | Path:
 
 
 class Parser(argparse.ArgumentParser):
-    """Names the nearest right option or verb beside a wrong one. Inputs stand before or after options."""
+    """Suggests the nearest option or verb for a wrong one. Inputs may come before or after options."""
 
     _intermixed = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's own, which would refuse `bench speed --json INPUT`."""
-        # argparse calls this again from within, and mixes no verbs, nor what stands behind a --.
+        """As argparse's, which would refuse `bench speed --json INPUT`."""
+        # argparse calls this recursively, and does not intermix verbs, nor what follows a --.
         if self._intermixed or _inner(self) or "--" in (args or ()):
             return super().parse_known_args(args, namespace)
         self._intermixed = True
@@ -51,14 +51,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def _inner(outer: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    """The verbs' parsers: what the verb did not understand is told by the root."""
+    """The parsers of the verbs, since the root reports what a verb did not understand."""
     places = [a for a in outer._actions if isinstance(a, argparse._SubParsersAction)]
     verbs = [verb for place in places for verb in place.choices.values()]
     return [verb for outer in verbs for verb in (outer, *_inner(outer))]
 
 
 def parser(verbs: Mapping[str, Callable[[Parser], None]]) -> Parser:
-    """All `verbs`, each by the function that adds its own options and explains it in its docstring."""
+    """The parser of all `verbs`; each function adds its verb's options, and its docstring explains it."""
     root = Parser(
         prog="gemel-ray",
         description="Name the people, places and things in image-caption pairs: "
@@ -73,8 +73,8 @@ def parser(verbs: Mapping[str, Callable[[Parser], None]]) -> Parser:
 def add_verbs(
     outer: argparse.ArgumentParser, kind: str, verbs: Mapping[str, Callable[[Parser], None]]
 ) -> None:
-    """Give `outer` these verbs; which was called stands in the options under `kind`. What all share is taken
-    where no further verb follows."""
+    """Add these verbs to `outer`; the options have the one that was called under `kind`. The shared options
+    are added where no further verb follows."""
     places = outer.add_subparsers(dest=kind, required=True, metavar=kind.upper(), parser_class=Parser)
     for name, add in verbs.items():
         about = (add.__doc__ or "").strip()
@@ -92,7 +92,7 @@ def add_verbs(
 
 
 def _add_shared(made: Parser) -> None:
-    """All verbs spell them alike; one with settings=False reads none, and refuses what changes any."""
+    """Add the options that all verbs share; one with settings=False refuses those that change settings."""
     unless = "" if made.get_default("settings") else "; refused: this verb reads no settings"
     made.add_argument(
         "--config",
@@ -115,7 +115,7 @@ def _add_shared(made: Parser) -> None:
 
 
 def parsed(root: Parser, words: Sequence[str] | None) -> argparse.Namespace:
-    """The options, and in `given` how those were spelled that the words hold. Raises ValueError for --set and
+    """The options, and in `given` the spelling of those that were given. Raises ValueError for --set and
     --paper where no settings are read."""
     options = root.parse_args(words)
     spelled = sys.argv[1:] if words is None else words
@@ -126,7 +126,7 @@ def parsed(root: Parser, words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
-    """Raise ValueError where one of these options was given: it would change nothing."""
+    """Raise ValueError if one of these options was given: it would have no effect."""
     for name in names:
         if name in options.given:
             raise Mistake(f"{why}: leave out {name}")

@@ -1,7 +1,7 @@
 """One rule for how texts and names are compared: Unicode's composed form (NFC), white space folded.
 
-Names are kept so (`normal`). A text stays as it is, and is compared in a form whose characters know their
-places in it (`compared`, and `bare` for words that are spelled a little otherwise). Knows nothing of files.
+Names are stored in this form (`normal`). A text is kept unchanged, and is compared in a form that maps back
+to places in it (`compared`, and `bare` for words with slightly different spelling). Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import unicodedata
 from itertools import pairwise
 
 Span = tuple[int, int]  # characters, end exclusive
-Shape = tuple[str, list[int]]  # what is compared, and of each of its characters, and its end, the place
-_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))  # no part of a word's spelling
+Shape = tuple[str, list[int]]  # what is compared, and the place of each of its characters and of its end
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))  # not part of a word's spelling
 _ENDS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "".join(map(chr, _INVISIBLE))
 _UNEVEN = re.compile(r"[^\S ]|  ")  # white space that is not one space
-# Scripts that put no spaces between words, or, as Korean, particles behind names: a name ends anywhere.
+# Scripts without spaces between words, or, as Korean, with particles after names: a name may end anywhere.
 _UNSPACED = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Burmese
@@ -26,24 +26,24 @@ _UNSPACED = (
     (0xF900, 0xFAFF),
     (0x20000, 0x3FFFF),
 )
-_JOINING = "\u200c\u200d\ufe0e\ufe0f"  # no character of their own: they belong to the one before
+_JOINING = "\u200c\u200d\ufe0e\ufe0f"  # not separate characters: they belong to the one before
 
 
 def normal(name: str) -> str:
-    """A name, alias or target as it is kept and compared."""
+    """A name, alias or target as it is stored and compared."""
     if not name.isascii():
         name = unicodedata.normalize("NFC", name).translate(_INVISIBLE)
     return " ".join(name.split())
 
 
 def trimmed(text: str) -> str:
-    """Without white space and invisible characters at its ends, as addresses get when they are copied."""
+    """The text without white space and invisible characters at its ends, which copied addresses may have."""
     return text.strip(_ENDS)
 
 
 def compared(text: str, any_case: bool) -> tuple[str, list[int] | None]:
-    """The text as names are looked for in it: normal, with one kind of apostrophe. No places where they are
-    the text's own."""
+    """The text in the form in which names are searched: normal, with one kind of apostrophe; and its places,
+    or None if they are those of the text."""
     if text.isascii() and not _UNEVEN.search(text):
         return (text.lower() if any_case else text), None
     starts = [i for i, c in enumerate(text) if i == 0 or not _belongs(c, text[i - 1])]
@@ -58,8 +58,8 @@ def compared(text: str, any_case: bool) -> tuple[str, list[int] | None]:
 
 
 def bare(text: str) -> Shape:
-    """Its letters and digits alone, in one case and without accents: what is left of words when punctuation,
-    quotes, dashes, white space and compatibility forms are spelled otherwise."""
+    """The text's letters and digits, in one case and without accents: independent of punctuation, quotes,
+    dashes, white space and compatibility forms."""
     parts, origin = list[str](), list[int]()
     for place, character in enumerate(text):
         for part in unicodedata.normalize("NFKD", character).casefold():
@@ -70,7 +70,7 @@ def bare(text: str) -> Shape:
 
 
 def is_edge(text: str, at: int) -> bool:
-    """Whether a name may begin or end at this place: no word goes on across it, nor a single character."""
+    """Whether a name may begin or end here: the place is not inside a word or a combined character."""
     if at in (0, len(text)):
         return True
     left, right = text[at - 1], text[at]
@@ -80,7 +80,7 @@ def is_edge(text: str, at: int) -> bool:
 
 
 def continues(character: str) -> bool:
-    """A mark over, under or behind the character before, or a Korean syllable's vowel or end by itself."""
+    """Whether it is a mark on the character before, or a separate vowel or end of a Korean syllable."""
     return not character.isascii() and (
         unicodedata.category(character).startswith("M")
         or character in _JOINING

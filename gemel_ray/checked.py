@@ -1,6 +1,6 @@
 """Plain values, as YAML and --set give them, to frozen dataclasses.
 
-An unknown name, a wrong type and a value out of its range (setting.py) are errors that say what is right.
+An unknown name, a wrong type and a value out of its range (setting.py) are errors that say what is valid.
 Knows nothing of what the settings mean.
 """
 
@@ -20,7 +20,7 @@ from gemel_ray.setting import allowed, former
 
 
 class ConfigError(Mistake):
-    """What is wrong, where, and the nearest right name."""
+    """Says what is wrong, where, and the nearest valid name."""
 
 
 def parsed(override: str) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def renamed(kind: Any, values: Mapping[str, Any], hint: Callable[[str], None]) -> dict[str, Any]:
-    """The sections of settings `values`, with each name of the version before replaced by today's; `hint`
-    receives a sentence for each. Raises ConfigError where both names are given."""
+    """The sections of settings `values`, with each name of the previous version replaced by the new one;
+    `hint` receives a sentence for each. Raises ConfigError if both names are given."""
     hints, found = typing.get_type_hints(kind), dict(values)
     for f in fields(kind):
         old, section = former(f), found.get(f.name)
@@ -65,7 +65,7 @@ def renamed(kind: Any, values: Mapping[str, Any], hint: Callable[[str], None]) -
 
 
 def _within(section: str, hint: Callable[[str], None]) -> Callable[[str], None]:
-    return lambda said: hint(f"{section}.{said}")
+    return lambda sentence: hint(f"{section}.{sentence}")
 
 
 def made(kind: Any, value: Any, where: str) -> Any:
@@ -83,12 +83,12 @@ def made(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} must be a list, not {value!r}")
         return tuple(made(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:  # text too: YAML takes 1e-3 for it
+        try:  # also from text: in YAML 1e-3 is text
             return float(value)
         except (ValueError, OverflowError):
             pass
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{where} must be {_called(kind)}, not {value!r}")
+        raise ConfigError(f"{where} must be {_type_name(kind)}, not {value!r}")
     return value
 
 
@@ -117,23 +117,23 @@ def _section(kind: Any, value: Any, where: str) -> Any:
 
 
 def _in_range(setting: Field[Any], value: Any, where: str) -> Any:
-    """`value`, held against what the setting takes; of a list, each element."""
+    """`value`, checked against the setting's range; of a list, each element."""
     takes = allowed(setting)
     for i, one in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
         if takes is not None and one not in takes:
             at = where if i is None else f"{where}[{i}]"
-            raise ConfigError(f"{at} cannot be {one!r}: it takes {_called(type(one))} {takes}")
+            raise ConfigError(f"{at} cannot be {one!r}: it takes {_type_name(type(one))} {takes}")
     return value
 
 
-def _called(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     if isinstance(kind, types.UnionType):
-        return " or ".join(_called(k) for k in typing.get_args(kind))
+        return " or ".join(_type_name(k) for k in typing.get_args(kind))
     return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Which of the known ones may be meant."""
+    """A hint at the known name that may be meant."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"

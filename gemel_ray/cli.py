@@ -1,7 +1,7 @@
 """The command line: its verbs, and how a run ends.
 
-Exit status: 0 done, 1 finished with nothing but error rows (under --strict: with any), or with something
-found by check or lint-deploy, 2 wrong usage or configuration, 130 by Ctrl-C, 143 by SIGTERM.
+Exit status: 0 done, 1 finished with only error rows (under --strict: with any), or with findings of check or
+lint-deploy, 2 wrong usage or configuration, 130 by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _VERBS: dict[str, Callable[[Parser], None]] = {
 
 
 def _quiet() -> None:
-    """Libraries' own bars and notices: what matters we say ourselves. Set what you want to see."""
+    """Silence libraries' progress bars and notices. Set the variables yourself to see them."""
     for name, value in {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
@@ -64,20 +64,20 @@ def _quiet() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. What the user can mend is one plain line; a fault of ours keeps its traceback."""
+    """Run one verb. An error that the user can correct is one line; a bug keeps its traceback."""
     root, verb = parser(_VERBS), ""
     _quiet()
     try:
         options = parsed(root, arguments)
         verb = f" {options.verb}"
         if options.config and not options.settings:
-            configured(options, {})  # nothing of it is needed, but a wrong file is not passed over
+            configured(options, {})  # not needed here, but a wrong file is reported
         if isinstance(vars(options).get("workspace"), str):  # an address
             from gemel_ray.knowledge.remote import local_copy
 
             options.workspace = local_copy(options.workspace, say)
         status: int = options.run(options)
-    except SystemExit as usage:  # argparse has said what is wrong, or has helped
+    except SystemExit as usage:  # argparse has printed an error or the help
         if usage.code:
             stop_mistaken()
         raise

@@ -22,14 +22,14 @@ from gemel_ray.errors import GemelError
 
 Link = dict[str, Any]  # the columns of links/*.parquet
 Image = str | bytes | Path  # an http(s) or data: URL, the picture's bytes, or its file
-# Its words; start and end in characters; or a row of the table, from 0, and its column's name.
+# Its words; start and end in characters; or a row of the table, from 0, and the column's name.
 Mention = str | tuple[int, int] | tuple[int, str]
-Table = Mapping[str, Any] | Iterable[Mapping[str, Any]] | str  # columns and rows; a row each; CSV
-_LONGEST = 30.0  # seconds between two tries, whatever the server asks for
+Table = Mapping[str, Any] | Iterable[Mapping[str, Any]] | str  # columns and rows; one object per row; CSV
+_LONGEST = 30.0  # seconds between two tries, whatever Retry-After says
 
 
 class ServerError(GemelError, RuntimeError):
-    """What the endpoint refused: its sentence, `kind`, HTTP `status` and `request_id`."""
+    """The endpoint's error: its message, `kind`, HTTP `status` and `request_id`."""
 
     def __init__(self, message: str, kind: str, status: int, request_id: str) -> None:
         super().__init__(message)
@@ -37,8 +37,8 @@ class ServerError(GemelError, RuntimeError):
 
 
 class Client:
-    """Of the endpoint at `url`. A server that is busy (503) is asked again, as its Retry-After says, for
-    `patience` seconds in all; `timeout` are seconds of one request."""
+    """A client of the endpoint at `url`. A busy server (503) is tried again, as its Retry-After says, for
+    `patience` seconds in all; `timeout`: seconds of one request."""
 
     def __init__(
         self, url: str, api_key: str | None = None, *, timeout: float = 90.0, patience: float = 120.0
@@ -64,30 +64,30 @@ class Client:
         table: Table | None = None,
         **options: Any,
     ) -> list[Link]:
-        """Links of one document, a row a mention. `mentions`: strings, (start, end) in characters, or (row,
-        column) of `table`; None lets the server find them. `options`: candidates, nil_threshold, search,
-        demonstrations. Raises ServerError."""
+        """Links of one document, one row per mention. `mentions`: strings, (start, end) in characters, or
+        (row, column) of `table`; None lets the server find them. `options`: candidates, nil_threshold,
+        search, demonstrations. Raises ServerError."""
         content = document(text, image, mentions, table=table) | {"options": options}
-        with self._asked(content) as answer:
+        with self._request(content) as answer:
             links: list[Link] = json.loads(answer.read())["links"]
         return links
 
     def link_many(self, documents: Iterable[Mapping[str, Any]], **options: Any) -> Iterator[list[Link]]:
-        """Links of each document, in the order in which they are done; a row's document_id says whose they
-        are. A document: text and, if wanted, image, mentions, table and id, as `link` takes them. All of them
-        are one request; what is wrong with one of them is a row of status error. Raises ServerError."""
+        """Links of each document, in order of completion; rows have their document_id. A document: text and,
+        if wanted, image, mentions, table and id, as `link` takes them. All documents are one request; an
+        invalid one is a row of status error. Raises ServerError."""
         content = {"documents": [document(**d) for d in documents], "options": options}
-        with self._asked(content, Accept="application/x-ndjson") as answer:
+        with self._request(content, Accept="application/x-ndjson") as answer:
             for line in answer.iter_lines():
-                said = json.loads(line)
-                if "error" in said:
-                    raise _error(said, answer.status_code)
-                if "links" in said:
-                    yield said["links"]
+                row = json.loads(line)
+                if "error" in row:
+                    raise _error(row, answer.status_code)
+                if "links" in row:
+                    yield row["links"]
 
     @contextmanager
-    def _asked(self, content: dict[str, Any], **headers: str) -> Iterator[httpx.Response]:
-        """The answer, when it is one; its body is still to be read."""
+    def _request(self, content: dict[str, Any], **headers: str) -> Iterator[httpx.Response]:
+        """The successful response; its body is still to be read."""
         end = time.monotonic() + self.patience
         while True:
             with self.http.stream("POST", "/v1/link", json=content, headers=headers) as answer:
@@ -97,7 +97,7 @@ class Client:
                 answer.read()
                 pause = _pause(answer)
                 if pause is None or time.monotonic() + pause > end:
-                    raise _error(_said(answer), answer.status_code)
+                    raise _error(_content(answer), answer.status_code)
             time.sleep(pause)
 
 
@@ -115,18 +115,18 @@ def document(
     if image is not None:
         made["image"] = base64.b64encode(image).decode() if isinstance(image, bytes) else image
     if mentions is not None:
-        made["mentions"] = given(mentions)
+        made["mentions"] = mention_fields(mentions)
     if table is not None:
-        made["table"] = tabled(table)
+        made["table"] = table_field(table)
     return made if id is None else made | {"id": id}
 
 
-def given(mentions: Iterable[Mention]) -> list[str | dict[str, Any]]:
+def mention_fields(mentions: Iterable[Mention]) -> list[str | dict[str, Any]]:
     """Mentions as documents have them."""
     return [m if isinstance(m, str) else _placed(*m) for m in mentions]
 
 
-def tabled(table: Table) -> Any:
+def table_field(table: Table) -> Any:
     """A table as a document's `table` has it."""
     return table if isinstance(table, (str, Mapping)) else list(table)
 
@@ -138,7 +138,7 @@ def _placed(first: int, second: int | str) -> dict[str, Any]:
 
 
 def _pause(answer: httpx.Response) -> float | None:
-    """Seconds until it may be asked again; None: it is no use."""
+    """Seconds until the next try; None if trying again is useless."""
     if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
         return None
     try:
@@ -147,15 +147,15 @@ def _pause(answer: httpx.Response) -> float | None:
         return 1.0
 
 
-def _said(answer: httpx.Response) -> Any:
+def _content(answer: httpx.Response) -> Any:
     try:
         return answer.json()
-    except ValueError:  # a proxy's page
+    except ValueError:  # a proxy's error page
         return {}
 
 
-def _error(said: Any, status: int) -> ServerError:
-    found = said.get("error") if isinstance(said, dict) else None
+def _error(content: Any, status: int) -> ServerError:
+    found = content.get("error") if isinstance(content, dict) else None
     error = found if isinstance(found, dict) else {}
     message = error.get("message", f"the server answered {status}")
     return ServerError(message, error.get("kind", "internal"), status, error.get("request_id", ""))

@@ -1,4 +1,4 @@
-"""What ray_config.yaml says, as frozen dataclasses.
+"""The content of ray_config.yaml, as frozen dataclasses.
 
 Values come, later ones winning, from: the dataclasses' defaults, the file, the settings a workspace
 carries (one made by import-gemel brings the paper's), and --set a.b=value.
@@ -66,7 +66,7 @@ class Config:
     train: Train = section(Train, "The training of the feature mapper (gemel-ray train).")
 
     def __post_init__(self) -> None:
-        """A lone segment that names no stages has all."""
+        """Give all stages to a single segment that names none."""
         for place in ("offline", "online"):
             run: Offline | Online = getattr(self, place)
             if len(run.segments) == 1 and not run.segments[0].stages:
@@ -75,17 +75,17 @@ class Config:
 
     @property
     def line(self) -> Graph:
-        """The graph of its stages, on no knowledge yet."""
+        """The graph of its stages, without a workspace."""
         return Graph(tuple(getattr(self, name) for name in STAGES), DOCUMENT, LINK)
 
     def plain(self) -> dict[str, Any]:
-        """As nested dictionaries, for files."""
+        """The configuration as nested dictionaries, for files."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     def fingerprint(self, *facts: object) -> str:
-        """Equal for runs whose results may be compared: what the stages do, by which models, on which
-        knowledge (`facts`); not where they run."""
+        """A digest, equal for runs whose results may be compared: of what the stages do, the models and the
+        knowledge (`facts`); not of where they run."""
         meaning: dict[str, Any] = {
             s.name: {f.name: getattr(s, f.name) for f in fields(s) if "machine" not in f.metadata}
             for s in self.line.stages
@@ -102,7 +102,7 @@ STAGES: tuple[str, ...] = tuple(
     if isinstance(part.default_factory, type) and issubclass(part.default_factory, Stage)
 )
 
-# The paper's way (section 4.1), as --set takes it. It shows training mentions only, no names.
+# The paper's settings (section 4.1), for --set. Its examples are training mentions only, no names.
 PAPER = (
     "bank.names=0",
     "retrieve.by=mention",
@@ -121,9 +121,9 @@ PAPER = (
     "generate.ranking=0",
 )
 
-# What a workspace may set: its models, and how it links. A workspace may come from a stranger, and its
-# settings win over the configuration's. So addresses, hosts, files, limits, and what a machine or a person
-# may be made to pay are never among them: whatever is not listed here is refused.
+# What a workspace may set: its models, and how it links. A workspace may be untrusted, and its settings
+# override the configuration's. So addresses, hosts, files, limits and anything that costs resources or money
+# are excluded: whatever is not listed here is refused.
 CARRIED: dict[str, tuple[str, ...]] = {
     "models": (
         "language", "clip", "clip_feature", "mention_encoder", "mention_pooling", "end_of_name",
@@ -148,9 +148,9 @@ def load(
     overrides: Iterable[str],
     hint: Callable[[str], None] = lambda _: None,
 ) -> Config:
-    """The configuration of `file` (None: all defaults), under a workspace's settings and --set options.
-    `hint` receives a sentence for each name of the version before. Raises ConfigError, also for settings that
-    no workspace may carry."""
+    """The configuration of `file` (None: all defaults), overridden by a workspace's settings and --set
+    options. `hint` receives a sentence for each name of the previous version. Raises ConfigError, also for
+    settings that no workspace may carry."""
     values: dict[str, Any] = {}
     if file is not None:
         try:

@@ -1,7 +1,7 @@
-"""What of this machine, its packages, models and workspace fits, and what to do about what does not.
+"""Whether this machine, its packages, models and workspace fit, and what to do about what does not.
 
-`examine` returns findings in plain words and starts nothing: no engine, no cluster, no download. One look
-that breaks hides no other. PINS is the set of versions that work together; a test holds it against
+`examine` returns findings in plain words and starts nothing: no engine, no cluster, no download. A check that
+fails does not hide the others. PINS is the set of versions that work together; a test compares it with
 pyproject.toml and the Makefile.
 """
 
@@ -46,7 +46,7 @@ _SHARED = 0.3  # of the memory: what Ray wants in /dev/shm for its object store
 
 @dataclass(frozen=True)
 class Finding:
-    """ok: True fits, False does not, None works but is worth knowing."""
+    """ok: True if it fits, False if not, None if it works but is worth knowing."""
 
     ok: bool | None
     what: str
@@ -89,7 +89,7 @@ def exit_status(findings: Iterable[Finding]) -> int:
 def _guarded(what: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
     try:
         return list(look())
-    except Exception as fault:  # whatever it is, the other looks still have something to say
+    except Exception as fault:  # whatever it is, the other checks still run
         return [Finding(None, what, f"could not be looked at: {type(fault).__name__}: {fault}")]
 
 
@@ -115,7 +115,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _torchvision() -> Iterator[Finding]:
-    """Import it: beside a +cpu build of torch the index's torchvision installs and then fails here."""
+    """Import it: the index's torchvision installs beside a +cpu build of torch, and then fails here."""
     try:
         importlib.import_module("torchvision")
     except Exception as fault:
@@ -143,7 +143,7 @@ def _memory() -> Iterator[Finding]:
 
 
 def _memory_limit() -> int:
-    """Bytes this process may use: the machine's, or the container's where that is less."""
+    """Bytes that this process may use: the machine's, or the container's if that is less."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
@@ -241,10 +241,10 @@ def _qdrant(options: Vectors | None) -> Iterator[Finding]:
         return
     from gemel_ray.knowledge.server import SHORT_WAIT, Server
 
-    said: list[str] = []
+    warnings: list[str] = []
     try:
         with closing(Server(options, SHORT_WAIT)) as server:
-            found = f"{server.host}, version {server.check(said.append)}"
-            yield Finding(None if said else True, "Qdrant", said[0] if said else found)
+            found = f"{server.host}, version {server.check(warnings.append)}"
+            yield Finding(None if warnings else True, "Qdrant", warnings[0] if warnings else found)
     except (OSError, ValueError) as fault:
         yield Finding(False, "Qdrant", str(fault), "correct it, or build without vectors.address")

@@ -1,4 +1,4 @@
-"""The environment of a process that runs stages: its threads, which GPUs it sees, and who reaches its Ray."""
+"""The environment of a process that runs stages: its threads, visible GPUs, and access to its Ray."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray keeps to this machine
 
 
 def variables(options: SegmentOptions | OnlineSegment, processes: int, address: str) -> dict[str, str]:
-    """Of each of so many processes, on a Ray at `address`. Who is given no GPU sees none: Ray hides them only
-    from those that it gives some."""
+    """Environment variables of each of `processes`, on a Ray at `address`. A process without a GPU must see
+    none: Ray hides GPUs only from processes that have some."""
     hidden = {} if options.gpus else {"CUDA_VISIBLE_DEVICES": ""}
     return hidden | {
         "OMP_NUM_THREADS": str(threads(options.threads, options.cpus, processes, address)),
@@ -35,12 +35,12 @@ def threads(configured: int, cpus: float, processes: int, address: str) -> int:
 
 
 @contextmanager
-def lean() -> Iterator[None]:
-    """While a process imports its models' libraries and starts its stages.
+def fast_start() -> Iterator[None]:
+    """Make importing the models' libraries and starting stages faster.
 
-    transformers imports scikit-learn where it finds it, 1 to 3 seconds, for a way of generating that nothing
-    here uses. And hardly anything that is made now is garbage: looking for it takes a quarter of the imports'
-    time. It is looked for once at the end, and what is found alive is never looked at again.
+    transformers imports scikit-learn if it is installed, 1 to 3 seconds, for a way of generating that is not
+    used here. Garbage collection takes a quarter of the imports' time and finds hardly anything: it runs once
+    at the end, and what is alive then is never examined again.
     """
     sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
     gc.disable()
@@ -53,27 +53,27 @@ def lean() -> Iterator[None]:
 
 
 def before_ray(address: str) -> None:
-    """To be called before ray is imported, which looks then. One that is started here (`local`) is its user's
-    alone: its ports, those of metrics too, are the loopback's, by Ray's own name for what it does on systems
-    that have no clusters."""
-    # Ray logs an error for every actor that Ray Data itself starts (its issue 53727): not ours to mend.
+    """Set variables that ray reads when it is imported: call this before. A Ray that is started here
+    (`local`) is private: its ports, those of metrics too, are on the loopback, by Ray's variable for systems
+    without clusters."""
+    # Ray logs an error for every actor that Ray Data itself starts (Ray's issue 53727).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address == "local":
         os.environ.setdefault(LOOPBACK, "0")
-        own_token()
+        ensure_private_token()
 
 
-def own_token() -> None:
-    """The token of Ray's clusters, where there is none yet: Ray 2.60 makes it for everybody to read."""
+def ensure_private_token() -> None:
+    """Create the token of Ray's clusters, if there is none: Ray 2.60 makes one that all users can read."""
     if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         return
     folder = Path.home() / ".ray"
     token = folder / "auth_token"
-    with suppress(OSError):  # a home that cannot be written: Ray says so
+    with suppress(OSError):  # a home that cannot be written: Ray reports it
         folder.mkdir(mode=0o700, exist_ok=True)
-        with NamedTemporaryFile("w", dir=folder) as made:  # for its user alone
+        with NamedTemporaryFile("w", dir=folder) as made:  # readable by its user only
             made.write(secrets.token_hex(32))
             made.flush()
             with suppress(FileExistsError):
-                os.link(made.name, token)  # at once and whole, whoever else starts
+                os.link(made.name, token)  # atomically, in case another process starts
         token.chmod(0o600)

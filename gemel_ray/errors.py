@@ -1,30 +1,30 @@
-"""The root of what this package raises. Each error is also the built-in one that it is like."""
+"""The errors of this package. Each is also the built-in error that it resembles."""
 
 
 class GemelError(Exception):
-    """Catch this to catch them all."""
+    """The base class: catch this to catch them all."""
 
 
 class Mistake(GemelError, ValueError):
-    """What whoever asked can put right: a file, a row, an option. Its text says which and how. A ValueError
-    of a library is none of these: it is a fault of ours."""
+    """An error that the user can correct: in a file, a row, an option. Its text says which and how. A
+    library's ValueError is not a Mistake: it is a bug."""
 
 
 class WorkspaceError(Mistake):
-    """The folder is not a workspace, or was made with something else than what is asked of it now."""
+    """The folder is not a workspace, or was made with other models or vectors than those configured now."""
 
 
 class GraphError(GemelError, ValueError):
-    """Stages do not fit together, which is said when the graph is built; or one of them broke its promise."""
+    """Stages do not fit together, found when the graph is built; or a stage broke its contract."""
 
 
 class Stopped(GemelError, RuntimeError):
-    """The job could not go on. What is written stays, and the same command continues from there."""
+    """The job could not continue. What is written stays, and the same command resumes."""
 
-    status = 1  # of the command
+    status = 1  # exit status of the command
 
 
 class Terminated(Stopped):
-    """By SIGTERM, as a cluster's scheduler sends it."""
+    """Stopped by SIGTERM, as a cluster's scheduler sends it."""
 
     status = 143

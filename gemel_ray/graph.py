@@ -1,8 +1,8 @@
-"""A checked line of stages, and the one runner that every way of running it shares.
+"""A checked line of stages, and the runner that job, endpoint and library share.
 
 The graph compares what stages read and write when it is built, and knows each column's last
 reader: there the column is dropped, so that pixels never travel to the language model. Rows that
-have their answer, good or bad (`status` is set), pass by all later stages. Knows nothing of Ray.
+have their answer, good or bad (`status` is set), skip all later stages. Knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Graph:
     stages: tuple[Stage, ...]
     source: pa.Schema
     result: pa.Schema
-    fingerprint: str = ""  # of configuration, models and knowledge; stands in every result
-    knowledge: str = ""  # the version of it, as people know it
+    fingerprint: str = ""  # of configuration, models and knowledge; in every result
+    knowledge: str = ""  # the version of the knowledge, as users know it
 
     def __post_init__(self) -> None:
         have = {f.name for f in self.source} | {STATUS.name, ERROR.name, FINGERPRINT.name}
@@ -63,7 +63,7 @@ class Graph:
             raise GraphError(f"no stage writes {', '.join(missing)}, which the result needs")
 
     def _inner(self, stage: Stage) -> set[str]:
-        """Columns that a stage's exploding makes."""
+        """Columns that exploding before a stage makes."""
         inner: set[str] = set()
         for column in stage.explodes:
             element = self._type(column).value_type
@@ -84,11 +84,12 @@ class Graph:
 
     @property
     def names(self) -> list[str]:
-        """The stages', in order."""
+        """The stages' names, in order."""
         return [stage.name for stage in self.stages]
 
     def cut(self, segments: Sequence[_P]) -> list[tuple[_P, bool]]:
-        """Each segment, and whether its rows are whole documents. Raises GraphError unless they are all."""
+        """Each segment, and whether its rows are whole documents. Raises GraphError unless all stages are in
+        one."""
         named, line = [stage for placed in segments for stage in placed.stages], self.names
         right = f"segments must hold {', '.join(line)}, in this order and each once"
         for stage in named:
@@ -109,8 +110,8 @@ class Graph:
     def segment(
         self, names: Sequence[str], workspace: Workspace, started: Mapping[str, Work] | None = None
     ) -> Segment:
-        """The adjacent stages `names` in this process. Those `started` already are taken as they are, and are
-        closed by whoever started them."""
+        """The adjacent stages `names` in this process. Those `started` already are used as they are, and
+        their owner closes them."""
         order = self.names
         start = order.index(names[0]) if names and names[0] in order else len(order)
         if not names or order[start : start + len(names)] != list(names):
@@ -118,30 +119,30 @@ class Graph:
         given, works = started or {}, list[tuple[int, Work]]()
         for index, name in enumerate(names, start):
             works.append((index, given.get(name) or self.stages[index].start(workspace, self.stages)))
-        return Segment(self, tuple(works), lent=frozenset(given))
+        return Segment(self, tuple(works), borrowed=frozenset(given))
 
 
 @dataclass
 class Segment:
-    """Adjacent stages, started in one process. Call `run` with as many batches at once as you like."""
+    """Adjacent stages, started in one process. `run` takes any number of batches at once."""
 
     graph: Graph
     works: tuple[tuple[int, Work], ...]
     seconds: dict[str, float] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
-    lent: frozenset[str] = frozenset()  # stages that others started, and close
+    borrowed: frozenset[str] = frozenset()  # stages that their owners close
     under_way: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self, table: pa.Table, seconds: dict[str, float] | None = None) -> pa.Table:
-        """Rows in, rows out, in order; documents become mentions at the stage that explodes them. What
-        each stage took goes into `seconds`, too."""
+        """Rows in, rows out, in order; documents become mentions at the stage that explodes them. Each
+        stage's time is added to `seconds`, too."""
         with self.occupied():
             return await self._run(table, {} if seconds is None else seconds)
 
     @contextmanager
     def occupied(self) -> Iterator[None]:
-        """While inside, `retire` waits."""
+        """Keep `retire` waiting inside the block."""
         self.under_way += 1
         try:
             yield
@@ -179,40 +180,41 @@ class Segment:
         else:
             written = stage.writes.empty_table()
         self.rows[stage.name] = self.rows.get(stage.name, 0) + len(active)
-        # Row i of the table is row back[i] of what was written, or null where it passed by.
+        # Row i of the table is row back[i] of what was written, or null if it was skipped.
         back = pc.index_in(pa.array(range(len(table)), active.type), value_set=active)
         for column in stage.writes:
             table = table.append_column(column, combined(written[column.name]).take(back))
         if STATUS.name in written.column_names:
-            said = combined(written[STATUS.name]).take(back)
-            table = replaced(table, STATUS, pc.coalesce(table[STATUS.name], said))
+            status = combined(written[STATUS.name]).take(back)
+            table = replaced(table, STATUS, pc.coalesce(table[STATUS.name], status))
         if ERROR.name in written.column_names:
             table = failed(table, combined(written[ERROR.name]).take(back))
         return table
 
     def check(self) -> None:
-        """Raise when a stage can work no more, and this process must be replaced."""
+        """Raise if a stage has failed for good, and this process must be replaced."""
         for _, work in self.works:
             work.check()
 
     def renewed(self, workspace: Workspace, fingerprint: str) -> Segment:
-        """The same stages on another version of the knowledge, their models and the engine shared with this
-        segment, which goes on as it is. Takes seconds: call it in a thread, give new batches to the new one,
-        and `retire` this one. Should it fail, this one is as it was."""
+        """The same stages on another version of the knowledge. Models and engine are shared with this
+        segment, which keeps running. Takes seconds: call it in a thread, give new batches to the new one, and
+        `retire` this one. If it fails, this one is unchanged."""
         works: list[tuple[int, Work]] = []
         try:
             for index, work in self.works:
                 works.append((index, work.renewed(workspace)))
         except BaseException:
-            for (_, made), (_, own) in zip(works, self.works, strict=False):
-                if made is not own:
+            for (_, made), (_, existing) in zip(works, self.works, strict=False):
+                if made is not existing:
                     made.retire()
             raise
         graph = replace(self.graph, fingerprint=fingerprint, knowledge=workspace.knowledge)
-        return Segment(graph, tuple(works), lent=self.lent)
+        return Segment(graph, tuple(works), borrowed=self.borrowed)
 
     async def retire(self) -> None:
-        """When the batches under way are done, give back what this segment shares with no renewed one."""
+        """When the batches under way are done, release what this segment does not share with a renewed
+        one."""
         while self.under_way:
             self.idle.clear()
             await self.idle.wait()
@@ -220,15 +222,19 @@ class Segment:
             work.retire()
 
     def close(self) -> None:
-        """Close the stages, last first; of segments renewed from each other, the last one's is enough."""
+        """Close the stages, last first; of segments renewed from each other, close only the last one."""
         for index, work in reversed(self.works):
-            if self.graph.stages[index].name not in self.lent:
+            if self.graph.stages[index].name not in self.borrowed:
                 work.close()
 
     def measures(self) -> dict[str, Any]:
-        """By stage: rows, seconds (batches under way together are each counted), and its own counts."""
-        own = {self.graph.stages[i].name: work.measures() for i, work in self.works}
-        return {"seconds": dict(self.seconds), "rows": dict(self.rows), **{k: v for k, v in own.items() if v}}
+        """By stage: rows, seconds (concurrent batches each count in full), and the stage's counts."""
+        counts = {self.graph.stages[i].name: work.measures() for i, work in self.works}
+        return {
+            "seconds": dict(self.seconds),
+            "rows": dict(self.rows),
+            **{k: v for k, v in counts.items() if v},
+        }
 
 
 def run_in_process(segment: Segment, batches: Iterator[pa.Table], overlap: int = 4) -> Iterator[pa.Table]:
@@ -243,7 +249,7 @@ def run_in_process(segment: Segment, batches: Iterator[pa.Table], overlap: int =
                     yield loop.run_until_complete(under_way.pop(0))
             while under_way:
                 yield loop.run_until_complete(under_way.pop(0))
-        finally:  # one batch's fault, or a caller that has enough, ends the others
+        finally:  # a batch's error, or the caller's end, ends the others
             for task in under_way:
                 task.cancel()
             if under_way:

@@ -1,12 +1,12 @@
-"""Link documents in this process: the models are loaded once, then any number of documents.
+"""Link documents in this process: load the models once, then link any number of documents.
 
     from gemel_ray import Linker
 
     with Linker("my-workspace") as linker:
         links = linker.link("A flag with the mark of AWS.", image="flag.jpg", mentions=["AWS"])
 
-The graph is the one of `gemel-ray link` and of the endpoint, without Ray: one process, one engine. For
-millions of documents use the job, which resumes and shares the work.
+The graph is that of `gemel-ray link` and of the endpoint, without Ray: one process, one engine. For
+millions of documents use the job, which resumes and distributes the work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gemel_ray.client import Image, Link, Mention, Table, given, tabled
+from gemel_ray.client import Image, Link, Mention, Table, mention_fields, table_field
 from gemel_ray.config import load
 from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.versions import read_facts
@@ -66,21 +66,21 @@ class Linker:
         mentions: Iterable[Mention] | None = None,
         table: Table | None = None,
     ) -> list[Link]:
-        """Links of one document, a row a mention. `mentions`: strings, (start, end) in characters, or (row,
-        column) of `table`; None lets Detect find them. `image` may also be a file's address. A document
+        """Links of one document, one row per mention. `mentions`: strings, (start, end) in characters, or
+        (row, column) of `table`; None lets Detect find them. `image` may also be a file's address. A document
         that cannot be linked is a row of status `error`."""
         row: dict[str, Any] = {"text": text}
         if image is not None:
             row["image"] = str(image) if isinstance(image, Path) else image
         if mentions is not None:
-            row["mentions"] = given(mentions)
+            row["mentions"] = mention_fields(mentions)
         if table is not None:
-            row["table"] = tabled(table)
+            row["table"] = table_field(table)
         return list(self.link_many([row]))
 
     def link_many(self, documents: Iterable[Mapping[str, Any]]) -> Iterator[Link]:
-        """Links of each document, in order; `document_id` says whose they are. A document is what a line of
-        an input file may be (docs/inputs.md); relative paths begin in the working directory."""
+        """Links of each document, in order; rows have their `document_id`. A document has the form of a row
+        of an input file (docs/inputs.md); relative paths begin in the working directory."""
         at = SourceFile(str(Path.cwd() / "documents"), fetch=False)
         numbered = enumerate(map(dict, documents), 1)
         tables = (table(some, at) for some in iter(lambda: list(islice(numbered, _BATCH)), []))

@@ -1,4 +1,4 @@
-"""The graph on a workspace: how a document becomes links. Its stages, in their order, are those of Config."""
+"""The graph on a workspace, from documents to links. Its stages and their order are those of Config."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from gemel_ray.knowledge.workspace import Workspace
 
 
 def linking_graph(config: Config, workspace: Workspace) -> Graph:
-    """Documents to links, one row a mention."""
+    """The graph from documents to links, one row per mention."""
     fingerprint = config.fingerprint(workspace.version)
     return replace(config.line, fingerprint=fingerprint, knowledge=workspace.knowledge)

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from gemel_ray import nodes
 from gemel_ray.config import Config
-from gemel_ray.environment import lean, variables
+from gemel_ray.environment import fast_start, variables
 from gemel_ray.errors import Stopped
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results, shared
@@ -220,7 +220,7 @@ class _Actor:
         self.opening, self.fault, self.node = opening, None, ray.get_runtime_context().get_node_id()
         record.send_warnings(opening.output, opening.run)
         try:
-            with lean():
+            with fast_start():
                 self.worker = opening.worker(stages)
         except Exception as fault:
             self.fault = fault

@@ -1,8 +1,8 @@
-"""Plots as SVG text, to stand inside a page or in a file of their own.
+"""Plots as SVG text, for a page or a file.
 
-Text and axes take the colour of the page around them, so they can be read in light and dark. Text stays
-text: it is small, and it can be searched. matplotlib is imported when the first plot is drawn, and no
-window system or global state of it is touched. Knows nothing of links, training or studies.
+Text and axes take the colour of the surrounding page, so they can be read in light and dark mode. Text stays
+text: it is small, and it can be searched. matplotlib is imported when the first plot is drawn, and neither
+its window system nor its global state is used. Knows nothing of links, training or studies.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#3b82f6", "#e08600", "#2da44e", "#a371f7", "#e5534b", "#8b949e")
-_INK = "#010203"  # no plot's own colour: replaced by the page's
+_INK = "#010203"  # a placeholder that is replaced by the page's colour
 _FONT = 10.0
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line, or one bar of every group: `y`, and where they are given the ends of its intervals.
-    A value that is not known is nan: it is left out. Bars have no `x`."""
+    """One line, or one bar of every group: `y`, and optionally the ends of its intervals. An unknown value is
+    nan and is left out. Bars have no `x`."""
 
     name: str
     y: Sequence[float]
@@ -38,18 +38,18 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """What stands along one side. `ends` None: as the values need."""
+    """One axis. `ends` None: by the values."""
 
     label: str = ""
     ends: tuple[float, float] | None = None
-    percent: bool = False  # the values are shares of one
+    percent: bool = False  # the values are fractions
     log: bool = False
 
 
 def lines(
     series: Sequence[Series], *, title: str, x: Axis, y: Axis, dots: bool = False, diagonal: bool = False
 ) -> str:
-    """Lines over `x`, with bands where there are intervals; `diagonal` draws where x = y."""
+    """Lines over `x`, with bands for intervals; `diagonal` draws the line x = y."""
 
     def draw(axes: Axes) -> None:
         if diagonal:
@@ -63,7 +63,7 @@ def lines(
 
 
 def bars(groups: Sequence[str], series: Sequence[Series], *, title: str, y: Axis, x: str = "") -> str:
-    """Groups of bars side by side, one bar of each series, with error bars where there are intervals."""
+    """Groups of bars side by side, one bar per series, with error bars for intervals."""
 
     def draw(axes: Axes) -> None:
         width = 0.76 / max(1, len(series))
@@ -80,8 +80,8 @@ def bars(groups: Sequence[str], series: Sequence[Series], *, title: str, y: Axis
 
 
 def curve(series: Sequence[Series], *, title: str, y: Axis, smooth: int = 1, x: str = "step") -> str:
-    """Values by step, as training writes them. With `smooth` > 1 the values stand pale behind their
-    trailing mean over so many of them."""
+    """Values by step, as training writes them. With `smooth` > 1 the values are drawn pale behind their
+    trailing mean over `smooth` values."""
 
     def draw(axes: Axes) -> None:
         for one, colour in zip(series, _colours(len(series)), strict=True):
@@ -93,7 +93,7 @@ def curve(series: Sequence[Series], *, title: str, y: Axis, smooth: int = 1, x: 
 
 
 def trailing_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and the `window` - 1 before it, of fewer at the beginning."""
+    """The mean of each value and the `window` - 1 before it (fewer at the beginning)."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - window)
@@ -119,7 +119,7 @@ def _drawn(draw: Callable[[Axes], None], title: str, x: Axis, y: Axis, *, legend
         _set(axes, x, "x")
         _set(axes, y, "y")
         if legend:
-            figure.legend(loc="outside lower center", ncols=4, frameon=False)  # never on what it names
+            figure.legend(loc="outside lower center", ncols=4, frameon=False)  # never over the plot
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True)
     return _inline(buffer.getvalue(), title)
@@ -151,8 +151,8 @@ def _set(axes: Axes, axis: Axis, side: str) -> None:
 
 
 def _inline(svg: str, title: str) -> str:
-    """Without what only a file needs, without ids that two plots of one page would share, and as wide as
-    there is room."""
+    """The SVG without the parts that only a file needs and without ids that would clash on a page, and as
+    wide as there is room."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace(_INK, "currentColor")

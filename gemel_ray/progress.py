@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, a line now and then in a log file."""
+"""The progress of a long job: a line on a terminal, occasional lines in a log file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EVERY = 15.0  # seconds between lines of a log; between redraws of a terminal's
 
 @dataclass(frozen=True)
 class Progress:
-    """What one finished batch adds: documents, and their mentions by status; or a note to be shown."""
+    """What one finished batch adds: documents, and their mentions by status; or a note to show."""
 
     documents: int
     statuses: dict[str, int]
@@ -20,36 +20,36 @@ class Progress:
 
 
 class Meter:
-    """Rows done, a second, errors and time left; `total` None when it is not known."""
+    """Shows rows done, rate, errors and time left; `total` is None if unknown."""
 
     def __init__(self, what: str, total: int | None) -> None:
         self.what, self.total, self.done = what, total, 0
         self.statuses: Counter[str] = Counter()
         self.live = sys.stderr.isatty()
-        self.began = self.told = time.monotonic()
+        self.began = self.reported = time.monotonic()
         self.first = (self.began, 0)  # when the first batch came, and with how many
 
     def __enter__(self) -> Meter:
         known = "an unknown number of" if self.total is None else f"{self.total:,}"
-        self._tell(f"{known} {self.what} to do; loading the models")
+        self._report(f"{known} {self.what} to do; loading the models")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tell(self._line())
+        self._report(self._line())
         if self.live:
             print(file=sys.stderr)
 
     def add(self, progress: Progress) -> None:
-        """Count what one batch brought; a note is shown at once."""
+        """Count a finished batch; a note is shown at once."""
         if progress.note:
-            self._tell(progress.note)
+            self._report(progress.note)
             return
-        if not self.done:  # the models were loading until now, which says nothing of the pace
+        if not self.done:  # the models were loading until now, which is not part of the rate
             self.first = (time.monotonic(), progress.documents)
         self.done += progress.documents
         self.statuses.update(progress.statuses)
-        if time.monotonic() - self.told > (1.0 if self.live else _EVERY):
-            self._tell(self._line())
+        if time.monotonic() - self.reported > (1.0 if self.live else _EVERY):
+            self._report(self._line())
 
     def _line(self) -> str:
         now = time.monotonic()
@@ -59,14 +59,14 @@ class Meter:
         left = ((self.total or 0) - self.done) * (now - since) / (self.done - before) if self.done else 0
         share = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
         errors = self.statuses["error"]
-        said = [f"{share} {self.what}"]
-        said += [f"{rows:,} mentions"] if self.statuses else []
-        said += [f"{rate:.1f}/s"] + ([f"{errors:,} errors"] if self.statuses else [])
-        said += [f"{_span(now - self.began)} gone"] + ([f"{_span(left)} left"] if left > 0 else [])
-        return ", ".join(said)
+        parts = [f"{share} {self.what}"]
+        parts += [f"{rows:,} mentions"] if self.statuses else []
+        parts += [f"{rate:.1f}/s"] + ([f"{errors:,} errors"] if self.statuses else [])
+        parts += [f"{_span(now - self.began)} gone"] + ([f"{_span(left)} left"] if left > 0 else [])
+        return ", ".join(parts)
 
-    def _tell(self, line: str) -> None:
-        self.told = time.monotonic()
+    def _report(self, line: str) -> None:
+        self.reported = time.monotonic()
         print(
             f"\r\x1b[2K{line}" if self.live else line,
             end="" if self.live else "\n",

@@ -1,9 +1,9 @@
-"""A setting: a dataclass's field with its default, its meaning and, beyond its type, what it takes.
+"""A setting: a dataclass's field with its default, its meaning and its valid values.
 
     beams: int = setting(5, "candidates wanted", at_least=1)
     device: str = setting("auto", "device of CLIP", form=DEVICE, machine=True)
 
-A setting is described nowhere else: checked.py holds values against it, and documenting/ writes
+A setting is described nowhere else: checked.py checks values against it, and documenting/ writes
 ray_config.yaml and docs/configuration.md from it.
 """
 
@@ -19,7 +19,7 @@ _ALLOWED, _ABOUT, _FORMER = "allowed", "about", "former"
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Of numbers. `or_zero`: 0, too, which switches something off."""
+    """A range of numbers. `or_zero`: also 0, which switches something off."""
 
     at_least: float | None = None
     above: float | None = None
@@ -43,13 +43,13 @@ class Range:
         else:
             named = {"of at least": self.at_least, "above": self.above, "at most": self.at_most}
             bounds = [f"{word} {bound:,g}" for word, bound in named.items() if bound is not None]
-        said = " and ".join(bounds) + (", or 0" if self.or_zero else "")
-        return f"{said} ({self.unit})" if self.unit else said
+        text = " and ".join(bounds) + (", or 0" if self.or_zero else "")
+        return f"{text} ({self.unit})" if self.unit else text
 
 
 @dataclass(frozen=True)
 class Form:
-    """Of text: a regular expression, and what it is in words."""
+    """A form of text: a regular expression, and its description."""
 
     pattern: str
     words: str
@@ -63,7 +63,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Gpus:
-    """As Ray gives them to a process."""
+    """A number of GPUs as Ray assigns them to a process."""
 
     def __contains__(self, value: float) -> bool:
         return 0 <= value < math.inf and (value <= 1 or value == int(value))
@@ -94,8 +94,8 @@ def setting(
     machine: bool = False,
     was: str = "",
 ) -> Any:
-    """The field. `machine`: says how much of a machine is used; it changes no answer, so no fingerprint.
-    `was`: its name in the version before, which is accepted with a hint."""
+    """The field. `machine`: how a machine is used; it changes no answer, so it is not in fingerprints. `was`:
+    its name in the previous version, which is accepted with a hint."""
     bounds = Range(at_least=at_least, above=above, at_most=at_most, or_zero=or_zero, unit=unit)
     takes: Allowed | None = form or (bounds if bounds != Range() else None)
     metadata = {_ABOUT: about} | ({_ALLOWED: takes} if takes else {}) | ({_FORMER: was} if was else {})
@@ -108,17 +108,17 @@ def section(kind: type, about: str) -> Any:
 
 
 def described(made: Any) -> str:
-    """What a dataclass's field is."""
+    """The description of a dataclass's field."""
     return str(made.metadata.get(_ABOUT, ""))
 
 
 def former(made: Any) -> str | None:
-    """What a dataclass's field was called in the version before, where that was something else."""
+    """The name of a dataclass's field in the previous version, if it was another."""
     found: str | None = made.metadata.get(_FORMER)
     return found
 
 
 def allowed(made: Any) -> Allowed | None:
-    """What a dataclass's field takes beyond its type."""
+    """The valid values of a dataclass's field, beyond its type."""
     found: Allowed | None = made.metadata.get(_ALLOWED)
     return found

@@ -1,4 +1,4 @@
-"""The sections of settings beside the stages' and the placement's (segments.py)."""
+"""The sections of settings other than the stages and the placement (segments.py)."""
 
 from __future__ import annotations
 

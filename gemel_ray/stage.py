@@ -1,11 +1,11 @@
-"""What a stage promises.
+"""The contract of a stage.
 
-1. It is told the columns it reads and no others; it gives the columns it writes, with exactly their types.
+1. It gets only the columns it reads, and returns only the columns it writes, with exactly their types.
 2. As many rows out as in, in the same order.
-3. It keeps no memory between batches, and several batches may be in it at once.
-4. A batch's size and neighbours never change a row's answer (but for rounding on a GPU).
-5. A row it cannot do gets a reason in `error`, and the others go on; an exception is the stage's
-   own fault and stops the run.
+3. It keeps no state between batches, and several batches may be in it at once.
+4. A batch's size and other rows never change a row's answer (except for rounding on a GPU).
+5. A row that fails gets a reason in `error`, and the others continue; an exception is a bug of the stage
+   and stops the run.
 6. It knows nothing of Ray, Kubernetes, replicas, GPUs or retries.
 """
 
@@ -30,28 +30,28 @@ ERROR = pa.field("error", pa.string())
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A step of the graph. Its fields are its configuration (setting.py), and, but for those of the machine,
-    its share of the fingerprint.
+    """A step of the graph. Its fields are its configuration (setting.py), and, except for those of the
+    machine, its share of the fingerprint.
 
     `explodes` names list columns of equal length: before this stage every document becomes one row
-    for each of their elements, and the lists become columns (see graph.explode).
+    for each of their elements, and the lists become columns (see tables.explode).
     """
 
     reads: ClassVar[tuple[str, ...]]
     writes: ClassVar[pa.Schema]
     explodes: ClassVar[tuple[str, ...]] = ()
-    # The module whose `start(stage, workspace, line)` makes the work: heavy ones are imported only where they
-    # start. A stage that has none overrides `start`.
+    # The module whose `start(stage, workspace, line)` makes the work: heavy modules are imported only where
+    # they start. A stage without one overrides `start`.
     work: ClassVar[str] = ""
 
     @property
     def name(self) -> str:
-        """As the configuration calls it."""
+        """The stage's name in the configuration."""
         return type(self).__name__.lower()
 
     def start(self, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
-        """Make the heavy things, in the process that will use them. `line`: the graph's stages, whose
-        settings it may go by (see `settings_of`)."""
+        """Load models and data in the process that will use them. `line`: the graph's stages, whose settings
+        it may use (see `settings_of`)."""
         if not self.work:
             raise NotImplementedError(f"stage {self.name} has neither `start` nor the module of its `work`")
         made: Work = import_module(self.work).start(self, workspace, line)
@@ -62,48 +62,48 @@ _S = TypeVar("_S", bound=Stage)
 
 
 def settings_of(kind: type[_S], line: Iterable[Stage]) -> _S:
-    """The stage of this kind in a line; where none is, as it is by default."""
+    """The stage of this kind in a line; if there is none, one with default settings."""
     return next((stage for stage in line if isinstance(stage, kind)), kind())
 
 
 class Work:
-    """A started stage. `waits`: it is a coroutine, awaited while others compute; else a thread calls it."""
+    """A started stage. `waits`: it is a coroutine, awaited while others compute; else it runs in a thread."""
 
     waits: ClassVar[bool] = False
 
     def __call__(self, batch: pa.Table) -> pa.Table | Awaitable[pa.Table]:
-        """The written columns for a batch of rows, with an `error` column where a row may fail."""
+        """The written columns for a batch of rows, with an `error` column if rows may fail."""
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise when it can work no more, whatever it is given."""
+        """Raise if it has failed for good."""
 
     def renewed(self, workspace: Workspace) -> Work:
-        """The same on another version of the knowledge: what is heavy, models and engine, is shared with this
-        one, which goes on meanwhile. A stage without knowledge is its own successor."""
+        """The same on another version of the knowledge: models and engine are shared with this one, which
+        keeps running. A stage without knowledge returns itself."""
         return self
 
     def retire(self) -> None:
-        """Give back this version's knowledge; what a renewed one shares stays."""
+        """Release this version's knowledge, but not what a renewed one shares."""
 
     def close(self) -> None:
-        """Give back all that `start` made: of works renewed from each other, the last one's is called."""
+        """Release all that `start` made; of works renewed from each other, only the last one is closed."""
 
     def measures(self) -> dict[str, Any]:
-        """Counts since the start, for the manifest: whatever adds up over workers."""
+        """Counts since the start, for the manifest, which adds them up over workers."""
         return {}
 
 
 def answer(schema: pa.Schema, columns: dict[str, Any], errors: list[str | None] | None = None) -> pa.Table:
-    """A stage's output table from plain lists or arrays, in exactly the declared types."""
+    """A stage's output table from lists or arrays, in exactly the declared types."""
     made = {f.name: c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, f.type) for f in schema}
     table = pa.table(made, schema)
     return table if errors is None else table.append_column(ERROR, [pa.array(errors, pa.string())])
 
 
 async def called(stage: Stage, work: Work, batch: pa.Table) -> pa.Table:
-    """What a work makes of a batch, held against what its stage promised. One that computes goes to a thread,
-    so that those that wait are served meanwhile. Raises GraphError."""
+    """The output of a work for a batch, checked against its stage's contract. Work that computes runs in a
+    thread, so that coroutines continue meanwhile. Raises GraphError."""
     if work.waits:
         written: pa.Table = await cast(Awaitable[pa.Table], work(batch))
     else:
@@ -116,7 +116,7 @@ async def called(stage: Stage, work: Work, batch: pa.Table) -> pa.Table:
 
 
 def _check(stage: Stage, written: pa.Table, rows: int) -> None:
-    """A stage that loses a row or writes another type is a fault, and stops the run."""
+    """Raise GraphError for a stage that loses a row or writes another type."""
     if len(written) != rows:
         raise GraphError(f"stage {stage.name} was given {rows} rows and returned {len(written)}")
     promised = written.schema.names[: len(stage.writes)]

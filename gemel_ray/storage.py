@@ -1,17 +1,17 @@
-"""Writing that survives kills and power cuts: a file or folder is there whole, or not at all.
+"""Writing that survives kills and power cuts: a file or folder is complete, or does not exist.
 
-    write(path, text)                   a file, new or in the place of the one there
+    write(path, text)                   a file, new or replaced
     with replacing(path) as aside: ...  the same, for a library that writes to a path itself
-    create(path, data)                  only where nothing has this name: of many callers one gets True
-    with new_folder(path) as aside: ... a folder; one that was there goes when the new one is in its place
-    set_aside(path)                     a torn file, out of the way, under a name that says so
+    create(path, data)                  only if the name is free: of many callers one gets True
+    with new_folder(path) as aside: ... a folder; an existing one is removed once the new one is in its place
+    set_aside(path)                     renames a torn file
 
-What such a call has done when it returns, a power cut does not undo: contents are synced before a name leads
-to them, and the folder that holds the name after. Without that, a cut leaves files of 0 bytes. Names that
-begin with a dot are of files being made.
+A power cut does not undo what a call has done when it returns: contents are synced before a name refers to
+them, and its folder after. Without that, a cut leaves files of 0 bytes. Names that begin with a dot are of
+unfinished files.
 
-A `Folder` is a place for named files, on a disk or an object store, with the same promises. It renames
-nothing: `create` is all that two writers need to agree, and object stores have it (a conditional PUT).
+A `Folder` is a place for named files, on a disk or an object store, with the same guarantees. It does not
+rename: `create` is all that two writers need to agree, and object stores have it (a conditional PUT).
 """
 
 from __future__ import annotations
@@ -26,49 +26,49 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from gemel_ray.stores import StoreError, opened, plainly, scheme
+from gemel_ray.stores import StoreError, opened, scheme, store_errors
 
-TORN = ".torn"  # behind the name of a file that was set aside
+TORN = ".torn"  # suffix of a file that was set aside
 
 
 class Folder(Protocol):
-    """Named files of one place. Names are relative, with slashes; folders come with their files. What cannot
-    be done raises OSError; FileNotFoundError where there is no such file."""
+    """Named files of one place. Names are relative, with slashes; folders exist by their files. Failures
+    raise OSError; FileNotFoundError if there is no such file."""
 
     def __str__(self) -> str:
-        """Its address, for people."""
+        """Its address, for messages."""
 
     def read(self, name: str) -> bytes: ...
 
     def open(self, name: str) -> BinaryIO:
-        """To be read from anywhere in it."""
+        """Open a file for reading, with seeking."""
 
     def write(self, name: str, data: bytes) -> None:
-        """In one step for whoever reads, in the place of what was there; lasting when this returns."""
+        """Write or replace a file, atomically for readers; durable when this returns."""
 
     def create(self, name: str, data: bytes) -> bool:
-        """As `write`, but only where there is no such file. Of callers on any machines, whatever they do at
-        once, one gets True; the others False, and what stands there is the first one's."""
+        """As `write`, but only if there is no such file. Of concurrent callers on any machines one gets True
+        and its content is stored; the others get False."""
 
     def names(self, under: str = "") -> list[str]:
-        """Of the files in the folder `under`, sorted; none where there is no such folder. Whatever was
-        written when the call began is among them."""
+        """Names of the files in the folder `under`, sorted; none if there is no such folder. Includes
+        whatever was written before the call."""
 
     def remove(self, name: str) -> None:
-        """That it is gone lasts no longer than the next `write` or `create` there is lasting; a name that is
-        not there is no fault."""
+        """Remove a file; no error if it does not exist. The removal is durable with the next `write` or
+        `create` in its folder."""
 
     def set_aside(self, name: str) -> str:
-        """Rename a torn file, so that `names` shows it no more among the whole ones; its new name."""
+        """Rename a torn file, so that it is no longer taken for a complete one; return its new name."""
 
     def folders(self, under: str) -> list[str]:
-        """Of the folders directly in the folder `under`."""
+        """Names of the folders directly in the folder `under`."""
 
     def clear(self, under: str) -> None:
-        """Remove the folder `under`, with all that is in it."""
+        """Remove the folder `under` with everything in it."""
 
     def tidy(self, under: str) -> None:
-        """Remove what writers to the folder `under` were killed at."""
+        """Remove unfinished files of killed writers to the folder `under`."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ class LocalFolder:
 
 
 def write(path: Path, data: str | bytes) -> None:
-    """Text is written as UTF-8. Folders on the way are made."""
+    """Write a file, text as UTF-8. Makes its folders."""
     with replacing(path) as aside:
         aside.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write a file to; it becomes `path` when the block ends well."""
+    """A path to write a file to; it becomes `path` if the block succeeds."""
     make_folder(path.parent)
     aside = _aside(path)
     try:
@@ -138,14 +138,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def create(path: Path, data: bytes) -> bool:
-    """Whether there was no such file, and this call made it."""
+    """Create the file; False if it exists."""
     make_folder(path.parent)
     aside = _aside(path)
     try:
         aside.write_bytes(data)
         sync(aside)
         try:
-            os.link(aside, path)  # which, unlike a rename, fails where there is one
+            os.link(aside, path)  # unlike a rename, fails if it exists
         except FileExistsError:
             return False
         sync(path.parent)
@@ -155,7 +155,7 @@ def create(path: Path, data: bytes) -> bool:
 
 
 def set_aside(path: Path) -> Path:
-    """The file's new name: its own, a number, and .torn."""
+    """Rename a torn file; return its new path: the name, a number, and .torn."""
     number = sum(1 for _ in path.parent.glob(f"{path.name}.*{TORN}"))
     torn = path.with_name(f"{path.name}.{number}{TORN}")
     os.replace(path, torn)
@@ -165,8 +165,8 @@ def set_aside(path: Path) -> Path:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; it becomes `path` when the block ends well. What was there is first renamed, then
-    the new one, then it is deleted: whole, under one name or another, until the new one is in its place."""
+    """A folder to fill; it becomes `path` if the block succeeds. An existing folder is renamed, then the new
+    one, then the old one is deleted: it stays complete until the new one is in its place."""
     make_folder(path.parent)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     former = path.with_name(f"{path.name}.replaced-{uuid.uuid4().hex[:8]}")
@@ -184,7 +184,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """The folder, and those above it, as lasting as what will be in them."""
+    """Make the folder, and those above it, durably."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -194,7 +194,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """What the file or folder holds is on the disk when this returns."""
+    """Write the content of the file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -203,7 +203,7 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """The folder with everything in it."""
+    """Sync the folder with everything in it."""
     for inside, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync(Path(inside, name))
@@ -211,19 +211,19 @@ def sync_all(folder: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # workers of many machines write here
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # unique: many machines write here
 
 
-# A `Folder` (storage.py) in an object store: a PUT is one step and lasts, and a PUT on condition that there
-# is no such object is what two writers agree by. S3, Google's and Azure's stores have it.
+# A `Folder` in an object store: a PUT is atomic and durable, and writers agree by a PUT on condition that
+# there is no such object. S3, Google's and Azure's stores have it.
 
 
-Place = str | Path | Folder  # an address, a path of this machine, or what either has become
+Place = str | Path | Folder  # an address, a path of this machine, or the folder at one
 
 
 @dataclass(frozen=True)
 class ObjectFolder:
-    """What lies under one address."""
+    """The objects under one address."""
 
     address: str
 
@@ -248,7 +248,7 @@ class ObjectFolder:
             with self._at(name) as (store, path):
                 store.pipe_file(path, data, mode="create")
         except FileExistsError:
-            return self.read(name) == data  # ours all the same, when only the answer was lost
+            return self.read(name) == data  # this call made it, and only the answer was lost
         return True
 
     def names(self, under: str = "") -> list[str]:
@@ -280,18 +280,18 @@ class ObjectFolder:
             store.rm(path, recursive=True)
 
     def tidy(self, under: str) -> None:
-        """An object is whole or not there."""
+        """Do nothing: there are no unfinished objects."""
 
     @contextmanager
     def _at(self, name: str) -> Iterator[tuple[Any, str]]:
-        """The store and the object's path; what its client raises inside is an OSError."""
+        """The store and the object's path; turns errors of the client inside into OSError."""
         store, path = opened(self.address)
-        with plainly(f"{self.address}/{name}", (FileNotFoundError, FileExistsError)):
+        with store_errors(f"{self.address}/{name}", (FileNotFoundError, FileExistsError)):
             yield store, f"{path.rstrip('/')}/{name}".rstrip("/")
 
 
 def keeps_writers_apart(place: Place) -> None:
-    """Raise StoreError for a store that lets this process not write, or two writers create one object."""
+    """Raise StoreError if the store refuses to write, or lets two writers create one object."""
     at, name = folder_at(place), f".{uuid.uuid4().hex}"
     if not isinstance(at, ObjectFolder):
         return

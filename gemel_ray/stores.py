@@ -1,8 +1,8 @@
 """Files beyond this machine: s3://, gs://, az://, hf:// and http(s)://, through fsspec.
 
-Credentials, regions and endpoints are the drivers' own: environment variables (AWS_ENDPOINT_URL, ...), files
-and machine roles, on every node. What goes wrong with a store is one sentence with its address: a driver that
-is not installed, a wrong key, a missing bucket, no answer.
+Credentials, regions and endpoints are those of the drivers: environment variables (AWS_ENDPOINT_URL, ...),
+files and machine roles, on every node. An error of a store is one sentence with its address: a driver that is
+not installed, a wrong key, a missing bucket, no answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Store:
-    """A kind of them: the driver's package, where its credentials may stand, and whether it is written to."""
+    """A kind of store: the driver's package, where its credentials may be, and whether it can be written."""
 
     package: str
     credentials: str
@@ -44,25 +44,25 @@ _STORES = {
     "http": Store("aiohttp", "no credentials", written=False),
     "https": Store("aiohttp", "no credentials", written=False),
 }
-for _kind in ("s3", "gs", "az", "abfs"):  # other processes write, so that what is listed once is not kept
+for _kind in ("s3", "gs", "az", "abfs"):  # other processes write, so listings are not cached
     fsspec.config.conf.setdefault(_kind, {}).setdefault("use_listings_cache", False)
 
-for _package in ("s3fs", "gcsfs", "adlfs"):  # they log with tracebacks what we say in a sentence
+for _package in ("s3fs", "gcsfs", "adlfs"):  # they log tracebacks of errors that are reported in a sentence
     logging.getLogger(_package).setLevel(logging.CRITICAL)
 
 
 class StoreError(GemelError, OSError):
-    """What is wrong with a store, in one sentence with the address."""
+    """An error of a store, in one sentence with the address."""
 
 
 def scheme(address: object) -> str:
-    """s3 of s3://bucket/name; empty of a path of this machine."""
+    """s3 for s3://bucket/name; empty for a path of this machine."""
     kind, separator, _ = str(address).partition("://")
     return kind.lower() if separator and kind.lower() != "file" else ""
 
 
 def opened(address: str) -> tuple[Any, str]:
-    """fsspec's file system for the address, and the path in it. Raises StoreError where there is none."""
+    """fsspec's file system for the address, and the path in it. Raises StoreError if there is none."""
     kind = scheme(address)
     try:
         return fsspec.core.url_to_fs(address)
@@ -74,12 +74,12 @@ def opened(address: str) -> tuple[Any, str]:
     except Exception as fault:
         if kind not in _STORES:
             raise StoreError(f"{address}: there is {', '.join(_STORES)} for {kind}") from fault
-        raise _plain(address, fault) from fault
+        raise _store_error(address, fault) from fault
 
 
-def asked(address: str, question: Callable[[Any, str], T]) -> T:
-    """What `question` finds with the address's file system and path. A store has half a minute to answer.
-    Raises StoreError for all that is wrong with it."""
+def query_store(address: str, question: Callable[[Any, str], T]) -> T:
+    """The result of `question`, called with the address's file system and path. A store has half a minute to
+    answer. Raises StoreError for any error."""
     filesystem, path = opened(address)
     if not scheme(address):
         return question(filesystem, path)
@@ -92,7 +92,7 @@ def asked(address: str, question: Callable[[Any, str], T]) -> T:
             answer.set_exception(fault)
 
     threading.Thread(target=ask, daemon=True).start()
-    with plainly(address):
+    with store_errors(address):
         try:
             return answer.result(_PATIENCE)
         except TimeoutError as fault:
@@ -104,7 +104,7 @@ def asked(address: str, question: Callable[[Any, str], T]) -> T:
 
 
 def writable(address: object) -> None:
-    """Raise StoreError where a store does not answer, lets nobody in, has no such bucket, or is only read."""
+    """Raise StoreError if a store does not answer, refuses access, has no such bucket, or is read-only."""
     if not (kind := scheme(address)):
         return
     if kind not in _STORES or not _STORES[kind].written:
@@ -116,12 +116,12 @@ def writable(address: object) -> None:
         if not filesystem.exists(f"{path}/manifest.json"):
             bucket_is_there(filesystem, path, str(address))
 
-    asked(str(address), look)
+    query_store(str(address), look)
 
 
 @contextmanager
-def plainly(address: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Whatever a store's client raises inside is a StoreError, but for these."""
+def store_errors(address: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn any error of a store's client inside into StoreError, except for `but`."""
     try:
         yield
     except (StoreError, ValueError):
@@ -129,21 +129,21 @@ def plainly(address: str, but: tuple[type[Exception], ...] = ()) -> Iterator[Non
     except but:
         raise
     except Exception as fault:
-        raise _plain(address, fault) from fault
+        raise _store_error(address, fault) from fault
 
 
 def bucket_is_there(filesystem: Any, path: str, address: str) -> None:
-    """Raise StoreError where the address is in a bucket, or container, that does not exist."""
+    """Raise StoreError if the address is in a bucket, or container, that does not exist."""
     bucket = path.partition("/")[0]
     if scheme(address) not in ("s3", "gs", "az", "abfs") or filesystem.exists(bucket):
         return
     try:
-        filesystem.ls(bucket)  # a key that is refused does not exist for the question before, but here
+        filesystem.ls(bucket)  # with a refused key `exists` is False, but this raises
     except FileNotFoundError as fault:
         raise StoreError(f"{address}: there is no bucket {bucket}") from fault
 
 
-def _plain(address: str, fault: Exception) -> StoreError:
+def _store_error(address: str, fault: Exception) -> StoreError:
     words = (str(fault).strip() or type(fault).__name__).splitlines()[0].rstrip(".")
     store, name = _STORES.get(scheme(address)), type(fault).__name__
     if store and (isinstance(fault, PermissionError) or "Credential" in name or "credentials" in words):

@@ -1,4 +1,4 @@
-"""What the runner does to the tables that pass through it: rows multiply, and get status and reason."""
+"""The runner's operations on tables: explode lists to rows, and set status and reason."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 
 from gemel_ray.stage import ERROR
 
-STATUS = pa.field("status", pa.string())  # null: under way; linked, nil or error: has its answer
+STATUS = pa.field("status", pa.string())  # null: in progress; linked, nil or error: has its answer
 
 
 def explode(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """One row an element of the list columns; structs become columns of their fields' names, other
-    lists lose their plural s. A document without elements stays one row: with its error, or, when it
-    simply names nothing, with the answer nil. A struct's own `error` becomes the row's error."""
+    """One row per element of the list columns; structs become columns with their fields' names, other lists
+    lose their plural s. A document without elements stays one row: with its error, or, if it has no mentions,
+    with the answer nil. A struct's `error` becomes the row's error."""
     count = _lengths(table[columns[0]])
     kept = np.maximum(count, 1)
     parent = np.repeat(np.arange(len(table)), kept)
@@ -43,14 +43,14 @@ def _lengths(lists: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 def _elements(
     lists: pa.ChunkedArray, parent: npt.NDArray[np.int64], position: npt.NDArray[np.int64]
 ) -> pa.Array:
-    """Element `position` of list `parent`; null where that list is null (its document failed) or short."""
+    """Element `position` of list `parent`; null if that list is null (its document failed) or too short."""
     length = _lengths(lists)
     index = (np.cumsum(length) - length)[parent] + position
     return pc.list_flatten(combined(lists)).take(pa.array(index, mask=position >= length[parent]))
 
 
 def failed(table: pa.Table, reasons: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """The first reason a row was given stays."""
+    """The table with these reasons as errors; a row keeps its first reason."""
     return replaced(table, ERROR, pc.coalesce(table[ERROR.name], reasons))
 
 
@@ -59,7 +59,7 @@ def replaced(table: pa.Table, column: pa.Field, values: pa.ChunkedArray) -> pa.T
 
 
 def settled(table: pa.Table) -> pa.Table:
-    """Rows with an error have the status error."""
+    """The table with status error in rows with an error."""
     return replaced(table, STATUS, pc.if_else(pc.is_valid(table[ERROR.name]), "error", table[STATUS.name]))
 
 
@@ -68,7 +68,7 @@ def combined(column: pa.ChunkedArray) -> pa.Array:
 
 
 def matrix(vectors: pa.ChunkedArray, width: int = 0) -> npt.NDArray[np.float32]:
-    """Lists of equal length, `width` where all are null, as rows; of NaN where one is null."""
+    """Lists of equal length (`width` if all are null) as rows; a null becomes a row of NaN."""
     array, there = combined(vectors), pc.is_valid(vectors).to_numpy()
     if not there.any():
         return np.full((len(there), width), np.nan, np.float32)
@@ -81,7 +81,7 @@ def matrix(vectors: pa.ChunkedArray, width: int = 0) -> npt.NDArray[np.float32]:
 
 
 def listed(parts: Sequence[npt.NDArray[Any]], of: pa.DataType) -> pa.ListArray:
-    """A list of each array's numbers."""
+    """A list array with the numbers of each array."""
     offsets = np.concatenate([[0], np.cumsum(list(map(len, parts)), dtype=np.int64)])
     flat = np.concatenate([np.empty(0, of.to_pandas_dtype()), *parts]).astype(of.to_pandas_dtype())
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, of))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gemel_ray.environment import own_token
+from gemel_ray.environment import ensure_private_token
 
 
 @pytest.fixture
@@ -24,12 +24,12 @@ def mode(path: Path) -> int:
 
 
 def test_the_token_is_made_for_its_user_alone_and_kept(token: Path) -> None:
-    own_token()
+    ensure_private_token()
     made = token.read_text()
     assert len(made) == 64
     assert (mode(token), mode(token.parent)) == (0o600, 0o700)
     assert [file.name for file in token.parent.iterdir()] == ["auth_token"]
-    own_token()
+    ensure_private_token()
     assert token.read_text() == made
 
 
@@ -37,13 +37,13 @@ def test_a_token_that_ray_has_written_for_everybody_is_closed(token: Path) -> No
     token.parent.mkdir()
     token.write_text("word")
     token.chmod(0o644)
-    own_token()
+    ensure_private_token()
     assert (token.read_text(), mode(token)) == ("word", 0o600)
 
 
 def test_a_token_of_the_environment_needs_no_file(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "word")
-    own_token()
+    ensure_private_token()
     assert not token.parent.exists()
 
 

@@ -48,13 +48,13 @@ def test_without_a_gpu_the_engine_has_a_process_of_its_own(cores: int, front: in
 def test_what_nothing_uses_is_not_imported() -> None:
     code = """
 import sys
-from gemel_ray.environment import lean
-with lean():
+from gemel_ray.environment import fast_start
+with fast_start():
     import transformers.generation.candidate_generator
 sys.exit("sklearn.metrics" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    code = code.replace("with lean():", "if lean:")  # else the test says nothing
+    code = code.replace("with fast_start():", "if fast_start:")  # else the test says nothing
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
 
 
@@ -215,9 +215,9 @@ def test_this_machine_s_gpus_are_used_without_a_setting() -> None:
 def test_a_process_collects_nothing_until_it_has_started() -> None:
     program = """
 import gc
-from gemel_ray.environment import lean
+from gemel_ray.environment import fast_start
 try:
-    with lean():
+    with fast_start():
         print(gc.isenabled())
         raise OSError
 except OSError:

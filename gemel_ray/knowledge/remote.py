@@ -22,7 +22,7 @@ from typing import Any
 
 from gemel_ray.starter.models import home
 from gemel_ray.storage import make_folder, new_folder
-from gemel_ray.stores import StoreError, asked, bucket_is_there, opened, plainly, scheme
+from gemel_ray.stores import StoreError, bucket_is_there, opened, query_store, scheme, store_errors
 
 _SOURCE = ".source"
 _LOCAL_ONLY = ("cache", "training")  # folders of a workspace that stay on one machine
@@ -50,7 +50,7 @@ def local_copy(workspace: str | Path, say: Say) -> Path:
     if not scheme(workspace):
         return Path(workspace)
     address = str(workspace).rstrip("/")
-    listed = asked(address, lambda filesystem, path: _listed(filesystem, path, address))
+    listed = query_store(address, lambda filesystem, path: _listed(filesystem, path, address))
     target = home() / "workspaces" / _name(address, listed)
     if not target.exists():
         with _exclusive(target):
@@ -130,7 +130,7 @@ def _exclusive(target: Path) -> Iterator[None]:
 
 def _download(address: str, listed: list[_File], target: Path) -> None:
     filesystem, path = opened(address)
-    with plainly(address), new_folder(target) as aside, ThreadPoolExecutor(_AT_ONCE) as threads:
+    with store_errors(address), new_folder(target) as aside, ThreadPoolExecutor(_AT_ONCE) as threads:
         list(threads.map(lambda file: _download_file(filesystem, f"{path}/{file.name}", aside, file), listed))
         if _listed(filesystem, path, address) != listed:
             raise StoreError(f"{address} changed while it was brought here: try again")

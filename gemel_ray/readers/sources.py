@@ -18,7 +18,7 @@ from gemel_ray.readers.columnar import ARROW, PARQUET
 from gemel_ray.readers.containers import JSON
 from gemel_ray.readers.delimited import TABLES
 from gemel_ray.readers.shards import SHARDS
-from gemel_ray.stores import asked, bucket_is_there, opened, plainly, scheme
+from gemel_ray.stores import bucket_is_there, opened, query_store, scheme, store_errors
 
 READ = (*JSON, *PARQUET, *ARROW, *TABLES, *SHARDS)
 _SHOWN = ".json, .jsonl, .ndjson, .csv, .tsv (also .gz, .bz2, .xz, .zst), .parquet, .arrow, .feather, .tar"
@@ -45,7 +45,7 @@ def files(inputs: Sequence[str], say: Say | None = None) -> list[str]:
     for what does not exist or no reader can read."""
     addresses = list(itertools.chain.from_iterable(map(_spelled_out, inputs)))
     for first in {scheme(address): address for address in reversed(addresses)}.values():
-        asked(first, lambda filesystem, path: filesystem.exists(path))  # reports a wrong key first
+        query_store(first, lambda filesystem, path: filesystem.exists(path))  # reports a wrong key first
     folders: dict[str, WrittenFolders] = {}
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         seen = list(threads.map(partial(_search, folders=folders), addresses))
@@ -72,7 +72,7 @@ def _search(address: str, folders: dict[str, WrittenFolders]) -> _Seen:
     filesystem, path = opened(address)
     written = folders.setdefault(scheme(address), WrittenFolders(filesystem))
     seen = _Seen(address)
-    with plainly(address):
+    with store_errors(address):
         if address.lower().endswith(READ) and filesystem.isfile(
             path
         ):  # first: over http, a page looks like a folder

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from gemel_ray.config import Config
 from gemel_ray.engine.run import EngineDied
-from gemel_ray.environment import lean
+from gemel_ray.environment import fast_start
 from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.workspace import Workspace, with_short_wait
 from gemel_ray.linking import linking_graph
@@ -29,7 +29,7 @@ class Stages:
     """A segment of the graph in a Serve replica."""
 
     def __init__(self, config: Config, workspace: Shared, options: OnlineSegment, next_segment: Any) -> None:
-        with lean():
+        with fast_start():
             opened = Workspace.open(workspace.here(), with_short_wait(config))
             segment = linking_graph(config, opened).segment(options.stages, opened)
         self.here = VersionedSegment(segment, options.batch, opened, config)

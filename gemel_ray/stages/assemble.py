@@ -1,4 +1,4 @@
-"""Assemble: the prompt, as token ids and references. The only place that knows the template.
+"""Assemble: the prompt, as token ids and references. Only this file knows the template.
 
 A prompt is a list of numbers: a token id, or, below zero, a visual prefix to be put there where the
 engine is (engine/work.py): the document's own picture or a demonstration's.
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# A prompt within the tokens that the language model takes: which examples stand in it, and what of a text.
+# A prompt within the language model's limit of tokens: which examples are in it, and which part of a text.
 #
-# The farthest examples are dropped first. A text is cut only where it does not fit by itself, around its
-# mention. Knows nothing of pictures but how many tokens each takes.
+# The farthest examples are dropped first. A text is cut, around its mention, only if it does not fit by
+# itself. Of pictures only the number of tokens is known here.
 
 
-_KEPT_FREE = 4  # a quarter of the room is kept for the question, so that prompts still begin alike
+_KEPT_FREE = 4  # a quarter of the room is for the question, so that prompts share their beginning
 
 
 def kept(sizes: Sequence[int], shared: int, question: int, room: int) -> list[int]:
-    """Which examples of these sizes, the nearest last, stand before a question of so many tokens: their
-    places, in order. The first `shared` of them are chosen without regard to the others, so that all prompts
-    with that set begin alike."""
+    """Which examples of these sizes, the nearest last, come before a question of `question` tokens: their
+    places, in order. The first `shared` are chosen regardless of the others, so that all prompts with that
+    set share their beginning."""
     if sum(sizes) + question <= room:
         return list(range(len(sizes)))
     left = room - max(question, room // _KEPT_FREE)
@@ -67,8 +67,8 @@ def _nearest(sizes: Sequence[int], places: range, room: int) -> list[int]:
 def cut(
     tokenizer: Tokenizer, text: str, at: tuple[int, int], room: int, piece: Callable[[str], str]
 ) -> str | None:
-    """What of the text, around the characters `at`, can stand in `piece` with at most `room` tokens; None:
-    not even the piece without a text."""
+    """The part of the text, around the characters `at`, with which `piece` has at most `room` tokens; None if
+    not even the piece without a text fits."""
 
     def tokens(part: str) -> int:
         return len(tokenizer.encode(piece(part), add_special_tokens=False))
@@ -90,7 +90,7 @@ def cut(
 
 
 def _window(first: int, last: int, wide: int, count: int) -> tuple[int, int]:
-    """`wide` of `count` tokens, those from `first` to `last` in their middle as far as the ends allow."""
+    """A window of `wide` out of `count` tokens, with `first` to `last` in its middle if possible."""
     before = max(0, wide - (last - first)) // 2
     begin = max(0, min(first - before, count - wide))
     return begin, min(count, begin + wide)
@@ -100,17 +100,17 @@ Ids = npt.NDArray[np.int32]
 _NOTHING = np.empty(0, np.int32)
 _CUT = "the text was cut around its mention, to {} of its {} characters"
 _LEAST = 64  # tokens of a prompt
-_SETS, _EXAMPLES = 4096, 65_536  # whose tokens are kept ready
+_SETS, _EXAMPLES = 4096, 65_536  # whose tokens are cached
 _TOO_LONG = "the mention {} is too long: with it alone a prompt has more than {} tokens"
 
 
 def query_text(text: str, mention: str) -> str:
-    """What stands behind the visual prefix of the mention asked about."""
+    """The text after the visual prefix of the question."""
     return f"[Text]{text}\n[Question]What does {mention} mentioned in the text refer to?\n[Answer]"
 
 
 def demonstration_text(text: str, mention: str, target: str) -> str:
-    """What stands behind the visual prefix of a solved example."""
+    """The text after the visual prefix of a solved example."""
     return f"{query_text(text, mention)}{target}\n"
 
 
@@ -136,11 +136,11 @@ class Assemble(Stage):
     writes: ClassVar = pa.schema(
         [
             pa.field("prompt", pa.list_(pa.int32())),
-            pa.field("beginning", pa.int32()),  # so many of its numbers are what other prompts begin with too
+            pa.field("beginning", pa.int32()),  # how many of its first numbers other prompts begin with, too
             pa.field(
                 "choice", pa.list_(pa.int32())
             ),  # what stands behind the beginning to choose a candidate
-            pa.field("demonstrations", pa.list_(pa.string())),  # ids of the examples that stand in it
+            pa.field("demonstrations", pa.list_(pa.string())),  # ids of the examples in it
             pa.field("note", pa.string()),
         ]
     )
@@ -188,12 +188,14 @@ class _Assembling(Work):
         sizes = [self.example(shot)[1] for shot in shots]
         places = kept(sizes, shared, len(query), room)
         beginning = self.joined(tuple(shots[place] for place in places if place < shared))
-        own = self._joined([shots[place] for place in places if place >= shared])
+        individual = self._joined([shots[place] for place in places if place >= shared])
         if sizes and not places and (last := self._shortened(shots[-1], room - len(query))):
             places = [len(sizes) - 1]
-            beginning, own = (own, np.array(last)) if shared < len(sizes) else (np.array(last), own)
+            beginning, individual = (
+                (individual, np.array(last)) if shared < len(sizes) else (np.array(last), individual)
+            )
         return {
-            "prompt": np.concatenate([beginning, own, np.array([*image, *query], np.int32)]),
+            "prompt": np.concatenate([beginning, individual, np.array([*image, *query], np.int32)]),
             "beginning": len(beginning),
             "choice": self._choice(row, part, image, room - sum(sizes[p] for p in places if p < shared)),
             "demonstrations": self.bank.ids([shots[place] for place in places]),
@@ -212,7 +214,7 @@ class _Assembling(Work):
         return cut(self.tokenizer, row["text"], at, room, lambda part: query_text(part, row["mention"]))
 
     def _example(self, row: int) -> tuple[Ids, int]:
-        """Its token ids, behind its picture's number; and how many tokens that is."""
+        """The example's picture reference and token ids; and how many tokens they take."""
         image = [image_of(row)] if self.images and self.bank.has_image(row) else []
         ids = np.concatenate([np.array(image, np.int32), self.bank.tokens(row)])
         return ids, len(ids) + len(image) * (self.prefix - 1)
@@ -221,7 +223,7 @@ class _Assembling(Work):
         return np.concatenate([_NOTHING, *(self.example(row)[0] for row in rows)])
 
     def _shortened(self, row: int, room: int) -> list[int]:
-        """As `_example`, with its text cut to that many tokens; nothing where there is no room for any."""
+        """As `_example`, with the text cut to `room` tokens; empty if nothing fits."""
         bank, image = self.bank, [i for i in self.example(row)[0][:1].tolist() if i < 0]
         text, mention, target = bank.text(row), bank.mention(row), bank.target(row)
         at = place(mention, text) or (0, 0)
@@ -230,14 +232,14 @@ class _Assembling(Work):
         return [*image, *self.tokenize([demonstration_text(part, mention, target)])[0]] if part else []
 
 
-def _room(workspace: Workspace, asked: int) -> int:
-    """Tokens of a prompt beside which the longest name can be written. Raises ValueError where there is no
-    room for a question."""
+def _room(workspace: Workspace, configured: int) -> int:
+    """Tokens of a prompt that leave room for the longest name. Raises ValueError if there is no room for a
+    question."""
     longest, names = longest_context(workspace.language_model), workspace.tree.depth
-    room = min(asked, longest) - names
+    room = min(configured, longest) - names
     if room < _LEAST:
         raise Mistake(
-            f"the knowledge base's longest name has {names:,} tokens, and generate.length is {asked:,}: "
+            f"the knowledge base's longest name has {names:,} tokens, and generate.length is {configured:,}: "
             + (
                 f"set generate.length to {names + _LEAST:,} or more"
                 if names + _LEAST <= longest

@@ -1,7 +1,7 @@
 """Detect: which spans of a text are mentions.
 
-Takes the mentions that came with the document. Where none were given: the names and aliases of the
-knowledge base in the text, or what a model of the hub tags as a name, or both.
+Takes the mentions that came with the document. Without any, it finds the names and aliases of the knowledge
+base in the text, or what a model of the hub tags as a name, or both.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Detect(Stage):
     """Finds the mentions of documents that come without.
 
-    `names` finds whole words that are a name or an alias of the knowledge base, and of several that begin at
-    the same word the longest. `model` takes what a token-classification model tags.
+    `names` finds whole words that are a name or an alias of the knowledge base: the longest of those that
+    begin at the same word. `model` takes what a token-classification model tags.
     """
 
     reads: ClassVar = ("text", "given")
@@ -63,14 +63,14 @@ class Detect(Stage):
             raise Mistake(f"detect.by={self.by} needs detect.model: a folder or hub name")
 
     def check(self) -> None:
-        """Raise ValueError where the file of stopped names is not on this machine."""
+        """Raise ValueError if the file of stopped names is not on this machine."""
         if self.stop_names and not Path(self.stop_names).is_file():
             raise Mistake(f"detect.stop_names: there is no file {self.stop_names}")
 
     def start(self, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
         self.check()
         made = _Detecting(self, workspace)
-        if self.by != "names":  # a model that cannot be loaded is said before the first document
+        if self.by != "names":  # report a model that cannot be loaded before the first document
             _ = made._tagger
         return made
 
@@ -83,7 +83,7 @@ class _Detecting(Work):
 
     def renewed(self, workspace: Workspace) -> Work:
         made = _Detecting(self.stage, workspace, self)
-        if "_names" in vars(self):  # names are looked for: the next document shall not wait for it
+        if "_names" in vars(self):  # names are in use: make them now, so that no document waits
             _ = made._names
         return made
 
@@ -98,7 +98,7 @@ class _Detecting(Work):
         return answer(self.stage.writes, {"mentions": given})
 
     def _spans(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Of each text, in order, not overlapping."""
+        """The spans of each text, in order, not overlapping."""
         from gemel_ray.detecting.names import longest
 
         found: list[list[Any]] = [[] for _ in texts]

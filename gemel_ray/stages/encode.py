@@ -1,4 +1,4 @@
-"""Encode: a document's picture and its mentions to vectors, in one visit. What it does is in encoding.py."""
+"""Encode: a document's picture and its mentions to vectors, in one stage. Its work is in encoding.py."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Encode(Stage):
     )  # fmt: skip
     writes: ClassVar = pa.schema(
         [
-            pa.field("image_vector", VECTOR),  # CLIP's feature as the mapper takes it, or null
-            pa.field("mention_vectors", pa.list_(VECTOR)),  # of unit length, one a mention
-            pa.field("text_vector", VECTOR),  # of unit length; null where nobody ranks by it
+            pa.field("image_vector", VECTOR),  # CLIP's feature, the mapper's input, or null
+            pa.field("mention_vectors", pa.list_(VECTOR)),  # of unit length, one per mention
+            pa.field("text_vector", VECTOR),  # of unit length; null without a ranker
         ]
     )
     device: str = setting("auto", "device of CLIP and the mention encoder", form=DEVICE, machine=True)
@@ -84,11 +84,11 @@ class Encode(Stage):
 
     @property
     def fetch_policy(self) -> FetchPolicy:
-        """Towards other people's servers."""
+        """Limits on requests to other servers."""
         return FetchPolicy(self.downloads, self.downloads_per_host, self.host_interval, self.public_hosts)
 
     @property
     def limits(self) -> ImageLimits:
-        """Of one picture, wherever it is read."""
+        """Limits of one picture, from any source."""
         pixels, size = int(self.max_megapixels * 1e6), int(self.max_megabytes * 2**20)
         return ImageLimits(pixels, size, self.fetch_seconds, self.min_side, self.max_aspect, self.stores)

@@ -1,8 +1,8 @@
-"""Encode at work: a document's picture and its mentions to vectors, in one visit.
+"""Encode's work: a document's picture and its mentions to vectors.
 
-A picture is known by its bytes and encoded once, however often it comes, in this job or an earlier one
-(models/caches.py). What cannot be decoded is that document's error. A workspace may bring features
-ready-made, by the picture's key: those are taken.
+A picture is identified by its bytes and encoded once, in this job or an earlier one (models/caches.py). A
+picture that cannot be decoded is its document's error. Precomputed features of a workspace, by the picture's
+key, are used instead.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
     from gemel_ray.models.clip import Clip
 
-    Shown = Callable[[tuple[bytes | None, str | None], Image], None]
+    OnDecoded = Callable[[tuple[bytes | None, str | None], Image], None]
 
 Picture = tuple[bytes | None, str | None]
 Vector = npt.NDArray[np.float32]
 _NONE: Picture = (None, None)
-_SEEN = 100_000  # URLs remembered
+_SEEN = 100_000  # URLs whose digests are kept
 
 
 def start(stage: Encode, workspace: Workspace, _: Sequence[Stage] = ()) -> Work:
-    """Encode, in the process that will use it."""
+    """Start Encode in the process that will use it."""
     return Encoding(stage, workspace)
 
 
 class Encoding(Work):
-    """`shown` is called with every picture that is decoded, and what it was: its bytes or address."""
+    """`on_decoded` is called with the bytes and address of every picture that is decoded, and the image."""
 
-    def __init__(self, stage: Encode, workspace: Workspace, shown: Shown | None = None) -> None:
-        self.stage, self.shown = stage, shown
+    def __init__(self, stage: Encode, workspace: Workspace, on_decoded: OnDecoded | None = None) -> None:
+        self.stage, self.on_decoded = stage, on_decoded
         self.encode_mentions = CachedEncoder(workspace.mention_encoder(stage.device, stage.dtype))
         self.workspace, self.lock = workspace, threading.Lock()
         self.threads = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
         self.fetching = Fetcher(stage.limits, stage.fetch_policy)
         self.cache = workspace.picture_cache(stage.dtype, stage.cache) if stage.cache else None
-        self.seen: dict[str, bytes] = {}  # URLs, and the digests of what was there
+        self.seen: dict[str, bytes] = {}  # the digest of the picture at each URL
         self.under_way: dict[bytes, Future[Vector | str]] = {}
         self.counts = {"features": 0, "images": 0, "images_encoded": 0, "documents_without_image": 0}
         self.unread = {"unread": Counter[str](), "unread_pictures": Counter[str]()}
@@ -84,13 +84,14 @@ class Encoding(Work):
 
     @cached_property
     def clip(self) -> Clip:
-        """Loaded by the first picture: many inputs have none."""
+        """The model, loaded with the first picture: many inputs have none."""
         return self.workspace.clip(self.stage.device, self.stage.dtype)
 
     def _ready_made(
         self, pictures: list[Picture], keys: list[str | None]
     ) -> tuple[list[Any], list[str | None]]:
-        """Feature or None by each document's key; and a reason where there is neither it nor a picture."""
+        """Feature or None by each document's key; and a reason if there is neither a feature nor a
+        picture."""
         features = self.workspace.features
         if features is None:
             return [None] * len(keys), [None] * len(keys)
@@ -102,14 +103,14 @@ class Encoding(Work):
         ]
 
     def _image_vectors(self, pictures: list[Picture]) -> tuple[list[Any], list[str | None]]:
-        """Vector or None, and reason or None, of each document's picture; equal pictures are one."""
+        """Vector or None, and reason or None, of each document's picture; equal pictures are read once."""
         distinct = list(dict.fromkeys(p for p in pictures if p != _NONE))
         known = self._known(distinct)
         distinct = [p for p in distinct if p not in known]
-        asked = {a: self.fetching.ask(a) for d, a in distinct if d is None and a and is_web(a)}
-        beside = [p for p in distinct if p[1] not in asked]
+        downloads = {a: self.fetching.ask(a) for d, a in distinct if d is None and a and is_web(a)}
+        beside = [p for p in distinct if p[1] not in downloads]
         read = dict(zip(beside, self.threads.map(self._read, beside), strict=True))
-        read |= {p: self._read(p, asked[p[1] or ""]) for p in distinct if p not in read}
+        read |= {p: self._read(p, downloads[p[1] or ""]) for p in distinct if p not in read}
         whole = {p: r for p, r in read.items() if not isinstance(r, str)}
         found = self._vectors({digest: (data, p[1]) for p, (digest, data) in whole.items()})
         outcome: dict[Picture, Vector | str] = known | {
@@ -122,30 +123,30 @@ class Encoding(Work):
         return vectors, [o if isinstance(o, str) else None for o in all_of]
 
     def _known(self, pictures: list[Picture]) -> dict[Picture, Vector | str]:
-        """Of pictures by URL that this process has fetched before, and whose vectors are kept."""
+        """Cached vectors of pictures whose URLs this process has fetched before."""
         seen = {p: self.seen[p[1]] for p in pictures if p[0] is None and p[1] in self.seen}
         vectors = self.cache.get(set(seen.values())) if self.cache and seen else {}
         return {p: vectors[digest] for p, digest in seen.items() if digest in vectors}
 
-    def _read(self, picture: Picture, asked: Future[bytes] | None = None) -> tuple[bytes, bytes] | str:
-        """The encoded picture and its digest, or why it cannot be had."""
+    def _read(self, picture: Picture, download: Future[bytes] | None = None) -> tuple[bytes, bytes] | str:
+        """The picture's digest and encoded bytes, or why it cannot be read."""
         data, address = picture
         try:
             with naming_image(address):
-                data = fetch_result(asked) if asked else data
+                data = fetch_result(download) if download else data
             data = image_bytes(data, address, self.stage.limits)
         except ImageError as reason:
             return str(reason)
         digest = hashlib.blake2b(data, digest_size=16).digest()
-        if asked and address:
+        if download and address:
             self.seen[address] = digest
             while len(self.seen) > _SEEN:
                 self.seen.pop(next(iter(self.seen)), None)
         return digest, data
 
     def _vectors(self, pictures: dict[bytes, tuple[bytes, str | None]]) -> dict[bytes, Vector | str]:
-        """Feature, or why there is none, of each picture by its digest. One that another batch has under
-        way is waited for, not done again."""
+        """Feature, or why there is none, of each picture by its digest. One that another batch is encoding is
+        waited for, not encoded again."""
         with self.lock:
             others = {d: self.under_way[d] for d in pictures if d in self.under_way}
             mine = {d: Future[Vector | str]() for d in pictures if d not in others}
@@ -167,7 +168,7 @@ class Encoding(Work):
         return found | {digest: future.result() for digest, future in others.items()}
 
     def _encoded(self, pictures: dict[bytes, tuple[bytes, str | None]]) -> dict[bytes, Vector | str]:
-        """Threads decode and resize the next pictures while CLIP encodes a batch of those before."""
+        """Encode batches with CLIP while threads decode and resize the next pictures."""
         found: dict[bytes, Vector | str] = {}
         prepared = zip(pictures, self.threads.map(self._prepared, pictures.values()), strict=True)
         while some := list(islice(prepared, self.stage.batch)):
@@ -182,8 +183,8 @@ class Encoding(Work):
             with self.lock:
                 clip = self.clip
             image = read_image(*picture, self.stage.limits, clip.side)
-            if self.shown is not None:
-                self.shown(picture, image)
+            if self.on_decoded is not None:
+                self.on_decoded(picture, image)
             return clip.prepare(image)
         except ImageError as reason:
             return str(reason)

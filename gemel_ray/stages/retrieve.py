@@ -1,8 +1,8 @@
 """Retrieve: solved examples similar to a mention, as rows of the demonstration bank.
 
-The most similar stands last, next to the query (paper, section 3.3); an example with the same
-mention and the same text never demonstrates itself. With shared sets, many mentions see the same
-examples first, and only their own nearest behind them. Here documents become mentions.
+The most similar comes last, next to the query (paper, section 3.3); an example with the same
+mention and the same text never demonstrates itself. With shared sets, many prompts have the same
+examples first, followed by each mention's nearest ones. Here documents become mentions.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Retrieve(Stage):
     """Finds solved examples for each mention.
 
     `fused` combines the rankings by mention and by image, by weighted reciprocal ranks. Without a picture,
-    `image` and `fused` rank by the mention. A mention is shown one of the shared sets, which are chosen from
-    the bank's examples, then its `nearest` examples. `official_order` searches the whole bank by the mention
-    alone.
+    `image` and `fused` rank by the mention. A prompt has one of the shared sets, which are chosen from the
+    bank's examples, then the mention's `nearest` examples. `official_order` searches the whole bank by the
+    mention alone.
     """
 
     explodes: ClassVar = ("mentions", "mention_vectors")
@@ -48,12 +48,12 @@ class Retrieve(Stage):
     writes: ClassVar = pa.schema(
         [
             pa.field("shots", pa.list_(pa.int32())),  # rows of the bank, the nearest last
-            pa.field("shared", pa.int32()),  # so many of them, the first, are its set's
+            pa.field("shared", pa.int32()),  # how many of the first are from the shared set
             pa.field("nearest", pa.list_(pa.int32())),  # rows of the bank, most similar last
-            pa.field("similarities", pa.list_(pa.float32())),  # of `nearest`: cosine, and words shared
-            pa.field("likely", pa.list_(pa.int32())),  # rows of the entities that it may mean, best first
-            pa.field("chances", pa.list_(pa.float32())),  # of `likely`: log-probabilities by the ranker
-            pa.field("reasons", pa.string()),  # why it puts the first of them before the others
+            pa.field("similarities", pa.list_(pa.float32())),  # of `nearest`: cosine, plus word bonus
+            pa.field("likely", pa.list_(pa.int32())),  # rows of candidate entities, best first
+            pa.field("chances", pa.list_(pa.float32())),  # of `likely`: the ranker's log-probabilities
+            pa.field("reasons", pa.string()),  # why the ranker prefers the first of them
         ]
     )
     demonstrations: int = setting(16, "solved examples in a prompt", at_least=0, unit="examples")
@@ -147,12 +147,12 @@ class _Retrieving(Work):
             rows = [self._random(*key) for key in zip(texts, mentions, without, strict=True)]
         off = [bool(o) and o["demonstrations"] is False for o in batch["options"].to_pylist()]
         nearest = [row[:0] if no else row[::-1] for row, no in zip(rows, off, strict=True)]
-        sets, own = [row[:0] for row in rows], nearest
+        sets, individual = [row[:0] for row in rows], nearest
         if self.sets is not None:
             every = zip(self.sets.of(vectors), without, off, strict=True)
             sets = [s[:0] if no else s[~np.isin(s, w)] if w else s for s, w, no in every]
-            own = [n[max(0, len(n) - self.stage.nearest) :] for n in nearest]
-        shots = listed([np.concatenate(pair) for pair in zip(sets, own, strict=True)], pa.int32())
+            individual = [n[max(0, len(n) - self.stage.nearest) :] for n in nearest]
+        shots = listed([np.concatenate(pair) for pair in zip(sets, individual, strict=True)], pa.int32())
         near = listed(nearest, pa.int32())
         similarities = pa.ListArray.from_arrays(near.offsets, self._near(vectors, nearest, mentions))
         columns = {
@@ -164,7 +164,7 @@ class _Retrieving(Work):
         return answer(self.stage.writes, columns | self._ranked(batch, nearest, similarities))
 
     def _ranked(self, batch: pa.Table, nearest: list[Rows], similarities: pa.ListArray) -> dict[str, Any]:
-        """What the workspace's ranker makes of each mention."""
+        """The workspace's ranker's candidates for each mention."""
         if self.ranking is None:
             return dict.fromkeys(("likely", "chances", "reasons"), [None] * len(batch))
         from gemel_ray.ranking.features import Question
@@ -191,10 +191,10 @@ class _Retrieving(Work):
         return {"likely": list(rows), "chances": list(logs), "reasons": list(reasons)}
 
     def _near(self, vectors: Vectors, nearest: list[Rows], mentions: list[str]) -> Vectors:
-        """Of the rows `nearest` to each mention, one mention's behind another's: their cosines with it, and
-        what they are given for its words."""
+        """Similarities of the rows `nearest` to each mention, all mentions concatenated: cosines plus the
+        bonus for shared words."""
         rows = np.concatenate([np.empty(0, np.int64), *nearest])
-        if not len(rows):  # also of an empty bank, whose vectors have no width
+        if not len(rows):  # also for an empty bank, whose vectors have no width
             return np.zeros(0, np.float32)
         query = np.repeat(np.arange(len(nearest)), list(map(len, nearest)))
         cosines = np.einsum("ij,ij->i", unit(self.bank.mention_vectors[rows]), unit(vectors)[query])
@@ -202,7 +202,7 @@ class _Retrieving(Work):
         return (cosines + np.concatenate(shared)).astype(np.float32)
 
     def _shared(self, mention: str, rows: Rows) -> Vectors:
-        """What rows are given for holding all of the mention's words in their own."""
+        """The bonus of rows whose mentions have all of the mention's words."""
         return np.float32(self.stage.word_bonus) * self.words.held(mention, rows).astype(np.float32)
 
     def _similar(
@@ -213,7 +213,7 @@ class _Retrieving(Work):
         stage, store = self.stage, self.store
         queries = {"mention": vectors}
         if "image" in store.store.widths and stage.by != "mention":
-            # A row of NaN, which finds nothing, where there is no picture.
+            # Without a picture, a row of NaN, which finds nothing.
             queries["image"] = unit(matrix(images, store.store.widths["image"]))
         bonus: Bonus | None = (lambda i, rows: self._shared(mentions[i], rows)) if stage.word_bonus else None
         if stage.by == "fused":
@@ -222,9 +222,9 @@ class _Retrieving(Work):
             hits = store.search_fused(queries, stage.demonstrations, without, weights, extra)
             return [h.rows for h in hits]
         by = stage.by if stage.by in queries else "mention"
-        own = bonus if by == "mention" else None
-        rows = [h.rows for h in store.search(by, queries[by], stage.demonstrations, without, own)]
-        # Without a picture there is still the mention to go by.
+        extra_score = bonus if by == "mention" else None
+        rows = [h.rows for h in store.search(by, queries[by], stage.demonstrations, without, extra_score)]
+        # Without a picture, search by the mention.
         blind = [i for i, r in enumerate(rows) if not len(r)]
         if blind and by == "image":
             left_out = [without[i] for i in blind]
@@ -234,7 +234,7 @@ class _Retrieving(Work):
         return rows
 
     def _random(self, text: str, mention: str, without: list[int]) -> Rows:
-        """Different for each mention, the same in every run."""
+        """Random rows: different for each mention, the same in every run."""
         seed = hashlib.blake2b(f"{mention}\0{text}".encode(), digest_size=8).digest()
         count = min(self.stage.demonstrations + len(without), self.bank.examples)
         drawn = np.random.default_rng(int.from_bytes(seed)).choice(self.bank.examples, count, replace=False)
