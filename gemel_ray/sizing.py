@@ -95,6 +95,7 @@ _CLIP_GIB = 2.0  # of a GPU's memory for an encoder: CUDA, a ViT-L/14, a batch o
 _RESERVE = 0.06  # share of a GPU's memory that stays free
 _ENGINE = 0.6  # share of a GPU, as Ray counts: above half, so that two engines never share one
 _LARGE, _SMALL = 40, 4  # GiB of a GPU, and of a language model: hundreds of mentions are searched at once
+_COLUMNS = 64  # of a larger model, whose beams take more of the memory
 _STARTER_GIB = 0.3
 _FRONTS = 4  # front processes for an engine, at most: together a few thousand mentions a second
 
@@ -235,7 +236,7 @@ def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> 
             "generate.tensor_parallel to the number of GPUs that hold it"
         )
     large = least >= _LARGE
-    columns = 256 if large and weights <= _SMALL else Generate.columns
+    columns = 256 if large and weights <= _SMALL else _COLUMNS
     columns = columns if stage.columns == Generate.columns else stage.columns
     rows = columns * (stage.beams + 1)  # in one pass of the search
     wanted = {

@@ -152,7 +152,7 @@ class Generate(Stage):
         machine=True,
     )
     columns: int = setting(
-        64, "mentions searched in lock step at once", at_least=1, unit="mentions", machine=True
+        128, "mentions searched in lock step at once", at_least=1, unit="mentions", machine=True
     )
     arena: float = setting(
         0.6,

@@ -44,7 +44,7 @@ class EngineOptions:
     length: int = 4096  # of a prompt and its name, at most; less where the model takes less
     rounds: Literal["auto", "always", "never"] = "auto"  # see opening.py
     arena: float = 0.6  # share of the cache that rounds have to themselves
-    columns: int = 64  # mentions searched at once in rounds
+    columns: int = 128  # mentions searched at once in rounds
     beams: int = 5  # of each
     shared_attention: Literal["auto", "always", "never"] = "never"  # see shared_prefix.py
 
