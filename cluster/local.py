@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemel_ray.environment import LOOPBACK, own_token
+from gemel_ray.environment import LOOPBACK, ensure_private_token
 
 _LONGEST = 120.0  # seconds that nodes take to join
 _STORE = 200 * 2**20  # bytes of a node's object store: many nodes share the machine's memory
@@ -59,10 +59,14 @@ class LocalCluster:
         ray = shlex.join([*start, "--min-worker-port=0", "--max-worker-port=0", "--block"])
         command = f"mount -t tmpfs tmpfs {shlex.quote(str(folder))} && exec {ray}"
         before, until = self._alive(), time.monotonic() + _LONGEST
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         # A Ray that this process started for itself has set this; with it no node would join.
         environment = {n: v for n, v in os.environ.items() if n != LOOPBACK}
-        opened = subprocess.Popen(["unshare", "--mount", "sh", "-c", command], env=environment, **quiet)
+        opened = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", command],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         self.isolated.append(opened)
         while self._alive() == before:
             if time.monotonic() > until:
@@ -81,7 +85,7 @@ class LocalCluster:
 def local_cluster(nodes: int, cpus: float = 1, gpus: float = 0) -> Iterator[LocalCluster]:
     """A cluster of a head and `nodes` nodes, ended with the block."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    own_token()
+    ensure_private_token()
     from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
     from ray.cluster_utils import Cluster
 
@@ -115,4 +119,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
