@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,6 +22,7 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.pictures.limits import ImageLimits
 from gemel_ray.readers import documents
+from gemel_ray.stages.voting import TEMPERATURE
 
 ENTITIES = [
     {"id": "Q1", "name": "Georgios Theotokis", "description": "Greek politician"},
@@ -110,7 +112,7 @@ def test_a_bank_may_be_empty(tmp_path: Path) -> None:
     config = load(None, {}, ["bank.names=0"])
     build(config, str(tmp_path / "kb.jsonl"), [], tmp_path / "workspace", print)
     row = retrieved(Workspace.open(tmp_path / "workspace", config), tmp_path, PARIS)
-    assert (row["demonstrations"], row["similarities"]) == ([], [])
+    assert (row["demonstrations"], row["votes"]) == ([], [])
 
 
 def test_a_large_knowledge_base_is_not_shown(tmp_path: Path) -> None:
@@ -122,15 +124,18 @@ def test_an_example_that_holds_all_words_is_nearer(workspace: Workspace, tmp_pat
     line = {"id": "d", "text": "The Apple at night", "mention": "Apple"}
 
     def found(*settings: str) -> dict[str, float]:
+        """Cosines, but for what is added to all of them."""
         row = retrieved(workspace, tmp_path, line, *settings)
-        near: list[float] = row["similarities"]
+        near = TEMPERATURE * np.log(row["votes"])
         assert near == pytest.approx(sorted(near), abs=1e-5)  # the most similar stands last
-        return dict(zip(row["demonstrations"], row["similarities"], strict=True))
+        return dict(zip(row["demonstrations"], near.tolist(), strict=True))
 
     alone, with_words = found("retrieve.word_bonus=0"), found("retrieve.word_bonus=0.5")
     assert alone.keys() == with_words.keys()
-    for name, cosine in alone.items():
-        assert with_words[name] == pytest.approx(cosine + (0.5 if name == "Q2/0-9" else 0.0), abs=1e-5)
+    apart = {name: with_words[name] - cosine for name, cosine in alone.items()}
+    others = {name: more for name, more in apart.items() if name != "Q2/0-9"}
+    assert apart["Q2/0-9"] - 0.5 == pytest.approx(next(iter(others.values())), abs=1e-5)
+    assert list(others.values()) == pytest.approx([next(iter(others.values()))] * len(others), abs=1e-5)
     assert list(with_words)[-1] == "Q2/0-9"
 
 

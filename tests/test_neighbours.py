@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gemel_ray.engine.rescoring import TEMPERATURE, Neighbours, interpolated
+from gemel_ray.engine.rescoring import Neighbours, interpolated
 from gemel_ray.engine.work import Candidate
 from gemel_ray.knowledge import bank as banks
 from gemel_ray.knowledge.prefix_tree import PrefixTree, build
+from gemel_ray.stages.voting import TEMPERATURE, votes
 
 END = 10
 NAMES = ["Apple", "Apple Music", "Paris"]
@@ -43,12 +44,55 @@ def neighbours(tree: PrefixTree, tmp_path: Path) -> Neighbours:
     return Neighbours(tree, banks.write([table], [], none, np.ones((4, 1), np.float32), tmp_path), by_byte)
 
 
-def test_votes_fall_with_the_distance_and_add_up(tree: PrefixTree, neighbours: Neighbours) -> None:
-    near, far = 1.0, 1.0 - TEMPERATURE
-    found = neighbours.shares([0, 1, 2], [near, far, near])
-    whole = 2 + math.exp(-1)
-    expected = {leaf(tree, "Apple"): (1 + math.exp(-1)) / whole, leaf(tree, "Paris"): 1 / whole}
-    assert found == pytest.approx(expected)
+def test_votes_for_one_name_add_up(tree: PrefixTree, neighbours: Neighbours) -> None:
+    found = neighbours.shares([0, 1, 2], [0.5, 0.2, 0.3])
+    assert found == pytest.approx({leaf(tree, "Apple"): 0.7, leaf(tree, "Paris"): 0.3})
+
+
+# Two flags of each of two countries, each flag nearer to its like, under two words that say nothing.
+LOOKS = np.array([[1, 0.1, 0], [1, 0, 0.1], [0.1, 1, 0], [0, 1, 0.1]], np.float32)
+WORDS = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0.05], [0, 1, 0.05]], np.float32)
+
+
+def bank_of(folder: Path, targets: list[str], words: Any, looks: Any, pictured: bool = True) -> banks.Bank:
+    rows = [
+        {
+            "id": str(i),
+            "text": str(i),
+            "mention": "m",
+            "target": t,
+            "tokens": [1],
+            "image_row": i if pictured else -1,
+        }
+        for i, t in enumerate(targets)
+    ]
+    return banks.write([pa.Table.from_pylist(rows, banks.SCHEMA)], [], looks, words, folder)
+
+
+def test_votes_fall_with_the_distance(tmp_path: Path) -> None:
+    bank = bank_of(tmp_path, ["A", "B"], WORDS[:2], LOOKS[:2], pictured=False)
+    found = votes(bank, np.array([0, 1]), np.array([1, 1 - TEMPERATURE], np.float32), LOOKS[0])
+    assert found == pytest.approx(np.array([1, math.exp(-1)]) / (1 + math.exp(-1)))
+
+
+def test_pictures_decide_where_they_tell_the_examples_apart_and_mentions_do_not(tmp_path: Path) -> None:
+    bank = bank_of(tmp_path, ["A", "A", "B", "B"], WORDS, LOOKS)
+    like_b, like_a_in_words = LOOKS[2], WORDS @ WORDS[0]
+    found = votes(bank, np.arange(4), like_a_in_words, like_b)
+    assert found.sum() == pytest.approx(1)
+    assert found[2:].sum() > 0.9  # B, though the mention's words are nearest to an A
+
+
+def test_mentions_decide_where_they_tell_the_examples_apart_and_pictures_do_not(tmp_path: Path) -> None:
+    bank = bank_of(tmp_path, ["A", "A", "B", "B"], LOOKS, WORDS)
+    found = votes(bank, np.arange(4), LOOKS @ LOOKS[0], WORDS[2])
+    assert found[:2].sum() > 0.9
+
+
+def test_nobody_votes_for_nothing(tmp_path: Path) -> None:
+    bank = bank_of(tmp_path, ["A"], WORDS[:1], LOOKS[:1])
+    assert len(votes(bank, np.empty(0, np.int64), np.empty(0, np.float32), LOOKS[0])) == 0
+    assert votes(bank, np.array([0]), np.ones(1, np.float32), LOOKS[0]) == pytest.approx([1])
 
 
 def test_a_target_that_is_no_name_has_no_vote(tree: PrefixTree, neighbours: Neighbours) -> None:

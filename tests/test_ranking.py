@@ -196,12 +196,12 @@ def test_years_of_a_text_against_those_of_a_description(
 def test_an_example_never_speaks_for_itself(workspace: Workspace) -> None:
     """The only example of a mention, asked itself, has no example of that mention."""
     knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
-    (nearest, similarities) = next(_neighbours(workspace, configured(workspace), np.array([0])))
+    (nearest, shares) = next(_neighbours(workspace, configured(workspace), np.array([0])))
     text, mention = workspace.bank.text(0), workspace.bank.mention(0)
     vector = knowing.sources.examples.text_vectors[knowing.sources.examples.text[0]].astype(np.float32)
 
     def counted(own: frozenset[int]) -> float:
-        asked = Question(mention, text, vector, None, nearest, similarities, own)
+        asked = Question(mention, text, vector, None, nearest, shares, own)
         evidence = knowing.evidence(asked)
         at = evidence.rows.tolist().index(int(knowing.sources.examples.entity[0]))
         return float(evidence.features[at, FEATURES.index("examples at all")])

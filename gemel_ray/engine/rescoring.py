@@ -9,7 +9,8 @@ once warm, priors cost nothing. At most one number a node of the tree is held.
 *Neighbours*: what the demonstrations say by themselves, beside what the language model says having read them.
 The two distributions over names are interpolated, as kNN-LM does it for tokens (Khandelwal et al., ICLR
 2020): P(name) = weight * P(neighbours) + (1 - weight) * P(language model). A neighbour votes for its own
-target, by how near its mention is. Not in the paper: a small model copies less well than it retrieves.
+target, by how near its mention or picture is. Not in the paper: a small model copies less well than it
+retrieves.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ from gemel_ray.engine.search import Rollout
 from gemel_ray.engine.work import Candidate, Path
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree
-
-TEMPERATURE = 0.02  # of the cosines: a neighbour that is nearer by as much counts for e times
 
 
 class Prior:
@@ -84,15 +83,16 @@ class Neighbours:
         self._tree, self._bank, self._tokenize = tree, bank, tokenize
         self._leaf_of: dict[str, int] = {}
 
-    def shares(self, rows: Sequence[int], cosines: Sequence[float]) -> dict[int, float]:
-        """P(neighbours) of the leaves that `rows` of the bank vote for. A target that is no name has none."""
-        votes: dict[int, float] = {}
-        for row, cosine in zip(rows, cosines, strict=True):
+    def shares(self, rows: Sequence[int], votes: Sequence[float]) -> dict[int, float]:
+        """P(neighbours) of the leaves that `rows` of the bank vote for, each by its share of the `votes`
+        (stages/voting.py). A target that is not a name has none."""
+        shares: dict[int, float] = {}
+        for row, vote in zip(rows, votes, strict=True):
             leaf = self.leaf(self._bank.target(row))
             if leaf != NOWHERE:
-                votes[leaf] = votes.get(leaf, 0.0) + math.exp((cosine - 1) / TEMPERATURE)
-        total = sum(votes.values())
-        return {leaf: vote / total for leaf, vote in votes.items()} if total else {}
+                shares[leaf] = shares.get(leaf, 0.0) + vote
+        total = sum(shares.values())
+        return {leaf: share / total for leaf, share in shares.items()} if total else {}
 
     def leaf(self, target: str) -> int:
         """The leaf of a name, NOWHERE for what is not one."""

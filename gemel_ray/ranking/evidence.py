@@ -27,7 +27,6 @@ from gemel_ray.ranking.words import folded, stems, telling
 
 MOST = 100  # candidates of a mention
 _SHARING, _ALIKE, _INITIALS, _AROUND = 50, 12, 10, 10
-_TEMPERATURE = 0.02  # of the cosines of neighbours: one that is nearer by as much counts for e times
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,9 @@ class Witness:
         return counts
 
     def _votes(self, asked: Question) -> dict[int, float]:
-        """The neighbours' share of each entity, by how near they are."""
+        """The neighbours' share of each entity."""
         votes: dict[int, float] = {}
-        weights = np.exp((asked.similarities - 1) / _TEMPERATURE).tolist()
-        for row, weight in zip(asked.nearest.tolist(), weights, strict=True):
+        for row, weight in zip(asked.nearest.tolist(), asked.votes.tolist(), strict=True):
             if row not in asked.own:
                 for entity in self._meant(row):
                     votes[entity] = votes.get(entity, 0.0) + weight

@@ -31,7 +31,7 @@ Vectors = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class Question:
     """One mention. `text_vector` of unit length; `picture`: CLIP's feature of unit length, or None. `nearest`
-    and `similarities`: rows of the bank and their cosines. `own`: the examples of the question's own text,
+    and `votes`: rows of the bank, and how much each counts. `own`: the examples of the question's own text,
     which say nothing (fitting)."""
 
     mention: str
@@ -39,7 +39,7 @@ class Question:
     text_vector: Vectors
     picture: Vectors | None
     nearest: npt.NDArray[np.int64]
-    similarities: Vectors
+    votes: Vectors
     own: frozenset[int] = frozenset()
     mention_vector: Vectors | None = None  # for a trained retrieval
 

@@ -76,9 +76,9 @@ def _judged(witness: Witness, neighbours: Neighbours) -> Iterator[Judged]:
     known = np.flatnonzero(examples.entity[: examples.bank.examples] >= 0)
     sample = np.random.default_rng(0).permutation(known)[:SAMPLE]
     of_text = _of_text(examples)
-    for row, (nearest, similarities) in zip(sample.tolist(), neighbours(sample), strict=True):
+    for row, (nearest, votes) in zip(sample.tolist(), neighbours(sample), strict=True):
         own = frozenset(of_text.of(int(examples.text[row])).tolist())
-        asked = _question(examples, row, own, nearest, similarities)
+        asked = _question(examples, row, own, nearest, votes)
         evidence = witness.evidence(asked)
         at = np.flatnonzero(evidence.rows == examples.entity[row])
         if len(evidence.rows):
@@ -113,7 +113,7 @@ def _question(
     row: int,
     own: frozenset[int],
     nearest: npt.NDArray[np.int64],
-    similarities: Matrix,
+    votes: Matrix,
 ) -> Question:
     return Question(
         mention=examples.bank.mention(row),
@@ -121,7 +121,7 @@ def _question(
         text_vector=examples.text_vectors[examples.text[row]].astype(np.float32),
         picture=examples.picture(row),
         nearest=nearest,
-        similarities=similarities,
+        votes=votes,
         own=own,
         mention_vector=_mention_vector(examples, row),
     )

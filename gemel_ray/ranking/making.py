@@ -119,7 +119,7 @@ def _metered(encode: Encode, meter: Meter) -> Encode:
 def _neighbours(
     workspace: Workspace, config: Config, rows: npt.NDArray[np.int64]
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """Nearest other rows of the bank and their similarities, by the configured Retrieve."""
+    """Nearest other rows of the bank and their votes, by the configured Retrieve."""
     bank = workspace.bank
     retrieving = replace(config.retrieve, ranking=0).start(workspace)
     pictures = bank.table["image_row"].to_numpy()
@@ -137,7 +137,7 @@ def _neighbours(
                 asked = asked.append_column(name, column)
             found = retrieving(asked)
             assert isinstance(found, pa.Table)
-            pairs = zip(found["nearest"].to_pylist(), found["similarities"].to_pylist(), strict=True)
+            pairs = zip(found["nearest"].to_pylist(), found["votes"].to_pylist(), strict=True)
             yield from ((np.array(n, np.int64), np.array(s, np.float32)) for n, s in pairs)
     finally:
         retrieving.close()

@@ -43,7 +43,7 @@ class Generate(Stage):
 
     work: ClassVar = "gemel_ray.stages.generating"
     reads: ClassVar = (
-        "prompt", "beginning", "choice", "image_vector", "shots", "nearest", "similarities", "likely",
+        "prompt", "beginning", "choice", "image_vector", "shots", "nearest", "votes", "likely",
         "chances", "reasons", "options",
     )  # fmt: skip
     writes: ClassVar = pa.schema(

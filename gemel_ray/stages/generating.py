@@ -137,7 +137,7 @@ class Generating(Work):
         if asked.ranking and chances:
             found = joined(found, self.by_name(chances), asked.ranking, asked.beams)
         elif weight := asked.neighbour_weight:
-            shares = self.neighbours.shares(row["nearest"], row["similarities"])
+            shares = self.neighbours.shares(row["nearest"], row["votes"])
             found = interpolated(found, shares, weight, asked.beams)
         picked = {} if chosen is None else dict(zip(row["likely"], np.exp(chosen).tolist(), strict=False))
         best = likeliest(self.tree.entities(found[0].leaf).tolist(), chances)[0]

@@ -23,6 +23,7 @@ from gemel_ray.models.clip import unit
 from gemel_ray.ranking.postings import Words
 from gemel_ray.setting import setting
 from gemel_ray.stage import Stage, Work, answer
+from gemel_ray.stages.voting import votes
 from gemel_ray.tables import listed, matrix
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Retrieve(Stage):
             pa.field("shots", pa.list_(pa.int32())),  # rows of the bank, the nearest last
             pa.field("shared", pa.int32()),  # how many of the first are from the shared set
             pa.field("nearest", pa.list_(pa.int32())),  # rows of the bank, most similar last
-            pa.field("similarities", pa.list_(pa.float32())),  # of `nearest`: cosine, plus word bonus
+            pa.field("votes", pa.list_(pa.float32())),  # how much each of `nearest` counts; 1 together
             pa.field("likely", pa.list_(pa.int32())),  # rows of candidate entities, best first
             pa.field("chances", pa.list_(pa.float32())),  # of `likely`: the ranker's log-probabilities
             pa.field("reasons", pa.string()),  # why the ranker prefers the first of them
@@ -154,23 +155,23 @@ class _Retrieving(Work):
             individual = [n[max(0, len(n) - self.stage.nearest) :] for n in nearest]
         shots = listed([np.concatenate(pair) for pair in zip(sets, individual, strict=True)], pa.int32())
         near = listed(nearest, pa.int32())
-        similarities = pa.ListArray.from_arrays(near.offsets, self._near(vectors, nearest, mentions))
+        votes = self._votes(vectors, nearest, mentions, batch["image_vector"])
         columns = {
             "shots": shots,
             "shared": [len(s) for s in sets],
             "nearest": near,
-            "similarities": similarities,
+            "votes": votes,
         }
-        return answer(self.stage.writes, columns | self._ranked(batch, nearest, similarities))
+        return answer(self.stage.writes, columns | self._ranked(batch, nearest, votes))
 
-    def _ranked(self, batch: pa.Table, nearest: list[Rows], similarities: pa.ListArray) -> dict[str, Any]:
+    def _ranked(self, batch: pa.Table, nearest: list[Rows], votes: pa.ListArray) -> dict[str, Any]:
         """The workspace's ranker's candidates for each mention."""
         if self.ranking is None:
             return dict.fromkeys(("likely", "chances", "reasons"), [None] * len(batch))
         from gemel_ray.ranking.features import Question
 
         columns = ("mention", "text", "text_vector", "image_vector", "mention_vector")
-        given = zip(*(batch[c].to_pylist() for c in columns), nearest, similarities.to_pylist(), strict=True)
+        given = zip(*(batch[c].to_pylist() for c in columns), nearest, votes.to_pylist(), strict=True)
         ranked = [
             self.ranking(
                 Question(
@@ -179,16 +180,27 @@ class _Retrieving(Work):
                     text_vector=np.array(text_vector, np.float32),
                     picture=None if picture is None else unit(np.array(picture, np.float32)),
                     nearest=np.asarray(rows, np.int64),
-                    similarities=np.array(cosines, np.float32),
+                    votes=np.array(shares, np.float32),
                     mention_vector=np.array(mention_vector, np.float32),
                 ),
                 self.stage.ranking,
                 why=self.stage.why,
             )
-            for mention, text, text_vector, picture, mention_vector, rows, cosines in given
+            for mention, text, text_vector, picture, mention_vector, rows, shares in given
         ]
         rows, logs, reasons = zip(*ranked, strict=True)
         return {"likely": list(rows), "chances": list(logs), "reasons": list(reasons)}
+
+    def _votes(
+        self, vectors: Vectors, nearest: list[Rows], mentions: list[str], pictures: pa.ChunkedArray
+    ) -> pa.ListArray:
+        """How much each of the rows `nearest` counts for its mention."""
+        seen: list[Any] = [None] * len(nearest)
+        if self.stage.by in ("image", "fused"):
+            seen = [None if p is None else np.array(p, np.float32) for p in pictures.to_pylist()]
+        cosines = np.split(self._near(vectors, nearest, mentions), np.cumsum(list(map(len, nearest)))[:-1])
+        every = zip(nearest, cosines, seen, strict=True)
+        return listed([votes(self.bank, rows, near, picture) for rows, near, picture in every], pa.float32())
 
     def _near(self, vectors: Vectors, nearest: list[Rows], mentions: list[str]) -> Vectors:
         """Similarities of the rows `nearest` to each mention, all mentions concatenated: cosines plus the
