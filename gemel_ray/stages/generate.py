@@ -77,8 +77,8 @@ class Generate(Stage):
         0.0, "weight of a name's score without a question, subtracted from each candidate's", at_least=0
     )
     neighbour_weight: float = setting(
-        0.5,
-        "weight of the demonstrations' own votes beside the language model (kNN-LM)",
+        0.7,
+        "weight of the demonstrations' votes beside the language model (kNN-LM)",
         at_least=0,
         at_most=1,
         was="neighbours",
