@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_triples import lines
 
 from gemel_ray.cli import main
 from gemel_ray.config import Config, load
@@ -35,11 +35,6 @@ SETTINGS = (
 TRADES = ("painter", "footballer", "astronomer", "senator", "cellist")
 SURNAMES = ("Almeida", "Brandt", "Castellan", "Dvorsky", "Eriksen", "Fontaine")
 BEFORE = ["detect", "encode", "retrieve", "assemble"]
-
-
-def lines(file: Path, rows: list[dict[str, Any]]) -> str:
-    file.write_text("\n".join(map(json.dumps, rows)))
-    return str(file)
 
 
 @pytest.fixture(scope="module")

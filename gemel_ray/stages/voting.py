@@ -23,10 +23,13 @@ def votes(bank: Bank, rows: Rows, cosines: Vectors, picture: Vectors | None) -> 
     """The share of each of `rows` of the bank, float32 [n]. Their mentions have these `cosines`; `picture` is
     CLIP's feature of the mention's picture [width]; without one the mentions decide."""
     by_mention = _shares(cosines)
-    seen = np.flatnonzero([bank.has_image(row) for row in rows.tolist()])
-    if picture is None or not len(seen):
+    if picture is None:
         return by_mention
-    pictures = unit(bank.image_vectors[[bank.image_row(int(row)) for row in rows[seen]]])
+    places = np.array([bank.image_row(row) for row in rows.tolist()], np.int64)
+    seen = np.flatnonzero(places >= 0)
+    if not len(seen):
+        return by_mention
+    pictures = unit(bank.image_vectors[places[seen]])
     by_picture = np.zeros_like(by_mention)
     by_picture[seen] = _shares(pictures @ unit(picture[None])[0])
     targets = np.array([bank.target(int(row)) for row in rows])

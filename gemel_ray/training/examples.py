@@ -124,14 +124,14 @@ def _key(config: Config, workspace: Workspace, files: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def documents_of(config: Config, files: Sequence[str]) -> Iterator[pa.Table]:
+def _documents_of(config: Config, files: Sequence[str]) -> Iterator[pa.Table]:
     """Of these files, as the configuration says."""
     for file in files:
         yield from documents(file, fetch_official_images=config.input.fetch_official_images)
 
 
 def _rows(config: Config, files: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for table in documents_of(config, files):
+    for table in _documents_of(config, files):
         yield from table.to_pylist()
 
 
@@ -153,42 +153,55 @@ def _make(config: Config, workspace: Workspace, files: Sequence[str], folder: Pa
 def _solved(
     config: Config, workspace: Workspace, files: Sequence[str], left_out: Counter[str], errors: list[str]
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows of prompt, image_vector and target, through the graph up to the prompt."""
+    """Rows of prompt, image_vector and target, in tokens."""
+    for batch in through_graph(config, workspace, files):
+        rows = []
+        for row in batch:
+            if why := _unfit(row):
+                left_out[why] += 1
+                errors += [row["error"]] if row["error"] else []
+            else:
+                rows.append(row)
+        names = workspace.tokenize([row["target"] for row in rows])
+        yield [
+            row | {"target": [*name, workspace.tree.end_token]} for row, name in zip(rows, names, strict=True)
+        ]
+
+
+def through_graph(
+    config: Config,
+    workspace: Workspace,
+    files: Sequence[str],
+    wanted: Callable[[dict[str, Any], str | None], bool] = lambda row, name: bool(name),
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows as Generate reads them, batch by batch. Each has its `target` as a name of the knowledge base, or
+    None; `wanted` says of a mention as it was read, and of that name, whether it keeps it."""
     graph = linking_graph(config, workspace)
     segment = graph.segment(graph.names[:-1], workspace)
-    targets: dict[tuple[str, str], str] = {}
+    targets: dict[tuple[str, str], str | None] = {}
     known = Targets(workspace.entities.pairs())
 
     def batches() -> Iterator[pa.Table]:
         documents_before = 0
-        for read in documents_of(config, files):
-            table = numbered(read, documents_before)  # several may bear the same id
+        for read in _documents_of(config, files):
+            table = _numbered(read, documents_before)  # several may bear the same id
             documents_before += len(table)
             for row in explode(table.append_column("status", table["error"]), ("given",)).to_pylist():
-                if name := known.name(row["target"], row["target_id"]):
+                if wanted(row, name := known.name(row["target"], row["target_id"])):
                     targets[row["document_id"], row["mention_id"]] = name
             yield table
 
     try:
         for result in run_in_process(segment, batches()):
-            rows = []
-            for row in result.to_pylist():
-                row["target"] = targets.get((row["document_id"], row["mention_id"]))
-                if why := _unfit(row):
-                    left_out[why] += 1
-                    errors += [row["error"]] if row["error"] else []
-                else:
-                    rows.append(row)
-            names = workspace.tokenize([row["target"] for row in rows])
             yield [
-                row | {"target": [*name, workspace.tree.end_token]}
-                for row, name in zip(rows, names, strict=True)
+                row | {"target": targets.get((row["document_id"], row["mention_id"]))}
+                for row in result.to_pylist()
             ]
     finally:
         segment.close()
 
 
-def numbered(table: pa.Table, first: int) -> pa.Table:
+def _numbered(table: pa.Table, first: int) -> pa.Table:
     """The documents with numbers for ids."""
     ids = pa.array([str(first + i) for i in range(len(table))])
     return table.set_column(table.column_names.index("document_id"), "document_id", ids)

@@ -17,20 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from gemel_ray import storage
 from gemel_ray.config import Config
 from gemel_ray.errors import Mistake
-from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge import versions
-from gemel_ray.knowledge.entities import Targets
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.linking import linking_graph
 from gemel_ray.ranking.joining import joined
 from gemel_ray.stages.generating import Generating, Heard
-from gemel_ray.tables import explode
-from gemel_ray.training.examples import Say, documents_of, numbered
+from gemel_ray.training.examples import Say, through_graph
 
 _LEAST, _MOST = 30, 1_000  # mentions that weights are learned on
 _FOLDS = 5
@@ -91,32 +86,21 @@ def _unsure(
     config: Config, workspace: Workspace, files: Sequence[str], left_out: Counter[str]
 ) -> Iterator[_Asked]:
     """Rows as Generate reads them, of mentions that no example of the workspace is."""
-    graph, known = linking_graph(config, workspace), Targets(workspace.entities.pairs())
-    segment, targets = graph.segment(graph.names[:-1], workspace), dict[tuple[str, str], str]()
 
-    def batches() -> Iterator[pa.Table]:
-        before = 0
-        for read in documents_of(config, files):
-            table = numbered(read, before)  # several may bear the same id
-            before += len(table)
-            for row in explode(table.append_column("status", table["error"]), ("given",)).to_pylist():
-                if not (name := known.name(row["target"], row["target_id"])) or row["error"]:
-                    left_out["without a target" if not name else "with an error"] += 1
-                elif workspace.bank.same([row["text"]], [row["mention"]])[0]:
-                    left_out["that are examples of the workspace"] += 1
-                else:
-                    targets[row["document_id"], row["mention_id"]] = name
-            yield table
+    def wanted(row: Row, name: str | None) -> bool:
+        if not name or row["error"]:
+            left_out["without a target" if not name else "with an error"] += 1
+            return False
+        if workspace.bank.same([row["text"]], [row["mention"]])[0]:
+            left_out["that are examples of the workspace"] += 1
+            return False
+        return True
 
-    try:
-        for result in run_in_process(segment, batches()):
-            for row in result.to_pylist():
-                target = targets.get((row["document_id"], row["mention_id"]))
-                chances = row["chances"]
-                if target and not row["error"] and chances and math.exp(chances[0]) <= config.generate.sure:
-                    yield _Asked(row, target)
-    finally:
-        segment.close()
+    for batch in through_graph(config, workspace, files, wanted):
+        for row in batch:
+            target, chances = row["target"], row["chances"]
+            if target and not row["error"] and chances and math.exp(chances[0]) <= config.generate.sure:
+                yield _Asked(row, target)
 
 
 async def _heard(work: Generating, asked: Sequence[_Asked]) -> list[Heard]:
