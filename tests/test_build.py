@@ -22,7 +22,7 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.pictures.limits import ImageLimits
 from gemel_ray.readers import documents
-from gemel_ray.stages.voting import TEMPERATURE
+from gemel_ray.stages.retrieve import TEMPERATURE
 
 ENTITIES = [
     {"id": "Q1", "name": "Georgios Theotokis", "description": "Greek politician"},

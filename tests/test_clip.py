@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from gemel_ray.models.clip import Clip, unit
+from gemel_ray.models.encoders import Clip, unit
 from gemel_ray.models.revision import revision
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -314,7 +314,7 @@ def test_the_revision_follows_the_content_alone(models: dict[str, Path], tmp_pat
 def test_importing_is_cheap() -> None:
     program = """
 import sys
-import gemel_ray.models.clip, gemel_ray.models.mention_encoder, gemel_ray.pictures.images
+import gemel_ray.models.encoders, gemel_ray.models.encoders, gemel_ray.pictures.images
 heavy = ("torch", "open_clip", "transformers", "torchvision", "fsspec")
 print([name for name in heavy if name in sys.modules])
 """

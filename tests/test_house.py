@@ -46,7 +46,7 @@ ONLY_IN = {
     "qdrant_edge": ["gemel_ray/knowledge/qdrant.py"],
     "httpcore": ["gemel_ray/pictures/web.py"],
     "jinja2": ["gemel_ray/report/page.py"],
-    "open_clip": ["gemel_ray/models/clip.py", "gemel_ray/starter/train_clip.py"],
+    "open_clip": ["gemel_ray/models/encoders.py", "gemel_ray/starter/train_clip.py"],
     "ray": [
         "gemel_ray/job/submitted.py",  # the client of Ray's job server
         "gemel_ray/nodes.py",

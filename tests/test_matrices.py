@@ -20,7 +20,7 @@ from gemel_ray.knowledge.vectors import Matrix, Ranked, Vectors, empty, settle_t
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.knowledge.writing import index
-from gemel_ray.models.clip import unit
+from gemel_ray.models.encoders import unit
 from gemel_ray.ranking.postings import Words
 
 NAMES = {"mention": "name"}

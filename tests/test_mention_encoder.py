@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from gemel_ray.models.mention_encoder import TEXTS_AT_ONCE, MentionEncoder
+from gemel_ray.models.encoders import TEXTS_AT_ONCE, MentionEncoder
 from gemel_ray.models.revision import revision
 from gemel_ray.starter.models import mention_encoder
 

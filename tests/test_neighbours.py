@@ -14,7 +14,7 @@ from gemel_ray.engine.rescoring import Neighbours, interpolated
 from gemel_ray.engine.work import Candidate
 from gemel_ray.knowledge import bank as banks
 from gemel_ray.knowledge.prefix_tree import PrefixTree, build
-from gemel_ray.stages.voting import TEMPERATURE, votes
+from gemel_ray.stages.retrieve import TEMPERATURE, votes
 
 END = 10
 NAMES = ["Apple", "Apple Music", "Paris"]

@@ -66,7 +66,7 @@ def without_case(texts: list[str]) -> list[list[int]]:
 
 @cache
 def starter_tokenizer() -> tuple[Any, int]:
-    from gemel_ray.models.tokenizer import end_token, load_tokenizer
+    from gemel_ray.models.encoders import end_token, load_tokenizer
     from gemel_ray.starter.models import MissingModel, language_model
 
     try:
@@ -77,7 +77,7 @@ def starter_tokenizer() -> tuple[Any, int]:
 
 
 def by_starter(texts: list[str]) -> list[list[int]]:
-    from gemel_ray.models.tokenizer import tokenize
+    from gemel_ray.models.encoders import tokenize
 
     return tokenize(starter_tokenizer()[0], texts)
 

@@ -27,7 +27,7 @@ from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
-from gemel_ray.models.clip import unit
+from gemel_ray.models.encoders import unit
 from gemel_ray.ranking import descriptions, postings
 from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking.context import Judged, learnt

@@ -15,9 +15,9 @@ import pytest
 
 from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.models.caches import CachedEncoder, PictureCache
 from gemel_ray.records import MENTION
 from gemel_ray.stages.encode import Encode
+from gemel_ray.stages.encoding import CachedEncoder, PictureCache
 
 DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
 

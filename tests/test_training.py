@@ -24,7 +24,7 @@ from gemel_ray.errors import WorkspaceError
 from gemel_ray.gemel.exporting import export_gemel
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.models.clip import Clip
+from gemel_ray.models.encoders import Clip
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.training import checkpoint, train
 

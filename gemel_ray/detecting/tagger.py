@@ -21,7 +21,7 @@ class Tagger:
     def __init__(self, model: str, device: str, batch: int, least: float) -> None:
         from transformers import pipeline
 
-        from gemel_ray.models.clip import torch_device
+        from gemel_ray.models.encoders import torch_device
 
         try:
             self._tag: Any = pipeline(

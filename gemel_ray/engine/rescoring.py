@@ -85,7 +85,7 @@ class Neighbours:
 
     def shares(self, rows: Sequence[int], votes: Sequence[float]) -> dict[int, float]:
         """P(neighbours) of the leaves that `rows` of the bank vote for, each by its share of the `votes`
-        (stages/voting.py). A target that is not a name has none."""
+        (stages/retrieve.py). A target that is not a name has none."""
         shares: dict[int, float] = {}
         for row, vote in zip(rows, votes, strict=True):
             leaf = self.leaf(self._bank.target(row))

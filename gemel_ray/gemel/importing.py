@@ -29,8 +29,8 @@ from gemel_ray.knowledge import prefix_tree
 from gemel_ray.knowledge import workspace as feature_file
 from gemel_ray.knowledge.workspace import Features, Workspace, revisions
 from gemel_ray.knowledge.writing import BankWriter, Made, index, new_workspace, write_facts
+from gemel_ray.models.encoders import load_tokenizer
 from gemel_ray.models.mapper import FeatureMapper
-from gemel_ray.models.tokenizer import load_tokenizer
 
 Say = Callable[[str], None]
 _ROWS = 512
@@ -203,7 +203,7 @@ def _solved(
     vectors: npt.NDArray[np.float32],
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows for writing a bank, in batches."""
-    from gemel_ray.models.clip import unit
+    from gemel_ray.models.encoders import unit
 
     scaled = unit(vectors)
     for start in range(0, len(lines), _ROWS):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gemel_ray.knowledge.thumbnails import Thumbnails
-from gemel_ray.models.clip import Vectors, unit
+from gemel_ray.models.encoders import Vectors, unit
 
 SCHEMA = pa.schema(
     [

@@ -35,8 +35,8 @@ from gemel_ray.knowledge.writing import (
     usable_demonstrations,
     write_facts,
 )
+from gemel_ray.models.encoders import end_token, load_tokenizer, tokenize
 from gemel_ray.models.mapper import FeatureMapper
-from gemel_ray.models.tokenizer import end_token, load_tokenizer, tokenize
 from gemel_ray.progress import Meter
 from gemel_ray.readers import count, documents
 from gemel_ray.readers.fields import NIL, short

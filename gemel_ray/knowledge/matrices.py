@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.vectors import Matrix, Points, Ranked, Without, empty, stack
-from gemel_ray.models.clip import unit
+from gemel_ray.models.encoders import unit
 
 _SCORES: Final = 1 << 24  # in memory at once, 64 MiB
 _UNIT: Final = 1e-6  # how far a length may differ from 1

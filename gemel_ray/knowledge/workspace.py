@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -30,10 +30,10 @@ from gemel_ray.errors import Mistake, WorkspaceError
 from gemel_ray.knowledge import vector_stores, versions
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
-from gemel_ray.knowledge.prefix_tree import PrefixTree
+from gemel_ray.knowledge.prefix_tree import PrefixTree, Tokenize
 from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.models.encoders import Clip, MentionEncoder, load_tokenizer, tokenize
 from gemel_ray.models.revision import revision
-from gemel_ray.models.tokenizer import load_tokenizer, tokenize
 from gemel_ray.settings import Models
 from gemel_ray.settings import Vectors as Options
 
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from gemel_ray.knowledge.vectors import Vectors
-    from gemel_ray.models.caches import PictureCache
-    from gemel_ray.models.clip import Clip
     from gemel_ray.models.mapper import FeatureMapper
 
 _REBUILD = {
@@ -193,9 +191,10 @@ class Workspace:
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.language_model)
 
-    def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without BOS; special tokens in a text are plain text."""
-        return tokenize(self.tokenizer, texts)
+    @cached_property
+    def tokenize(self) -> Tokenize:
+        """Gives the token ids of each text, without BOS; special tokens in a text are plain text."""
+        return partial(tokenize, self.tokenizer)
 
     @property
     def prefix(self) -> int:
@@ -211,26 +210,20 @@ class Workspace:
         return FeatureMapper.load(self.mapper_file)[0] if self.mapper_file.exists() else None
 
     def clip(self, device: str, dtype: str) -> Clip:
-        from gemel_ray.models.clip import Clip
-
         return Clip(
             self._models["clip"], feature=self.sections.models.clip_feature, dtype=dtype, device=device
         )
 
-    def picture_cache(self, dtype: str, most: int) -> PictureCache:
-        """Features of pictures that were encoded before, by this CLIP in this dtype."""
-        from gemel_ray.models.caches import PictureCache
-
+    def picture_cache(self, dtype: str) -> Path:
+        """The file for features of pictures by this CLIP in this dtype."""
         of = (self.facts["revisions"]["clip"], self.sections.models.clip_feature, dtype)
         name = hashlib.blake2b(repr(of).encode(), digest_size=8).hexdigest()
-        return PictureCache(self.folder / "cache" / f"pictures-{name}.sqlite", most)
+        return self.folder / "cache" / f"pictures-{name}.sqlite"
 
     def mention_encoder(self, device: str, dtype: str) -> Callable[[list[str]], npt.NDArray[np.float32]]:
         """Unit vectors [n, width] of mention strings."""
         if self._models["mention_encoder"] == "clip":
             return self.clip(device, dtype).encode_texts
-        from gemel_ray.models.mention_encoder import MentionEncoder
-
         pooling = self.sections.models.mention_pooling
         return MentionEncoder(
             self._models["mention_encoder"], pooling=pooling, dtype=dtype, device=device

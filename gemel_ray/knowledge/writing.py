@@ -35,7 +35,7 @@ from gemel_ray.knowledge.vectors import Matrix, Vectors
 from gemel_ray.knowledge.versions import FORMAT
 from gemel_ray.knowledge.workspace import Workspace, revisions
 from gemel_ray.linking import linking_graph
-from gemel_ray.models.clip import unit
+from gemel_ray.models.encoders import unit
 from gemel_ray.progress import Meter, Progress
 from gemel_ray.readers import BATCH
 from gemel_ray.readers.fields import short

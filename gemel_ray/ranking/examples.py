@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
-from gemel_ray.models.clip import unit
+from gemel_ray.models.encoders import unit
 from gemel_ray.ranking import postings
 from gemel_ray.ranking.postings import Postings, Weighed
 from gemel_ray.ranking.words import folded, key, stems

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import QUERY_IMAGE, image_of
-from gemel_ray.models.tokenizer import longest_context
+from gemel_ray.models.encoders import longest_context
 from gemel_ray.readers.fields import short
 from gemel_ray.readers.mentions import place
 from gemel_ray.setting import setting

@@ -1,6 +1,6 @@
 """Encode's work: a document's picture and its mentions to vectors.
 
-A picture is identified by its bytes and encoded once, in this job or an earlier one (models/caches.py). A
+A picture is identified by its bytes and encoded once, in this job or an earlier one (PictureCache). A
 picture that cannot be decoded is its document's error. Precomputed features of a workspace, by the picture's
 key, are used instead.
 """
@@ -8,19 +8,21 @@ key, are used instead.
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gemel_ray.models.caches import CachedEncoder
 from gemel_ray.pictures.fetching import Fetcher, fetch_result
 from gemel_ray.pictures.images import image_bytes, is_web, read_image
 from gemel_ray.pictures.limits import ImageError, naming_image
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from gemel_ray.knowledge.workspace import Workspace
-    from gemel_ray.models.clip import Clip
+    from gemel_ray.models.encoders import Clip
 
     OnDecoded = Callable[[tuple[bytes | None, str | None], Image], None]
 
@@ -55,9 +57,10 @@ class Encoding(Work):
         self.stage, self.on_decoded = stage, on_decoded
         self.encode_mentions = CachedEncoder(workspace.mention_encoder(stage.device, stage.dtype))
         self.workspace, self.lock = workspace, threading.Lock()
+        self.limits, self.ranks = stage.limits, workspace.ranks
         self.threads = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
-        self.fetching = Fetcher(stage.limits, stage.fetch_policy)
-        self.cache = workspace.picture_cache(stage.dtype, stage.cache) if stage.cache else None
+        self.fetching = Fetcher(self.limits, stage.fetch_policy)
+        self.cache = PictureCache(workspace.picture_cache(stage.dtype), stage.cache) if stage.cache else None
         self.seen: dict[str, bytes] = {}  # the digest of the picture at each URL
         self.under_way: dict[bytes, Future[Vector | str]] = {}
         self.counts = {"features": 0, "images": 0, "images_encoded": 0, "documents_without_image": 0}
@@ -134,7 +137,7 @@ class Encoding(Work):
         try:
             with naming_image(address):
                 data = fetch_result(download) if download else data
-            data = image_bytes(data, address, self.stage.limits)
+            data = image_bytes(data, address, self.limits)
         except ImageError as reason:
             return str(reason)
         digest = hashlib.blake2b(data, digest_size=16).digest()
@@ -182,7 +185,7 @@ class Encoding(Work):
         try:
             with self.lock:
                 clip = self.clip
-            image = read_image(*picture, self.stage.limits, clip.side)
+            image = read_image(*picture, self.limits, clip.side)
             if self.on_decoded is not None:
                 self.on_decoded(picture, image)
             return clip.prepare(image)
@@ -195,7 +198,7 @@ class Encoding(Work):
         return [[next(vectors) for _ in row] for row in strings]
 
     def _text_vectors(self, texts: list[str]) -> list[Any]:
-        return list(self.encode_mentions(texts)) if self.workspace.ranks else [None] * len(texts)
+        return list(self.encode_mentions(texts)) if self.ranks else [None] * len(texts)
 
     def close(self) -> None:
         self.threads.shutdown()
@@ -205,3 +208,82 @@ class Encoding(Work):
 
     def measures(self) -> dict[str, Any]:
         return self.counts | {name: dict(counts) for name, counts in self.unread.items()}
+
+
+# Caches of encoders' vectors: equal mentions and equal pictures are encoded once.
+#
+# `CachedEncoder` caches texts in memory. `PictureCache` caches pictures by their bytes' digest, in a file of
+# the workspace that all workers and later jobs share; if it cannot be written, nothing is cached.
+
+
+_TEXTS = 20_000
+_PATIENCE = 30.0  # seconds that one writer waits for another
+_PER_QUERY = 500  # digests in one query
+
+
+class CachedEncoder:
+    """`encode` of lists of texts, to [n, width], with a cache of the last 20,000. Thread-safe."""
+
+    def __init__(self, encode: Callable[[list[str]], npt.NDArray[np.float32]]) -> None:
+        self._encode, self._lock = encode, threading.Lock()
+        self._known: dict[str, Vector] = {}
+
+    def __call__(self, texts: list[str]) -> list[Vector]:
+        with self._lock:
+            known = {text: self._known[text] for text in texts if text in self._known}
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known |= zip(new, self._encode(new) if new else (), strict=True)
+        with self._lock:
+            self._known |= {text: known[text] for text in new}
+            while len(self._known) > _TEXTS:
+                del self._known[next(iter(self._known))]
+        return [known[text] for text in texts]
+
+
+class PictureCache:
+    """At most `most` vectors in `file`; the oldest are removed first."""
+
+    def __init__(self, file: Path, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._base: sqlite3.Connection | None = None
+        with suppress(OSError, sqlite3.Error):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            base = sqlite3.connect(file, timeout=_PATIENCE, check_same_thread=False, isolation_level=None)
+            base.execute("PRAGMA journal_mode=WAL")
+            base.execute("PRAGMA synchronous=NORMAL")
+            base.execute(
+                "CREATE TABLE IF NOT EXISTS picture"
+                " (number INTEGER PRIMARY KEY AUTOINCREMENT,"
+                " digest BLOB UNIQUE NOT NULL, vector BLOB NOT NULL)"
+            )
+            self._base = base
+
+    def get(self, digests: Iterable[bytes]) -> dict[bytes, Vector]:
+        """The vectors that are cached, by digest."""
+        wanted, found = list(digests), dict[bytes, Vector]()
+        with self._lock, suppress(sqlite3.Error):
+            for start in range(0, len(wanted) if self._base else 0, _PER_QUERY):
+                assert self._base is not None
+                some = wanted[start : start + _PER_QUERY]
+                marks = ",".join("?" * len(some))
+                rows = self._base.execute(
+                    f"SELECT digest, vector FROM picture WHERE digest IN ({marks})", some
+                )
+                found |= {digest: np.frombuffer(vector, np.float32) for digest, vector in rows}
+        return found
+
+    def put(self, vectors: Mapping[bytes, Vector]) -> None:
+        """Add these. They are dropped if the disk is full or another process locks the file."""
+        if self._base is None or not vectors:
+            return
+        rows = [(digest, np.asarray(vector, np.float32).tobytes()) for digest, vector in vectors.items()]
+        with self._lock, suppress(sqlite3.Error), self._base:
+            self._base.execute("BEGIN IMMEDIATE")
+            self._base.executemany("INSERT OR IGNORE INTO picture (digest, vector) VALUES (?, ?)", rows)
+            self._base.execute(
+                "DELETE FROM picture WHERE number <= (SELECT max(number) FROM picture) - ?", [self._most]
+            )
+
+    def close(self) -> None:
+        if self._base is not None:
+            self._base.close()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from gemel_ray.models.clip import Clip, Vectors, unit
+from gemel_ray.models.encoders import Clip, Vectors, unit
 from gemel_ray.pictures.images import read_image
 from gemel_ray.starter.logos import DATA
 from gemel_ray.starter.models import clip

@@ -152,7 +152,7 @@ def _worker(settings: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    from gemel_ray.models.clip import torch_device
+    from gemel_ray.models.encoders import torch_device
 
     task, told = settings["task"], settings["told"]
     options, context = task.config.train, ray.train.get_context()

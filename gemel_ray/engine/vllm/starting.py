@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from gemel_ray.models.tokenizer import longest_context
+from gemel_ray.models.encoders import longest_context
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
