@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -66,13 +66,21 @@ def listening(application: Any, prefix: str = "") -> Iterator[str]:
 @contextmanager
 def answering(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
     """The address of an HTTP server whose requests `handler` answers."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    with answered(server):
+        yield f"http://127.0.0.1:{server.server_port}"
+
+
+@contextmanager
+def answered(server: HTTPServer) -> Iterator[None]:
+    """A thread answers the server's requests until the block ends. By default that would take half a second
+    to be noticed."""
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 async def soon(true: Callable[[], Any], seconds: float = 400) -> None:

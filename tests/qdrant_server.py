@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from live import answered
 
 
 class Imitation(BaseHTTPRequestHandler):
@@ -117,12 +118,8 @@ def serving(port: int = 0, local: Any = None, certificate: Path | None = None) -
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         http.socket = context.wrap_socket(http.socket, server_side=True)
-    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-    try:
+    with answered(http):
         yield f"{'https' if certificate else 'http'}://127.0.0.1:{http.server_port}", answers
-    finally:
-        http.shutdown()
-        http.server_close()
 
 
 def builds(local: Any, name: str) -> list[str]:

@@ -64,7 +64,7 @@ def errors(rows: list[Row]) -> dict[str, str]:
 
 def test_a_batch_that_is_too_large_for_the_memory_is_halved(tmp_path: Path, output: Path) -> None:
     results.prepare(output)
-    texts = ["sleep"] * 5 + ["full"] + ["sleep"] * 4 + ["bursts"] + ["sleep"] * 5
+    texts = ["works"] * 5 + ["full"] + ["works"] * 4 + ["bursts"] + ["works"] * 5
     rows = done(worker(output), lines(tmp_path, texts))
     assert [row["document_id"] for row in rows] == [f"in.jsonl-{i}" for i in range(16)]
     assert errors(rows) == {"in.jsonl-10": "out of memory with this document alone: 4 GiB asked for"}
@@ -74,7 +74,7 @@ def test_a_document_that_was_alone_when_a_worker_died_twice_is_set_aside(
     tmp_path: Path, output: Path
 ) -> None:
     results.prepare(output)
-    file = lines(tmp_path, ["sleep"] * 3 + ["dies"] + ["sleep"] * 28)
+    file = lines(tmp_path, ["works"] * 3 + ["dies"] + ["works"] * 28)
     dead = worker(output).attempts  # what workers that died of it leave behind
     whole = [f"{file}:{i}" for i in range(1, 17)]
     for begun in (whole, whole[2:4], whole[3:4], whole[3:4]):
@@ -89,7 +89,7 @@ def test_a_document_that_was_alone_when_a_worker_died_twice_is_set_aside(
 def test_where_no_worker_has_lived_no_document_is_to_blame(tmp_path: Path, output: Path, lived: bool) -> None:
     """As with an engine that this machine cannot run: a million rows would be set aside in months."""
     results.prepare(output)
-    file = lines(tmp_path, ["sleep"] * 3)
+    file = lines(tmp_path, ["works"] * 3)
     dead = worker(output).attempts
     whole = [f"{file}:{i}" for i in range(1, 4)]
     for begun in (whole, *(whole[i : i + 1] for i in (0, 0, 1, 1, 2, 2))):
@@ -107,7 +107,7 @@ def test_a_batch_whose_worker_died_once_is_tried_again_and_nobody_is_accused(
     tmp_path: Path, output: Path
 ) -> None:
     results.prepare(output)
-    file = lines(tmp_path, ["sleep"] * 32)
+    file = lines(tmp_path, ["works"] * 32)
     worker(output).attempts.begin([f"{file}:{i}" for i in range(1, 17)])
     rows = done(worker(output), file)
     assert len(rows) == 32
@@ -116,7 +116,7 @@ def test_a_batch_whose_worker_died_once_is_tried_again_and_nobody_is_accused(
 
 def test_what_was_written_before_the_worker_died_is_not_computed_again(tmp_path: Path, output: Path) -> None:
     results.prepare(output)
-    file = lines(tmp_path, ["sleep"] * 16)
+    file = lines(tmp_path, ["works"] * 16)
     first = done(worker(output), file)
     second = worker(output)
     assert done(second, file) == first
@@ -133,7 +133,7 @@ def test_a_worker_of_an_earlier_run_writes_no_more(tmp_path: Path, output: Path)
     former = worker(output, results.prepare(output))
     results.prepare(output)
     with pytest.raises(results.TakenOver, match="another run of gemel-ray link has taken over"):
-        done(former, lines(tmp_path, ["sleep"]))
+        done(former, lines(tmp_path, ["works"]))
     assert not results.files(output)
 
 
@@ -144,7 +144,7 @@ def test_equal_ids_in_two_files_are_two_documents(tmp_path: Path, output: Path) 
     results.prepare(output)
     for part in ("train", "test"):
         (tmp_path / part).mkdir()
-        done(worker(output), lines(tmp_path / part, ["sleep"] * 3))
+        done(worker(output), lines(tmp_path / part, ["works"] * 3))
     assert len(results.finished(output)) == 6
     assert results.counts(output)["rows"] == 6
 
@@ -203,7 +203,7 @@ def test_a_limit_takes_the_first_documents_of_the_whole_input(tmp_path: Path) ->
 
 
 def test_a_limit_counts_what_is_done(tmp_path: Path, output: Path) -> None:
-    file = lines(tmp_path, ["sleep"] * 20)
+    file = lines(tmp_path, ["works"] * 20)
     run_once(output, [file], Selection(limit=7))
     assert taken(Selection(limit=10), [file], results.finished(output)) == [f"{file}:{i}" for i in (8, 9, 10)]
 
@@ -289,7 +289,7 @@ def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output
     run = results.prepare(output)
     told = Record(output, 4_000_000, 7)
     segment = worker(output, run)
-    for batch in batches(lines(tmp_path, ["sleep"] * 9 + ["bursts"]), 10):
+    for batch in batches(lines(tmp_path, ["works"] * 9 + ["bursts"]), 10):
         rows = asyncio.run(segment(batch))
         record.write_measures(folder_at(output), "a-worker", "a-node", segment.segment.measures())
         told.add(json.loads(json.dumps(record.counted(rows))))

@@ -38,7 +38,7 @@ def rows_of(output: Path) -> dict[str, Row]:
 
 
 def test_a_line_put_in_is_done_and_no_other(tmp_path: Path, output: Path) -> None:
-    file = lines(tmp_path, ["sleep"] * 2000)  # longer than any digest of a file's beginning
+    file = lines(tmp_path, ["works"] * 2000)  # longer than any digest of a file's beginning
     assert run_once(output, [file]) == 2000
     edited(file, {5000: "a new one"})
     assert run_once(output, [file]) == 1
@@ -59,7 +59,7 @@ def test_a_line_changed_in_place_replaces_its_row(tmp_path: Path, output: Path) 
 
 
 def test_lines_taken_out_and_turned_around(tmp_path: Path, output: Path) -> None:
-    file = lines(tmp_path, ["sleep"] * 40)
+    file = lines(tmp_path, ["works"] * 40)
     run_once(output, [file])
     kept = Path(file).read_text().splitlines()[10:]
     Path(file).write_text("\n".join(reversed(kept)))
@@ -68,7 +68,7 @@ def test_lines_taken_out_and_turned_around(tmp_path: Path, output: Path) -> None
 
 
 def test_rows_that_the_input_has_no_more_stay_until_all_of_it_is_done(tmp_path: Path, output: Path) -> None:
-    file = lines(tmp_path, ["sleep"] * 30)
+    file = lines(tmp_path, ["works"] * 30)
     run_once(output, [file])
     edited(file, {3: "another"})
     assert run_once(output, [file], Selection(limit=2)) == 0
@@ -76,7 +76,7 @@ def test_rows_that_the_input_has_no_more_stay_until_all_of_it_is_done(tmp_path: 
 
 
 def test_equal_lines_are_as_many_rows(tmp_path: Path, output: Path) -> None:
-    file = lines(tmp_path, ["sleep"])
+    file = lines(tmp_path, ["works"])
     once_more = Path(file).read_text()
     Path(file).write_text(once_more * 3)
     assert run_once(output, [file]) == 3
@@ -92,7 +92,7 @@ def test_equal_lines_are_as_many_rows(tmp_path: Path, output: Path) -> None:
 
 
 def test_a_file_by_several_ways_is_taken_once(tmp_path: Path, output: Path) -> None:
-    file = Path(lines(tmp_path, ["sleep"] * 15))
+    file = Path(lines(tmp_path, ["works"] * 15))
     (tmp_path / "sub").mkdir()
     (tmp_path / "link.jsonl").symlink_to(file)
     ways = [str(file), f"{tmp_path}/sub/../in.jsonl", str(tmp_path / "link.jsonl"), f"file://{file}"]
@@ -105,8 +105,8 @@ def test_a_file_by_several_ways_is_taken_once(tmp_path: Path, output: Path) -> N
 
 def test_moved_inputs_are_what_they_were(tmp_path: Path, output: Path) -> None:
     (tmp_path / "a").mkdir()
-    file = Path(lines(tmp_path / "a", ["sleep"] * 15))
-    other = lines(tmp_path, ["sleep"] * 5, "other.jsonl")
+    file = Path(lines(tmp_path / "a", ["works"] * 15))
+    other = lines(tmp_path, ["works"] * 5, "other.jsonl")
     run_once(output, [str(file), other])
     (tmp_path / "a").rename(tmp_path / "b")
     assert run_once(output, [str(tmp_path / "b" / "in.jsonl"), other]) == 0
@@ -118,7 +118,7 @@ def test_moved_inputs_are_what_they_were(tmp_path: Path, output: Path) -> None:
 
 
 def test_a_retried_row_is_replaced_when_its_successor_is_written(tmp_path: Path, output: Path) -> None:
-    file = lines(tmp_path, ["sleep"] * 5 + ["bursts"] * 3)
+    file = lines(tmp_path, ["works"] * 5 + ["bursts"] * 3)
     other = lines(tmp_path, ["bursts"] * 2, "other.jsonl")
     run_once(output, [file, other])
     for more, number in (((file,), 0), ((other,), 2)):
@@ -131,7 +131,7 @@ def test_a_retried_row_is_replaced_when_its_successor_is_written(tmp_path: Path,
 
 def test_a_retry_that_is_killed_loses_nothing(tmp_path: Path, output: Path) -> None:
     """Its successor is written, and the driver is killed before it could merge."""
-    file = lines(tmp_path, ["sleep"] * 5 + ["bursts"] * 3)
+    file = lines(tmp_path, ["works"] * 5 + ["bursts"] * 3)
     run_once(output, [file])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Merging, "settle", lambda self: None)
@@ -148,7 +148,7 @@ def test_parts_become_files_as_a_job_goes(
     tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(merging, "FILE", 512)
-    file = lines(tmp_path, ["sleep"] * 2100)
+    file = lines(tmp_path, ["works"] * 2100)
     run_once(output, [file])
     written = sorted((output / "links").iterdir())
     assert [pa.parquet.read_metadata(f).num_rows for f in written] == [512] * 4 + [52]
@@ -159,7 +159,7 @@ def test_parts_become_files_as_a_job_goes(
 def test_a_batch_that_is_computed_twice_in_other_company_is_there_once(tmp_path: Path, output: Path) -> None:
     """As when Ray makes a lost block of the input again, and cuts it elsewhere."""
     run = results.prepare(output)
-    file = lines(tmp_path, ["sleep"] * 20)
+    file = lines(tmp_path, ["works"] * 20)
     work = worker(output, run)
     for size in (8, 5):
         for table in documents(file, batch=size):
@@ -169,7 +169,7 @@ def test_a_batch_that_is_computed_twice_in_other_company_is_there_once(tmp_path:
 
 
 def test_a_file_that_is_gone_is_done_again(tmp_path: Path, output: Path) -> None:
-    file = lines(tmp_path, ["sleep"] * 20)
+    file = lines(tmp_path, ["works"] * 20)
     run_once(output, [file])
     for path in (output / "links").iterdir():
         path.unlink()
@@ -184,7 +184,7 @@ def test_what_a_worker_writes_when_its_run_was_taken_over_does_not_count(
     tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has looked, and then slept while another run took over, did its documents and ended."""
-    file = lines(tmp_path, ["sleep"] * 10)
+    file = lines(tmp_path, ["works"] * 10)
     first = results.prepare(output)
     rows = next(documents(file)).select(["document_id", "source"])
     real, slept = folder_at(output).__class__.write, list[bool]()

@@ -65,8 +65,8 @@ def test_a_driver_that_dies_while_it_puts_files_together_loses_and_doubles_nothi
     tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch, call: str, after: int
 ) -> None:
     for number in range(1, 4):
-        run_once(output, [lines(tmp_path, ["sleep"] * number)])
-    file, folder = lines(tmp_path, ["sleep"] * 5), type(folder_at(output))
+        run_once(output, [lines(tmp_path, ["works"] * number)])
+    file, folder = lines(tmp_path, ["works"] * 5), type(folder_at(output))
     real, left = getattr(folder, call), [after]
 
     def dies(self: object, *given: object) -> object:
@@ -87,10 +87,10 @@ def test_a_driver_that_dies_while_it_puts_files_together_loses_and_doubles_nothi
 
 def test_files_of_another_release_s_columns_stay_by_themselves(tmp_path: Path, output: Path) -> None:
     for number in range(1, 4):
-        run_once(output, [lines(tmp_path, ["sleep"] * number)])
+        run_once(output, [lines(tmp_path, ["works"] * number)])
     first = output / "links" / files_of(output)[0]
     table = pq.read_table(first)
     pq.write_table(table.append_column("former", pa.array(np.zeros(len(table)))), first)
-    run_once(output, [lines(tmp_path, ["sleep"] * 4)])
+    run_once(output, [lines(tmp_path, ["works"] * 4)])
     assert linked(output) == names(*range(4))
     assert len(files_of(output)) == 2

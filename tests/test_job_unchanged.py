@@ -37,9 +37,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_file_that_is_as_it_was_is_not_read_again(tmp_path: Path, output: Path, read: list[str]) -> None:
-    files = [lines(tmp_path, ["sleep"] * 9), lines(tmp_path, ["bursts"] * 2, "other.jsonl")]
+    files = [lines(tmp_path, ["works"] * 9), lines(tmp_path, ["bursts"] * 2, "other.jsonl")]
     run_once(output, files)
-    assert run_once(output, [*files, lines(tmp_path, ["sleep"], "new.jsonl")]) == 1
+    assert run_once(output, [*files, lines(tmp_path, ["works"], "new.jsonl")]) == 1
     assert read == ["in.jsonl", "other.jsonl", "new.jsonl"]
     edited(files[0], {3: "awake"})
     assert (run_once(output, files), read[3:]) == (1, ["in.jsonl"])
@@ -53,7 +53,7 @@ def test_a_file_of_the_same_size_and_time_is_read_again(
     tmp_path: Path, output: Path, read: list[str]
 ) -> None:
     """As rsync leaves it."""
-    file = lines(tmp_path, ["sleep", "words"])
+    file = lines(tmp_path, ["works", "words"])
     before = os.stat(file)
     run_once(output, [file])
     edited(file, {1: "other"})
@@ -65,7 +65,7 @@ def test_a_file_of_the_same_size_and_time_is_read_again(
 def test_a_file_is_read_again_where_not_all_of_it_was_done(
     tmp_path: Path, output: Path, read: list[str]
 ) -> None:
-    file = lines(tmp_path, ["sleep"] * 9)
+    file = lines(tmp_path, ["works"] * 9)
     run_once(output, [file], Selection(sample=0.5))
     run_once(output, [file], Selection(limit=2))
     assert len(linked(output)) < 9
@@ -80,7 +80,7 @@ def test_a_file_is_read_again_where_not_all_of_it_was_done(
 
 def test_a_file_that_was_written_just_now_is_not_taken_for_unchanged(tmp_path: Path, output: Path) -> None:
     """Another writing within a tick of the clock would have the same stamp."""
-    file = lines(tmp_path, ["sleep"] * 9)
+    file = lines(tmp_path, ["works"] * 9)
     run_once(output, [file])
     assert unchanged(output, [file], Input()) == {}
 
@@ -88,7 +88,7 @@ def test_a_file_that_was_written_just_now_is_not_taken_for_unchanged(tmp_path: P
 def test_a_file_that_cannot_be_read_now_is_not_taken_for_unchanged(
     tmp_path: Path, output: Path, read: list[str]
 ) -> None:
-    file = lines(tmp_path, ["sleep"] * 9)
+    file = lines(tmp_path, ["works"] * 9)
     run_once(output, [file])
     assert InputFiles.of([file], folder_at(output)).unchanged(Input()) == {file: 9}
     Path(file).unlink()

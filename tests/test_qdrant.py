@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
-from live import free_port
+from live import answering, free_port
 from qdrant_client import QdrantClient
 from qdrant_server import Imitation, builds, serving
 
@@ -85,10 +85,8 @@ class Page(BaseHTTPRequestHandler):
 
 
 def test_a_server_that_is_not_qdrant_is_named_so(tmp_path: Path, capsys: Say) -> None:
-    with HTTPServer(("127.0.0.1", 0), Page) as http:
-        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-        assert building(tmp_path, f"http://127.0.0.1:{http.server_port}/bank") == 2
-        http.shutdown()
+    with answering(Page) as address:
+        assert building(tmp_path, f"{address}/bank") == 2
     assert "is not a Qdrant server" in capsys.readouterr().err
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from live import answered
 
 from gemel_ray.pictures.limits import ImageError, ImageLimits
 from gemel_ray.pictures.web import Address, Web, is_public, resolved
@@ -50,11 +50,10 @@ class _Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
-        server.seen = []  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    server.seen = []  # type: ignore[attr-defined]
+    with answered(server):
         yield server
-        server.shutdown()
 
 
 def names(*pairs: tuple[str, str]) -> Any:
@@ -290,12 +289,10 @@ class _Keeping(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def keeping() -> Iterator[Any]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Keeping) as server:
-        server.seen = []  # type: ignore[attr-defined]
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Keeping)
+    server.seen = []  # type: ignore[attr-defined]
+    with answered(server):
         yield server
-        server.shutdown()
 
 
 def test_a_connection_is_kept_for_the_host_s_next_pictures(web: Web, keeping: Any) -> None:
