@@ -81,7 +81,7 @@ def judged(
         "mention_id": "0-1",
         "mention": mention,
         "text": document,
-        "scene": "",
+        "picture_id": "",
         "target": target,
     }
     link = {"status": "linked" if answer else "nil", "entity": answer, "probability": probability}
@@ -405,24 +405,25 @@ def test_reliability_as_scikit_learn_has_it() -> None:
     some = sure(500)
     said, right = np.array([j.probability for j in some]), np.array([j.right for j in some])
     found = calibration(some)
+    assert found
     was, mean = calibration_curve(right, said, n_bins=10, strategy="quantile")
-    bins = found["reliability"]
-    assert [b["accuracy"].value for b in bins] == pytest.approx(list(was))
-    assert [b["probability"] for b in bins] == pytest.approx(list(mean))
-    assert found["brier"].value == pytest.approx(brier_score_loss(right, said))
-    weights = np.array([b["accuracy"].mentions for b in bins]) / 500
-    assert found["expected_calibration_error"].value == pytest.approx(
-        float((weights * abs(was - mean)).sum())
-    )
+    bins = found.reliability
+    assert [b.accuracy.value for b in bins] == pytest.approx(list(was))
+    assert [b.probability for b in bins] == pytest.approx(list(mean))
+    assert found.brier.value == pytest.approx(brier_score_loss(right, said))
+    weights = np.array([b.accuracy.mentions for b in bins]) / 500
+    assert found.expected_error.value == pytest.approx(float((weights * abs(was - mean)).sum()))
 
 
 def test_coverage_by_brute_force() -> None:
     some = [*sure(97), judged("A", None, document="x")]
-    for step in calibration(some)["coverage"]:
-        kept = [j for j in some if j.probability is not None and j.probability >= step["threshold"]]
-        assert step["coverage"] == pytest.approx(len(kept) / 98)
-        assert step["accuracy"].value == pytest.approx(sum(j.right for j in kept) / len(kept))
-    assert step["coverage"] == pytest.approx(97 / 98)
+    found = calibration(some)
+    assert found
+    for step in found.coverage:
+        kept = [j for j in some if j.probability is not None and j.probability >= step.threshold]
+        assert step.coverage == pytest.approx(len(kept) / 98)
+        assert step.accuracy.value == pytest.approx(sum(j.right for j in kept) / len(kept))
+    assert found.coverage[-1].coverage == pytest.approx(97 / 98)
 
 
 def test_a_threshold_of_the_run_changes_no_calibration() -> None:
@@ -430,7 +431,9 @@ def test_a_threshold_of_the_run_changes_no_calibration() -> None:
     held = judged("A", None, probability=0.9)
     assert held.link
     held.link["ranked"] = ("A",)
-    assert calibration([held])["reliability"][0]["accuracy"].value == 1.0
+    found = calibration([held])
+    assert found
+    assert found.reliability[0].accuracy.value == 1.0
 
 
 # The baseline.

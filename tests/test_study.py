@@ -14,7 +14,7 @@ from gemel_ray.cli import main
 from gemel_ray.config import Config, load
 from gemel_ray.readers import documents
 from gemel_ray.study.cells import GROUPS
-from gemel_ray.study.variants import VARIANTS, sample, sees, write
+from gemel_ray.study.variants import VARIANTS, have_pictures, sample, write
 
 DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
 
@@ -137,7 +137,7 @@ def test_a_sample_leaves_out_what_has_no_target(tmp_path: Path) -> None:
     file.write_text("\n".join(map(json.dumps, lines)))
     found = sample([str(file)], 0, seed=0)
     assert [r["document_id"] for r in found] == ["a"]
-    assert not sees(found)
+    assert not have_pictures(found)
     file.write_text(json.dumps(lines[2]))
     with pytest.raises(ValueError, match="no mention with a target"):
         sample([str(file)], 0, seed=0)

@@ -55,7 +55,7 @@ def add(verb: Parser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.evaluation import compare, evaluate, known
-    from gemel_ray.evaluation.table import compared
+    from gemel_ray.evaluation.table import comparison_text
     from gemel_ray.job.record import read_manifest
     from gemel_ray.readers import files
     from gemel_ray.report import write_report
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found.figures() | ({"comparison": comparison} if comparison else {}), indent=2))
     else:
-        print(found.table() + (compared(comparison) if comparison else ""))
+        print(found.table() + (comparison_text(comparison) if comparison else ""))
     if options.report:
         write_report(found, options.report, title=f"Links of {options.links}", comparison=comparison)
         say(str(options.report))

@@ -54,9 +54,9 @@ def _run(options: argparse.Namespace) -> int:
     if unknown:
         raise Mistake(f"there is no group {unknown[0]}; there are {', '.join(GROUPS)}")
     gold, train, dev = (files(some, say) for some in (options.gold, options.train, options.dev))
-    of = Study(options.workspace, options.output, gold, train, dev, options.limit)
-    found = study(of, options.only or list(GROUPS), partial(configured, options), say)
-    print("\n".join(lines(found)))
-    write_page(found, options.output / "study.html")
+    plan = Study(options.workspace, options.output, gold, train, dev, options.limit)
+    rows = study(plan, options.only or list(GROUPS), partial(configured, options), say)
+    print("\n".join(lines(rows)))
+    write_page(rows, options.output / "study.html")
     print(options.output / "study.html")
     return 0

@@ -1,8 +1,8 @@
-"""Links against gold: figures with intervals, breakdowns, calibration, a baseline, two runs compared.
+"""Links compared with gold: figures with intervals, breakdowns, calibration, a baseline, a second run.
 
-A mention is right when the linked entity's name is the target's, letter for letter (the paper's exact
-match). One that is missing from the links, an error or NIL counts as wrong. Mentions without a target are
-left out; those whose gold is NIL count in the figures that say so.
+A link is right if the entity's name equals the target's (the paper's exact match). A mention that is missing
+from the links, an error and NIL count as wrong. Mentions without a target are left out, except that those
+whose gold is NIL count in the figures that say so.
 """
 
 from gemel_ray.evaluation.comparison import Comparison, compare

@@ -1,7 +1,7 @@
-"""The baseline without any model: a linker worth running beats it.
+"""The baseline without any model, which a useful linker must beat.
 
-A mention's answer is its most frequent target in the training files; else the entity of exactly its name;
-else, of the knowledge base's names that hold all of its words, the one that was most often a target.
+A mention's answer is its most frequent target in the training files; else the entity with exactly this name;
+else, among the names that contain all words of the mention, the most frequent target.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOTHING: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class Baseline:
-    """Answers from what is known alone; ties go to the shorter name, then to the knowledge base's order."""
+    """Ties go to the shorter name, then to the order of the knowledge base."""
 
     known: Known
 
@@ -34,15 +34,15 @@ class Baseline:
             return targets.most_common(1)[0][0]
         if mention in self.known.popularity:
             return mention
-        return self._holding(words(mention))
+        return self._name_with(words(mention))
 
     def judged(self, others: Sequence[Judged]) -> list[Judged]:
-        """The same gold with this baseline's answers."""
+        """The same gold mentions with this baseline's answers."""
         answers = {m: self.answer(m) for m in {j.gold["mention"] or "" for j in others}}
         return [Judged(j.gold, _link(answers[j.gold["mention"] or ""])) for j in others]
 
-    def _holding(self, wanted: set[str]) -> str | None:
-        rows = sorted((self._rows.get(word, _NOTHING) for word in wanted), key=len)
+    def _name_with(self, wanted: set[str]) -> str | None:
+        rows = sorted((self._rows_of_words.get(word, _NOTHING) for word in wanted), key=len)
         if not rows:
             return None
         common = rows[0]
@@ -56,8 +56,8 @@ class Baseline:
         return list(self.known.popularity)
 
     @cached_property
-    def _rows(self) -> dict[str, npt.NDArray[np.int64]]:
-        """Where each word stands in the list of names, ascending."""
+    def _rows_of_words(self) -> dict[str, npt.NDArray[np.int64]]:
+        """The rows of the names that contain each word, ascending."""
         rows: dict[str, list[int]] = defaultdict(list)
         for row, name in enumerate(self._names):
             for word in words(name):
@@ -66,7 +66,7 @@ class Baseline:
 
 
 def words(text: str) -> set[str]:
-    """Without case."""
+    """The text's words, without case."""
     return set(_WORD.findall(text.casefold()))
 
 

@@ -1,7 +1,7 @@
 """Accuracy by kinds of mentions: data set, type, ambiguity, popularity, seen or not.
 
-A breakdown gives each mention a label, or none; the labels in their order and the accuracy under each are
-its table. One that gives no mention a label is left out.
+A breakdown gives each mention a label, or none; its table has the accuracy of each label, in order. A
+breakdown without labels is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gemel_ray.evaluation.known import Known
 from gemel_ray.evaluation.resampling import Figure
 
 Label = Callable[[Judged], str | None]
-MOST = 30  # labels of one breakdown; the rarer ones are told together
+MOST = 30  # labels of one breakdown; rarer ones are shown together
 REST = "all others"
 _AMBIGUITY = ("0", "1", "2", "3+")
 _TIMES = ("never", "once", "2-5", "more")
@@ -30,11 +30,11 @@ _DESCRIBED = ("described", "not described")
 
 
 def breakdowns(judged: Sequence[Judged], known: Known) -> dict[str, dict[str, Figure]]:
-    """The accuracy of each label of each breakdown, in the order they are told."""
+    """The accuracy of each label of each breakdown, in the order in which they are shown."""
     labels = {name: [label(j) for j in judged] for name, label in _labels(known).items()}
-    told = {name: _shortened(found) for name, found in labels.items()}
-    pairs = [(name, label) for name, found in told.items() for label in _ordered(name, found)]
-    among = np.array([[found == label for found in told[name]] for name, label in pairs], float)
+    shown = {name: _shortened(found) for name, found in labels.items()}
+    pairs = [(name, label) for name, found in shown.items() for label in _ordered(name, found)]
+    among = np.array([[found == label for found in shown[name]] for name, label in pairs], float)
     among = among.reshape(len(pairs), len(judged)).T
     right = np.array([j.right for j in judged], float)[:, None]
     figures = resampling(judged).shares(np.broadcast_to(right, among.shape), among)
@@ -66,7 +66,7 @@ def _labels(known: Known) -> dict[str, Label]:
 
 
 def _novelty(targets: Counter[str] | None, target: str) -> str:
-    """Whether training knew the mention, and this target for it."""
+    """Whether the training files have the mention, and this target for it."""
     return _NOVELTY[2 if not targets else target not in targets]
 
 
@@ -80,13 +80,13 @@ def _quarter(value: float | None, edges: Sequence[float]) -> str:
 
 
 def _shortened(labels: Sequence[str | None]) -> list[str | None]:
-    """With the rarest labels told as one, where there are more than a table can show."""
+    """The labels with the rarest ones replaced by one, if there are more than a table can show."""
     kept = {label for label, _ in Counter(x for x in labels if x is not None).most_common(MOST)}
     return [label if label is None or label in kept else REST for label in labels]
 
 
 def _ordered(name: str, labels: Sequence[str | None]) -> list[str]:
-    """The labels that occur: in their own order, or the commonest first."""
+    """The labels that occur: in the breakdown's order, or the most frequent first."""
     orders = {
         "ambiguity": _AMBIGUITY,
         "popularity": _TIMES,

@@ -1,77 +1,124 @@
-"""Whether a link's probability says how often such links are right, and what a threshold on it gives.
+"""Whether links with a probability of p are right in a share p of cases, and what a threshold would give.
 
-The probability is the best candidate's, so that candidate is judged, also where a threshold of the run
-turned it to nil. Mentions without a probability (errors, missing links) are never covered.
+The probability is that of the best candidate, so this candidate is judged, even if the run's threshold
+turned the answer into NIL. Mentions without a probability (errors, missing links) are never covered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.evaluation.figures import resampling
 from gemel_ray.evaluation.judged import Judged
+from gemel_ray.evaluation.plain import PlainCalibration
 from gemel_ray.evaluation.resampling import Figure, Numbers, Resampling
 
 BINS = 10
 STEPS = 20  # of the coverage
 
 
-def calibration(judged: Sequence[Judged]) -> dict[str, Any]:
-    """`reliability` in bins of equal mass, expected calibration error and Brier score over the mentions
-    with a probability; `coverage`: accuracy when only the surest mentions are answered. Empty where no
-    mention has a probability."""
+@dataclass(frozen=True)
+class Bin:
+    """Mentions of similar probability, and the accuracy of their links."""
+
+    probability: float  # the mean
+    accuracy: Figure
+
+
+@dataclass(frozen=True)
+class Step:
+    """The mentions whose links have at least this probability, their share of all, and their accuracy."""
+
+    threshold: float
+    coverage: float
+    accuracy: Figure
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`reliability` in bins of equal mass, expected calibration error and Brier score over the mentions with
+    a probability; `coverage`: accuracy when only the mentions with the highest probabilities are answered."""
+
+    reliability: Sequence[Bin]
+    expected_error: Figure
+    brier: Figure
+    coverage: Sequence[Step]
+
+    def plain(self) -> PlainCalibration:
+        return {
+            "reliability": [
+                {"probability": round(b.probability, 4), "accuracy": b.accuracy.plain()}
+                for b in self.reliability
+            ],
+            "expected_calibration_error": self.expected_error.plain(),
+            "brier": self.brier.plain(),
+            "coverage": [
+                {
+                    "threshold": round(s.threshold, 4),
+                    "coverage": round(s.coverage, 4),
+                    "accuracy": s.accuracy.plain(),
+                }
+                for s in self.coverage
+            ],
+        }
+
+
+def calibration(judged: Sequence[Judged]) -> Calibration | None:
+    """The calibration of the links of `judged`; None if no mention has a probability."""
     sure = [j for j in judged if j.probability is not None]
     if not sure:
-        return {}
-    said = np.array([j.probability for j in sure], float)
+        return None
+    probabilities = np.array([j.probability for j in sure], float)
     right = np.array([j.rank == 1 for j in sure], float)
     drawn = resampling(sure)
-    errors = (said - right)[:, None] ** 2
-    bins = equal_mass(said)
-    return {
-        "reliability": _reliability(drawn, said, right, bins),
-        "expected_calibration_error": _expected_error(drawn, said, right, bins),
-        "brier": drawn.means(errors, np.ones_like(errors))[0],
-        "coverage": _coverage(drawn, said, right, len(judged)),
-    }
+    errors = (probabilities - right)[:, None] ** 2
+    bins = equal_mass(probabilities)
+    return Calibration(
+        _reliability(drawn, probabilities, right, bins),
+        _expected_error(drawn, probabilities, right, bins),
+        drawn.means(errors, np.ones_like(errors))[0],
+        _coverage(drawn, probabilities, right, len(judged)),
+    )
 
 
-def equal_mass(said: Numbers) -> npt.NDArray[np.bool_]:
-    """Which bin each probability is in: [mentions, bins]. Equal ones stay together, so there can be
-    fewer bins, and they are as equal as that allows."""
-    edges = np.quantile(said, np.linspace(0, 1, BINS + 1)[1:-1])
-    number = np.searchsorted(edges, said)
+def equal_mass(probabilities: Numbers) -> npt.NDArray[np.bool_]:
+    """Which bin each probability is in: [mentions, bins]. Equal probabilities share a bin, so there can be
+    fewer bins, of somewhat different sizes."""
+    edges = np.quantile(probabilities, np.linspace(0, 1, BINS + 1)[1:-1])
+    number = np.searchsorted(edges, probabilities)
     return number[:, None] == np.unique(number)
 
 
 def _reliability(
-    drawn: Resampling, said: Numbers, right: Numbers, bins: npt.NDArray[np.bool_]
-) -> list[dict[str, Any]]:
+    drawn: Resampling, probabilities: Numbers, right: Numbers, bins: npt.NDArray[np.bool_]
+) -> list[Bin]:
     shares = drawn.shares(np.broadcast_to(right[:, None], bins.shape), bins)
-    means = [float(said[bins[:, i]].mean()) for i in range(bins.shape[1])]
-    return [{"probability": mean, "accuracy": share} for mean, share in zip(means, shares, strict=True)]
+    means = [float(probabilities[bins[:, i]].mean()) for i in range(bins.shape[1])]
+    return [Bin(mean, share) for mean, share in zip(means, shares, strict=True)]
 
 
-def _expected_error(drawn: Resampling, said: Numbers, right: Numbers, bins: npt.NDArray[np.bool_]) -> Figure:
-    """The mean distance of what was said from what was right, bin by bin (Naeini et al., AAAI 2015). Its
-    resamples keep the bins; they lie a little above it, as every distance does that noise is added to."""
-    apart = (said - right)[:, None] * bins
-    sums = drawn.sums(np.concatenate([apart, np.ones((len(said), 1))], axis=1))
-    return drawn.figure(np.abs(sums[:, :-1]).sum(1) / sums[:, -1], len(said))
+def _expected_error(
+    drawn: Resampling, probabilities: Numbers, right: Numbers, bins: npt.NDArray[np.bool_]
+) -> Figure:
+    """The mean distance between probability and accuracy, bin by bin (Naeini et al., AAAI 2015). Resamples
+    use the same bins. They lie slightly above the value, since noise increases a distance on average."""
+    differences = (probabilities - right)[:, None] * bins
+    sums = drawn.sums(np.concatenate([differences, np.ones((len(probabilities), 1))], axis=1))
+    return drawn.figure(np.abs(sums[:, :-1]).sum(1) / sums[:, -1], len(probabilities))
 
 
-def _coverage(drawn: Resampling, said: Numbers, right: Numbers, mentions: int) -> list[dict[str, Any]]:
-    """Accuracy among the mentions at or above thresholds that cover ever more of all `mentions`."""
-    surest = -np.sort(-said)
-    wanted = np.unique(np.ceil(np.linspace(0, 1, STEPS + 1)[1:] * len(said)).astype(int))
-    thresholds = np.unique(surest[wanted - 1])[::-1]
-    covered = said[:, None] >= thresholds
+def _coverage(drawn: Resampling, probabilities: Numbers, right: Numbers, mentions: int) -> list[Step]:
+    """The accuracy of the mentions at or above each of several thresholds, the highest threshold first."""
+    descending = -np.sort(-probabilities)
+    wanted = np.unique(np.ceil(np.linspace(0, 1, STEPS + 1)[1:] * len(probabilities)).astype(int))
+    thresholds = np.unique(descending[wanted - 1])[::-1]
+    covered = probabilities[:, None] >= thresholds
     shares = drawn.shares(np.broadcast_to(right[:, None], covered.shape), covered)
     return [
-        {"threshold": float(threshold), "coverage": share.mentions / mentions, "accuracy": share}
+        Step(float(threshold), share.mentions / mentions, share)
         for threshold, share in zip(thresholds, shares, strict=True)
     ]

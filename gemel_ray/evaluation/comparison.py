@@ -1,7 +1,7 @@
-"""Two runs on the same gold: who is right where the other is not, and whether that could be chance.
+"""Two runs on the same gold: which of them is right where the other is wrong, and how likely by chance.
 
-Only mentions that both runs answered are compared, and what makes the runs unlike is said: a difference
-between runs on other knowledge, or on other mentions, says nothing about models or settings.
+Only mentions that both runs answered are compared. Notes say how the runs differ: a difference in accuracy
+between runs with different knowledge, or on different mentions, says nothing about models or settings.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from gemel_ray.errors import Mistake
 from gemel_ray.evaluation.evaluate import Evaluation
 from gemel_ray.evaluation.figures import difference, headline
 from gemel_ray.evaluation.judged import Judged, Row
+from gemel_ray.evaluation.plain import Disagreement, PlainComparison
 from gemel_ray.job.record import read_manifest
 
 _MISSING = object()
@@ -22,21 +23,21 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Comparison:
-    """`ours` and `theirs` are the same mentions in the same order; `notes` what the reader must know."""
+    """`ours` and `theirs` are the same mentions in the same order; `notes`: what the reader must know."""
 
     ours: Sequence[Judged]
     theirs: Sequence[Judged]
     notes: Sequence[str]
-    settings: dict[str, list[Any]]  # that differ: ours, theirs
+    settings: dict[str, list[Any]]  # the settings that differ: our value and theirs
 
     @cached_property
     def won(self) -> int:
-        """Mentions only we have right."""
+        """The number of mentions that are right only in our run."""
         return sum(a.right and not b.right for a, b in self._pairs)
 
     @cached_property
     def lost(self) -> int:
-        """Mentions only they have right."""
+        """The number of mentions that are right only in their run."""
         return sum(b.right and not a.right for a, b in self._pairs)
 
     @property
@@ -44,19 +45,20 @@ class Comparison:
         return zip(self.ours, self.theirs, strict=True)
 
     def chance(self) -> float:
-        """McNemar's exact test, two-sided: how likely equally good runs are to be at least so far apart
-        in the mentions that only one of them has right."""
+        """The p-value of McNemar's exact test, two-sided: the probability that equally good runs differ at
+        least as much in the mentions that only one of them has right."""
         from scipy.stats import binomtest
 
         return float(binomtest(self.won, self.won + self.lost).pvalue) if self.won + self.lost else 1.0
 
     def disagreements(self) -> list[tuple[Judged, Judged]]:
-        """The mentions with different answers: first those we lost, then those we won, then both wrong."""
-        apart = [(a, b) for a, b in self._pairs if (a.answer, a.status) != (b.answer, b.status)]
-        return sorted(apart, key=lambda pair: (not pair[1].right, not pair[0].right))
+        """The mentions with different answers: first the lost, then the won, then those where both are
+        wrong."""
+        different = [(a, b) for a, b in self._pairs if (a.answer, a.status) != (b.answer, b.status)]
+        return sorted(different, key=lambda pair: (not pair[1].right, not pair[0].right))
 
-    def figures(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+    def figures(self) -> PlainComparison:
+        """The whole comparison, ready for JSON."""
         return {
             "mentions": len(self.ours),
             "accuracy": headline(self.ours)["accuracy"].plain(),
@@ -67,12 +69,12 @@ class Comparison:
             "mcnemar_p": self.chance(),
             "notes": list(self.notes),
             "settings": self.settings,
-            "disagreements": [_row(a, b) for a, b in self.disagreements()],
+            "disagreements": [_disagreement(a, b) for a, b in self.disagreements()],
         }
 
 
 def compare(ours: Evaluation, theirs: Evaluation) -> Comparison:
-    """Two evaluations against the same gold. Raises ValueError when the runs share no mention."""
+    """Compare two evaluations with the same gold. Raises ValueError if the runs share no mention."""
     both = [(a, b) for a, b in zip(ours.judged, theirs.judged, strict=True) if a.link and b.link]
     if not both:
         raise Mistake(f"{ours.output} and {theirs.output} have no gold mention in common: nothing to compare")
@@ -80,7 +82,7 @@ def compare(ours: Evaluation, theirs: Evaluation) -> Comparison:
     notes = [*_mentions(ours, theirs, len(both)), *_fingerprints(ours, theirs)]
     if ours.fingerprints != theirs.fingerprints:
         notes += _knowledge(first, second)
-    settings = dict(_apart(first.get("configuration", {}), second.get("configuration", {})))
+    settings = dict(_differing(first.get("configuration", {}), second.get("configuration", {})))
     return Comparison([a for a, _ in both], [b for _, b in both], notes, settings)
 
 
@@ -89,7 +91,7 @@ def _mentions(ours: Evaluation, theirs: Evaluation, both: int) -> Iterator[str]:
     if any(only):
         yield (
             f"the runs did not answer the same mentions: {only[0]:,} are only in the first and {only[1]:,} "
-            f"only in the second; compared are the {both:,} that both have"
+            f"only in the second; the {both:,} that both have are compared"
         )
 
 
@@ -99,8 +101,8 @@ def _knowledge(first: Row, second: Row) -> Iterator[str]:
         yield "a manifest.json is missing: whether both runs had the same knowledge is not known"
     elif versions[0] != versions[1]:
         yield (
-            f"the runs had different knowledge (workspaces {versions[0]} and {versions[1]}): the difference "
-            f"may be the knowledge's"
+            f"the runs had different knowledge (workspaces {versions[0]} and {versions[1]}), which may "
+            f"explain the difference"
         )
 
 
@@ -112,21 +114,24 @@ def _fingerprints(ours: Evaluation, theirs: Evaluation) -> Iterator[str]:
         yield "both runs have the same fingerprint: configuration, models and knowledge are the same"
 
 
-def _apart(first: Any, second: Any, path: str = "") -> Iterator[tuple[str, list[Any]]]:
-    """The settings that differ, by their dotted names; None where a run has none of that name."""
+def _differing(first: Any, second: Any, path: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """The settings that differ, by their dotted names; None if a run has no setting of this name."""
     if isinstance(first, dict) and isinstance(second, dict):
         for name in sorted(first.keys() | second.keys()):
             inner = f"{path}.{name}" if path else name
-            yield from _apart(first.get(name, _MISSING), second.get(name, _MISSING), inner)
+            yield from _differing(first.get(name, _MISSING), second.get(name, _MISSING), inner)
     elif first != second:
         yield path, [None if value is _MISSING else value for value in (first, second)]
 
 
-def _row(ours: Judged, theirs: Judged) -> Row:
-    names = ("document_id", "mention_id", "mention", "target")
-    answers = {"answer": ours.answer, "answer_against": theirs.answer}
-    return (
-        {name: ours.gold[name] for name in names}
-        | answers
-        | {"right": ours.right, "right_against": theirs.right}
-    )
+def _disagreement(ours: Judged, theirs: Judged) -> Disagreement:
+    return {
+        "document_id": ours.gold["document_id"],
+        "mention_id": ours.gold["mention_id"],
+        "mention": ours.gold["mention"],
+        "target": ours.gold["target"],
+        "answer": ours.answer,
+        "answer_against": theirs.answer,
+        "right": ours.right,
+        "right_against": theirs.right,
+    }

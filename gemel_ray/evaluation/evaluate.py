@@ -1,6 +1,6 @@
-"""One run judged: from its links and the gold files to one dictionary of figures.
+"""The evaluation of one run: from its links and the gold files to one dictionary of figures.
 
-The JSON, the table for the terminal and the page all show that dictionary, and compute nothing.
+The JSON, the table in the terminal and the page all show this dictionary, and compute nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from gemel_ray.characters import normal
 from gemel_ray.errors import Mistake
@@ -19,28 +18,29 @@ from gemel_ray.evaluation.calibration import calibration
 from gemel_ray.evaluation.figures import difference, headline, popularity, resampling, with_nil
 from gemel_ray.evaluation.judged import NIL, Judged, Key, Row, gold_mentions, key, links_of
 from gemel_ray.evaluation.known import Known
+from gemel_ray.evaluation.plain import Figures, PlainBaseline, PlainCalibration, PlainEvaluation
 from gemel_ray.evaluation.resampling import Figure
-from gemel_ray.evaluation.table import told
+from gemel_ray.evaluation.table import evaluation_text
 from gemel_ray.knowledge.entities import Targets
 from gemel_ray.storage import Place
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that was judged: the mentions with a target, and apart from them those whose gold is
-    NIL. `without_target` counts the gold mentions without a target, NIL or not known."""
+    """The judged mentions: those with a target, and separately those whose gold is NIL. `without_target`: the
+    number of gold mentions without a target, NIL or not known."""
 
     judged: Sequence[Judged]
     without_target: int
     nil: Sequence[Judged] = ()
     known: Known = field(default_factory=Known)
-    output: Place | None = None  # where the links are, and the gold files: for what a page shows of them
+    output: Place | None = None  # the folder of links and the gold files, from which a page shows details
     gold: Sequence[str] = ()
-    ranked: Mapping[Key, Row] | None = None  # what the workspace's ranker says without a language model
-    undescribed: Mapping[Key, Row] | None = None  # and with all entities' descriptions hidden
+    ranked: Mapping[Key, Row] | None = None  # answers of the workspace's ranker without a language model
+    undescribed: Mapping[Key, Row] | None = None  # the same with all descriptions hidden
 
     def part(self, prefix: str) -> Evaluation:
-        """Only the documents whose id begins so."""
+        """The evaluation of only the documents whose id begins with `prefix`."""
         kept, nil = (
             [j for j in some if j.gold["document_id"].startswith(prefix)] for some in (self.judged, self.nil)
         )
@@ -50,55 +50,54 @@ class Evaluation:
     def accuracy(self) -> float:
         return sum(j.right for j in self.judged) / max(1, len(self.judged))
 
-    def figures(self) -> dict[str, Any]:
-        """All figures, ready for JSON. A figure with an interval is {value, interval_95, mentions}."""
+    def figures(self) -> PlainEvaluation:
+        """All figures, ready for JSON."""
         return self._figures
 
     @cached_property
-    def _figures(self) -> dict[str, Any]:
-        figures = headline(self.judged) | with_nil([*self.judged, *self.nil])
-        plain: dict[str, Any] = _plain(figures)
+    def _figures(self) -> PlainEvaluation:
+        head = _plain(headline(self.judged) | with_nil([*self.judged, *self.nil]))
         return {
             "mentions": len(self.judged),
-            "accuracy": plain["accuracy"]["value"],
-            "interval_95": plain["accuracy"]["interval_95"],
-            "among_candidates": plain["among_candidates"]["value"],
+            "accuracy": head["accuracy"]["value"],
+            "interval_95": head["accuracy"]["interval_95"],
+            "among_candidates": head["among_candidates"]["value"],
             "statuses": dict(Counter(j.status for j in self.judged)),
             "without_target": self.without_target,
             "gold_nil": len(self.nil),
             "documents": resampling(self.judged).count,
             "entities": self.known.entities or None,
-            "headline": plain,
-            "breakdowns": _plain(breakdowns(self.judged, self.known)),
+            "headline": head,
+            "breakdowns": _plain_breakdowns(self.judged, self.known),
             "popularity": _plain(popularity(self.judged, self.known)) if self.known.targets else None,
-            "calibration": _plain(calibration(self.judged)) or None,
+            "calibration": _plain_calibration(self.judged),
             "baseline": self._baseline(),
             "fingerprints": self.fingerprints,
         }
 
-    def _baseline(self) -> dict[str, Any] | None:
-        """What needs no language model gets on the same mentions, and how much better the run is: the
-        workspace's ranker, else names and the training mentions' targets."""
+    def _baseline(self) -> PlainBaseline | None:
+        """The figures of a linker without a language model on the same mentions: the workspace's ranker, else
+        names and the training mentions' targets. None if there is neither."""
         if self.ranked is None and not (self.known.targets and self.known.entities):
             return None
         judged, nil = self._without_model(self.judged), self._without_model(self.nil)
-        found: dict[str, Any] = {
+        head = _plain(headline(judged))
+        baseline: PlainBaseline = {
             "linker": "names" if self.ranked is None else "ranker",
-            "headline": headline(judged),
-            "calibration": calibration(judged) or None,
-            "accuracy": headline(judged)["accuracy"],
-            "accuracy_with_nil": with_nil([*judged, *nil])["accuracy_with_nil"],
-            "difference": difference(self.judged, judged),
-            "breakdowns": breakdowns(judged, self.known),
-            "popularity": popularity(judged, self.known),
+            "headline": head,
+            "calibration": _plain_calibration(judged),
+            "accuracy": head["accuracy"],
+            "accuracy_with_nil": with_nil([*judged, *nil])["accuracy_with_nil"].plain(),
+            "difference": difference(self.judged, judged).plain(),
+            "breakdowns": _plain_breakdowns(judged, self.known),
+            "popularity": _plain(popularity(judged, self.known)),
         }
         if self.ranked is not None:
-            found["all_candidates"] = headline(judged)["among_candidates"]
+            baseline["all_candidates"] = head["among_candidates"]
         if self.undescribed is not None:
             hidden = [Judged(j.gold, self.undescribed.get(j.key)) for j in self.judged]
-            found["undescribed"] = headline(hidden)["accuracy"]
-        plain: dict[str, Any] = _plain(found)
-        return plain
+            baseline["undescribed"] = headline(hidden)["accuracy"].plain()
+        return baseline
 
     def _without_model(self, mentions: Sequence[Judged]) -> list[Judged]:
         if self.ranked is None:
@@ -107,13 +106,13 @@ class Evaluation:
 
     @cached_property
     def fingerprints(self) -> list[str]:
-        """Of the judged links; more than one: they were not all made in the same way."""
+        """The fingerprints of the judged links; several if not all links were made in the same way."""
         found = {j.link["fingerprint"] for j in [*self.judged, *self.nil] if j.link}
         return sorted(f for f in found if f is not None)
 
     def table(self) -> str:
-        """The figures for people."""
-        return told(self.figures())
+        """The figures as text for the terminal."""
+        return evaluation_text(self.figures())
 
 
 def evaluate(
@@ -124,13 +123,14 @@ def evaluate(
     ranked: Mapping[Key, Row] | None = None,
     undescribed: Mapping[Key, Row] | None = None,
 ) -> Evaluation:
-    """Judge the links in `output` (what `gemel-ray link` wrote); `targets` names what the gold files tell by
-    its id; `ranked` has a ranker's own answers, `undescribed` those without descriptions (ranked.py). Raises
-    ValueError when there are no links, or no gold mention has a target."""
+    """Compare the links in `output` (written by `gemel-ray link`) with the gold files. `targets` has the
+    names of targets that are given by id; `ranked` the answers of the ranker alone, `undescribed` those
+    without descriptions (ranked.py). Raises ValueError if there are no links, or no gold mention has a
+    target."""
     gold = list(gold)
     mentions = list(gold_mentions(gold))
     links = links_of(output, {key(row) for row in mentions})
-    known_names = targets or _written(links.values())
+    known_names = targets or _names_in(links.values())
     for row in mentions:
         row["target"] = known_names.name(row["target"], row["target_id"])
         row["mention"] = normal(row["mention"]) if row["mention"] else row["mention"]
@@ -145,22 +145,24 @@ def evaluate(
     return Evaluation(judged, without, nil, known or Known(), output, gold, ranked, undescribed)
 
 
-def _written(links: Iterable[dict[str, Any]]) -> Targets:
-    """The names that the links hold: without a knowledge base what is known of how names are spelled."""
+def _names_in(links: Iterable[Row]) -> Targets:
+    """The names in the links: without a knowledge base they show how names are spelled."""
     names = {name for link in links for name in (link["entity"], *link["ranked"]) if name is not None}
     return Targets((name, name) for name in names)
 
 
-def _by_id(mentions: Iterable[dict[str, Any]]) -> bool:
+def _by_id(mentions: Iterable[Row]) -> bool:
     return any(row["target_id"] not in (None, NIL) for row in mentions)
 
 
-def _plain(value: Any) -> Any:
-    """With figures as dictionaries and numbers rounded."""
-    if isinstance(value, Figure):
-        return value.plain()
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return round(value, 4) if isinstance(value, float) else value
+def _plain(figures: Mapping[str, Figure]) -> Figures:
+    return {name: figure.plain() for name, figure in figures.items()}
+
+
+def _plain_breakdowns(judged: Sequence[Judged], known: Known) -> dict[str, Figures]:
+    return {name: _plain(table) for name, table in breakdowns(judged, known).items()}
+
+
+def _plain_calibration(judged: Sequence[Judged]) -> PlainCalibration | None:
+    found = calibration(judged)
+    return found.plain() if found else None

@@ -1,6 +1,6 @@
-"""What a linker could have known before: the training mentions' targets and the knowledge base's names.
+"""What a linker could know in advance: the training mentions' targets and the knowledge base's names.
 
-From it come the breakdowns by popularity and ambiguity, and the baseline without any model.
+The breakdowns by popularity and ambiguity, and the baseline without any model, are computed from it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gemel_ray.evaluation.judged import gold_mentions
 
 
 class Named(NamedTuple):
-    """What is kept of an entity."""
+    """The parts of an entity that the breakdowns use."""
 
     name: str
     popularity: float | None = None
@@ -29,22 +29,22 @@ class Named(NamedTuple):
 
 @dataclass(frozen=True)
 class Known:
-    """Empty where no training file, or no knowledge base, was given."""
+    """Empty without training files, or without a knowledge base."""
 
-    targets: Counter[str] = field(default_factory=Counter)  # how often an entity was a target
-    targets_of: dict[str, Counter[str]] = field(default_factory=dict)  # of a mention string
-    popularity: dict[str, float | None] = field(default_factory=dict)  # of a name: its greatest bearer's
+    targets: Counter[str] = field(default_factory=Counter)  # how often each name was a target
+    targets_of: dict[str, Counter[str]] = field(default_factory=dict)  # the same for each mention string
+    popularity: dict[str, float | None] = field(default_factory=dict)  # of each name's most popular entity
     entities: int = 0
-    described: frozenset[str] = frozenset()  # names of which a bearer has a description
+    described: frozenset[str] = frozenset()  # names of which an entity has a description
 
     def quarters(self) -> list[float]:
-        """The three popularities that cut the knowledge base's names in four; empty: none are given."""
+        """The quartiles of the popularity of names; empty if the knowledge base has no popularities."""
         given = [value for value in self.popularity.values() if value is not None]
         return [float(q) for q in np.quantile(given, [0.25, 0.5, 0.75])] if given else []
 
 
 def known(train: Sequence[str] = (), entities: Iterable[Named] = ()) -> Known:
-    """Read both; of a training mention only its string and its target's name are kept."""
+    """Read both. Only a training mention's string and its target's name are kept."""
     targets: Counter[str] = Counter()
     targets_of: dict[str, Counter[str]] = defaultdict(Counter)
     for row in gold_mentions(train, ("mention_id", "mention", "target")):
@@ -64,7 +64,7 @@ def known(train: Sequence[str] = (), entities: Iterable[Named] = ()) -> Known:
 
 
 def named_in(file: str) -> Iterator[Named]:
-    """The entities of a file, as build reads them. Raises ValueError where it holds none."""
+    """The entities of a file, as build reads them. Raises ValueError if there are none."""
     from gemel_ray.knowledge.entities import Rejects
     from gemel_ray.knowledge.entity_files import read
 
@@ -78,7 +78,7 @@ def named_in(file: str) -> Iterator[Named]:
 
 
 def named_in_workspace(folder: Path) -> Iterator[Named]:
-    """The entities of a workspace. Raises ValueError where it is none."""
+    """The entities of a workspace. Raises ValueError if it is not a workspace."""
     from gemel_ray.knowledge.entities import Entities
     from gemel_ray.knowledge.versions import current_folder, read_facts
 

@@ -11,27 +11,35 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 Numbers = npt.NDArray[np.float64]
 DRAWS = 1000
-_CHUNK = 4_000_000  # draws of a document held at once
+_CHUNK = 4_000_000  # documents times resamples in memory at once
+
+
+class PlainFigure(TypedDict):
+    """A figure in JSON; None: not known."""
+
+    value: float | None
+    interval_95: list[float] | None
+    mentions: int
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A value, its 95% interval, and the mentions it is of; nan: nothing to tell it from."""
+    """A value, its 95% interval, and the number of its mentions; nan: not known."""
 
     value: float
     low: float
     high: float
     mentions: int
 
-    def plain(self) -> dict[str, Any]:
-        """For JSON, which has no nan."""
+    def plain(self) -> PlainFigure:
+        """The figure for JSON, which has no nan."""
         interval = None if math.isnan(self.low) else [round(self.low, 4), round(self.high, 4)]
         value = None if math.isnan(self.value) else round(self.value, 4)
         return {"value": value, "interval_95": interval, "mentions": self.mentions}
@@ -52,30 +60,30 @@ class Resampling:
 
     @property
     def count(self) -> int:
-        """Of documents."""
+        """The number of documents."""
         return int(self._document.max(initial=-1)) + 1
 
     def by_document(self, columns: npt.ArrayLike) -> Numbers:
-        """Sums [documents, figures] of `columns` [mentions, figures]."""
+        """The sums [documents, figures] of `columns` [mentions, figures]."""
         columns = np.asarray(columns, np.float64)
         sums = [np.bincount(self._document, column, self.count) for column in columns.T]
         return np.stack(sums, axis=1) if sums else np.empty((self.count, 0))
 
     def sums(self, columns: npt.ArrayLike) -> Numbers:
-        """Sums [1 + draws, figures] of `columns` [mentions, figures]: of what there is, then of each
+        """The sums [1 + draws, figures] of `columns` [mentions, figures]: over all documents, then over each
         resample."""
         sums, count = self.by_document(columns), self.count
         rows = [sums.sum(0, keepdims=True)]
         step = max(1, _CHUNK // max(1, count))
         for start in range(0, self.draws if count else 0, step):
-            times = _drawn(count, min(step, self.draws - start), (self.seed, start))
-            rows.append(times.astype(np.float64) @ sums)
+            times_drawn = _drawn(count, min(step, self.draws - start), (self.seed, start))
+            rows.append(times_drawn.astype(np.float64) @ sums)
         return np.concatenate(rows)
 
     def shares(self, right: npt.ArrayLike, among: npt.ArrayLike) -> list[Figure]:
-        """For each column, how many of the mentions `among` are `right`: both are [mentions, figures] of
-        zeros and ones. Where all or none are, every resample agrees, which says little of a small
-        sample: there the interval is Wilson's, of the documents."""
+        """For each column, the share of the mentions `among` that are `right`: both are [mentions, figures]
+        of zeros and ones. Where all or none are right, all resamples are equal, so the bootstrap interval
+        would be empty: there it is Wilson's interval, over documents."""
         right, among = np.asarray(right, np.float64), np.asarray(among, np.float64)
         documents = (self.by_document(among) > 0).sum(0)
         figures = self.means(right * among, among)
@@ -94,7 +102,8 @@ class Resampling:
         return [self.figure(ratios[:, i], int(bottom[0, i])) for i in range(ratios.shape[1])]
 
     def figure(self, values: Numbers, mentions: int) -> Figure:
-        """`values` [1 + draws]: of what there is, then of each resample; nan where that drew nothing."""
+        """A figure from `values` [1 + draws]: over all documents, then over each resample; nan for a resample
+        without such mentions."""
         drawn = values[1:][~np.isnan(values[1:])]
         value = float(values[0])
         if math.isnan(value) or self.count < 2 or not len(drawn):
@@ -103,7 +112,7 @@ class Resampling:
         return Figure(value, float(low), float(high), mentions)
 
 
-@lru_cache(maxsize=16)  # of at most 8 MB: all figures of one run ask for the same
+@lru_cache(maxsize=16)  # at most 8 MB each: all figures of one run use the same
 def _drawn(count: int, height: int, seed: tuple[int, int]) -> npt.NDArray[np.uint16]:
     """How often each of `count` documents is drawn in each of `height` resamples: [height, count]."""
     drawn = np.random.default_rng(seed).integers(0, count, (height, count), np.int64)
@@ -112,9 +121,9 @@ def _drawn(count: int, height: int, seed: tuple[int, int]) -> npt.NDArray[np.uin
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share of `count`."""
+    """Wilson's 95% interval of a share observed on `count` documents."""
     z = 1.96
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    # Of all or none the end is the share itself, which rounding may miss.
+    # Where the share is 0 or 1, one end is the share itself, which rounding may miss.
     return 0.0 if share == 0 else max(0.0, middle - half), 1.0 if share == 1 else min(1.0, middle + half)

@@ -15,6 +15,8 @@ from typing import Any
 from gemel_ray import storage
 from gemel_ray.evaluation import Evaluation
 from gemel_ray.evaluation.judged import Judged, pictures, whole_links
+from gemel_ray.evaluation.plain import PlainCalibration, PlainComparison, PlainEvaluation
+from gemel_ray.evaluation.resampling import PlainFigure
 from gemel_ray.evaluation.table import BASELINE, CALIBRATION, HEADLINE, LINKERS, POPULARITY, interval, value
 from gemel_ray.plots import Axis, Series, bars, lines
 from gemel_ray.report.cards import NIL, candidates, marked, thumbnail
@@ -33,7 +35,7 @@ def write_report(
     title: str,
     summary: Sequence[tuple[str, str]] = (),
     picture: Picture = lambda _: None,
-    comparison: dict[str, Any] | None = None,
+    comparison: PlainComparison | None = None,
     most: int = 300,
 ) -> None:
     """Write the page: `summary` rows at the top, a `comparison`'s figures where there is one, at most `most`
@@ -62,7 +64,7 @@ def write_report(
     storage.write(path, text)
 
 
-def _subtitle(figures: Row) -> str:
+def _subtitle(figures: PlainEvaluation) -> str:
     rows = ", ".join(f"{n:,} {status}" for status, n in sorted(figures["statuses"].items()))
     knowledge = f", {figures['entities']:,} entities" if figures["entities"] else ""
     return (
@@ -71,7 +73,7 @@ def _subtitle(figures: Row) -> str:
     )
 
 
-def _tiles(figures: Row) -> Iterator[tuple[str, str, str]]:
+def _tiles(figures: PlainEvaluation) -> Iterator[tuple[str, str, str]]:
     """The most important figures."""
     head, baseline = figures["headline"], figures["baseline"]
     yield _tile("accuracy", head["accuracy"])
@@ -82,15 +84,15 @@ def _tiles(figures: Row) -> Iterator[tuple[str, str, str]]:
     yield _tile(HEADLINE["among_candidates"], head["among_candidates"])
     yield _tile("MRR", head["mrr"], "mrr")
     if found := figures["calibration"]:
-        name = "expected_calibration_error"
-        yield _tile(CALIBRATION[name], found[name], name)
+        error = found["expected_calibration_error"]
+        yield _tile(CALIBRATION["expected_calibration_error"], error, "expected_calibration_error")
 
 
-def _tile(title: str, figure: Row, name: str = "") -> tuple[str, str, str]:
+def _tile(title: str, figure: PlainFigure, name: str = "") -> tuple[str, str, str]:
     return title, value(figure, name), interval(figure, name) or "no interval"
 
 
-def _published(figures: Row) -> list[tuple[str, ...]]:
+def _published(figures: PlainEvaluation) -> list[tuple[str, ...]]:
     """A table of this run and published results; empty where no data set is one of the published."""
     ours = {name.casefold(): figure for name, figure in figures["breakdowns"]["dataset"].items()}
     if not any(name in ours for name in _KNOWN_SETS):
@@ -145,52 +147,52 @@ _BY = {
 }
 
 
-def drawn(figures: Row) -> list[str]:
+def drawn(figures: PlainEvaluation) -> list[str]:
     """The SVG of every plot for which there are figures."""
     return [*_calibration(figures["calibration"]), *_breakdowns(figures), *_popularity(figures)]
 
 
-def series(name: str, figures: Sequence[Row], x: Sequence[float] = ()) -> Series:
+def figure_series(name: str, figures: Sequence[PlainFigure], x: Sequence[float] = ()) -> Series:
     """Figures with their intervals; nan where there is none."""
     ends = [figure["interval_95"] or (nan, nan) for figure in figures]
     values = [nan if figure["value"] is None else figure["value"] for figure in figures]
     return Series(name, values, [low for low, _ in ends], [high for _, high in ends], x)
 
 
-def _calibration(found: Row | None) -> Iterator[str]:
+def _calibration(found: PlainCalibration | None) -> Iterator[str]:
     if not found:
         return
     bins, steps = found["reliability"], found["coverage"]
     probability = Axis("probability", _SHARE, percent=True)
-    sure = series("right", [b["accuracy"] for b in bins], [b["probability"] for b in bins])
+    sure = figure_series("right", [b["accuracy"] for b in bins], [b["probability"] for b in bins])
     yield lines([sure], title="Reliability", x=probability, y=_ACCURACY, dots=True, diagonal=True)
-    covered = series("accuracy", [s["accuracy"] for s in steps], [s["coverage"] for s in steps])
+    covered = figure_series("accuracy", [s["accuracy"] for s in steps], [s["coverage"] for s in steps])
     share = Axis("share answered, surest first", _SHARE, percent=True)
     lowest = min((low for low in covered.low or () if not isnan(low)), default=0.0)
     accuracy = Axis("accuracy of the answered", (0.1 * int(10 * lowest), 1.0), percent=True)
     yield lines([covered], title="Accuracy when only the surest are answered", x=share, y=accuracy, dots=True)
 
 
-def _breakdowns(figures: Row) -> Iterator[str]:
+def _breakdowns(figures: PlainEvaluation) -> Iterator[str]:
     baseline = figures["baseline"]
     for name, (title, x) in _BY.items():
         if table := figures["breakdowns"].get(name):
-            both = [series("this run", list(table.values()))]
+            both = [figure_series("this run", list(table.values()))]
             if baseline:
-                both.append(series("without a model", list(baseline["breakdowns"][name].values())))
+                both.append(figure_series("without a model", list(baseline["breakdowns"][name].values())))
             yield bars(list(table), both, title=title, y=_ACCURACY, x=x)
 
 
-def _popularity(figures: Row) -> Iterator[str]:
+def _popularity(figures: PlainEvaluation) -> Iterator[str]:
     found, baseline = figures["popularity"], figures["baseline"]
     if not found:
         return
     runs = {"this run": found} | ({"without a model": baseline["popularity"]} if baseline else {})
-    means = [series(name, [f["true_mean"], f["predicted_mean"]]) for name, f in runs.items()]
+    means = [figure_series(name, [f["true_mean"], f["predicted_mean"]]) for name, f in runs.items()]
     groups = ["the right entity", "the answer"]
     yield bars(groups, means, title="Popularity of what was answered", y=Axis("mean times in training"))
     wrong = ["wrong_more", "wrong_equal", "wrong_less"]
-    shares = [series(name, [f[key] for key in wrong]) for name, f in runs.items()]
+    shares = [figure_series(name, [f[key] for key in wrong]) for name, f in runs.items()]
     y = Axis("share of wrong answers", percent=True)
     groups = ["more popular", "as popular", "less popular"]
     yield bars(groups, shares, title="Wrong answers against the right entity", y=y, x="the answer is")

@@ -9,15 +9,16 @@ from gemel_ray.ranking.features import GRAPH, RETRIEVAL
 
 @dataclass(frozen=True)
 class Cell:
-    """`settings` as --set takes them; `variant` of the documents (variants.py); `prefix` visual vectors a
-    picture, by a mapper trained for it; 0: the workspace's own mapper. `sees`: nothing without pictures.
-    `without`: evidence (ranking/features.py) that a ranker fitted for the cell does without."""
+    """`settings` as --set takes them; `variant` of the documents (variants.py); `prefix`: visual vectors per
+    picture, by a mapper trained for the cell, 0 for the workspace's mapper; `needs_pictures`: the cell is
+    left out if the documents have none; `without`: an evidence (ranking/features.py) left out of the ranker,
+    which is fitted again for the cell."""
 
     name: str
     settings: tuple[str, ...] = ()
     variant: str = "clean"
     prefix: int = 0
-    sees: bool = False
+    needs_pictures: bool = False
     without: str = ""
 
 
@@ -29,38 +30,45 @@ _EVIDENCE = (
     "examples of this mention", "other examples of it", "name", "description", "years", "neighbours",
     "popularity", GRAPH, RETRIEVAL,
 )  # fmt: skip
-_OWN = "retrieve.shared_sets=0"  # each mention is shown its own nearest examples
+_NOT_SHARED = "retrieve.shared_sets=0"  # each mention is shown its nearest examples
 BASE = Cell("as configured")
 GROUPS: dict[str, tuple[Cell, ...]] = {
     "demonstrations": _each("retrieve.demonstrations", 0, 1, 4, 8, 16),
     "sets": (
-        Cell("own lists", (_OWN,)),
+        Cell("not shared", (_NOT_SHARED,)),
         *(
             Cell(f"{n:,} shared", (f"retrieve.shared_sets={n}", "retrieve.nearest=0"))
             for n in (1, 64, 512, 4096)
         ),
-        *(Cell(f"1 shared, {n} own", ("retrieve.shared_sets=1", f"retrieve.nearest={n}")) for n in (1, 4)),
+        *(
+            Cell(f"1 shared, {n} nearest", ("retrieve.shared_sets=1", f"retrieve.nearest={n}"))
+            for n in (1, 4)
+        ),
     ),
     "retrieval": (
-        Cell("random", ("retrieve.by=random", "retrieve.official_order=false", _OWN)),
-        Cell("mention", ("retrieve.by=mention", _OWN)),
-        Cell("image", ("retrieve.by=image", "retrieve.official_order=false", _OWN), sees=True),
-        Cell("fused", ("retrieve.by=fused", "retrieve.official_order=false", _OWN), sees=True),
+        Cell("random", ("retrieve.by=random", "retrieve.official_order=false", _NOT_SHARED)),
+        Cell("mention", ("retrieve.by=mention", _NOT_SHARED)),
+        Cell(
+            "image", ("retrieve.by=image", "retrieve.official_order=false", _NOT_SHARED), needs_pictures=True
+        ),
+        Cell(
+            "fused", ("retrieve.by=fused", "retrieve.official_order=false", _NOT_SHARED), needs_pictures=True
+        ),
     ),
     "pictures": (
-        Cell("right", sees=True),
-        Cell("of another caption", variant="shuffled", sees=True),
-        Cell("for retrieval only", ("assemble.images=false",), sees=True),
-        Cell("absent", ("assemble.images=false",), variant="blind", sees=True),
+        Cell("right", needs_pictures=True),
+        Cell("of another caption", variant="shuffled", needs_pictures=True),
+        Cell("for retrieval only", ("assemble.images=false",), needs_pictures=True),
+        Cell("absent", ("assemble.images=false",), variant="blind", needs_pictures=True),
     ),
-    "prefix": tuple(Cell(str(k), prefix=k, sees=True) for k in (1, 2, 4, 8)),
+    "prefix": tuple(Cell(str(k), prefix=k, needs_pictures=True) for k in (1, 2, 4, 8)),
     "names": tuple(Cell(str(n).lower(), (f"retrieve.names={str(n).lower()}",)) for n in (True, False)),
     "neighbours": _each("generate.neighbour_weight", 0.0, 0.25, 0.5, 0.75, 1.0),
     "ranking": _each("generate.ranking", 0.0, 0.5, 0.7, 0.9, 1.0),
     "parts": (
         Cell("without the language model", ("generate.ranking=1",)),
         Cell("without the ranker", ("retrieve.ranking=0",)),
-        Cell("without pictures", ("assemble.images=false",), variant="blind", sees=True),
+        Cell("without pictures", ("assemble.images=false",), variant="blind", needs_pictures=True),
         *(Cell(f"without {name}", without=name) for name in _EVIDENCE),
     ),
     "search": (
@@ -93,7 +101,7 @@ GROUPS: dict[str, tuple[Cell, ...]] = {
         Cell("mentions in capitals", variant="capitals"),
         Cell("mentions by their last words", variant="last-word"),
         Cell("mentions by their initials", variant="initials"),
-        Cell("picture of another caption", variant="shuffled", sees=True),
-        Cell("picture damaged", variant="damaged", sees=True),
+        Cell("picture of another caption", variant="shuffled", needs_pictures=True),
+        Cell("picture damaged", variant="damaged", needs_pictures=True),
     ),
 }

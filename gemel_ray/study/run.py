@@ -1,11 +1,11 @@
-"""A study's jobs, one after the other, and what they found."""
+"""A study's jobs, one after the other, and their rows."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,17 @@ from gemel_ray.offline import link
 from gemel_ray.progress import Meter
 from gemel_ray.study import variants
 from gemel_ray.study.cells import BASE, GROUPS, Cell
+from gemel_ray.study.rows import CellRow, StudyRows
 
 Say = Callable[[str], None]
-Configured = Callable[[Mapping[str, Any], Sequence[str]], Config]  # a workspace's settings, --set options
+# From a workspace's settings and --set options. Commands pass a partial function.
+Configured = Callable[[dict[str, Any], Sequence[str]], Config]
 
 
 @dataclass(frozen=True)
 class Study:
-    """Where and on what. `train` tells which targets were never seen, and trains mappers of other prefix
-    lengths, chosen by `dev`."""
+    """What to measure. The `train` files show which targets were seen in training, and train mappers of other
+    prefix lengths, which are chosen by the `dev` files."""
 
     workspace: Path
     output: Path
@@ -39,52 +41,52 @@ class Study:
     seed: int = 0
 
 
-def study(of: Study, groups: Sequence[str], configured: Configured, say: Say) -> dict[str, Any]:
-    """Do all cells of `groups`; returns, and writes to OUTPUT/study.json after each, one row a cell."""
-    rows = variants.sample(of.gold, of.limit, of.seed)
-    seen = variants.sees(rows)
-    judge = _Judge(of, rows, configured, say)
-    base = judge.judged(BASE)
-    found: dict[str, Any] = {
-        "gold": list(of.gold),
-        "documents": len(rows),
-        "workspace": str(of.workspace),
+def study(plan: Study, groups: Sequence[str], configured: Configured, say: Say) -> StudyRows:
+    """Run all cells of `groups`, one row per cell. OUTPUT/study.json is rewritten after each."""
+    documents = variants.sample(plan.gold, plan.limit, plan.seed)
+    pictures = variants.have_pictures(documents)
+    runner = _Runner(plan, documents, configured, say)
+    base = runner.evaluation(BASE)
+    rows: StudyRows = {
+        "gold": list(plan.gold),
+        "documents": len(documents),
+        "workspace": str(plan.workspace),
         "base": _row("", BASE, base, base),
         "cells": [],
         "left_out": [],
     }
     for group, cell in ((g, c) for g in groups for c in GROUPS[g]):
-        why = _impossible(of, cell, seen, judge.evidence)
+        why = _why_left_out(plan, cell, pictures, runner.evidence)
         if why:
-            found["left_out"].append({"group": group, "cell": cell.name, "why": why})
+            rows["left_out"].append({"group": group, "cell": cell.name, "why": why})
             continue
         say(f"{group}: {cell.name}")
-        found["cells"].append(_row(group, cell, judge.judged(cell), base))
-        _write(of.output / "study.json", found)
-    _write(of.output / "study.json", found)
-    return found
+        rows["cells"].append(_row(group, cell, runner.evaluation(cell), base))
+        _write(plan.output / "study.json", rows)
+    _write(plan.output / "study.json", rows)
+    return rows
 
 
-def _impossible(of: Study, cell: Cell, seen: bool, evidence: Collection[str]) -> str | None:
+def _why_left_out(plan: Study, cell: Cell, pictures: bool, evidence: Collection[str]) -> str | None:
     if cell.without and cell.without not in evidence:
-        return "the workspace has no ranker that sees this"
-    if cell.sees and not seen:
+        return "the workspace has no ranker with this evidence"
+    if cell.needs_pictures and not pictures:
         return "the documents have no pictures"
-    if cell.prefix and not (of.train and of.dev):
+    if cell.prefix and not (plan.train and plan.dev):
         return "a mapper of this length has to be trained: give --train and --dev"
     return None
 
 
-class _Judge:
-    """Links each way once, and evaluates it."""
+class _Runner:
+    """Runs cells, unless their output is there already, and evaluates them."""
 
-    def __init__(self, of: Study, rows: list[variants.Row], configured: Configured, say: Say) -> None:
-        self.of, self.rows, self.configured, self.say = of, rows, configured, say
-        self.known = known(of.train)
-        self.evidence = _evidence(of.workspace)
+    def __init__(self, plan: Study, rows: list[variants.Row], configured: Configured, say: Say) -> None:
+        self.plan, self.rows, self.configured, self.say = plan, rows, configured, say
+        self.known = known(plan.train)
+        self.evidence = _evidence(plan.workspace)
 
-    def judged(self, cell: Cell) -> Evaluation:
-        file = self.of.output / "inputs" / f"{cell.variant}.parquet"
+    def evaluation(self, cell: Cell) -> Evaluation:
+        file = self.plan.output / "inputs" / f"{cell.variant}.parquet"
         if not file.exists():
             variants.write(self.rows, cell.variant, file)
         folder = self._workspace(cell)
@@ -93,45 +95,49 @@ class _Judge:
         opened.ask(self.say)
         without = f"-without-{cell.without.replace(' ', '-')}" if cell.without else ""
         run = f"{config.fingerprint(opened.version)}-{cell.variant}{without}"
-        output = self.of.output / "runs" / run
+        output = self.plan.output / "runs" / run
         if not (output / "manifest.json").exists():
             with Meter("documents", len(self.rows)) as meter:
                 link(config, folder, [str(file)], output, meter.add)
         return evaluate(output, [str(file)], self.known)
 
     def _workspace(self, cell: Cell) -> Path:
-        """The workspace with a mapper of the cell's prefix length, or a ranker without the evidence that it
-        leaves out: a copy that shares all other files."""
+        """The workspace with a mapper of the cell's prefix length, or with a ranker without the evidence that
+        the cell leaves out: a copy that shares all other files."""
         if not cell.prefix and not cell.without:
-            return self.of.workspace
+            return self.plan.workspace
         name = f"prefix-{cell.prefix}" if cell.prefix else f"without-{cell.without.replace(' ', '-')}"
-        folder = self.of.output / "workspaces" / name
+        folder = self.plan.output / "workspaces" / name
         if folder.exists():
             return folder
         if cell.without:
             return self._refitted(folder, cell.without)
         from gemel_ray.training import train
 
-        leave = shutil.ignore_patterns("mapper.safetensors", "training", "cache")
         with storage.new_folder(folder) as aside:
-            shutil.copytree(self.of.workspace, aside, copy_function=_shared, ignore=leave, dirs_exist_ok=True)
+            self._copy(aside, "mapper.safetensors")
             config = self.configured(read_facts(aside)["settings"], [f"train.prefix={cell.prefix}"])
-            train(config, self.of.train, self.of.dev, aside, self.say)
+            train(config, self.plan.train, self.plan.dev, aside, self.say)
         return folder
 
     def _refitted(self, folder: Path, without: str) -> Path:
         from gemel_ray.ranking.making import refit
 
         with storage.new_folder(folder) as aside:
-            leave = shutil.ignore_patterns("training", "cache")
-            shutil.copytree(self.of.workspace, aside, copy_function=_shared, ignore=leave, dirs_exist_ok=True)
+            self._copy(aside)
             config = self.configured(read_facts(aside)["settings"], ())
             self.say(refit(Workspace.open(aside, config), config, [without]))
         return folder
 
+    def _copy(self, folder: Path, *left_out: str) -> None:
+        """Copy the workspace except for these files, its training and its cache."""
+        ignored = shutil.ignore_patterns("training", "cache", *left_out)
+        workspace = self.plan.workspace
+        shutil.copytree(workspace, folder, copy_function=_link_or_copy, ignore=ignored, dirs_exist_ok=True)
+
 
 def _evidence(workspace: Path) -> list[str]:
-    """What the workspace's ranker sees; nothing where there is none."""
+    """The evidence of the workspace's ranker; empty without a ranker."""
     from gemel_ray.ranking.features import of_features
     from gemel_ray.ranking.ranker import Ranker
     from gemel_ray.ranking.ranking import FILE
@@ -140,23 +146,22 @@ def _evidence(workspace: Path) -> list[str]:
     return [group.name for group in of_features(Ranker.load(file).features)] if file.exists() else []
 
 
-def _shared(source: str, target: str) -> None:
-    """A hard link; but in its vectors Qdrant writes, of every version: they are copied."""
+def _link_or_copy(source: str, target: str) -> None:
+    """Make a hard link. Vectors are copied, since Qdrant writes in their files."""
     (shutil.copy2 if "vectors" in Path(source).parts else os.link)(source, target)
 
 
-def _row(group: str, cell: Cell, found: Evaluation, base: Evaluation) -> dict[str, Any]:
-    """What the table, the plots and the JSON say of a cell."""
-    figures, manifest = found.figures(), json.loads((_output(found) / "manifest.json").read_text())
+def _row(group: str, cell: Cell, run: Evaluation, base: Evaluation) -> CellRow:
+    figures, manifest = run.figures(), json.loads((_output(run) / "manifest.json").read_text())
     usage = manifest["measures"].get("generate", {})
     mentions = max(1, usage.get("mentions", 0))
-    against = compare(_aligned(found, base), base).figures()
+    against = compare(_aligned(run, base), base).figures()
     return {
         "group": group,
         "cell": cell.name,
         "settings": list(cell.settings),
         "variant": cell.variant,
-        "run": _output(found).name,
+        "run": _output(run).name,
         "mentions": figures["mentions"],
         "accuracy": figures["headline"]["accuracy"],
         "among_candidates": figures["headline"]["among_candidates"],
@@ -169,17 +174,17 @@ def _row(group: str, cell: Cell, found: Evaluation, base: Evaluation) -> dict[st
     }
 
 
-def _aligned(found: Evaluation, base: Evaluation) -> Evaluation:
-    """`found` with the mentions of `base`: the same in the same order, whose words and places a variant may
-    have changed."""
-    pairs = zip(found.judged, base.judged, strict=True)
-    return replace(found, judged=[replace(ours, gold=theirs.gold) for ours, theirs in pairs])
+def _aligned(run: Evaluation, base: Evaluation) -> Evaluation:
+    """`run` with the gold mentions of `base`: they are the same in the same order, but a variant may have
+    changed their words and places."""
+    pairs = zip(run.judged, base.judged, strict=True)
+    return replace(run, judged=[replace(ours, gold=theirs.gold) for ours, theirs in pairs])
 
 
-def _output(found: Evaluation) -> Path:
-    assert isinstance(found.output, Path)
-    return found.output
+def _output(run: Evaluation) -> Path:
+    assert isinstance(run.output, Path)
+    return run.output
 
 
-def _write(path: Path, found: dict[str, Any]) -> None:
-    storage.write(path, json.dumps(found, indent=2))
+def _write(path: Path, rows: StudyRows) -> None:
+    storage.write(path, json.dumps(rows, indent=2))

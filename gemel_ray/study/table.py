@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from gemel_ray.evaluation.table import interval, value
+from gemel_ray.study.rows import StudyRows
 
 _HEADS = ("accuracy", "95% interval", "against base", "p", "computed", "seconds")
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
-    """One a cell; `computed`: prompt tokens a mention beyond the prefix cache; seconds with start-up."""
+def lines(study: StudyRows) -> Iterator[str]:
+    """One line per cell."""
     yield _line("", *_HEADS)
     group = ""
-    for row in (found["base"], *found["cells"]):
+    for row in (study["base"], *study["cells"]):
         if row["group"] != group:
             group = row["group"]
             yield f"\n{group}"
@@ -27,8 +27,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
             f"{row['computed']:,.0f}",
             f"{row['seconds']:,.0f}",
         )
-    for row in found["left_out"]:
-        yield f"\nleft out: {row['group']}: {row['cell']}: {row['why']}"
+    for left_out in study["left_out"]:
+        yield f"\nleft out: {left_out['group']}: {left_out['cell']}: {left_out['why']}"
 
 
 def _line(name: str, accuracy: str, within: str, shift: str, chance: str, computed: str, seconds: str) -> str:

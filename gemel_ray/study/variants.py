@@ -1,7 +1,7 @@
-"""The documents of a study, and the same with something wrong: for measuring what a linker bears.
+"""The documents of a study, and variants of them with errors: for measuring how robust a linker is.
 
-Documents and mentions keep their order and targets, so that every variant is its own gold. What is drawn at
-random is drawn by the document's id: the same in every run.
+Documents and mentions keep their order and targets, so a variant serves as gold, too. Random choices depend
+on the document's id alone: they are the same in every run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gemel_ray.readers import documents
 
 Row = dict[str, Any]
 _SHARE = 0.1  # of a caption's letters that are mistyped
-_QUALITY, _SCALE = 5, 4  # of a damaged picture: JPEG's, and by how much it was once smaller
+_QUALITY, _SCALE = 5, 4  # of a damaged picture: JPEG quality, and the factor by which it is shrunk
 _SOUNDS = {
     "sch": "sh", "ph": "f", "ck": "k", "ch": "k", "c": "k", "w": "v", "th": "t", "oe": "ö", "ae": "ä",
 }  # fmt: skip
@@ -51,17 +51,17 @@ def sample(files: Iterable[str], limit: int, seed: int) -> list[Row]:
 
 
 def _placed(row: Row) -> bool:
-    """A mention that stands nowhere in its text could not be found again in a changed one."""
+    """Whether all mentions have places: without one, a mention could not be found in a changed text."""
     return all(m["start"] is not None for m in row["given"])
 
 
-def sees(rows: Iterable[Row]) -> bool:
+def have_pictures(rows: Iterable[Row]) -> bool:
     """Whether any document has a picture."""
     return any(row[name] is not None for row in rows for name in _PICTURE)
 
 
 def write(rows: list[Row], variant: str, path: Path) -> None:
-    """Write the documents, changed as `variant` says, in our own form."""
+    """Write the documents, changed as `variant` says, in this project's form."""
     changed = VARIANTS[variant](rows)
     table = [
         {
@@ -92,19 +92,19 @@ SCHEMA = pa.schema(
 
 
 def shuffled(rows: list[Row]) -> list[Row]:
-    """Each picture moved to the next document that has another one."""
+    """Each document with the picture of the next one."""
     moved = rows[1:] + rows[:1]
     return [row | {name: other[name] for name in _PICTURE} for row, other in zip(rows, moved, strict=True)]
 
 
 def blind(rows: list[Row]) -> list[Row]:
-    """Without pictures."""
+    """The documents without pictures."""
     return [row | dict.fromkeys(_PICTURE) for row in rows]
 
 
 def damaged(rows: list[Row]) -> list[Row]:
-    """Pictures once shrunk to a quarter and saved as the poorest JPEG. One that cannot be read stays as it
-    is; ready-made features cannot be damaged, and are left out."""
+    """Pictures shrunk to a quarter, enlarged again and saved as a poor JPEG. A picture that cannot be read is
+    not changed; precomputed features cannot be damaged, and are left out."""
     return [row | _damaged(row) | {"image_key": None} for row in rows]
 
 
@@ -120,7 +120,7 @@ def _damaged(row: Row) -> Row:
 
 
 def caption_typos(rows: list[Row]) -> list[Row]:
-    """A tenth of the letters outside all mentions is another letter."""
+    """A tenth of the letters outside mentions replaced by others."""
     changed = []
     for row in rows:
         inside = {i for m in row["given"] if not m["error"] for i in range(m["start"], m["end"])}
@@ -133,7 +133,7 @@ def caption_typos(rows: list[Row]) -> list[Row]:
 
 
 def mention_typos(rows: list[Row]) -> list[Row]:
-    """One letter of every mention, two of those longer than eight, is another letter."""
+    """One letter of every mention replaced by another; two letters if it has more than eight."""
     changed = []
     for row in rows:
         text, rng = row["text"], _drawing(row)
@@ -148,28 +148,28 @@ def mention_typos(rows: list[Row]) -> list[Row]:
 
 
 def respelled(rows: list[Row]) -> list[Row]:
-    """Mentions as another language might spell them, by what sounds alike. One that has none of these letters
-    has its first small vowel doubled."""
+    """Mentions as another language might spell them, by letters that sound alike. In a mention without such
+    letters the first small vowel is doubled."""
     return _renamed(rows, _respelled)
 
 
 def last_words(rows: list[Row]) -> list[Row]:
-    """Of mentions of several words the last alone: family names."""
+    """Mentions of several words shortened to the last one: family names."""
     return _renamed(rows, lambda words: words.split()[-1])
 
 
 def initials(rows: list[Row]) -> list[Row]:
-    """Of mentions of several words their first letters."""
+    """Mentions of several words shortened to their first letters."""
     return _renamed(rows, lambda words: "".join(w[0] for w in words.split()) if " " in words else words)
 
 
 def slips(rows: list[Row]) -> list[Row]:
-    """One letter of every mention, not the first, is left out, doubled or changes places with the next."""
+    """One letter of every mention, not the first, left out, doubled or swapped with the next."""
     return _renamed(rows, _slipped)
 
 
 def without_accents(rows: list[Row]) -> list[Row]:
-    """Mentions without the accents of their letters."""
+    """Mentions without accents."""
     return _renamed(rows, lambda words: "".join(c for c in normalize("NFKD", words) if not combining(c)))
 
 
@@ -198,7 +198,8 @@ def _respelled(words: str) -> str:
 
 
 def _renamed(rows: list[Row], rename: Callable[[str], str]) -> list[Row]:
-    """Every mention replaced, and the places behind it moved; documents whose mentions overlap stay."""
+    """Replace every mention, and move the places after it; documents with overlapping mentions do not
+    change."""
     changed = []
     for row in rows:
         text, moved, places = row["text"], 0, dict[int, tuple[int, int]]()
