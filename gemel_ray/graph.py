@@ -8,24 +8,28 @@ have their answer, good or bad (`status` is set), skip all later stages. Knows n
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gemel_ray.checked import nearest
 from gemel_ray.errors import GraphError
 from gemel_ray.segments import OnlineSegment, SegmentOptions
-from gemel_ray.stage import ERROR, Stage, Work, called
-from gemel_ray.tables import STATUS, combined, explode, failed, replaced, settled
+from gemel_ray.stage import ERROR, Stage, Work, combined
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
+STATUS = pa.field("status", pa.string())  # null: in progress; linked, nil or error: has its answer
 FINGERPRINT = pa.field("fingerprint", pa.string())
 
 
@@ -76,13 +80,15 @@ class Graph:
                 return schema.field(column).type
         raise GraphError(f"no stage writes {column}")
 
-    def kept_after(self, stop: int) -> set[str]:
-        """Columns that stage `stop` or a later one, or the result, still reads."""
-        later = self.stages[stop:]
-        needed = {STATUS.name, ERROR.name, *self.result.names}
-        return needed.union(*((*s.reads, *s.explodes) for s in later)) if later else needed
+    @cached_property
+    def _read_after(self) -> list[set[str]]:
+        """For each stage, the columns that a later one, or the result, reads."""
+        read = [{STATUS.name, ERROR.name, *self.result.names}]
+        for stage in self.stages[:0:-1]:
+            read.append(read[-1].union(stage.reads, stage.explodes))
+        return read[::-1]
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The stages' names, in order."""
         return [stage.name for stage in self.stages]
@@ -137,8 +143,22 @@ class Segment:
     async def run(self, table: pa.Table, seconds: dict[str, float] | None = None) -> pa.Table:
         """Rows in, rows out, in order; documents become mentions at the stage that explodes them. Each
         stage's time is added to `seconds`, too."""
+        totals = [self.seconds] if seconds is None else [self.seconds, seconds]
         with self.occupied():
-            return await self._run(table, {} if seconds is None else seconds)
+            for column in (STATUS, ERROR):
+                if column.name not in table.column_names:
+                    table = table.append_column(column, pa.nulls(len(table), column.type))
+            for index, work in self.works:
+                began = time.perf_counter()
+                table = await self._through(index, work, table)
+                for total in totals:
+                    name = self.graph.names[index]
+                    total[name] = total.get(name, 0.0) + time.perf_counter() - began
+        if self.works[-1][0] < len(self.graph.stages) - 1:
+            return table
+        fingerprint = pa.repeat(pa.scalar(self.graph.fingerprint), len(table))
+        table = settled(table).append_column(FINGERPRINT, fingerprint)
+        return table.select(self.graph.result.names).cast(self.graph.result)
 
     @contextmanager
     def occupied(self) -> Iterator[None]:
@@ -151,45 +171,25 @@ class Segment:
             if not self.under_way:
                 self.idle.set()
 
-    async def _run(self, table: pa.Table, seconds: dict[str, float]) -> pa.Table:
-        for column in (STATUS, ERROR):
-            if column.name not in table.column_names:
-                table = table.append_column(column, pa.nulls(len(table), column.type))
-        for index, work in self.works:
-            stage = self.graph.stages[index]
-            if stage.explodes:
-                table = explode(table, stage.explodes)
-            table = settled(table)
-            began = time.perf_counter()
-            table = await self._apply(stage, work, table)
-            for total in (self.seconds, seconds):
-                total[stage.name] = total.get(stage.name, 0.0) + time.perf_counter() - began
-            kept = self.graph.kept_after(index + 1)
-            table = table.select([c for c in table.column_names if c in kept])
-        if self.works[-1][0] == len(self.graph.stages) - 1:
-            table = settled(table).append_column(
-                FINGERPRINT, pa.repeat(pa.scalar(self.graph.fingerprint), len(table))
-            )
-            table = table.select(self.graph.result.names).cast(self.graph.result)
-        return table
-
-    async def _apply(self, stage: Stage, work: Work, table: pa.Table) -> pa.Table:
+    async def _through(self, index: int, work: Work, table: pa.Table) -> pa.Table:
+        """The rows after a stage, which sees those without an answer."""
+        stage = self.graph.stages[index]
+        table = settled(explode(table, stage.explodes) if stage.explodes else table)
         active = pc.indices_nonzero(pc.is_null(table[STATUS.name]))
+        written = stage.writes.empty_table()
         if len(active):
             written = await called(stage, work, table.select(stage.reads).take(active))
-        else:
-            written = stage.writes.empty_table()
-        self.rows[stage.name] = self.rows.get(stage.name, 0) + len(active)
+        name = self.graph.names[index]
+        self.rows[name] = self.rows.get(name, 0) + len(active)
         # Row i of the table is row back[i] of what was written, or null if it was skipped.
         back = pc.index_in(pa.array(range(len(table)), active.type), value_set=active)
-        for column in stage.writes:
-            table = table.append_column(column, combined(written[column.name]).take(back))
-        if STATUS.name in written.column_names:
-            status = combined(written[STATUS.name]).take(back)
-            table = replaced(table, STATUS, pc.coalesce(table[STATUS.name], status))
-        if ERROR.name in written.column_names:
-            table = failed(table, combined(written[ERROR.name]).take(back))
-        return table
+        for column in written.schema:
+            values = combined(written[column.name]).take(back)
+            if column.name in (STATUS.name, ERROR.name):  # a row keeps what it has
+                table = replaced(table, column, pc.coalesce(table[column.name], values))
+            else:
+                table = table.append_column(column, values)
+        return table.select([c for c in table.column_names if c in self.graph._read_after[index]])
 
     def check(self) -> None:
         """Raise if a stage has failed for good, and this process must be replaced."""
@@ -235,6 +235,75 @@ class Segment:
             "rows": dict(self.rows),
             **{k: v for k, v in counts.items() if v},
         }
+
+
+# What the runner does to tables: call a stage, explode lists to rows, set status and reason.
+
+
+async def called(stage: Stage, work: Work, batch: pa.Table) -> pa.Table:
+    """The output of a work for a batch, checked against its stage's contract. Work that computes runs in a
+    thread, so that coroutines continue meanwhile. Raises GraphError."""
+    if work.waits:
+        written: pa.Table = await cast(Awaitable[pa.Table], work(batch))
+    else:
+        written = cast(pa.Table, await asyncio.to_thread(work, batch))
+    if inspect.iscoroutine(written):
+        written.close()
+        raise GraphError(f"stage {stage.name} waits: its {type(work).__name__} must say `waits = True`")
+    if len(written) != len(batch):
+        raise GraphError(f"stage {stage.name} was given {len(batch)} rows and returned {len(written)}")
+    promised = written.schema.names[: len(stage.writes)]
+    if not written.select(promised).schema.equals(stage.writes):
+        raise GraphError(f"stage {stage.name} promised {stage.writes} and wrote {written.schema}")
+    return written
+
+
+def explode(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """One row per element of the list columns; structs become columns with their fields' names, other lists
+    lose their plural s. A document without elements stays one row: with its error, or, if it has no mentions,
+    with the answer nil. A struct's `error` becomes the row's error."""
+    count = _lengths(table[columns[0]])
+    kept = np.maximum(count, 1)
+    parent = np.repeat(np.arange(len(table)), kept)
+    position = np.arange(len(parent)) - np.repeat(np.cumsum(kept) - kept, kept)
+    out = table.drop_columns(list(columns)).take(pa.array(parent))
+    for column in columns:
+        flat = _elements(table[column], parent, position)
+        if not pa.types.is_struct(flat.type):
+            out = out.append_column(column.removesuffix("s"), flat)
+            continue
+        for inner in flat.type:
+            made = pc.struct_field(flat, inner.name)
+            out = failed(out, made) if inner.name == ERROR.name else out.append_column(inner, made)
+    empty = pc.and_(pa.array(count[parent] == 0), pc.is_null(out[ERROR.name]))
+    return replaced(out, STATUS, pc.if_else(empty, "nil", out[STATUS.name]))
+
+
+def _lengths(lists: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+
+
+def _elements(
+    lists: pa.ChunkedArray, parent: npt.NDArray[np.int64], position: npt.NDArray[np.int64]
+) -> pa.Array:
+    """Element `position` of list `parent`; null if that list is null (its document failed) or too short."""
+    length = _lengths(lists)
+    index = (np.cumsum(length) - length)[parent] + position
+    return pc.list_flatten(combined(lists)).take(pa.array(index, mask=position >= length[parent]))
+
+
+def failed(table: pa.Table, reasons: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The table with these reasons as errors; a row keeps its first reason."""
+    return replaced(table, ERROR, pc.coalesce(table[ERROR.name], reasons))
+
+
+def replaced(table: pa.Table, column: pa.Field, values: pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(column.name), column, values)
+
+
+def settled(table: pa.Table) -> pa.Table:
+    """The table with status error in rows with an error."""
+    return replaced(table, STATUS, pc.if_else(pc.is_valid(table[ERROR.name]), "error", table[STATUS.name]))
 
 
 def run_in_process(segment: Segment, batches: Iterator[pa.Table], overlap: int = 4) -> Iterator[pa.Table]:

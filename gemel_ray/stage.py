@@ -11,16 +11,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-
-from gemel_ray.errors import GraphError
+import pyarrow.compute as pc
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
@@ -34,7 +33,7 @@ class Stage:
     machine, its share of the fingerprint.
 
     `explodes` names list columns of equal length: before this stage every document becomes one row
-    for each of their elements, and the lists become columns (see tables.explode).
+    for each of their elements, and the lists become columns (see graph.explode).
     """
 
     reads: ClassVar[tuple[str, ...]]
@@ -101,24 +100,25 @@ def answer(schema: pa.Schema, columns: dict[str, Any], errors: list[str | None] 
     return table if errors is None else table.append_column(ERROR, [pa.array(errors, pa.string())])
 
 
-async def called(stage: Stage, work: Work, batch: pa.Table) -> pa.Table:
-    """The output of a work for a batch, checked against its stage's contract. Work that computes runs in a
-    thread, so that coroutines continue meanwhile. Raises GraphError."""
-    if work.waits:
-        written: pa.Table = await cast(Awaitable[pa.Table], work(batch))
-    else:
-        written = cast(pa.Table, await asyncio.to_thread(work, batch))
-    if inspect.iscoroutine(written):
-        written.close()
-        raise GraphError(f"stage {stage.name} waits: its {type(work).__name__} must say `waits = True`")
-    _check(stage, written, len(batch))
-    return written
+def listed(parts: Sequence[npt.NDArray[Any]], of: pa.DataType) -> pa.ListArray:
+    """A list array with the numbers of each array."""
+    offsets = np.concatenate([[0], np.cumsum(list(map(len, parts)), dtype=np.int64)])
+    flat = np.concatenate([np.empty(0, of.to_pandas_dtype()), *parts]).astype(of.to_pandas_dtype())
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, of))
 
 
-def _check(stage: Stage, written: pa.Table, rows: int) -> None:
-    """Raise GraphError for a stage that loses a row or writes another type."""
-    if len(written) != rows:
-        raise GraphError(f"stage {stage.name} was given {rows} rows and returned {len(written)}")
-    promised = written.schema.names[: len(stage.writes)]
-    if not written.select(promised).schema.equals(stage.writes):
-        raise GraphError(f"stage {stage.name} promised {stage.writes} and wrote {written.schema}")
+def matrix(vectors: pa.ChunkedArray, width: int = 0) -> npt.NDArray[np.float32]:
+    """Lists of equal length (`width` if all are null) as rows; a null becomes a row of NaN."""
+    array, there = combined(vectors), pc.is_valid(vectors).to_numpy()
+    if not there.any():
+        return np.full((len(there), width), np.nan, np.float32)
+    flat = array.flatten().to_numpy().reshape(int(there.sum()), -1)
+    if there.all():
+        return flat  # type: ignore[no-any-return]
+    found = np.full((len(there), flat.shape[1]), np.nan, np.float32)
+    found[there] = flat
+    return found
+
+
+def combined(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)

@@ -31,7 +31,7 @@ LAYERS = (
     ("pictures and models", "pictures models detecting starter.models"),
     ("knowledge", "knowledge"),
     ("decoding, engine, ranking", "decoding engine ranking"),
-    ("stages", "stage tables stages graph"),
+    ("stages", "stage stages graph"),
     ("linking", "config linking sizing doctor in_process client"),
     ("building, training, job, serving", "knowledge.build knowledge.solved knowledge.lengths "
      "knowledge.next_version knowledge.triple_files knowledge.updating knowledge.writing ranking.making "

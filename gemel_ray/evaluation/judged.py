@@ -16,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gemel_ray.graph import explode
 from gemel_ray.job import results
 from gemel_ray.readers import documents
 from gemel_ray.storage import Place
-from gemel_ray.tables import explode
 
 Key = tuple[str, str]
 Row = dict[str, Any]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gemel_ray.errors import Mistake
+from gemel_ray.graph import failed
 from gemel_ray.job.index import (
     REST_DIGEST,
     Done,
@@ -26,7 +27,6 @@ from gemel_ray.job.results import Keys, keys
 from gemel_ray.readers import count, documents
 from gemel_ray.settings import Input
 from gemel_ray.stage import ERROR
-from gemel_ray.tables import failed
 
 # Documents that are not worth a language model's time are filtered before anything is spent on them.
 #

@@ -24,10 +24,9 @@ from gemel_ray.models.encoders import longest_context
 from gemel_ray.readers.fields import short
 from gemel_ray.readers.mentions import place
 from gemel_ray.setting import setting
-from gemel_ray.stage import Stage, Work, answer, settings_of
+from gemel_ray.stage import Stage, Work, answer, listed, settings_of
 from gemel_ray.stages.choosing import LETTERS, Choices
 from gemel_ray.stages.generate import Generate
-from gemel_ray.tables import listed
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace

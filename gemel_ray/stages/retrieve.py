@@ -22,8 +22,7 @@ from gemel_ray.knowledge.vectors import Bonus
 from gemel_ray.models.encoders import unit
 from gemel_ray.ranking.postings import Words
 from gemel_ray.setting import setting
-from gemel_ray.stage import Stage, Work, answer
-from gemel_ray.tables import listed, matrix
+from gemel_ray.stage import Stage, Work, answer, listed, matrix
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
