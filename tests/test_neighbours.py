@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gemel_ray.engine.rescoring import Neighbours, interpolated
 from gemel_ray.engine.work import Candidate
 from gemel_ray.knowledge import bank as banks
 from gemel_ray.knowledge.prefix_tree import PrefixTree, build
+from gemel_ray.stages.answers import Neighbours, interpolated
 from gemel_ray.stages.retrieve import TEMPERATURE, votes
 
 END = 10

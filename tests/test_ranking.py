@@ -35,7 +35,6 @@ from gemel_ray.ranking.descriptions import Described
 from gemel_ray.ranking.evidence import Evidence
 from gemel_ray.ranking.features import FEATURES, Question, bend
 from gemel_ray.ranking.fitting import _of_text, _question, _taught
-from gemel_ray.ranking.joining import joined, likeliest
 from gemel_ray.ranking.making import _neighbours
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.postings import Postings
@@ -44,7 +43,7 @@ from gemel_ray.ranking.ranking import Ranking, witness
 from gemel_ray.ranking.words import compared, folded, telling, years
 from gemel_ray.readers import documents
 from gemel_ray.records import LINK
-from gemel_ray.stages.answers import settled
+from gemel_ray.stages.answers import joined, likeliest, settled
 from gemel_ray.stages.ranked import Ranked
 
 TRADES = {

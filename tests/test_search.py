@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from gemel_ray.engine.rescoring import Prior
 from gemel_ray.engine.search import Expansions, beam, exact, greedy
 from gemel_ray.engine.work import Candidate, Path, Step, probabilities
 from gemel_ray.knowledge.prefix_tree import PrefixTree, build
+from gemel_ray.stages.answers import Prior
 
 VOCABULARY, END = 30, 29
 SCORES = ["paper", "tree"]

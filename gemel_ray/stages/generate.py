@@ -181,10 +181,7 @@ class Generate(Stage):
                 "generate.prior_weight and generate.neighbour_weight cannot be had both: set one to 0"
             )
 
-    def asked(self, options: dict[str, Any] | None) -> Generate:
+    def asked(self, options: dict[str, Any]) -> Generate:
         """The stage as a row's document wants it. Raises ValueError for options that do not go together."""
         names = {"candidates": "beams", "search": "search", "nil_threshold": "nil_threshold"}
-        own: dict[str, Any] = {
-            names[k]: v for k, v in (options or {}).items() if k in names and v is not None
-        }
-        return replace(self, **own) if own else self
+        return replace(self, **{names[k]: v for k, v in options.items() if k in names and v is not None})

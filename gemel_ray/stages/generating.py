@@ -21,7 +21,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.engine.admission import Beginnings, Room
-from gemel_ray.engine.rescoring import Neighbours, Prior, interpolated
 from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.run import Engine
 from gemel_ray.engine.search import Expansions, Rollout, beam, exact, greedy
@@ -29,9 +28,17 @@ from gemel_ray.engine.vllm.starting import EngineOptions
 from gemel_ray.engine.work import Asked, Candidate, Path, Prompt, PromptEmbeddings, Step, Usage, probabilities
 from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree
-from gemel_ray.ranking.joining import joined, likeliest
 from gemel_ray.stage import Stage, Work, answer, settings_of
-from gemel_ray.stages.answers import by_ranker, reasons_of, settled
+from gemel_ray.stages.answers import (
+    Neighbours,
+    Prior,
+    by_ranker,
+    interpolated,
+    joined,
+    likeliest,
+    reasons_of,
+    settled,
+)
 from gemel_ray.stages.assemble import query_text
 from gemel_ray.stages.choosing import Choosing, LogProbs, reranked
 from gemel_ray.stages.generate import Generate
@@ -106,7 +113,7 @@ class Generating(Work):
     async def _link(self, row: dict[str, Any]) -> dict[str, Any]:
         self.mentions += 1
         try:
-            asked = self.stage.asked(row["options"])
+            asked = self.stage.asked(row["options"]) if row["options"] else self.stage
         except ValueError as reason:  # options that do not go together
             return {"error": str(reason)}
         if asked.ranking and row["chances"] and math.exp(row["chances"][0]) > asked.sure:

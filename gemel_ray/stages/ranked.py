@@ -33,7 +33,7 @@ class Ranked(Work):
 
     def _link(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            asked = self.stage.asked(row["options"])
+            asked = self.stage.asked(row["options"]) if row["options"] else self.stage
         except ValueError as reason:  # options that do not go together
             return {"error": str(reason)}
         if not row["likely"]:

@@ -23,7 +23,7 @@ from gemel_ray.config import Config
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.ranking.joining import joined
+from gemel_ray.stages.answers import joined
 from gemel_ray.stages.generating import Generating, Heard
 from gemel_ray.training.examples import Say, through_graph
 
