@@ -1,7 +1,7 @@
 """From names and entities with log-probabilities to an answer.
 
-What the language model, the demonstrations and the ranker say of a mention is joined here; where the ranker is
-sure, it answers alone.
+What the language model, the demonstrations and the ranker say of a mention is joined here; where the ranker
+is sure, it answers alone.
 """
 
 from __future__ import annotations
