@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
+
+Row = dict[str, Any]  # a row of a table, by column
 
 MENTION = pa.struct(
     [

@@ -25,8 +25,8 @@ from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
 from gemel_ray.stages.choosing import normalised, reranked
 from gemel_ray.stages.generate import Generate
-from gemel_ray.stages.generating import Generating, Heard
-from gemel_ray.training.joining import _Asked, _learnt
+from gemel_ray.stages.generating import Generating, ModelAnswer
+from gemel_ray.training.joining import _best_weights, _Unsure
 
 SETTINGS = (
     "bank.ranker=20", "retrieve.demonstrations=4", "generate.rerank=3", "generate.sure=1",
@@ -120,10 +120,10 @@ def test_candidates_that_were_not_written_are_judged_as_if_they_were(
     work = Generating(config.generate, ranked, config.retrieve, generating)
     whole, one = replace(work.stage, beams=len(SURNAMES)), replace(work.stage, beams=1)
     for row in rows:
-        every = {c.leaf: c.log_prob for c in asyncio.run(work.heard(whole, row)).found}
+        every = {c.leaf: c.log_prob for c in asyncio.run(work.model_answer(whole, row)).names}
         assert len(every) == len(SURNAMES)
-        (written,) = asyncio.run(work.heard(one, row)).found
-        judged = asyncio.run(work.heard(replace(one, judged=1e-9), row)).found
+        (written,) = asyncio.run(work.model_answer(one, row)).names
+        judged = asyncio.run(work.model_answer(replace(one, judged=1e-9), row)).names
         likely = [e for e, p in zip(row["likely"], row["chances"], strict=True) if math.exp(p) >= 1e-9]
         names = {name for _, name in ranked.entities.of(likely)}
         assert len(names) > 1
@@ -183,10 +183,10 @@ def test_who_is_right_gets_the_weight(
         row = {"likely": likely, "chances": [math.log(0.7), math.log(0.3)]}
         leaves = [work.neighbours.leaf(n) for n in (said, ranked_first)]
         found = [Candidate(leaf, math.log(p), 0.0) for leaf, p in zip(leaves, (0.8, 0.2), strict=True)]
-        asked.append(_Asked(row, right))
-        heard.append(Heard(found, None))
+        asked.append(_Unsure(row, right))
+        heard.append(ModelAnswer(found, None))
     lines: list[str] = []
-    weights = _learnt(work, asked, heard, lines.append)
+    weights = _best_weights(work, asked, heard, lines.append)
     assert least <= weights.ranking <= most
     assert lines[0].startswith("right in 100.0% with weights learned on the others")
 

@@ -146,7 +146,7 @@ def test_finished_says_so_and_other_settings_start_anew_but_encode_nothing(
     assert any("finished already" in line for line in said), said
     said.clear()
     other = trained(workspace, *quick, "train.prefix=2", "train.hidden=8", say=said.append)
-    assert any("training starts anew" in line for line in said), said
+    assert any("training starts from the beginning" in line for line in said), said
     assert other["dev_loss"] != first["dev_loss"]
     assert sum(encoded) == pictures, "another training encodes nothing"
     mapper, _ = FeatureMapper.load(workspace / "mapper.safetensors")

@@ -43,7 +43,9 @@ KINDS: dict[str, PreTrainedConfig] = {
 UNFIT: dict[str, PreTrainedConfig] = {
     "softcap": Gemma2Config(**_GROUPED),
     "a sliding window of 20": MistralConfig(**_GROUPED, sliding_window=20),
-    "an attention of its own": BloomConfig(hidden_size=WIDTH, n_layer=2, n_head=4, vocab_size=VOCABULARY),
+    "an attention that cannot be replaced": BloomConfig(
+        hidden_size=WIDTH, n_layer=2, n_head=4, vocab_size=VOCABULARY
+    ),
 }
 
 

@@ -21,9 +21,9 @@ from gemel_ray.pictures.limits import ImageError
 from gemel_ray.readers import documents
 from gemel_ray.readers.fields import NIL, short
 from gemel_ray.readers.pictures import spellings, unread_counts
+from gemel_ray.records import Row
 
 Say = Callable[[str], None]
-Row = dict[str, Any]
 _LONG_NAME = 500  # characters: some 250 tokens
 _LONG_TEXT = 12_000  # some 4,000 tokens
 _EVERY = 5.0  # seconds between two lines of progress

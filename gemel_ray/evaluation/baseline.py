@@ -15,8 +15,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from gemel_ray.evaluation.judged import Judged, Row
+from gemel_ray.evaluation.judged import Judged
 from gemel_ray.evaluation.known import Known
+from gemel_ray.records import Row
 
 _WORD = re.compile(r"\w+")
 _NOTHING: npt.NDArray[np.int64] = np.empty(0, np.int64)

@@ -14,9 +14,10 @@ from typing import Any
 from gemel_ray.errors import Mistake
 from gemel_ray.evaluation.evaluate import Evaluation
 from gemel_ray.evaluation.figures import difference, headline
-from gemel_ray.evaluation.judged import Judged, Row
+from gemel_ray.evaluation.judged import Judged
 from gemel_ray.evaluation.plain import Disagreement, PlainComparison
 from gemel_ray.job.record import read_manifest
+from gemel_ray.records import Row
 
 _MISSING = object()
 

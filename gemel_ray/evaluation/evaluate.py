@@ -16,12 +16,13 @@ from gemel_ray.evaluation.baseline import Baseline
 from gemel_ray.evaluation.breakdowns import breakdowns
 from gemel_ray.evaluation.calibration import calibration
 from gemel_ray.evaluation.figures import difference, headline, popularity, resampling, with_nil
-from gemel_ray.evaluation.judged import NIL, Judged, Key, Row, gold_mentions, key, links_of
+from gemel_ray.evaluation.judged import NIL, Judged, Key, gold_mentions, key, links_of
 from gemel_ray.evaluation.known import Known
 from gemel_ray.evaluation.plain import Figures, PlainBaseline, PlainCalibration, PlainEvaluation
 from gemel_ray.evaluation.resampling import Figure
 from gemel_ray.evaluation.table import evaluation_text
 from gemel_ray.knowledge.entities import Targets
+from gemel_ray.records import Row
 from gemel_ray.storage import Place
 
 

@@ -11,7 +11,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,10 +18,10 @@ import pyarrow.compute as pc
 from gemel_ray.graph import explode
 from gemel_ray.job import results
 from gemel_ray.readers import documents
+from gemel_ray.records import Row
 from gemel_ray.storage import Place
 
 Key = tuple[str, str]
-Row = dict[str, Any]
 NIL = "NIL"  # a gold mention's target_id if no entity of the knowledge base is meant
 _GOLD = ["document_id", "mention_id", "mention", "start", "end", "text"]
 _GOLD += ["picture_id", "target", "target_id", "type"]

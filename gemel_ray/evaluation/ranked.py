@@ -9,9 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from gemel_ray.evaluation.judged import Key, Row, for_judging, key
+from gemel_ray.evaluation.judged import Key, for_judging, key
 from gemel_ray.ranking.evidence import MOST
 from gemel_ray.readers import documents
+from gemel_ray.records import Row
 
 _ALONE = ["generate.ranking=1", f"retrieve.ranking={MOST}", f"generate.beams={MOST}"]  # all candidates
 

@@ -15,11 +15,11 @@ import pyarrow as pa
 from gemel_ray.job import index, inputs, layout, results
 from gemel_ray.plots import Axis, Series, bars, lines
 from gemel_ray.readers import documents
+from gemel_ray.records import Row
 from gemel_ray.report.cards import NIL, candidates, marked, thumbnail
 from gemel_ray.report.page import page
 from gemel_ray.storage import Place, folder_at
 
-Row = dict[str, Any]
 _TOP = 25  # entities shown
 _SAMPLES = 24
 _NEAR = 1000  # samples come from a file's first rows, since text and picture are read again

@@ -20,10 +20,11 @@ from typing import Any
 
 from gemel_ray.characters import normal
 from gemel_ray.readers.delimited import SEPARATORS
-from gemel_ray.readers.fields import BadRecord, Row, first_line, short, valid_text
+from gemel_ray.readers.fields import BadRecord, first_line, short, valid_text
 from gemel_ray.readers.mentions import mentions
 from gemel_ray.readers.opening import PACKED, decoded, opened
 from gemel_ray.readers.pictures import SourceFile
+from gemel_ray.records import Row
 
 FIELD = "table"
 _ROWS = 24  # of a longer table, rows with mentions come first, then the first others

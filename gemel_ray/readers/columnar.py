@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from gemel_ray.errors import Mistake
 from gemel_ray.readers import opening
-from gemel_ray.readers.fields import BadRecord, Numbered, Row, first_line, may_be_read, may_name_picture
+from gemel_ray.readers.fields import BadRecord, Numbered, first_line, may_be_read, may_name_picture
 from gemel_ray.readers.pictures import looks_like_picture
+from gemel_ray.records import Row
 
 PARQUET = (".parquet", ".pq", ".parq")
 ARROW = (".arrow", ".feather", ".ipc")

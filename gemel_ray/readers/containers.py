@@ -14,9 +14,10 @@ from gemel_ray.readers import opening
 from gemel_ray.readers.cells import FIELD
 from gemel_ray.readers.columnar import ARROW, PARQUET, arrow_rows, parquet_rows
 from gemel_ray.readers.delimited import TABLES, table_rows
-from gemel_ray.readers.fields import TEXTS, BadRecord, Numbered, Row, identity, not_json
+from gemel_ray.readers.fields import TEXTS, BadRecord, Numbered, identity, not_json
 from gemel_ray.readers.opening import PACKED, decoded, encoding, lines, opened
 from gemel_ray.readers.shards import SHARDS, tar_rows
+from gemel_ray.records import Row
 
 JSON = tuple(
     kind + packed for kind in (".json", ".jsonl", ".ndjson", ".jl", ".jsonlines") for packed in PACKED

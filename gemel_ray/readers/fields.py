@@ -16,7 +16,6 @@ from urllib.parse import unquote
 
 from gemel_ray.errors import Mistake
 
-Row = dict[str, Any]
 Numbered = tuple[int, Any]  # a row's number in its file, from 1, and the row or the BadRecord in its place
 _NEAR = 20  # characters shown before and after a fault
 _WHOLE = re.compile(r"-?[0-9]{1,10}")

@@ -25,7 +25,6 @@ from gemel_ray.readers.fields import (
     SIZES,
     TEXTS,
     BadRecord,
-    Row,
     is_unicode,
     short,
     text_of,
@@ -35,6 +34,7 @@ from gemel_ray.readers.fields import (
 )
 from gemel_ray.readers.mentions import SIDE_BY_SIDE, is_places, mention, mentions, place, places, side_by_side
 from gemel_ray.readers.pictures import SourceFile, columns_of, field_of, unread
+from gemel_ray.records import Row
 
 _MARKED = re.compile(r"\s*\[START_ENT\]\s*(.*?)\s*\[END_ENT\]\s*", re.DOTALL)
 _TITLES = ("Wikipedia_title", "label_title", "entity_title")

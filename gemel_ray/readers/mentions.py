@@ -15,13 +15,13 @@ from gemel_ray.characters import Span, bare, continues, is_edge, normal
 from gemel_ray.readers.fields import (
     NIL,
     BadRecord,
-    Row,
     identity,
     is_unicode,
     short,
     valid_text,
     whole_number,
 )
+from gemel_ray.records import Row
 
 WORDS = ("mention", "text", "surface", "surface_form", "mention_text")
 STARTS = ("start", "begin", "offset", "start_char", "char_start", "start_pos", "start_offset")

@@ -20,7 +20,6 @@ import pyarrow as pa
 from gemel_ray.characters import trimmed
 from gemel_ray.readers.fields import (
     BadRecord,
-    Row,
     ends_as_picture,
     inline,
     is_not_called_image,
@@ -33,6 +32,7 @@ from gemel_ray.readers.fields import (
     short,
     valid_text,
 )
+from gemel_ray.records import Row
 
 _NOTHING = ("", "nan", "none", "null", "<na>")  # as tables spell it
 _INNER = ("bytes", "path", "url", "src", "file_name", "image_url", "image")  # of an object

@@ -22,7 +22,6 @@ from gemel_ray.readers.fields import (
     TEXTS,
     BadRecord,
     Numbered,
-    Row,
     first_line,
     identity,
     names_picture,
@@ -31,7 +30,7 @@ from gemel_ray.readers.fields import (
 from gemel_ray.readers.opening import is_from_storage, lines, opened
 from gemel_ray.readers.pictures import SourceFile, unread_counts, unread_lines
 from gemel_ray.readers.shards import SHARDS
-from gemel_ray.records import DOCUMENT
+from gemel_ray.records import DOCUMENT, Row
 from gemel_ray.stores import scheme
 
 BATCH = 256

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
-from typing import Any
 
 from gemel_ray import storage
 from gemel_ray.evaluation import Evaluation
@@ -19,10 +18,10 @@ from gemel_ray.evaluation.plain import PlainCalibration, PlainComparison, PlainE
 from gemel_ray.evaluation.resampling import PlainFigure
 from gemel_ray.evaluation.table import BASELINE, CALIBRATION, HEADLINE, LINKERS, POPULARITY, interval, value
 from gemel_ray.plots import Axis, Series, bars, lines
+from gemel_ray.records import Row
 from gemel_ray.report.cards import NIL, candidates, marked, thumbnail
 from gemel_ray.report.page import page
 
-Row = dict[str, Any]
 Picture = Callable[[str], str | None]  # a demonstration's id to its picture as a data: URL
 _DISAGREEMENTS = 200  # shown; the JSON has all of them
 _KNOWN_SETS = ("wikidiverse", "wikimel")

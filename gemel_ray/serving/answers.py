@@ -8,19 +8,18 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from gemel_ray.records import Row
 from gemel_ray.serving.desk import Desk, Place
 from gemel_ray.serving.linker import Reply
 from gemel_ray.serving.requests import Call
 from gemel_ray.serving.schemas import Fault
 
 ReadTables = Callable[[Place], Awaitable[tuple[Call, Sequence[pa.Table]]]]
-Row = dict[str, Any]
 
 
 @dataclass

@@ -28,6 +28,7 @@ from gemel_ray.engine.vllm.starting import EngineOptions
 from gemel_ray.engine.work import Asked, Candidate, Path, Prompt, PromptEmbeddings, Step, Usage, probabilities
 from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree
+from gemel_ray.records import Row
 from gemel_ray.stage import Stage, Work, answer, settings_of
 from gemel_ray.stages.answers import (
     Neighbours,
@@ -69,12 +70,12 @@ class _Under(NamedTuple):
     renormalise: bool
 
 
-class Heard(NamedTuple):
-    """What the language model says of a mention: names that it writes, and, where it is to choose among the
-    ranker's best, the log-probabilities of these."""
+class ModelAnswer(NamedTuple):
+    """The language model's answer to a mention: the names that it writes, and, if it chooses among the
+    ranker's best candidates, the log-probabilities of these."""
 
-    found: list[Candidate]
-    chosen: LogProbs | None
+    names: list[Candidate]
+    choice: LogProbs | None
 
 
 class Generating(Work):
@@ -110,7 +111,7 @@ class Generating(Work):
         table = answer(self.stage.writes, columns, [row.get("error") for row in rows])
         return table.append_column("status", pa.array([row.get("status") for row in rows], pa.string()))
 
-    async def _link(self, row: dict[str, Any]) -> dict[str, Any]:
+    async def _link(self, row: Row) -> dict[str, Any]:
         self.mentions += 1
         try:
             asked = self.stage.asked(row["options"]) if row["options"] else self.stage
@@ -120,25 +121,25 @@ class Generating(Work):
             self.ranked += 1
             return by_ranker(asked, self.entities, row)
         try:
-            heard = await self.heard(asked, row)
-        except ValueError as reason:  # this prompt's own fault: too long
+            answer = await self.model_answer(asked, row)
+        except ValueError as reason:  # this prompt is too long
             return {"error": str(reason)}
-        return self._joined(asked, row, heard)
+        return self._joined(asked, row, answer)
 
-    async def heard(self, asked: Generate, row: dict[str, Any]) -> Heard:
-        """What the language model says of a mention. Raises ValueError for a prompt that is too long."""
-        return Heard(*await asyncio.gather(self._named(asked, row), self._chosen(row)))
+    async def model_answer(self, asked: Generate, row: Row) -> ModelAnswer:
+        """The language model's answer to a mention. Raises ValueError for a prompt that is too long."""
+        return ModelAnswer(*await asyncio.gather(self._named(asked, row), self._chosen(row)))
 
-    def chances(self, row: dict[str, Any], chosen: LogProbs | None, choice_weight: float) -> dict[int, float]:
+    def chances(self, row: Row, chosen: LogProbs | None, choice_weight: float) -> dict[int, float]:
         """The ranker's log-probabilities of entities, by row, with the language model's choice."""
         logs = row["chances"] or []
         if chosen is not None:
             logs = reranked(logs, chosen, choice_weight)
         return dict(zip(row["likely"] or (), logs, strict=True))
 
-    def _joined(self, asked: Generate, row: dict[str, Any], heard: Heard) -> dict[str, Any]:
+    def _joined(self, asked: Generate, row: Row, answer: ModelAnswer) -> Row:
         """The answer's columns."""
-        found, chosen = heard
+        found, chosen = answer
         chances = self.chances(row, chosen, asked.choice_weight)
         said = {candidate.leaf: math.exp(candidate.log_prob) for candidate in found}
         if asked.ranking and chances:
@@ -151,7 +152,7 @@ class Generating(Work):
         why = reasons_of(row["reasons"], said.get(found[0].leaf), picked.get(best))
         return self._row(found, asked.nil_threshold, chances) | {"why": why}
 
-    async def _named(self, asked: Generate, row: dict[str, Any]) -> list[Candidate]:
+    async def _named(self, asked: Generate, row: Row) -> list[Candidate]:
         """What the language model writes, and what else it judges."""
         found = await self._in_rounds(asked, row) or await self._by_rollouts(asked, row)
         if asked.judged < 1 and asked.ranking:
@@ -160,7 +161,7 @@ class Generating(Work):
             found = await self.prior.corrected(found, asked.prior_weight, asked.length_penalty)
         return found
 
-    async def _chosen(self, row: dict[str, Any]) -> LogProbs | None:
+    async def _chosen(self, row: Row) -> LogProbs | None:
         """Log-probabilities of the ranker's best candidates by the model's choice among them."""
         if row["choice"] is None or self.choosing is None:
             return None
@@ -174,7 +175,7 @@ class Generating(Work):
         said = {candidate.leaf: candidate.log_prob for candidate in found}
         return choosing.log_probs(said, min(choosing.most, len(row["likely"])))
 
-    async def _letters(self, choosing: Choosing, row: dict[str, Any], begins: list[int]) -> list[Candidate]:
+    async def _letters(self, choosing: Choosing, row: Row, begins: list[int]) -> list[Candidate]:
         """The same by rollouts."""
         tokens = len(row["choice"]) + self.stage.block
         async with self.room.taken(tokens, (), tuple(begins)), self.beginnings.kept(tuple(begins)) as behind:
@@ -192,7 +193,7 @@ class Generating(Work):
                 names[leaf] = float(np.logaddexp(names.get(leaf, -np.inf), log_prob))
         return names
 
-    async def _in_rounds(self, asked: Generate, row: dict[str, Any]) -> list[Candidate]:
+    async def _in_rounds(self, asked: Generate, row: Row) -> list[Candidate]:
         """In lock step with all others; nothing where that is not to be had. Exact search is none of beams.
         Prompts whose demonstrations are all their own begin alike by chance: vLLM's cache finds where."""
         prompt, begins = row["prompt"], row["beginning"]
@@ -205,7 +206,7 @@ class Generating(Work):
             return []
         return await self.engine.beams(search, beginning, own, self.usage)
 
-    async def _by_rollouts(self, asked: Generate, row: dict[str, Any]) -> list[Candidate]:
+    async def _by_rollouts(self, asked: Generate, row: Row) -> list[Candidate]:
         async with self._rollouts(asked, row) as rollout:
             tree, penalty = self.tree, asked.length_penalty
             expansions = Expansions(tree, rollout, renormalise=asked.score == "tree")
@@ -217,7 +218,7 @@ class Generating(Work):
                 return await greedy(tree, expansions, penalty)
             return await beam(tree, expansions, penalty, asked.beams)
 
-    async def _judged(self, asked: Generate, row: dict[str, Any], known: set[int]) -> list[Candidate]:
+    async def _judged(self, asked: Generate, row: Row, known: set[int]) -> list[Candidate]:
         """The ranker's candidates that the language model has not written, with what it gives them."""
         pairs = zip(row["likely"] or (), row["chances"] or (), strict=True)
         likely = {entity: log for entity, log in pairs if math.exp(log) >= asked.judged}
@@ -234,7 +235,7 @@ class Generating(Work):
         ]
 
     @asynccontextmanager
-    async def _rollouts(self, asked: Generate, row: dict[str, Any]) -> AsyncIterator[Rollout]:
+    async def _rollouts(self, asked: Generate, row: Row) -> AsyncIterator[Rollout]:
         """Behind the row's prompt, which is kept until the end."""
         prompt, hold = row["prompt"], self.engine.hold()
         beginning = tuple(prompt[: row["beginning"]])
@@ -279,7 +280,7 @@ class Generating(Work):
         )
         return prompt.base
 
-    def _row(self, found: list[Candidate], nil_threshold: float, chances: dict[int, float]) -> dict[str, Any]:
+    def _row(self, found: list[Candidate], nil_threshold: float, chances: dict[int, float]) -> Row:
         """The answer's columns. A name that several entities bear stands once for each of them, those first
         that the ranker gives better `chances`, else in the knowledge base's order; the probability is the
         name's."""
@@ -323,7 +324,7 @@ def _choosing(stage: Generate, workspace: Workspace) -> Choosing | None:
     return Choosing(stage.rerank, workspace.tokenize, workspace.tree.end_token)
 
 
-def _feature(row: dict[str, Any]) -> npt.NDArray[np.float32] | None:
+def _feature(row: Row) -> npt.NDArray[np.float32] | None:
     """Of the row's own picture."""
     return None if row["image_vector"] is None else np.asarray(row["image_vector"], np.float32)
 

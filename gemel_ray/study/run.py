@@ -18,6 +18,7 @@ from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.offline import link
 from gemel_ray.progress import Meter
+from gemel_ray.records import Row
 from gemel_ray.study import variants
 from gemel_ray.study.cells import BASE, GROUPS, Cell
 from gemel_ray.study.rows import CellRow, StudyRows
@@ -80,7 +81,7 @@ def _why_left_out(plan: Study, cell: Cell, pictures: bool, evidence: Collection[
 class _Runner:
     """Runs cells, unless their output is there already, and evaluates them."""
 
-    def __init__(self, plan: Study, rows: list[variants.Row], configured: Configured, say: Say) -> None:
+    def __init__(self, plan: Study, rows: list[Row], configured: Configured, say: Say) -> None:
         self.plan, self.rows, self.configured, self.say = plan, rows, configured, say
         self.known = known(plan.train)
         self.evidence = _evidence(plan.workspace)

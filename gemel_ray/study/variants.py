@@ -12,7 +12,6 @@ import re
 import string
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 from unicodedata import combining, normalize
 
 import numpy as np
@@ -24,8 +23,8 @@ from gemel_ray.errors import Mistake
 from gemel_ray.pictures.images import read_image
 from gemel_ray.pictures.limits import ImageError
 from gemel_ray.readers import documents
+from gemel_ray.records import Row
 
-Row = dict[str, Any]
 _SHARE = 0.1  # of a caption's letters that are mistyped
 _QUALITY, _SCALE = 5, 4  # of a damaged picture: JPEG quality, and the factor by which it is shrunk
 _SOUNDS = {

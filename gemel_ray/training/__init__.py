@@ -1,7 +1,7 @@
-"""Training the feature mapper: vision model and language model frozen, only the mapper learns (paper, 3.1).
+"""Training the feature mapper: CLIP and the language model are frozen, only the mapper learns (paper, 3.1).
 
-Prompts come from the graph's own stages, so a training prompt is what link would ask; the loss is on the
-query's target and end-of-name token only. `train` is the whole of it, `item_losses` the loss by itself.
+Prompts come from the stages of the graph, so they are those of a linking job. The loss is on the query's
+target and end-of-name token only. `train` is the entry point; `item_losses` is the loss alone.
 """
 
 from gemel_ray.training.examples import Example

@@ -1,12 +1,13 @@
 """Attention in a row of a trunk and tails (packing.py), as an attention function of transformers.
 
-A tail's tokens see the trunk up to the tail's cut, and the tail before them. Plain matrix products: the
-queries of all tails meet the trunk's keys in one; torch's kernel with a mask takes four times as long on a
-CPU, and without one two times. Calls without a pack are torch's, masks and all.
+A tail's tokens attend to the trunk up to the tail's cut, and to the tail before them. These are plain matrix
+products, one for the queries of all tails with the trunk's keys: torch's kernel takes four times as long on a
+CPU with a mask, and twice as long without one. Calls without a pack go to torch unchanged.
 """
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -19,12 +20,12 @@ from gemel_ray.training.packing import Group, Pack
 
 NAME = "trunk_and_tails"
 _LONG = 1024  # positions
-_WINDOW = 4096  # a shorter sliding window is taken for one that prompts may leave
+_WINDOW = 4096  # positions; a shorter sliding window is refused, since prompts may exceed it
 _HARMLESS = {"dropout", "position_ids", "cache_position", "use_cache", "output_attentions", "is_causal"}
 
 
-class Unfit(ValueError):
-    """The model's attention does more than this knows."""
+class Unsupported(ValueError):
+    """The model's attention has a feature that this function does not support."""
 
 
 def attend(
@@ -39,8 +40,8 @@ def attend(
     trunk: Cache | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """[1, heads, positions, width] of a pack to [1, positions, heads, width]; `trunk`: where it is no part of
-    the pack."""
+    """Attention of a pack, from [1, heads, positions, width] to [1, positions, heads, width]. `trunk`: the
+    trunk's keys and values, if it is not in the pack."""
     if pack is None:
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)
     _check(pack, more)
@@ -48,15 +49,15 @@ def attend(
     groups = [*([Group(0, 1, pack.trunk)] if pack.trunk else []), *pack.groups]
     sizes = [g.rows * g.longest for g in groups]
     queries, keys, values = (t[0].split(sizes, 1) for t in (query, key, value))
-    before = keys[0], values[0]
+    trunk_states = keys[0], values[0]
     if trunk is not None:
-        before = trunk.layers[module.layer_idx].keys[0], trunk.layers[module.layer_idx].values[0]
+        trunk_states = trunk.layers[module.layer_idx].keys[0], trunk.layers[module.layer_idx].values[0]
     out = []
     for group, q, k, v in zip(groups, queries, keys, values, strict=True):
         if _long(group, query):
             out.append(_by_kernel(group, q, k, v))
         else:
-            out.append(_by_products(group, q, k, v, *(t[:, : group.cut] for t in before)))
+            out.append(_by_products(group, q, k, v, *(t[:, : group.cut] for t in trunk_states)))
     return torch.cat(out, 1).transpose(0, 1)[None], None
 
 
@@ -64,16 +65,18 @@ def used_by(model: Any) -> bool:
     return bool(model.config._attn_implementation == NAME)
 
 
-def _check(pack: Pack, more: dict[str, Any]) -> None:
+def _check(pack: Pack, more: MutableMapping[str, Any]) -> None:
     window = more.pop("sliding_window", None)
     if window is not None and window < max(_WINDOW, int(pack.places.max()) + 1):
-        raise Unfit(f"a sliding window of {window} over prompts of up to {pack.places.max() + 1} positions")
+        positions = pack.places.max() + 1
+        raise Unsupported(f"a sliding window of {window} over prompts of up to {positions} positions")
     if unknown := sorted(n for n, given in more.items() if given is not None and n not in _HARMLESS):
-        raise Unfit(f"attention with {', '.join(unknown)}")
+        raise Unsupported(f"attention with {', '.join(unknown)}")
 
 
 def _long(group: Group, query: torch.Tensor) -> bool:
-    """Whole prompts go to torch's kernel; on a CPU only long ones, whose scores would take much memory."""
+    """Whether to use torch's kernel: for whole prompts; on a CPU only for long ones, whose scores would take
+    much memory."""
     return not group.cut and (query.device.type != "cpu" or group.longest > _LONG)
 
 
@@ -91,21 +94,24 @@ def _by_products(
     trunk_key: torch.Tensor,  # [key heads, cut, width]
     trunk_value: torch.Tensor,
 ) -> torch.Tensor:
-    """[heads, rows * longest, width]. Query heads that share a key head are rows of one product."""
-    cut, rows, longest, kinds = group.cut, group.rows, group.longest, len(key)
-    alike = len(query) // kinds
-    q = query.view(kinds, alike, rows, longest, -1).transpose(1, 2).reshape(kinds, rows, alike * longest, -1)
-    own_key, own_value = (t.unflatten(1, (rows, longest)) for t in (key, value))
-    later = torch.ones(longest, longest, dtype=torch.bool, device=q.device).triu(1).repeat(alike, 1)
-    scores = (q @ own_key.mT).masked_fill(later, float("-inf"))
+    """Attention as [heads, rows * longest, width]. Query heads that share a key head are rows of one
+    product."""
+    cut, rows, longest, kv_heads = group.cut, group.rows, group.longest, len(key)
+    shared = len(query) // kv_heads  # query heads per key head
+    q = query.view(kv_heads, shared, rows, longest, -1).transpose(1, 2)
+    q = q.reshape(kv_heads, rows, shared * longest, -1)
+    tail_key, tail_value = (t.unflatten(1, (rows, longest)) for t in (key, value))
+    later = torch.ones(longest, longest, dtype=torch.bool, device=q.device).triu(1).repeat(shared, 1)
+    scores = (q @ tail_key.mT).masked_fill(later, float("-inf"))
     if cut:
-        before = (q.flatten(1, 2) @ trunk_key.mT).view(*q.shape[:3], cut)
-        scores = torch.cat([before, scores], -1)
-    seen = scores.softmax(-1)
-    out = seen[..., cut:] @ own_value
+        trunk_scores = (q.flatten(1, 2) @ trunk_key.mT).view(*q.shape[:3], cut)
+        scores = torch.cat([trunk_scores, scores], -1)
+    weights = scores.softmax(-1)
+    out = weights[..., cut:] @ tail_value
     if cut:
-        out = out + (seen[..., :cut].flatten(1, 2) @ trunk_value).view(out.shape)
-    return out.view(kinds, rows, alike, longest, -1).transpose(1, 2).reshape(len(query), rows * longest, -1)
+        out = out + (weights[..., :cut].flatten(1, 2) @ trunk_value).view(out.shape)
+    out = out.view(kv_heads, rows, shared, longest, -1).transpose(1, 2)
+    return out.reshape(len(query), rows * longest, -1)
 
 
 AttentionInterface.register(NAME, attend)

@@ -1,6 +1,6 @@
-"""Where a training stands, in one file that is written whole or not at all.
+"""The checkpoint of a training, one file, replaced atomically.
 
-Knows nothing of models; what is in a state is the loop's business. A state of other settings is no state.
+Knows nothing of models: the loop decides what is in a state. A state of other settings is not used.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import torch
 from gemel_ray import storage
 
 Point = dict[str, float]
+Weights = dict[str, Any]  # state dictionaries of torch
 
 
 @dataclass
 class State:
-    """After `step` optimiser steps."""
+    """The state after `step` optimiser steps."""
 
-    fingerprint: str  # of all settings that change the curve
+    fingerprint: str  # a digest of all settings that change the curve
     step: int = 0
     finished: bool = False
-    idle: int = 0  # looks since anything was better
+    idle: int = 0  # evaluations since the last improvement
     lowest: float = float("inf")  # dev loss
-    best: Point = field(default_factory=dict)  # the look that the kept mapper is of
+    best: Point = field(default_factory=dict)  # the evaluation of the best mapper
     points: list[Point] = field(default_factory=list)  # the whole curve
-    weights: dict[str, Any] = field(default_factory=dict)  # mapper, optimiser, schedule, random numbers
+    weights: Weights = field(default_factory=dict)  # of mapper, optimiser, schedule, random numbers
 
 
 def save(state: State, file: Path) -> None:
@@ -37,7 +38,7 @@ def save(state: State, file: Path) -> None:
 
 
 def load(file: Path) -> State | None:
-    """The state in `file`; None where there is none that this version reads."""
+    """The state in `file`; None if there is none that this version can read."""
     try:
         return State(**torch.load(file, map_location="cpu", weights_only=True))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A training's curve as files: curve.json (all points), curve.svg, and logs that TensorBoard reads."""
+"""The curve of a training as files: curve.json (all points), curve.svg, and logs for TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TITLES = {"loss": "train/loss", "dev_loss": "dev/loss", "accuracy": "dev/accura
 
 
 class Logs:
-    """What TensorBoard shows; steps after `step`, of a run that was killed, are taken back."""
+    """The logs for TensorBoard; steps after `step`, left by a killed run, are removed."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from tensorboardX import SummaryWriter
@@ -31,13 +31,13 @@ class Logs:
 
 
 def write(points: Sequence[Point], folder: Path) -> None:
-    """curve.json and curve.svg in `folder`."""
+    """Write curve.json and curve.svg in `folder`."""
     storage.write(folder / "curve.json", json.dumps(points, indent=1))
 
     def series(name: str, label: str) -> Series:
         known = [p for p in points if name in p]
         return Series(label, [p[name] for p in known], x=[p["step"] for p in known])
 
-    named = (("loss", "loss, nats a token"), ("dev_loss", "dev loss"), ("accuracy", "dev accuracy"))
+    named = (("loss", "loss, nats per token"), ("dev_loss", "dev loss"), ("accuracy", "dev accuracy"))
     shown = [s for s in (series(*n) for n in named) if len(s.y)]
     storage.write(folder / "curve.svg", curve(shown, title="Feature mapper", y=Axis("")))

@@ -1,8 +1,8 @@
-"""Greedy decoding under the prefix tree, on the model that trains: what dev accuracy is measured with.
+"""Greedy decoding under the prefix tree, on the model in training: dev accuracy is measured with it.
 
-A row is answered as soon as the tree leaves one name, so most rows take a step or two. vLLM, which link
-decodes with, would need the memory a second time. Scores are no part of it: renormalised over the tree or
-not, the best child is the same.
+A row ends as soon as only one name is possible, so most rows take one or two steps. vLLM, with which links
+are decoded, would need the memory of a second model. Scores are not computed: whether or not they are
+renormalised over the tree, the best child is the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.training import attention
 from gemel_ray.training.examples import Example
 from gemel_ray.training.losses import embedded
-from gemel_ray.training.packing import Tail, apart, families
+from gemel_ray.training.packing import Tail, families, unshared
 from gemel_ray.training.trunks import computed
 
 
@@ -28,12 +28,12 @@ from gemel_ray.training.trunks import computed
 def decode(
     model: Any, mapper: FeatureMapper, tree: PrefixTree, examples: Sequence[Example], *, tokens: int = 8192
 ) -> list[list[int]]:
-    """The tokens of each example's answer, its end-of-name token included; `tokens` positions at once. What
-    prompts begin with alike is computed once."""
+    """The tokens of each example's answer, with its end-of-name token; `tokens` positions at once. Common
+    beginnings of prompts are computed once."""
     answers: list[list[int]] = [[] for _ in examples]
-    asked = [replace(e, target=e.target[:1]) for e in examples]  # prompts only: its last token is no input
-    split = families if attention.used_by(model) else apart
-    for family in split(asked, mapper.prefix):
+    prompts = [replace(e, target=e.target[:1]) for e in examples]  # a target's last token is not an input
+    split = families if attention.used_by(model) else unshared
+    for family in split(prompts, mapper.prefix):
         trunk = computed(model, mapper, family) if len(family.trunk) else None
         for tails in _parts(family.tails, tokens):
             found = _walk(model, mapper, tree, tails, trunk)
@@ -43,7 +43,7 @@ def decode(
 
 
 def _parts(tails: Sequence[Tail], tokens: int) -> Iterator[list[Tail]]:
-    """Of one cut each; sorted, so that the next is the longest."""
+    """Parts of tails with one cut each. They are sorted: the next tail is the longest so far."""
     part: list[Tail] = []
     for tail in tails:
         whole = (tail.cut + len(tail.ids)) * (len(part) + 1)
@@ -60,9 +60,9 @@ def _walk(
     inputs = embedded(model, mapper, [t.ids for t in tails], [t.features for t in tails], left=True)
     lengths = torch.tensor([len(t.ids) for t in tails], device=inputs.device)
     longest, cut = inputs.shape[1], tails[0].cut
-    own = torch.arange(longest, device=inputs.device)[None] >= longest - lengths[:, None]
-    place = (own.long().cumsum(1) - 1).clamp(min=0) + cut
-    mask = torch.cat([own.new_ones(len(own), cut), own], 1)
+    real = torch.arange(longest, device=inputs.device)[None] >= longest - lengths[:, None]  # not padding
+    place = (real.long().cumsum(1) - 1).clamp(min=0) + cut
+    mask = torch.cat([real.new_ones(len(real), cut), real], 1)
     cache = _for_rows(trunk, cut, len(tails)) if trunk is not None and cut else None
     walks = [_Walk(tree) for _ in tails]
     while True:
@@ -85,7 +85,7 @@ def _walk(
 
 
 def _for_rows(trunk: Cache, cut: int, rows: int) -> Cache:
-    """Its first `cut` positions, for each of `rows`, to be gone on from."""
+    """A new cache with the trunk's first `cut` positions for each of `rows`."""
     cache = DynamicCache()
     for at, layer in enumerate(trunk.layers):
         keys, values = (t[:, :, :cut].expand(rows, -1, -1, -1) for t in (layer.keys, layer.values))
@@ -94,20 +94,20 @@ def _for_rows(trunk: Cache, cut: int, rows: int) -> Cache:
 
 
 class _Walk:
-    """One row's way down the tree."""
+    """The path of one row down the tree."""
 
     def __init__(self, tree: PrefixTree) -> None:
         self.tree, self.node = tree, int(tree.root)
         self.path: list[int] = []
 
     def step(self, logits: np.ndarray) -> None:
-        """To the likeliest child; to the name's end, where there is but one left."""
+        """Go to the likeliest child; and to the end of the name if only one is possible."""
         first, tokens = self.tree.children(self.node)
         if len(tokens):
-            self._go(first + int(np.argmax(logits[tokens])))
+            self._go_to(first + int(np.argmax(logits[tokens])))
             self._finish()
 
-    def _go(self, node: int) -> None:
+    def _go_to(self, node: int) -> None:
         self.node = node
         self.path.append(int(self.tree.token[node]))
 
@@ -117,7 +117,7 @@ class _Walk:
             node = self.tree.children(node)[0]
         if not len(children):
             while self.node != node:
-                self._go(self.tree.children(self.node)[0])
+                self._go_to(self.tree.children(self.node)[0])
 
 
 def accuracy(

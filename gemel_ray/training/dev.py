@@ -1,6 +1,6 @@
-"""What a mapper does on the dev examples, and what doing nothing does: no pictures, or a mapper of zeros.
+"""Loss and accuracy of a mapper on the dev examples, and of two baselines: no pictures, a mapper of zeros.
 
-Every worker measures its share; all know the sums.
+Every worker measures its share; all workers get the sums.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from gemel_ray.training.examples import Example
 from gemel_ray.training.losses import item_losses
 from gemel_ray.training.team import Team
 
-NOTHING = {"without": "without pictures", "zero": "with a mapper of zeros"}
+BASELINES = {"without": "without pictures", "zero": "with a mapper of zeros"}
 
 
 @dataclass(frozen=True)
 class Dev:
+    """The dev set, and what is needed to measure a mapper on it."""
+
     model: Any
     tree: PrefixTree
-    examples: Sequence[Example]  # everybody's
+    examples: Sequence[Example]  # of all workers
     team: Team
     tokens: int
 
@@ -41,20 +43,20 @@ class Dev:
         answers = decode(self.model, mapper, self.tree, share, tokens=self.tokens)
         return self._mean(sum(a == e.target for a, e in zip(answers, share, strict=True)))
 
-    def look(
+    def measure(
         self, mapper: FeatureMapper, examples: Sequence[Example] | None = None, *, decoded: bool
     ) -> Point:
-        """dev_loss and, if `decoded`, accuracy."""
-        found = {"dev_loss": self.loss(mapper, examples)}
-        return found | ({"accuracy": self.accuracy(mapper, examples)} if decoded else {})
+        """The figures `dev_loss` and, if `decoded`, `accuracy`."""
+        point = {"dev_loss": self.loss(mapper, examples)}
+        return point | ({"accuracy": self.accuracy(mapper, examples)} if decoded else {})
 
-    def nothing(self, mapper: FeatureMapper, *, decoded: bool) -> Point:
-        """The looks without pictures and with a mapper of zeros: dev_loss_without, dev_loss_zero, ..."""
-        looks = {
-            "without": self.look(mapper, [_without(e) for e in self.examples], decoded=decoded),
-            "zero": self.look(zeros(mapper), decoded=decoded),
+    def baselines(self, mapper: FeatureMapper, *, decoded: bool) -> Point:
+        """The figures of the baselines: dev_loss_without, dev_loss_zero, ..."""
+        points = {
+            "without": self.measure(mapper, [_without_pictures(e) for e in self.examples], decoded=decoded),
+            "zero": self.measure(zeros(mapper), decoded=decoded),
         }
-        return {f"{figure}_{name}": look[figure] for name, look in looks.items() for figure in look}
+        return {f"{figure}_{name}": point[figure] for name, point in points.items() for figure in point}
 
     def _mean(self, total: float) -> float:
         summed = torch.tensor([total], dtype=torch.float64, device=self.model.device)
@@ -62,28 +64,29 @@ class Dev:
 
 
 def zeros(mapper: FeatureMapper) -> FeatureMapper:
-    """One of the same shape that answers zeros, and can learn."""
-    made = copy.deepcopy(mapper)
-    for weight in made.linear.parameters():
+    """A trainable mapper of the same shape whose prefixes are zeros."""
+    copied = copy.deepcopy(mapper)
+    for weight in copied.linear.parameters():
         torch.nn.init.zeros_(weight)
-    return made
+    return copied
 
 
-def _without(example: Example) -> Example:
+def _without_pictures(example: Example) -> Example:
     return replace(example, prompt=[n for n in example.prompt if n >= 0], features=example.features[:0])
 
 
-def order(point: Point, suffix: str = "") -> tuple[float, float]:
-    """By accuracy, ties by loss; the greater, the better."""
+def quality(point: Point, suffix: str = "") -> tuple[float, float]:
+    """The accuracy, then the negative loss: greater is better."""
     return point.get(f"accuracy{suffix}", 0.0), -point[f"dev_loss{suffix}"]
 
 
-def better_than(best: Point, first: Point) -> str | None:
-    """What of NOTHING, measured in the first look, was better than the best look; None where it was."""
-    found = [name for name in NOTHING if order(first, f"_{name}") > order(best)]
-    return max(found, key=lambda name: order(first, f"_{name}"), default=None)
+def better_baseline(best: Point, first: Point) -> str | None:
+    """The baseline, measured at the first evaluation, that is better than the best evaluation, if any."""
+    better = [name for name in BASELINES if quality(first, f"_{name}") > quality(best)]
+    return max(better, key=lambda name: quality(first, f"_{name}"), default=None)
 
 
-def told(point: Point, suffix: str = "") -> str:
+def summary(point: Point, suffix: str = "") -> str:
+    """The figures of a point as text."""
     accuracy = f", accuracy {point[f'accuracy{suffix}']:.1%}" if f"accuracy{suffix}" in point else ""
     return f"dev loss {point[f'dev_loss{suffix}']:.3f}{accuracy}"

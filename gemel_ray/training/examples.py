@@ -1,8 +1,8 @@
 """Solved mentions as training needs them, made once and kept in the workspace's `cache/`.
 
-A set of examples is known by what it is made of: texts, mentions, targets, pictures, the workspace, its
-models, and how prompts are made. What only training decides (steps, rates, prefix) is no part of that, so
-another training encodes nothing again. Knows nothing of the language model's weights.
+The key of a set of examples is a digest of texts, mentions, targets, pictures, the workspace, its models, and
+how prompts are made. It does not contain settings of training alone (steps, rates, prefix), so another
+training encodes nothing again. Knows nothing of the language model's weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from gemel_ray.knowledge.entities import Targets
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
+from gemel_ray.records import Row
 from gemel_ray.stages.generate import Generate
 from gemel_ray.storage import new_folder
 
@@ -34,23 +35,30 @@ Say = Callable[[str], None]
 _SCHEMA = pa.schema([pa.field("prompt", pa.list_(pa.int32())), pa.field("target", pa.list_(pa.int32()))])
 
 
+class Facts(TypedDict):
+    """facts.json of a set of examples: the mentions that were left out, by reason."""
+
+    left_out: dict[str, int]
+    first_error: str | None
+
+
 @dataclass(frozen=True)
 class Example:
     """A prompt as Assemble writes it, the features of its pictures in order, and the target's tokens."""
 
     prompt: list[int]
-    features: npt.NDArray[np.float32]  # [pictures, feature]; the query's own stands last
+    features: npt.NDArray[np.float32]  # [pictures, feature]; the query's is last
     target: list[int]  # with the end-of-name token
 
 
 class Examples(Sequence[Example]):
-    """Memory-mapped: any number of processes on a machine share one copy."""
+    """A set of examples, memory-mapped: all processes on a machine share one copy."""
 
     def __init__(self, folder: Path, bank: Bank) -> None:
         self._table = pa.ipc.open_file(pa.memory_map(str(folder / "examples.arrow"))).read_all()
-        self.queries = np.load(folder / "features.npy", mmap_mode="r")  # of the queries' pictures
+        self.queries = np.load(folder / "features.npy", mmap_mode="r")  # features of the queries' pictures
         self._bank = bank
-        self.facts: dict[str, Any] = json.loads((folder / "facts.json").read_text())
+        self.facts: Facts = json.loads((folder / "facts.json").read_text())
         self.key = folder.name
 
     def __len__(self) -> int:
@@ -74,7 +82,7 @@ class Examples(Sequence[Example]):
         return Example(prompt, np.array(features, np.float32), self.target(at))
 
     def target(self, at: int) -> list[int]:
-        """The tokens of example `at`'s target, the end-of-name token with them."""
+        """The tokens of the target of example `at`, with the end-of-name token."""
         tokens: list[int] = self._table["target"][at].as_py()
         return tokens
 
@@ -83,10 +91,10 @@ class Examples(Sequence[Example]):
 
 
 def prepared(config: Config, workspace: Workspace, files: Sequence[str], say: Say) -> Examples:
-    """The solved and pictured mentions of `files`, from the cache where they are in it.
+    """The mentions of `files` with a target and a picture, from the cache if they are in it.
 
-    No example demonstrates itself, whatever a workspace carries: its target would stand in its own prompt.
-    Raises ValueError, saying what is missing, where there is no such mention.
+    An example never demonstrates itself, whatever the workspace's settings: its prompt would contain its
+    target. Raises ValueError, which says what is missing, if there is no such mention.
     """
     config = replace(config, retrieve=replace(config.retrieve, allow_itself=False))
     workspace = workspace.before_training(config.train.prefix)
@@ -103,13 +111,13 @@ def prepared(config: Config, workspace: Workspace, files: Sequence[str], say: Sa
     reason = f" (the first error: {facts['first_error']})" if facts["first_error"] else ""
     counted = ", ".join(f"{n:,} {why}" for why, n in facts["left_out"].items()) or "there is no mention"
     raise Mistake(
-        f"{names}: no mention to train with or judge by: {counted}{reason}. Training needs documents with "
+        f"{names}: no mention to train on or to evaluate: {counted}{reason}. Training needs documents with "
         "an `image` and mentions with a `target`, both in --train and --dev"
     )
 
 
 def _key(config: Config, workspace: Workspace, files: Sequence[str]) -> str:
-    """Equal for equal examples: nothing that only Generate or the training does is in it."""
+    """The key of a set of examples. It does not depend on settings of Generate or of training."""
     meaning = replace(config, generate=Generate(), models=replace(config.models, mapper="auto"))
     facts = meaning.fingerprint(workspace.facts["version"], workspace.facts["revisions"])
     digest = hashlib.blake2b(facts.encode(), digest_size=12)
@@ -124,18 +132,18 @@ def _key(config: Config, workspace: Workspace, files: Sequence[str]) -> str:
 
 
 def _documents_of(config: Config, files: Sequence[str]) -> Iterator[pa.Table]:
-    """Of these files, as the configuration says."""
+    """The documents of these files, read as the configuration says."""
     for file in files:
         yield from documents(file, fetch_official_images=config.input.fetch_official_images)
 
 
-def _rows(config: Config, files: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _rows(config: Config, files: Sequence[str]) -> Iterator[Row]:
     for table in _documents_of(config, files):
         yield from table.to_pylist()
 
 
 def _make(config: Config, workspace: Workspace, files: Sequence[str], folder: Path) -> None:
-    """Fill `folder`; it is either whole or absent."""
+    """Make `folder`; it is complete or absent."""
     left_out: Counter[str] = Counter()
     errors: list[str] = []
     vectors: list[list[float]] = []
@@ -145,18 +153,18 @@ def _make(config: Config, workspace: Workspace, files: Sequence[str], folder: Pa
                 vectors += [r["image_vector"] for r in rows]
                 file.write_table(pa.Table.from_pylist(rows, _SCHEMA))
         np.save(aside / "features.npy", np.array(vectors, np.float32))
-        facts = {"left_out": left_out, "first_error": errors[0] if errors else None}
+        facts: Facts = {"left_out": left_out, "first_error": errors[0] if errors else None}
         (aside / "facts.json").write_text(json.dumps(facts))
 
 
 def _solved(
     config: Config, workspace: Workspace, files: Sequence[str], left_out: Counter[str], errors: list[str]
-) -> Iterator[list[dict[str, Any]]]:
-    """Rows of prompt, image_vector and target, in tokens."""
+) -> Iterator[list[Row]]:
+    """Rows with prompt, image_vector and target; the target in tokens."""
     for batch in through_graph(config, workspace, files):
         rows = []
         for row in batch:
-            if why := _unfit(row):
+            if why := _why_left_out(row):
                 left_out[why] += 1
                 errors += [row["error"]] if row["error"] else []
             else:
@@ -171,10 +179,11 @@ def through_graph(
     config: Config,
     workspace: Workspace,
     files: Sequence[str],
-    wanted: Callable[[dict[str, Any], str | None], bool] = lambda row, name: bool(name),
-) -> Iterator[list[dict[str, Any]]]:
+    wanted: Callable[[Row, str | None], bool] = lambda row, name: bool(name),
+) -> Iterator[list[Row]]:
     """Rows as Generate reads them, batch by batch. Each has its `target` as a name of the knowledge base, or
-    None; `wanted` says of a mention as it was read, and of that name, whether it keeps it."""
+    None. `wanted` decides, from a mention as it was read and this name, whether the mention has its
+    target."""
     graph = linking_graph(config, workspace)
     segment = graph.segment(graph.names[:-1], workspace)
     targets: dict[tuple[str, str], str | None] = {}
@@ -183,7 +192,7 @@ def through_graph(
     def batches() -> Iterator[pa.Table]:
         documents_before = 0
         for read in _documents_of(config, files):
-            table = _numbered(read, documents_before)  # several may bear the same id
+            table = _numbered(read, documents_before)  # several documents may have the same id
             documents_before += len(table)
             for row in explode(table.append_column("status", table["error"]), ("given",)).to_pylist():
                 if wanted(row, name := known.name(row["target"], row["target_id"])):
@@ -201,12 +210,12 @@ def through_graph(
 
 
 def _numbered(table: pa.Table, first: int) -> pa.Table:
-    """The documents with numbers for ids."""
+    """The documents with numbers as ids."""
     ids = pa.array([str(first + i) for i in range(len(table))])
     return table.set_column(table.column_names.index("document_id"), "document_id", ids)
 
 
-def _unfit(row: dict[str, Any]) -> str | None:
+def _why_left_out(row: Row) -> str | None:
     if row["error"]:
         return "with an error"
     if not row["target"]:

@@ -1,4 +1,4 @@
-"""The frozen language model of a training, and what it costs in memory."""
+"""The frozen language model of a training, and the memory that a process takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
 def language_model(name: str, options: Train, device: str) -> Any:
-    """A causal language model of transformers that learns nothing and drops nothing out."""
+    """A causal language model of transformers, frozen, without dropout."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if device == "cpu":
@@ -28,14 +28,14 @@ def language_model(name: str, options: Train, device: str) -> Any:
         name, config=settings, dtype=getattr(torch, options.dtype)
     ).to(device)
     model.eval().requires_grad_(False)
-    if options.checkpointing:  # transformers recomputes in training mode only: the loop sees to that
+    if options.checkpointing:  # transformers recomputes only in training mode, which the loop sets
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 
 def _keep_freed_memory() -> None:
-    """glibc gives large blocks back to the system at once and asks for them anew in the next layer; clearing
-    their pages took 40% of a step on a CPU. Other libraries have no mallopt, and are left alone."""
+    """Let glibc keep large blocks. By default it returns them to the system at once and requests them again
+    in the next layer; clearing their pages took 40% of a step on a CPU. Other C libraries have no mallopt."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
@@ -45,8 +45,8 @@ def _keep_freed_memory() -> None:
 
 
 def peak_memory() -> str:
-    """Of this process, as people read it."""
+    """The peak memory of this process, as text."""
     unit = 1 if sys.platform == "darwin" else 1024
-    held = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB"
+    memory = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB"
     on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return f"{held}, {on_gpu / 2**30:.1f} GiB of GPU" if on_gpu else held
+    return f"{memory}, {on_gpu / 2**30:.1f} GiB of GPU" if on_gpu else memory

@@ -1,7 +1,7 @@
 """From files to a trained mapper in the workspace: checks, prepares, and starts the workers by Ray Train.
 
 One worker on this machine is Ray Train's local mode: it runs in this process, and no cluster is started.
-Killed at any time, the same command goes on from the last checkpoint in WORKSPACE/training.
+After a kill, the same command continues from the last checkpoint in WORKSPACE/training.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import random
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,20 @@ from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.training import checkpoint
 from gemel_ray.training.checkpoint import Point
-from gemel_ray.training.dev import NOTHING, better_than, told
+from gemel_ray.training.dev import BASELINES, better_baseline, summary
 from gemel_ray.training.examples import Examples, prepared
 from gemel_ray.training.loop import BEST, CHECKPOINT, Task, run
 from gemel_ray.training.team import Team
 
 Say = Callable[[str], None]
-_CURVES = 2  # a curve of an earlier program is not gone on with: 2 looks at what doing nothing does
+_CURVES = 2  # a curve of an earlier form is not continued; since 2 it has the baselines
 
 
 def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder: Path, say: Say) -> Point:
-    """Train a mapper and put the best into the workspace; returns the look it was kept at: `step`,
-    `dev_loss` (nats a token) and, with train.decode_every, `accuracy`.
+    """Train a mapper and put the best one into the workspace; returns its evaluation: `step`, `dev_loss`
+    (nats per token) and, with train.decode_every, `accuracy`.
 
-    Raises ValueError where the settings, the workspace or the files cannot do.
+    Raises ValueError if the settings, the workspace or the files do not permit training.
     """
     if not config.assemble.images:
         raise Mistake("assemble.images is false: without pictures in the prompts there is nothing to train")
@@ -48,33 +48,36 @@ def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder
     dev = prepared(config, workspace, dev_files, say)
     task = _task(config, workspace, examples, dev)
     say(f"{len(examples):,} training mentions, {len(task.dev_chosen):,} of {len(dev):,} dev mentions")
-    found = checkpoint.load(task.folder / CHECKPOINT)
-    if found is not None and found.fingerprint != task.fingerprint:
-        say(f"{task.folder} was made with other settings, files or models: training starts anew")
+    former = checkpoint.load(task.folder / CHECKPOINT)
+    if former is not None and former.fingerprint != task.fingerprint:
+        say(
+            f"{task.folder} was made with other settings, files or models: training starts from the beginning"
+        )
         shutil.rmtree(task.folder)
     task.folder.mkdir(exist_ok=True)
-    if found is not None and found.fingerprint == task.fingerprint and found.finished:
+    if former is not None and former.fingerprint == task.fingerprint and former.finished:
         say(f"finished already: nothing is left to do (remove {task.folder} to train again)")
-        best = found.best
+        best = former.best
     else:
         best = _run(task, say)
     state = checkpoint.load(task.folder / CHECKPOINT)
     assert state is not None
-    _keep(task, folder, best, state.points[0], say)
+    _install(task, folder, best, state.points[0], say)
     return best
 
 
-def _keep(task: Task, folder: Path, best: Point, first: Point, say: Say) -> None:
-    """Put the best mapper into the workspace, unless doing nothing was better."""
-    found = f"the best mapper is that of step {best['step']:.0f}, {told(best)}"
-    if (nothing := better_than(best, first)) is not None:
+def _install(task: Task, folder: Path, best: Point, first: Point, say: Say) -> None:
+    """Put the best mapper into the workspace, unless a baseline was better."""
+    text = f"the best mapper is that of step {best['step']:.0f}, {summary(best)}"
+    if (baseline := better_baseline(best, first)) is not None:
         say(
-            f"{found}. NONE is put into {folder}: {NOTHING[nothing]} it was {told(first, '_' + nothing)}. "
-            f"{task.folder / BEST} has it all the same; other examples or settings may teach more"
+            f"{text}. NONE is put into {folder}: {BASELINES[baseline]} it was "
+            f"{summary(first, '_' + baseline)}. The best mapper remains in {task.folder / BEST}; other "
+            "examples or settings may give a better one"
         )
         return
     storage.write(folder / "mapper.safetensors", (task.folder / BEST).read_bytes())
-    say(f"{found}; it is in {folder}")
+    say(f"{text}; it is in {folder}")
 
 
 def _task(config: Config, workspace: Workspace, examples: Examples, dev: Examples) -> Task:
@@ -89,7 +92,7 @@ def _task(config: Config, workspace: Workspace, examples: Examples, dev: Example
 
 
 def _run(task: Task, say: Say) -> Point:
-    """All workers to the end; the best look."""
+    """Run all workers to the end; the best evaluation."""
     if task.config.train.workers == 1 and task.config.offline.address == "local":
         return _fit(task, say)
     from gemel_ray.job.shared import of_workspace
@@ -103,35 +106,35 @@ def _run(task: Task, say: Say) -> Point:
     try:
         if sentence := mismatch(of_workspace(Shared.of(task.workspace), task.knowledge)):
             raise Mistake(sentence)
-        told: Any = Queue(actor_options={"num_cpus": 0})
-        listener = threading.Thread(target=_listen, args=(told, say))
-        listener.start()
+        messages: Any = Queue(actor_options={"num_cpus": 0})
+        printer = threading.Thread(target=_print, args=(messages, say))
+        printer.start()
         try:
-            return _fit(task, told)
+            return _fit(task, messages)
         finally:
-            told.put(None)
-            listener.join()
+            messages.put(None)
+            printer.join()
     finally:
         ray.shutdown()
 
 
-def _listen(told: Any, say: Say) -> None:
-    while (text := told.get()) is not None:
+def _print(messages: Any, say: Say) -> None:
+    while (text := messages.get()) is not None:
         say(text)
 
 
-def _fit(task: Task, told: Any) -> Point:
-    """Ray Train's run; `told` is a queue, or with the one local worker a function."""
+def _fit(task: Task, messages: Any) -> Point:
+    """Run Ray Train. `messages` is a queue, or a function if the only worker runs in this process."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     options = task.config.train
-    local = not hasattr(told, "put")
+    local = not hasattr(messages, "put")
     resources = {"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"task": task, "told": told},
+        train_loop_config={"task": task, "messages": messages},
         torch_config=TorchConfig(backend="nccl" if options.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=0 if local else options.workers,
@@ -146,20 +149,20 @@ def _fit(task: Task, told: Any) -> Point:
     return state.best
 
 
-def _worker(settings: dict[str, Any]) -> None:
-    """In every worker's process."""
+def _worker(settings: Mapping[str, Any]) -> None:
+    """Train, in each worker's process."""
     import ray.train
     import ray.train.torch
     import torch
 
     from gemel_ray.models.encoders import torch_device
 
-    task, told = settings["task"], settings["told"]
+    task, messages = settings["task"], settings["messages"]
     options, context = task.config.train, ray.train.get_context()
     team = Team(context.get_world_rank(), context.get_world_size())
     if team.size > 1:
         local = task.config.offline.address == "local"
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // team.size if local else int(options.cpus)))
     device = str(ray.train.torch.get_device()) if options.gpus else str(torch_device(options.device))
-    best = run(task, team, device, told.put if hasattr(told, "put") else told)
+    best = run(task, team, device, messages.put if hasattr(messages, "put") else messages)
     ray.train.report(best)

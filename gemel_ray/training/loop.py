@@ -1,8 +1,8 @@
-"""What one worker does: steps on its share of every batch, looks at the dev set, checkpoints.
+"""The work of one worker: steps on its share of every batch, evaluations on the dev set, checkpoints.
 
 The optimiser is the paper's: AdamW, no decay on biases, clipping, a linear schedule with warm-up; a step
-is an optimiser step, whatever micro-batches and workers it took. Every worker holds the whole mapper and
-optimiser, and all do the same update. The first worker writes. Knows nothing of Ray.
+is an optimiser step, however many micro-batches and workers it takes. Every worker has the whole mapper and
+optimiser, and all make the same update. The first worker writes. Knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.settings import Train
 from gemel_ray.training import checkpoint, curve
-from gemel_ray.training.checkpoint import Point, State
-from gemel_ray.training.dev import NOTHING, Dev, order, told
+from gemel_ray.training.checkpoint import Point, State, Weights
+from gemel_ray.training.dev import BASELINES, Dev, quality, summary
 from gemel_ray.training.examples import Example, Examples
 from gemel_ray.training.frozen import language_model, peak_memory
 from gemel_ray.training.losses import losses, share_beginnings, trained_length
@@ -38,11 +38,11 @@ CHECKPOINT, BEST = "checkpoint.pt", "best.safetensors"
 
 @dataclass(frozen=True)
 class Task:
-    """Everything a worker needs to know, small enough to be sent."""
+    """Everything that a worker needs, small enough to be sent."""
 
     config: Config
     workspace: Path
-    knowledge: str  # the version of it that the training began with
+    knowledge: str  # the version of the workspace with which training began
     train: Path  # folders of prepared examples
     dev: Path
     dev_chosen: tuple[int, ...]
@@ -54,7 +54,7 @@ class Task:
 
 
 def run(task: Task, team: Team, device: str, say: Say) -> Point:
-    """Train to the end from wherever the checkpoint stands; returns the best look."""
+    """Train to the end from the checkpoint, if there is one; returns the best evaluation."""
     loop = Loop(task, team, device, say)
     loop.resume()
     while not loop.state.finished:
@@ -79,38 +79,38 @@ class Loop:
         feature = self.examples.queries.shape[1]
         self.mapper = FeatureMapper(feature, self.options.prefix, width, self.options.hidden).to(device)
         if why := share_beginnings(self.model, self.mapper):
-            self._tell(f"every prompt is computed whole, slowly: the language model has {why}")
+            self._report(f"every prompt is computed whole, which is slow: the language model has {why}")
         self.dev = Dev(self.model, self.workspace.tree, chosen, team, self.options.tokens)
         self.optimiser = optimiser(self.mapper, self.options)
-        a_pass = -(-len(self.examples) // self.options.batch)
-        self.steps = round(self.options.epochs * a_pass)
+        steps_per_epoch = -(-len(self.examples) // self.options.batch)
+        self.steps = round(self.options.epochs * steps_per_epoch)
         self.schedule = schedule(self.optimiser, self.steps, self.options.warmup)
         self.trunks = Trunks(self.options.keep)
         self.state = State(task.fingerprint)
 
     def resume(self) -> None:
-        """Go on from the checkpoint, or begin: the first look is at the untrained mapper."""
-        found = checkpoint.load(self.task.folder / CHECKPOINT)
-        if found is not None and found.fingerprint == self.task.fingerprint:
-            self.state = found
-            self._restore(found.weights)
-            self._tell(f"going on from step {found.step} of {self.steps}")
+        """Continue from the checkpoint, or begin with an evaluation of the untrained mapper."""
+        former = checkpoint.load(self.task.folder / CHECKPOINT)
+        if former is not None and former.fingerprint == self.task.fingerprint:
+            self.state = former
+            self._restore(former.weights)
+            self._report(f"going on from step {former.step} of {self.steps}")
         elif self.options.start == "ridge":
-            best_start(self.mapper, self.dev, self.model, self.examples, self.options, self._tell)
-        self.team.same([p.data for p in self.mapper.parameters()])
+            best_start(self.mapper, self.dev, self.model, self.examples, self.options, self._report)
+        self.team.broadcast([p.data for p in self.mapper.parameters()])
         self.logs = curve.Logs(self.task.folder / "logs", self.state.step) if self.team.rank == 0 else None
         self.began, self.first = time.monotonic(), self.state.step
         if not self.state.points:
-            nothing = self.dev.nothing(self.mapper, decoded=self.options.decode_every > 0)
-            self._tell("; ".join(f"{words}: {told(nothing, '_' + name)}" for name, words in NOTHING.items()))
-            self.look({"step": 0, **nothing})
+            baselines = self.dev.baselines(self.mapper, decoded=self.options.decode_every > 0)
+            named = BASELINES.items()
+            self._report("; ".join(f"{text}: {summary(baselines, '_' + name)}" for name, text in named))
+            self.evaluate({"step": 0, **baselines})
 
     def step(self) -> None:
-        """One optimiser step on one batch."""
-        options, state = self.options, self.state
+        """Make one optimiser step on one batch."""
+        options, state, examples = self.options, self.state, self.examples
         began = time.monotonic()
-        chosen = self.examples
-        batch = [chosen[i] for i in batch_of(state.step, len(chosen), options.batch, options.seed)]
+        batch = [examples[i] for i in batch_of(state.step, len(examples), options.batch, options.seed)]
         loss = self._backward(batch)
         torch.nn.utils.clip_grad_norm_(self.mapper.parameters(), options.clip_norm)
         self.optimiser.step()
@@ -119,12 +119,12 @@ class Loop:
         state.step += 1
         point = {"step": state.step, "loss": loss, "seconds": time.monotonic() - began}
         if state.step % options.evaluate_every == 0 or state.step == self.steps or self._decodes():
-            self.look(point)
+            self.evaluate(point)
         else:
-            self._keep(point)
+            self._record(point)
 
-    def look(self, point: Point) -> None:
-        """Measure on the dev set, keep the mapper if it is the best, write the checkpoint."""
+    def evaluate(self, point: Point) -> None:
+        """Measure on the dev set, save the mapper if it is the best, write the checkpoint."""
         state = self.state
         self.model.eval()
         point["dev_loss"] = self.dev.loss(self.mapper)
@@ -136,8 +136,8 @@ class Loop:
         if better:
             state.best, state.idle = dict(point), 0
         state.finished = self._stops()
-        self._keep(point)
-        self._tell(self._line(point, better))
+        self._record(point)
+        self._report(self._line(point, better))
         if self.team.rank == 0:
             about = {k: v for k, v in point.items() if k != "seconds"}
             if better:
@@ -150,7 +150,7 @@ class Loop:
                 self.logs.close()
 
     def _backward(self, batch: list[Example]) -> float:
-        """Gradients of the mean over all the batch's target tokens; returns it."""
+        """Compute the gradients of the mean loss over the batch's target tokens; returns this mean."""
         self.model.train(self.options.checkpointing)
         length = trained_length(self.mapper.prefix)
         share = self.team.share(sorted(batch, key=length))
@@ -170,7 +170,7 @@ class Loop:
         return total.item()
 
     def _trunk_of(self) -> Callable[[Family], Cache] | None:
-        """With train.keep, what shared beginnings are, as of some steps ago."""
+        """The function that gives the states of shared beginnings, up to train.keep steps old."""
         if not self.options.keep:
             return None
         return partial(self.trunks.of, self.model, self.mapper, step=self.state.step)
@@ -182,18 +182,19 @@ class Loop:
         return self.state.step >= self.steps or self.state.idle >= self.options.patience
 
     def _better(self, point: Point) -> bool:
-        """By accuracy, ties by loss; a look that decodes nothing is compared where no look does."""
+        """Whether the point is the best so far. With train.decode_every, only points with an accuracy are
+        compared."""
         best = self.state.best
         if self.options.decode_every and "accuracy" not in point:
             return False
-        return not best or order(point) > order(best)
+        return not best or quality(point) > quality(best)
 
-    def _keep(self, point: Point) -> None:
+    def _record(self, point: Point) -> None:
         self.state.points.append(point)
         if self.logs is not None:
             self.logs.add(point)
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         if self.team.rank == 0:
             self.say(text)
 
@@ -202,11 +203,11 @@ class Loop:
         pace = (time.monotonic() - self.began) / max(1, done)
         trained = f"  loss {point['loss']:.3f}" if "loss" in point else ""
         accuracy = f"  accuracy {point['accuracy']:.1%}" if "accuracy" in point else ""
-        left = f"  {pace:.2f} s a step, {pace * (self.steps - step) / 60:.1f} min left" if done else ""
-        seen = f"step {step}/{self.steps}{trained}  dev {point['dev_loss']:.3f}{accuracy}"
-        return f"{seen}{' *' if better else ''}{left}  {peak_memory()}"
+        left = f"  {pace:.2f} s per step, {pace * (self.steps - step) / 60:.1f} min left" if done else ""
+        figures = f"step {step}/{self.steps}{trained}  dev {point['dev_loss']:.3f}{accuracy}"
+        return f"{figures}{' *' if better else ''}{left}  {peak_memory()}"
 
-    def _weights(self) -> dict[str, Any]:
+    def _weights(self) -> Weights:
         return {
             "mapper": self.mapper.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -214,7 +215,7 @@ class Loop:
             "random": torch.get_rng_state(),
         }
 
-    def _restore(self, weights: dict[str, Any]) -> None:
+    def _restore(self, weights: Weights) -> None:
         self.mapper.load_state_dict(weights["mapper"])
         self.optimiser.load_state_dict(weights["optimiser"])
         self.schedule.load_state_dict(weights["schedule"])
@@ -233,7 +234,7 @@ def optimiser(mapper: FeatureMapper, options: Train) -> torch.optim.AdamW:
 
 
 def schedule(adam: torch.optim.AdamW, steps: int, warmup: float) -> torch.optim.lr_scheduler.LambdaLR:
-    """Up in a line over the share `warmup` of the steps, then down to nothing."""
+    """A learning rate that rises linearly over the share `warmup` of the steps, then falls to zero."""
     warm = max(1, round(warmup * steps))
     return torch.optim.lr_scheduler.LambdaLR(
         adam, lambda s: min((s + 1) / warm, max(0.0, (steps - s) / max(1, steps - warm)))

@@ -1,9 +1,9 @@
-"""The loss: minus the log-probability of a target's tokens behind its prompt, under the frozen model.
+"""The loss: minus the log-probability of a target's tokens after its prompt, under the frozen model.
 
-Gradients reach the visual prefixes and end there; the head is computed at the target's positions only. What
-prompts begin with alike is computed once (packing.py) by a model that attention.py fits. For any other, rows
-are padded behind their end and without a mask: under a causal model what stands before never sees it, and a
-mask would keep attention from its fast kernel (ten times slower in bfloat16 on a CPU).
+Gradients reach the visual prefixes and end there; the head is computed at the target's positions only.
+Common beginnings of prompts are computed once (packing.py) if attention.py supports the model. For other
+models, rows are padded at the end, without a mask: in a causal model, earlier positions do not attend to the
+padding, and a mask would exclude the fast kernel (ten times slower in bfloat16 on a CPU).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from transformers import Cache
 
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.training import attention
-from gemel_ray.training.attention import Unfit
+from gemel_ray.training.attention import Unsupported
 from gemel_ray.training.examples import Example
 from gemel_ray.training.packing import Family, Ids, Pack, families, packs, positions, rows_of
 
 Part = tuple[list[int], torch.Tensor]  # examples, and the losses of their target tokens, float32 [tokens]
 
-# Nats. Losses of made-up prompts are around 10; in bfloat16 another order of sums moves them by up to 0.4,
-# and keys of the wrong tokens by 12.
+# Nats. Losses of synthetic prompts are around 10; in bfloat16 another order of sums changes them by up to
+# 0.4, keys of the wrong tokens by 12.
 _ROUNDING = 1.0
 
 
@@ -38,12 +38,12 @@ def losses(
     tokens: int,
     trunk_of: Callable[[Family], Cache] | None = None,
 ) -> Iterator[Part]:
-    """Of all examples, in nats, `tokens` positions computed at once; `trunk_of` gives what is known
-    already of a beginning that several share."""
+    """The losses of all examples, in nats, `tokens` positions computed at once; `trunk_of` returns the stored
+    states of a shared beginning."""
     if attention.used_by(model):
         for family in families(examples, mapper.prefix):
             trunk = trunk_of(family) if trunk_of and len(family.trunk) else None
-            for pack in rows_of(family, tokens, behind=trunk is not None):
+            for pack in rows_of(family, tokens, with_trunk=trunk is None):
                 yield pack.members, _of_pack(model, mapper, pack, examples, trunk)
         return
     for part in micro_batches(examples, trained_length(mapper.prefix), tokens):
@@ -52,21 +52,21 @@ def losses(
 
 @torch.no_grad()
 def share_beginnings(model: Any, mapper: FeatureMapper) -> str | None:
-    """Let `model` compute once what prompts begin with alike; why not, where its attention does not fit.
-    Two made-up prompts must have the losses that they have alone."""
+    """Let `model` compute common beginnings once. If its attention does not permit this, the reason is
+    returned. Checked with two synthetic prompts, which must have the same losses as separately."""
     before = model.config._attn_implementation
     pictures = np.zeros((2, mapper.linear.in_features), np.float32)
     made_up = [Example([-2, *range(3, 9), -1, last], pictures, [5, 4]) for last in (9, 2)]
-    apart = torch.cat([_of_rows(model, mapper, [e]) for e in made_up])
+    separate = torch.cat([_of_rows(model, mapper, [e]) for e in made_up])
     try:
         if not model._supports_attention_backend:
-            raise Unfit("an attention of its own")
+            raise Unsupported("an attention that cannot be replaced")
         model.set_attn_implementation(attention.NAME)
         pack = next(packs(made_up, mapper.prefix, 10**6))
-        worst = (_of_pack(model, mapper, pack, made_up) - apart).abs().max().item()
+        worst = (_of_pack(model, mapper, pack, made_up) - separate).abs().max().item()
         if not worst < (1e-3 if model.dtype == torch.float32 else _ROUNDING):
-            raise Unfit(f"losses that differ by {worst:.3f}")
-    except Unfit as why:
+            raise Unsupported(f"losses that differ by {worst:.3f}")
+    except Unsupported as why:
         model.set_attn_implementation(before)
         return str(why)
     return None
@@ -110,8 +110,9 @@ def embedded(
     *,
     left: bool = False,
 ) -> torch.Tensor:
-    """Embeddings [rows, longest, width] of `rows`, whose places of pictures are -1 and whose pictures'
-    features stand in `features`, in order; padded behind, or (`left`) before, with token 0."""
+    """The embeddings [rows, longest, width] of `rows`, in which -1 is a place of a picture; `features` has
+    the pictures' features, in order. Rows are padded at the end, or (`left`) at the beginning, with token
+    0."""
     longest = max(map(len, rows))
     padded = np.zeros((len(rows), longest), np.int64)
     for at, row in zip(padded, rows, strict=True):
@@ -130,8 +131,8 @@ def embedded(
 
 @contextmanager
 def _head_at(model: Any, row: torch.Tensor, column: torch.Tensor) -> Iterator[None]:
-    """Inside, the head sees the hidden states of these places only, [1, places, width]. What a model does
-    behind its head (Gemma 2 caps the logits, Granite and Cohere scale them) it does by itself."""
+    """Inside, the head gets the hidden states of these places only, [1, places, width]. The model's steps
+    after the head are unchanged (Gemma 2 caps the logits, Granite and Cohere scale them)."""
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, given: (given[0][row, column][None],))
     try:
@@ -143,8 +144,8 @@ def _head_at(model: Any, row: torch.Tensor, column: torch.Tensor) -> Iterator[No
 def micro_batches(
     examples: Sequence[Example], length: Callable[[Example], int], tokens: int
 ) -> Iterator[list[int]]:
-    """Places in `examples`, alike in length, of at most `tokens` positions with the padding; a longer example
-    stands alone."""
+    """Indices into `examples`, in parts of similar length, of at most `tokens` positions with the padding; a
+    longer example is a part by itself."""
     lengths = [length(e) for e in examples]
     part: list[int] = []
     for at in sorted(range(len(examples)), key=lambda i: (lengths[i], i)):
@@ -157,7 +158,7 @@ def micro_batches(
 
 
 def trained_length(prefix: int) -> Callable[[Example], int]:
-    """Positions that an example takes in the loss."""
+    """The function that counts the positions of an example in the loss."""
     return lambda e: len(e.prompt) + len(e.features) * (prefix - 1) + len(e.target) - 1
 
 
@@ -165,11 +166,12 @@ def trained_length(prefix: int) -> Callable[[Example], int]:
 def item_losses(
     model: Any, mapper: FeatureMapper, examples: Sequence[Example], *, tokens: int = 8192
 ) -> list[float]:
-    """The mean over each example's target tokens, nats: what Hugging Face's loss is with all other labels at
-    -100. `model` is a causal language model of transformers; `tokens` positions are computed at once."""
-    found = [0.0] * len(examples)
+    """The mean loss over each example's target tokens, in nats: equal to Hugging Face's loss with all other
+    labels -100. `model` is a causal language model of transformers; `tokens` positions are computed at
+    once."""
+    means = [0.0] * len(examples)
     for members, part in losses(model, mapper, examples, tokens):
         sizes = [len(examples[i].target) for i in members]
-        for at, own in zip(members, part.split(sizes), strict=True):
-            found[at] = own.mean().item()
-    return found
+        for index, token_losses in zip(members, part.split(sizes), strict=True):
+            means[index] = token_losses.mean().item()
+    return means

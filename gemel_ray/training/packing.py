@@ -1,9 +1,10 @@
-"""Prompts laid out in one row for the model, what many begin with only once.
+"""Prompts packed into one row for the model, with their common beginning only once.
 
-Demonstrations are most of a prompt, and with a shared set (`retrieve.shared_sets`) all mentions begin with
-the same. A row is a trunk, the beginning that most share, and behind it one tail for each example: what
-follows the place where its prompt leaves the trunk. attention.py lets a tail see the trunk up to there and
-itself, so losses and gradients are those of whole prompts. Knows nothing of models.
+Demonstrations are most of a prompt, and with a shared set (`retrieve.shared_sets`) all prompts begin with
+the same ones. A row is a trunk, which is the beginning that most prompts share, and then one tail for each
+example: the rest of its prompt from the place where it leaves the trunk. attention.py lets a tail attend to
+the trunk up to there and to itself, so losses and gradients are those of whole prompts. Knows nothing of
+models.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from gemel_ray.training.examples import Example
 
 Ids = npt.NDArray[np.int64]
-_PADDED = 1.15  # a group's longest tail over its shortest
+_PADDED = 1.15  # at most: the length of a group's longest tail over that of its shortest
 
 
 def positions(prompt: Sequence[int], prefix: int) -> Ids:
@@ -29,8 +30,8 @@ def positions(prompt: Sequence[int], prefix: int) -> Ids:
 
 @dataclass(frozen=True)
 class Tail:
-    """What example `member` has behind the trunk's first `cut` positions; its target's last token is only
-    predicted, so it is no part of it."""
+    """The rest of example `member` after the trunk's first `cut` positions, without the target's last token,
+    which is only predicted."""
 
     member: int
     cut: int
@@ -40,14 +41,16 @@ class Tail:
 
 @dataclass(frozen=True)
 class Family:
+    """Examples that share most of a beginning."""
+
     trunk: Ids
-    pictures: npt.NDArray[np.float32]  # features of the trunk's
-    tails: list[Tail]  # by cut, then by length
+    pictures: npt.NDArray[np.float32]  # features of the trunk's pictures
+    tails: list[Tail]  # sorted by cut, then by length
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tails that leave the trunk at one place, each padded behind to `longest`."""
+    """Tails that leave the trunk at the same place, each padded at the end to `longest`."""
 
     cut: int
     rows: int
@@ -59,43 +62,44 @@ class Pack:
     """One row: the trunk's positions, then those of all groups."""
 
     ids: Ids  # [positions]; -1: a vector of a visual prefix
-    places: Ids  # [positions], in the prompt that each belongs to
+    places: Ids  # [positions], the place of each position in its prompt
     features: list[npt.NDArray[np.float32]]  # of the pictures, in order
-    trunk: int
+    trunk: int  # length
     groups: tuple[Group, ...]
     members: list[int]  # the examples, in order
-    ends: list[int]  # where each one's tail ends
+    ends: list[int]  # the end of each example's tail
 
 
 def packs(examples: Sequence[Example], prefix: int, tokens: int) -> Iterator[Pack]:
-    """All examples, in rows of at most `tokens` positions; a longer example stands alone with its trunk."""
+    """All examples, in rows of at most `tokens` positions; a longer example has a row with its trunk
+    alone."""
     for family in families(examples, prefix):
         yield from rows_of(family, tokens)
 
 
-def rows_of(family: Family, tokens: int, *, behind: bool = False) -> Iterator[Pack]:
-    """The rows of one family; `behind` a trunk that is not in them, since its keys and values are known."""
-    part = replace(family, trunk=family.trunk[:0], pictures=family.pictures[:0]) if behind else family
+def rows_of(family: Family, tokens: int, *, with_trunk: bool = True) -> Iterator[Pack]:
+    """The rows of one family; without the trunk, if its keys and values are computed already."""
+    part = family if with_trunk else replace(family, trunk=family.trunk[:0], pictures=family.pictures[:0])
     for tails in _parts(family.tails, tokens - len(family.trunk)):
         yield _pack(part, tails)
 
 
 def families(examples: Sequence[Example], prefix: int) -> Iterator[Family]:
-    """All examples, each with those who share most of a beginning."""
+    """All examples, grouped by common beginnings."""
     left = list(range(len(examples)))
     keys = [_keys(e) for e in examples]
     while left:
-        owner, length = _trunk([keys[i] for i in left])
-        first = examples[left[owner]]
-        shared = {i: _common(keys[left[owner]][:length], keys[i]) for i in left}
+        longest, length = _trunk([keys[i] for i in left])
+        first = examples[left[longest]]
+        shared = {i: _common(keys[left[longest]][:length], keys[i]) for i in left}
         tails = [_tail(i, examples[i], shared[i], prefix) for i in left if shared[i] * 2 >= length]
         left = [i for i in left if shared[i] * 2 < length]
         pictures = first.features[: _pictures(first, length)]
         yield Family(positions(first.prompt[:length], prefix), pictures, _sorted(tails))
 
 
-def apart(examples: Sequence[Example], prefix: int) -> Iterator[Family]:
-    """All examples, sharing nothing."""
+def unshared(examples: Sequence[Example], prefix: int) -> Iterator[Family]:
+    """All examples in one family with an empty trunk."""
     tails = [_tail(i, e, 0, prefix) for i, e in enumerate(examples)]
     yield Family(np.zeros(0, np.int64), np.zeros((0, 0), np.float32), _sorted(tails))
 
@@ -105,26 +109,27 @@ def _sorted(tails: list[Tail]) -> list[Tail]:
 
 
 def _keys(example: Example) -> list[int | bytes]:
-    """A prompt's numbers but the last, behind which its target begins; pictures by what they show, as
-    mentions of one document share theirs."""
+    """A prompt's numbers except the last, after which its target begins. A picture is compared by its
+    features, since mentions of one document share it."""
     pictures = iter(example.features)
     return [number if number >= 0 else next(pictures).tobytes() for number in example.prompt[:-1]]
 
 
 def _trunk(prompts: Sequence[list[int | bytes]]) -> tuple[int, int]:
-    """At each place on with most of them, until nobody shares the way: a prompt, and how much of it."""
-    on, length = list(range(len(prompts))), 0
+    """The longest beginning found by following the majority at each place, while at least two prompts agree:
+    the index of such a prompt, and the length of the beginning."""
+    following, length = list(range(len(prompts))), 0
     while True:
-        going = [i for i in on if length < len(prompts[i])]
-        found = Counter(prompts[i][length] for i in going).most_common(1)
-        if not found or found[0][1] < 2:
-            return on[0], length
-        on = [i for i in going if prompts[i][length] == found[0][0]]
+        longer = [i for i in following if length < len(prompts[i])]
+        majority = Counter(prompts[i][length] for i in longer).most_common(1)
+        if not majority or majority[0][1] < 2:
+            return following[0], length
+        following = [i for i in longer if prompts[i][length] == majority[0][0]]
         length += 1
 
 
 def _common(one: Sequence[int | bytes], other: Sequence[int | bytes]) -> int:
-    """So many numbers are the same at both beginnings."""
+    """The length of the common beginning."""
     return next(
         (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
@@ -160,7 +165,7 @@ def _pack(family: Family, tails: Sequence[Tail]) -> Pack:
     groups: list[Group] = []
     ends: list[int] = []
     at = len(trunk)
-    for part in _alike(tails):
+    for part in _of_similar_length(tails):
         longest = len(part[-1].ids)
         groups.append(Group(part[0].cut, len(part), longest))
         for tail in part:
@@ -179,7 +184,8 @@ def _pack(family: Family, tails: Sequence[Tail]) -> Pack:
     )
 
 
-def _alike(tails: Sequence[Tail]) -> Iterator[list[Tail]]:
+def _of_similar_length(tails: Sequence[Tail]) -> Iterator[list[Tail]]:
+    """Parts of tails with one cut and similar lengths."""
     part: list[Tail] = []
     for tail in tails:
         if part and (tail.cut != part[0].cut or len(tail.ids) > _PADDED * len(part[0].ids)):

@@ -1,7 +1,7 @@
-"""What prompts begin with, computed once and kept: its keys and values, without gradients.
+"""Keys and values of common beginnings of prompts, computed once and stored, without gradients.
 
-Exact for decoding. In training it is an approximation (`train.keep`): the pictures of the demonstrations that
-all are shown teach nothing, and are seen as the mapper of some steps ago mapped them.
+Exact for decoding. In training an approximation (`train.keep`): the pictures of shared demonstrations give no
+gradients, and their prefixes are those of some steps ago.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def computed(model: Any, mapper: FeatureMapper, family: Family) -> Cache:
 
 @dataclass
 class Trunks:
-    """Those that several examples begin with, for `steps` steps each."""
+    """The trunks of recent families, each stored for `steps` steps."""
 
     steps: int
-    _kept: dict[bytes, tuple[int, Cache]] = field(default_factory=dict)
+    _stored: dict[bytes, tuple[int, Cache]] = field(default_factory=dict)
 
     def of(self, model: Any, mapper: FeatureMapper, family: Family, step: int) -> Cache:
-        self._kept = {k: (at, cache) for k, (at, cache) in self._kept.items() if step < at + self.steps}
+        self._stored = {k: (at, cache) for k, (at, cache) in self._stored.items() if step < at + self.steps}
         key = family.trunk.tobytes() + family.pictures.tobytes()
-        if key not in self._kept:
-            self._kept[key] = step, computed(model, mapper, family)
-        return self._kept[key][1]
+        if key not in self._stored:
+            self._stored[key] = step, computed(model, mapper, family)
+        return self._stored[key][1]

@@ -1,9 +1,8 @@
-"""A mapper to begin with, in which a prefix spells its picture's entity.
+"""A mapper to begin with, whose prefixes spell the pictures' entities.
 
-Ridge regression from the features onto the embeddings of the names' first tokens. It is not in the paper,
-which starts at random: the language model reads names from the first step on, which spares most of the
-training.
-"""
+Ridge regression from the features onto the embeddings of the names' first tokens. The paper starts with
+random weights instead. With this start the language model reads names from the first step, which saves most
+of the training."""
 
 from __future__ import annotations
 
@@ -15,15 +14,15 @@ import torch
 
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.settings import Train
-from gemel_ray.training.dev import Dev, order, told, zeros
+from gemel_ray.training.dev import Dev, quality, summary, zeros
 from gemel_ray.training.examples import Examples
 
-_DAMPED = (1, 100, 10_000)  # times train.ridge
+_FACTORS = (1, 100, 10_000)  # of train.ridge
 
 
 @torch.no_grad()
 def ridge_start(mapper: FeatureMapper, model: Any, examples: Examples, ridge: float) -> None:
-    """Set the mapper's linear layer; `ridge` is against the mean variance of the features."""
+    """Set the mapper's linear layer; `ridge` is in units of the mean variance of the features."""
     features = torch.from_numpy(np.array(examples.queries)).double()
     end = examples.target(0)[-1]
     names = [
@@ -52,13 +51,14 @@ def best_start(
     options: Train,
     say: Callable[[str], None],
 ) -> None:
-    """Set the mapper to what does best on the dev set: the ridge, the same damped more (few examples of many
-    features say too much), or zeros, so that no training begins behind a mapper that says nothing."""
+    """Set the mapper to the best on the dev set: of the ridge, of stronger ridges (few examples of many
+    features overfit), or zeros, so that training never begins with a mapper that is worse than zeros."""
     tried = {"zeros": zeros(mapper)}
-    for ridge in (options.ridge * more for more in _DAMPED):
-        tried[f"ridge {ridge:g}"] = made = zeros(mapper)
-        ridge_start(made, model, examples, ridge)
-    looks = {name: dev.look(made, decoded=options.decode_every > 0) for name, made in tried.items()}
-    best = max(looks, key=lambda name: order(looks[name]))
+    for ridge in (options.ridge * factor for factor in _FACTORS):
+        tried[f"ridge {ridge:g}"] = start = zeros(mapper)
+        ridge_start(start, model, examples, ridge)
+    points = {name: dev.measure(start, decoded=options.decode_every > 0) for name, start in tried.items()}
+    best = max(points, key=lambda name: quality(points[name]))
     mapper.load_state_dict(tried[best].state_dict())
-    say(f"to begin with: {best}; tried " + "; ".join(f"{name}: {told(look)}" for name, look in looks.items()))
+    figures = "; ".join(f"{name}: {summary(point)}" for name, point in points.items())
+    say(f"to begin with: {best}; tried {figures}")
