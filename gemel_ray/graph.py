@@ -136,6 +136,8 @@ class Segment:
     works: tuple[tuple[int, Work], ...]
     seconds: dict[str, float] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
+    processor: dict[str, float] = field(default_factory=dict)  # seconds of stages' own threads
+    began: float | None = None  # the process's processor seconds before its first batch
     borrowed: frozenset[str] = frozenset()  # stages that their owners close
     under_way: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -144,6 +146,7 @@ class Segment:
         """Rows in, rows out, in order; documents become mentions at the stage that explodes them. Each
         stage's time is added to `seconds`, too."""
         totals = [self.seconds] if seconds is None else [self.seconds, seconds]
+        self.began = time.process_time() if self.began is None else self.began
         with self.occupied():
             for column in (STATUS, ERROR):
                 if column.name not in table.column_names:
@@ -176,11 +179,12 @@ class Segment:
         stage = self.graph.stages[index]
         table = settled(explode(table, stage.explodes) if stage.explodes else table)
         active = pc.indices_nonzero(pc.is_null(table[STATUS.name]))
-        written = stage.writes.empty_table()
+        written, spent = stage.writes.empty_table(), 0.0
         if len(active):
-            written = await called(stage, work, table.select(stage.reads).take(active))
+            written, spent = await called(stage, work, table.select(stage.reads).take(active))
         name = self.graph.names[index]
         self.rows[name] = self.rows.get(name, 0) + len(active)
+        self.processor[name] = self.processor.get(name, 0.0) + spent
         # Row i of the table is row back[i] of what was written, or null if it was skipped.
         back = pc.index_in(pa.array(range(len(table)), active.type), value_set=active)
         for column in written.schema:
@@ -228,25 +232,37 @@ class Segment:
                 work.close()
 
     def measures(self) -> dict[str, Any]:
-        """By stage: rows, seconds (concurrent batches each count in full), and the stage's counts."""
+        """By stage: rows, seconds (concurrent batches each count in full), processor seconds, and the
+        stage's counts."""
         counts = {self.graph.stages[i].name: work.measures() for i, work in self.works}
         return {
             "seconds": dict(self.seconds),
             "rows": dict(self.rows),
+            "processor": self._processor(),
             **{k: v for k, v in counts.items() if v},
         }
+
+    def _processor(self) -> dict[str, float]:
+        """Seconds since the first batch, which add up to the process's. What no stage's own thread used is
+        the stage's that waits, as for an engine in this process; without one it is `rest`."""
+        if self.began is None:
+            return {}
+        rest = time.process_time() - self.began - sum(self.processor.values())
+        waiting = [self.graph.names[i] for i, work in self.works if work.waits]
+        return self.processor | {(waiting or ["rest"])[-1]: max(0.0, rest)}
 
 
 # What the runner does to tables: call a stage, explode lists to rows, set status and reason.
 
 
-async def called(stage: Stage, work: Work, batch: pa.Table) -> pa.Table:
-    """The output of a work for a batch, checked against its stage's contract. Work that computes runs in a
-    thread, so that coroutines continue meanwhile. Raises GraphError."""
+async def called(stage: Stage, work: Work, batch: pa.Table) -> tuple[pa.Table, float]:
+    """The output of a work for a batch, checked against its stage's contract, and the processor seconds of
+    its thread. Work that computes runs in a thread, so that coroutines continue meanwhile; work that waits
+    has none. Raises GraphError."""
     if work.waits:
-        written: pa.Table = await cast(Awaitable[pa.Table], work(batch))
+        written, spent = await cast(Awaitable[pa.Table], work(batch)), 0.0
     else:
-        written = cast(pa.Table, await asyncio.to_thread(work, batch))
+        written, spent = await asyncio.to_thread(_computed, work, batch)
     if inspect.iscoroutine(written):
         written.close()
         raise GraphError(f"stage {stage.name} waits: its {type(work).__name__} must say `waits = True`")
@@ -255,7 +271,13 @@ async def called(stage: Stage, work: Work, batch: pa.Table) -> pa.Table:
     promised = written.schema.names[: len(stage.writes)]
     if not written.select(promised).schema.equals(stage.writes):
         raise GraphError(f"stage {stage.name} promised {stage.writes} and wrote {written.schema}")
-    return written
+    return written, spent
+
+
+def _computed(work: Work, batch: pa.Table) -> tuple[pa.Table, float]:
+    began = time.thread_time()
+    written = cast(pa.Table, work(batch))
+    return written, time.thread_time() - began
 
 
 def explode(table: pa.Table, columns: Sequence[str]) -> pa.Table:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -538,6 +539,35 @@ def test_what_is_measured_adds_up() -> None:
     assert measured["rows"] == {"find": 18, "see": 16, "near": 18, "put": 18, "name": 18}
     assert measured["seconds"].keys() == measured["rows"].keys()
     assert all(seconds > 0 for seconds in measured["seconds"].values())
+
+
+def test_processor_time_is_that_of_the_stage_that_used_it() -> None:
+    """A stage that computes is measured by its thread; one that waits has what else its process used."""
+
+    def busy(seconds: float, column: str, **more: str) -> Callable[[pa.Table], pa.Table]:
+        def work(batch: pa.Table) -> pa.Table:
+            until = time.thread_time() + seconds
+            while time.thread_time() < until:
+                pass
+            return by_row([(column, TEXT)], lambda **_: {column: "x", **more}, status=bool(more))(batch)
+
+        return work
+
+    stages = (
+        stage("Compute", ["text"], [("a", TEXT)], busy(0.05, "a")),
+        stage("Wait", ["a"], [("b", TEXT)], busy(0.1, "b", status="linked"), work=Waiting),
+    )
+    graph = Graph(stages, SOURCE, pa.schema([("b", TEXT)]), "")
+    segment = graph.segment(["compute", "wait"], NO_WORKSPACE)
+    assert segment.measures()["processor"] == {}
+    began = time.process_time()
+    asyncio.run(segment.run(documents(("a word", None))))
+    used, spent = segment.measures()["processor"], time.process_time() - began
+    assert used["compute"] >= 0.05
+    assert 0.1 <= used["wait"] <= spent - used["compute"]
+    alone = graph.segment(["compute"], NO_WORKSPACE)
+    asyncio.run(alone.run(documents(("a word", None))))
+    assert alone.measures()["processor"].keys() == {"compute", "rest"}
 
 
 def test_stages_are_closed_last_first() -> None:

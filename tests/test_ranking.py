@@ -44,6 +44,7 @@ from gemel_ray.ranking.words import compared, folded, telling, years
 from gemel_ray.readers import documents
 from gemel_ray.records import LINK
 from gemel_ray.stages.answers import joined, likeliest, settled
+from gemel_ray.stages.encoding import Encoding
 from gemel_ray.stages.ranked import Ranked
 
 TRADES = {
@@ -353,7 +354,13 @@ def test_evaluate_takes_the_ranker_as_the_linker_without_a_model(
     run = {"configuration": {"retrieve": {"demonstrations": 4}}}
     (tmp_path / "linked" / "manifest.json").write_text(json.dumps(run))
     asked = ["evaluate", str(tmp_path / "linked"), "--gold", gold, "--workspace", str(workspace.folder)]
-    assert main([*asked, "--json"]) == 0
+    texts, encode = list[str](), Encoding.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Encoding, "__call__", lambda *a: [texts.extend(a[1]["text"].to_pylist()), encode(*a)][1]
+        )
+        assert main([*asked, "--json"]) == 0
+    assert len(texts) == len(set(texts)) > 0  # for both, with descriptions and without, encoded once
     found = json.loads(capsys.readouterr().out)
     assert found["accuracy"] == 0
     assert found["baseline"]["linker"] == "ranker"

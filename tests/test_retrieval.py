@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -26,6 +27,8 @@ from gemel_ray.ranking.ranking import FILE, witness
 from gemel_ray.ranking.retrieval import Retrieval
 from gemel_ray.ranking.towers import Asked, Frozen, Generator, Negatives, Towers, taught
 from gemel_ray.ranking.triples import Triples
+from gemel_ray.study.cells import Cell
+from gemel_ray.study.workspaces import Workspaces, seconds_to_make
 
 WIDTH, ENTITIES = 16, 300
 
@@ -127,6 +130,48 @@ def lines(file: Path, rows: list[dict[str, Any]]) -> str:
     return str(file)
 
 
+@contextmanager
+def counted_encoders() -> Iterator[list[str]]:
+    """The mention encoders that are loaded inside."""
+    loaded, load_one = list[str](), Workspace.mention_encoder
+
+    def counting(self: Workspace, device: str, dtype: str) -> Any:
+        loaded.append(device)
+        return load_one(self, device, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workspace, "mention_encoder", counting)
+        yield loaded
+
+
+def copies_leave_it_alone(folder: Path, into: Path) -> None:
+    """A study's copies share the workspace's files: what is fitted in them must not be written to these."""
+    own = Ranker.load(folder / "ranking" / FILE)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    copies = Workspaces(
+        folder, into, (), (), lambda carried, own: load(None, carried, [*SETTINGS, *own]), print
+    )
+    rankers = {
+        cell.name: Ranker.load(copies.of(cell) / "ranking" / FILE)
+        for cell in (
+            Cell("nameless", without="name"),
+            Cell("batch", retrieval="batch"),
+            Cell("again", seed=1),
+            Cell("unretrieved", without=RETRIEVAL),
+        )
+    }
+    assert {file: file.read_bytes() for file in before} == before
+    used = {name: [group.name for group in of_features(r.features)] for name, r in rankers.items()}
+    assert "name" not in used["nameless"] and RETRIEVAL in used["nameless"]
+    assert used["again"] == used["batch"] == [group.name for group in of_features(own.features)]
+    assert RETRIEVAL not in used["unretrieved"]
+    assert (rankers["batch"].about["retrieval"], own.about["retrieval"]) == ("batch", "hard")
+    assert not np.array_equal(rankers["again"].weights["linear"], own.weights["linear"])
+    made = copies.of(Cell("again", seed=1))
+    assert (seconds_to_make(made) or 0) > 0
+    assert seconds_to_make(folder) is None
+
+
 def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(tmp_path: Path) -> None:
     people = [(f"Q{s}{t}", f"{trade.title()} {who}", who, trade)
               for s, who in enumerate(("Almeida", "Brandt", "Castellan", "Dvorsky", "Eriksen", "Fontaine"))
@@ -138,11 +183,14 @@ def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(tmp
         {"text": f"{who}, the {trade}.", "mention": who, "target": name} for _, name, who, trade in people
     ])  # fmt: skip
     folder = tmp_path / "ws"
-    build(load(None, {}, SETTINGS), kb, [train], folder, print, triples=str(triples))
+    with counted_encoders() as encoders:
+        build(load(None, {}, SETTINGS), kb, [train], folder, print, triples=str(triples))
+    assert len(encoders) == 3  # Encode's of examples and of names, one for ranker and retrieval
     opened = Workspace.open(folder, load(None, read_facts(folder)["settings"], SETTINGS))
     ranker = Ranker.load(opened.ranking_folder / FILE)
     assert of_features(ranker.features)[-1].name == RETRIEVAL
     assert ranker.features[-2:] == named([of_features(ranker.features)[-1]])
+    copies_leave_it_alone(folder, tmp_path / "copies")
     new = {"id": "Q999", "name": "Zora Ivanova", "description": "beekeeper"}
     more = lines(tmp_path / "new.jsonl", [new])
     facts = tmp_path / "facts.tsv"

@@ -14,7 +14,8 @@ from gemel_ray.cli import main
 from gemel_ray.config import Config, load
 from gemel_ray.readers import documents
 from gemel_ray.study.cells import GROUPS
-from gemel_ray.study.variants import VARIANTS, have_pictures, sample, write
+from gemel_ray.study.variants import VARIANTS, digest, have_pictures, others, sample, write
+from gemel_ray.study.workspaces import copy_name
 
 DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
 
@@ -143,6 +144,23 @@ def test_a_sample_leaves_out_what_has_no_target(tmp_path: Path) -> None:
         sample([str(file)], 0, seed=0)
 
 
+def test_documents_that_are_measured_choose_nothing(tmp_path: Path) -> None:
+    """Of files that are both gold and dev, only the documents that are not measured are dev."""
+    lines = [
+        {"id": f"{i}", "text": f"Apple {i // 2}", "mentions": [{"start": 0, "end": 5, "target": "Apple"}]}
+        for i in range(8)
+    ]
+    file = tmp_path / "documents.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    measured = sample([str(file)], 2, seed=0)
+    left = others([str(file)], measured)
+    assert left
+    assert {row["text"] for row in left}.isdisjoint(row["text"] for row in measured)
+    assert len(left) == 8 - 2 * len({row["text"] for row in measured})
+    assert digest(measured) != digest(left)
+    assert digest(measured) == digest(sample([str(file)], 2, seed=0))
+
+
 @pytest.mark.parametrize(
     "settings", [c.settings for g in GROUPS.values() for c in g], ids=lambda s: " ".join(s) or "as configured"
 )
@@ -152,7 +170,7 @@ def test_every_cell_is_a_configuration(settings: tuple[str, ...]) -> None:
 
 def test_cells_of_a_group_differ() -> None:
     for name, cells in GROUPS.items():
-        ways = [(load(None, {}, c.settings).fingerprint(), c.variant, c.prefix, c.without) for c in cells]
+        ways = [(load(None, {}, c.settings).fingerprint(), c.variant, copy_name(c)) for c in cells]
         assert len(set(ways)) == len(ways), name
 
 
@@ -172,14 +190,15 @@ def test_a_small_study_and_again(workspace_folder: Path, config: Config, tmp_pat
     from gemel_ray.study import cells
 
     kept = cells.GROUPS["pictures"]
-    cells.GROUPS["pictures"] = kept[:2]  # right pictures, which is the base, and others'
+    # Right pictures, which is the base, others', and a cell that fails: no job can be so.
+    cells.GROUPS["pictures"] = (cells.Cell("impossible", ("retrieve.nearest=99",)), *kept[:2])
     try:
-        assert main(arguments) == 0
+        assert main(arguments) == 1
         first = capsys.readouterr().out
         began = sorted((tmp_path / "study" / "runs").glob("*/manifest.json"))
         stamps = [f.stat().st_mtime_ns for f in began]
         assert len(began) == 2
-        assert main(arguments) == 0
+        assert main(arguments) == 1
     finally:
         cells.GROUPS["pictures"] = kept
     assert capsys.readouterr().out == first
@@ -189,7 +208,21 @@ def test_a_small_study_and_again(workspace_folder: Path, config: Config, tmp_pat
     assert right["run"] == found["base"]["run"]
     assert right["difference"]["value"] == 0
     assert wrong["accuracy"]["value"] < right["accuracy"]["value"]
-    assert "of another caption" in (tmp_path / "study" / "study.html").read_text()
+    assert [row["cell"] for row in found["failed"]] == ["impossible"]
+    assert "retrieve.nearest" in found["failed"][0]["why"]
+    for row in found["cells"]:
+        assert row["processor"].keys() == {"detect", "encode", "retrieve", "assemble", "generate"} | (
+            row["processor"].keys() & {"rest"}
+        )
+        assert row["processor"]["generate"] > 0
+        assert row["asked"] == 1  # no ranker
+    assert right["pace"] == 1
+    for name in ("study.html", "study.md"):
+        assert "of another caption" in (tmp_path / "study" / name).read_text()
+    assert main(["prefix" if a == "pictures" else a for a in arguments]) == 0  # nothing that can be measured
+    later = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert later["cells"] == found["cells"]
+    assert {row["group"] for row in later["left_out"]} == {"prefix"}
 
 
 def test_an_unknown_group_is_named(workspace_folder: Path, tmp_path: Path, capsys: Any) -> None:

@@ -83,7 +83,7 @@ def _ranked(options: argparse.Namespace, gold: list[str], made: dict[str, Any]) 
 
     if not options.workspace:
         return [None, None]
-    return [ranked_alone(options.workspace, gold, made, descriptions=read) for read in (True, False)]
+    return ranked_alone(options.workspace, gold, made)
 
 
 def job_inputs(made: dict[str, Any], output: Place) -> list[str]:

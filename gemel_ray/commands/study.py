@@ -15,10 +15,13 @@ def add(verb: Parser) -> None:
 
     It links the same documents many times, each time with one thing changed, and compares: number of
     demonstrations, how they are found, pictures right, wrong and absent, prefix length, search, score, noise
-    in captions, mentions and pictures, and parts left out one by one (language model, ranker, pictures, and
-    each evidence of the ranker, which is then fitted without it). Each run is a folder of links under
-    DIR/runs. Run the same command again to do what is missing. Results: a table, DIR/study.json and
-    DIR/study.html.
+    in captions, mentions and pictures, parts left out one by one (language model, ranker, pictures, and each
+    evidence of the ranker, which is then fitted without it), and options that are off by default. Where the
+    ranker answers most mentions, groups about the language model show more with --set retrieve.ranking=0.
+
+    Each run is a folder of links under DIR/runs. Run the same command again to do what is missing; rows of
+    other groups (--only) with the same base stay. Results: a table with accuracy and cost of each row,
+    DIR/study.json, study.html and study.md.
 
       gemel-ray study --gold dev.json --train train.json --workspace kb --output study --limit 300
       gemel-ray study --gold dev.json --workspace kb --output study --only score search
@@ -34,7 +37,7 @@ def add(verb: Parser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="dev files, to choose mappers of other prefix lengths",
+        help="dev files, to choose mappers and joining weights by; documents that are measured are left out",
     )
     verb.add_argument(
         "--limit", type=int, default=300, help="documents to draw at random; 0: all (default: 300)"
@@ -44,11 +47,12 @@ def add(verb: Parser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from gemel_ray import storage
     from gemel_ray.readers import files
     from gemel_ray.study import GROUPS, study
     from gemel_ray.study.page import write_page
     from gemel_ray.study.run import Study
-    from gemel_ray.study.table import lines
+    from gemel_ray.study.table import lines, markdown
 
     unknown = [g for g in options.only or () if g not in GROUPS]
     if unknown:
@@ -58,5 +62,6 @@ def _run(options: argparse.Namespace) -> int:
     rows = study(plan, options.only or list(GROUPS), partial(configured, options), say)
     print("\n".join(lines(rows)))
     write_page(rows, options.output / "study.html")
+    storage.write(options.output / "study.md", markdown(rows))
     print(options.output / "study.html")
-    return 0
+    return 1 if rows["failed"] else 0

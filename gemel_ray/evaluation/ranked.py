@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,15 @@ from gemel_ray.ranking.evidence import MOST
 from gemel_ray.readers import documents
 from gemel_ray.records import Row
 
+Answers = dict[Key, Row]
 _ALONE = ["generate.ranking=1", f"retrieve.ranking={MOST}", f"generate.beams={MOST}"]  # all candidates
+_DESCRIPTIONS = ("retrieve.descriptions=true", "retrieve.descriptions=false")
 
 
-def ranked_alone(
-    folder: Path, gold: Sequence[str], run: Mapping[str, Any], *, descriptions: bool = True
-) -> dict[Key, Row] | None:
-    """The ranker's answers to the mentions of the gold files; None if the workspace has no ranker. `run`: the
-    manifest of the job with which it is compared; the ranker gets the same examples and neighbours.
-    `descriptions` False: the descriptions of all entities are hidden."""
+def ranked_alone(folder: Path, gold: Sequence[str], run: Mapping[str, Any]) -> list[Answers | None]:
+    """Its answers to the mentions of the gold files, and those with all descriptions hidden; None where the
+    workspace has no ranker. `run`: the manifest of the job that it is compared with, whose examples and
+    neighbours it takes."""
     from gemel_ray.config import load
     from gemel_ray.graph import run_in_process
     from gemel_ray.knowledge.versions import read_facts
@@ -31,20 +32,28 @@ def ranked_alone(
 
     retrieve = run.get("configuration", {}).get("retrieve", {})
     overrides = [f"retrieve.{name}={json.dumps(value)}" for name, value in retrieve.items()]
-    if not retrieve.get("ranking", 1):
-        return None
-    overrides += [*_ALONE, f"retrieve.descriptions={json.dumps(descriptions)}"]
-    config = load(None, read_facts(folder)["settings"], overrides)
-    workspace = Workspace.open(folder, config)
-    if not workspace.ranks:
-        return None
-    graph = linking_graph(config, workspace)
-    segment = graph.segment(graph.names, workspace)
-    try:
-        tables = run_in_process(segment, _with_mentions(gold))
-        return {key(row): for_judging(row) for table in tables for row in table.to_pylist()}
-    finally:
-        segment.close()
+    configs = [
+        load(None, read_facts(folder)["settings"], [*overrides, *_ALONE, read]) for read in _DESCRIPTIONS
+    ]
+    workspace = Workspace.open(folder, configs[0])
+    if not retrieve.get("ranking", 1) or not workspace.ranks:
+        return [None, None]
+    graphs = [linking_graph(config, workspace) for config in configs]
+    line = graphs[0].names
+    behind = line.index("encode") + 1  # so far both are the same, and take most of the time
+    with ExitStack() as closing:
+        front, *backs = (
+            graph.segment(stages, workspace)
+            for graph, stages in ((graphs[0], line[:behind]), *((graph, line[behind:]) for graph in graphs))
+        )
+        for segment in (front, *backs):
+            closing.callback(segment.close)
+        found: list[Answers] = [{} for _ in backs]
+        for table in run_in_process(front, _with_mentions(gold)):
+            for answers, back in zip(found, backs, strict=True):
+                rows = (row for part in run_in_process(back, iter([table])) for row in part.to_pylist())
+                answers |= {key(row): for_judging(row) for row in rows}
+        return [*found]
 
 
 def _with_mentions(files: Sequence[str]) -> Iterator[pa.Table]:

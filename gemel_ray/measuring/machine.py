@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,10 +27,21 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "processor": platform.processor() or platform.machine(),
+        "commit": _commit(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "ray", "transformers", "open_clip_torch")},
     }
+
+
+def _commit() -> str | None:
+    """Of the checkout that this package runs from, if it does."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return None
+    asked = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    answered = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return answered.stdout.strip() or None
 
 
 @dataclass(frozen=True)

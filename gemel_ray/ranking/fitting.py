@@ -29,11 +29,13 @@ _BENT = "description fits bent"  # and what it is less than the best
 _NETWORKS, _HELD_OUT = 3, 0.1  # each is taught without another tenth of the sample, which it then answers
 
 
-def fitted(witness: Witness, neighbours: Neighbours, teach: Teach | None = None) -> Ranker | None:
+def fitted(
+    witness: Witness, neighbours: Neighbours, teach: Teach | None = None, seed: int = 0
+) -> Ranker | None:
     """A ranker; None where too few of the sampled examples have their entity among their candidates.
     `neighbours` gives, for rows of the bank, their nearest other rows and the cosines; `teach` a retrieval's
-    cosines of each example's candidates, taught on the others."""
-    judged, groups = list(_judged(witness, neighbours)), witness.groups
+    cosines of each example's candidates, taught on the others. `seed` orders the examples."""
+    judged, groups = list(_judged(witness, neighbours, seed)), witness.groups
     held_out = int(len(judged) * _HELD_OUT)
     if not held_out or all(j.right < 0 for j in judged):
         return None
@@ -70,11 +72,11 @@ def _answer(ranker: Ranker, judged: Judged) -> tuple[float, bool]:
     return round(float(np.exp(logs.max())), 4), bool(logs.argmax() == judged.right)
 
 
-def _judged(witness: Witness, neighbours: Neighbours) -> Iterator[Judged]:
+def _judged(witness: Witness, neighbours: Neighbours, seed: int) -> Iterator[Judged]:
     """Of the sampled examples those that have any candidate."""
     examples = witness.sources.examples
     known = np.flatnonzero(examples.entity[: examples.bank.examples] >= 0)
-    sample = np.random.default_rng(0).permutation(known)[:SAMPLE]
+    sample = np.random.default_rng(seed).permutation(known)[:SAMPLE]
     of_text = _of_text(examples)
     for row, (nearest, votes) in zip(sample.tolist(), neighbours(sample), strict=True):
         own = frozenset(of_text.of(int(examples.text[row])).tolist())

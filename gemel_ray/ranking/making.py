@@ -37,19 +37,26 @@ def make(workspace: Workspace, config: Config) -> str:
     Returns what came of it, in words."""
     began, folder = time.perf_counter(), workspace.ranking_folder
     with Meter("texts", _texts(workspace)) as meter:
-        encode = _metered(workspace.mention_encoder(config.encode.device, config.encode.dtype), meter)
-        write(folder, workspace.bank, workspace.entities, encode, described=config.bank.descriptions)
-    return _fit(workspace, config, began, config.bank.retrieval)
+        encode = workspace.mention_encoder(config.encode.device, config.encode.dtype)
+        metered = _metered(encode, meter)
+        write(folder, workspace.bank, workspace.entities, metered, described=config.bank.descriptions)
+    return _fit(workspace, config, began, config.bank.retrieval, encode=encode)
 
 
-def refit(workspace: Workspace, config: Config, without: Collection[str]) -> str:
-    """A new ranker for a workspace that has one, which does without these groups of features; its retrieval
-    is taught as it was."""
+def refit(
+    workspace: Workspace,
+    config: Config,
+    without: Collection[str] = (),
+    retrieval: Negatives | None = None,
+    seed: int = 0,
+) -> str:
+    """A new ranker for a workspace that has one. It does without these groups of features; its retrieval is
+    taught as it was, or with these negatives. Another `seed` orders the examples otherwise."""
     began, former = time.perf_counter(), Ranker.load(workspace.ranking_folder / FILE)
-    negatives: Literal["none"] | Negatives = former.about.get("retrieval", "none")
+    negatives: Literal["none"] | Negatives = retrieval or former.about.get("retrieval", "none")
     if RETRIEVAL in without:
         negatives = "none"
-    return _fit(workspace, config, began, negatives, without)
+    return _fit(workspace, config, began, negatives, without, seed)
 
 
 def _fit(
@@ -58,15 +65,17 @@ def _fit(
     began: float,
     negatives: Literal["none"] | Negatives,
     without: Collection[str] = (),
+    seed: int = 0,
+    encode: Encode | None = None,
 ) -> str:
     folder = workspace.ranking_folder
     knowing = witness(folder, workspace.bank, workspace.entities)
     knowing = Witness(knowing.sources, available(knowing.sources, {*without, RETRIEVAL}))
     teaching = None
     if negatives != "none":
-        encode = workspace.mention_encoder(config.encode.device, config.encode.dtype)
+        encode = encode or workspace.mention_encoder(config.encode.device, config.encode.dtype)
         teaching = partial(teach, folder, encode, negatives)
-    ranker = fitted(knowing, lambda rows: _neighbours(workspace, config, rows), teaching)
+    ranker = fitted(knowing, lambda rows: _neighbours(workspace, config, rows), teaching, seed)
     seconds = f"{time.perf_counter() - began:.1f} s"
     if ranker is None:
         return f"no ranker: hardly any example has its entity among its candidates, {seconds}"

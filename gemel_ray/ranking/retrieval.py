@@ -100,7 +100,10 @@ def finish(folder: Path, known: Frozen, weights: dict[str, Vectors]) -> None:
     """Write the weights and all entities' vectors."""
     with storage.replacing(folder / _WEIGHTS) as aside:
         save_file(weights, aside)
-    np.save(folder / _ENTITIES, towers.loaded(weights).all_entities(known))
+    vectors = towers.loaded(weights).all_entities(known)
+    # Another workspace may share the former file.
+    with storage.replacing(folder / _ENTITIES) as aside, aside.open("wb") as file:
+        np.save(file, vectors)
 
 
 def taken_over(

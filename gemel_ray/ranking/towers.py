@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ Vectors = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]
 Numbers = npt.NDArray[np.int64]
 Negatives = Literal["batch", "hard", "generated"]
+NEGATIVES: tuple[Negatives, ...] = get_args(Negatives)
 FACTS = 8  # of an entity, the rarest
 _SHARPNESS, _ATTENTION = 0.05, 0.1  # temperatures of the contrast and of the attention
 _INNER, _BATCH, _EPOCHS, _RATE, _DECAY = 128, 128, 6, 1e-3, 1e-2

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gemel_ray.ranking.features import GRAPH, RETRIEVAL
+from gemel_ray.ranking.features import GROUPS as EVIDENCE
+from gemel_ray.ranking.towers import NEGATIVES, Negatives
 
 
 @dataclass(frozen=True)
 class Cell:
     """`settings` as --set takes them; `variant` of the documents (variants.py); `prefix`: visual vectors per
     picture, by a mapper trained for the cell, 0 for the workspace's mapper; `needs_pictures`: the cell is
-    left out if the documents have none; `without`: an evidence (ranking/features.py) left out of the ranker,
-    which is fitted again for the cell."""
+    left out if the documents have none.
+
+    The ranker is fitted again for a cell `without` one of its evidences (ranking/features.py), with a
+    `retrieval` that is taught with these negatives, or with another `seed`. `joins`: its weight beside the
+    language model is learned on the dev files."""
 
     name: str
     settings: tuple[str, ...] = ()
@@ -20,16 +24,20 @@ class Cell:
     prefix: int = 0
     needs_pictures: bool = False
     without: str = ""
+    retrieval: Negatives | None = None
+    seed: int = 0
+    joins: bool = False
+
+    @property
+    def refits(self) -> bool:
+        """Whether the workspace must have a ranker."""
+        return bool(self.without or self.retrieval or self.seed or self.joins)
 
 
 def _each(setting: str, *values: object) -> tuple[Cell, ...]:
     return tuple(Cell(str(v), (f"{setting}={v}",)) for v in values)
 
 
-_EVIDENCE = (
-    "examples of this mention", "other examples of it", "name", "description", "years", "neighbours",
-    "popularity", GRAPH, RETRIEVAL,
-)  # fmt: skip
 _NOT_SHARED = "retrieve.shared_sets=0"  # each mention is shown its nearest examples
 BASE = Cell("as configured")
 GROUPS: dict[str, tuple[Cell, ...]] = {
@@ -68,8 +76,22 @@ GROUPS: dict[str, tuple[Cell, ...]] = {
     "parts": (
         Cell("without the language model", ("generate.ranking=1",)),
         Cell("without the ranker", ("retrieve.ranking=0",)),
+        Cell("without ranker and votes", ("retrieve.ranking=0", "generate.neighbour_weight=0")),
+        Cell("without demonstrations and votes", ("retrieve.demonstrations=0",)),
         Cell("without pictures", ("assemble.images=false",), variant="blind", needs_pictures=True),
-        *(Cell(f"without {name}", without=name) for name in _EVIDENCE),
+        Cell("without reasons", ("retrieve.why=false",)),
+        Cell("descriptions hidden", ("retrieve.descriptions=false",)),
+        Cell("fitted with another seed", seed=1),
+        *(Cell(f"without {group.name}", without=group.name) for group in EVIDENCE),
+    ),
+    "options": (
+        Cell("language model always asked", ("generate.sure=1",)),
+        Cell("weights learned on --dev", joins=True),
+        Cell("more candidates judged", ("generate.judged=0.01",)),
+        Cell("choice among 5", ("generate.rerank=5",)),
+        Cell("choice among 5, weights learned", ("generate.rerank=5",), joins=True),
+        *(Cell(f"retrieval, {negatives}", retrieval=negatives) for negatives in NEGATIVES),
+        Cell("retrieval, hard, as a source", ("retrieve.retrieved=10",), retrieval="hard"),
     ),
     "search": (
         Cell("greedy", ("generate.beams=1", "generate.search=beam", "generate.prior_weight=0")),

@@ -6,23 +6,20 @@ from pathlib import Path
 from typing import TypedDict
 
 from gemel_ray import storage
-from gemel_ray.evaluation.table import interval, value
+from gemel_ray.evaluation.table import value
 from gemel_ray.plots import Axis, bars
 from gemel_ray.report.evaluated import figure_series
 from gemel_ray.report.page import page
 from gemel_ray.study.rows import CellRow, StudyRows
+from gemel_ray.study.table import HEADS, MEANING, cells, costs, machine_of
 
 _HEADS = (
     "",
-    "accuracy",
-    "95% interval",
-    "against the base",
-    "p",
+    *HEADS,
     "target in candidates",
     "targets seen in training",
     "not seen",
-    "tokens computed per mention",
-    "seconds",
+    "seconds, with start-up",
 )
 
 
@@ -40,8 +37,8 @@ def write_page(study: StudyRows, path: Path) -> None:
     for row in study["cells"]:
         groups.setdefault(row["group"], []).append(row)
     subtitle = (
-        f"{study['documents']:,} documents of {', '.join(study['gold'])}; 95% intervals by bootstrap over "
-        "documents; p by McNemar's exact test against the base, on the same mentions; seconds with start-up"
+        f"{study['documents']:,} documents of {', '.join(study['gold'])}; {machine_of(study)}; "
+        f"ms of the base by stage: {costs(study['base'])}. {MEANING}"
     )
     text = page(
         "study.html",
@@ -49,7 +46,7 @@ def write_page(study: StudyRows, path: Path) -> None:
         subtitle=subtitle,
         heads=_HEADS,
         groups=[_group(name, rows) for name, rows in groups.items()],
-        left_out=[(row["group"], row["cell"], row["why"]) for row in study["left_out"]],
+        left_out=[(one["group"], one["cell"], one["why"]) for one in study["left_out"] + study["failed"]],
     )
     storage.write(path, text)
 
@@ -71,14 +68,4 @@ def _plot(name: str, rows: list[CellRow]) -> str:
 def _cells(row: CellRow) -> list[str]:
     targets = row["targets"] or {}
     parts = [f"{value(f)} of {f['mentions']:,}" for f in targets.values()] + ["-", "-"]
-    return [
-        row["cell"],
-        value(row["accuracy"]),
-        interval(row["accuracy"]),
-        f"{100 * (row['difference']['value'] or 0):+.1f} points",
-        f"{row['mcnemar_p']:.2g}",
-        value(row["among_candidates"]),
-        *parts[:2],
-        f"{row['computed']:,.0f}",
-        f"{row['seconds']:,.0f}",
-    ]
+    return [row["cell"], *cells(row), value(row["among_candidates"]), *parts[:2], f"{row['seconds']:,.0f}"]

@@ -49,6 +49,23 @@ def sample(files: Iterable[str], limit: int, seed: int) -> list[Row]:
     return [rows[i] for i in sorted(order)]
 
 
+def others(files: Iterable[str], measured: Iterable[Row]) -> list[Row]:
+    """The documents of `files` with all their mentions in place, but for those whose text is `measured`."""
+    texts = {row["text"] for row in measured}
+    rows = [row for file in files for table in documents(file) for row in table.to_pylist()]
+    return [
+        row for row in rows if row["text"] not in texts and not row["error"] and row["given"] and _placed(row)
+    ]
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """Different for other documents."""
+    made = hashlib.blake2b(digest_size=6)
+    for row in rows:
+        made.update(f"{row['document_id']}\0{row['text']}\0".encode())
+    return made.hexdigest()
+
+
 def _placed(row: Row) -> bool:
     """Whether all mentions have places: without one, a mention could not be found in a changed text."""
     return all(m["start"] is not None for m in row["given"])

@@ -1,0 +1,114 @@
+"""A cell's workspace: the study's, or a copy of it with another mapper, ranker, retrieval or joining weights.
+A copy shares all other files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemel_ray import storage
+from gemel_ray.config import Config
+from gemel_ray.knowledge import versions
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.ranking.features import of_features
+from gemel_ray.ranking.ranker import Ranker
+from gemel_ray.ranking.ranking import FILE
+from gemel_ray.study.cells import Cell
+
+Say = Callable[[str], None]
+_MADE = "made.json"
+# From a workspace's settings and --set options. Commands pass a partial function.
+Configured = Callable[[dict[str, Any], Sequence[str]], Config]
+
+
+@dataclass(frozen=True)
+class Workspaces:
+    """`folder` has the copies of `workspace`, one for each way in which cells differ from it."""
+
+    workspace: Path
+    folder: Path
+    train: Sequence[str]
+    dev: Sequence[str]
+    configured: Configured
+    say: Say
+
+    def of(self, cell: Cell) -> Path:
+        """The cell's workspace, made where it is missing."""
+        name = copy_name(cell)
+        if not name:
+            return self.workspace
+        folder = self.folder / f"{read_facts(self.workspace)['version']}-{name}"
+        if not folder.exists():
+            began = time.process_time()
+            with storage.new_folder(folder) as aside:
+                self._make(cell, aside)
+                spent = round(time.process_time() - began, 1)
+                (aside / _MADE).write_text(json.dumps({"processor_seconds": spent}))
+        return folder
+
+    def _make(self, cell: Cell, folder: Path) -> None:
+        if cell.prefix:
+            from gemel_ray.training import train
+
+            self._copy(folder, "mapper.safetensors")
+            train(self._config(folder, f"train.prefix={cell.prefix}"), self.train, self.dev, folder, self.say)
+        elif cell.joins:
+            from gemel_ray.training import learn
+
+            self._copy(folder)
+            learn(self._config(folder, *cell.settings), self.dev, folder, self.say)
+        else:
+            from gemel_ray.ranking.making import refit
+
+            self._copy(folder)
+            config, without = self._config(folder), [cell.without] if cell.without else []
+            opened = Workspace.open(folder, config)
+            self.say(refit(opened, config, without, cell.retrieval, cell.seed))
+
+    def _config(self, folder: Path, *settings: str) -> Config:
+        return self.configured(read_facts(folder)["settings"], settings)
+
+    def _copy(self, folder: Path, *left_out: str) -> None:
+        """Copy the workspace except for these files, its training and its cache."""
+        ignored = shutil.ignore_patterns("training", "cache", *left_out)
+        shutil.copytree(
+            self.workspace, folder, copy_function=_link_or_copy, ignore=ignored, dirs_exist_ok=True
+        )
+
+
+def copy_name(cell: Cell) -> str:
+    """The name of the copy; empty where the cell takes the workspace as it is."""
+    settings = cell.settings if cell.joins else ()
+    parts = (
+        f"prefix {cell.prefix}" if cell.prefix else "",
+        f"without {cell.without}" if cell.without else "",
+        f"retrieval {cell.retrieval}" if cell.retrieval else "",
+        f"seed {cell.seed}" if cell.seed else "",
+        f"joined {' '.join(settings)}" if cell.joins else "",
+    )
+    return re.sub(r"[^\w.]+", "-", " ".join(filter(None, parts))).strip("-")
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Make a hard link. Vectors are copied, since Qdrant writes in their files."""
+    (shutil.copy2 if "vectors" in Path(source).parts else os.link)(source, target)
+
+
+def evidence_of(workspace: Path) -> list[str]:
+    """The evidence of the workspace's ranker; empty without a ranker."""
+    file = versions.folder(workspace, versions.current(workspace)) / "ranking" / FILE
+    return [group.name for group in of_features(Ranker.load(file).features)] if file.exists() else []
+
+
+def seconds_to_make(folder: Path) -> float | None:
+    """Processor seconds that making this copy took; None for the study's workspace."""
+    file = folder / _MADE
+    return float(json.loads(file.read_text())["processor_seconds"]) if file.exists() else None
