@@ -28,13 +28,12 @@ from gemel_ray.config import Config
 from gemel_ray.environment import fast_start, variables
 from gemel_ray.errors import Stopped
 from gemel_ray.graph import Graph
-from gemel_ray.job import record, results, shared
+from gemel_ray.job import record, shared
 from gemel_ray.job.driving import Compute, Job, Run, drive, save_fault, terminable
-from gemel_ray.job.index import Done
 from gemel_ray.job.record import Metrics, write_manifest
-from gemel_ray.job.selection import Filters, Selection, Share, contents_of, repeated
+from gemel_ray.job.selection import Done, Filters, Keys, Selection, Share, contents_of, repeated
 from gemel_ray.job.shared import SharedPath
-from gemel_ray.job.worker import Attempts, Worker, with_source_column
+from gemel_ray.job.worker import Attempts, Worker, batch_counts, with_source_column, write_measures
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.workspace import Workspace
@@ -201,7 +200,7 @@ def _read(batch: dict[str, Any], common: Any) -> Iterator[pa.Table]:
     yield from (table for share in batch["share"] for table in share.tables(done, filters))
 
 
-def _repeated(addresses: Sequence[str], options: Input) -> Iterator[results.Keys]:
+def _repeated(addresses: Sequence[str], options: Input) -> Iterator[Keys]:
     """If duplicates are dropped: the documents whose content came before, by a first pass over all files."""
     import ray
 
@@ -235,11 +234,11 @@ class _Actor:
             save_fault(self.opening.output, self.opening.run, fault)
             raise
         measures = self.worker.segment.measures()
-        await asyncio.to_thread(record.write_measures, self.opening.output, self.name, self.node, measures)
+        await asyncio.to_thread(write_measures, self.opening.output, self.name, self.node, measures)
         if self.worker.output is None:
             yield rows
         else:
-            yield pa.table({"counts": [json.dumps(record.counted(rows, self.opening.run))]})
+            yield pa.table({"counts": [json.dumps(batch_counts(rows, self.opening.run))]})
 
     def __del__(self) -> None:
         if hasattr(self, "worker"):

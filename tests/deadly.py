@@ -22,6 +22,7 @@ from gemel_ray.config import Config
 from gemel_ray.graph import Graph
 from gemel_ray.job import results
 from gemel_ray.job.driving import faults_as_stopped
+from gemel_ray.job.index import finished
 from gemel_ray.job.record import Record
 from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.job.worker import Attempts, Worker, with_source_column
@@ -92,9 +93,7 @@ def main(address: str, place: str) -> None:
     run = results.prepare(output)
     opening: Any = Opening(config, output, run)
     with faults_as_stopped(Record(output, 0, 0), run), offline.running(config):
-        data = offline.dataset(
-            opening, Selection().of([address]), results.finished(output), Filters(config.input)
-        )
+        data = offline.dataset(opening, Selection().of([address]), finished(output), Filters(config.input))
         for counts in offline.counted(data):
             print(counts["documents"], flush=True)
 

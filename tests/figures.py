@@ -108,11 +108,10 @@ def ways(trace: Trace, folder: Path) -> dict[str, str]:
 
 def job(trace: Trace, config: Any, segment: Any, files: list[str], folder: Path) -> list[set[CodeType]]:
     """What a job does with the second of two files: a worker, and the driver; but for Ray."""
-    from gemel_ray.job import record
     from gemel_ray.job.driving import Job, Run, drive
     from gemel_ray.job.record import write_manifest
     from gemel_ray.job.selection import Filters
-    from gemel_ray.job.worker import Attempts, Worker
+    from gemel_ray.job.worker import Attempts, Worker, batch_counts, write_measures
     from gemel_ray.storage import folder_at
 
     found: list[set[CodeType]] = []
@@ -120,12 +119,13 @@ def job(trace: Trace, config: Any, segment: Any, files: list[str], folder: Path)
         output = folder / f"linked-{Path(file).stem}"
 
         def worked(run: Run, output: Path = output) -> dict[str, Any]:
-            work = Worker(segment, Attempts(folder_at(output), "all"), folder_at(output), run.name)
+            folder = folder_at(output)
+            work = Worker(segment, Attempts(folder, "all"), folder, run.name)
             with trace.on() as seen:
                 (table,) = (t for s in run.shares for t in s.tables(run.done, Filters(config.input)))
                 rows = asyncio.run(work(table))
-                record.write_measures(folder_at(output), "worker", "node", segment.measures())
-                counts = record.counted(rows, run.name)
+                write_measures(folder, "worker", "node", segment.measures())
+                counts = batch_counts(rows, run.name)
             assert rows["status"].to_pylist() == ["linked"], rows.to_pylist()
             found.append(seen)
             return counts

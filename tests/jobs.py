@@ -13,10 +13,9 @@ import deadly
 import pyarrow.parquet as pq
 
 from gemel_ray.graph import Graph
-from gemel_ray.job import record
 from gemel_ray.job.driving import Compute, Job, Run, drive
 from gemel_ray.job.selection import Filters, Selection
-from gemel_ray.job.worker import Attempts, Worker, with_source_column
+from gemel_ray.job.worker import Attempts, Worker, batch_counts, with_source_column
 from gemel_ray.records import DOCUMENT, LINK
 from gemel_ray.settings import Input
 from gemel_ray.storage import folder_at
@@ -47,7 +46,7 @@ def run_once(output: Path, files: list[str], selection: Selection = _ALL, retry:
     def compute(run: Run) -> Iterator[dict[str, Any]]:
         work = worker(output, run.name)
         tables = (table for share in run.shares for table in share.tables(run.done, Filters(Input())))
-        yield from (record.counted(asyncio.run(work(table)), run.name) for table in tables)
+        yield from (batch_counts(asyncio.run(work(table)), run.name) for table in tables)
 
     return drive(Job(files, output, Input(), selection, retry), computing, lambda _: None).documents
 

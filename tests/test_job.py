@@ -21,15 +21,15 @@ from jobs import lines, run_once, worker
 
 from gemel_ray.cli import main
 from gemel_ray.errors import Stopped, Terminated
-from gemel_ray.job import record, results
+from gemel_ray.job import results
 from gemel_ray.job.driving import TooManyErrors, faults_as_stopped, save_fault, terminable
-from gemel_ray.job.index import Done, without_mark
+from gemel_ray.job.index import finished
 from gemel_ray.job.inputs import InputFiles
 from gemel_ray.job.page import write_page
 from gemel_ray.job.record import Record
 from gemel_ray.job.results import error_kind
-from gemel_ray.job.selection import Filters, Selection, contents_of, repeated
-from gemel_ray.job.worker import Worker
+from gemel_ray.job.selection import Done, Filters, Selection, contents_of, repeated, without_mark
+from gemel_ray.job.worker import Worker, batch_counts, write_measures
 from gemel_ray.readers import documents
 from gemel_ray.settings import Input
 from gemel_ray.storage import LocalFolder, folder_at
@@ -145,7 +145,7 @@ def test_equal_ids_in_two_files_are_two_documents(tmp_path: Path, output: Path) 
     for part in ("train", "test"):
         (tmp_path / part).mkdir()
         done(worker(output), lines(tmp_path / part, ["works"] * 3))
-    assert len(results.finished(output)) == 6
+    assert len(finished(output)) == 6
     assert results.counts(output)["rows"] == 6
 
 
@@ -205,7 +205,7 @@ def test_a_limit_takes_the_first_documents_of_the_whole_input(tmp_path: Path) ->
 def test_a_limit_counts_what_is_done(tmp_path: Path, output: Path) -> None:
     file = lines(tmp_path, ["works"] * 20)
     run_once(output, [file], Selection(limit=7))
-    assert taken(Selection(limit=10), [file], results.finished(output)) == [f"{file}:{i}" for i in (8, 9, 10)]
+    assert taken(Selection(limit=10), [file], finished(output)) == [f"{file}:{i}" for i in (8, 9, 10)]
 
 
 def test_a_sample_is_always_the_same_and_of_its_size(tmp_path: Path) -> None:
@@ -291,8 +291,8 @@ def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output
     segment = worker(output, run)
     for batch in batches(lines(tmp_path, ["works"] * 9 + ["bursts"]), 10):
         rows = asyncio.run(segment(batch))
-        record.write_measures(folder_at(output), "a-worker", "a-node", segment.segment.measures())
-        told.add(json.loads(json.dumps(record.counted(rows))))
+        write_measures(folder_at(output), "a-worker", "a-node", segment.segment.measures())
+        told.add(json.loads(json.dumps(batch_counts(rows))))
     told.write("running")
     said = json.loads((output / "progress.json").read_text())
     assert said["state"] == "running"
@@ -310,7 +310,7 @@ def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output
 
 def test_a_run_counts_none_of_another_s_workers(output: Path) -> None:
     results.prepare(output)
-    record.write_measures(folder_at(output), "former", "a-node", {"rows": {"generate": 5}})
+    write_measures(folder_at(output), "former", "a-node", {"rows": {"generate": 5}})
     assert Record(output, 0, 0).write("running")["measures"] == {"rows": {"generate": 5}}
     results.prepare(output)
     assert Record(output, 0, 0).write("running")["measures"] == {}
@@ -369,7 +369,7 @@ def test_the_report_shows_errors_entities_and_samples_with_their_texts(tmp_path:
     file = lines(tmp_path, ["sleep <b>"] * 30 + ["bursts"])
     InputFiles.of([file], output).save()
     for batch in batches(file, 8):
-        told.add(record.counted(asyncio.run(segment(batch))))
+        told.add(batch_counts(asyncio.run(segment(batch))))
     told.write("finished")
     known = {"inputs": [file], "workspace": {"path": "kb", "knowledge": "3"}}
     (output / "manifest.json").write_text(json.dumps(known | results.counts(output)))

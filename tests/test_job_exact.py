@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from jobs import edited, lines, linked, names, run_once, worker
 
-from gemel_ray.job import layout, merging, results
+from gemel_ray.job import merging, results
 from gemel_ray.job.inputs import InputFiles
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.selection import Selection
@@ -209,9 +209,9 @@ def test_what_a_worker_writes_when_its_run_was_taken_over_does_not_count(
 def test_of_two_drivers_that_start_at_once_one_is_the_last(tmp_path: Path, output: Path) -> None:
     at = folder_at(output)
     with ThreadPoolExecutor(8) as pool:
-        states = list(pool.map(lambda n: layout.take_over(at, f"run{n}", lambda _: []), range(32)))
+        states = list(pool.map(lambda n: results.take_over(at, f"run{n}", lambda _: []), range(32)))
     assert sorted(state.number for state in states) == list(range(1, 33))
-    assert layout.latest(at).run == max(states, key=lambda s: s.number).run
+    assert results.latest(at).run == max(states, key=lambda s: s.number).run
 
 
 def test_what_refuses_leaves_a_running_job_alone(output: Path) -> None:
@@ -220,4 +220,4 @@ def test_what_refuses_leaves_a_running_job_alone(output: Path) -> None:
     pa.parquet.write_table(pa.table({"a": [1]}), output / "links" / "foreign.parquet")
     with pytest.raises(ValueError, match="foreign"):
         results.prepare(output)
-    assert layout.latest(folder_at(output)).run == run
+    assert results.latest(folder_at(output)).run == run

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from jobs import edited, lines, linked, names, run_once
 
-from gemel_ray.job import index, layout, merging, results
+from gemel_ray.job import index, merging, results
 from gemel_ray.storage import folder_at
 
 RUNS = 12
@@ -39,7 +39,7 @@ def short_runs(folder: Path, output: Path) -> str:
 
 def test_short_runs_leave_few_files_and_each_row_once(tmp_path: Path, output: Path) -> None:
     file = short_runs(tmp_path, output)
-    state = layout.latest(folder_at(output))
+    state = results.latest(folder_at(output))
     assert sorted(name for name, _ in state.files) == [f"links/{name}" for name in files_of(output)]
     for name, documents in state.files:
         records = index.of_file(folder_at(output), name)

@@ -22,6 +22,7 @@ from power import Disk, rounds
 
 from gemel_ray import storage
 from gemel_ray.job import merging, results
+from gemel_ray.job.index import finished
 from gemel_ray.job.inputs import InputFiles
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.selection import Filters, Selection
@@ -49,7 +50,7 @@ class Job:
         files = InputFiles.of([str(self.file)], self.output)
         run = results.prepare(self.output)
         files.save()
-        found = results.finished(self.output, "" if self.mended else None)
+        found = finished(self.output, "" if self.mended else None)
         (share,) = Selection().of([str(self.file)])
         with Merging(self.output, run) as merging:
             for table in share.tables(found, Filters(Input())):

@@ -11,6 +11,7 @@ import pytest
 from live import answering
 
 from gemel_ray.job import results
+from gemel_ray.job.index import finished
 from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.readers import documents, reading
 from gemel_ray.settings import Input
@@ -59,10 +60,10 @@ def test_what_cannot_be_had_is_a_row_and_is_asked_for_by_the_next_run(address: s
     assert last["source"] == f"{address}:rest"
     run = results.prepare(tmp_path)
     (share,) = Selection().of([address])
-    for table in share.tables(results.finished(tmp_path), Filters(Input())):
+    for table in share.tables(finished(tmp_path), Filters(Input())):
         results.write(table.select(["document_id", "source"]), tmp_path, run)
     results.prepare(tmp_path)
-    done = results.finished(tmp_path)
+    done = finished(tmp_path)
     assert len(done) == sum(map(len, tables)) - 1
     _Breaking.breaks = 0
     new = [i for t in share.tables(done, Filters(Input())) for i in t["document_id"].to_pylist()]

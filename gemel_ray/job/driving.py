@@ -18,12 +18,12 @@ from typing import Any
 from gemel_ray.config import Config
 from gemel_ray.errors import Stopped, Terminated
 from gemel_ray.job import results
-from gemel_ray.job.index import Done
+from gemel_ray.job.index import finished
 from gemel_ray.job.inputs import InputFiles, unchanged
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.record import Record, receive_warnings, report_retried
 from gemel_ray.job.results import WORKERS
-from gemel_ray.job.selection import FILTERED, Selection, Share
+from gemel_ray.job.selection import FILTERED, Done, Selection, Share
 from gemel_ray.progress import Progress
 from gemel_ray.settings import Input
 from gemel_ray.sizing import fitted
@@ -56,7 +56,7 @@ class Run:
     record: Record
 
 
-# Computes a run; yields the counts of each batch (record.counted) once it is written.
+# Computes a run; yields the counts of each batch (batch_counts) once it is written.
 Compute = Callable[[Run], Iterator[Mapping[str, Any]]]
 # Gets ready to compute the input's files. It refuses them before anything is touched.
 Computing = Callable[[Sequence[str]], AbstractContextManager[Compute]]
@@ -81,7 +81,7 @@ def _begin(job: Job, files: InputFiles, began: float, report: Callable[[Progress
     folder = folder_at(job.output)
     name = results.prepare(folder)
     files.save()
-    done, unread = results.finished(folder, job.retry), files.unchanged(job.options)
+    done, unread = finished(folder, job.retry), files.unchanged(job.options)
     report_retried(job.retry, done, report)
     shares = job.selection.of(files.addresses, files.keys, unread)
     total = job.selection.total(files.addresses, unread)

@@ -6,6 +6,7 @@ on a disk its size, times and inode, in an object store its size and ETag.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -14,15 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 
-from gemel_ray.job.index import Done, file_key, head, place
+from gemel_ray.job.selection import Done, file_key, place
 from gemel_ray.settings import Input
 from gemel_ray.storage import Place, folder_at
 
 _NOTE = "inputs.json"
+_HEAD = 2**16  # bytes
 _AT_ONCE = 32  # files that are inspected
 _YOUNG = 2.0  # seconds: a file this new may be written again with the same stamp
 # By place: key, address, size, stamp, a digest of the first bytes; `whole`, once a run has read it to its
@@ -74,6 +76,11 @@ class InputFiles:
                 read = {"documents": numbers[note["key"]], "reader": _reader(options)}
                 note["whole"] = {"stamp": note["stamp"], **read}
         self.save()
+
+
+def head(file: IO[bytes]) -> str:
+    """A digest of an open file's first bytes."""
+    return hashlib.blake2b(file.read(_HEAD), digest_size=16).hexdigest()
 
 
 def addresses(output: Place) -> dict[int, str]:

@@ -20,9 +20,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gemel_ray.job import index, layout
-from gemel_ray.job.index import AGAIN, FAILED, LOST, Records, run_number
-from gemel_ray.job.layout import State, TakenOver
+from gemel_ray.job import index, results
+from gemel_ray.job.index import Records, run_number
+from gemel_ray.job.results import State, TakenOver
+from gemel_ray.job.selection import AGAIN, FAILED, LOST, Done
 from gemel_ray.storage import Folder, Place, folder_at
 
 # Files of links and their records, written from parts, from what stays of other files, and from small files.
@@ -72,7 +73,7 @@ class Writing:
         """Write the files that lose documents again, with the documents that stay."""
         return dict(
             self._written(
-                iter([layout.read(self.folder, name).filter(pa.array(np.repeat(keep, records["rows"])))]),
+                iter([results.read(self.folder, name).filter(pa.array(np.repeat(keep, records["rows"])))]),
                 records[keep],
             )
             for name, records in (files.items() if changed else ())
@@ -102,15 +103,15 @@ class Writing:
             return pq.read_schema(file)
 
     def _joined(self, some: Mapping[str, Records]) -> NamedRecords:
-        return self._written((layout.read(self.folder, name) for name in some), index.joined(some.values()))
+        return self._written((results.read(self.folder, name) for name in some), index.joined(some.values()))
 
     def _written(self, tables: Iterator[pa.Table], records: Records) -> NamedRecords:
-        name = f"{layout.LINKS}/{self.state.number + 1:08}-{self.number:03}{ending(self.state.run)}"
+        name = f"{results.LINKS}/{self.state.number + 1:08}-{self.number:03}{ending(self.state.run)}"
         self.number += 1
         settled = records.copy()
         settled["state"] &= np.uint8(FAILED | LOST)
         data = _parquet(tables)
-        self.folder.write(layout.index_of(name), index.saved(settled))
+        self.folder.write(results.index_of(name), index.saved(settled))
         self.folder.write(name, data)
         return name, records
 
@@ -153,7 +154,7 @@ class Merging:
     run: str
     answered: list[str] = field(default_factory=list)
     documents: int = 0
-    done: index.Done | None = None  # once the run has computed all it takes
+    done: Done | None = None  # once the run has computed all it takes
 
     def __enter__(self) -> Self:
         return self
@@ -187,10 +188,10 @@ class Merging:
         that were read whole. Combine small files, as many short runs leave them. Raises TakenOver."""
         folder = folder_at(self.output)
         state = _current_state(folder, self.run)
-        records = {part: index.of_part(folder, part) for part in layout.counting_parts(folder, state)}
+        records = {part: index.of_part(folder, part) for part in results.counting_parts(folder, state)}
         writing = Writing(folder, state)
         merged = dict(writing.of_parts(records))
-        there = set(folder.names(layout.LINKS))
+        there = set(folder.names(results.LINKS))
         files = LinkFiles(folder, [name for name, _ in state.files if name in there], merged)
         drops = _superseded(merged)
         if self.done is not None:
@@ -207,7 +208,7 @@ class Merging:
 
 
 def _current_state(folder: Folder, run: str) -> State:
-    state = layout.latest(folder)
+    state = results.latest(folder)
     if state.run != run:
         raise TakenOver(f"another run of gemel-ray link has taken over {folder}")
     return state
@@ -272,16 +273,16 @@ def _commit(
     folder: Folder, state: State, fresh: Mapping[str, Records], stale: Sequence[str], parts: Sequence[str]
 ) -> None:
     """Make the files count, in one step; then delete what they were made from."""
-    there = set(folder.names(layout.LINKS))
+    there = set(folder.names(results.LINKS))
     old = [(name, number) for name, number in state.files if name not in stale and name in there]
     new = tuple((*old, *((name, len(records)) for name, records in fresh.items())))
     if new == state.files and not parts:
         return
     left = tuple(part for part in state.parts if part not in set(parts))
-    layout.commit(
+    results.commit(
         folder, replace(state, number=state.number + 1, files=new, parts=left, gone=(*parts, *stale))
     )
     for name in (*parts, *stale):
         folder.remove(name)
     for name in stale:
-        folder.remove(layout.index_of(name))
+        folder.remove(results.index_of(name))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gemel_ray.job import index, inputs, layout, results
+from gemel_ray.job import index, inputs, results
 from gemel_ray.plots import Axis, Series, bars, lines
 from gemel_ray.readers import documents
 from gemel_ray.records import Row
@@ -125,7 +125,7 @@ def _with_sources(output: Place, file: str, known: Mapping[int, str]) -> pa.Tabl
     folder = folder_at(output)
     records = index.of_any(folder, file)
     sources = [f"{known.get(int(r['file']), '')}:{r['row']}" for r in np.repeat(records, records["rows"])]
-    return layout.read(folder, file).append_column("source", [pa.array(sources, pa.string())])
+    return results.read(folder, file).append_column("source", [pa.array(sources, pa.string())])
 
 
 def _read_again(sources: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:

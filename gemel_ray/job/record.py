@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
 import threading
 import time
 from collections import Counter
@@ -20,14 +19,10 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-import pyarrow as pa
-
 from gemel_ray.config import Config
 from gemel_ray.job import results
-from gemel_ray.job.index import Done, without_mark
-from gemel_ray.job.layout import part_of
-from gemel_ray.job.results import SOURCE, WORKERS, error_kind
-from gemel_ray.job.selection import FILTERED
+from gemel_ray.job.results import WORKERS
+from gemel_ray.job.selection import FILTERED, Done
 from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.progress import Progress
@@ -39,13 +34,6 @@ _MOMENTS = 400  # points of the timeline; beyond that, every second one is dropp
 Measures = dict[str, Any]
 
 
-def write_measures(output: Folder, name: str, node: str, measures: Measures) -> None:
-    """In a worker: write the Ray node it runs on, its measures since it started, and its peak memory."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
-    entry = {"node": node, "peak_mib": round(peak), "measures": measures}
-    output.write(f"{WORKERS}/{name}.json", json.dumps(entry).encode())
-
-
 def summed(parts: Sequence[Mapping[str, Any]]) -> Measures:
     """The sums of nested numbers."""
     total: Measures = {}
@@ -54,22 +42,6 @@ def summed(parts: Sequence[Mapping[str, Any]]) -> Measures:
             nested = isinstance(value, Mapping)
             total[name] = summed([total.get(name, {}), value]) if nested else total.get(name, 0) + value
     return total
-
-
-def counted(rows: pa.Table, run: str | None = None) -> dict[str, Any]:
-    """The counts of a batch's rows: its part, documents, statuses, and errors by kind with an example."""
-    sources = list(dict.fromkeys(rows[SOURCE].to_pylist()))
-    errors: dict[str, list[Any]] = {}
-    for row in rows.select(["document_id", "source", "mention", "error"]).to_pylist():
-        if row["error"]:
-            row["source"] = without_mark(row["source"])
-            errors.setdefault(error_kind(row["error"]), [0, row])[0] += 1
-    return {
-        "part": part_of(run, sources),
-        "documents": len(sources),
-        "statuses": Counter(rows["status"].to_pylist()),
-        "errors": errors,
-    }
 
 
 class Record:

@@ -1,4 +1,4 @@
-"""The output folder of a job: who writes to it, and what is in it (its layout: job/layout.py).
+"""The output folder of a job: who writes to it, what is in it, and its layout (below).
 
 A part is named after the documents in it, so a batch that a run computes twice is there once. Its metadata
 lists them; both are written in one file, at once.
@@ -9,39 +9,23 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gemel_ray.errors import Mistake
-from gemel_ray.job import layout
-from gemel_ray.job.index import finished
-from gemel_ray.job.layout import DOCUMENTS, LINKS, PARTS, SOURCE, State, TakenOver
 from gemel_ray.storage import TORN, Folder, Place, folder_at
 
-__all__ = [
-    "SOURCE",
-    "TakenOver",
-    "counts",
-    "files",
-    "finished",
-    "keys",
-    "prepare",
-    "refuse_foreign",
-    "tables",
-    "write",
-]
-Keys = npt.NDArray[np.uint64]
 ATTEMPTS = ".attempts"  # batches that workers have begun (job/worker.py)
 WORKERS = ".workers"  # measures and warnings of workers (job/record.py)
 MARK = "run"
@@ -53,7 +37,7 @@ def prepare(output: Place) -> str:
     ValueError, before anything is touched, where there are links that this release cannot continue."""
     run, folder = uuid.uuid4().hex, folder_at(output)
     refuse_foreign(folder)
-    state = layout.take_over(folder, run, lambda former: layout.counting_parts(folder, former))
+    state = take_over(folder, run, lambda former: counting_parts(folder, former))
     folder.write(MARK, run.encode())
     _clear(folder, state)
     for notes in (ATTEMPTS, WORKERS):
@@ -63,9 +47,9 @@ def prepare(output: Place) -> str:
 
 def refuse_foreign(folder: Folder) -> None:
     """Raise ValueError where there are links that this release cannot continue."""
-    known = {name for name, _ in layout.latest(folder).files}
+    known = {name for name, _ in latest(folder).files}
     for name in folder.names(LINKS):
-        if name.endswith(".parquet") and name not in known and not layout.is_ours(name):
+        if name.endswith(".parquet") and name not in known and not is_ours(name):
             raise Mistake(
                 f"{folder} holds links of an earlier release of gemel-ray, or of another program ({name}), "
                 "which this one cannot go on with: give another --output, or move that folder elsewhere"
@@ -75,9 +59,9 @@ def refuse_foreign(folder: Folder) -> None:
 def _clear(folder: Folder, state: State) -> None:
     """Delete what does not count: what killed or replaced runs have left."""
     files = {name for name, _ in state.files}
-    counts = {*files, *state.parts, *(layout.index_of(name) for name in files)}
-    for name in (*folder.names(LINKS), *folder.names(layout.INDEX)):
-        if name not in counts and layout.is_ours(name):
+    counts = {*files, *state.parts, *(index_of(name) for name in files)}
+    for name in (*folder.names(LINKS), *folder.names(INDEX)):
+        if name not in counts and is_ours(name):
             folder.remove(name)
     for run in folder.folders(PARTS):
         inside = folder.names(run)
@@ -86,9 +70,9 @@ def _clear(folder: Folder, state: State) -> None:
             folder.remove(name)
         if not stay:
             folder.clear(run)
-    folder.clear(layout.PASSES)
-    folder.clear(layout.DONE)
-    for under in (LINKS, layout.INDEX, layout.ENTRIES):
+    folder.clear(PASSES)
+    folder.clear(DONE)
+    for under in (LINKS, INDEX, ENTRIES):
         folder.tidy(under)
 
 
@@ -96,9 +80,11 @@ def written(output: Place, run: str | None, sources: Collection[str]) -> pa.Tabl
     """The rows of a batch that this run has already written, if its worker died after that."""
     folder = folder_at(output)
     try:
-        return layout.with_sources(folder, layout.part_of(run or layout.latest(folder).run, sources))
+        table = read(folder, part_of(run or latest(folder).run, sources))
     except FileNotFoundError:
         return None
+    column = [source for source, rows, _ in documents(table.schema) for _ in range(rows)]
+    return table.append_column(SOURCE, [pa.array(column, pa.string())])
 
 
 def write(rows: pa.Table, output: Place, run: str | None = None) -> str:
@@ -106,16 +92,16 @@ def write(rows: pa.Table, output: Place, run: str | None = None) -> str:
     column the document's id serves as one. Failing storage is retried for half a minute. Raises OSError,
     and TakenOver."""
     folder = folder_at(output)
-    run = run or layout.latest(folder).run
+    run = run or latest(folder).run
     sources = rows[SOURCE if SOURCE in rows.column_names else "document_id"].to_pylist()
-    bad = _failed(rows)
-    documents = [
-        (str(source), len(numbers), any(bad[i] for i in numbers))
-        for source, numbers in ((s, list(g)) for s, g in groupby(range(len(rows)), key=sources.__getitem__))
-    ]
+    statuses = rows["status"].to_pylist() if "status" in rows.column_names else [None] * len(rows)
+    documents = []
+    for source, same in groupby(zip(sources, statuses, strict=True), key=itemgetter(0)):
+        found = [status for _, status in same]
+        documents.append((str(source), len(found), "error" in found))
     rows = rows.drop_columns([SOURCE]) if SOURCE in rows.column_names else rows
     data = as_parquet(rows.replace_schema_metadata({DOCUMENTS: json.dumps(documents)}))
-    name = layout.part_of(run, [source for source, _, _ in documents])
+    name = part_of(run, [source for source, _, _ in documents])
     for pause in (*_PAUSES, None):
         try:
             if folder.read(MARK).decode() != run:
@@ -130,13 +116,6 @@ def write(rows: pa.Table, output: Place, run: str | None = None) -> str:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _failed(rows: pa.Table) -> list[bool]:
-    if "status" not in rows.column_names:
-        return [False] * len(rows)
-    found: list[bool] = pc.fill_null(pc.equal(rows["status"], "error"), False).to_pylist()
-    return found
-
-
 def as_parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
@@ -146,46 +125,38 @@ def as_parquet(table: pa.Table) -> bytes:
 def files(output: Place) -> list[str]:
     """Names of the files and parts that count, files before parts."""
     folder = folder_at(output)
-    return layout.counting(folder, layout.latest(folder))
+    return counting(folder, latest(folder))
 
 
 def tables(output: Place, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The links, file by file. Raises ValueError when the folder has none, or an unreadable file."""
-    if not layout.latest(folder_at(output)).number:
+    if not latest(folder_at(output)).number:
         raise Mistake(f"{output} holds no links: gemel-ray link writes them to {folder_at(output)}/{LINKS}")
     for name in files(output):
-        yield layout.read(folder_at(output), name, columns)
-
-
-def keys(sources: Sequence[str]) -> Keys:
-    """Hashes of sources, in their order."""
-    digests = b"".join(hashlib.blake2b(s.encode(), digest_size=8).digest() for s in sources)
-    return np.frombuffer(digests, np.uint64)
+        yield read(folder_at(output), name, columns)
 
 
 def number(output: Place) -> int:
     """The number of documents in the whole output."""
     folder = folder_at(output)
-    state = layout.latest(folder)
+    state = latest(folder)
     return sum(_documents(folder, state).values())
 
 
 def _documents(folder: Folder, state: State) -> dict[str, int]:
     """The number of documents in each file and part."""
     known = dict(state.files)
-    names = layout.counting(folder, state)
-    return {
-        name: known[name] if name in known else len(layout.part_documents(folder, name)) for name in names
-    }
+    names = counting(folder, state)
+    return {name: known[name] if name in known else len(part_documents(folder, name)) for name in names}
 
 
 def counts(output: Place) -> dict[str, Any]:
     """Counts over the whole output: documents, rows by status, errors by kind, rows by fingerprint."""
     folder = folder_at(output)
-    state, statuses, errors, prints = layout.latest(folder), Counter[str](), Counter[str](), Counter[str]()
+    state, statuses, errors, prints = latest(folder), Counter[str](), Counter[str](), Counter[str]()
     numbers = _documents(folder, state)
     for name in numbers:
-        table = layout.read(folder, name, ["status", "error", "fingerprint"])
+        table = read(folder, name, ["status", "error", "fingerprint"])
         statuses.update(table["status"].to_pylist())
         errors.update(error_kind(e) for e in table["error"].to_pylist() if e)
         prints.update(table["fingerprint"].to_pylist())
@@ -217,3 +188,150 @@ def error_kind(error: str) -> str:
     """The error with an ellipsis for each address, path, file, quotation and number in it, so that rows with
     the same kind of error are counted together."""
     return re.sub(r"\.\.\.(?:[\s,-]*\.\.\.)+", "...", _VARYING.sub("...", error))
+
+
+# The layout of a job's output folder: what is where, which of it counts, and how it is read.
+#
+# links/*.parquet   one row a mention, about 100,000 documents a file
+# parts/RUN/        batches as workers write them, until there are enough for a file (job/merging.py)
+# ledger/           which of these count (below)
+# index/            what is done, a record for each document of a file of links (job/index.py)
+
+
+LINKS, PARTS, INDEX = "links", "parts", "index"
+PASSES, DONE = "passes", "done"  # folders of the run that writes (job/index.py)
+SOURCE = "source"  # column: the input's file and row, with a mark (job/index.py)
+DOCUMENTS = b"gemel_ray.documents"  # in a part's metadata: [[source, rows, has an error], ...] in its order
+_MADE = re.compile(r"\d{8}-\d{3}-[0-9a-f]{8}\.(parquet|npy)")
+_log = logging.getLogger(__name__)
+
+
+def part_of(run: str | None, sources: Collection[str]) -> str:
+    """The name of the part for a batch of these documents, in this order."""
+    digest = hashlib.blake2b(json.dumps(list(sources)).encode(), digest_size=12).hexdigest()
+    return f"{PARTS}/{run}/{digest}.parquet"
+
+
+def is_ours(name: str) -> bool:
+    """Whether the name is one that a job gives to a file of links or of the index."""
+    return _MADE.fullmatch(name.rpartition("/")[2]) is not None
+
+
+def index_of(name: str) -> str:
+    """Where the records of a file's documents are."""
+    return f"{INDEX}/{name.rpartition('/')[2].removesuffix('.parquet')}.npy"
+
+
+def counting(folder: Folder, state: State) -> list[str]:
+    """The names of all that counts, files before parts."""
+    there = set(folder.names(LINKS))
+    return [*(name for name, _ in state.files if name in there), *counting_parts(folder, state)]
+
+
+def counting_parts(folder: Folder, state: State) -> list[str]:
+    """Parts that are not merged into a file yet: of the run that writes, and of earlier runs."""
+    gone = set(state.gone)
+    current = folder.names(f"{PARTS}/{state.run}") if state.run else []
+    there = {name for run in {p.rpartition("/")[0] for p in state.parts} for name in folder.names(run)}
+    found = (*current, *(part for part in state.parts if part in there))
+    return [name for name in found if name.endswith(".parquet") and name not in gone]
+
+
+def read(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    try:
+        with folder.open(name) as file:
+            return pq.read_table(file, columns=columns)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError) as fault:
+        raise Mistake(f"cannot read {folder}/{name}: {fault}") from fault
+
+
+def documents(part: pa.Schema) -> list[tuple[str, int, bool]]:
+    """Each document of a part: source, number of rows, and whether one is an error."""
+    return [(source, rows, bad) for source, rows, bad in json.loads(part.metadata[DOCUMENTS])]
+
+
+def part_documents(folder: Folder, name: str) -> list[tuple[str, int, bool]]:
+    with folder.open(name) as file:
+        return documents(pq.read_schema(file))
+
+
+def is_torn(folder: Folder, name: str) -> bool:
+    """Whether the file is not Parquet or is cut off. If so, it is set aside."""
+    try:
+        with folder.open(name) as file:
+            pq.read_metadata(file)
+    except pa.ArrowInvalid:
+        set_aside(folder, name)
+        return True
+    return False
+
+
+def set_aside(folder: Folder, name: str) -> None:
+    torn = folder.set_aside(name).rpartition("/")[2]
+    _log.warning(
+        "%s/%s is torn, as by a power cut: it is %s now, and its rows are done again", folder, name, torn
+    )
+
+
+# The ledger says what counts in an output folder: numbered entries, of which only the last is valid.
+#
+#     ledger/00000007.json   {"run": NAME, "files": [[NAME, documents], ...], "parts": [NAME, ...], ...}
+#
+# Two drivers cannot write the same number: an entry is created, never replaced. So a run that takes over
+# (by an entry with its name) and one that merges files agree on who was first, on a disk or an object store.
+# A part that a run writes after another has taken over does not count, however late its worker writes it.
+
+
+ENTRIES = "ledger"
+
+
+class TakenOver(RuntimeError):
+    """Another run writes to this folder now."""
+
+
+@dataclass(frozen=True)
+class State:
+    """An entry: `run` writes now. `files` of links with their numbers of documents; `parts` of earlier runs
+    that count; `gone`: merged parts and replaced files, which are being deleted."""
+
+    number: int = 0
+    run: str = ""
+    files: tuple[tuple[str, int], ...] = ()
+    parts: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+
+
+def latest(folder: Folder) -> State:
+    names = folder.names(ENTRIES)
+    if not names:
+        return State()
+    entry = json.loads(folder.read(names[-1]))
+    return State(
+        number=int(names[-1].rpartition("/")[2].partition(".")[0]),
+        run=entry["run"],
+        files=tuple((name, documents) for name, documents in entry["files"]),
+        parts=tuple(entry["parts"]),
+        gone=tuple(entry["gone"]),
+    )
+
+
+def take_over(folder: Folder, run: str, parts: Callable[[State], list[str]]) -> State:
+    """Make the folder this run's; `parts` returns the parts that count by a state."""
+    while True:
+        former = latest(folder)
+        new = replace(former, number=former.number + 1, run=run, parts=tuple(parts(former)), gone=())
+        if _created(folder, new):
+            return new
+
+
+def commit(folder: Folder, new: State) -> None:
+    """Write `new`, made from the latest entry, as the next. Raises TakenOver where another run was first."""
+    if not _created(folder, new):
+        raise TakenOver(f"another run of gemel-ray link has taken over {folder}")
+
+
+def _created(folder: Folder, state: State) -> bool:
+    entry = {name: value for name, value in asdict(state).items() if name != "number"}
+    return folder.create(f"{ENTRIES}/{state.number:08}.json", json.dumps(entry).encode())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from gemel_ray.config import Config
-from gemel_ray.job.index import head
+from gemel_ray.job.inputs import head
 from gemel_ray.job.results import MARK
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.remote import Shared, not_visible

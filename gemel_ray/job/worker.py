@@ -13,19 +13,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import os
+import resource
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
+from typing import Any
 
 import pyarrow as pa
 
 from gemel_ray.errors import Stopped
 from gemel_ray.graph import Graph, Segment
 from gemel_ray.job import results
+from gemel_ray.job.results import SOURCE, WORKERS, error_kind, part_of
+from gemel_ray.job.selection import without_mark
 from gemel_ray.stage import ERROR
 from gemel_ray.storage import Folder
 
@@ -139,6 +145,29 @@ class Worker:
             async with self.changed:
                 await self.changed.wait_for(lambda: self.under_way == 0)
             yield
+
+
+def batch_counts(rows: pa.Table, run: str | None = None) -> dict[str, Any]:
+    """The counts of a batch's rows: its part, documents, statuses, and errors by kind with an example."""
+    sources = list(dict.fromkeys(rows[SOURCE].to_pylist()))
+    errors: dict[str, list[Any]] = {}
+    for row in rows.select(["document_id", "source", "mention", "error"]).to_pylist():
+        if row["error"]:
+            row["source"] = without_mark(row["source"])
+            errors.setdefault(error_kind(row["error"]), [0, row])[0] += 1
+    return {
+        "part": part_of(run, sources),
+        "documents": len(sources),
+        "statuses": Counter(rows["status"].to_pylist()),
+        "errors": errors,
+    }
+
+
+def write_measures(output: Folder, name: str, node: str, measures: dict[str, Any]) -> None:
+    """In a worker: write the Ray node it runs on, its measures since it started, and its peak memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+    entry = {"node": node, "peak_mib": round(peak), "measures": measures}
+    output.write(f"{WORKERS}/{name}.json", json.dumps(entry).encode())
 
 
 def with_source_column(graph: Graph) -> Graph:

@@ -23,6 +23,7 @@ from gemel_ray import nodes, offline
 from gemel_ray.config import Config
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, results
+from gemel_ray.job.index import finished
 from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.remote import Shared
@@ -90,9 +91,7 @@ def flow(
     opening = _Opening(config, Shared.of(workspace), versions.current(workspace), folder_at(linked), run)
     looks: list[tuple[float, int, dict[str, float]]] = []
     with offline.running(config):
-        data = offline.dataset(
-            opening, Selection().of(files), results.finished(linked), Filters(config.input)
-        )
+        data = offline.dataset(opening, Selection().of(files), finished(linked), Filters(config.input))
         for counts in offline.counted(data):
             told.add(counts)
             if not looks or time.time() - told.began - looks[-1][0] > _LOOKS:

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.errors import Mistake
-from gemel_ray.job import index, layout, results
-from gemel_ray.job.index import RECORD, file_key
+from gemel_ray.job import index, results
+from gemel_ray.job.index import RECORD, finished
 from gemel_ray.job.merging import FILE
+from gemel_ray.job.selection import file_key
 from gemel_ray.measuring.machine import machine
 from gemel_ray.measuring.scale import Say
 from gemel_ray.records import LINK
@@ -28,13 +29,13 @@ _INPUT = 100_000  # documents of one file of the input
 def resume(output: Path, documents: int, say: Say) -> dict[str, Any]:
     """All figures, ready for JSON."""
     made = output / f"resumed-{documents}"
-    if not layout.latest(folder_at(made)).number:
+    if not results.latest(folder_at(made)).number:
         say(f"making up the results of {documents:,} documents")
         _make_up(made, documents)
     before, began = _memory(), time.perf_counter()
     results.prepare(made)
     prepared = time.perf_counter()
-    done = results.finished(made)
+    done = finished(made)
     told = time.perf_counter()
     known = done.of(file_key(_input(0)))
     looked = time.perf_counter()
@@ -44,7 +45,7 @@ def resume(output: Path, documents: int, say: Say) -> dict[str, Any]:
         "machine": machine(),
         "documents": documents,
         "files": len(results.files(made)),
-        "index_mib": sum(f.stat().st_size for f in (made / layout.INDEX).iterdir()) / 2**20,
+        "index_mib": sum(f.stat().st_size for f in (made / results.INDEX).iterdir()) / 2**20,
         "seconds": {
             "taking over": prepared - began,
             "what is done": told - prepared,
@@ -74,8 +75,8 @@ def _make_up(output: Path, documents: int) -> None:
         records["file"], records["row"] = keys[numbers // _INPUT], numbers % _INPUT + 1
         records["digest"] = dice.integers(2**64, size=len(numbers), dtype=np.uint64)
         records["rows"] = 1
-        name = f"{layout.LINKS}/{first:010}-made-up.parquet"
-        at.write(layout.index_of(name), index.saved(records))
+        name = f"{results.LINKS}/{first:010}-made-up.parquet"
+        at.write(results.index_of(name), index.saved(records))
         at.write(name, links)
         files.append((name, len(numbers)))
-    layout.commit(at, layout.State(number=1, run="made-up", files=tuple(files)))
+    results.commit(at, results.State(number=1, run="made-up", files=tuple(files)))

@@ -172,7 +172,7 @@ _OTHERS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "pack
            "package-lock.json", "croissant.json")  # fmt: skip
 _STATS = re.compile(r"\d{4,}_stats\.json")  # img2dataset's, of a shard
 _SHARD = re.compile(r"\d{4,}")
-# Written by link, beside its links and in subfolders (job/layout.py); a file `run` marks such a folder.
+# Written by link, beside its links and in subfolders (job/results.py); a file `run` marks such a folder.
 _WRITTEN = ("manifest.json", "inputs.json", "progress.json", "report.html", "traceback.txt", "run")
 _WITHIN = ("links/", "parts/", "ledger/", "index/", "passes/", "done/")
 
