@@ -27,10 +27,15 @@ def variables(options: SegmentOptions | OnlineSegment, processes: int, address: 
     }
 
 
+def cores() -> int:
+    """The cores that this process may use: fewer than the machine's where it is pinned or in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads(configured: int, cpus: float, processes: int, address: str) -> int:
     """Torch's threads in a process, since Ray's default is one: `configured`, or else `cpus`, and on a local
     Ray at least the process's share of the cores."""
-    share = (os.cpu_count() or 1) // processes if address == "local" else 0
+    share = cores() // processes if address == "local" else 0
     return configured or max(1, share, int(cpus))
 
 

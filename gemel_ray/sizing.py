@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemel_ray.config import STAGES, Config
+from gemel_ray.environment import cores
 from gemel_ray.errors import Mistake
 from gemel_ray.segments import Offline, Online, OnlineSegment, SegmentOptions
 from gemel_ray.stages.generate import Generate
@@ -45,8 +46,7 @@ class Machine:
 
 def here() -> Machine:
     """This machine. Its GPUs count where the installed engine is the one for GPUs."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(count, visible(_listed(), os.environ.get("CUDA_VISIBLE_DEVICES")) if _for_gpus() else ())
+    return Machine(cores(), visible(_listed(), os.environ.get("CUDA_VISIBLE_DEVICES")) if _for_gpus() else ())
 
 
 def visible(listed: str, chosen: str | None) -> tuple[Gpu, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,11 +13,11 @@ import pytest
 
 from gemel_ray import sizing
 from gemel_ray.config import STAGES, Config, load
-from gemel_ray.environment import variables
+from gemel_ray.environment import cores, threads, variables
 from gemel_ray.job.driving import preview
 from gemel_ray.job.selection import Selection
 from gemel_ray.segments import SegmentOptions
-from gemel_ray.sizing import Gpu, Machine, fit, visible, weights
+from gemel_ray.sizing import Gpu, Machine, fit, here, visible, weights
 
 SMALL, SEVEN, SEVENTY = 0.3, 13.5, 131.0  # GiB of weights
 LAPTOP = Machine(2)
@@ -224,3 +225,14 @@ except OSError:
     print(gc.isenabled(), gc.get_freeze_count() > 1000)
 """
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\nTrue True\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no process is pinned here")
+def test_a_pinned_process_starts_no_threads_for_cores_that_it_may_not_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert cores() == here().cores == 1
+        assert threads(0, 1.0, 1, "local") == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

@@ -36,11 +36,12 @@ def make(workspace: Workspace, config: Config) -> str:
     """Write the ranking of a workspace that has its bank, by the configured stages.
     Returns what came of it, in words."""
     began, folder = time.perf_counter(), workspace.ranking_folder
-    with Meter("texts", _texts(workspace)) as meter:
+    with Meter("texts", texts := _texts(workspace)) as meter:
         encode = workspace.mention_encoder(config.encode.device, config.encode.dtype)
         metered = _metered(encode, meter)
         write(folder, workspace.bank, workspace.entities, metered, described=config.bank.descriptions)
-    return _fit(workspace, config, began, config.bank.retrieval, encode=encode)
+    indexed = f"{texts:,} texts of examples and descriptions indexed, {time.perf_counter() - began:.1f} s"
+    return f"{indexed}\n{_fit(workspace, config, config.bank.retrieval, encode=encode)}"
 
 
 def refit(
@@ -52,23 +53,22 @@ def refit(
 ) -> str:
     """A new ranker for a workspace that has one. It does without these groups of features; its retrieval is
     taught as it was, or with these negatives. Another `seed` orders the examples otherwise."""
-    began, former = time.perf_counter(), Ranker.load(workspace.ranking_folder / FILE)
+    former = Ranker.load(workspace.ranking_folder / FILE)
     negatives: Literal["none"] | Negatives = retrieval or former.about.get("retrieval", "none")
     if RETRIEVAL in without:
         negatives = "none"
-    return _fit(workspace, config, began, negatives, without, seed)
+    return _fit(workspace, config, negatives, without, seed)
 
 
 def _fit(
     workspace: Workspace,
     config: Config,
-    began: float,
     negatives: Literal["none"] | Negatives,
     without: Collection[str] = (),
     seed: int = 0,
     encode: Encode | None = None,
 ) -> str:
-    folder = workspace.ranking_folder
+    began, folder = time.perf_counter(), workspace.ranking_folder
     knowing = witness(folder, workspace.bank, workspace.entities)
     knowing = Witness(knowing.sources, available(knowing.sources, {*without, RETRIEVAL}))
     teaching = None
