@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from gemel_ray.checked import nearest
 from gemel_ray.errors import GraphError
 from gemel_ray.segments import OnlineSegment, SegmentOptions
-from gemel_ray.stage import ERROR, Stage, Work, combined
+from gemel_ray.stage import ERROR, Measures, Stage, Work, combined
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
@@ -231,7 +231,7 @@ class Segment:
             if self.graph.stages[index].name not in self.borrowed:
                 work.close()
 
-    def measures(self) -> dict[str, Any]:
+    def measures(self) -> Measures:
         """By stage: rows, seconds (concurrent batches each count in full), processor seconds, and the
         stage's counts."""
         counts = {self.graph.stages[i].name: work.measures() for i, work in self.works}

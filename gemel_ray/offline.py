@@ -30,7 +30,7 @@ from gemel_ray.errors import Stopped
 from gemel_ray.graph import Graph
 from gemel_ray.job import record, shared
 from gemel_ray.job.driving import Compute, Job, Run, drive, save_fault, terminable
-from gemel_ray.job.record import Metrics, write_manifest
+from gemel_ray.job.record import BatchCounts, Manifest, Metrics, write_manifest
 from gemel_ray.job.selection import Done, Filters, Keys, Selection, Share, contents_of, repeated
 from gemel_ray.job.shared import SharedPath
 from gemel_ray.job.worker import Attempts, Worker, batch_counts, with_source_column, write_measures
@@ -39,6 +39,7 @@ from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.progress import Progress
+from gemel_ray.records import Row
 from gemel_ray.settings import Input
 from gemel_ray.sizing import fitted
 from gemel_ray.storage import Folder, Place, folder_at
@@ -57,7 +58,7 @@ def link(
     selection: Selection = _ALL,
     max_error_rate: float = 1.0,
     retry: str | None = None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Link the selected documents of `inputs` that `output` lacks, or has with an error that contains the
     text `retry`; returns the manifest.
 
@@ -69,7 +70,7 @@ def link(
 
     @contextmanager
     def computing(addresses: Sequence[str]) -> Iterator[Compute]:
-        def compute(run: Run) -> Iterator[dict[str, Any]]:
+        def compute(run: Run) -> Iterator[BatchCounts]:
             run.record.metrics = metrics
             opening = Opening.of(config, shared_by_all, knowledge, folder_at(output), run.name)
             _refuse_mismatch(opening.seen)  # an output folder that was made just now
@@ -186,13 +187,13 @@ def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filt
     return data
 
 
-def counted(data: Any) -> Iterator[dict[str, Any]]:
+def counted(data: Any) -> Iterator[BatchCounts]:
     """Run the dataset; yield the counts of each batch (job/record.py) once it is written."""
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from (json.loads(row["counts"]) for row in batch.to_pylist())
 
 
-def _read(batch: dict[str, Any], common: Any) -> Iterator[pa.Table]:
+def _read(batch: Row, common: Any) -> Iterator[pa.Table]:
     """The documents that a run takes of a file; `common` refers to those done and the filters."""
     import ray
 

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
+Measures = dict[str, Any]  # nested counts by name
 ERROR = pa.field("error", pa.string())
 
 
@@ -88,12 +89,12 @@ class Work:
     def close(self) -> None:
         """Release all that `start` made; of works renewed from each other, only the last one is closed."""
 
-    def measures(self) -> dict[str, Any]:
+    def measures(self) -> Measures:
         """Counts since the start, for the manifest, which adds them up over workers."""
         return {}
 
 
-def answer(schema: pa.Schema, columns: dict[str, Any], errors: list[str | None] | None = None) -> pa.Table:
+def answer(schema: pa.Schema, columns: Mapping[str, Any], errors: list[str | None] | None = None) -> pa.Table:
     """A stage's output table from lists or arrays, in exactly the declared types."""
     made = {f.name: c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, f.type) for f in schema}
     table = pa.table(made, schema)

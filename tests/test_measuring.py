@@ -1,4 +1,5 @@
-"""What bench measures: on made-up names, edited documents, and with the tests' engine one small round."""
+"""What bench measures: on made-up names, endless_documents documents, and with the tests' engine one small
+round."""
 
 from __future__ import annotations
 
@@ -22,15 +23,15 @@ from gemel_ray.config import Config, load
 from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.measuring.alone import alone, assembled
-from gemel_ray.measuring.apart import apart, meet, together
+from gemel_ray.measuring.alone import StageFigures, alone, assembled
 from gemel_ray.measuring.engine import Measuring, Sizes
 from gemel_ray.measuring.job import _core_ms, _start
-from gemel_ray.measuring.machine import Look, look, looks, machine, middle, peaks
+from gemel_ray.measuring.machine import Look, look, looks, machine, peaks, spread
 from gemel_ray.measuring.pace import Pace, steady
 from gemel_ray.measuring.pictures import encoding
-from gemel_ray.measuring.random_model import dressed
-from gemel_ray.measuring.scale import edited
+from gemel_ray.measuring.processes import in_new_process, in_new_processes, wait_for_all
+from gemel_ray.measuring.random_model import with_random_model
+from gemel_ray.measuring.scale import endless_documents
 from gemel_ray.measuring.speed import bottleneck
 from gemel_ray.measuring.trees import made_up
 
@@ -38,7 +39,7 @@ TEST = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "test.parq
 
 
 def test_a_median_with_its_spread() -> None:
-    assert middle([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
 
 
 def test_the_machine_is_told() -> None:
@@ -74,13 +75,13 @@ def test_repeated_documents_are_never_alike_and_keep_their_mention(tmp_path: Pat
     ]
     file = tmp_path / "documents.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
-    rows = list(islice(edited([str(file)]), 100))
+    rows = list(islice(endless_documents([str(file)]), 100))
     assert len({(r["text"], r["mentions"][0]["start"]) for r in rows}) == 100
     assert {r["text"][m["start"] : m["end"]] for r in rows for m in r["mentions"]} == {"Adobe", "Google"}
     assert [r["id"] for r in rows] == [str(i) for i in range(100)]
     file.write_text(json.dumps(lines[1]))
     with pytest.raises(ValueError, match="no mention"):
-        next(edited([str(file)]))
+        next(endless_documents([str(file)]))
 
 
 def test_made_up_names_are_of_real_words_and_the_same_each_time(workspace: Workspace) -> None:
@@ -104,16 +105,16 @@ def test_the_pace_is_that_of_a_full_line() -> None:
 
 
 def test_processes_measure_together_and_what_they_say_comes_back() -> None:
-    processes = together(2, _late)
+    processes = in_new_processes(2, _late)
     assert len({number for number, _, _ in processes}) == 2
     assert max(begun for _, begun, _ in processes) <= min(met for _, _, met in processes)
-    assert os.getpid() != apart(os.getpid)
+    assert os.getpid() != in_new_process(os.getpid)
 
 
 def _late() -> tuple[int, float, float]:
     """This process, when it began, and when all had."""
     begun = time.time()
-    meet()
+    wait_for_all()
     return os.getpid(), begun, time.time()
 
 
@@ -129,7 +130,7 @@ def test_the_processor_time_of_what_this_process_starts() -> None:
 def test_two_layers_for_a_language_model_and_all_else_as_it_was(
     workspace: Workspace, config: Config, workspace_folder: Path, tmp_path: Path
 ) -> None:
-    folder = dressed(workspace, tmp_path)
+    folder = with_random_model(workspace, tmp_path)
     light = Workspace.open(folder, load(None, read_facts(folder)["settings"], SMALL))
     assert light.tokenize(["Adobe"]) == workspace.tokenize(["Adobe"])
     assert (len(light.tree), len(light.bank), light.prefix > 0) == (
@@ -141,7 +142,7 @@ def test_two_layers_for_a_language_model_and_all_else_as_it_was(
     with pytest.raises(WorkspaceError, match=r"models\.language"):
         Workspace.open(folder, config)
     assert light.vectors().count() == workspace.vectors().count()
-    assert dressed(workspace, tmp_path) == folder  # made anew
+    assert with_random_model(workspace, tmp_path) == folder  # made anew
     assert len(Workspace.open(workspace_folder, config).tree) == len(light.tree)  # nothing was taken away
 
 
@@ -181,18 +182,16 @@ def test_every_stage_before_the_engine_alone(config: Config, workspace_folder: P
 
 
 def test_what_holds_the_line_up_is_said_in_one_line() -> None:
-    def figures(retrieve: float, **engine: float) -> dict[str, Any]:
+    def line(retrieve: float, **engine: float) -> str:
         rates = {"detect": 9000.0, "encode": 800.0, "retrieve": retrieve, "assemble": 5000.0}
-        return {
-            "alone": {name: {"per_second": rate} for name, rate in rates.items()},
-            "rounds": {name: {"median": value} for name, value in engine.items()},
-        }
+        stages = {name: StageFigures(per_second=r, processes=1, core_ms=1.0) for name, r in rates.items()}
+        return bottleneck({name: spread([value]) for name, value in engine.items()}, stages)
 
-    assert bottleneck(figures(211, mentions_per_second=500)).startswith("retrieve: 211 a second (alone: ")
-    slow = figures(2000, mentions_per_second=40, kernel_ms_per_mention=2)
-    assert bottleneck(slow).endswith("its GPU computes 2 of 25 ms a mention: the host holds it up")
-    slow["rounds"]["kernel_ms_per_mention"] = {"median": 24}
-    assert bottleneck(slow).endswith("the GPU holds it up")
+    assert line(211, mentions_per_second=500).startswith("retrieve: 211 per second (alone: ")
+    slow = line(2000, mentions_per_second=40, kernel_ms_per_mention=2)
+    assert slow.endswith("the GPU computes 2 of 25 ms per mention: the host is the limit")
+    slow = line(2000, mentions_per_second=40, kernel_ms_per_mention=24)
+    assert slow.endswith("the GPU is the limit")
 
 
 @pytest.mark.gpu

@@ -14,6 +14,7 @@ from gemel_ray.commands import configured, say
 from gemel_ray.errors import Mistake
 
 if TYPE_CHECKING:
+    from gemel_ray.measuring.machine import Figures
     from gemel_ray.measuring.random_model import ShapeName
 
 
@@ -114,7 +115,7 @@ def _run(options: argparse.Namespace) -> int:
     return _print(options, measured(options, settings, workspace, inputs))
 
 
-def _print(options: argparse.Namespace, found: dict[str, Any]) -> int:
+def _print(options: argparse.Namespace, found: Figures) -> int:
     print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))
     return 0
 
@@ -140,14 +141,14 @@ def _shaped(options: argparse.Namespace, workspace: Path, shape: ShapeName) -> P
     """A workspace with the same knowledge and a random language model of this shape."""
     from gemel_ray.knowledge.versions import read_facts
     from gemel_ray.knowledge.workspace import Workspace
-    from gemel_ray.measuring.random_model import dressed
+    from gemel_ray.measuring.random_model import with_random_model
 
     say(f"making a random language model: {shape}")
     config = configured(options, read_facts(workspace)["settings"])
-    return dressed(Workspace.open(workspace, config), options.output, shape)
+    return with_random_model(Workspace.open(workspace, config), options.output, shape)
 
 
-def _speed(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:
+def _speed(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> Figures:
     from gemel_ray.measuring.engine import Sizes
     from gemel_ray.measuring.speed import speed
 
@@ -155,7 +156,7 @@ def _speed(options: argparse.Namespace, settings: Any, workspace: Path, inputs: 
     return speed(settings(), workspace, inputs, options.output, sizes, say)
 
 
-def _host(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:
+def _host(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> Figures:
     from gemel_ray.measuring.engine import Sizes
     from gemel_ray.measuring.host import host
 
@@ -163,25 +164,25 @@ def _host(options: argparse.Namespace, settings: Any, workspace: Path, inputs: l
     return host(settings(), workspace, inputs, options.output, sizes, say)
 
 
-def _trees(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:
+def _trees(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> Figures:
     from gemel_ray.measuring.trees import trees
 
     return trees(settings, workspace, inputs, options.output, options.names, 480, say)
 
 
-def _scale(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:
+def _scale(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> Figures:
     from gemel_ray.measuring.scale import scale
 
     return scale(settings(), workspace, inputs, options.output, options.sizes, say)
 
 
-def _flow(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> dict[str, Any]:
+def _flow(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> Figures:
     from gemel_ray.measuring.flow import flow
 
     return flow(settings(), workspace, inputs, options.output, options.pairs, say)
 
 
-def _resume(options: argparse.Namespace) -> dict[str, Any]:
+def _resume(options: argparse.Namespace) -> Figures:
     from gemel_ray.measuring.resume import resume
 
     return resume(options.output, options.documents, say)

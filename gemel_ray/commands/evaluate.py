@@ -14,6 +14,7 @@ from gemel_ray.commands import say
 from gemel_ray.errors import Mistake
 
 if TYPE_CHECKING:
+    from gemel_ray.job.record import Manifest
     from gemel_ray.storage import Place
 
 
@@ -77,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ranked(options: argparse.Namespace, gold: list[str], made: dict[str, Any]) -> list[Any]:
+def _ranked(options: argparse.Namespace, gold: list[str], made: Manifest | None) -> list[Any]:
     """The answers of the workspace's ranker, with descriptions and without."""
     from gemel_ray.evaluation.ranked import ranked_alone
 
@@ -86,11 +87,11 @@ def _ranked(options: argparse.Namespace, gold: list[str], made: dict[str, Any]) 
     return ranked_alone(options.workspace, gold, made)
 
 
-def job_inputs(made: dict[str, Any], output: Place) -> list[str]:
+def job_inputs(made: Manifest | None, output: Place) -> list[str]:
     """The input files of the job that wrote `output`. Raises ValueError where they are not there."""
     from gemel_ray.readers import files
 
-    if not made.get("inputs"):
+    if made is None or not made.get("inputs"):
         raise Mistake(f"{output} has no manifest.json that names the job's input: give --gold FILE")
     try:
         return files(made["inputs"])
@@ -98,7 +99,7 @@ def job_inputs(made: dict[str, Any], output: Place) -> list[str]:
         raise Mistake(f"the job's input is gone: {gone}; give --gold FILE") from gone
 
 
-def _targets(options: argparse.Namespace, made: dict[str, Any]) -> Any:
+def _targets(options: argparse.Namespace, made: Manifest | None) -> Any:
     """Names by ids, from the given knowledge base, else from the one that the job used, if it is there."""
     from gemel_ray.knowledge import versions
     from gemel_ray.knowledge.entities import Entities, Rejects, Targets
@@ -111,8 +112,9 @@ def _targets(options: argparse.Namespace, made: dict[str, Any]) -> Any:
         read_facts(options.workspace)
         inside = versions.current_folder(options.workspace)
     else:
-        used = made.get("workspace", {})
-        inside = versions.folder(_still_there(used.get("path", "")), used.get("knowledge", versions.FIRST))
+        used = made.get("workspace") if made else None
+        path, knowledge = (used["path"], used["knowledge"]) if used else ("", versions.FIRST)
+        inside = versions.folder(_still_there(path), knowledge)
     file = inside / "entities.arrow"
     return Targets(Entities.open(file).pairs()) if options.workspace or file.is_file() else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gemel_ray.arguments import Parser, place
 from gemel_ray.commands import configured, say
@@ -11,6 +11,7 @@ from gemel_ray.errors import Mistake
 
 if TYPE_CHECKING:
     from gemel_ray.config import Config
+    from gemel_ray.job.record import Manifest
     from gemel_ray.job.selection import Selection
 
 
@@ -113,7 +114,7 @@ def _linked(options: argparse.Namespace, config: Config, inputs: list[str], sele
     return exit_status(manifest, strict=options.strict)
 
 
-def exit_status(manifest: dict[str, Any], *, strict: bool) -> int:
+def exit_status(manifest: Manifest, *, strict: bool) -> int:
     """1 when every row failed, or, if strict, any did; filtered rows are not failures."""
     from gemel_ray.job.selection import FILTERED
 
@@ -124,7 +125,7 @@ def exit_status(manifest: dict[str, Any], *, strict: bool) -> int:
     return 1 if strict and failed else 0
 
 
-def _summary(manifest: dict[str, Any]) -> str:
+def _summary(manifest: Manifest) -> str:
     """What is in the output, and what of the input was not read, in words."""
     from gemel_ray.readers.pictures import unread_lines
 

@@ -16,8 +16,7 @@ from gemel_ray.evaluation.evaluate import Evaluation
 from gemel_ray.evaluation.figures import difference, headline
 from gemel_ray.evaluation.judged import Judged
 from gemel_ray.evaluation.plain import Disagreement, PlainComparison
-from gemel_ray.job.record import read_manifest
-from gemel_ray.records import Row
+from gemel_ray.job.record import Manifest, read_manifest
 
 _MISSING = object()
 
@@ -79,11 +78,12 @@ def compare(ours: Evaluation, theirs: Evaluation) -> Comparison:
     both = [(a, b) for a, b in zip(ours.judged, theirs.judged, strict=True) if a.link and b.link]
     if not both:
         raise Mistake(f"{ours.output} and {theirs.output} have no gold mention in common: nothing to compare")
-    first, second = (read_manifest(run.output) if run.output else {} for run in (ours, theirs))
+    first, second = (read_manifest(run.output) if run.output else None for run in (ours, theirs))
     notes = [*_mentions(ours, theirs, len(both)), *_fingerprints(ours, theirs)]
     if ours.fingerprints != theirs.fingerprints:
         notes += _knowledge(first, second)
-    settings = dict(_differing(first.get("configuration", {}), second.get("configuration", {})))
+    configurations = [run["configuration"] if run else {} for run in (first, second)]
+    settings = dict(_differing(configurations[0], configurations[1]))
     return Comparison([a for a, _ in both], [b for _, b in both], notes, settings)
 
 
@@ -96,8 +96,8 @@ def _mentions(ours: Evaluation, theirs: Evaluation, both: int) -> Iterator[str]:
         )
 
 
-def _knowledge(first: Row, second: Row) -> Iterator[str]:
-    versions = [manifest.get("workspace", {}).get("version") for manifest in (first, second)]
+def _knowledge(first: Manifest | None, second: Manifest | None) -> Iterator[str]:
+    versions = [manifest["workspace"]["version"] if manifest else None for manifest in (first, second)]
     if None in versions:
         yield "a manifest.json is missing: whether both runs had the same knowledge is not known"
     elif versions[0] != versions[1]:

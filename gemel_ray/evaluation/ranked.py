@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from gemel_ray.evaluation.judged import Key, for_judging, key
+from gemel_ray.job.record import Manifest
 from gemel_ray.ranking.evidence import MOST
 from gemel_ray.readers import documents
 from gemel_ray.records import Row
@@ -20,17 +20,17 @@ _ALONE = ["generate.ranking=1", f"retrieve.ranking={MOST}", f"generate.beams={MO
 _DESCRIPTIONS = ("retrieve.descriptions=true", "retrieve.descriptions=false")
 
 
-def ranked_alone(folder: Path, gold: Sequence[str], run: Mapping[str, Any]) -> list[Answers | None]:
-    """Its answers to the mentions of the gold files, and those with all descriptions hidden; None where the
-    workspace has no ranker. `run`: the manifest of the job that it is compared with, whose examples and
-    neighbours it takes."""
+def ranked_alone(folder: Path, gold: Sequence[str], run: Manifest | None) -> list[Answers | None]:
+    """The ranker's answers to the mentions of the gold files, and those with all descriptions hidden; None if
+    the workspace has no ranker. `run`: the manifest of the job with which it is compared; the ranker gets the
+    same examples and neighbours."""
     from gemel_ray.config import load
     from gemel_ray.graph import run_in_process
     from gemel_ray.knowledge.versions import read_facts
     from gemel_ray.knowledge.workspace import Workspace
     from gemel_ray.linking import linking_graph
 
-    retrieve = run.get("configuration", {}).get("retrieve", {})
+    retrieve = run["configuration"]["retrieve"] if run else {}
     overrides = [f"retrieve.{name}={json.dumps(value)}" for name, value in retrieve.items()]
     configs = [
         load(None, read_facts(folder)["settings"], [*overrides, *_ALONE, read]) for read in _DESCRIPTIONS

@@ -9,11 +9,10 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from traceback import format_exception
-from typing import Any
 
 from gemel_ray.config import Config
 from gemel_ray.errors import Stopped, Terminated
@@ -21,7 +20,7 @@ from gemel_ray.job import results
 from gemel_ray.job.index import finished
 from gemel_ray.job.inputs import InputFiles, unchanged
 from gemel_ray.job.merging import Merging
-from gemel_ray.job.record import Record, receive_warnings, report_retried
+from gemel_ray.job.record import BatchCounts, Record, receive_warnings, report_retried
 from gemel_ray.job.results import WORKERS
 from gemel_ray.job.selection import FILTERED, Done, Selection, Share
 from gemel_ray.progress import Progress
@@ -57,7 +56,7 @@ class Run:
 
 
 # Computes a run; yields the counts of each batch (batch_counts) once it is written.
-Compute = Callable[[Run], Iterator[Mapping[str, Any]]]
+Compute = Callable[[Run], Iterator[BatchCounts]]
 # Gets ready to compute the input's files. It refuses them before anything is touched.
 Computing = Callable[[Sequence[str]], AbstractContextManager[Compute]]
 

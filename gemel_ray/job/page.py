@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.job import index, inputs, results
+from gemel_ray.job.record import Manifest, ProgressFile
 from gemel_ray.plots import Axis, Series, bars, lines
 from gemel_ray.readers import documents
 from gemel_ray.records import Row
@@ -48,7 +49,7 @@ def write_page(output: Place) -> None:
     folder.write("report.html", text.encode())
 
 
-def _subtitle(manifest: Row) -> str:
+def _subtitle(manifest: Manifest) -> str:
     knowledge = manifest["workspace"]
     return (
         f"{', '.join(Path(i).name for i in manifest['inputs'][:5])}; knowledge {knowledge['knowledge']} of "
@@ -56,7 +57,7 @@ def _subtitle(manifest: Row) -> str:
     )
 
 
-def _tiles(manifest: Row, progress: Row) -> list[tuple[str, str, str]]:
+def _tiles(manifest: Manifest, progress: ProgressFile) -> list[tuple[str, str, str]]:
     rows, statuses = manifest["rows"] or 1, manifest["statuses"]
     return [
         ("documents", f"{manifest['documents']:,}", f"{progress['documents']['done']:,} in this run"),
@@ -69,7 +70,7 @@ def _tiles(manifest: Row, progress: Row) -> list[tuple[str, str, str]]:
     ]
 
 
-def _plots(progress: Row) -> Iterator[str]:
+def _plots(progress: ProgressFile) -> Iterator[str]:
     moments = [(a, b) for a, b in pairwise(progress["timeline"]) if b[0] > a[0]]
     if moments:
         rate = Series("mentions", [(b[1] - a[1]) / (b[0] - a[0]) for a, b in moments],
@@ -81,7 +82,7 @@ def _plots(progress: Row) -> Iterator[str]:
         yield bars(list(shares), [series], title="Of a document's time, in each stage", y=Axis(percent=True))
 
 
-def _slowest(progress: Row) -> Row | None:
+def _slowest(progress: ProgressFile) -> dict[str, str | float] | None:
     """The stage that takes the most time."""
     shares = progress["stage_shares"]
     if not shares:

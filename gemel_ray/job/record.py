@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from gemel_ray.config import Config
 from gemel_ray.job import results
@@ -26,12 +26,86 @@ from gemel_ray.job.selection import FILTERED, Done
 from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.progress import Progress
+from gemel_ray.stage import Measures
 from gemel_ray.storage import Folder, LocalFolder, Place, folder_at
 
 _EVERY, _EVERY_REMOTE = 2.0, 10.0  # seconds between two writes or reads, on a disk and in an object store
 _AT_ONCE = 16  # files of workers that are read at the same time
 _MOMENTS = 400  # points of the timeline; beyond that, every second one is dropped
-Measures = dict[str, Any]
+
+
+class ErrorExample(TypedDict):
+    """A row with an error, as an example of its kind."""
+
+    document_id: str
+    source: str
+    mention: str | None
+    error: str
+
+
+class BatchCounts(TypedDict):
+    """The counts of a batch's rows; `errors`: by kind, the number and an example."""
+
+    part: str
+    documents: int
+    statuses: dict[str, int]
+    errors: dict[str, tuple[int, ErrorExample]]
+
+
+class WorkerMeasures(TypedDict):
+    """What a worker writes of itself."""
+
+    node: str
+    peak_mib: int
+    measures: Measures
+
+
+class ErrorKind(TypedDict):
+    """Errors of one kind, with examples."""
+
+    kind: str
+    rows: int
+    examples: list[ErrorExample]
+
+
+class ProgressFile(TypedDict):
+    """The content of progress.json."""
+
+    state: str
+    why: str
+    started: str
+    seconds: float
+    documents: dict[str, int | None]
+    rows: int
+    statuses: dict[str, int]
+    errors: list[ErrorKind]
+    rows_per_second: float | None
+    seconds_left: int | None
+    stage_shares: dict[str, float]
+    prompt_tokens: dict[str, int]
+    measures: Measures
+    workers: dict[str, dict[str, str | int]]
+    timeline: list[tuple[float, int, int]]
+
+
+class UsedWorkspace(TypedDict):
+    """The workspace with which a job linked."""
+
+    path: str
+    knowledge: str
+    version: str
+    models: dict[str, str]
+
+
+class Manifest(results.Counts, total=False):
+    """The content of manifest.json; empty if the job has not finished."""
+
+    inputs: list[str]
+    seconds: float
+    measures: Measures
+    workspace: UsedWorkspace
+    configuration: dict[str, Any]
+    versions: dict[str, str]
 
 
 def summed(parts: Sequence[Mapping[str, Any]]) -> Measures:
@@ -54,11 +128,11 @@ class Record:
         self.began, self.written = began or time.time(), 0.0
         self.before, self.documents, self.rows = before, 0, 0
         self.statuses, self.errors = Counter[str](), Counter[str]()
-        self.examples: dict[str, list[dict[str, Any]]] = {}
+        self.examples: dict[str, list[ErrorExample]] = {}
         self.timeline: list[tuple[float, int, int]] = [(0.0, 0, 0)]  # seconds, rows, errors
         self.step = self.every
 
-    def add(self, batch: Mapping[str, Any]) -> None:
+    def add(self, batch: BatchCounts) -> None:
         """Count a batch (see `counted`); write the file, if that is due."""
         self.documents += batch["documents"]
         self.statuses.update(batch["statuses"])
@@ -77,7 +151,7 @@ class Record:
         filtered = sum(n for reason, n in self.errors.items() if reason.startswith(FILTERED))
         return self.statuses["error"] - filtered
 
-    def write(self, state: str, why: str = "") -> dict[str, Any]:
+    def write(self, state: str, why: str = "") -> ProgressFile:
         """Rewrite the file; its content. `state`: running, finished or stopped."""
         self.written = time.time()
         passed = self.written - self.began
@@ -91,7 +165,7 @@ class Record:
         self.output.write("progress.json", json.dumps(content, indent=1).encode())
         return content
 
-    def _content(self, state: str, why: str, passed: float) -> dict[str, Any]:
+    def _content(self, state: str, why: str, passed: float) -> ProgressFile:
         workers = self.workers()
         measures = summed([w["measures"] for w in workers.values()])
         seconds = measures.get("seconds", {})
@@ -116,11 +190,11 @@ class Record:
             "stage_shares": {name: round(value / whole, 4) for name, value in seconds.items()},
             "prompt_tokens": {k: engine[k] for k in ("asked", "cached") if k in engine},
             "measures": measures,
-            "workers": {n: {k: w[k] for k in ("node", "peak_mib")} for n, w in workers.items()},
+            "workers": {n: {"node": w["node"], "peak_mib": w["peak_mib"]} for n, w in workers.items()},
             "timeline": self.timeline,
         }
 
-    def workers(self) -> dict[str, dict[str, Any]]:
+    def workers(self) -> dict[str, WorkerMeasures]:
         """What each worker of this run wrote last, dead ones included."""
         names = [name for name in self.output.names(WORKERS) if name.endswith(".json")]
         with ThreadPoolExecutor(_AT_ONCE) as threads:
@@ -156,7 +230,7 @@ class Metrics:
             name: (gauge(name, about, (tag,)), tag) for name, (about, tag) in METRICS.items()
         }
 
-    def show(self, record: Mapping[str, Any]) -> None:
+    def show(self, record: ProgressFile) -> None:
         """Set the gauges to the record's values."""
         values: list[Mapping[str, Any]] = [
             record["documents"],
@@ -243,13 +317,13 @@ _PACKAGES = ("gemel-ray", "ray", "torch", "transformers", "open_clip_torch", "qd
 
 def write_manifest(
     config: Config, workspace: Path, inputs: Sequence[str], record: Record, knowledge: str
-) -> dict[str, Any]:
+) -> Manifest:
     """Write it and return it: counts over the whole output, the last run's measures and seconds."""
     done = record.write("finished")
     facts = read_facts(workspace, knowledge)
-    manifest = {
-        "inputs": list(inputs),
+    manifest: Manifest = {
         **results.counts(record.output),
+        "inputs": list(inputs),
         "seconds": done["seconds"],
         "measures": done["measures"],
         "workspace": {
@@ -265,10 +339,10 @@ def write_manifest(
     return manifest
 
 
-def read_manifest(output: Place) -> dict[str, Any]:
-    """The manifest of a job; empty where it has not finished."""
+def read_manifest(output: Place) -> Manifest | None:
+    """The manifest of a job; None if it has not finished."""
     try:
-        manifest = json.loads(folder_at(output).read("manifest.json"))
+        manifest: Manifest = json.loads(folder_at(output).read("manifest.json"))
     except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+        return None
+    return manifest if isinstance(manifest, dict) else None

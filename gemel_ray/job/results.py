@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -150,8 +150,18 @@ def _documents(folder: Folder, state: State) -> dict[str, int]:
     return {name: known[name] if name in known else len(part_documents(folder, name)) for name in names}
 
 
-def counts(output: Place) -> dict[str, Any]:
-    """Counts over the whole output: documents, rows by status, errors by kind, rows by fingerprint."""
+class Counts(TypedDict):
+    """Counts over a whole output: documents, rows by status, errors by kind, rows by fingerprint."""
+
+    documents: int
+    rows: int
+    statuses: dict[str, int]
+    errors: dict[str, int]
+    fingerprints: dict[str, int]
+
+
+def counts(output: Place) -> Counts:
+    """Count the whole output."""
     folder = folder_at(output)
     state, statuses, errors, prints = latest(folder), Counter[str](), Counter[str](), Counter[str]()
     numbers = _documents(folder, state)

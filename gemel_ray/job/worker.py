@@ -23,16 +23,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
-from typing import Any
 
 import pyarrow as pa
 
 from gemel_ray.errors import Stopped
 from gemel_ray.graph import Graph, Segment
 from gemel_ray.job import results
+from gemel_ray.job.record import BatchCounts, ErrorExample, WorkerMeasures
 from gemel_ray.job.results import SOURCE, WORKERS, error_kind, part_of
 from gemel_ray.job.selection import without_mark
-from gemel_ray.stage import ERROR
+from gemel_ray.stage import ERROR, Measures
 from gemel_ray.storage import Folder
 
 _PARTS = 8  # into which a batch is cut after its worker died
@@ -147,14 +147,15 @@ class Worker:
             yield
 
 
-def batch_counts(rows: pa.Table, run: str | None = None) -> dict[str, Any]:
+def batch_counts(rows: pa.Table, run: str | None = None) -> BatchCounts:
     """The counts of a batch's rows: its part, documents, statuses, and errors by kind with an example."""
     sources = list(dict.fromkeys(rows[SOURCE].to_pylist()))
-    errors: dict[str, list[Any]] = {}
+    errors: dict[str, tuple[int, ErrorExample]] = {}
     for row in rows.select(["document_id", "source", "mention", "error"]).to_pylist():
         if row["error"]:
             row["source"] = without_mark(row["source"])
-            errors.setdefault(error_kind(row["error"]), [0, row])[0] += 1
+            number, first = errors.get(kind := error_kind(row["error"]), (0, row))
+            errors[kind] = number + 1, first
     return {
         "part": part_of(run, sources),
         "documents": len(sources),
@@ -163,10 +164,10 @@ def batch_counts(rows: pa.Table, run: str | None = None) -> dict[str, Any]:
     }
 
 
-def write_measures(output: Folder, name: str, node: str, measures: dict[str, Any]) -> None:
+def write_measures(output: Folder, name: str, node: str, measures: Measures) -> None:
     """In a worker: write the Ray node it runs on, its measures since it started, and its peak memory."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
-    entry = {"node": node, "peak_mib": round(peak), "measures": measures}
+    entry: WorkerMeasures = {"node": node, "peak_mib": round(peak), "measures": measures}
     output.write(f"{WORKERS}/{name}.json", json.dumps(entry).encode())
 
 

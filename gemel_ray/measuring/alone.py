@@ -1,4 +1,5 @@
-"""Each stage before the engine alone, in as many processes as it may have: rows a second, processor time."""
+"""Each stage before the engine alone, in as many processes as it may have: rows per second, processor
+time."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
+from typing import TypedDict
 
 import pyarrow as pa
 
@@ -13,7 +15,7 @@ from gemel_ray.config import Config
 from gemel_ray.graph import Segment, run_in_process
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
-from gemel_ray.measuring.apart import meet, together
+from gemel_ray.measuring.processes import in_new_processes, wait_for_all
 from gemel_ray.readers import documents
 
 FRONT = ("detect", "encode", "retrieve", "assemble")
@@ -21,11 +23,17 @@ _SECONDS = 2.0  # of each stage, at least
 _BATCH, _OVERLAP = 64, 4
 
 
-def alone(
-    config: Config, workspace: Path, inputs: Sequence[str], processes: int
-) -> dict[str, dict[str, float]]:
-    """Of all stages but the last, each without the others, on the same documents over and over."""
-    parts = together(processes, _measured, config, workspace, list(inputs))
+class StageFigures(TypedDict):
+    """The speed of one stage. `core_ms`: milliseconds of processor time per row."""
+
+    per_second: float
+    processes: int
+    core_ms: float
+
+
+def alone(config: Config, workspace: Path, inputs: Sequence[str], processes: int) -> dict[str, StageFigures]:
+    """The figures of each stage except the last, without the others, on the same documents repeatedly."""
+    parts = in_new_processes(processes, _measured, config, workspace, list(inputs))
     return {
         stage: {
             "per_second": round(sum(part[stage][0] for part in parts), 1),
@@ -37,7 +45,7 @@ def alone(
 
 
 def _measured(config: Config, workspace: Path, inputs: list[str]) -> dict[str, tuple[float, float]]:
-    """Rows a second and processor milliseconds a row of every stage, in this process."""
+    """Rows per second and processor milliseconds per row of every stage, in this process."""
     opened = Workspace.open(workspace, config)
     segment = linking_graph(config, opened).segment(FRONT, opened)
     tables = list(_batches(inputs))
@@ -46,7 +54,7 @@ def _measured(config: Config, workspace: Path, inputs: list[str]) -> dict[str, t
         for number, work in segment.works:
             one = Segment(segment.graph, ((number, work),))
             following = list(run_in_process(one, iter(tables), _OVERLAP))  # also warms up
-            meet()
+            wait_for_all()
             found[FRONT[number]] = _pace(one, tables)
             tables = following
     finally:
@@ -68,7 +76,7 @@ def _batches(inputs: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def assembled(config: Config, workspace: Workspace, inputs: Sequence[str]) -> pa.Table:
-    """All mentions of the files, as the engine's stage takes them."""
+    """All mentions of the files, as Generate reads them."""
     segment = linking_graph(config, workspace).segment(FRONT, workspace)
     try:
         return pa.concat_tables(run_in_process(segment, _batches(inputs), _OVERLAP))

@@ -1,7 +1,7 @@
-"""The engine alone, on prompts that are assembled: links a second while it is full, and what a link costs.
+"""The engine alone, on assembled prompts: links per second at full load, and the cost of a link.
 
-In a process of its own (apart.py), so that a GPU is free again for the job. Beside it, in turn: greedily, the
-raw rate of prompts that it has never seen, the reference loop.
+In a separate process (processes.py), so that the GPU is free afterwards for the job. Measured in turn with
+greedy search, with the raw rate of prompts that are not in the cache, and with the reference loop.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from gemel_ray.graph import Segment, run_in_process
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.measuring.alone import FRONT, assembled
-from gemel_ray.measuring.machine import middle
+from gemel_ray.measuring.machine import Spread, spread
 from gemel_ray.measuring.pace import Moment, steady
 from gemel_ray.measuring.reference import Reference
 
 Say = Callable[[str], None]
 _BATCH = 64
-_WARM = 64  # mentions before anything counts
+_WARM = 64  # mentions before the measurement begins
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured: mentions in all and under way at once; rounds of them; of each round those that
-    the reference loop and the raw rate take, one after another (0: none)."""
+    """The size of the measurement: mentions in all, and in progress at once; rounds; and of each round the
+    mentions that the reference loop and the raw rate use (0: none)."""
 
     mentions: int = 1024
     under_way: int = 256
@@ -44,12 +44,12 @@ class Sizes:
     raw: int = 24
 
 
-def engine(config: Config, folder: Path, inputs: Sequence[str], sizes: Sizes, say: Say) -> dict[str, Any]:
-    """Medians over the rounds."""
+def engine(config: Config, folder: Path, inputs: Sequence[str], sizes: Sizes, say: Say) -> dict[str, Spread]:
+    """The figures of the rounds."""
     workspace = Workspace.open(folder, config)
     say(f"assembling the prompts of {sizes.mentions:,} mentions")
     mentions = assembled(config, workspace, inputs).slice(0, sizes.mentions)
-    say("starting the language model in a process of its own")
+    say("starting the language model in a separate process")
     measuring = Measuring(
         config, workspace, config.generate.start(workspace, config.line.stages), mentions, sizes
     )
@@ -60,7 +60,7 @@ def engine(config: Config, folder: Path, inputs: Sequence[str], sizes: Sizes, sa
 
 
 class Measuring:
-    """One engine, in the started Generate, and one reference model, on the same prompts."""
+    """One engine, in a started Generate, and one reference model, on the same prompts."""
 
     def __init__(
         self, config: Config, workspace: Workspace, generating: Any, mentions: pa.Table, sizes: Sizes
@@ -73,17 +73,17 @@ class Measuring:
             else None
         )
 
-    def rounds(self, say: Say) -> dict[str, Any]:
-        """Medians, and on a GPU the milliseconds of its kernels."""
+    def rounds(self, say: Say) -> dict[str, Spread]:
+        """The figures of the rounds, and on a GPU the milliseconds of its kernels."""
         self._generated(self.mentions.slice(0, _WARM))
         taken = []
         for number in range(self.sizes.rounds):
             say(f"round {number + 1} of {self.sizes.rounds}")
             taken.append(self._round())
-        found = {name: middle([t[name] for t in taken]) for name in taken[0]}
+        found = {name: spread([t[name] for t in taken]) for name in taken[0]}
         if torch.cuda.is_available():
             say("kernels of the GPU")
-            found["kernel_ms_per_mention"] = middle([self._kernels()])
+            found["kernel_ms_per_mention"] = spread([self._kernels()])
         return found
 
     def _round(self) -> dict[str, float]:
@@ -95,11 +95,11 @@ class Measuring:
             figures["raw_tokens_per_second"] = self._raw(prompts[: self.sizes.raw])
         if self.reference:
             some = prompts[: self.sizes.reference]
-            figures["reference_mentions_per_second"] = self.reference.mentions_a_second(some)
+            figures["reference_mentions_per_second"] = self.reference.mentions_per_second(some)
         return figures
 
     def _prompts(self, count: int) -> list[Prompt]:
-        """Of the first mentions, as the engine takes them."""
+        """The prompts of the first mentions, as the engine takes them."""
         some = self.mentions.slice(0, count)
         pairs = zip(some["prompt"].to_pylist(), some["image_vector"].to_pylist(), strict=True)
         return [
@@ -109,18 +109,18 @@ class Measuring:
         ]
 
     def _generated(self, mentions: pa.Table) -> dict[str, float]:
-        """Of Generate alone, as a worker gives it batches; as if these mentions had never been seen."""
+        """The figures of Generate alone, with batches as in a worker, after its caches are emptied."""
         work = self.generating
         work.usage, before = Usage(), work.engine.measures()
         work.engine.forget()
         batches = [mentions.slice(i, _BATCH) for i in range(0, len(mentions), _BATCH)]
         together = max(1, self.sizes.under_way // _BATCH)
-        told: list[Moment] = []
+        results: list[Moment] = []
         began, worked = time.perf_counter(), time.process_time()
         for done in run_in_process(self.segment, iter(batches), together):
-            told.append((time.perf_counter(), len(done)))
+            results.append((time.perf_counter(), len(done)))
         seconds, worked = time.perf_counter() - began, time.process_time() - worked
-        pace = steady(told, together)
+        pace = steady(results, together)
         use, count, after = work.usage, len(mentions), work.engine.measures()
         return {
             "mentions_per_second": pace.rate if pace else count / seconds,
@@ -136,23 +136,23 @@ class Measuring:
         }
 
     def _raw(self, prompts: Sequence[Prompt]) -> float:
-        """Prompt tokens a second that the engine computes with nothing around it: none is known to it."""
+        """Prompt tokens per second of the engine alone, for prompts of which nothing is in the cache."""
         engine, usage = self.generating.engine, Usage()
         asked = Asked(tree=self.generating.tree_folder, node=0, limit=1, wide=1)
-        never = [
+        uncached = [
             Prompt(p.embeddings, p.identity + (i + 1) * 1_000_000, p.base) for i, p in enumerate(prompts)
         ]
         engine.forget()
 
         async def run() -> None:
-            await asyncio.gather(*(engine.rollout(p, asked, usage) for p in never))
+            await asyncio.gather(*(engine.rollout(p, asked, usage) for p in uncached))
 
         began = time.perf_counter()
         asyncio.run(run())
         return (usage.asked - usage.cached) / (time.perf_counter() - began)
 
     def _kernels(self) -> float:
-        """Milliseconds of a GPU's kernels, a mention, while the line is full."""
+        """Milliseconds of a GPU's kernels per mention, at full load."""
         from torch.profiler import ProfilerActivity, profile
 
         some = self.mentions.slice(0, 2 * self.sizes.under_way)
@@ -162,7 +162,7 @@ class Measuring:
 
 
 def _greedy(mentions: pa.Table) -> pa.Table:
-    """The same, whose documents ask for one candidate."""
+    """The same mentions, whose documents ask for one candidate."""
     field = mentions.schema.field("options")
     one = pa.array([{"candidates": 1}] * len(mentions), field.type)
     return mentions.set_column(mentions.column_names.index("options"), field, one)

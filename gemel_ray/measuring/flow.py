@@ -1,8 +1,8 @@
-"""Every stage but the language model, on as many pairs as one likes: rows a second, and memory as they flow.
+"""Every stage except the language model, on any number of pairs: rows per second, and memory over time.
 
-Real documents without their mentions, so that Detect finds them, repeated, each time with other words in
-front; their pictures recur. The last stage answers NIL to all, so that everything around an engine is tried
-at a size that an engine would need days for: reading, detecting, encoding, retrieving, assembling, Ray's
+Real documents without their mentions, so that Detect finds them, repeated, each time with other words before
+the text; their pictures recur. The last stage answers NIL to all. So everything except the engine is measured
+at a size for which an engine would need days: reading, detecting, encoding, retrieving, assembling, Ray's
 object store, writing, the driver.
 """
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,8 +29,8 @@ from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
-from gemel_ray.measuring.machine import look, machine
-from gemel_ray.measuring.scale import Say, edited
+from gemel_ray.measuring.machine import Figures, look, machine
+from gemel_ray.measuring.scale import Say, endless_documents
 from gemel_ray.stage import Stage, Work, answer
 from gemel_ray.stages.generate import Generate
 from gemel_ray.storage import folder_at
@@ -42,8 +42,8 @@ _LOOKS = 5.0  # seconds between two looks at memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unasked(Stage):
-    """In Generate's place: NIL, without asking anything."""
+class AlwaysNil(Stage):
+    """A stage in the place of Generate that answers NIL to every mention."""
 
     reads: ClassVar = Generate.reads
     writes: ClassVar = Generate.writes
@@ -57,7 +57,7 @@ class Unasked(Stage):
 
 
 class _Nil(Work):
-    def __init__(self, stage: Unasked) -> None:
+    def __init__(self, stage: AlwaysNil) -> None:
         self.stage = stage
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -71,7 +71,7 @@ class _Opening(offline.Opening):
 
     def graph(self, opened: Workspace) -> Graph:
         whole = linking_graph(self.config, opened)
-        return replace(whole, stages=(*whole.stages[:-1], Unasked()))
+        return replace(whole, stages=(*whole.stages[:-1], AlwaysNil()))
 
 
 def flow(
@@ -81,28 +81,28 @@ def flow(
     output: Path,
     pairs: int,
     say: Say,
-) -> dict[str, Any]:
-    """All figures, ready for JSON."""
+) -> Figures:
+    """All figures."""
     say(f"writing {pairs:,} pairs")
     files, linked = _written(inputs, pairs, output / f"pairs-{pairs}"), output / "flowed"
     shutil.rmtree(linked, ignore_errors=True)
     run = results.prepare(linked)
-    told = record.Record(linked, pairs, 0)
+    progress = record.Record(linked, pairs, 0)
     opening = _Opening(config, Shared.of(workspace), versions.current(workspace), folder_at(linked), run)
     looks: list[tuple[float, int, dict[str, float]]] = []
     with offline.running(config):
         data = offline.dataset(opening, Selection().of(files), finished(linked), Filters(config.input))
         for counts in offline.counted(data):
-            told.add(counts)
-            if not looks or time.time() - told.began - looks[-1][0] > _LOOKS:
-                looks.append((time.time() - told.began, told.documents, look().own))
-                say(f"{told.documents:,} pairs, {looks[-1][2]}")
+            progress.add(counts)
+            if not looks or time.time() - progress.began - looks[-1][0] > _LOOKS:
+                looks.append((time.time() - progress.began, progress.documents, look().private))
+                say(f"{progress.documents:,} pairs, {looks[-1][2]}")
         spilled = nodes.spilled_mib()
-    measures = told.write("finished")["measures"]
+    measures = progress.write("finished")["measures"]
     return {
         "machine": machine(),
-        "pairs": told.documents,
-        "mentions": told.rows,
+        "pairs": progress.documents,
+        "mentions": progress.rows,
         "seconds": round(looks[-1][0], 1),
         "pairs_per_second": _paces(looks),
         "rows_per_second_of_stage": {
@@ -114,7 +114,7 @@ def flow(
 
 
 def _paces(looks: list[tuple[float, int, dict[str, float]]]) -> dict[str, float]:
-    """In each quarter of the pairs, from the first batch on."""
+    """Pairs per second in each quarter, from the first batch on."""
     first, last = looks[0], looks[-1]
     marks = [first[1] + (last[1] - first[1]) * q / 4 for q in range(5)]
     at = [next(look for look in looks if look[1] >= mark) for mark in marks]
@@ -123,7 +123,7 @@ def _paces(looks: list[tuple[float, int, dict[str, float]]]) -> dict[str, float]
 
 
 def _quarters(looks: list[tuple[float, int, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """The most that each kind of process had of its own in the second quarter, and in the last."""
+    """The greatest private memory of each kind of process in the second quarter, and in the last."""
     whole = looks[-1][1]
     second = [m for _, n, m in looks if whole / 4 <= n < whole / 2]
     last = [m for _, n, m in looks if n >= 3 * whole / 4]
@@ -138,9 +138,9 @@ def _quarters(looks: list[tuple[float, int, dict[str, float]]]) -> dict[str, dic
 
 
 def _written(inputs: Sequence[str], pairs: int, folder: Path) -> list[str]:
-    """The pairs in files of equal size; those that are there are taken."""
+    """Write the pairs in files of equal size, unless they exist; the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows, files = edited(inputs), []
+    rows, files = endless_documents(inputs), []
     for number in range(_FILES):
         share = pairs // _FILES + (number < pairs % _FILES)
         path = folder / f"{number:05}.parquet"

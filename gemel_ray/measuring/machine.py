@@ -1,4 +1,4 @@
-"""The machine a figure was taken on, and the memory of the processes that took part."""
+"""The machine on which figures were measured, and the memory and processor time of its processes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,38 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TypedDict
 
 from gemel_ray.environment import cores
 
 _EVERY = 0.5  # seconds between two looks
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+Figures = Mapping[str, object]  # the figures of a measurement by name, nested, ready for JSON
+
+
+class Spread(TypedDict):
+    """A figure that was measured several times."""
+
+    median: float
+    min: float
+    max: float
+
+
+class Machine(TypedDict):
+    """The properties of a machine, and the versions of what ran on it."""
+
+    cores: int
+    memory_gib: float
+    processor: str
+    commit: str | None
+    gpus: list[str]
+    python: str
+    versions: dict[str, str]
+
+
+def machine() -> Machine:
+    """The properties of the machine on which the figures depend."""
     import psutil
     import torch
 
@@ -37,29 +60,30 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the checkout that this package runs from, if it does."""
+    """The commit of the checkout from which this package runs, if it does."""
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return None
-    asked = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
-    answered = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return answered.stdout.strip() or None
+    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
 
 
 @dataclass(frozen=True)
 class Look:
-    """At this process and those it started, by kind: MiB of the largest of a kind, resident and without what
-    it shares with others (the object store, mapped files); processor seconds of all of a kind so far."""
+    """This process and those it started, by kind: MiB of the largest of a kind, resident, and private:
+    without memory shared with others (the object store, mapped files); processor seconds of all of a kind so
+    far."""
 
     at: float
     resident: dict[str, float]
-    own: dict[str, float]
+    private: dict[str, float]
     processor: dict[str, float]
 
 
 @contextmanager
 def looks() -> Iterator[list[Look]]:
-    """What was seen while inside, twice a second."""
+    """A list to which a look is added twice a second while inside."""
     seen: list[Look] = []
     end = threading.Event()
 
@@ -77,7 +101,7 @@ def looks() -> Iterator[list[Look]]:
 
 
 def look() -> Look:
-    """At this moment."""
+    """The processes at this moment."""
     import psutil
 
     now = Look(time.perf_counter(), {}, {}, {})
@@ -86,18 +110,18 @@ def look() -> Look:
         try:
             with process.oneshot():
                 name = "this process" if process == here else _kind(process.cmdline())
-                held, times = process.memory_info(), process.cpu_times()
+                memory, times = process.memory_info(), process.cpu_times()
         except psutil.Error:  # it has ended meanwhile
             continue
-        shared = getattr(held, "shared", 0)  # as far as the system tells
-        for sizes, size in ((now.resident, held.rss), (now.own, held.rss - shared)):
+        shared = getattr(memory, "shared", 0)  # not on all systems
+        for sizes, size in ((now.resident, memory.rss), (now.private, memory.rss - shared)):
             sizes[name] = max(sizes.get(name, 0.0), round(size / 2**20, 1))
         now.processor[name] = now.processor.get(name, 0.0) + times.user + times.system
     return now
 
 
 def peaks(sizes: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The most of each kind."""
+    """The greatest size of each kind of process."""
     most: dict[str, float] = {}
     for some in sizes:
         for name, size in some.items():
@@ -106,7 +130,8 @@ def peaks(sizes: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _kind(command: Sequence[str]) -> str:
-    """ray::MapBatches(_Worker) and the like by their titles, others by their program's name."""
+    """The kind of a process: Ray's by their titles, ray::MapBatches(_Worker), others by the program's
+    name."""
     first = command[0] if command else "?"
     if first.startswith("ray::"):
         return first.split()[0]
@@ -114,6 +139,6 @@ def _kind(command: Sequence[str]) -> str:
     return names[0] if names else os.path.basename(first.split()[0])
 
 
-def middle(figures: Sequence[float]) -> dict[str, float]:
-    """Median, least and greatest."""
+def spread(figures: Sequence[float]) -> Spread:
+    """The median, the least and the greatest of several measurements."""
     return {"median": round(median(figures), 4), "min": round(min(figures), 4), "max": round(max(figures), 4)}

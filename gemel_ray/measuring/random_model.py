@@ -1,8 +1,8 @@
-"""A workspace with a random language model of a given shape, made on the spot.
+"""A workspace with a random language model of a given shape.
 
-Its tokens are those of the workspace's own language model, so everything else is as it was: the tree, the
-demonstrations, the pictures. A model of two layers costs nearly nothing: what is measured with it is all but
-the language model. One of 7 billion weights tells what such a model would cost here, without its weights.
+The model has the tokens of the workspace's language model, so everything else is unchanged: the tree, the
+demonstrations, the pictures. A model of two layers costs almost nothing: with it, everything except the
+language model is measured. One of 7 billion weights shows the cost of such a model here, without its weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _POSITIONS = 8192
 
 
 class Shape(NamedTuple):
-    """Of a Llama. `tied`: the output's weights are the input embeddings."""
+    """The shape of a Llama model. `tied`: the output weights are the input embeddings."""
 
     width: int
     inner: int
@@ -32,12 +32,12 @@ class Shape(NamedTuple):
 ShapeName = Literal["two-layers", "7b"]
 SHAPES: dict[ShapeName, Shape] = {
     "two-layers": Shape(64, 128, 2, 2, tied=True),
-    "7b": Shape(4096, 11_008, 32, 32, tied=False),  # Llama 2's, 0.5 MiB of cache a token
+    "7b": Shape(4096, 11_008, 32, 32, tied=False),  # Llama 2's, 0.5 MiB of cache per token
 }
 
 
-def dressed(workspace: Workspace, output: Path, shape: ShapeName = "two-layers") -> Path:
-    """The folder of the same knowledge with such a model, in `output`; it is made anew each time."""
+def with_random_model(workspace: Workspace, output: Path, shape: ShapeName = "two-layers") -> Path:
+    """Make a workspace with the same knowledge and such a model in `output`, replacing a former one."""
     folder = output / shape
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -64,8 +64,8 @@ def dressed(workspace: Workspace, output: Path, shape: ShapeName = "two-layers")
 
 
 def _model(like: str, folder: Path, shape: Shape) -> Path:
-    """With the tokenizer and the vocabulary of the language model `like`. Made on a GPU where there is one: a
-    large model takes seconds there, and minutes elsewhere."""
+    """Make a model with the tokenizer and the vocabulary of the language model `like`. It is made on a GPU if
+    there is one: a large model takes seconds there, and minutes on a CPU."""
     import torch
     from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

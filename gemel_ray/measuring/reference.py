@@ -1,8 +1,8 @@
 """The reference loop: GEMEL as its authors run it, on the same models, prompts and names.
 
 Hugging Face's generate, one mention at a time, the paper's number of beams, a prefix tree of Python
-dictionaries asked at every step (official infe.py and prefix_tree.py). Nothing of our engine is used, and
-nothing is counted that the official loop does not do for every mention.
+dictionaries used at every step (official infe.py and prefix_tree.py). It uses nothing of this project's
+engine, and only what the official loop does for every mention is timed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 
 class Reference:
-    """Model `language` in `dtype`, and the names of `tree` as dictionaries."""
+    """The model `language` in `dtype`, and the names of `tree` as nested dictionaries."""
 
     def __init__(self, language: str, dtype: str, tree: PrefixTree, beams: int) -> None:
         from transformers import AutoModelForCausalLM
@@ -33,8 +33,8 @@ class Reference:
             for token in path:
                 node = node.setdefault(token, {})
 
-    def mentions_a_second(self, prompts: Sequence[Prompt]) -> float:
-        """Of these mentions, one after another."""
+    def mentions_per_second(self, prompts: Sequence[Prompt]) -> float:
+        """The rate of linking these mentions one after another."""
         began = time.perf_counter()
         for prompt in prompts:
             self._link(prompt)

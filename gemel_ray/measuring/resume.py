@@ -1,6 +1,6 @@
-"""How long a run takes to know what is done, on results that are made up: as many documents as one likes.
+"""The time that a resumed run takes to find out what is done, on synthetic results of any size.
 
-The results have the form and size that a job leaves them in; only their rows say nothing.
+The results have the form and size of a job's; only their rows are empty.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import resource
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,7 @@ from gemel_ray.job import index, results
 from gemel_ray.job.index import RECORD, finished
 from gemel_ray.job.merging import FILE
 from gemel_ray.job.selection import file_key
-from gemel_ray.measuring.machine import machine
+from gemel_ray.measuring.machine import Figures, machine
 from gemel_ray.measuring.scale import Say
 from gemel_ray.records import LINK
 from gemel_ray.storage import folder_at
@@ -26,8 +25,8 @@ from gemel_ray.storage import folder_at
 _INPUT = 100_000  # documents of one file of the input
 
 
-def resume(output: Path, documents: int, say: Say) -> dict[str, Any]:
-    """All figures, ready for JSON."""
+def resume(output: Path, documents: int, say: Say) -> Figures:
+    """All figures."""
     made = output / f"resumed-{documents}"
     if not results.latest(folder_at(made)).number:
         say(f"making up the results of {documents:,} documents")
@@ -36,9 +35,9 @@ def resume(output: Path, documents: int, say: Say) -> dict[str, Any]:
     results.prepare(made)
     prepared = time.perf_counter()
     done = finished(made)
-    told = time.perf_counter()
+    opened = time.perf_counter()
     known = done.of(file_key(_input(0)))
-    looked = time.perf_counter()
+    selected = time.perf_counter()
     if len(done) != documents or int(known.left.sum()) != min(_INPUT, documents):
         raise Mistake(f"{made} is not what was made up: remove it")
     return {
@@ -48,9 +47,9 @@ def resume(output: Path, documents: int, say: Say) -> dict[str, Any]:
         "index_mib": sum(f.stat().st_size for f in (made / results.INDEX).iterdir()) / 2**20,
         "seconds": {
             "taking over": prepared - began,
-            "what is done": told - prepared,
-            "of one file of the input": looked - told,
-            "whole": looked - began,
+            "what is done": opened - prepared,
+            "of one file of the input": selected - opened,
+            "whole": selected - began,
         },
         "memory_mib": {"before": before, "peak": _memory()},
     }

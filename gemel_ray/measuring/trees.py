@@ -1,8 +1,8 @@
-"""Large knowledge bases: what N names more cost to build, to hold and to decode under.
+"""Large knowledge bases: the cost of N more names in building, in memory and in decoding.
 
-A workspace of the given one's names and N made-up ones (of its words, in the same number) is built by
-`gemel-ray build`'s own code; then the same mentions are decoded under either, each in a process of its own,
-without demonstrations, so that their prompts are equal.
+`gemel-ray build`'s code builds a workspace of the given workspace's names and N synthetic ones (of its words,
+as many as in real names). Then the same mentions are decoded with either tree, each in a separate process,
+without demonstrations, so that the prompts are equal.
 """
 
 from __future__ import annotations
@@ -13,17 +13,47 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from gemel_ray.config import Config
 from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.measuring.apart import apart
-from gemel_ray.measuring.machine import looks, machine, peaks
+from gemel_ray.measuring.machine import Figures, looks, machine, peaks
+from gemel_ray.measuring.processes import in_new_process
 
 Say = Callable[[str], None]
+
+
+class MemoryFigures(TypedDict):
+    """The memory of a second process that maps the tree, and the speed of reading names."""
+
+    resident_mib: float
+    private_mib: float
+    names_walked_per_second: int
+
+
+class DecodingFigures(TypedDict):
+    """The speed of decoding under the tree."""
+
+    milliseconds_per_token: float
+    mentions_per_second: float
+    decoded_per_mention: float
+    requests_per_mention: float
+
+
+class TreeFigures(TypedDict):
+    """One tree."""
+
+    names: int
+    tree_mib: float
+    bytes_per_name: float
+    children_of_the_root: int
+    second_process: MemoryFigures
+    decoding: DecodingFigures
+
+
 _SETTINGS = ("retrieve.demonstrations=0", "bank.names=0", "retrieve.shared_sets=0")
 
 
@@ -35,8 +65,8 @@ def trees(
     names: int,
     mentions: int,
     say: Say,
-) -> dict[str, Any]:
-    """All figures, ready for JSON. What was built stays in `output`, and is not built again."""
+) -> Figures:
+    """All figures. The large workspace stays in `output`, and is not built again."""
     config = configured(_SETTINGS)
     small = Workspace.open(workspace, config)
     large = output / f"names-{names}"
@@ -51,22 +81,23 @@ def trees(
         facts = {"build_seconds": round(seconds, 1), "build_peak_mib": memory}
         (output / f"build-{names}.json").write_text(json.dumps(facts))
         entities.unlink()
-    built: dict[str, Any] = json.loads((output / f"build-{names}.json").read_text())
-    found: dict[str, Any] = {"machine": machine(), "names": names, **built}
+    built: Figures = json.loads((output / f"build-{names}.json").read_text())
+    figures: dict[str, TreeFigures] = {}
     for name, opened in (("small", small), ("large", Workspace.open(large, config))):
         say(f"decoding {mentions} mentions under the {name} tree")
         size, count = sum(f.stat().st_size for f in opened.tree_folder.iterdir()), len(opened.tree)
-        found[name] = {
+        figures[name] = {
             "names": count,
             "tree_mib": round(size / 2**20, 1),
             "bytes_per_name": round(size / count, 1),
             "children_of_the_root": len(opened.tree.children(opened.tree.root)[1]),
-            "second_process": apart(mapped, opened.folder, config, inputs, mentions),
-            "decoding": apart(decoded, opened.folder, config, inputs, mentions),
+            "second_process": in_new_process(mapped, opened.folder, config, inputs, mentions),
+            "decoding": in_new_process(decoded, opened.folder, config, inputs, mentions),
         }
-    # A token, not a mention: among more names more is asked before one is sure, whatever tells them apart.
-    under = {name: found[name]["decoding"]["milliseconds_per_token"] for name in ("small", "large")}
-    return found | {"slowdown_of_a_token": round(under["large"] / under["small"] - 1, 4)}
+    # Per token, not per mention: among more names, more tokens are needed to distinguish them.
+    times = {name: tree["decoding"]["milliseconds_per_token"] for name, tree in figures.items()}
+    slowdown = round(times["large"] / times["small"] - 1, 4)
+    return {"machine": machine(), "names": names, **built, **figures, "slowdown_of_a_token": slowdown}
 
 
 def _write(workspace: Workspace, names: int, path: Path) -> None:
@@ -79,7 +110,7 @@ def _write(workspace: Workspace, names: int, path: Path) -> None:
 
 
 def made_up(workspace: Workspace, names: int) -> Iterator[str]:
-    """Words of real names, as many as a real name has, mixed."""
+    """Synthetic names: words of real names, mixed, as many as in a real name."""
     real = [name.split() for _, name in workspace.entities.of(range(len(workspace.entities)))]
     words = [word for name in real for word in name]
     lengths = [len(name) for name in real]
@@ -88,9 +119,9 @@ def made_up(workspace: Workspace, names: int) -> Iterator[str]:
         yield " ".join(dice.choices(words, k=dice.choice(lengths) + 1))
 
 
-def mapped(folder: Path, config: Config, inputs: Sequence[str], mentions: int) -> dict[str, Any]:
-    """Memory of a process that maps the tree and walks 10,000 names of it; resident pages are shared with
-    all others that map it, private ones are its own."""
+def mapped(folder: Path, config: Config, inputs: Sequence[str], mentions: int) -> MemoryFigures:
+    """The memory of a process that maps the tree and reads 10,000 names of it; resident pages are shared by
+    all processes that map it, private ones are not."""
     import psutil
 
     from gemel_ray.knowledge.prefix_tree import PrefixTree
@@ -110,8 +141,8 @@ def mapped(folder: Path, config: Config, inputs: Sequence[str], mentions: int) -
     }
 
 
-def decoded(folder: Path, config: Config, inputs: Sequence[str], mentions: int) -> dict[str, Any]:
-    """Generate on the same mentions, four times; the first warms up, and leaves the prompts in the cache."""
+def decoded(folder: Path, config: Config, inputs: Sequence[str], mentions: int) -> DecodingFigures:
+    """Run Generate on the same mentions four times. The first run warms up, and fills the cache."""
     import statistics
 
     from gemel_ray.linking import linking_graph
@@ -140,7 +171,7 @@ def decoded(folder: Path, config: Config, inputs: Sequence[str], mentions: int) 
 
 
 async def _watched(segment: Any, table: Any, work: Any) -> list[tuple[float, int]]:
-    """Of a run: seconds, and the tokens decoded until then."""
+    """Moments of a run: seconds, and the tokens decoded until then."""
     run, moments = asyncio.ensure_future(segment.run(table)), []
     while not run.done():
         moments.append((time.perf_counter(), work.usage.decoded))
@@ -150,8 +181,8 @@ async def _watched(segment: Any, table: Any, work: Any) -> list[tuple[float, int
 
 
 def _steady(moments: Sequence[tuple[float, int]]) -> float:
-    """Milliseconds a token while the engine is full: between a quarter of the tokens and three quarters.
-    Before and behind that a step has fewer rows, and more of them the more names there are."""
+    """Milliseconds per token at full load: from a quarter to three quarters of the tokens. Before and after
+    that a step has fewer rows, and there are more such steps the more names there are."""
     first, last = moments[0][1], moments[-1][1]
     at = [next(m for m in moments if m[1] - first >= share * (last - first)) for share in (0.25, 0.75)]
     (began, before), (ended, then) = at

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from gemel_ray.config import Config
 from gemel_ray.evaluation import Evaluation, evaluate
+from gemel_ray.job.record import Manifest
 from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.offline import link
@@ -74,7 +75,7 @@ def _inputs(output: Path, limit: int | None) -> list[str]:
     return files
 
 
-def _summary(found: Evaluation, manifest: dict[str, Any]) -> list[tuple[str, str]]:
+def _summary(found: Evaluation, manifest: Manifest) -> list[tuple[str, str]]:
     named = {
         "right pictures, entities pictured in the examples": "test-seen-",
         "shuffled pictures, the same mentions": "shuffled-test-seen-",

@@ -9,7 +9,9 @@ from typing import Any, TypedDict
 
 from gemel_ray.evaluation import Evaluation, compare
 from gemel_ray.evaluation.resampling import PlainFigure
-from gemel_ray.job.record import read_manifest
+from gemel_ray.job.record import Manifest, read_manifest
+from gemel_ray.measuring.machine import Machine
+from gemel_ray.stage import Measures
 from gemel_ray.study.cells import Cell
 
 
@@ -55,7 +57,7 @@ class StudyRows(TypedDict):
     gold: Sequence[str]
     documents: int
     workspace: str
-    machine: dict[str, Any]
+    machine: Machine
     base: CellRow
     cells: list[CellRow]
     left_out: list[LeftOut]
@@ -86,14 +88,19 @@ def row(group: str, cell: Cell, run: Evaluation, base: Evaluation, making: float
         "processor": {stage: round(ms, 3) for stage, ms in processor.items()},
         "pace": round(of_base / spent, 3) if spent and of_base else None,
         "making": making,
-        "seconds": read_manifest(_output(run))["seconds"],
+        "seconds": _manifest(run)["seconds"],
     }
 
 
-def _measures(run: Evaluation) -> dict[str, Any]:
-    """Of the job's last run; a job that was stopped and continued has more links than it measured."""
-    measures: dict[str, Any] = read_manifest(_output(run))["measures"]
-    return measures
+def _manifest(run: Evaluation) -> Manifest:
+    manifest = read_manifest(_output(run))
+    assert manifest is not None
+    return manifest
+
+
+def _measures(run: Evaluation) -> Measures:
+    """The measures of the job's last run; a job that was stopped and continued has more links than these."""
+    return _manifest(run)["measures"]
 
 
 def _mentions(measures: Mapping[str, Any]) -> int:
