@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.readers import BATCH, count, documents, files, forms
-from gemel_ray.readers.containers import is_whole
+from gemel_ray.readers.json_files import is_whole
 from gemel_ray.records import DOCUMENT
 
 Row = dict[str, Any]

@@ -122,8 +122,8 @@ def _run_remove(options: argparse.Namespace) -> int:
 
 
 def _run_alias(options: argparse.Namespace) -> int:
-    from gemel_ray.characters import normal
     from gemel_ray.knowledge.next_version import Change
+    from gemel_ray.readers.fields import normal
 
     return _change(options, Change(aliases={options.id: list(map(normal, options.aliases))}))
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from gemel_ray.characters import Span, normal
 from gemel_ray.detecting.names import Names
+from gemel_ray.readers.fields import Span, normal
 
 _FILE = "surface_forms.json"
 _SEEN = 5  # texts that a share needs to mean anything

@@ -1,6 +1,6 @@
 """Names found in texts: whole words, the longest match, in one automaton pass for any number of names.
 
-Texts and names are compared as characters.py says, so that an accent, a Korean syllable, an apostrophe or
+Texts and names are compared as readers/fields.py says, so that an accent, a Korean syllable, an apostrophe or
 the space between two words may be written either way. Places are in characters of the original text.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from ahocorasick_rs import AhoCorasick, MatchKind
 
-from gemel_ray.characters import Span, compared, is_edge, normal
+from gemel_ray.readers.fields import Span, compared, is_edge, normal
 
 
 class Names:

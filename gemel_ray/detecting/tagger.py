@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gemel_ray.characters import Span
 from gemel_ray.errors import Mistake
+from gemel_ray.readers.fields import Span
 
 _STRIDE = 32  # tokens that two windows of a long text share
 

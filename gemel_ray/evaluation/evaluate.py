@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from gemel_ray.characters import normal
 from gemel_ray.errors import Mistake
 from gemel_ray.evaluation.baseline import Baseline
 from gemel_ray.evaluation.breakdowns import breakdowns
@@ -22,6 +21,7 @@ from gemel_ray.evaluation.plain import Figures, PlainBaseline, PlainCalibration,
 from gemel_ray.evaluation.resampling import Figure
 from gemel_ray.evaluation.table import evaluation_text
 from gemel_ray.knowledge.entities import Targets
+from gemel_ray.readers.fields import normal
 from gemel_ray.records import Row
 from gemel_ray.storage import Place
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from gemel_ray.characters import normal
 from gemel_ray.errors import Mistake
 from gemel_ray.evaluation.judged import gold_mentions
+from gemel_ray.readers.fields import normal
 
 
 class Named(NamedTuple):

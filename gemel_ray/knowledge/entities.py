@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gemel_ray.characters import normal
-from gemel_ray.readers.fields import short
+from gemel_ray.readers.fields import normal, short
 
 SCHEMA = pa.schema(
     [

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.entities import Reject
 from gemel_ray.knowledge.entity_rows import FIELDS, entity
-from gemel_ray.readers.containers import is_whole, json_rows
 from gemel_ray.readers.fields import BadRecord, Numbered, first_line
+from gemel_ray.readers.json_files import is_whole, json_rows
 from gemel_ray.readers.opening import PACKED, decoded, lines, opened
 
 _COLUMNAR = (".parquet", ".pq")

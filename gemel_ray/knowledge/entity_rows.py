@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from gemel_ray.characters import normal
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.entities import Reject
 from gemel_ray.readers import cells
-from gemel_ray.readers.fields import BadRecord, identity, is_unicode, short
+from gemel_ray.readers.fields import BadRecord, identity, is_unicode, normal, short
 
 FIELDS = {  # the standard names, and other names of each
     "id": ("id", "qid", "wikidata_id", "entity_id", "kb_id", "identifier", "item"),

@@ -11,14 +11,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gemel_ray.characters import normal
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.entities import Entities, Reject, Rejects
 from gemel_ray.knowledge.entity_files import TABLES, kind, texts, whole
 from gemel_ray.ranking import triples
 from gemel_ray.ranking.triples import Triple
-from gemel_ray.readers.containers import json_rows
-from gemel_ray.readers.fields import BadRecord, Numbered, identity, is_unicode, short
+from gemel_ray.readers.fields import BadRecord, Numbered, identity, is_unicode, normal, short
+from gemel_ray.readers.json_files import json_rows
 from gemel_ray.readers.opening import opened
 
 FIELDS = {  # in our words, and the other names of each

@@ -8,7 +8,7 @@ Knows nothing of models.
 """
 
 from gemel_ray.readers.fields import BadRecord
-from gemel_ray.readers.reading import BATCH, REST, count, documents, first_look
-from gemel_ray.readers.sources import READ, files
+from gemel_ray.readers.reading import BATCH, REST, documents
+from gemel_ray.readers.sources import READ, count, files, first_look
 
 __all__ = ["BATCH", "READ", "REST", "BadRecord", "count", "documents", "files", "first_look"]

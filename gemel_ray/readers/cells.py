@@ -18,9 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gemel_ray.characters import normal
 from gemel_ray.readers.delimited import SEPARATORS
-from gemel_ray.readers.fields import BadRecord, first_line, short, valid_text
+from gemel_ray.readers.fields import BadRecord, first_line, normal, short, valid_text
 from gemel_ray.readers.mentions import mentions
 from gemel_ray.readers.opening import PACKED, decoded, opened
 from gemel_ray.readers.pictures import SourceFile

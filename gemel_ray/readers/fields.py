@@ -5,14 +5,13 @@ Knows nothing of files and forms. What is wrong with a whole document is a BadRe
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
-from urllib.parse import unquote
 
 from gemel_ray.errors import Mistake
 
@@ -161,71 +160,97 @@ def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-# Pictures inside the row: bytes, base64 and data: URLs, for the job and the endpoint.
+# One rule for how texts and names are compared: Unicode's composed form (NFC), white space folded.
+#
+# Names are stored in this form (`normal`). A text is kept unchanged, and is compared in a form that maps back
+# to places in it (`compared`, and `bare` for words with slightly different spelling). Knows nothing of files.
 
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+")
-_LONGEST_PATH = 4096  # characters that a file's address may have
-_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"<svg", b"<?xml")
+Span = tuple[int, int]  # characters, end exclusive
+Shape = tuple[str, list[int]]  # what is compared, and the place of each of its characters and of its end
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff"))  # not part of a word's spelling
+_ENDS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "".join(map(chr, _INVISIBLE))
+_UNEVEN = re.compile(r"[^\S ]|  ")  # white space that is not one space
+# Scripts without spaces between words, or, as Korean, with particles after names: a name may end anywhere.
+_UNSPACED = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Burmese
+    (0x1100, 0x11FF),  # Korean, syllables in parts
+    (0x1780, 0x17FF),  # Khmer
+    (0x2E80, 0x9FFF),  # Chinese, Japanese
+    (0xAC00, 0xD7AF),  # Korean
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
+_JOINING = "\u200c\u200d\ufe0e\ufe0f"  # not separate characters: they belong to the one before
 
 
-def is_picture(head: bytes) -> bool:
-    """Whether bytes begin as a picture of a known kind does."""
-    if head.startswith(_STARTS):
+def normal(name: str) -> str:
+    """A name, alias or target as it is stored and compared."""
+    if not name.isascii():
+        name = unicodedata.normalize("NFC", name).translate(_INVISIBLE)
+    return " ".join(name.split())
+
+
+def trimmed(text: str) -> str:
+    """The text without white space and invisible characters at its ends, which copied addresses may have."""
+    return text.strip(_ENDS)
+
+
+def compared(text: str, any_case: bool) -> tuple[str, list[int] | None]:
+    """The text in the form in which names are searched: normal, with one kind of apostrophe; and its places,
+    or None if they are those of the text."""
+    if text.isascii() and not _UNEVEN.search(text):
+        return (text.lower() if any_case else text), None
+    starts = [i for i, c in enumerate(text) if i == 0 or not _belongs(c, text[i - 1])]
+    parts, origin = [], list[int]()
+    for start, end in pairwise([*starts, len(text)]):
+        part = unicodedata.normalize("NFC", text[start:end]).translate(_INVISIBLE).replace("\u2019", "'")
+        part = " " if part.isspace() else part
+        part = part.casefold() if any_case else part
+        parts.append(part)
+        origin += [start] * len(part)
+    return "".join(parts), [*origin, len(text)]
+
+
+def bare(text: str) -> Shape:
+    """The text's letters and digits, in one case and without accents: independent of punctuation, quotes,
+    dashes, white space and compatibility forms."""
+    parts, origin = list[str](), list[int]()
+    for place, character in enumerate(text):
+        for part in unicodedata.normalize("NFKD", character).casefold():
+            if part.isalnum():
+                parts.append(part)
+                origin.append(place)
+    return "".join(parts), [*origin, len(text)]
+
+
+def is_edge(text: str, at: int) -> bool:
+    """Whether a name may begin or end here: the place is not inside a word or a combined character."""
+    if at in (0, len(text)):
         return True
-    bitmap = head.startswith(b"BM") and head[6:10] == b"\0\0\0\0"
-    return bitmap or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:8] == b"ftyp"
-
-
-def inline(value: str, field: str) -> bytes | None:
-    """The picture in a data: URL, in base64, or in bytes that were decoded as Latin-1; None for an address.
-    Raises BadRecord."""
-    value = value.strip()
-    if value[:5].lower() == "data:":
-        kind, comma, rest = value.partition(",")
-        if not comma or not kind.lower().endswith(";base64"):
-            raise BadRecord(f"{field}: a data: URL of an image is in base64: data:image/jpeg;base64,...")
-        return base64_bytes(unquote(rest), field)
-    if looks_like_bytes(value):
-        try:
-            return value.encode("latin-1")
-        except UnicodeEncodeError as fault:
-            raise BadRecord(f"{field}: its bytes were damaged on the way: write them as base64") from fault
-    if looks_like_base64(value):
-        return base64_bytes(value, field)
-    if len(value) > _LONGEST_PATH:
-        raise BadRecord(f"{field} cannot be {value[:40]!r}... ({len(value):,} characters): "
-                        "it is neither a path or URL nor a picture in base64")  # fmt: skip
-    return None
-
-
-def looks_like_bytes(value: str) -> bool:
-    """Whether the text is a picture's bytes decoded as Latin-1, as some exports to JSON write them."""
-    return not value[:32].isprintable() and is_picture(value[:64].encode("latin-1", "replace").lstrip(b"<"))
-
-
-def looks_like_base64(value: str) -> bool:
-    """Whether the text is a picture in base64: by its first bytes and its alphabet."""
-    if len(value) < 40 or not _BASE64.fullmatch(value, 0, 4096):
+    left, right = text[at - 1], text[at]
+    if continues(right) or left == "\u200d":
         return False
-    try:
-        return is_picture(base64.b64decode("".join(value[:100].split())[:64].translate(_PLAIN)))
-    except (binascii.Error, ValueError):
-        return False
+    return _is_unspaced(left) or _is_unspaced(right) or not (_is_word(left) and _is_word(right))
 
 
-def base64_bytes(value: str, field: str = "image") -> bytes:
-    """The bytes of base64, also in the URL-safe alphabet, and of a picture also without padding. Raises
-    BadRecord."""
-    joined = "".join(value.split()).translate(_PLAIN)
-    bare = joined.rstrip("=")
-    try:
-        data = base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
-        if len(joined) % 4 == 0 or is_picture(data):
-            return data
-    except (binascii.Error, ValueError):
-        pass
-    raise BadRecord(f"{field} is not base64: it begins with {value[:40]!r}")
+def continues(character: str) -> bool:
+    """Whether it is a mark on the character before, or a separate vowel or end of a Korean syllable."""
+    return not character.isascii() and (
+        unicodedata.category(character).startswith("M")
+        or character in _JOINING
+        or "\u1160" <= character <= "\u11ff"
+    )
 
 
-_PLAIN = str.maketrans("-_", "+/")
+def _belongs(character: str, before: str) -> bool:
+    return continues(character) or (character.isspace() and before.isspace())
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or continues(character)
+
+
+def _is_unspaced(character: str) -> bool:
+    return not character.isascii() and any(a <= ord(character) <= b for a, b in _UNSPACED)

@@ -1,4 +1,4 @@
-"""The forms of rows: whether one fits, and the document's columns. First those of released data sets.
+"""The forms of released data sets' rows: the document's columns. The native form is in reading.py.
 
 One mention between its contexts: the rows of BLINK and of KILT.
 
@@ -12,18 +12,13 @@ from data.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from gemel_ray.readers import cells
 from gemel_ray.readers.fields import (
     NATIVE,
     NIL,
-    SIZES,
-    TEXTS,
     BadRecord,
     is_unicode,
     short,
@@ -32,31 +27,22 @@ from gemel_ray.readers.fields import (
     valid_text,
     whole_number,
 )
-from gemel_ray.readers.mentions import SIDE_BY_SIDE, is_places, mention, mentions, place, places, side_by_side
+from gemel_ray.readers.mentions import mention, mentions, place, places, side_by_side
 from gemel_ray.readers.pictures import SourceFile, columns_of, field_of, unread
 from gemel_ray.records import Row
 
 _MARKED = re.compile(r"\s*\[START_ENT\]\s*(.*?)\s*\[END_ENT\]\s*", re.DOTALL)
 _TITLES = ("Wikipedia_title", "label_title", "entity_title")
 _PARTS = ("context_left", "mention", "context_right")
-_ELSEWHERE = "context_document_id"
+ELSEWHERE = "context_document_id"
 _CONTEXT_READ = {*NATIVE, *_PARTS, "input", "output", "meta", *_TITLES}
-
-
-def context_fits(raw: Any) -> bool:
-    """Recognised by the contexts or the marks."""
-    if not isinstance(raw, dict):
-        return False
-    marked = isinstance(raw.get("input"), str) and "[START_ENT]" in raw["input"]
-    between = "mention" in raw and ("context_left" in raw or "context_right" in raw)
-    return marked or between or _ELSEWHERE in raw
 
 
 def context_columns(raw: Row, at: SourceFile) -> Row:
     """The document's columns. Raises BadRecord."""
-    if _ELSEWHERE in raw:
+    if ELSEWHERE in raw:
         raise BadRecord(
-            f"its text is a document of another file ({_ELSEWHERE}), which is not read: give rows with "
+            f"its text is a document of another file ({ELSEWHERE}), which is not read: give rows with "
             "context_left, mention and context_right"
         )
     left, words, right, target = _between(raw) if "mention" in raw else _marked(raw)
@@ -100,11 +86,6 @@ def _marked(raw: Row) -> tuple[str, str, str, Any]:
 
 
 _MELBENCH_READ = {*NATIVE, "sentence", "entities", "answer"}
-
-
-def melbench_fits(raw: Any) -> bool:
-    """Recognised by `sentence`, its name for the text."""
-    return isinstance(raw, dict) and "sentence" in raw and "text" not in raw
 
 
 def melbench_columns(raw: Row, at: SourceFile) -> Row:
@@ -153,11 +134,6 @@ def _melbench_picture(raw: Row, at: SourceFile) -> Row:
 
 _GEMEL_FIELDS = ("mention", "start", "end", "target", "golden", "type")
 _GEMEL_READ = {*NATIVE, "text", *_GEMEL_FIELDS} - {"mentions"}
-
-
-def gemel_fits(raw: Any) -> bool:
-    """Recognised by its single mention, which the native form does not have."""
-    return isinstance(raw, dict) and "mention" in raw
 
 
 def gemel_columns(raw: Row, at: SourceFile) -> Row:
@@ -243,114 +219,3 @@ def _wikidiverse_target(entity: object) -> Row:
         return {"target_id": NIL}
     page = entity.rpartition("/wiki/")[2].partition("#")[0]
     return {"target": " ".join(unquote(page).replace("_", " ").split()) or None}
-
-
-# The native form, and image-caption pairs as data sets release them: an object with a text, `mentions`
-# ([{start, end, target, ...}]; Detect finds them if there are none) and a picture under one of its usual
-# names. A `table` (cells.py) may come with the text or replace it.
-#
-# LAION, CC and COYO (`TEXT`, `caption`, `text` with `URL`, `url`), Hugging Face's imagefolder and image
-# columns, and what img2dataset writes: Parquet with the bytes in `jpg`, tar shards, or files beside their
-# Parquet or JSON (its README.md, "Output format").
-
-
-_CAPTIONS = ("caption", "TEXT", "alt_text", "Caption", "CAPTION", "alttext", "image_caption", "raw_caption")
-_ANNOTATIONS = ("entities", "spans", "ents", "label", "labels")  # spaCy's and Prodigy's, doccano's
-_BESIDE = tuple(name for names in SIDE_BY_SIDE.values() for name in names)
-_SENTENCE = ("raw", "caption", "text", "sentence")  # of an object in a list of captions
-
-
-def native_fits(raw: Any) -> bool:
-    """Any object fits."""
-    return isinstance(raw, dict)
-
-
-def native_columns(raw: Row, at: SourceFile) -> Row:
-    """The document's columns. Raises BadRecord."""
-    table = raw.get(cells.FIELD)
-    field, text = _native_text(raw) if table is None or any(raw.get(name) for name in TEXTS) else ("", "")
-    pair = field in _CAPTIONS or bool(SIZES & raw.keys())
-    picture, where = _native_picture(raw, at, pair=pair)
-    key = typed(raw, "image_key", str)
-    if table is None:
-        given = mentions_of(raw, text)
-    else:
-        text, given = cells.text_with_table(text, cells.in_file(table, at), raw.get("mentions"))
-    return {
-        "text": text, "given": given, "image_key": key, **picture,
-        **unread(raw, NATIVE.union((field, where), _of_mentions(raw)), pictured=bool(picture or key)),
-    }  # fmt: skip
-
-
-def mentions_of(raw: Row, text: str) -> list[Row] | None:
-    """The mentions that came with the text; None: Detect is to find them. Without `mentions`, lists of places
-    under the names that annotation programs use. Raises BadRecord."""
-    given = raw.get("mentions")
-    if isinstance(given, str):
-        given = _listed(given)
-    if given is None:
-        annotated = _annotated(raw)
-        return mentions(raw[annotated[0]], text) if annotated else None
-    if not isinstance(given, list):
-        raise BadRecord(f"mentions is a list of mentions, not {short(given)}")
-    if given and all(isinstance(m, str) for m in given):
-        given = side_by_side(raw, given, "mentions")
-    return mentions(given, text)
-
-
-def _of_mentions(raw: Row) -> Sequence[str]:
-    """The fields that are read beside `mentions` or instead of it."""
-    return _annotated(raw) if raw.get("mentions") is None else _BESIDE
-
-
-def _annotated(raw: Row) -> list[str]:
-    """The fields with places, the likeliest first."""
-    return [field for field in _ANNOTATIONS if field in raw and is_places(raw[field])]
-
-
-def _listed(written: str) -> list[Any] | None:
-    """The mentions in a text field, as in a CSV: JSON, or the words of one mention."""
-    if not written.strip():
-        return None
-    try:
-        found = json.loads(written)
-    except (ValueError, RecursionError):
-        return [written]
-    return found if isinstance(found, list) else [written]
-
-
-def _native_text(raw: Row) -> tuple[str, str]:
-    """The text's field, and the text (the first of several). Raises BadRecord where there is none."""
-    for field in TEXTS:
-        if raw.get(field) is not None:
-            break
-    else:
-        if named := next((name for name in TEXTS if name in raw), None):
-            raise BadRecord(f"the text is empty: {named} is null")
-        shown = ", ".join(f"{name!r:.40}" for name in list(raw)[:8]) or "none"
-        raise BadRecord(f"the text is empty: there is no field text or caption; the fields are {shown}")
-    value = raw[field]
-    if isinstance(value, list):
-        value = next((v for v in map(_sentence, value) if isinstance(v, str) and v.strip()), None)
-    return field, text_of({field: value}, field)
-
-
-def _sentence(item: Any) -> Any:
-    return next((item[n] for n in _SENTENCE if n in item), None) if isinstance(item, Mapping) else item
-
-
-def _native_picture(raw: Row, at: SourceFile, *, pair: bool) -> tuple[Row, str]:
-    """The picture's columns, and its field. Raises BadRecord if img2dataset could not download it."""
-    field = field_of(raw, pair=pair) or ""
-    value = raw.get(field)
-    if field == "filename" and isinstance(folder := raw.get("filepath"), str):  # Karpathy's splits
-        value = f"{folder}/{value}"
-    picture = columns_of(value, field, at)
-    status = raw.get("status")
-    if "image" in picture or not isinstance(status, str) or "key" not in raw:
-        return picture, field
-    if status.startswith("failed"):
-        why = raw.get("error_message")
-        raise BadRecord(f"img2dataset could not get its picture: {why if isinstance(why, str) else status}")
-    found = at.downloaded(raw["key"]) if isinstance(raw["key"], str) else None
-    return ({"image_address": found} if found else picture), field

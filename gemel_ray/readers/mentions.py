@@ -11,12 +11,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gemel_ray.characters import Span, bare, continues, is_edge, normal
 from gemel_ray.readers.fields import (
     NIL,
     BadRecord,
+    Span,
+    bare,
+    continues,
     identity,
+    is_edge,
     is_unicode,
+    normal,
     short,
     valid_text,
     whole_number,
@@ -39,15 +43,15 @@ SIDE_BY_SIDE = {
 def mentions(raws: Sequence[Any], text: str) -> list[Row]:
     """The mentions of one text, in order. Where mentions are words alone, the same words again mean the next
     place. A place that is given twice is an error."""
-    taken: list[Span] = []
-    found = [_read(raw, text, taken) for raw in raws]
-    seen = set[str]()
-    for mention in found:
-        if mention["mention_id"] in seen and not mention["error"]:
-            mention["error"] = (
-                f"the mention {short(mention['mention'] or mention['mention_id'])} is given twice"
-            )
-        seen.add(mention["mention_id"])
+    taken, seen, found = list[Span](), set[str](), list[Row]()
+    for raw in raws:
+        one = _read(raw, text, taken)
+        if one["mention_id"] in seen and not one["error"]:
+            one["error"] = f"the mention {short(one['mention'] or one['mention_id'])} is given twice"
+        elif not one["error"] and one["start"] is not None:
+            taken.append((one["start"], one["end"]))
+        seen.add(one["mention_id"])
+        found.append(one)
     return found
 
 
@@ -99,7 +103,8 @@ def _read(raw: Any, text: str, taken: list[Span]) -> Row:
         return _row({}, short(raw, 40), error=str(raw))
     if isinstance(raw, str):
         raw = {"mention": raw}
-    raw = _pair(raw) or raw
+    if isinstance(raw, list):
+        raw = _pair(raw) or raw
     if not isinstance(raw, dict):
         return _bad(raw)
     try:
@@ -108,23 +113,22 @@ def _read(raw: Any, text: str, taken: list[Span]) -> Row:
         return _row({}, short(raw, 40), error=str(bad))
 
 
-def mention(raw: Mapping[str, Any], text: str, taken: list[Span] | None = None) -> Row:
+def mention(raw: Mapping[str, Any], text: str, taken: Sequence[Span] = ()) -> Row:
     """The MENTION of an object with words (`mention`), a place (`start`, `end`) or both, and what is known of
     its entity. Words without a place get the first place that is not `taken`. Raises BadRecord for words that
     are not text."""
-    taken = [] if taken is None else taken
     start, end = _place(raw)
     words, known = _words(raw, placed=start is not None and end is not None), _known(raw)
     if words is None:
         if start is None or end is None:
             return _bad(raw)
-        return _mark_taken(_span(text, start, end, known), taken)
+        return _span(text, start, end, known)
     if start is None or start < 0:
-        return _mark_taken(_found(words, text, known, taken), taken)
+        return _found(words, text, known, taken)
     span, how = _meant(words, text, start, start + len(words) if end is None else end)
     if span is None:
         return _row(known, f"{start}-{end}", error=_elsewhere(words, text, start, end or start))
-    return _mark_taken(_span(text, *span, known) | {"mention": words, "placed": how}, taken)
+    return _span(text, *span, known) | {"mention": words, "placed": how}
 
 
 def _meant(words: str, text: str, start: int, end: int) -> tuple[Span | None, str | None]:
@@ -190,12 +194,6 @@ def _row(
 ) -> Row:  # fmt: skip
     place = {"start": start, "end": end, "placed": None}
     return {"mention_id": identifier, "mention": words, **place, **known, "error": error}
-
-
-def _mark_taken(row: Row, taken: list[Span]) -> Row:
-    if row["error"] is None and row["start"] is not None:
-        taken.append((row["start"], row["end"]))
-    return row
 
 
 def _bad(raw: Any) -> Row:

@@ -5,31 +5,31 @@ No picture is opened here; knows nothing of what is in a picture.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
 
-from gemel_ray.characters import trimmed
 from gemel_ray.readers.fields import (
     BadRecord,
     ends_as_picture,
-    inline,
     is_not_called_image,
-    is_picture,
     is_unicode,
-    looks_like_base64,
-    looks_like_bytes,
     may_name_picture,
     names_picture,
     short,
+    trimmed,
     valid_text,
 )
 from gemel_ray.records import Row
@@ -242,3 +242,70 @@ def unread_lines(measures: Mapping[str, Mapping[str, int]]) -> list[str]:
 def _listed(counts: Mapping[str, int]) -> str:
     shown = [f"{name:.40} in {number:,}" for name, number in Counter(counts).most_common(_MOST)]
     return ", ".join(shown) + (f" and {len(counts) - _MOST} more" if len(counts) > _MOST else "")
+
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+")
+_LONGEST_PATH = 4096  # characters that a file's address may have
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"<svg", b"<?xml")
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether bytes begin as a picture of a known kind does."""
+    if head.startswith(_STARTS):
+        return True
+    bitmap = head.startswith(b"BM") and head[6:10] == b"\0\0\0\0"
+    return bitmap or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:8] == b"ftyp"
+
+
+def inline(value: str, field: str) -> bytes | None:
+    """The picture in a data: URL, in base64, or in bytes that were decoded as Latin-1; None for an address.
+    Raises BadRecord."""
+    value = value.strip()
+    if value[:5].lower() == "data:":
+        kind, comma, rest = value.partition(",")
+        if not comma or not kind.lower().endswith(";base64"):
+            raise BadRecord(f"{field}: a data: URL of an image is in base64: data:image/jpeg;base64,...")
+        return base64_bytes(unquote(rest), field)
+    if looks_like_bytes(value):
+        try:
+            return value.encode("latin-1")
+        except UnicodeEncodeError as fault:
+            raise BadRecord(f"{field}: its bytes were damaged on the way: write them as base64") from fault
+    if looks_like_base64(value):
+        return base64_bytes(value, field)
+    if len(value) > _LONGEST_PATH:
+        raise BadRecord(f"{field} cannot be {value[:40]!r}... ({len(value):,} characters): "
+                        "it is neither a path or URL nor a picture in base64")  # fmt: skip
+    return None
+
+
+def looks_like_bytes(value: str) -> bool:
+    """Whether the text is a picture's bytes decoded as Latin-1, as some exports to JSON write them."""
+    return not value[:32].isprintable() and is_picture(value[:64].encode("latin-1", "replace").lstrip(b"<"))
+
+
+def looks_like_base64(value: str) -> bool:
+    """Whether the text is a picture in base64: by its first bytes and its alphabet."""
+    if len(value) < 40 or not _BASE64.fullmatch(value, 0, 4096):
+        return False
+    try:
+        return is_picture(base64.b64decode("".join(value[:100].split())[:64].translate(_PLAIN)))
+    except (binascii.Error, ValueError):
+        return False
+
+
+def base64_bytes(value: str, field: str = "image") -> bytes:
+    """The bytes of base64, also in the URL-safe alphabet, and of a picture also without padding. Raises
+    BadRecord."""
+    joined = "".join(value.split()).translate(_PLAIN)
+    bare = joined.rstrip("=")
+    try:
+        data = base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
+        if len(joined) % 4 == 0 or is_picture(data):
+            return data
+    except (binascii.Error, ValueError):
+        pass
+    raise BadRecord(f"{field} is not base64: it begins with {value[:40]!r}")
+
+
+_PLAIN = str.maketrans("-_", "+/")

@@ -1,24 +1,22 @@
-"""A file's rows to DOCUMENT tables: which form a row has; one without a form is an error row."""
+"""A file's rows to DOCUMENT tables, and the native form. The ending of the file's name decides how its rows
+are read; a row's fields decide which form it has. A row without a form is an error row."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-import fsspec
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from gemel_ray.readers import forms
-from gemel_ray.readers.columnar import ARROW, PARQUET, arrow_batches
-from gemel_ray.readers.containers import is_whole, json_rows, rows
+from gemel_ray.readers import cells, forms
+from gemel_ray.readers.columnar import ARROW, PARQUET, arrow_rows, parquet_rows
 from gemel_ray.readers.delimited import TABLES, table_rows
 from gemel_ray.readers.fields import (
+    NATIVE,
+    SIZES,
     TEXTS,
     BadRecord,
     Numbered,
@@ -26,12 +24,15 @@ from gemel_ray.readers.fields import (
     identity,
     names_picture,
     short,
+    text_of,
+    typed,
 )
-from gemel_ray.readers.opening import is_from_storage, lines, opened
-from gemel_ray.readers.pictures import SourceFile, unread_counts, unread_lines
-from gemel_ray.readers.shards import SHARDS
+from gemel_ray.readers.json_files import json_rows
+from gemel_ray.readers.mentions import SIDE_BY_SIDE, is_places, mentions, side_by_side
+from gemel_ray.readers.opening import is_from_storage
+from gemel_ray.readers.pictures import SourceFile, columns_of, field_of, unread
+from gemel_ray.readers.shards import SHARDS, tar_rows
 from gemel_ray.records import DOCUMENT, Row
-from gemel_ray.stores import scheme
 
 BATCH = 256
 _TABLE_BYTES = 64 * 2**20  # bytes of pictures and texts in one table
@@ -39,20 +40,6 @@ _RARE = frozenset((float, BadRecord))  # types of values that may have to be lef
 _NEEDED = ("mentions", "mention", "sentence", "table")
 
 
-class Form(NamedTuple):
-    """The form of rows of one origin: whether a row fits, and the document's columns."""
-
-    fits: Callable[[Any], bool]
-    columns: Callable[[Any, SourceFile], Row]
-
-
-_FORMS = (  # the first that fits
-    Form(forms.wikidiverse_fits, forms.wikidiverse_columns),
-    Form(forms.melbench_fits, forms.melbench_columns),
-    Form(forms.context_fits, forms.context_columns),
-    Form(forms.gemel_fits, forms.gemel_columns),
-    Form(forms.native_fits, forms.native_columns),
-)
 REST = "rest"  # in place of a row's number: the rest of a file, which another run may read
 
 
@@ -70,7 +57,7 @@ def documents(address: str, *, fetch_official_images: bool = False, batch: int =
         except Exception as fault:  # a truncated or foreign file, a lost connection
             position = REST if isinstance(fault, Unreachable) else number + 1
             reason = f"cannot read {address}: {first_line(fault)}"
-            made.append(_row(at.name, f"{address}:{position}", error=reason))
+            made.append({"document_id": at.name, "source": f"{address}:{position}", "error": reason})
             break
         made.append(_document(raw, at, number))
         size += len(made[-1].get("image") or b"") + len(made[-1].get("text") or "")
@@ -91,20 +78,35 @@ def _document(raw: Any, at: SourceFile, number: int) -> Row:
     try:
         if isinstance(raw, BadRecord):
             raise raw
-        form = next((form for form in _FORMS if form.fits(raw)), None)
+        form = _form(raw)
         if form is None:
             what = short(raw if isinstance(raw, str) else repr(raw))
             raise BadRecord(f"line {number} is not a JSON object, nor an item of a known data set: {what}")
-        name = _name(raw, name)
-        raw = _readable(raw) if isinstance(raw, dict) else raw
-        columns = form.columns(raw, at)
+        if isinstance(raw, dict):
+            name = _name(raw, name)
+            if not _RARE.isdisjoint(map(type, raw.values())):
+                raw = _readable(raw)
+        columns = form(raw, at)
         for mention in columns["given"] or ():
             if mention["error"]:
                 mention["error"] += _at_row(name, at, number)
-        return _row(name, source, **columns)
+        return {"document_id": name, "source": source, **columns}
     except (BadRecord, RecursionError) as fault:
         bad = "a value in it is nested too deeply" if isinstance(fault, RecursionError) else str(fault)
-        return _row(name, source, error=f"{bad}{_at_row(name, at, number)}")
+        return {"document_id": name, "source": source, "error": f"{bad}{_at_row(name, at, number)}"}
+
+
+def _form(raw: Any) -> Callable[[Any, SourceFile], Row] | None:
+    """What makes a row's columns: the form of a released data set, by its fields, else the native one."""
+    if not isinstance(raw, dict):
+        return forms.wikidiverse_columns if forms.wikidiverse_fits(raw) else None
+    if "sentence" in raw and "text" not in raw:
+        return forms.melbench_columns
+    marked = isinstance(text := raw.get("input"), str) and "[START_ENT]" in text
+    between = "mention" in raw and ("context_left" in raw or "context_right" in raw)
+    if marked or between or forms.ELSEWHERE in raw:
+        return forms.context_columns
+    return forms.gemel_columns if "mention" in raw else native_columns
 
 
 def _at_row(name: str, at: SourceFile, number: int) -> str:
@@ -115,8 +117,6 @@ def _at_row(name: str, at: SourceFile, number: int) -> str:
 def _readable(raw: Row) -> Row:
     """The row without unreadable values and without NaN, which is pandas' null. Raises BadRecord where the
     text, the mentions or the picture is unreadable."""
-    if _RARE.isdisjoint(map(type, raw.values())):
-        return raw
     for name, value in raw.items():
         if isinstance(value, BadRecord) and (name in TEXTS or name in _NEEDED or names_picture(name)):
             raise value
@@ -127,17 +127,12 @@ def _is_none(value: Any) -> bool:
     return isinstance(value, BadRecord) or (isinstance(value, float) and math.isnan(value))
 
 
-def _name(raw: Any, name: str) -> str:
+def _name(raw: Row, name: str) -> str:
     """The row's `id`, if it has a valid one, else `name`."""
-    own = identity(raw.get("id")) if isinstance(raw, dict) else None
-    if own is None and isinstance(raw, dict) and isinstance(raw.get("key"), str):
+    own = identity(raw.get("id"))
+    if own is None and isinstance(raw.get("key"), str):
         own = identity(f"{name.rpartition(':')[0]}:{raw['key']}")  # img2dataset's
     return own or name
-
-
-def _row(document_id: str, source: str, **values: Any) -> Row:
-    """A row of DOCUMENT; missing values are null."""
-    return {"document_id": document_id, "source": source, **values}
 
 
 # A file's rows although its storage fails: it is opened again and read on after the last row.
@@ -156,7 +151,7 @@ def rows_with_retries(address: str) -> Iterator[Numbered]:
     seen = 0
     for pause in (*_PAUSES, None):
         try:
-            for position, row in enumerate(rows(address)):
+            for position, row in enumerate(_rows(address)):
                 if position >= seen:
                     seen += 1
                     yield row
@@ -169,61 +164,121 @@ def rows_with_retries(address: str) -> Iterator[Numbered]:
             time.sleep(pause)
 
 
-# A check of the first documents, to report what is not read before hours are spent.
-
-
-_FILES = 16  # files that are looked into
-
-
-def first_look(files: Sequence[str]) -> list[str]:
-    """Messages about what is not read of the first documents of the first files."""
-    looked, found = 0, {"unread": Counter[str](), "unread_pictures": Counter[str]()}
-    for address in files[:_FILES]:
-        table = next(documents(address, batch=BATCH), None)
-        if table is None:
-            continue
-        looked += len(table)
-        for name, counts in unread_counts(table).items():
-            found[name].update(counts)
-    return [f"of the first {looked:,} documents: {line}" for line in unread_lines(found)]
-
-
-# How many documents a file has, where that is cheap to find out.
-
-
-def count(address: str) -> int | None:
-    """The number of documents of a file; None if it cannot be read, is a shard without statistics beside it,
-    or would have to be read in full over a network."""
+def _rows(address: str) -> Iterator[Numbered]:
+    """The file's rows. Raises its library's errors for one that is truncated, of another kind or missing."""
     name = address.lower()
-    try:
-        if name.endswith(SHARDS):
-            return _counted_beside(address)
-        if scheme(address) and not name.endswith(PARQUET):
-            return None
-        if name.endswith(TABLES):
-            return sum(1 for _ in table_rows(address))
-        if name.endswith((*PARQUET, *ARROW)):
-            with fsspec.open(address, "rb") as file:
-                if name.endswith(ARROW):
-                    return sum(len(batch) for batch in arrow_batches(file))
-                return int(pq.ParquetFile(file).metadata.num_rows)
-        if is_whole(address):
-            return sum(1 for _ in json_rows(address))
-        with opened(address) as file:
-            return sum(bool(line.strip()) for line in lines(file))
-    except Exception:  # the reader reports why, as a row
+    if name.endswith(PARQUET):
+        return parquet_rows(address)
+    if name.endswith(ARROW):
+        return arrow_rows(address)
+    if name.endswith(TABLES):
+        return table_rows(address)
+    if name.endswith(SHARDS):
+        return tar_rows(address)
+    return json_rows(address)
+
+
+# The native form, and image-caption pairs as data sets release them: an object with a text, `mentions`
+# ([{start, end, target, ...}]; Detect finds them if there are none) and a picture under one of its usual
+# names. A `table` (cells.py) may come with the text or replace it.
+#
+# LAION, CC and COYO (`TEXT`, `caption`, `text` with `URL`, `url`), Hugging Face's imagefolder and image
+# columns, and what img2dataset writes: Parquet with the bytes in `jpg`, tar shards, or files beside their
+# Parquet or JSON (its README.md, "Output format").
+
+
+_CAPTIONS = ("caption", "TEXT", "alt_text", "Caption", "CAPTION", "alttext", "image_caption", "raw_caption")
+_ANNOTATIONS = ("entities", "spans", "ents", "label", "labels")  # spaCy's and Prodigy's, doccano's
+_BESIDE = tuple(name for names in SIDE_BY_SIDE.values() for name in names)
+_SENTENCE = ("raw", "caption", "text", "sentence")  # of an object in a list of captions
+
+
+def native_columns(raw: Row, at: SourceFile) -> Row:
+    """The document's columns. Raises BadRecord."""
+    table = raw.get(cells.FIELD)
+    field, text = _native_text(raw) if table is None or any(raw.get(name) for name in TEXTS) else ("", "")
+    pair = field in _CAPTIONS or bool(SIZES & raw.keys())
+    picture, where = _native_picture(raw, at, pair=pair)
+    key = typed(raw, "image_key", str)
+    if table is None:
+        given = mentions_of(raw, text)
+    else:
+        text, given = cells.text_with_table(text, cells.in_file(table, at), raw.get("mentions"))
+    return {
+        "text": text, "given": given, "image_key": key, **picture,
+        **unread(raw, NATIVE.union((field, where), _of_mentions(raw)), pictured=bool(picture or key)),
+    }  # fmt: skip
+
+
+def mentions_of(raw: Row, text: str) -> list[Row] | None:
+    """The mentions that came with the text; None: Detect is to find them. Without `mentions`, lists of places
+    under the names that annotation programs use. Raises BadRecord."""
+    given = raw.get("mentions")
+    if isinstance(given, str):
+        given = _listed(given)
+    if given is None:
+        annotated = _annotated(raw)
+        return mentions(raw[annotated[0]], text) if annotated else None
+    if not isinstance(given, list):
+        raise BadRecord(f"mentions is a list of mentions, not {short(given)}")
+    if given and all(isinstance(m, str) for m in given):
+        given = side_by_side(raw, given, "mentions")
+    return mentions(given, text)
+
+
+def _of_mentions(raw: Row) -> Sequence[str]:
+    """The fields that are read beside `mentions` or instead of it."""
+    return _annotated(raw) if raw.get("mentions") is None else _BESIDE
+
+
+def _annotated(raw: Row) -> list[str]:
+    """The fields with places, the likeliest first."""
+    return [field for field in _ANNOTATIONS if field in raw and is_places(raw[field])]
+
+
+def _listed(written: str) -> list[Any] | None:
+    """The mentions in a text field, as in a CSV: JSON, or the words of one mention."""
+    if not written.strip():
         return None
+    try:
+        found = json.loads(written)
+    except (ValueError, RecursionError):
+        return [written]
+    return found if isinstance(found, list) else [written]
 
 
-def _counted_beside(shard: str) -> int | None:
-    """The pairs that img2dataset put into a shard, by its 00000_stats.json or its Parquet of statuses."""
-    stem = shard[: shard.lower().rindex(".tar" if ".tar" in shard.lower() else ".")]
-    filesystem, path = fsspec.core.url_to_fs(stem)
-    if filesystem.exists(f"{path}_stats.json"):
-        with filesystem.open(f"{path}_stats.json") as file:
-            return int(json.load(file)["successes"])
-    if filesystem.exists(f"{path}.parquet"):
-        with filesystem.open(f"{path}.parquet") as file:
-            status = pq.read_table(file, columns=["status"])["status"]
-        return int(pc.sum(pc.equal(status, "success")).as_py() or 0)
-    return None
+def _native_text(raw: Row) -> tuple[str, str]:
+    """The text's field, and the text (the first of several). Raises BadRecord where there is none."""
+    for field in TEXTS:
+        if raw.get(field) is not None:
+            break
+    else:
+        if named := next((name for name in TEXTS if name in raw), None):
+            raise BadRecord(f"the text is empty: {named} is null")
+        shown = ", ".join(f"{name!r:.40}" for name in list(raw)[:8]) or "none"
+        raise BadRecord(f"the text is empty: there is no field text or caption; the fields are {shown}")
+    value = raw[field]
+    if isinstance(value, list):
+        value = next((v for v in map(_sentence, value) if isinstance(v, str) and v.strip()), None)
+    return field, text_of({field: value}, field)
+
+
+def _sentence(item: Any) -> Any:
+    return next((item[n] for n in _SENTENCE if n in item), None) if isinstance(item, Mapping) else item
+
+
+def _native_picture(raw: Row, at: SourceFile, *, pair: bool) -> tuple[Row, str]:
+    """The picture's columns, and its field. Raises BadRecord if img2dataset could not download it."""
+    field = field_of(raw, pair=pair) or ""
+    value = raw.get(field)
+    if field == "filename" and isinstance(folder := raw.get("filepath"), str):  # Karpathy's splits
+        value = f"{folder}/{value}"
+    picture = columns_of(value, field, at)
+    status = raw.get("status")
+    if "image" in picture or not isinstance(status, str) or "key" not in raw:
+        return picture, field
+    if status.startswith("failed"):
+        why = raw.get("error_message")
+        raise BadRecord(f"img2dataset could not get its picture: {why if isinstance(why, str) else status}")
+    found = at.downloaded(raw["key"]) if isinstance(raw["key"], str) else None
+    return ({"image_address": found} if found else picture), field

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 from collections import Counter
@@ -13,10 +14,17 @@ from functools import partial
 from glob import has_magic
 from typing import Any
 
+import fsspec
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from gemel_ray.errors import Mistake
-from gemel_ray.readers.columnar import ARROW, PARQUET
-from gemel_ray.readers.containers import JSON
-from gemel_ray.readers.delimited import TABLES
+from gemel_ray.readers import opening
+from gemel_ray.readers.columnar import ARROW, PARQUET, arrow_batches
+from gemel_ray.readers.delimited import TABLES, table_rows
+from gemel_ray.readers.json_files import JSON, is_whole, json_rows
+from gemel_ray.readers.pictures import unread_counts, unread_lines
+from gemel_ray.readers.reading import BATCH, documents
 from gemel_ray.readers.shards import SHARDS
 from gemel_ray.stores import bucket_is_there, opened, query_store, scheme, store_errors
 
@@ -230,3 +238,57 @@ def ending(path: str) -> str:
         return "without an ending"
     packed = len(parts) > 2 and f".{parts[-1]}" in _PACKING
     return "." + ".".join(parts[-2:] if packed else parts[-1:])
+
+
+_FILES = 16  # files that are looked into
+
+
+def first_look(files: Sequence[str]) -> list[str]:
+    """Messages about what is not read of the first documents of the first files."""
+    looked, found = 0, {"unread": Counter[str](), "unread_pictures": Counter[str]()}
+    for address in files[:_FILES]:
+        table = next(documents(address, batch=BATCH), None)
+        if table is None:
+            continue
+        looked += len(table)
+        for name, counts in unread_counts(table).items():
+            found[name].update(counts)
+    return [f"of the first {looked:,} documents: {line}" for line in unread_lines(found)]
+
+
+def count(address: str) -> int | None:
+    """The number of documents of a file; None if it cannot be read, is a shard without statistics beside it,
+    or would have to be read in full over a network."""
+    name = address.lower()
+    try:
+        if name.endswith(SHARDS):
+            return _counted_beside(address)
+        if scheme(address) and not name.endswith(PARQUET):
+            return None
+        if name.endswith(TABLES):
+            return sum(1 for _ in table_rows(address))
+        if name.endswith((*PARQUET, *ARROW)):
+            with fsspec.open(address, "rb") as file:
+                if name.endswith(ARROW):
+                    return sum(len(batch) for batch in arrow_batches(file))
+                return int(pq.ParquetFile(file).metadata.num_rows)
+        if is_whole(address):
+            return sum(1 for _ in json_rows(address))
+        with opening.opened(address) as file:
+            return sum(bool(line.strip()) for line in opening.lines(file))
+    except Exception:  # the reader reports why, as a row
+        return None
+
+
+def _counted_beside(shard: str) -> int | None:
+    """The pairs that img2dataset put into a shard, by its 00000_stats.json or its Parquet of statuses."""
+    stem = shard[: shard.lower().rindex(".tar" if ".tar" in shard.lower() else ".")]
+    filesystem, path = fsspec.core.url_to_fs(stem)
+    if filesystem.exists(f"{path}_stats.json"):
+        with filesystem.open(f"{path}_stats.json") as file:
+            return int(json.load(file)["successes"])
+    if filesystem.exists(f"{path}.parquet"):
+        with filesystem.open(f"{path}.parquet") as file:
+            status = pq.read_table(file, columns=["status"])["status"]
+        return int(pc.sum(pc.equal(status, "success")).as_py() or 0)
+    return None

@@ -23,9 +23,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from gemel_ray.pictures.limits import ImageError, shown
 from gemel_ray.readers import BadRecord, cells
-from gemel_ray.readers.fields import TEXTS, base64_bytes, inline, is_unicode, text_of
+from gemel_ray.readers.fields import TEXTS, is_unicode, text_of
 from gemel_ray.readers.mentions import mentions
-from gemel_ray.readers.pictures import is_nothing
+from gemel_ray.readers.pictures import base64_bytes, inline, is_nothing
 from gemel_ray.records import DOCUMENT, Row
 from gemel_ray.segments import Online
 from gemel_ray.serving.schemas import Cell, Document, Fault, Many, One, Options, Span

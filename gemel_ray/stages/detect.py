@@ -20,10 +20,10 @@ from gemel_ray.setting import DEVICE, setting
 from gemel_ray.stage import Stage, Work, answer
 
 if TYPE_CHECKING:
-    from gemel_ray.characters import Span
     from gemel_ray.detecting.names import Names
     from gemel_ray.detecting.tagger import Tagger
     from gemel_ray.knowledge.workspace import Workspace
+    from gemel_ray.readers.fields import Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +111,9 @@ class _Detecting(Work):
 
     @cached_property
     def _names(self) -> Names:
-        from gemel_ray.characters import normal
         from gemel_ray.detecting.linked import rarely_linked
         from gemel_ray.detecting.names import Names, width
+        from gemel_ray.readers.fields import normal
 
         stage = self.stage
         forms = {

@@ -1,5 +1,4 @@
-"""A file's rows, whatever its form: JSON lines, one JSON document, tables of columns
-(columnar.py, delimited.py), tar shards (shards.py). The ending of the name decides, in any case."""
+"""Rows of JSON: lines, or one document that holds them."""
 
 from __future__ import annotations
 
@@ -12,11 +11,8 @@ from typing import IO, Any
 from gemel_ray.errors import Mistake
 from gemel_ray.readers import opening
 from gemel_ray.readers.cells import FIELD
-from gemel_ray.readers.columnar import ARROW, PARQUET, arrow_rows, parquet_rows
-from gemel_ray.readers.delimited import TABLES, table_rows
 from gemel_ray.readers.fields import TEXTS, BadRecord, Numbered, identity, not_json
 from gemel_ray.readers.opening import PACKED, decoded, encoding, lines, opened
-from gemel_ray.readers.shards import SHARDS, tar_rows
 from gemel_ray.records import Row
 
 JSON = tuple(
@@ -25,20 +21,6 @@ JSON = tuple(
 _HEAD = 2**16
 _ARRAY = re.compile(r"\s*\[\s*[\[{]")
 _OBJECT = re.compile(r"\s*\{")
-
-
-def rows(address: str) -> Iterator[Numbered]:
-    """The file's rows. Raises its library's errors for one that is truncated, of another kind or missing."""
-    name = address.lower()
-    if name.endswith(PARQUET):
-        return parquet_rows(address)
-    if name.endswith(ARROW):
-        return arrow_rows(address)
-    if name.endswith(TABLES):
-        return table_rows(address)
-    if name.endswith(SHARDS):
-        return tar_rows(address)
-    return json_rows(address)
 
 
 def json_rows(address: str) -> Iterator[Numbered]:
