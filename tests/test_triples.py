@@ -27,10 +27,13 @@ from gemel_ray.linking import linking_graph
 from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking import triples as triple_arrays
 from gemel_ray.ranking.connections import CONNECTED, Connections, Spoken
-from gemel_ray.ranking.features import GRAPH, GROUPS, RETRIEVAL, of_features
-from gemel_ray.ranking.making import refit
+from gemel_ray.ranking.evidence import Witness
+from gemel_ray.ranking.features import GRAPH, GROUPS, RETRIEVAL, available, of_features
+from gemel_ray.ranking.fitting import fitted, prepared
+from gemel_ray.ranking.making import _neighbours, prepare, refit
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.ranker import Ranker
+from gemel_ray.ranking.ranking import witness
 from gemel_ray.ranking.triples import Triple, Triples
 from gemel_ray.ranking.words import key
 from gemel_ray.readers import documents
@@ -308,8 +311,15 @@ def test_a_ranker_that_is_fitted_without_the_graph_does_not_see_it(workspace: Pa
     without = tmp_path / "without"
     shutil.copytree(workspace, without)
     config = load(None, read_facts(without)["settings"], SETTINGS)
-    refit(Workspace.open(without, config), config, [GRAPH])
+    opened = Workspace.open(without, config)
+    refit(opened, config, prepare(opened, config), [GRAPH])
     file = without / "ranking" / "ranker.safetensors"
     seen = [group.name for group in of_features(Ranker.load(file).features)]
     assert seen == [group.name for group in GROUPS if group.name not in (GRAPH, RETRIEVAL)]
+    sources = witness(opened.ranking_folder, opened.bank, opened.entities).sources
+    alone = Witness(sources, available(sources, {GRAPH, RETRIEVAL}))
+    never_seen = fitted(prepared(alone, lambda rows: _neighbours(opened, config, rows)))
+    assert never_seen is not None
+    for name, weights in Ranker.load(file).weights.items():
+        assert np.array_equal(weights, never_seen.weights[name]), name
     assert linked(without, tmp_path / "in.jsonl", ASKED) != [identity for identity, *_ in UNKNOWN]

@@ -15,9 +15,10 @@ def add(verb: Parser) -> None:
 
     It links the same documents many times, each time with one thing changed, and compares: number of
     demonstrations, how they are found, pictures right, wrong and absent, prefix length, search, score, noise
-    in captions, mentions and pictures, parts left out one by one (language model, ranker, pictures, and each
-    evidence of the ranker, which is then fitted without it), and options that are off by default. Where the
-    ranker answers most mentions, groups about the language model show more with --set retrieve.ranking=0.
+    in captions, mentions and pictures, parts left out one by one (language model, ranker, votes, pictures),
+    evidence left out (the ranker is fitted without it), a trained retrieval added, and options that are off
+    by default. Where the ranker answers most mentions, groups about the language model show more with
+    --set retrieve.ranking=0, and evidence is cheaper to measure with --set generate.ranking=1.
 
     Each run is a folder of links under DIR/runs. Run the same command again to do what is missing; rows of
     other groups (--only) with the same base stay. Results: a table with accuracy and cost of each row,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from gemel_ray.ranking import context
 from gemel_ray.ranking.context import Judged
 from gemel_ray.ranking.evidence import MOST, Witness
 from gemel_ray.ranking.examples import Examples
-from gemel_ray.ranking.features import GROUPS, Question, bend, fits, named, of_described
+from gemel_ray.ranking.features import GROUPS, Group, Question, bend, fits, named, of_described
 from gemel_ray.ranking.postings import PAIR, Postings
 from gemel_ray.ranking.ranker import FAR, Ranker
 
@@ -29,19 +29,44 @@ _BENT = "description fits bent"  # and what it is less than the best
 _NETWORKS, _HELD_OUT = 3, 0.1  # each is taught without another tenth of the sample, which it then answers
 
 
-def fitted(
-    witness: Witness, neighbours: Neighbours, teach: Teach | None = None, seed: int = 0
-) -> Ranker | None:
-    """A ranker; None where too few of the sampled examples have their entity among their candidates.
-    `neighbours` gives, for rows of the bank, their nearest other rows and the cosines; `teach` a retrieval's
-    cosines of each example's candidates, taught on the others. `seed` orders the examples."""
-    judged, groups = list(_judged(witness, neighbours, seed)), witness.groups
+@dataclass(frozen=True)
+class Prepared:
+    """Examples with what each of these groups of features says of their candidates, and the matrix by which
+    texts are bent. Preparing takes half of the time of a fit, and serves several."""
+
+    judged: Sequence[Judged]
+    groups: tuple[Group, ...]
+    bend: Matrix
+    about: npt.NDArray[np.float16]  # vectors of what entities are described as
+
+    def without(self, names: Collection[str]) -> Prepared:
+        """The same without the groups of these names."""
+        groups = tuple(group for group in self.groups if group.name not in names)
+        kept = [i for i, name in enumerate(named(self.groups)) if name in named(groups)]
+        judged = [
+            replace(one, evidence=replace(one.evidence, features=one.evidence.features[:, kept]))
+            for one in self.judged
+        ]
+        bend = self.bend if _BENT in named(groups) else context.learnt(self.about, ())
+        return Prepared(judged, groups, bend, self.about)
+
+
+def prepared(witness: Witness, neighbours: Neighbours, seed: int = 0) -> Prepared:
+    """`neighbours` gives, for rows of the bank, their nearest other rows and the cosines. `seed` orders the
+    examples."""
+    judged = list(_judged(witness, neighbours, seed))
+    return Prepared(judged, witness.groups, _bent(witness, judged), witness.sources.about)
+
+
+def fitted(given: Prepared, teach: Teach | None = None) -> Ranker | None:
+    """A ranker; None where too few of the sampled examples have their entity among their candidates. `teach`
+    gives a retrieval's cosines of each example's candidates, taught on the others."""
+    judged, groups = given.judged, given.groups
     held_out = int(len(judged) * _HELD_OUT)
     if not held_out or all(j.right < 0 for j in judged):
         return None
-    matrix = _bent(witness, judged)
     if teach:
-        judged = _retrieved(witness.sources.about, judged, teach(judged))
+        judged = _retrieved(given.about, judged, teach(judged))
         groups = (*groups, GROUPS[-1])
     weights, answers = _taught(judged, held_out)
     about = {
@@ -51,7 +76,7 @@ def fitted(
         "right": float(np.mean([right for _, right in answers])),
         "answers": sorted(answers, reverse=True),  # the surest first
     }
-    return Ranker(weights | {"bend": matrix}, about, named(groups))
+    return Ranker(weights | {"bend": given.bend}, about, named(groups))
 
 
 def _retrieved(

@@ -22,7 +22,7 @@ from gemel_ray.progress import Meter, Progress
 from gemel_ray.ranking.evidence import Witness
 from gemel_ray.ranking.examples import Encode
 from gemel_ray.ranking.features import RETRIEVAL, available
-from gemel_ray.ranking.fitting import fitted
+from gemel_ray.ranking.fitting import Prepared, fitted, prepared
 from gemel_ray.ranking.ranker import Ranker
 from gemel_ray.ranking.ranking import FILE, teach, witness, write
 from gemel_ray.ranking.towers import Negatives
@@ -44,38 +44,43 @@ def make(workspace: Workspace, config: Config) -> str:
     return f"{indexed}\n{_fit(workspace, config, config.bank.retrieval, encode=encode)}"
 
 
+def prepare(workspace: Workspace, config: Config, seed: int = 0) -> Prepared:
+    """What rankers of a workspace are fitted on: its examples with all that is known of their candidates.
+    Another `seed` orders the examples otherwise."""
+    knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
+    knowing = Witness(knowing.sources, available(knowing.sources, {RETRIEVAL}))
+    return prepared(knowing, lambda rows: _neighbours(workspace, config, rows), seed)
+
+
 def refit(
     workspace: Workspace,
     config: Config,
+    given: Prepared,
     without: Collection[str] = (),
     retrieval: Negatives | None = None,
-    seed: int = 0,
 ) -> str:
     """A new ranker for a workspace that has one. It does without these groups of features; its retrieval is
-    taught as it was, or with these negatives. Another `seed` orders the examples otherwise."""
+    taught as it was, or with these negatives."""
     former = Ranker.load(workspace.ranking_folder / FILE)
     negatives: Literal["none"] | Negatives = retrieval or former.about.get("retrieval", "none")
     if RETRIEVAL in without:
         negatives = "none"
-    return _fit(workspace, config, negatives, without, seed)
+    return _fit(workspace, config, negatives, given.without(without))
 
 
 def _fit(
     workspace: Workspace,
     config: Config,
     negatives: Literal["none"] | Negatives,
-    without: Collection[str] = (),
-    seed: int = 0,
+    given: Prepared | None = None,
     encode: Encode | None = None,
 ) -> str:
     began, folder = time.perf_counter(), workspace.ranking_folder
-    knowing = witness(folder, workspace.bank, workspace.entities)
-    knowing = Witness(knowing.sources, available(knowing.sources, {*without, RETRIEVAL}))
-    teaching = None
+    given, teaching = given or prepare(workspace, config), None
     if negatives != "none":
         encode = encode or workspace.mention_encoder(config.encode.device, config.encode.dtype)
         teaching = partial(teach, folder, encode, negatives)
-    ranker = fitted(knowing, lambda rows: _neighbours(workspace, config, rows), teaching, seed)
+    ranker = fitted(given, teaching)
     seconds = f"{time.perf_counter() - began:.1f} s"
     if ranker is None:
         return f"no ranker: hardly any example has its entity among its candidates, {seconds}"

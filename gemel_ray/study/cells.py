@@ -29,9 +29,9 @@ class Cell:
     joins: bool = False
 
     @property
-    def refits(self) -> bool:
-        """Whether the workspace must have a ranker."""
-        return bool(self.without or self.retrieval or self.seed or self.joins)
+    def fits(self) -> bool:
+        """Whether a ranker is fitted for it."""
+        return bool(self.without or self.retrieval or self.seed)
 
 
 def _each(setting: str, *values: object) -> tuple[Cell, ...]:
@@ -81,6 +81,8 @@ GROUPS: dict[str, tuple[Cell, ...]] = {
         Cell("without pictures", ("assemble.images=false",), variant="blind", needs_pictures=True),
         Cell("without reasons", ("retrieve.why=false",)),
         Cell("descriptions hidden", ("retrieve.descriptions=false",)),
+    ),
+    "evidence": (
         Cell("fitted with another seed", seed=1),
         *(Cell(f"without {group.name}", without=group.name) for group in EVIDENCE),
     ),
@@ -90,6 +92,8 @@ GROUPS: dict[str, tuple[Cell, ...]] = {
         Cell("more candidates judged", ("generate.judged=0.01",)),
         Cell("choice among 5", ("generate.rerank=5",)),
         Cell("choice among 5, weights learned", ("generate.rerank=5",), joins=True),
+    ),
+    "trained": (
         *(Cell(f"retrieval, {negatives}", retrieval=negatives) for negatives in NEGATIVES),
         Cell("retrieval, hard, as a source", ("retrieve.retrieved=10",), retrieval="hard"),
     ),

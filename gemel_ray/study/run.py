@@ -80,6 +80,7 @@ def _take_over(file: Path, rows: StudyRows, groups: Collection[str]) -> None:
     former = cast(StudyRows, json.loads(file.read_text()))
     if former["base"]["run"] != rows["base"]["run"]:
         return
+    rows["machine"] = former["machine"]
     rows["cells"] += [cell for cell in former["cells"] if cell["group"] not in groups]
     rows["left_out"] += [cell for cell in former["left_out"] if cell["group"] not in groups]
     rows["failed"] += [cell for cell in former["failed"] if cell["group"] not in groups]
@@ -112,7 +113,7 @@ class _Runner:
         """Why the cell cannot be measured; None: it can."""
         if cell.without and cell.without not in self.evidence:
             return "the workspace has no ranker with this evidence"
-        if cell.refits and not self.evidence:
+        if (cell.fits or cell.joins) and not self.evidence:
             return "the workspace has no ranker"
         if cell.needs_pictures and not self.pictures:
             return "the documents have no pictures"

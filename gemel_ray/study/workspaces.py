@@ -9,9 +9,9 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemel_ray import storage
 from gemel_ray.config import Config
@@ -22,6 +22,9 @@ from gemel_ray.ranking.features import of_features
 from gemel_ray.ranking.ranker import Ranker
 from gemel_ray.ranking.ranking import FILE
 from gemel_ray.study.cells import Cell
+
+if TYPE_CHECKING:
+    from gemel_ray.ranking.fitting import Prepared
 
 Say = Callable[[str], None]
 _MADE = "made.json"
@@ -39,6 +42,7 @@ class Workspaces:
     dev: Sequence[str]
     configured: Configured
     say: Say
+    kept: dict[int, Prepared] = field(default_factory=dict)
 
     def of(self, cell: Cell) -> Path:
         """The cell's workspace, made where it is missing."""
@@ -47,6 +51,7 @@ class Workspaces:
             return self.workspace
         folder = self.folder / f"{read_facts(self.workspace)['version']}-{name}"
         if not folder.exists():
+            self._prepare(cell)
             began = time.process_time()
             with storage.new_folder(folder) as aside:
                 self._make(cell, aside)
@@ -71,7 +76,16 @@ class Workspaces:
             self._copy(folder)
             config, without = self._config(folder), [cell.without] if cell.without else []
             opened = Workspace.open(folder, config)
-            self.say(refit(opened, config, without, cell.retrieval, cell.seed))
+            self.say(refit(opened, config, self.kept[cell.seed], without, cell.retrieval))
+
+    def _prepare(self, cell: Cell) -> None:
+        """Prepare what the cell's ranker is fitted on, and keep it: most cells fit on the same."""
+        from gemel_ray.ranking.making import prepare
+
+        if cell.fits and cell.seed not in self.kept:
+            config = self._config(self.workspace)
+            self.kept.clear()
+            self.kept[cell.seed] = prepare(Workspace.open(self.workspace, config), config, cell.seed)
 
     def _config(self, folder: Path, *settings: str) -> Config:
         return self.configured(read_facts(folder)["settings"], settings)
@@ -109,6 +123,7 @@ def evidence_of(workspace: Path) -> list[str]:
 
 
 def seconds_to_make(folder: Path) -> float | None:
-    """Processor seconds that making this copy took; None for the study's workspace."""
+    """Processor seconds that making this copy took, without what several share; None for the study's
+    workspace."""
     file = folder / _MADE
     return float(json.loads(file.read_text())["processor_seconds"]) if file.exists() else None
