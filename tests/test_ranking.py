@@ -370,6 +370,16 @@ def test_evaluate_takes_the_ranker_as_the_linker_without_a_model(
     assert list(found["breakdowns"]["described"]) == ["described"]
 
 
+def test_texts_are_encoded_only_for_a_ranker_that_is_used(workspace: Workspace, tmp_path: Path) -> None:
+    source = written(tmp_path, "asked.jsonl", [{"id": "1", "text": "A painter.", "mention": "painter"}])
+    for asked in (0, 10):
+        config = load(None, workspace.facts["settings"], [*SETTINGS, f"retrieve.ranking={asked}"])
+        segment = linking_graph(config, workspace).segment(["detect", "encode"], workspace)
+        (row,) = asyncio.run(segment.run(next(documents(source)))).to_pylist()
+        segment.close()
+        assert (row["text_vector"] is not None) == bool(asked)
+
+
 def test_few_examples_make_no_ranker_and_the_paper_has_none(tmp_path: Path) -> None:
     kb, train = written(tmp_path, "kb.jsonl", entities()), written(tmp_path, "t.jsonl", examples()[:5])
     build(load(None, {}, SETTINGS), kb, [train], tmp_path / "few", print)

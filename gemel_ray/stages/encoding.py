@@ -27,8 +27,9 @@ from gemel_ray.pictures.fetching import Fetcher, fetch_result
 from gemel_ray.pictures.images import image_bytes, is_web, read_image
 from gemel_ray.pictures.limits import ImageError, naming_image
 from gemel_ray.readers.pictures import unread_counts
-from gemel_ray.stage import Stage, Work, answer
+from gemel_ray.stage import Stage, Work, answer, settings_of
 from gemel_ray.stages.encode import Encode
+from gemel_ray.stages.retrieve import Retrieve
 
 if TYPE_CHECKING:
     import torch
@@ -45,19 +46,27 @@ _NONE: Picture = (None, None)
 _SEEN = 100_000  # URLs whose digests are kept
 
 
-def start(stage: Encode, workspace: Workspace, _: Sequence[Stage] = ()) -> Work:
-    """Start Encode in the process that will use it."""
-    return Encoding(stage, workspace)
+def start(stage: Encode, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
+    """Start Encode in the process that will use it. Only a ranker needs the texts' vectors."""
+    return Encoding(stage, workspace, texts=workspace.ranks and settings_of(Retrieve, line).ranking > 0)
 
 
 class Encoding(Work):
-    """`on_decoded` is called with the bytes and address of every picture that is decoded, and the image."""
+    """`on_decoded` is called with the bytes and address of every picture that is decoded, and the image.
+    `texts`: documents' texts are encoded, too."""
 
-    def __init__(self, stage: Encode, workspace: Workspace, on_decoded: OnDecoded | None = None) -> None:
+    def __init__(
+        self,
+        stage: Encode,
+        workspace: Workspace,
+        on_decoded: OnDecoded | None = None,
+        *,
+        texts: bool = False,
+    ) -> None:
         self.stage, self.on_decoded = stage, on_decoded
         self.encode_mentions = CachedEncoder(workspace.mention_encoder(stage.device, stage.dtype))
         self.workspace, self.lock = workspace, threading.Lock()
-        self.limits, self.ranks = stage.limits, workspace.ranks
+        self.limits, self.texts = stage.limits, texts
         self.threads = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
         self.fetching = Fetcher(self.limits, stage.fetch_policy)
         self.cache = PictureCache(workspace.picture_cache(stage.dtype), stage.cache) if stage.cache else None
@@ -198,7 +207,7 @@ class Encoding(Work):
         return [[next(vectors) for _ in row] for row in strings]
 
     def _text_vectors(self, texts: list[str]) -> list[Any]:
-        return list(self.encode_mentions(texts)) if self.ranks else [None] * len(texts)
+        return list(self.encode_mentions(texts)) if self.texts else [None] * len(texts)
 
     def close(self) -> None:
         self.threads.shutdown()
