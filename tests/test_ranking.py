@@ -8,7 +8,8 @@ import math
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from gemel_ray.engine.work import Candidate
 from gemel_ray.errors import Mistake
 from gemel_ray.evaluation import gold_mentions
 from gemel_ray.job import results
+from gemel_ray.knowledge import bank as banks
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.versions import read_facts
@@ -33,8 +35,10 @@ from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking.context import Judged, learnt
 from gemel_ray.ranking.descriptions import Described
 from gemel_ray.ranking.evidence import Evidence
+from gemel_ray.ranking.examples import NOBODY, Examples
 from gemel_ray.ranking.features import FEATURES, Question, bend
-from gemel_ray.ranking.fitting import _of_text, _question, _taught
+from gemel_ray.ranking.fitting import _question, _taught
+from gemel_ray.ranking.leaving_out import LeftOut
 from gemel_ray.ranking.making import _neighbours
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.postings import Postings
@@ -193,40 +197,63 @@ def test_years_of_a_text_against_those_of_a_description(
     assert compared(years(text), years(about)) == pytest.approx(expected)
 
 
-def test_an_example_never_speaks_for_itself(workspace: Workspace) -> None:
-    """The only example of a mention, asked itself, has no example of that mention."""
-    knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
-    (nearest, shares) = next(_neighbours(workspace, configured(workspace), np.array([0])))
-    text, mention = workspace.bank.text(0), workspace.bank.mention(0)
-    vector = knowing.sources.examples.text_vectors[knowing.sources.examples.text[0]].astype(np.float32)
-
-    def counted(own: frozenset[int]) -> float:
-        asked = Question(mention, text, vector, None, nearest, shares, own)
-        evidence = knowing.evidence(asked)
-        at = evidence.rows.tolist().index(int(knowing.sources.examples.entity[0]))
-        return float(evidence.features[at, FEATURES.index("examples at all")])
-
-    assert 0 not in nearest.tolist()
-    assert counted(frozenset({0})) == 0 < counted(frozenset())
-
-
-def test_nor_does_another_example_of_its_text(workspace: Workspace) -> None:
-    """A document that is asked about comes whole: what another mention in it means was never known."""
+def test_the_examples_of_a_document_say_nothing_of_it_when_it_is_linked(workspace: Workspace) -> None:
+    """Neither by its mention nor by its text nor as neighbours. Of another text they do."""
     knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
     known = knowing.sources.examples
-    known.text = np.concatenate([[0, 0], known.text[2:]]).astype(np.int32)  # the second's is the first's
-    own = _of_text(known).of(0)
-    assert own.tolist() == [0, 1]
+    (nearest, shares) = next(_neighbours(workspace, configured(workspace), np.array([0])))
+    assert 0 not in nearest.tolist()
+    asked = replace(
+        _question(known, 0, nearest, shares), nearest=np.zeros(1, np.int64), votes=np.ones(1, np.float32)
+    )
+    wanted = [
+        FEATURES.index(name) for name in ("examples", "votes", "examples at all", "words of an example")
+    ]
 
-    def told(hidden: frozenset[int]) -> Any:
-        """Votes, and the likest text, of what the second means."""
-        asked = _question(known, 0, hidden, own.astype(np.int64), np.ones(2, np.float32))
-        evidence = knowing.evidence(asked)
-        at = evidence.rows.tolist().index(int(known.entity[1]))
-        return evidence.features[at, [FEATURES.index(name) for name in ("votes", "likest text")]].tolist()
+    def told(text: str) -> list[float]:
+        evidence = knowing.evidence(replace(asked, text=text))
+        at = evidence.rows.tolist().index(int(known.entity[0]))
+        features: list[float] = evidence.features[at, wanted].tolist()
+        return features
 
-    assert told(frozenset()) == pytest.approx([0.5, 1], abs=1e-3)
-    assert told(frozenset(own.tolist())) == [0, 0]
+    assert told(workspace.bank.text(0)) == [0, 0, 0, 0]
+    assert min(told(workspace.bank.text(0) + " Again.")) > 0
+
+
+def test_one_text_under_two_pictures_is_two_documents(tmp_path: Path) -> None:
+    """Of a caption that recurs only the examples of the same picture say nothing, also in another size; those
+    without a picture cannot be told apart."""
+    rows = [
+        {"id": str(i), "text": t, "mention": "m", "target": "e", "tokens": [1], "image_row": picture}
+        for i, (t, picture) in enumerate([("a flag", 0), ("a flag", 1), ("a flag", -1), ("a bird", 0)])
+    ]
+    looks, words = np.array([[3, 0.2], [1, 1]], np.float32), np.ones((4, 1), np.float32)
+    bank = banks.write([pa.Table.from_pylist(rows, banks.SCHEMA)], [], looks, words, tmp_path)
+
+    def same(*picture: float) -> list[int]:
+        given = np.array(picture, np.float32) if picture else None
+        return bank.same(["a flag"], ["m"], [given])[0]
+
+    assert same(3, 0.2) == same(30.5, 2) == [0, 2]
+    assert same(1, 1) == [1, 2]
+    assert same(-1, 0) == [2]
+    assert same() == [0, 1, 2]
+
+
+def test_who_has_an_example_less_is_not_given_away_by_it() -> None:
+    """Where everybody has three examples, the right one has two while one of its is judged, and so has
+    everybody else; who has one keeps it."""
+    entity = np.array([0, 0, 0, 1, 1, 1, 2, NOBODY, NOBODY])
+    known = SimpleNamespace(
+        entity=entity, bank=SimpleNamespace(examples=9), of=lambda e: np.flatnonzero(entity == e)
+    )
+    left_out, of_the_other = LeftOut(cast("Examples", known)), set()
+    for turn, row in enumerate([0, 1, 2] * 5):
+        hidden = left_out.of(turn, np.array([row], np.int32))
+        hidden[row] = True
+        assert np.bincount(entity[~hidden & (entity >= 0)]).tolist() == [2, 2, 1]
+        of_the_other |= set(np.flatnonzero(hidden & (entity == 1)).tolist())
+    assert of_the_other == {3, 4, 5}
 
 
 def test_a_name_tells_something_of_what_bears_it(workspace: Workspace) -> None:

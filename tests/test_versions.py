@@ -107,7 +107,7 @@ def test_what_is_added_is_what_a_build_of_all_would_have(workspace: Path, tmp_pa
     assert after.tree.depth == whole.tree.depth
     assert after.bank.table.to_pylist() == whole.bank.table.to_pylist()
     assert after.bank.examples == whole.bank.examples == 2
-    flew = ["He flew to Rome"], ["Rome"]
+    flew = ["He flew to Rome"], ["Rome"], [None]
     assert after.bank.same(*flew) == whole.bank.same(*flew) != [[]]
     np.testing.assert_allclose(after.bank.mention_vectors, whole.bank.mention_vectors, atol=1e-5)
     assert after.facts["multiplicity"] == whole.facts["multiplicity"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,8 @@ SCHEMA = pa.schema(
 )
 
 
+Picture = npt.NDArray[np.float32]
+_SAME = 0.995  # the cosine of a picture and itself, also in another size or precision
 QUERY_IMAGE = -1  # how a prompt refers to the picture of the mention asked about
 
 
@@ -125,12 +128,26 @@ class Bank:
         """The example's picture as a small JPEG, if there is one."""
         return self.thumbnails.of(self.image_row(row)) if self.thumbnails is not None else None
 
-    def same(self, texts: Sequence[str], mentions: Sequence[str]) -> list[list[int]]:
-        """The rows with exactly each text and mention: they must not demonstrate themselves."""
+    def same(
+        self, texts: Sequence[str], mentions: Sequence[str], pictures: Sequence[Picture | None]
+    ) -> list[list[int]]:
+        """The rows with exactly each text, mention and picture, as CLIP's feature: they must not demonstrate
+        themselves."""
         wanted = np.array([key(*pair) for pair in zip(texts, mentions, strict=True)], np.uint64)
         first = np.searchsorted(self._keys, wanted, side="left").tolist()
         last = np.searchsorted(self._keys, wanted, side="right").tolist()
-        return [self._key_rows[a:b].tolist() for a, b in zip(first, last, strict=True)]
+        found = [self._key_rows[a:b] for a, b in zip(first, last, strict=True)]
+        pairs = zip(found, pictures, strict=True)
+        return [rows[self.pictured(rows, picture)].tolist() for rows, picture in pairs]
+
+    def pictured(self, rows: npt.NDArray[Any], picture: Picture | None) -> npt.NDArray[np.bool_]:
+        """Which of `rows` have this picture, as CLIP's feature [feature]; all whose picture cannot be told
+        from it, because one of the two has none."""
+        at = self._image_row[rows]
+        if picture is None or not len(rows) or not len(self.image_vectors):
+            return np.ones(len(rows), np.bool_)
+        cosines = unit(self.image_vectors[np.maximum(at, 0)]) @ unit(picture[None])[0]
+        return np.asarray((at < 0) | (cosines > _SAME))
 
 
 def key(text: str, mention: str) -> np.uint64:

@@ -173,13 +173,15 @@ class NextVersion:
 
     def _without_known(self, solved: list[dict[str, Any]]) -> list[dict[str, Any]]:
         bank = self.former.bank
-        new = [
-            row
-            for row in solved
-            if row["target"] not in map(bank.target, bank.same([row["text"]], [row["mention"]])[0])
-        ]
+        new = [row for row in solved if row["target"] not in map(bank.target, self._repeats(row))]
         self.repeated += len(solved) - len(new)
         return new
+
+    def _repeats(self, row: dict[str, Any]) -> list[int]:
+        """The bank's examples of the same mention, text and picture."""
+        picture = row["image_vector"]
+        seen = None if picture is None else np.array(picture, np.float32)
+        return self.former.bank.same([row["text"]], [row["mention"]], [seen])[0]
 
     def _names(self, writer: BankWriter) -> list[pa.Table]:
         """The bank's rows of the new names, if it has names as examples."""

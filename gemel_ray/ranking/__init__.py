@@ -13,6 +13,7 @@
     evidence.py  candidates and their features
     ranker.py    small networks over the features of all candidates, and why they put one first
     context.py   what the examples teach of how texts and entities fit
+    leaving_out.py  which examples are hidden while it is fitted on one of them
     fitting.py   the networks fitted on the examples themselves, when a workspace is built
     making.py    a workspace's ranking made
     ranking.py   all of it at work, behind Retrieve

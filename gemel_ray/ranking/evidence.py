@@ -22,7 +22,7 @@ from gemel_ray.ranking.features import (
     features,
     named,
 )
-from gemel_ray.ranking.postings import Rows, Weighed
+from gemel_ray.ranking.postings import Mask, Rows, Weighed
 from gemel_ray.ranking.words import folded, stems, telling
 
 MOST = 100  # candidates of a mention
@@ -58,48 +58,55 @@ class Witness:
 
     def _case(self, asked: Question) -> Case:
         mention = folded(asked.mention)
-        prior, votes = self._prior(mention, asked), self._votes(asked)
-        text = folded(asked.text)
-        words = self._words(mention, text, asked.own)
+        text, hidden = folded(asked.text), self._hidden(asked)
+        prior, votes = self._prior(mention, hidden), self._votes(asked, hidden)
+        words = self._words(mention, text, hidden)
         near = [*votes, *self._retrieved(asked)]
         rows = np.array(self._candidates(mention, prior, near, words), np.int64)
         known = self.sources.names.rows(rows)
         if not self.sources.described:
             known = [entity | {"about": [], "years": []} for entity in known]
-        return Case(asked, mention, text, rows, known, prior, votes, words)
+        return Case(asked, hidden, mention, text, rows, known, prior, votes, words)
 
-    def _words(self, mention: str, text: str, own: frozenset[int]) -> SharedWords:
+    def _hidden(self, asked: Question) -> Mask:
+        """The examples of the question's own document say nothing, neither when the ranker is fitted nor
+        when it answers: it is made for documents that are new, and these come whole."""
+        known, hidden = self.sources.examples, asked.left_out
+        hidden = np.zeros(known.bank.examples, np.bool_) if hidden is None else hidden.copy()
+        hidden[known.of_document(asked.text, asked.picture)] = True
+        return hidden
+
+    def _words(self, mention: str, text: str, hidden: Mask) -> SharedWords:
         names, asked, around = self.sources.names, mention.split(), stems(text)
         return SharedWords(
             names.sharing(asked),
             names.sharing(telling(text) - set(asked)),
             names.described(around if self.sources.described else ()),
-            self.sources.examples.told(around, own),
+            self.sources.examples.told(around, hidden),
         )
 
-    def _prior(self, mention: str, asked: Question) -> Counter[int]:
+    def _prior(self, mention: str, hidden: Mask) -> Counter[int]:
         examples = self.sources.examples
-        found = [e for e in examples.meant(mention).tolist() if e not in asked.own]
-        counts = Counter(examples.entity[found].tolist())
+        found = examples.meant(mention)
+        counts = Counter(examples.entity[found[~hidden[found]]].tolist())
         del counts[NOBODY]
         return counts
 
-    def _votes(self, asked: Question) -> dict[int, float]:
+    def _votes(self, asked: Question, hidden: Mask) -> dict[int, float]:
         """The neighbours' share of each entity."""
         votes: dict[int, float] = {}
         for row, weight in zip(asked.nearest.tolist(), asked.votes.tolist(), strict=True):
-            if row not in asked.own:
-                for entity in self._meant(row):
-                    votes[entity] = votes.get(entity, 0.0) + weight
+            for entity in self._meant(row, hidden):
+                votes[entity] = votes.get(entity, 0.0) + weight
         total = sum(votes.values())
         return {entity: vote / total for entity, vote in votes.items()} if total else {}
 
-    def _meant(self, row: int) -> list[int]:
+    def _meant(self, row: int, hidden: Mask) -> list[int]:
         """Whom an example of the bank means; all who bear the name, where it is one."""
         known = self.sources.examples
         if row >= known.bank.examples:
             return self.sources.names.named(folded(known.bank.mention(row))).tolist()[:_SHARING]
-        return [int(known.entity[row])] if known.entity[row] != NOBODY else []
+        return [int(known.entity[row])] if known.entity[row] != NOBODY and not hidden[row] else []
 
     def _candidates(
         self, mention: str, prior: Counter[int], near: list[int], words: SharedWords

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.models.encoders import unit
 from gemel_ray.ranking import postings
-from gemel_ray.ranking.postings import Postings, Weighed
-from gemel_ray.ranking.words import folded, key, stems
+from gemel_ray.ranking.postings import Mask, Postings, Rows, Weighed
+from gemel_ray.ranking.words import folded, hashed, key, stems
 
 Vectors = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]
@@ -32,10 +32,16 @@ class Examples:
         self._mentions = Postings.open(folder, "mentions")
         self._targets, self._called = Postings.open(folder, "targets"), Postings.open(folder, "called")
         self._telling = Postings.open(folder, "telling")
+        self._documents = Postings.open(folder, "documents")  # by their texts
         self.text = np.asarray(np.load(folder / "text.npy", mmap_mode="r"))  # of each example
         self.text_vectors: Half = np.load(folder / "texts.npy", mmap_mode="r")
         self._picture = bank.table["image_row"].to_numpy()
         self._features = unit(np.asarray(bank.image_vectors)) if len(bank.image_vectors) else None
+
+    def of_document(self, text: str, picture: Vectors | None) -> Rows:
+        """Examples of this text and this picture, a unit feature. Where either has none, the text decides."""
+        rows = self._documents.of(hashed(text))
+        return rows[self.bank.pictured(rows, picture)]
 
     def meant(self, form: str) -> npt.NDArray[np.int32]:
         """Examples whose mention is this folded form."""
@@ -56,17 +62,15 @@ class Examples:
             nearest[owner[first]] = np.maximum.reduceat(near, first)
         return nearest
 
-    def told(self, stems: Iterable[str], own: Collection[int]) -> Weighed:
-        """Entities of the examples that tell the same words, without `own`: each by its best example, as the
-        share of the words' weight."""
+    def told(self, stems: Iterable[str], hidden: Mask) -> Weighed:
+        """Entities of the examples that tell the same words, without the hidden ones: each by its best,
+        as the share of the words' weight."""
         lists = [self._telling.of(key(stem)) for stem in stems]
         weights = [math.log(len(self.text) / len(rows)) if len(rows) else 0.0 for rows in lists]
         whole = sum(weights) or 1.0
         kept = [(r, w / whole) for r, w in zip(lists, weights, strict=True) if 0 < len(r) < _FREQUENT]
         found = Weighed.together([r for r, _ in kept], [w for _, w in kept])
-        known = self.entity[found.rows] >= 0
-        if own:
-            known &= ~np.isin(found.rows, list(own))
+        known = (self.entity[found.rows] != NOBODY) & ~hidden[found.rows]
         entities, place = np.unique(self.entity[found.rows[known]], return_inverse=True)
         best = np.zeros(len(entities), np.float32)
         np.maximum.at(best, place, found.weights[known])
@@ -111,6 +115,7 @@ def write(
     called = ((key(folded(name)), row) for row, name in enumerate(names, bank.examples))
     postings.write(called, folder, "called")
     texts = table["text"].to_pylist()
+    postings.write(((hashed(text), row) for row, text in enumerate(texts)), folder, "documents")
     postings.write(
         ((key(stem), row) for row, text in enumerate(texts) for stem in stems(folded(text))),
         folder,

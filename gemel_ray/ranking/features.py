@@ -21,7 +21,7 @@ from gemel_ray.knowledge.entities import Entities
 from gemel_ray.ranking.connections import CONNECTED, Connections
 from gemel_ray.ranking.examples import Examples
 from gemel_ray.ranking.names import Names
-from gemel_ray.ranking.postings import Weighed
+from gemel_ray.ranking.postings import Mask, Weighed
 from gemel_ray.ranking.retrieval import Retrieval
 from gemel_ray.ranking.words import against_names, compared, stems, trigrams, years
 
@@ -31,8 +31,8 @@ Vectors = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class Question:
     """One mention. `text_vector` of unit length; `picture`: CLIP's feature of unit length, or None. `nearest`
-    and `votes`: rows of the bank, and how much each counts. `own`: the examples of the question's own text,
-    which say nothing (fitting)."""
+    and `votes`: rows of the bank, and how much each counts. `left_out`: examples that are hidden beside those
+    of the question's own document, true for each (fitting)."""
 
     mention: str
     text: str
@@ -40,7 +40,7 @@ class Question:
     picture: Vectors | None
     nearest: npt.NDArray[np.int64]
     votes: Vectors
-    own: frozenset[int] = frozenset()
+    left_out: Mask | None = None
     mention_vector: Vectors | None = None  # for a trained retrieval
 
 
@@ -76,9 +76,11 @@ class SharedWords:
 class Case:
     """A question with its candidates: `rows` of the entities, int64 [n], and what the names' index says of
     each. By row: how often examples mean it by this mention (`prior`), the neighbours' share of it (`votes`),
-    and whose `words` it has. `mention` and `text` are folded."""
+    and whose `words` it has. `hidden`: true for each example that says nothing. `mention` and `text` are
+    folded."""
 
     asked: Question
+    hidden: Mask
     mention: str
     text: str
     rows: npt.NDArray[np.int64]
@@ -154,8 +156,7 @@ def _examples(sources: Sources, case: Case) -> Vectors:
     found, known, asked = [], sources.examples, case.asked
     for row in case.rows.tolist():
         examples = known.of(row)[:_READ]
-        if asked.own:
-            examples = examples[~np.isin(examples, list(asked.own))]
+        examples = examples[~case.hidden[examples]]
         if not len(examples):
             found.append([0.0, 0.0, 0.0, 0.0, 0.0])
             continue

@@ -14,7 +14,7 @@ from gemel_ray.ranking.context import Judged
 from gemel_ray.ranking.evidence import MOST, Witness
 from gemel_ray.ranking.examples import Examples
 from gemel_ray.ranking.features import GROUPS, Group, Question, bend, fits, named, of_described
-from gemel_ray.ranking.postings import PAIR, Postings
+from gemel_ray.ranking.leaving_out import LeftOut
 from gemel_ray.ranking.ranker import FAR, Ranker
 
 Matrix = npt.NDArray[np.float32]
@@ -102,10 +102,10 @@ def _judged(witness: Witness, neighbours: Neighbours, seed: int) -> Iterator[Jud
     examples = witness.sources.examples
     known = np.flatnonzero(examples.entity[: examples.bank.examples] >= 0)
     sample = np.random.default_rng(seed).permutation(known)[:SAMPLE]
-    of_text = _of_text(examples)
-    for row, (nearest, votes) in zip(sample.tolist(), neighbours(sample), strict=True):
-        own = frozenset(of_text.of(int(examples.text[row])).tolist())
-        asked = _question(examples, row, own, nearest, votes)
+    left_out = LeftOut(examples)
+    for turn, (row, (nearest, votes)) in enumerate(zip(sample.tolist(), neighbours(sample), strict=True)):
+        asked = _question(examples, row, nearest, votes)
+        asked = replace(asked, left_out=left_out.of(turn, examples.of_document(asked.text, asked.picture)))
         evidence = witness.evidence(asked)
         at = np.flatnonzero(evidence.rows == examples.entity[row])
         if len(evidence.rows):
@@ -128,20 +128,7 @@ def _bent(witness: Witness, judged: Sequence[Judged]) -> Matrix:
     return context.learnt(about, judged)
 
 
-def _of_text(examples: Examples) -> Postings:
-    """The examples of each text: a document that is asked about comes whole, so all of them are hidden."""
-    pairs = np.empty(len(examples.text), PAIR)
-    pairs["key"], pairs["row"] = examples.text, np.arange(len(examples.text))
-    return Postings.made(pairs)
-
-
-def _question(
-    examples: Examples,
-    row: int,
-    own: frozenset[int],
-    nearest: npt.NDArray[np.int64],
-    votes: Matrix,
-) -> Question:
+def _question(examples: Examples, row: int, nearest: npt.NDArray[np.int64], votes: Matrix) -> Question:
     return Question(
         mention=examples.bank.mention(row),
         text=examples.bank.text(row),
@@ -149,7 +136,6 @@ def _question(
         picture=examples.picture(row),
         nearest=nearest,
         votes=votes,
-        own=own,
         mention_vector=_mention_vector(examples, row),
     )
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gemel_ray.ranking.words import key
 
 Rows = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
 _NONE: Rows = np.empty(0, np.int32)
 _PARTS = ("keys", "offsets", "rows")
 _WORD = re.compile(r"\w+")

@@ -89,10 +89,15 @@ def stems(form: str) -> set[str]:
     return {stem(word) for word in form.split() if len(word) > 2 and word not in _EMPTY}
 
 
+def hashed(text: str) -> int:
+    """64 bits that are the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
 @lru_cache(maxsize=1_000_000)
 def key(word: str) -> int:
-    """A 64-bit hash that is the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
+    """The hash of a word or a name: these come again and again."""
+    return hashed(word)
 
 
 def years(text: str) -> list[int]:

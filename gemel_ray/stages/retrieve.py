@@ -1,7 +1,7 @@
 """Retrieve: solved examples similar to a mention, as rows of the demonstration bank.
 
-The most similar comes last, next to the query (paper, section 3.3); an example with the same
-mention and the same text never demonstrates itself. With shared sets, many prompts have the same
+The most similar comes last, next to the query (paper, section 3.3); an example of the same
+mention, text and picture never demonstrates itself. With shared sets, many prompts have the same
 examples first, followed by each mention's nearest ones. Here documents become mentions.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import Bank, PublishedOrder, SharedSets
@@ -134,10 +135,12 @@ class _Retrieving(Work):
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         texts, mentions = batch["text"].to_pylist(), batch["mention"].to_pylist()
-        vectors = matrix(batch["mention_vector"])
+        vectors, pictures = matrix(batch["mention_vector"]), _given(batch["image_vector"])
         without: list[list[int]] = [[] for _ in texts]
         if not self.stage.allow_itself:
-            without = self.bank.same(texts, mentions)
+            # One caption may stand under many pictures. GEMEL's code looks at the text alone.
+            seen = [None] * len(texts) if self.official else pictures
+            without = self.bank.same(texts, mentions, seen)
         if self.official is not None:
             rows = self.official.nearest(vectors, self.stage.demonstrations, without)
         elif self.store is not None:
@@ -153,52 +156,53 @@ class _Retrieving(Work):
             individual = [n[max(0, len(n) - self.stage.nearest) :] for n in nearest]
         shots = listed([np.concatenate(pair) for pair in zip(sets, individual, strict=True)], pa.int32())
         near = listed(nearest, pa.int32())
-        votes = self._votes(vectors, nearest, mentions, batch["image_vector"])
+        votes = self._votes(vectors, nearest, mentions, pictures)
         columns = {
             "shots": shots,
             "shared": [len(s) for s in sets],
             "nearest": near,
-            "votes": votes,
+            "votes": listed(votes, pa.float32()),
         }
-        return answer(self.stage.writes, columns | self._ranked(batch, nearest, votes))
+        return answer(self.stage.writes, columns | self._ranked(batch, pictures, nearest, votes))
 
-    def _ranked(self, batch: pa.Table, nearest: list[Rows], votes: pa.ListArray) -> dict[str, Any]:
+    def _ranked(
+        self, batch: pa.Table, pictures: list[Vectors | None], nearest: list[Rows], votes: list[Vectors]
+    ) -> dict[str, Any]:
         """The workspace's ranker's candidates for each mention."""
         if self.ranking is None:
             return dict.fromkeys(("likely", "chances", "reasons"), [None] * len(batch))
         from gemel_ray.ranking.features import Question
 
-        columns = ("mention", "text", "text_vector", "image_vector", "mention_vector")
-        given = zip(*(batch[c].to_pylist() for c in columns), nearest, votes.to_pylist(), strict=True)
+        texts, mentions = batch["text"].to_pylist(), batch["mention"].to_pylist()
+        vectors = matrix(batch["text_vector"]), matrix(batch["mention_vector"])
+        given = zip(texts, mentions, *vectors, pictures, nearest, votes, strict=True)
         ranked = [
             self.ranking(
                 Question(
                     mention=mention,
                     text=text,
-                    text_vector=np.array(text_vector, np.float32),
-                    picture=None if picture is None else unit(np.array(picture, np.float32)),
+                    text_vector=text_vector,
+                    picture=None if picture is None else unit(picture[None])[0],
                     nearest=np.asarray(rows, np.int64),
-                    votes=np.array(shares, np.float32),
-                    mention_vector=np.array(mention_vector, np.float32),
+                    votes=shares,
+                    mention_vector=mention_vector,
                 ),
                 self.stage.ranking,
                 why=self.stage.why,
             )
-            for mention, text, text_vector, picture, mention_vector, rows, shares in given
+            for text, mention, text_vector, mention_vector, picture, rows, shares in given
         ]
         rows, logs, reasons = zip(*ranked, strict=True)
         return {"likely": list(rows), "chances": list(logs), "reasons": list(reasons)}
 
     def _votes(
-        self, vectors: Vectors, nearest: list[Rows], mentions: list[str], pictures: pa.ChunkedArray
-    ) -> pa.ListArray:
+        self, vectors: Vectors, nearest: list[Rows], mentions: list[str], pictures: list[Vectors | None]
+    ) -> list[Vectors]:
         """How much each of the rows `nearest` counts for its mention."""
-        seen: list[Any] = [None] * len(nearest)
-        if self.stage.by in ("image", "fused"):
-            seen = [None if p is None else np.array(p, np.float32) for p in pictures.to_pylist()]
+        seen = pictures if self.stage.by in ("image", "fused") else [None] * len(nearest)
         cosines = np.split(self._near(vectors, nearest, mentions), np.cumsum(list(map(len, nearest)))[:-1])
         every = zip(nearest, cosines, seen, strict=True)
-        return listed([votes(self.bank, rows, near, picture) for rows, near, picture in every], pa.float32())
+        return [votes(self.bank, rows, near, picture) for rows, near, picture in every]
 
     def _near(self, vectors: Vectors, nearest: list[Rows], mentions: list[str]) -> Vectors:
         """Similarities of the rows `nearest` to each mention, all mentions concatenated: cosines plus the
@@ -315,3 +319,9 @@ def _predicted(vectors: Vectors, targets: npt.NDArray[np.str_]) -> float:
     near = vectors @ vectors.T
     np.fill_diagonal(near, -np.inf)
     return float((_shares(near) * (targets[:, None] == targets)).sum(-1).mean())
+
+
+def _given(vectors: pa.ChunkedArray) -> list[Vectors | None]:
+    """The vector of each row that has one."""
+    there = pc.is_valid(vectors).to_pylist()
+    return [row if known else None for row, known in zip(matrix(vectors), there, strict=True)]

@@ -91,7 +91,7 @@ def _unsure(
         if not name or row["error"]:
             left_out["without a target" if not name else "with an error"] += 1
             return False
-        if workspace.bank.same([row["text"]], [row["mention"]])[0]:
+        if workspace.bank.same([row["text"]], [row["mention"]], [None])[0]:
             left_out["that are examples of the workspace"] += 1
             return False
         return True
