@@ -50,7 +50,9 @@ WISHES = st.lists(
 
 @settings(deadline=None)
 @given(wishes=WISHES, seed=st.integers(0, 99))
-def test_everybody_gets_in_never_more_than_fit_and_all_is_given_back(wishes: list[Wish], seed: int) -> None:
+def test_everybody_gets_in_no_more_at_once_than_fit_and_all_room_is_given_back(
+    wishes: list[Wish], seed: int
+) -> None:
     room = Room(60)
     order, most = asyncio.run(visits(room, wishes, seed))
     assert sorted(order) == list(range(len(wishes)))

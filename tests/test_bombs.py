@@ -135,7 +135,7 @@ def test_rows_of_parquet_come_whole_and_in_order(
     assert found == texts
 
 
-def test_a_pickle_that_claims_more_than_its_file_has(tmp_path: Path) -> None:
+def test_a_pickle_that_claims_more_than_its_file_has_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "claims.pkl"
     file.write_bytes(b"\x80\x04\x8d" + (2**31).to_bytes(8, "little") + b"a")
     with pytest.raises(ValueError, match="claims to hold"):

@@ -103,7 +103,7 @@ def test_names_can_be_left_out_when_linking(workspace: Workspace, tmp_path: Path
     assert shown(workspace, tmp_path, "retrieve.allow_itself=true")[-2:] == ["Q3/0-5", "e1/0-5"]
 
 
-def test_random_ones_are_examples(workspace: Workspace, tmp_path: Path) -> None:
+def test_examples_can_be_chosen_at_random(workspace: Workspace, tmp_path: Path) -> None:
     assert shown(workspace, tmp_path, "retrieve.by=random", "retrieve.allow_itself=true") == ["e1/0-5"]
 
 
@@ -221,7 +221,9 @@ def built(folder: Path, entities: list[dict[str, Any]], examples: list[dict[str,
     return Workspace.open(output, config), "\n".join(said)
 
 
-def test_targets_that_are_ids_and_ids_that_are_there_twice(tmp_path: Path) -> None:
+def test_an_example_s_target_becomes_a_name_and_the_first_of_two_entities_with_one_id_counts(
+    tmp_path: Path,
+) -> None:
     """An example never teaches the model to write an id, nor another entity's name."""
     entities = [
         {"id": "Q1", "name": "Boston"}, {"id": 2.0, "name": "Paris, Texas"},

@@ -46,7 +46,7 @@ def test_a_table_alone_is_a_document_and_its_mentions_may_be_found(tmp_path: Pat
     assert (row["text"], row["given"]) == (TEXT.removeprefix("Goals\n"), None)
 
 
-def test_words_of_a_cell_words_of_the_text_and_columns_by_number(tmp_path: Path) -> None:
+def test_a_mention_may_be_words_of_a_cell_a_whole_cell_or_words_of_the_text(tmp_path: Path) -> None:
     table = [{"who": "Henry and Vieira", "where": "Arsenal"}]
     asked = [{"row": 0, "column": 0, "mention": "Vieira"}, {"row": 0, "column": 1}, "Derby"]
     row = read(tmp_path, {"text": "The Derby", "table": table, "mentions": asked})
@@ -92,7 +92,7 @@ def test_a_cell_that_is_not_there_costs_its_mention(tmp_path: Path, asked: Any, 
     assert good["error"] is None
 
 
-def test_tables_in_csv_and_parquet_files(tmp_path: Path) -> None:
+def test_a_table_is_read_in_csv_and_parquet_files(tmp_path: Path) -> None:
     quoted = json.dumps(TABLE).replace('"', '""'), json.dumps([CELL]).replace('"', '""')
     (tmp_path / "in.csv").write_text(f'id,text,table,mentions\n1,Goals,"{quoted[0]}","{quoted[1]}"\n')
     pq.write_table(
@@ -146,7 +146,7 @@ def test_a_request_has_the_row_of_a_file(tmp_path: Path) -> None:
     ({"text": "Goals", "table": TABLE, "mentions": [{"row": 0, "column": 0}] * 2}, {}, "given twice"),
     ({"text": "Goals", "mentions": [{"row": 0, "column": 0}]}, {}, "a mention is its words or an object"),
 ])  # fmt: skip
-def test_what_is_wrong_with_a_requested_table(
+def test_a_request_with_a_wrong_table_is_refused_with_the_reason(
     content: dict[str, Any], limits: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(Fault, match=why):

@@ -126,7 +126,7 @@ def test_targets_are_held_against_the_knowledge_base(tmp_path: Path) -> None:
     assert found.first["entity"] == [f"{kb}:3: an entity needs a name: it has none"]
 
 
-def test_training_data_met_again(tmp_path: Path) -> None:
+def test_what_training_data_has_too_is_counted_by_mention_text_and_picture(tmp_path: Path) -> None:
     """By text and mention, by text alone, by the picture's key and by its content under another name."""
     for name, colour in {"a.png": "red", "copy.png": "red", "b.png": "blue"}.items():
         picture(tmp_path, name, colour)
@@ -140,7 +140,7 @@ def test_training_data_met_again(tmp_path: Path) -> None:
     assert ["z" in found.first["train_image"][0], "v: " in found.first["train_image"][1]] == [True, True]
 
 
-def test_pictures_in_a_folder(tmp_path: Path) -> None:
+def test_pictures_that_are_missing_and_those_that_nobody_uses_are_found(tmp_path: Path) -> None:
     """Found by key, by a URL's last part and as MIMIC's JPEG; one is missing, one is nobody's."""
     folder = tmp_path / "pictures"
     for name in ("a.png", "b c.png", "d.jpg", "nobody.png"):
@@ -162,7 +162,9 @@ def test_the_first_ten_are_told_and_all_are_counted(tmp_path: Path) -> None:
     assert "... and 3 more" in found.table()
 
 
-def test_exit_status_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_exit_status_says_whether_something_was_found_and_json_has_the_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["check", written(tmp_path, row("a"))]) == 0
     assert main(["check", written(tmp_path, row("a", text=""), name="bad.jsonl"), "--json"]) == 1
     told = capsys.readouterr().out.partition("nothing found")[2]

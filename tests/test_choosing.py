@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from gemel_ray.readers import documents
 from gemel_ray.stages.choosing import normalised, reranked
 from gemel_ray.stages.generate import Generate
 from gemel_ray.stages.generating import Generating, ModelAnswer
-from gemel_ray.training.joining import _best_weights, _Unsure
 
 SETTINGS = (
     "bank.ranker=20", "retrieve.demonstrations=4", "generate.rerank=3", "generate.sure=1",
@@ -160,7 +160,7 @@ def test_one_candidate_is_no_choice() -> None:
 
 @pytest.fixture
 def work(ranked: Workspace, generating: Generating, monkeypatch: pytest.MonkeyPatch) -> Generating:
-    """Of the engine that all tests share; `train --joining` would start one of its own."""
+    """The Generate stage with the engine that all tests share; `train --joining` would start another."""
     config = load(None, read_facts(ranked.folder)["settings"], SETTINGS)
     work = Generating(config.generate, ranked, config.retrieve, generating)
     monkeypatch.setattr(Generate, "start", lambda *_: work)
@@ -168,32 +168,61 @@ def work(ranked: Workspace, generating: Generating, monkeypatch: pytest.MonkeyPa
     return work
 
 
+@pytest.fixture
+def join(
+    ranked: Workspace, work: Generating, tmp_path: Path
+) -> Iterator[Callable[[list[dict[str, str]]], int]]:
+    """`train --joining` on these solved mentions. What it writes into the workspace is taken back."""
+    kept = (ranked.folder / "workspace.json").read_text()
+    options = [word for setting in SETTINGS for word in ("--set", setting)]
+
+    def run(solved: list[dict[str, str]]) -> int:
+        dev = lines(tmp_path / "dev.jsonl", solved)
+        return main(["train", "--joining", "--workspace", str(ranked.folder), "--dev", dev, *options])
+
+    yield run
+    (ranked.folder / "workspace.json").write_text(kept)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("who_is_right", "least", "most"), [("model", 0, 0.4), ("ranker", 0.6, 0.98)])
 def test_who_is_right_gets_the_weight(
-    ranked: Workspace, work: Generating, who_is_right: str, least: float, most: float
+    ranked: Workspace,
+    work: Generating,
+    join: Callable[[list[dict[str, str]]], int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    who_is_right: str,
+    least: float,
+    most: float,
 ) -> None:
-    """Made-up answers to 42 mentions: one of both knows them all, the other is as sure of something else."""
-    rows = [name for name in range(len(SURNAMES)) for _ in range(7)]
-    asked, heard = [], []
-    for at in rows:
-        (_, right), (_, wrong) = ranked.entities.of([5 * at, (5 * at + 5) % 30])
-        said, ranked_first = (right, wrong) if who_is_right == "model" else (wrong, right)
-        likely = [ranked.entities.table["name"].to_pylist().index(n) for n in (ranked_first, said)]
-        row = {"likely": likely, "chances": [math.log(0.7), math.log(0.3)]}
-        leaves = [work.neighbours.leaf(n) for n in (said, ranked_first)]
-        found = [Candidate(leaf, math.log(p), 0.0) for leaf, p in zip(leaves, (0.8, 0.2), strict=True)]
-        asked.append(_Unsure(row, right))
-        heard.append(ModelAnswer(found, None))
-    lines: list[str] = []
-    weights = _best_weights(work, asked, heard, lines.append)
-    assert least <= weights.ranking <= most
-    assert lines[0].startswith("right in 100.0% with weights learned on the others")
+    """The ranker names the person mentioned. Of the language model the answers are made up: the next one."""
+    following = dict(zip(SURNAMES, (*SURNAMES[1:], SURNAMES[0]), strict=True))
+
+    async def model_answer(_: Generate, row: dict[str, Any]) -> ModelAnswer:
+        leaves = (work.neighbours.leaf(f"Jo {name}") for name in (following[row["mention"]], row["mention"]))
+        return ModelAnswer(
+            [Candidate(leaf, math.log(p), 0.0) for leaf, p in zip(leaves, (0.8, 0.2), strict=True)], None
+        )
+
+    monkeypatch.setattr(work, "model_answer", model_answer)
+    right = following if who_is_right == "model" else {name: name for name in SURNAMES}
+    solved = [
+        {"text": f"{s} came by at {hour} o'clock.", "mention": s, "target": f"Jo {right[s]}"}
+        for s in SURNAMES
+        for hour in range(7)
+    ]
+    assert join(solved) == 0
+    assert "right in 100.0% with weights learned on the others" in capsys.readouterr().err
+    learned = load(None, read_facts(ranked.folder)["settings"], ()).generate
+    assert least <= learned.ranking <= most
 
 
 @pytest.mark.slow
 def test_the_weights_are_learned_by_a_command_and_used_from_then_on(
-    ranked: Workspace, work: Generating, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ranked: Workspace,
+    join: Callable[[list[dict[str, str]]], int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     solved = [
         {"text": f"{s}, who is a {t}, came by.", "mention": s, "target": f"Jo {s}"}
@@ -203,20 +232,12 @@ def test_the_weights_are_learned_by_a_command_and_used_from_then_on(
     known = [
         {"text": f"The {t} Brandt was there.", "mention": "Brandt", "target": "Jo Brandt"} for t in TRADES
     ]
-    kept = (ranked.folder / "workspace.json").read_text()
-    dev = lines(tmp_path / "dev.jsonl", [*solved, *known])
-    asked = ["train", "--joining", "--workspace", str(ranked.folder), "--dev"]
-    options = [word for setting in SETTINGS for word in ("--set", setting)]
-    try:
-        assert main([*asked, dev, *options]) == 0
-        said = capsys.readouterr().err
-        settings = read_facts(ranked.folder)["settings"]
-    finally:
-        (ranked.folder / "workspace.json").write_text(kept)
+    assert join([*solved, *known]) == 0
+    said = capsys.readouterr().err
     assert "left out 5 mentions that are examples of the workspace" in said
     assert "about 30 mentions" in said
-    learned = load(None, settings, ()).generate
+    learned = load(None, read_facts(ranked.folder)["settings"], ()).generate
     assert f"learned on all: generate.ranking={learned.ranking:g}" in said
     assert f"generate.choice_weight={learned.choice_weight:g}" in said
-    assert main([*asked, lines(tmp_path / "few.jsonl", known), *options]) == 2
+    assert join(known) == 2
     assert "not sure of 0 mentions" in capsys.readouterr().err

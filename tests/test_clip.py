@@ -232,7 +232,9 @@ def tiny_architecture(models: dict[str, Path], tmp_path: Path, monkeypatch: pyte
     return "tiny"
 
 
-def test_an_architecture_with_a_checkpoint_file(models: dict[str, Path], tiny_architecture: str) -> None:
+def test_an_architecture_takes_its_weights_from_a_checkpoint_file(
+    models: dict[str, Path], tiny_architecture: str
+) -> None:
     file = models["vit"] / "open_clip_model.safetensors"
     clip = Clip(f"{tiny_architecture}/{file}", feature="hidden")
     model, _ = own(models["vit"])
@@ -257,7 +259,7 @@ def test_a_tags_activation_is_used(
     assert revision(clip.name) == "tiny/tagged"
 
 
-def test_a_repository_in_the_hubs_cache(
+def test_a_repository_of_the_hub_is_loaded_from_its_cache(
     clips: Callable[..., Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"

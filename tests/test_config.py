@@ -277,7 +277,7 @@ def test_a_whole_number_is_a_number() -> None:
 
 
 @pytest.mark.parametrize(("spelled", "value"), [("1.0e-3", 1e-3), ("0.5", 0.5), ("1e-3", 1e-3), ("2E4", 2e4)])
-def test_numbers_as_people_write_them(spelled: str, value: float) -> None:
+def test_numbers_are_read_as_people_write_them(spelled: str, value: float) -> None:
     """YAML 1.1 takes 1e-3 for text; nobody who writes it into a number's place means text."""
     assert loaded(f"train: {{learning_rate: {spelled}}}").train.learning_rate == value
     assert loaded("", f"train.learning_rate={spelled}").train.learning_rate == value
@@ -289,7 +289,7 @@ def test_numbers_as_people_write_them(spelled: str, value: float) -> None:
     ("generate.batch_tokens=100", r"batch_tokens is at least generate\.sequences"),
     ("retrieve.nearest=17", r"retrieve\.nearest is at most retrieve\.demonstrations"),
 ])  # fmt: skip
-def test_values_that_a_stage_refuses(override: str, message: str | None) -> None:
+def test_a_value_that_a_stage_refuses_is_a_configuration_error(override: str, message: str | None) -> None:
     if message is None:
         loaded("", override)
         setting = override.partition("=")[0]
@@ -304,7 +304,7 @@ def test_values_that_a_stage_refuses(override: str, message: str | None) -> None
 
 
 @pytest.mark.parametrize("text", ["", "\n", "# nothing but a comment\n", "{}", "generate:\n"])
-def test_nothing_said_is_the_defaults(text: str) -> None:
+def test_without_a_file_and_overrides_all_is_as_by_default(text: str) -> None:
     assert loaded(text) == Config() == load(None, {}, [])
 
 
@@ -354,7 +354,7 @@ def test_an_override_on_the_command_line_sets_its_value(override: str, value: An
 
 
 @pytest.mark.parametrize("override", ["generate.beams", "=3", "", "generate.beams 3"])
-def test_set_of_another_form_says_its_form(override: str) -> None:
+def test_set_in_another_form_is_refused_with_the_right_form(override: str) -> None:
     with pytest.raises(ConfigError, match=r"--set takes a\.b=value"):
         loaded("", override)
 
@@ -364,12 +364,12 @@ def test_set_of_another_form_says_its_form(override: str) -> None:
     "generate.beams.more=3", "generate=3", "models.language=a: b: c", "generate.score=@x",
     "offline.segments.0=3",
 ])  # fmt: skip
-def test_set_of_nonsense_is_a_configuration_error(override: str) -> None:
+def test_nonsense_in_set_is_a_configuration_error(override: str) -> None:
     with pytest.raises(ConfigError):
         loaded("", override)
 
 
-def test_set_of_a_list() -> None:
+def test_set_takes_a_list() -> None:
     config = loaded("", f"offline.segments=[{{stages: [{', '.join(STAGES)}], gpus: 0.5}}]")
     assert [(s.stages, s.gpus) for s in config.offline.segments] == [(STAGES, 0.5)]
 
@@ -379,7 +379,7 @@ def test_the_last_set_wins_and_the_others_stay() -> None:
     assert (config.generate.beams, config.generate.score) == (4, "paper")
 
 
-def test_workspace_over_file_and_set_over_both() -> None:
+def test_the_workspace_wins_over_the_file_and_set_over_both() -> None:
     text = "generate: {beams: 2, score: paper, length: 100}\nretrieve: {demonstrations: 1}"
     carried = {"generate": {"beams": 3, "score": "tree"}, "models": {"end_of_name": "eos"}}
     config = loaded(text, "generate.beams=4", carried=carried)
@@ -459,7 +459,7 @@ def test_any_set_is_taken_or_refused_in_words(text: str) -> None:
             load(None, {}, [override])
 
 
-def test_the_repository_s_file_is_the_defaults_in_full() -> None:
+def test_the_repository_s_file_has_every_default() -> None:
     """It says so itself: every setting stands there with its default."""
     if not REPOSITORY.is_file():
         pytest.skip(f"there is no {REPOSITORY}")

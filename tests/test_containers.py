@@ -57,7 +57,7 @@ WHOLE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("what", WHOLE)
-def test_rows_of_one_document(tmp_path: Path, what: str) -> None:
+def test_every_way_to_put_rows_into_one_document_is_read(tmp_path: Path, what: str) -> None:
     value = WHOLE[what]
     (tmp_path / "in.json").write_text(value if isinstance(value, str) else json.dumps(value))
     assert texts(tmp_path / "in.json") == WANTED
@@ -131,7 +131,7 @@ def test_a_broken_first_line_costs_itself_only(tmp_path: Path, broken: str) -> N
 
 
 @pytest.mark.parametrize("name", ["in.ndjson", "in.jl", "IN.JSONL", "in.json"])
-def test_lines_by_any_name(tmp_path: Path, name: str) -> None:
+def test_lines_are_read_whatever_the_file_is_called(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(LINES)
     assert texts(tmp_path / name) == WANTED
 
@@ -157,7 +157,7 @@ def test_a_packed_file_that_ends_too_soon_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("kind", ["lines", "array", "csv"])
-def test_a_file_in_the_encoding_of_its_mark(tmp_path: Path, encoding: str, kind: str) -> None:
+def test_a_file_is_read_in_the_encoding_of_its_mark(tmp_path: Path, encoding: str, kind: str) -> None:
     text = {
         "lines": LINES.replace("\n", "\r\n"), "array": json.dumps(ROWS, ensure_ascii=False, indent=1),
         "csv": "id,text\r\n" + "".join(f"{r['id']},{r['text']}\r\n" for r in ROWS),
@@ -167,7 +167,7 @@ def test_a_file_in_the_encoding_of_its_mark(tmp_path: Path, encoding: str, kind:
     assert texts(path) == WANTED
 
 
-def test_utf_16_of_the_other_order(tmp_path: Path) -> None:
+def test_big_endian_utf_16_is_read(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(b"\xfe\xff" + LINES.encode("utf-16-be"))
     assert texts(tmp_path / "in.jsonl") == WANTED
 
@@ -183,7 +183,7 @@ def table(folder: Path, text: str, name: str = "in.csv") -> list[Row]:
 @pytest.mark.parametrize(
     ("name", "comma"), [("in.csv", ","), ("in.csv", ";"), ("in.csv", "|"), ("in.tsv", "\t")]
 )
-def test_a_table_with_a_header(tmp_path: Path, name: str, comma: str) -> None:
+def test_a_table_with_a_header_is_read(tmp_path: Path, name: str, comma: str) -> None:
     lines = ["file_name,caption,id", '1.jpg,"Two\nlines, and a ""quote""",007', "2.jpg,[1] street,8"]
     first, second = table(
         tmp_path, "\n".join(lines).replace(",", comma).replace(f"lines{comma}", "lines,"), name
@@ -194,13 +194,13 @@ def test_a_table_with_a_header(tmp_path: Path, name: str, comma: str) -> None:
 
 
 @pytest.mark.parametrize("spelled", ['[{""start"": 12, ""end"": 18}]', "[{'start': 12, 'end': 18}]"])
-def test_mentions_in_a_cell(tmp_path: Path, spelled: str) -> None:
+def test_mentions_are_read_from_a_cell(tmp_path: Path, spelled: str) -> None:
     """As JSON, and as pandas writes a column of lists."""
     (row,) = table(tmp_path, f'text,mentions\nA street in Boston.,"{spelled}"\n')
     assert [m["mention"] for m in row["given"]] == ["Boston"]
 
 
-def test_places_of_gemel_s_form_in_a_table(tmp_path: Path) -> None:
+def test_places_in_gemel_s_form_are_read_from_a_table(tmp_path: Path) -> None:
     (row,) = table(
         tmp_path, "text,mention,start,end,target\nA street in Boston.,Boston,12,18,Boston (city)\n"
     )
@@ -308,7 +308,7 @@ def test_a_quote_that_is_not_closed_takes_no_rows_in_silence(tmp_path: Path, nam
     assert "a quote in it is not closed, and took 2 lines" in rows[-1]["error"]
 
 
-def test_a_quote_in_a_tsv_that_another_closes_far_below(tmp_path: Path) -> None:
+def test_a_quote_in_a_tsv_that_another_closes_far_below_is_an_error(tmp_path: Path) -> None:
     rows = table(tmp_path, 'id\ttext\na\t"One.\nb\tTwo.\nc\tThree."\nd\tFour.\n', "in.tsv")
     assert "a quote in it is not closed, and took 3 lines" in rows[0]["error"]
     assert rows[1]["text"] == "Four."

@@ -76,7 +76,7 @@ def test_the_job_takes_gpus_from_zero() -> None:
 
 
 @needs_kubectl
-def test_another_configuration_is_another_pod_template_except_in_place() -> None:
+def test_another_configuration_changes_the_pod_template_unless_it_applies_in_place() -> None:
     """Which is what makes KubeRay upgrade."""
     names = {}
     for folder in ("online", "online-in-place", "online-incremental"):

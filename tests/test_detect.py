@@ -45,7 +45,9 @@ def found(text: str, *forms: str, any_case: bool = False) -> list[str]:
         ("\U0001f469\u200d\U0001f680", ["\U0001f680"], []),
     ],
 )
-def test_whole_words_in_many_scripts(text: str, forms: list[str], expected: list[str]) -> None:
+def test_names_are_found_as_whole_words_in_many_scripts(
+    text: str, forms: list[str], expected: list[str]
+) -> None:
     assert found(text, *forms) == expected
 
 
@@ -152,7 +154,7 @@ def test_stopped_and_rarely_linked_names_are_not_looked_for(tmp_path: Path) -> N
     assert mentions(replace(stage, max_mentions=1), workspace, text) == [["Ada"]]
 
 
-def test_the_starter_s_names_in_any_case(workspace: Workspace) -> None:
+def test_the_starter_s_names_are_found_in_any_case_only_when_asked(workspace: Workspace) -> None:
     text = "adobe and google met APPLE"
     assert mentions(Detect(), workspace, text) == [["APPLE"]]
     assert mentions(Detect(case="any"), workspace, text) == [["adobe", "google", "APPLE"]]
@@ -244,7 +246,7 @@ def test_a_text_longer_than_the_model_takes_is_gone_over_in_windows(tagging_mode
     assert (text[slice(*place)], text[slice(*person)]) == ("Zürich", "Ada")
 
 
-def test_a_model_and_names_together(tagging_model: str, tmp_path: Path) -> None:
+def test_a_model_s_mentions_and_names_are_joined(tagging_model: str, tmp_path: Path) -> None:
     workspace = knowing(tmp_path, "Lovelace", "met")
     text = "Ada Lovelace met Zürich"
     both = Detect(by="both", model=tagging_model, device="cpu")

@@ -51,7 +51,7 @@ def test_verbs_in_the_text_are_those_there_are(page: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language in ("json", "yaml")], ids=str)
-def test_examples_are_what_they_say(block: Block) -> None:
+def test_examples_of_json_and_yaml_can_be_read(block: Block) -> None:
     read = json.loads if block.language == "json" else yaml.safe_load
     assert read(block.text.replace("[...]", "[]")) is not None
 
@@ -118,7 +118,7 @@ def test_every_verb_has_an_example() -> None:
     assert sorted(set(_VERBS) - shown) == []
 
 
-def test_the_example_of_a_stage(tmp_path: Path) -> None:
+def test_the_example_of_a_stage_prints_what_stands_below_it(tmp_path: Path) -> None:
     """Its programs, one after the other, print what stands behind them."""
     page = blocks(HOUSE / "docs" / "adding_a_stage.md")
     programs, outputs = ([b for b in page if b.language == kind] for kind in ("python", "text"))
@@ -129,7 +129,7 @@ def test_the_example_of_a_stage(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_knowledge_base(tmp_path: Path) -> None:
+def test_the_knowledge_base_s_commands_do_what_the_page_says(tmp_path: Path) -> None:
     folder = prepared(tmp_path)
     said = [run(b, folder) for b in blocks(HOUSE / "docs" / "knowledge_base.md") if not b.mark]
     assert said[0].splitlines()[-1] == "cities"

@@ -74,7 +74,7 @@ def test_a_package_of_another_version_or_none_is_named_with_its_pin(machine: Sim
     assert findings["qdrant-client"].found == "not installed"
 
 
-def test_torchvision_beside_a_cpu_torch(machine: SimpleNamespace) -> None:
+def test_a_torchvision_that_does_not_fit_torch_is_wrong(machine: SimpleNamespace) -> None:
     machine.modules["torchvision"] = RuntimeError("operator torchvision::nms does not exist")
     findings = examine()
     assert wrong(findings) == {"torchvision and torch"}
@@ -128,7 +128,9 @@ def test_a_missing_starter_model_is_wrong_only_where_it_is_used(monkeypatch: pyt
     assert examine(clip="org/clip")["starter clip"].ok is None
 
 
-def test_language_model_not_yet_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_starter_model_that_is_not_converted_yet_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "home" / starter.LANGUAGE_MODEL).rmdir()
     monkeypatch.setattr(starter, "packaged_file", lambda *_, **__: tmp_path / "model.gguf")
     finding = examine()["starter language"]

@@ -93,7 +93,7 @@ def test_a_name_that_is_not_ours_is_refused(url: str, host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "[::1]:8000", "localhost:8000", "gemel-ray-serve-svc", "LINK.example.org.:443"]
 )
-def test_names_that_are_ours(url: str, host: str) -> None:
+def test_a_request_by_one_of_our_names_is_answered(url: str, host: str) -> None:
     assert httpx.get(f"{url}/healthz", headers={"Host": host}).status_code == 200
 
 

@@ -119,7 +119,9 @@ def test_on_a_gpu_these_tests_are_of_the_second_model_runner(generating: Any) ->
     assert opened.model_config.logits_processors == ["gemel_ray.engine.vllm.constraint:TreeConstraintV2"]
 
 
-def test_five_beams_equal_hugging_face(generating: Any, prompts: list[Prompt], reference: Any) -> None:
+def test_five_beams_find_what_hugging_face_finds(
+    generating: Any, prompts: list[Prompt], reference: Any
+) -> None:
     for prompt in prompts:
         ours = search(generating, prompt, width=5, renormalise=False, penalty=1.0)
         theirs = by_hugging_face(reference, generating.tree, prompt, 5, 1.0)
@@ -127,7 +129,7 @@ def test_five_beams_equal_hugging_face(generating: Any, prompts: list[Prompt], r
         assert [c.score for c in ours] == pytest.approx([score for _, score in theirs], abs=1e-3)
 
 
-def test_five_beams_on_real_captions_equal_hugging_face(
+def test_five_beams_find_what_hugging_face_finds_on_real_captions(
     generating: Any, workspace: Workspace, reference: Any
 ) -> None:
     """Names of this knowledge base, prompts of real captions (without demonstrations: they are long)."""

@@ -57,7 +57,7 @@ def pairs(rows: list[Row]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     "spelled", [[MIMIC], json.dumps(MIMIC), {"Q42": MIMIC | {"entity_name": "Douglas_Adams"}}]
 )
-def test_mimic_s_entities_are_read_in_an_array_lines_or_an_object(tmp_path: Path, spelled: Any) -> None:
+def test_mimic_s_entities_are_read_from_an_array_lines_or_an_object(tmp_path: Path, spelled: Any) -> None:
     (made,), rejects = read(tmp_path, spelled)
     assert rejects == []
     assert (made["id"], made["name"]) == ("Q42", "Douglas Adams")
@@ -130,7 +130,9 @@ def test_what_is_wrong_beside_the_name_costs_itself(
     ],
     ids=str,
 )  # fmt: skip
-def test_ids_names_and_what_their_fields_are_called(tmp_path: Path, row: Row, pair: tuple[str, str]) -> None:
+def test_ids_and_names_are_read_whatever_their_fields_are_called(
+    tmp_path: Path, row: Row, pair: tuple[str, str]
+) -> None:
     made, rejects = read(tmp_path, row, "kb.jsonl")
     assert (pairs(made), rejects) == ([pair], [])
 
@@ -146,7 +148,7 @@ def dump(*items: Row) -> str:
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".bz2"])
-def test_wikidata_s_dump(tmp_path: Path, packed: str) -> None:
+def test_wikidata_s_dump_is_read(tmp_path: Path, packed: str) -> None:
     path, rejects = tmp_path / f"latest-all.json{packed}", list[str]()
     opener: Any = {"": open, ".gz": gzip.open, ".bz2": bz2.open}[packed]
     with opener(path, "wt") as file:

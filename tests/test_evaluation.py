@@ -117,7 +117,7 @@ def values(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: figure["value"] for name, figure in figures.items()}
 
 
-def test_the_headline_by_hand(run: tuple[Path, str]) -> None:
+def test_the_headline_is_what_a_count_by_hand_gives(run: tuple[Path, str]) -> None:
     figures = evaluate(run[0], [run[1]]).figures()
     assert figures["mentions"] == 5
     assert figures["statuses"] == {"linked": 2, "nil": 1, "error": 1, "missing": 1}
@@ -152,7 +152,7 @@ def test_the_figures_are_json_whatever_is_missing(run: tuple[Path, str], tmp_pat
     assert "accuracy" in found.table()
 
 
-def test_nil_of_the_official_form(tmp_path: Path) -> None:
+def test_nil_in_the_official_form_counts_as_nil(tmp_path: Path) -> None:
     rows = [
         {"text": f"x{i}", "mention": "x", "target": "A", "golden": g} for i, g in enumerate(["Q1", "NIL"])
     ]
@@ -315,7 +315,7 @@ def test_where_all_agree_the_interval_is_wilsons(right: int) -> None:
     assert (figure.low, figure.high) == pytest.approx((expected.low, expected.high), abs=1e-4)
 
 
-def test_nothing_is_told_of_nothing() -> None:
+def test_there_are_no_figures_without_mentions() -> None:
     figure = Resampling(["a", "b"]).shares(np.ones((2, 1)), np.zeros((2, 1)))[0]
     assert figure.plain() == {"value": None, "interval_95": None, "mentions": 0}
 
@@ -337,7 +337,7 @@ FOUR = [
 ]
 
 
-def test_breakdowns_by_hand() -> None:
+def test_breakdowns_are_what_a_count_by_hand_gives() -> None:
     tables = {
         name: {label: (f.value, f.mentions) for label, f in table.items()}
         for name, table in breakdowns(FOUR, TRAIN).items()
@@ -374,7 +374,7 @@ def test_rare_types_are_told_together() -> None:
     assert list(types)[-1] == "all others"
 
 
-def test_popularity_by_hand() -> None:
+def test_popularity_is_what_a_count_by_hand_gives() -> None:
     found = popularity(FOUR, TRAIN)
     assert {name: figure.value for name, figure in found.items()} == {
         "predicted_mean": (9 + 9 + 1 + 5) / 4,  # the answer nil has no popularity
@@ -398,7 +398,7 @@ def sure(count: int) -> list[Judged]:
     ]
 
 
-def test_reliability_as_scikit_learn_has_it() -> None:
+def test_reliability_is_what_scikit_learn_computes() -> None:
     from sklearn.calibration import calibration_curve
     from sklearn.metrics import brier_score_loss
 
@@ -415,7 +415,7 @@ def test_reliability_as_scikit_learn_has_it() -> None:
     assert found.expected_error.value == pytest.approx(float((weights * abs(was - mean)).sum()))
 
 
-def test_coverage_by_brute_force() -> None:
+def test_coverage_is_what_brute_force_gives() -> None:
     some = [*sure(97), judged("A", None, document="x")]
     found = calibration(some)
     assert found
@@ -447,7 +447,9 @@ def test_a_threshold_of_the_run_changes_no_calibration() -> None:
     ("york", "York"),  # of equally frequent ones the shorter
     ("York Hilton", None), ("?", None),
 ])  # fmt: skip
-def test_the_baseline_answers(tmp_path: Path, mention: str, answer: str | None) -> None:
+def test_the_baseline_answers_the_usual_target_or_the_best_name_in_the_mention(
+    tmp_path: Path, mention: str, answer: str | None
+) -> None:
     cases = [("jaguar", "Jaguar")] + [("jaguar", "Jaguar Cars")] * 2 + [("the hotel", "Hilton Hotels")]
     rows = [{"text": m, "mention": m, "target": t, "golden": "Q"} for m, t in cases]
     train = tmp_path / "train.json"
@@ -457,7 +459,9 @@ def test_the_baseline_answers(tmp_path: Path, mention: str, answer: str | None) 
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("wikidiverse", 0.70, 0.75), ("wikimel", 0.78, 0.85)])
-def test_the_baseline_on_real_captions(name: str, low: float, high: float) -> None:
+def test_the_baseline_is_as_accurate_on_real_captions_as_it_should_be(
+    name: str, low: float, high: float
+) -> None:
     if not SHARED.exists():
         pytest.skip("the real captions are not on this machine")
     files = SHARED / name
@@ -499,7 +503,7 @@ def two_runs(
     return outputs[0], outputs[1], gold
 
 
-def test_two_runs_by_hand(tmp_path: Path) -> None:
+def test_comparing_two_runs_gives_what_a_count_by_hand_gives(tmp_path: Path) -> None:
     ours, theirs, gold = two_runs(tmp_path, list("AAAAAAABBC"), list("BBBBBAAABB"))
     manifest(ours, "v", 5)
     manifest(theirs, "v", 1)

@@ -138,7 +138,9 @@ def test_no_thread_sits_a_pause_out(server: _Server, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("path", ["busy", "breaks", "wait"])
-def test_patience_behind_a_proxy(server: _Server, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_a_busy_server_behind_a_proxy_is_asked_again(
+    server: _Server, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
     """The server plays the proxy: it is asked for another host's URL as a whole."""
     monkeypatch.setenv("http_proxy", server.url(""))
     monkeypatch.setenv("no_proxy", "")
@@ -150,7 +152,7 @@ def test_patience_behind_a_proxy(server: _Server, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("code", "asked"), [(socket.EAI_AGAIN, 3), (socket.EAI_NONAME, 1)])
-def test_a_resolver_may_answer_another_time(
+def test_a_resolver_that_fails_for_now_is_asked_again(
     server: _Server, monkeypatch: pytest.MonkeyPatch, code: int, asked: int
 ) -> None:
     questions = []
@@ -167,7 +169,7 @@ def test_a_resolver_may_answer_another_time(
     asking.close()
 
 
-def test_a_pause_between_pictures_of_a_host(server: _Server) -> None:
+def test_pictures_of_a_host_are_asked_for_with_a_pause_between_them(server: _Server) -> None:
     asking = Fetcher(LIMITS, FetchPolicy(threads=8, per_host=1, pause=0.3, public=False))
     answers = [asking.ask(server.url(f"a-{i}")) for i in range(3)]
     assert [fetch_result(a) for a in answers] == [b"picture"] * 3

@@ -42,7 +42,7 @@ def picture(row: Row) -> Any:
     "image_file_path", "IMAGE", "image_filename", "photo_path", "jpg", "image_0", "img_link",
     "imageURI", "path",
 ])  # fmt: skip
-def test_a_picture_under_any_plain_name(tmp_path: Path, field: str) -> None:
+def test_a_picture_is_found_under_any_plain_name(tmp_path: Path, field: str) -> None:
     for value in ("x.jpg", ["x.jpg", "y.jpg"]):
         assert picture(one(tmp_path, **{field: value})) == f"{tmp_path}/x.jpg"
 
@@ -64,7 +64,7 @@ def test_a_url_is_a_picture_s_where_it_is_plain(tmp_path: Path, fields: Row, fou
     assert picture(row) == (fields.get("url") or fields.get("URL") if found else None)
 
 
-def test_of_several_fields_the_plainest(tmp_path: Path) -> None:
+def test_of_several_fields_the_plainest_is_the_picture(tmp_path: Path) -> None:
     both = one(tmp_path, url="https://e.org/page.jpg", file_name="b.jpg", image="a.jpg")
     assert picture(both) == f"{tmp_path}/a.jpg"
     assert picture(one(tmp_path, photo_url="https://e.org/p/1", photo_image_url="https://e.org/1.jpg")) == (
@@ -82,12 +82,12 @@ def test_of_several_fields_the_plainest(tmp_path: Path) -> None:
     {"bytes": None, "url": f" data:image/png;base64,{B64}"},
 ], ids=range(12))  # fmt: skip
 @pytest.mark.parametrize("field", ["image", "jpg", "image_bytes", "img_b64", "images"])
-def test_a_picture_in_the_row_itself(tmp_path: Path, field: str, value: Any) -> None:
+def test_a_picture_in_the_row_itself_is_read(tmp_path: Path, field: str, value: Any) -> None:
     assert picture(one(tmp_path, **{field: value})) == JPEG
 
 
 @pytest.mark.parametrize("ends", [" ", "\n", "\u00a0", "\u200b", "\ufeff", "\u200e \r\n"])
-def test_an_address_without_what_came_along_when_it_was_copied(tmp_path: Path, ends: str) -> None:
+def test_an_address_loses_what_came_along_when_it_was_copied(tmp_path: Path, ends: str) -> None:
     assert picture(one(tmp_path, image=f"{ends}https://e.org/a.jpg{ends}")) == "https://e.org/a.jpg"
     assert picture(one(tmp_path, image=f"{ends}a.jpg{ends}")) == f"{tmp_path}/a.jpg"
 
@@ -111,7 +111,9 @@ def test_what_is_no_picture_is_the_row_s_error(tmp_path: Path, value: Any, says:
     "value", [None, "", " ", float("nan"), "nan", "None", "null", [], {"bytes": None, "path": None}], ids=str
 )
 @pytest.mark.parametrize("field", ["image", "url", "img"])
-def test_no_picture_is_none_however_a_table_spells_it(tmp_path: Path, field: str, value: Any) -> None:
+def test_a_document_has_no_picture_however_a_table_spells_that(
+    tmp_path: Path, field: str, value: Any
+) -> None:
     row = one(tmp_path, **{field: value})
     assert picture(row) is None
     assert row["unread_picture"] is None
@@ -159,7 +161,7 @@ def test_img2dataset_s_files_without_their_parquet(tmp_path: Path) -> None:
     ("First.", {"sentences": [{"raw": "First.", "tokens": ["first"]}, {"raw": "Second."}]}),
     ("First.", {"text": None, "caption": "First."}),
 ])  # fmt: skip
-def test_of_several_captions_the_first(tmp_path: Path, text: str, fields: Row) -> None:
+def test_of_several_captions_the_first_is_the_text(tmp_path: Path, text: str, fields: Row) -> None:
     assert read(tmp_path, fields, {"text": "other"})[0]["text"] == text
 
 

@@ -269,7 +269,7 @@ def test_a_feature_of_another_file_is_refused(tmp_path: Path) -> None:
         list(read_features(file))
 
 
-def test_the_mapper_is_the_checkpoints(imported: tuple[Path, Official]) -> None:
+def test_the_mapper_has_the_checkpoint_s_weights(imported: tuple[Path, Official]) -> None:
     folder, official = imported
     mapper, _ = FeatureMapper.load(folder / "workspace" / "mapper.safetensors")
     feature = torch.randn(1, gemel_files.FEATURE)

@@ -340,7 +340,7 @@ def test_neighbours_and_cuts_never_change_a_row(rows: list[Any], cuts: set[int],
     assert {r["status"] for r in alone} <= {"linked", "nil", "error"}
 
 
-def test_no_rows_at_all() -> None:
+def test_a_line_runs_on_no_rows_at_all() -> None:
     assert run(line(), EVERYTHING.slice(0, 0)) == []
     assert run(line(), EVERYTHING.slice(0, 0), [2, 3]) == []
 

@@ -453,7 +453,9 @@ SAMPLES = [
     cut=st.floats(0, 1),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
 )
-def test_truncated_and_mutated_pictures(sample: bytes, cut: float, changes: list[tuple[float, int]]) -> None:
+def test_truncated_and_changed_pictures_are_read_or_refused(
+    sample: bytes, cut: float, changes: list[tuple[float, int]]
+) -> None:
     data = bytearray(sample[: round(cut * len(sample))] if cut < 0.9 else sample)
     for where, value in changes:
         if data:

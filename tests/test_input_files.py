@@ -100,7 +100,7 @@ def test_check_says_what_it_passed_over(tmp_path: Path, capsys: pytest.CaptureFi
     assert "passed over 1 files: 1 .txt" in capsys.readouterr().err
 
 
-def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
+def test_a_folder_that_datasets_saved_is_read(tmp_path: Path) -> None:
     import pyarrow as pa
 
     table = pa.table({"text": ["One.", "Two."], "image": [{"bytes": b"\xff\xd8\xff1", "path": None}] * 2})

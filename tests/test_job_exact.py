@@ -58,7 +58,7 @@ def test_a_line_changed_in_place_replaces_its_row(tmp_path: Path, output: Path) 
     assert rows_of(output)["in.jsonl-290"]["status"] == "linked"
 
 
-def test_lines_taken_out_and_turned_around(tmp_path: Path, output: Path) -> None:
+def test_lines_taken_out_lose_their_rows_and_lines_moved_keep_theirs(tmp_path: Path, output: Path) -> None:
     file = lines(tmp_path, ["works"] * 40)
     run_once(output, [file])
     kept = Path(file).read_text().splitlines()[10:]
@@ -103,7 +103,7 @@ def test_a_file_by_several_ways_is_taken_once(tmp_path: Path, output: Path) -> N
     assert linked(output) == names(*range(15))
 
 
-def test_moved_inputs_are_what_they_were(tmp_path: Path, output: Path) -> None:
+def test_a_moved_input_is_not_done_again_and_a_copy_is(tmp_path: Path, output: Path) -> None:
     (tmp_path / "a").mkdir()
     file = Path(lines(tmp_path / "a", ["works"] * 15))
     other = lines(tmp_path, ["works"] * 5, "other.jsonl")

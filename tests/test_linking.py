@@ -95,7 +95,7 @@ def test_a_bad_mention_leaves_the_others_of_its_document_alone(in_process: Rows)
     assert in_process["outside", "0-5"]["status"] == "linked"
 
 
-def test_documents_without_given_mentions(in_process: Rows) -> None:
+def test_mentions_are_found_in_documents_that_give_none(in_process: Rows) -> None:
     assert in_process["found", "0-5"]["mention"] == "Adobe"
     assert in_process["found", "10-16"]["mention"] == "Google"
     assert in_process["none-found", None]["status"] == "nil"  # type: ignore[index]

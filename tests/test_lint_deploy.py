@@ -502,7 +502,7 @@ def test_only_the_broken_place_is_told(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @needs_kubectl
-def test_for_production_images_are_named_by_digest(
+def test_images_for_production_must_be_named_by_digest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Which kustomize puts in the tag's place: no rule asks for a tag then."""
@@ -525,7 +525,7 @@ def test_for_production_images_are_named_by_digest(
 
 
 @needs_kubectl
-def test_what_the_cluster_has_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_cluster_has_needs_no_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(HOUSE / "deploy" / "redis", tmp_path / "redis")
     shutil.copy(HOUSE / "deploy" / "secrets.yaml", tmp_path)
     file = tmp_path / "redis" / "redis.yaml"
@@ -574,5 +574,5 @@ def test_a_bad_placement_is_found() -> None:
         ('m{a=~"b|c", d!="e{f}"} unless on (g) n', {"m", "n"}),
     ],
 )
-def test_metrics_of_an_expression(expression: str, found: set[str]) -> None:
+def test_the_metrics_of_an_expression_are_found(expression: str, found: set[str]) -> None:
     assert names(expression) == found

@@ -176,7 +176,7 @@ def slowly(bank: Bank, prompt: list[int], image: npt.NDArray[np.float32] | None)
     return torch.cat(rows) if rows else torch.empty(0, WIDTH)
 
 
-def test_the_bank_of_this_test(bank: Bank) -> None:
+def test_the_bank_gives_back_what_was_written(bank: Bank) -> None:
     assert [bank.tokens(i).tolist() for i in range(4)] == PIECES
     assert [bank.image_row(i) for i in range(4)] == IMAGE_ROWS
     assert [bank.has_image(i) for i in range(4)] == [True, False, True, True]
@@ -200,7 +200,7 @@ def test_prefixes_stand_where_their_references_stood(bank: Bank, prompt: list[in
     torch.testing.assert_close(made.embeddings, slowly(bank, prompt, query()))
 
 
-def test_a_whole_prompt(bank: Bank) -> None:
+def test_a_whole_prompt_has_every_part_in_its_place(bank: Bank) -> None:
     """As Assemble writes it: two demonstrations, one of them without a picture, then the query."""
     prompt = [image_of(0), *PIECES[0], *PIECES[1], QUERY_IMAGE, 20, 21]
     made = PromptEmbeddings(embed, mapper(), bank)(prompt, query())
@@ -252,7 +252,7 @@ def test_a_path_stands_behind_its_prompt(bank: Bank) -> None:
     assert longer.embeddings[len(made) :].equal(embed([8, 9]))
 
 
-def test_an_empty_bank(tmp_path: Path) -> None:
+def test_a_prompt_needs_no_example_in_the_bank(tmp_path: Path) -> None:
     empty = banks.write([], [], np.empty((0, FEATURE), np.float32), np.empty((0, 2), np.float32), tmp_path)
     made = PromptEmbeddings(embed, mapper(), empty)([QUERY_IMAGE, 3], query())
     assert len(empty) == 0

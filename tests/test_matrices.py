@@ -132,7 +132,7 @@ def test_the_bank_s_files_are_shared_not_copied(workspace: Workspace) -> None:
     )
 
 
-def test_a_line_without_rows_and_one_that_is_full() -> None:
+def test_ties_are_settled_in_full_lines_and_in_those_without_rows() -> None:
     ranked = Ranked(
         np.array([[4, 2, 9, 1], [-1, -1, -1, -1], [3, -1, -1, -1]]),
         np.array([[0.5, 0.9, 0.5 + 1e-8, 0.1], [-np.inf] * 4, [0.2, *[-np.inf] * 3]]),
@@ -143,7 +143,7 @@ def test_a_line_without_rows_and_one_that_is_full() -> None:
     assert settle_ties(empty(2, 0), 5).rows.shape == (2, 0)
 
 
-def test_rows_that_hold_all_words() -> None:
+def test_rows_with_all_words_of_a_text_are_found() -> None:
     words = Words(["New York", "the new York Times", "York", "", "Times Square, New York", "newyork"])
     rows = np.array([4, 0, 1, 2, 3, 5])
     for text, expected in {

@@ -38,7 +38,7 @@ from gemel_ray.measuring.trees import made_up
 TEST = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "test.parquet"
 
 
-def test_a_median_with_its_spread() -> None:
+def test_a_figure_is_a_median_with_its_spread() -> None:
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
 
 
@@ -48,7 +48,7 @@ def test_the_machine_is_told() -> None:
     assert json.loads(json.dumps(told)) == told
 
 
-def test_memory_of_this_process_and_of_those_it_starts() -> None:
+def test_the_memory_of_this_process_and_of_those_it_starts_is_measured() -> None:
     grow = "import time; x = bytearray(200 * 2**20); time.sleep(300)"
     with looks() as seen, subprocess.Popen([sys.executable, "-c", grow]) as child:
         until = time.monotonic() + 250
@@ -118,7 +118,7 @@ def _late() -> tuple[int, float, float]:
     return os.getpid(), begun, time.time()
 
 
-def test_the_processor_time_of_what_this_process_starts() -> None:
+def test_the_processor_time_of_what_this_process_starts_is_measured() -> None:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
         until = time.monotonic() + 250
         while sum(s for kind, s in look().processor.items() if kind != "this process") < 1:
@@ -127,7 +127,7 @@ def test_the_processor_time_of_what_this_process_starts() -> None:
         child.kill()
 
 
-def test_two_layers_for_a_language_model_and_all_else_as_it_was(
+def test_a_workspace_with_a_model_of_two_layers_is_otherwise_unchanged(
     workspace: Workspace, config: Config, workspace_folder: Path, tmp_path: Path
 ) -> None:
     folder = with_random_model(workspace, tmp_path)
@@ -146,7 +146,7 @@ def test_two_layers_for_a_language_model_and_all_else_as_it_was(
     assert len(Workspace.open(workspace_folder, config).tree) == len(light.tree)  # nothing was taken away
 
 
-def test_links_of_two_machines_are_the_same_or_not(tmp_path: Path) -> None:
+def test_links_of_two_machines_are_compared(tmp_path: Path) -> None:
     """What on_gpu.py finds out behind a run on a GPU."""
 
     def linked(name: str, *scores: float) -> Path:
@@ -175,7 +175,7 @@ def test_without_pictures_of_its_own_encode_is_measured_on_the_starter_s(
     assert found["stage_per_second"] > 0
 
 
-def test_every_stage_before_the_engine_alone(config: Config, workspace_folder: Path) -> None:
+def test_every_stage_before_the_engine_is_measured_alone(config: Config, workspace_folder: Path) -> None:
     found = alone(config, workspace_folder, [str(TEST)], 2)
     assert list(found) == ["detect", "encode", "retrieve", "assemble"]
     assert all(f["processes"] == 2 and f["per_second"] > 0 and f["core_ms"] > 0 for f in found.values())

@@ -50,7 +50,7 @@ def spans(row: Row) -> list[tuple[str, Any, Any]]:
     ],
 )
 @pytest.mark.parametrize("form", ["ours", "official", "text", "surface"])
-def test_words_are_held_against_their_place(
+def test_a_mention_s_words_are_compared_with_its_place(
     tmp_path: Path, start: int, end: int, counts: str | None, form: str
 ) -> None:
     if form == "official":
@@ -96,7 +96,7 @@ def test_a_bare_place_loses_the_white_space_at_its_ends(tmp_path: Path) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_place_however_it_is_written(tmp_path: Path, mention: Any) -> None:
+def test_a_place_is_read_however_it_is_written(tmp_path: Path, mention: Any) -> None:
     found = one(tmp_path, mention)
     assert (found["mention"], found["start"], found["end"], found["error"]) == ("Boston", 12, 18, None)
 

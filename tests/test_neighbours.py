@@ -89,7 +89,7 @@ def test_mentions_decide_where_they_tell_the_examples_apart_and_pictures_do_not(
     assert found[:2].sum() > 0.9
 
 
-def test_nobody_votes_for_nothing(tmp_path: Path) -> None:
+def test_an_example_without_a_target_has_no_vote(tmp_path: Path) -> None:
     bank = bank_of(tmp_path, ["A"], WORDS[:1], LOOKS[:1])
     assert len(votes(bank, np.empty(0, np.int64), np.empty(0, np.float32), LOOKS[0])) == 0
     assert votes(bank, np.array([0]), np.ones(1, np.float32), LOOKS[0]) == pytest.approx([1])
@@ -110,7 +110,7 @@ def test_the_score_is_the_logarithm_of_both_probabilities() -> None:
     assert [math.exp(c.score) for c in ranked] == pytest.approx(list(expected.values()))
 
 
-def test_no_more_than_were_asked_for() -> None:
+def test_no_more_candidates_are_given_than_were_asked_for() -> None:
     assert [c.leaf for c in interpolated(FOUND, {2: 0.75, 3: 0.25}, 0.4, 1)] == [2]
 
 

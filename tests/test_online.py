@@ -126,7 +126,7 @@ def test_lines_hold_the_same_rows(served: Served, messy: Any, in_process: Any) -
     assert last["fingerprint"] == in_process[0]["fingerprint"]
 
 
-def test_options_of_a_request(served: Served) -> None:
+def test_a_request_s_options_are_obeyed(served: Served) -> None:
     def asked(**options: Any) -> Any:
         return served.ask(json={"text": TEXT, "mentions": ["Adobe"], "options": options}).json()["links"][0]
 
@@ -136,7 +136,7 @@ def test_options_of_a_request(served: Served) -> None:
     assert asked()["status"] == "linked"
 
 
-def test_its_states_and_its_page(served: Served) -> None:
+def test_the_endpoint_gives_its_states_its_page_and_its_counts(served: Served) -> None:
     assert served.ask("/healthz").status_code == 200
     assert served.ask("/readyz").json()["status"] == "ready"
     assert served.ask("/", follow_redirects=True).headers["content-type"].startswith("text/html")
@@ -147,7 +147,7 @@ def test_its_states_and_its_page(served: Served) -> None:
     assert answer.json()["request_id"] == "mine"
 
 
-def test_an_upload_is_cut_off(served: Served) -> None:
+def test_an_upload_beyond_the_limit_is_cut_off(served: Served) -> None:
     """Gigabytes are not read to their end."""
 
     def parts() -> Iterator[bytes]:
@@ -186,7 +186,7 @@ def replicas_for(scaled: Any, mentions: dict[str, float], queued: float) -> floa
     return float(wanted)
 
 
-def test_segments_become_deployments(workspace_folder: Path) -> None:
+def test_every_segment_becomes_a_deployment(workspace_folder: Path) -> None:
     """As a Serve config file has it; nothing is started."""
     from ray.serve._private.build_app import build_app
 
@@ -210,12 +210,14 @@ def test_segments_become_deployments(workspace_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("segments", ["[]", "[{stages: [detect]}]", "[{stages: [encode, detect]}]"])
-def test_segments_that_leave_out_a_stage(workspace_folder: Path, segments: str) -> None:
+def test_segments_that_leave_out_a_stage_are_refused(workspace_folder: Path, segments: str) -> None:
     with pytest.raises(ValueError, match="must hold detect, encode, retrieve, assemble, generate"):
         app({"workspace": str(workspace_folder), "set": [f"online.segments={segments}"]})
 
 
-def test_a_port_that_is_taken(workspace_folder: Path, config: Config) -> None:
+def test_a_port_that_is_taken_is_refused_before_anything_starts(
+    workspace_folder: Path, config: Config
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

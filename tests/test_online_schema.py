@@ -37,7 +37,7 @@ def does_what_it_says(address: str, folder: Path, *options: str) -> None:
 
 
 @pytest.mark.slow
-def test_it_does_what_its_description_says(tmp_path: Path) -> None:
+def test_the_api_does_what_its_description_says(tmp_path: Path) -> None:
     with listening(create(endpoint(tmp_path, echoed, Online()))) as address:
         does_what_it_says(address, tmp_path, "--phases=examples,coverage,fuzzing", "--max-examples=100")
 

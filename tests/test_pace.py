@@ -71,7 +71,7 @@ def test_a_standstill_is_soon_forgotten(pace: Pace, clock: Clock) -> None:
     assert pace.rate == pytest.approx(5, rel=0.1)
 
 
-def test_a_rush_that_begins_with_a_standstill(pace: Pace, clock: Clock) -> None:
+def test_a_rush_that_begins_with_a_standstill_is_measured(pace: Pace, clock: Clock) -> None:
     clock.at += 6
     worked(pace, clock, rate=5, seconds=6, took=7, inside=40)
     assert pace.rate == pytest.approx(5, rel=0.1)

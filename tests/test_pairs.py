@@ -45,7 +45,7 @@ def pair(key: str, /, caption: str = "A caption.", **fields: Any) -> list[tuple[
     return [(f"{key}.jpg", b"picture of " + key.encode()), (f"{key}.txt", caption.encode()), *more]
 
 
-def test_a_shard_s_pairs(tmp_path: Path) -> None:
+def test_every_pair_of_a_shard_is_a_document(tmp_path: Path) -> None:
     path = shard(tmp_path / "00000.tar", *pair("a/000", "Straße in München"), *pair("a/001"), *pair("b/001"))
     rows = read(path)
     assert [r["document_id"] for r in rows] == [f"00000.tar:{key}" for key in ("a/000", "a/001", "b/001")]
@@ -67,7 +67,7 @@ def test_a_shard_may_be_compressed(tmp_path: Path) -> None:
     assert "cannot read" in str(read(tmp_path / "x.tar.zst")[-1]["error"])
 
 
-def test_fields_of_a_pair_s_json(tmp_path: Path) -> None:
+def test_the_fields_of_a_pair_s_json_are_read(tmp_path: Path) -> None:
     given = pair("a", "Adobe here", id="own-id", mentions=[{"start": 0, "end": 5}], url="https://x.org/a.jpg")
     (row,) = read(shard(tmp_path / "s.tar", *given))
     assert row["document_id"] == "own-id"
@@ -75,7 +75,7 @@ def test_fields_of_a_pair_s_json(tmp_path: Path) -> None:
     assert (row["image"], row["image_address"]) == (b"picture of a", None)
 
 
-def test_halves_of_pairs(tmp_path: Path) -> None:
+def test_a_picture_alone_is_an_error_and_a_caption_alone_a_document(tmp_path: Path) -> None:
     path = shard(
         tmp_path / "s.tar", ("a.jpg", b"x"), ("b.txt", b"Only words."), ("c.json", b'{"caption": "C"}')
     )
@@ -112,7 +112,7 @@ def test_no_pair_is_lost_without_a_word(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["s.tar", "s.tar.gz"])
-def test_a_damaged_member_is_said(tmp_path: Path, name: str) -> None:
+def test_a_damaged_member_is_reported(tmp_path: Path, name: str) -> None:
     path = shard(tmp_path / "whole.tar", *(m for i in range(30) for m in pair(f"{i:03}")))
     data = bytearray(path.read_bytes())
     at = data.find(b"010.jpg")
@@ -238,7 +238,7 @@ def test_members_out_of_order_are_put_together(
     assert [m and m[0]["mention"] for m in found] == ["Of"] * 3
 
 
-def test_a_caption_in_the_json_of_members_out_of_order(tmp_path: Path) -> None:
+def test_captions_in_json_are_found_where_members_are_out_of_order(tmp_path: Path) -> None:
     described = [(f"{key}.json", json.dumps({"caption": f"Of {key}."}).encode()) for key in "ab"]
     rows = told(shard(tmp_path / "s.tar", ("a.jpg", b"1"), ("b.jpg", b"2"), *described))
     assert rows == [("Of a.", b"1", None), ("Of b.", b"2", None)]
@@ -338,7 +338,7 @@ def test_a_member_of_any_kind_of_picture_is_one(tmp_path: Path, kind: str) -> No
     assert told(shard(tmp_path / "s.TAR", (f"a.{kind}", b"1"), ("a.txt", b"One."))) == [("One.", b"1", None)]
 
 
-def test_what_img2dataset_writes_as_shards(tmp_path: Path) -> None:
+def test_shards_of_img2dataset_are_read_without_their_parquet(tmp_path: Path) -> None:
     shard(tmp_path / "00000.tar", *pair("000000000", key="000000000", status="success"))
     shard(tmp_path / "00001.tar", *pair("000010000"), *pair("000010001"))
     for name in ("00000", "00001"):
@@ -362,7 +362,7 @@ def test_a_pattern_passes_over_what_stands_beside_a_shard(tmp_path: Path, patter
     assert files([str(tmp_path / "*.parquet")]) == [str(tmp_path / "00000.parquet")]
 
 
-def test_what_img2dataset_writes_as_parquet(tmp_path: Path) -> None:
+def test_parquet_of_img2dataset_is_read_and_failed_downloads_are_errors(tmp_path: Path) -> None:
     rows = [
         {"jpg": b"bytes", "caption": "A", "key": "0", "status": "success", "error_message": None},
         {"jpg": None, "caption": "B", "key": "1", "status": "failed_to_download",
@@ -376,7 +376,7 @@ def test_what_img2dataset_writes_as_parquet(tmp_path: Path) -> None:
     )
 
 
-def test_what_img2dataset_writes_as_files(tmp_path: Path) -> None:
+def test_files_of_img2dataset_are_found_from_their_parquet(tmp_path: Path) -> None:
     (tmp_path / "00000").mkdir()
     for name, data in (("000.jpg", b"picture"), ("000.txt", b"A"), ("000.json", b'{"caption": "A"}')):
         (tmp_path / "00000" / name).write_bytes(data)
@@ -398,7 +398,9 @@ def test_what_img2dataset_writes_as_files(tmp_path: Path) -> None:
         ({"text": "A cat.", "caption": "other"}, "A cat.", None),
     ],
 )
-def test_released_captions(tmp_path: Path, raw: Row, text: str, address: str | None) -> None:
+def test_captions_are_read_in_the_forms_in_which_they_are_released(
+    tmp_path: Path, raw: Row, text: str, address: str | None
+) -> None:
     file = tmp_path / "in.jsonl"
     file.write_text(json.dumps(raw))
     (row,) = read(file)
@@ -424,7 +426,7 @@ def test_braces_stand_for_files(tmp_path: Path) -> None:
         files([f"{tmp_path}/part-{{0012..0010}}.tar"])
 
 
-def test_a_shard_in_object_storage(tmp_path: Path) -> None:
+def test_a_shard_is_read_from_object_storage(tmp_path: Path) -> None:
     data = shard(tmp_path / "s.tar", *pair("a"), *pair("b")).read_bytes()
     with fsspec.open("memory://shards/s.tar", "wb") as file:
         file.write(data)

@@ -25,7 +25,7 @@ def node(**stations: float) -> Node:
     return Node(stations, price=3.0, gpus=1, cpus=8, segments=(), assumptions=(), started=100.0)
 
 
-def test_one_node_is_the_sum_one_does_by_hand() -> None:
+def test_the_plan_for_one_node_is_the_sum_by_hand() -> None:
     """10,000 pairs at 10 a second behind a station of 40, 100 s to start; a block of 64 passes the other
     station in 1.6 s, and half of one is the tail, 3.2 s; at 3 dollars an hour."""
     found = cost(10_000, node(generate=10.0, encode=40.0), 1, QUIET)
@@ -96,7 +96,7 @@ def usual(**other: Any) -> Node:
     return scaled(sizes.pop("gpu", "a100"), sizes.pop("model", Model()), **sizes)
 
 
-def test_a_gpu_s_rate_by_hand() -> None:
+def test_a_gpu_s_rate_is_the_sum_by_hand() -> None:
     """22.7 ms of the host, and 2 x 7e9 x 60 operations at 23.5% of 95% of 312 TFLOP/s, a mention; two
     mentions a pair, four GPUs."""
     a_mention = 0.0227 + 2 * 7e9 * 60 / (0.95 * 312e12 * 0.235)
@@ -157,7 +157,7 @@ def test_an_engine_of_several_gpus_leaves_some_for_clip() -> None:
     assert node.parallel == 2
 
 
-def test_its_configuration_is_one_that_is_read(tmp_path: Path) -> None:
+def test_the_planned_configuration_can_be_loaded(tmp_path: Path) -> None:
     cut = tmp_path / "cut.yaml"
     many = ["--gpu", "l4", "--gpus-per-node", "8", "--cpus-per-node", "96", "--parameters", "13e9"]
     assert main(["plan", "--pairs", "1000000", *many, "--nodes", "3", "--config-out", str(cut)]) == 0
@@ -225,7 +225,9 @@ def test_the_command_prints_the_plan_and_writes_its_segments(
         (["--pairs", "9", "--rates", "nowhere.json"], "nowhere.json is not what gemel-ray bench"),
     ],
 )
-def test_what_cannot_be_planned(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_planned_is_refused_with_the_reason(
+    options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plan", *options]) == 2
     assert says in capsys.readouterr().err
 
@@ -238,7 +240,7 @@ def test_a_node_has_twelve_cpus_a_gpu_if_none_are_given(capsys: pytest.CaptureFi
     assert "give --cpus-per-node 26 or more" in capsys.readouterr().err
 
 
-def test_a_price_of_one_s_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_price_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--pairs", "1000000", "--price", "9", "--nodes", "1"]) == 0
     assert "9 dollars a node and hour" in capsys.readouterr().out
     assert replace(usual(), price=9.0).price == 9.0

@@ -225,7 +225,9 @@ def ext4(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(mounted)], check=False)
 
 
-def test_on_a_real_ext4_that_is_shut_down(ext4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_lost_on_a_real_ext4_that_is_shut_down(
+    ext4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel drops what was not synced, and fails every call until the disk is mounted again."""
     monkeypatch.setattr(merging, "FILE", 5)
     monkeypatch.setattr(results, "_PAUSES", ())

@@ -156,7 +156,7 @@ def folder() -> Iterator[Path]:
 @example(names=["a", "ab", "abc", "ab", "a", "A"])
 @example(names=["x"])
 @example(names=["x"] * 5)
-def test_holds_the_names_and_nothing_else(tokenize: Any, names: list[str]) -> None:
+def test_the_tree_has_the_names_and_nothing_else(tokenize: Any, names: list[str]) -> None:
     rows = tokenize(names)
     assume(not any(END in ids for ids in rows))
     with tempfile.TemporaryDirectory() as made:
@@ -168,7 +168,7 @@ def test_holds_the_names_and_nothing_else(tokenize: Any, names: list[str]) -> No
 @pytest.mark.slow
 @settings(relaxed, max_examples=25)
 @given(names=names)
-def test_holds_the_names_in_the_starter_s_tokens(names: list[str]) -> None:
+def test_the_tree_has_the_names_in_the_starter_s_tokens(names: list[str]) -> None:
     _, end = starter_tokenizer()
     rows = by_starter(names)
     assume(all(ids and end not in ids for ids in rows))
@@ -197,7 +197,7 @@ def test_other_tokens_lead_to_no_name(names: list[str], strangers: list[list[int
 
 @relaxed
 @given(names=names)
-def test_reopened_is_equal(names: list[str]) -> None:
+def test_a_tree_that_is_opened_again_is_equal(names: list[str]) -> None:
     assume(not any(END in ids for ids in by_byte(names)))
     with tempfile.TemporaryDirectory() as made:
         tree = build(names, by_byte, END, Path(made))
@@ -263,7 +263,7 @@ def test_a_refused_build_leaves_an_earlier_tree_as_it_was(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_forty_thousand_real_names(folder: Path) -> None:
+def test_forty_thousand_real_names_make_a_tree(folder: Path) -> None:
     if not KNOWLEDGE_BASE.is_file():
         pytest.skip(f"there is no {KNOWLEDGE_BASE}: it is development data, outside the project")
     with KNOWLEDGE_BASE.open() as file:

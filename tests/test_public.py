@@ -58,6 +58,6 @@ def test_errors_have_one_root(name: str) -> None:
     assert issubclass(getattr(gemel_ray, name), gemel_ray.GemelError)
 
 
-def test_a_workspace_that_is_not_there(tmp_path: Path) -> None:
+def test_a_workspace_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(gemel_ray.WorkspaceError, match="nowhere"):
         gemel_ray.Linker(tmp_path / "nowhere")

@@ -53,7 +53,7 @@ def here(folder: Path) -> list[tuple[str, Any]]:
 ON_THE_WEB = list(zip(WORDS, URLS, strict=True))
 
 
-def test_conceptual_captions(tmp_path: Path) -> None:
+def test_conceptual_captions_are_read(tmp_path: Path) -> None:
     """CC3M: caption and URL; CC12M: URL and caption; neither has a header."""
     cc3m = "".join(f"{text}\t{url}\n" for text, url in ON_THE_WEB)
     cc12m = "".join(f"{url}\t{text}\n" for text, url in ON_THE_WEB)
@@ -61,7 +61,7 @@ def test_conceptual_captions(tmp_path: Path) -> None:
     assert pairs(put(tmp_path / "cc12m.tsv", cc12m)) == ON_THE_WEB
 
 
-def test_wikipedia_image_text(tmp_path: Path) -> None:
+def test_wikipedia_image_text_is_read(tmp_path: Path) -> None:
     """WIT: the reference description, else the alternative text, else the attribution."""
     captions = (
         "caption_reference_description",
@@ -86,13 +86,13 @@ def test_wikipedia_image_text(tmp_path: Path) -> None:
     assert pairs(table(tmp_path / "wit_v1.train.all-00000-of-00010.tsv", rows)) == ON_THE_WEB
 
 
-def test_sbu_captions(tmp_path: Path) -> None:
+def test_sbu_captions_are_read(tmp_path: Path) -> None:
     lists = {"image_urls": URLS, "user_ids": ["a", "b", "c"], "captions": WORDS}
     assert pairs(put(tmp_path / "sbu-captions-all.json", lists)) == ON_THE_WEB
 
 
 @pytest.mark.parametrize("folder", [None, "val2014"])
-def test_karpathy_s_splits(tmp_path: Path, folder: str | None) -> None:
+def test_karpathy_s_splits_are_read(tmp_path: Path, folder: str | None) -> None:
     """Of COCO with the folder of each picture, of Flickr30k without: the first of its sentences."""
     images = [
         {
@@ -112,7 +112,7 @@ def test_karpathy_s_splits(tmp_path: Path, folder: str | None) -> None:
     assert found == here(tmp_path / folder if folder else tmp_path)
 
 
-def test_textcaps(tmp_path: Path) -> None:
+def test_textcaps_is_read(tmp_path: Path) -> None:
     data = [
         {
             "image_id": str(n),
@@ -133,7 +133,7 @@ def test_textcaps(tmp_path: Path) -> None:
     assert found == [(text, f"{url}_o.jpg") for text, url in ON_THE_WEB]
 
 
-def test_localized_narratives(tmp_path: Path) -> None:
+def test_localized_narratives_are_read(tmp_path: Path) -> None:
     """Its pictures are told by an id alone."""
     rows = [
         {
@@ -159,7 +159,7 @@ def test_localized_narratives(tmp_path: Path) -> None:
     ]
 
 
-def test_docci(tmp_path: Path) -> None:
+def test_docci_is_read(tmp_path: Path) -> None:
     rows = [
         {"example_id": f"test_{n}", "split": "test", "image_file": name, "description": text}
         for n, (text, name) in enumerate(zip(WORDS, FILES, strict=True))
@@ -167,7 +167,7 @@ def test_docci(tmp_path: Path) -> None:
     assert pairs(lines(tmp_path / "docci_descriptions.jsonlines", rows)) == here(tmp_path)
 
 
-def test_unsplash(tmp_path: Path) -> None:
+def test_unsplash_is_read(tmp_path: Path) -> None:
     """photo_url is the page."""
     rows = [
         {
@@ -182,7 +182,7 @@ def test_unsplash(tmp_path: Path) -> None:
     assert pairs(table(tmp_path / "photos.tsv", rows)) == ON_THE_WEB
 
 
-def test_pixelprose(tmp_path: Path) -> None:
+def test_pixelprose_is_read(tmp_path: Path) -> None:
     rows = [
         {
             "uid": f"u{n}",
@@ -202,7 +202,7 @@ def test_pixelprose(tmp_path: Path) -> None:
     assert pairs(tmp_path / "vlm_captions_cc12m_00.parquet") == ON_THE_WEB
 
 
-def test_image_columns_of_the_hub_with_several_captions(tmp_path: Path) -> None:
+def test_image_columns_of_the_hub_with_several_captions_are_read(tmp_path: Path) -> None:
     """Flickr30k as it is on the hub."""
     rows = [
         {
@@ -257,7 +257,7 @@ def test_blink_s_contexts_around_the_mention_are_one_text(tmp_path: Path, title:
     assert told(lines(tmp_path / "train.jsonl", rows)) == LINKS
 
 
-def test_kilt(tmp_path: Path) -> None:
+def test_kilt_is_read(tmp_path: Path) -> None:
     """AIDA, WNED and the Wikipedia links in KILT's form."""
     rows = [
         {

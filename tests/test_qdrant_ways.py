@@ -62,7 +62,9 @@ def test_an_untrusted_certificate_is_refused_until_its_authority_is_named(
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
-def test_an_authority_that_cannot_be_read(content: str | None, tmp_path: Path, capsys: Say) -> None:
+def test_an_authority_that_cannot_be_read_is_refused(
+    content: str | None, tmp_path: Path, capsys: Say
+) -> None:
     file = tmp_path / "ca.pem"
     if content:
         file.write_text(content)
@@ -131,7 +133,7 @@ def present(asked: Any) -> Any:
 
 
 @pytest.mark.parametrize(("settings", "asked"), ASKED)
-def test_what_a_collection_is_asked_for(settings: dict[str, Any], asked: dict[str, Any]) -> None:
+def test_a_collection_is_created_as_the_settings_say(settings: dict[str, Any], asked: dict[str, Any]) -> None:
     with serving() as (address, answers):
         server = Server(Options(address=f"{address}/bank", **settings))
         qdrant.create(server, "bank-1", {"mention": 16, "image": 8})

@@ -191,7 +191,7 @@ def test_the_text_decides_between_entities_of_one_surname_that_nobody_knows(
     ("Smith, 11944 votes.", "lawyer (1833-1898)", (0, 0, 0, 0)),
     ("Smith in 1944.", "lawyer", (0, 0, 0, 0)),
 ])  # fmt: skip
-def test_years_of_a_text_against_those_of_a_description(
+def test_years_of_a_text_are_compared_with_those_of_a_description(
     text: str, about: str, expected: tuple[float, ...]
 ) -> None:
     assert compared(years(text), years(about)) == pytest.approx(expected)

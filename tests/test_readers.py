@@ -50,7 +50,7 @@ def told(row: Row) -> list[tuple[Any, ...]]:
 # WikiDiverse
 
 
-def test_wikidiverse_passages(tmp_path: Path) -> None:
+def test_wikidiverse_s_passages_are_read(tmp_path: Path) -> None:
     (row,) = read(written(tmp_path, [PASSAGE]))
     assert (row["document_id"], row["text"]) == ("in.json:1", PASSAGE[0])
     assert (row["image_key"], row["image_address"]) == (PASSAGE[1], None)
@@ -61,7 +61,7 @@ def test_wikidiverse_passages(tmp_path: Path) -> None:
     ]
 
 
-def test_wikidiverse_with_candidates(tmp_path: Path) -> None:
+def test_wikidiverse_is_read_with_candidates(tmp_path: Path) -> None:
     (row,) = read(written(tmp_path, [CANDIDATES]), fetch_official_images=True)
     assert told(row) == [("Paris", 9, 14, "Paris", None, "Location", None)]
     assert row["image_address"] == "https://e.org/p.jpg"
@@ -97,7 +97,7 @@ def test_wikidiverse_names_its_pictures_by_their_md5(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_an_object_of_items_by_id(tmp_path: Path, indent: int | None) -> None:
+def test_items_are_read_from_an_object_by_id(tmp_path: Path, indent: int | None) -> None:
     items = {"33-0": ITEM, "33-1": ITEM | {"mentions": "smith", "entities": "J. Smith", "answer": "nil"}}
     first, second = read(written(tmp_path, items, indent=indent))
     assert (first["document_id"], second["document_id"]) == ("33-0", "33-1")
@@ -105,7 +105,7 @@ def test_an_object_of_items_by_id(tmp_path: Path, indent: int | None) -> None:
     assert told(second) == [("smith", 0, 5, None, "NIL", None, None)]
 
 
-def test_an_array_of_items(tmp_path: Path) -> None:
+def test_items_are_read_from_an_array(tmp_path: Path) -> None:
     item = ITEM | {"mentions": "Will%20Rogers", "entities": "Will%20Rogers"}
     del item["answer"]
     (row,) = read(written(tmp_path, [item]))
@@ -129,7 +129,7 @@ def test_pictures_lie_where_releases_keep_them(tmp_path: Path, key: str, file: s
     assert (row["image_key"], row["image_address"]) == (key, f"{tmp_path}/{file}" if file else None)
 
 
-def test_of_several_pictures_the_first(tmp_path: Path) -> None:
+def test_of_several_pictures_the_first_counts(tmp_path: Path) -> None:
     item = {k: v for k, v in ITEM.items() if k != "imgPath"}
     several, none = read(
         written(tmp_path, [item | {"img_list": ["a.jpg", "b.jpg"]}, item | {"img_list": []}])
@@ -177,7 +177,7 @@ def test_a_first_line_that_is_json_by_itself_makes_lines(tmp_path: Path, first: 
     assert [r["error"] is None for r in rows] == [isinstance(first, dict), True, True]
 
 
-def test_items_that_are_nothing_known(tmp_path: Path) -> None:
+def test_items_in_no_known_form_are_errors(tmp_path: Path) -> None:
     rows = read(written(tmp_path, [PASSAGE, [1, 2], "text", None, 7, {}, PASSAGE]))
     assert [r["error"] is None for r in rows] == [True, *[False] * 5, True]
     assert all("is not a JSON object" in r["error"] for r in rows[1:5])

@@ -76,7 +76,7 @@ def fine(row: Row) -> Row:
 # Our own form
 
 
-def test_own_form_keeps_every_field(tmp_path: Path) -> None:
+def test_our_own_form_keeps_every_field(tmp_path: Path) -> None:
     extra = {"target_id": "Q11463", "type": "company"}
     row = fine(
         one(tmp_path, own(mentions=[ADOBE | {"target": "Adobe Inc."} | extra, {"start": 10, "end": 16}]))
@@ -122,7 +122,7 @@ def test_pictures_stand_relative_to_the_file(tmp_path: Path, image: str | None, 
     assert row["image_address"] == (address and address.replace("FOLDER", str(tmp_path)))
 
 
-def test_a_picture_beside_a_file_named_without_folder(
+def test_a_picture_is_found_beside_a_file_named_without_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines(tmp_path, own(image="a.jpg"))
@@ -149,18 +149,18 @@ def test_a_row_of_the_official_form_is_a_document_of_one_mention(tmp_path: Path)
     ]
 
 
-def test_official_form_with_an_id_and_a_place(tmp_path: Path) -> None:
+def test_the_official_form_may_have_an_id_and_a_place(tmp_path: Path) -> None:
     row = fine(one(tmp_path, official(id="q7", text="Paris and Paris", mention="Paris", start=10, end=15)))
     assert row["document_id"] == "q7"
     assert spans(row) == [(10, 15, "Paris")]
 
 
-def test_official_form_in_another_case(tmp_path: Path) -> None:
+def test_a_mention_of_the_official_form_is_found_in_another_case(tmp_path: Path) -> None:
     """The mention stands in the prompt as the file spells it."""
     assert spans(fine(one(tmp_path, official(mention="google")))) == [(10, 16, "google")]
 
 
-def test_official_form_in_another_case_behind_letters_that_grow(tmp_path: Path) -> None:
+def test_a_mention_in_another_case_is_found_behind_letters_that_grow(tmp_path: Path) -> None:
     """İ has two characters in lower case: the place must still be counted in the text as it is."""
     row = fine(one(tmp_path, official(text="İİİ met ADOBE here", mention="Adobe")))
     assert spans(row) == [(8, 13, "Adobe")]
@@ -185,7 +185,7 @@ def test_official_picture_lies_beside_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["what?.jpg", "[1].jpg", "a*b.jpg", "100%.jpg", "a#b.jpg", "ä 1.jpg"])
 @pytest.mark.parametrize("there", [True, False])
-def test_official_picture_of_any_name(tmp_path: Path, name: str, there: bool) -> None:
+def test_an_official_picture_may_have_any_name(tmp_path: Path, name: str, there: bool) -> None:
     """Names of pictures come from titles of web pages; none of their characters means a pattern."""
     if there:
         (tmp_path / name).write_bytes(b"picture")
@@ -317,7 +317,7 @@ def test_half_a_surrogate_pair_anywhere_costs_no_other_row(tmp_path: Path, raw: 
     assert [fine(rows[i])["document_id"] for i in (0, 2)] == ["before", "after"]
 
 
-def test_half_a_surrogate_pair_in_a_url_to_be_fetched(tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_in_a_url_costs_no_other_row(tmp_path: Path) -> None:
     raw = official(img_url="https://example.org/\ud800")
     assert len(read(lines(tmp_path, own(), raw, own()), fetch_official_images=True)) == 3
 
@@ -335,7 +335,7 @@ def test_deep_values_cost_no_other_row(tmp_path: Path, depth: int, field: str) -
     assert len(rows) == 3
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_cost_their_line_only(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": "\xff\xfe"}\n\x00\n\xef\xbb\xbf{"text": "b"}\n')
     good, bad, nul, marked = read(path)
@@ -344,7 +344,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     assert (good["text"], marked["text"]) == ("a", "b")
 
 
-def test_a_file_without_a_last_line_break(tmp_path: Path) -> None:
+def test_a_file_needs_no_line_break_at_its_end(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text('{"text": "a"}\r\n{"text": "b"}')
     assert [r["text"] for r in read(path)] == ["a", "b"]
@@ -431,12 +431,12 @@ def test_parquet_is_as_json_lines(tmp_path: Path) -> None:
     assert unplaced(read(parquet(tmp_path, raws))) == unplaced(read(lines(tmp_path, *raws)))
 
 
-def test_parquet_in_the_official_form(tmp_path: Path) -> None:
+def test_parquet_in_the_official_form_is_as_json_lines(tmp_path: Path) -> None:
     raws = [official(id=str(i), start=10, end=16) for i in range(3)]
     assert unplaced(read(parquet(tmp_path, raws))) == unplaced(read(lines(tmp_path, *raws)))
 
 
-def test_parquet_in_the_official_form_with_some_places(tmp_path: Path) -> None:
+def test_parquet_may_have_places_in_some_rows_only(tmp_path: Path) -> None:
     """Columns cannot be absent from single rows: there they are null."""
     raws = [official(id="a", start=10, end=16), official(id="b")]
     assert [spans(fine(r)) for r in read(parquet(tmp_path, raws))] == [[(10, 16, "Google")]] * 2
@@ -472,7 +472,7 @@ def test_parquet_of_wrong_types_says_so_in_each_row(tmp_path: Path) -> None:
     ]
 
 
-def test_parquet_without_any_row(tmp_path: Path) -> None:
+def test_parquet_without_rows_has_no_documents(tmp_path: Path) -> None:
     assert read(parquet(tmp_path, [], pa.schema([("text", pa.string())]))) == []
 
 
@@ -638,7 +638,7 @@ def memory() -> Iterator[str]:
     filesystem.rm("/bucket", recursive=True)
 
 
-def test_addresses_of_other_filesystems(memory: str) -> None:
+def test_files_of_other_filesystems_are_found_and_read(memory: str) -> None:
     found = files([memory])
     assert len(found) == 2
     assert [count(address) for address in found] == [None, None]  # not read through for that

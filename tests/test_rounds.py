@@ -203,7 +203,7 @@ async def all_linked(work: Generating, rows: Rows) -> list[dict[str, Any]]:
     return list(await asyncio.gather(*(work._link(row) for row in rows)))
 
 
-def test_a_document_s_own_wishes(generating: Generating, rows: Rows) -> None:
+def test_a_document_s_options_are_obeyed_in_rounds(generating: Generating, rows: Rows) -> None:
     """Other numbers of candidates have rounds of their own beside the others; exact search has none."""
     wishes = [{"candidates": 2}, {"candidates": 9}, {"search": "exact"}, {}]
     asked = [row | {"options": wish} for row, wish in zip(rows, wishes, strict=False)]

@@ -323,7 +323,7 @@ def test_rollouts_spare_requests() -> None:
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_one_name_alone(score: str) -> None:
+def test_a_tree_of_one_name_is_searched(score: str) -> None:
     model = Model(1, make_tree(3, 1), score)
     for width in (None, 1, 5):
         found, engine = searched(model, 1.0, width)
@@ -331,7 +331,7 @@ def test_one_name_alone(score: str) -> None:
         assert len(engine.asked) == (0 if score == "tree" else 1)
 
 
-def test_a_node_wider_than_what_the_engine_reports() -> None:
+def test_a_node_wider_than_what_the_engine_reports_is_searched() -> None:
     """The root has more children than are reported: the best 2 x width of them are all a beam needs."""
     names = [chr(ord("a") + i) + chr(ord("a") + j) for i in range(26) for j in range(0, 26, 5)]
     with tempfile.TemporaryDirectory() as folder:

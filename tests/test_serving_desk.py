@@ -284,7 +284,7 @@ def test_request_ids_come_back(play: Any) -> None:
     play(scene, lambda: echoed)
 
 
-def test_what_prometheus_is_told(play: Any) -> None:
+def test_prometheus_gets_requests_tokens_and_times(play: Any) -> None:
     counts = iter([{"asked": 10, "cached": 4, "decoded": 2}, {"asked": 20, "cached": 10, "decoded": 3}])
 
     async def counting(table: pa.Table) -> Reply:

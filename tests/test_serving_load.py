@@ -99,5 +99,5 @@ def test_neither_filling_up_nor_running_empty_counts() -> None:
     assert figures["mentions_per_second"] == pytest.approx(12 / 5.625, abs=1e-3)
 
 
-def test_figures_of_nothing() -> None:
+def test_a_load_without_answers_has_figures() -> None:
     assert Load().figures()["answered_per_second"] == 0.0

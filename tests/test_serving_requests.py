@@ -140,7 +140,7 @@ def test_a_request_that_is_too_large_is_refused(ask: Any, request_: Any, says: s
          "multipart/form-data; boundary=b", "the form is not valid UTF-8"),
     ],
 )  # fmt: skip
-def test_bodies_that_cannot_be_read(ask: Any, body: bytes, kind: str, says: str) -> None:
+def test_bodies_that_cannot_be_read_are_refused(ask: Any, body: bytes, kind: str, says: str) -> None:
     assert says in refused(ask(content=body, headers={"Content-Type": kind}), 400, "bad_request")
 
 
@@ -153,7 +153,7 @@ def test_bodies_that_cannot_be_read(ask: Any, body: bytes, kind: str, says: str)
         ({"text": (None, TEXT), "options": (None, '{"x": 1}')}, "there is no field options.x"),
     ],
 )
-def test_forms_with_the_wrong_fields(ask: Any, fields: Any, says: str) -> None:
+def test_forms_with_wrong_fields_are_refused(ask: Any, fields: Any, says: str) -> None:
     assert says in refused(ask(files=fields), 400, "bad_request")
 
 
@@ -161,7 +161,7 @@ def test_a_connection_is_kept_where_all_was_read(ask: Any) -> None:
     assert "connection" not in ask(json={}).headers
 
 
-def test_a_field_given_twice(ask: Any) -> None:
+def test_a_field_given_twice_is_refused(ask: Any) -> None:
     answer = ask(files=[("text", (None, TEXT)), ("text", (None, "other"))])
     assert "the form's text is given twice" in refused(answer, 400, "bad_request")
 
@@ -326,7 +326,7 @@ def test_any_bytes_are_refused_in_words(ask: Any, body: bytes, kind: str) -> Non
     refused(ask(content=body + ending, headers={"Content-Type": kind}), 400, "bad_request")
 
 
-def test_the_description_tells_the_contract(ask: Any) -> None:
+def test_the_description_has_the_whole_contract(ask: Any) -> None:
     described = ask("GET", "/openapi.json").json()
     link = described["paths"]["/v1/link"]["post"]
     assert link["requestBody"]["content"].keys() == {"application/json", "multipart/form-data"}

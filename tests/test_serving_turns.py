@@ -243,7 +243,7 @@ def test_who_leaves_while_waiting_gives_its_turn_to_others() -> None:
     asyncio.run(played())
 
 
-def test_a_caller_by_its_key(tmp_path: Path) -> None:
+def test_a_caller_is_known_by_its_key_and_not_by_its_address(tmp_path: Path) -> None:
     """Two keys from one address take turns; the same key from two addresses is one caller."""
     from dataclasses import replace
 

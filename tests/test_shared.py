@@ -80,7 +80,7 @@ def test_a_file_that_comes_a_little_later_is_waited_for(
     assert seen.fault() == ""
 
 
-def test_a_workspace_that_a_node_does_not_see(tmp_path: Path) -> None:
+def test_a_workspace_that_a_node_does_not_see_is_named(tmp_path: Path) -> None:
     ours = workspace(tmp_path / "workspace")
     assert ours.here() == ours.folder
     shutil.rmtree(ours.folder)

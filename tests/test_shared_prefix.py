@@ -122,7 +122,7 @@ def test_flash_attention_split_in_two_is_the_same() -> None:
     assert torch.allclose(ours.float(), plain.float(), atol=0.02)
 
 
-def test_only_where_a_layer_would_read_much_again_and_again() -> None:
+def test_a_pass_is_split_only_where_that_saves_much_reading() -> None:
     there, (query, metadata) = seam("cpu", torch.bfloat16), a_pass("cpu", torch.bfloat16)
     read = len(COUNTS) * ALIKE * BLOCK * 2 * GROUPS * SIZE * 2
 
@@ -171,7 +171,7 @@ def test_an_engine_of_another_attention_is_refused() -> None:
 @pytest.mark.parametrize(
     ("wanted", "passes"), [("auto", [True, False]), ("auto", [True]), ("never", [False])]
 )
-def test_it_is_tried_and_else_left(
+def test_split_attention_is_tried_and_given_up_where_its_numbers_differ(
     wanted: str, passes: list[bool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rounds are tried with it first; where its numbers differ, without."""

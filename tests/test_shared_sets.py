@@ -82,7 +82,7 @@ def test_a_prompt_is_its_set_and_then_its_own_nearest(front: Front, workspace: W
         assert row["demonstrations"] == workspace.bank.ids(row["shots"])
 
 
-def test_no_own_examples_and_no_sets(front: Front) -> None:
+def test_a_prompt_may_have_a_set_alone_or_no_set(front: Front) -> None:
     assert all(
         len(row["shots"]) == 3 and row["beginning"]
         for row in front(demonstrations=3, shared_sets=1, nearest=0)
@@ -110,7 +110,7 @@ def test_an_example_never_shows_itself_in_a_set(workspace: Workspace, config: Co
     assert len(shots) == 4 and row not in shots
 
 
-def test_settings_that_do_not_go_together() -> None:
+def test_settings_that_do_not_go_together_are_refused() -> None:
     for wrong in (["retrieve.nearest=20"], ["retrieve.official_order=true"]):
         with pytest.raises(ConfigError, match=r"retrieve\."):
             load(None, {}, ["retrieve.shared_sets=1", *wrong])

@@ -157,7 +157,7 @@ def test_nobody_without_a_gpu_sees_one_and_the_engine_is_never_without() -> None
         fit(cuda, "offline", A100S, SMALL)
 
 
-def test_the_gpus_that_are_listed_and_visible() -> None:
+def test_only_gpus_that_are_listed_and_visible_count() -> None:
     l4, h100 = Gpu("NVIDIA L4", 22.5), Gpu("NVIDIA H100 80GB HBM3", 79.6)
     assert visible(LISTED, None) == (l4, l4, h100)
     assert visible(LISTED, "2,0") == (h100, l4)
@@ -192,7 +192,7 @@ def test_what_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "1 x [generate]: 2 CPUs and 0.6 GPUs each" in shown
 
 
-def test_the_weights_of_a_folder(tmp_path: Path) -> None:
+def test_the_size_of_a_model_s_weights_is_known_or_zero(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(bytes(3 << 20))
     (tmp_path / "config.json").write_text("{}")
     assert weights(str(tmp_path)) == pytest.approx(3 / 1024)

@@ -56,7 +56,7 @@ def ids(addresses: list[str]) -> list[str]:
 # Inputs
 
 
-def test_inputs_by_name_folder_pattern_and_range(server: Server) -> None:
+def test_inputs_are_found_by_name_folder_pattern_and_range(server: Server) -> None:
     for i in range(4):
         server.put(f"in/part-{i:02}.jsonl", line(f"d{i}"))
     server.put("in/notes.txt", b"none of it")
@@ -266,7 +266,7 @@ def test_what_is_written_to_in_place_is_a_folder_of_this_machine(
     assert "takes a folder of this machine, not" in capsys.readouterr().err
 
 
-def test_a_workspace_behind_a_web_server(workspace_folder: Path, config: Config, kept: Path) -> None:
+def test_a_workspace_is_fetched_from_a_web_server(workspace_folder: Path, config: Config, kept: Path) -> None:
     """Any server that lists its folders: nginx, Apache, this one of Python's."""
     serve = partial(SimpleHTTPRequestHandler, directory=str(workspace_folder))
     with answering(serve) as at:

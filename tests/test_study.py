@@ -176,7 +176,9 @@ def test_cells_of_a_group_differ() -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_small_study_and_again(workspace_folder: Path, config: Config, tmp_path: Path, capsys: Any) -> None:
+def test_a_small_study_has_its_figures_and_links_nothing_the_second_time(
+    workspace_folder: Path, config: Config, tmp_path: Path, capsys: Any
+) -> None:
     """Two ways of linking twelve pictures; the second time nothing is linked."""
     gold = tmp_path / "gold.parquet"
     examples = pq.read_table(DATA / "train.parquet").slice(0, 240)["mentions"].to_pylist()

@@ -106,7 +106,9 @@ def test_micro_batches_and_checkpointing_change_nothing(
     assert_equal_curves(points(workspace), undisturbed)
 
 
-def test_killed_and_run_again_is_undisturbed(undisturbed: list[dict[str, float]], workspace: Path) -> None:
+def test_training_that_is_killed_and_run_again_ends_as_if_undisturbed(
+    undisturbed: list[dict[str, float]], workspace: Path
+) -> None:
     settings = ["--set", *" --set ".join(FEW).split(" ")]
     command = [sys.executable, "-m", "gemel_ray.cli", "train", "--workspace", str(workspace), *settings]
     for name in ("train", "dev"):
@@ -177,7 +179,7 @@ def test_a_mapper_worse_than_no_pictures_is_not_put_into_the_workspace(workspace
     assert (workspace / "training" / "best.safetensors").exists()
 
 
-def test_patience_ends_it(workspace: Path) -> None:
+def test_training_ends_when_its_patience_does(workspace: Path) -> None:
     trained(
         workspace,
         "train.learning_rate=1e-30",
@@ -197,7 +199,7 @@ def test_patience_ends_it(workspace: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("side", ["train", "dev"])
-def test_files_that_cannot_do_are_named(
+def test_files_that_cannot_be_used_are_named(
     workspace: Path, tmp_path: Path, side: str, change: dict[str, Any], reason: str
 ) -> None:
     rows = pq.read_table(tmp_path / "dev.parquet").slice(0, 2).to_pylist()
@@ -218,7 +220,7 @@ def test_files_that_cannot_do_are_named(
         trained(workspace, **{side: str(bad)})
 
 
-def test_settings_that_cannot_do(workspace: Path) -> None:
+def test_settings_that_cannot_be_used_are_refused(workspace: Path) -> None:
     with pytest.raises(ValueError, match=r"assemble\.images"):
         trained(workspace, "assemble.images=false")
     with pytest.raises(WorkspaceError, match="was built with"):

@@ -83,7 +83,7 @@ def home(request: pytest.FixtureRequest, tmp_path: Path, server: tuple[str, Any]
         vectors.close()
 
 
-def test_equals_brute_force(home: Home) -> None:
+def test_a_search_finds_what_brute_force_finds(home: Home) -> None:
     bank = {name: random(700, width) for name, width in WIDTHS.items()}
     bank["image"][::3] = np.nan
     vectors = home(bank)
@@ -150,7 +150,7 @@ def test_rows_that_are_left_out_are_not_found(home: Home) -> None:
     assert len(hits[2].rows) == len(hits[2].scores) == 0
 
 
-def test_without_where_the_graph_may_answer(home: Home) -> None:
+def test_rows_left_out_are_not_found_where_the_graph_answers(home: Home) -> None:
     bank = random(300, 16)
     vectors = home({"mention": bank}, exact_below=100)
     best = brute(bank, bank[0], 50)
@@ -159,7 +159,7 @@ def test_without_where_the_graph_may_answer(home: Home) -> None:
     assert not {*hits.rows.tolist()} & {*best}
 
 
-def test_missing_queries_and_rows(home: Home) -> None:
+def test_missing_queries_and_rows_are_left_out(home: Home) -> None:
     bank = {name: random(5, width) for name, width in WIDTHS.items()}
     bank["image"][2] = bank["image"][4] = bank["mention"][4] = np.nan
     vectors = home(bank)
@@ -214,7 +214,7 @@ hit_lists = st.lists(
 
 @settings(deadline=None)
 @given(hit_lists, st.integers(1, 40))
-def test_fuse_against_its_definition(lists: list[dict[int, float]], limit: int) -> None:
+def test_fusing_is_what_its_definition_says(lists: list[dict[int, float]], limit: int) -> None:
     weights = [1.0, 0.5, 2.0]
     given_hits, expected = [], {}
     for scores, weight in zip(lists, weights, strict=False):
@@ -236,7 +236,9 @@ def test_fuse_against_its_definition(lists: list[dict[int, float]], limit: int) 
 
 @settings(max_examples=15, deadline=None)
 @given(st.data())
-def test_any_small_bank(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_small_bank_is_searched_as_by_brute_force(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     """Few vectors over few directions: ties everywhere, any rows left out, any limit."""
     directions = random(4, 6, seed=8)
     which = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=25))
@@ -328,7 +330,9 @@ def test_wrong_input_is_named(home: Home) -> None:
         vectors.add([9, 9], {"mention": random(2, 16)})
 
 
-def test_opening_what_is_not_there_and_making_what_is(tmp_path: Path, server: tuple[str, Any]) -> None:
+def test_opening_what_is_missing_and_making_what_is_there_are_errors(
+    tmp_path: Path, server: tuple[str, Any]
+) -> None:
     with pytest.raises(OSError, match="nothing-here"):
         EdgeStore.open(tmp_path / "nothing-here")
     for _ in range(2):
@@ -339,7 +343,7 @@ def test_opening_what_is_not_there_and_making_what_is(tmp_path: Path, server: tu
         EdgeStore.create(tmp_path / "edge", WIDTHS)
 
 
-def test_imitation_in_a_folder(tmp_path: Path) -> None:
+def test_the_server_s_imitation_keeps_a_folder(tmp_path: Path) -> None:
     written = Vectors(ServerStore.create(of_server(str(tmp_path / "bank")), "bank", WIDTHS))
     written.add([3, 1], {"mention": random(2, 16)})
     written.close()
@@ -348,7 +352,7 @@ def test_imitation_in_a_folder(tmp_path: Path) -> None:
     vectors.close()
 
 
-def test_busy_server_is_asked_again(server: tuple[str, type[Imitation]]) -> None:
+def test_a_busy_server_is_asked_again(server: tuple[str, type[Imitation]]) -> None:
     address, answers = server
     answers.failures = 2
     vectors = Vectors(ServerStore.create(of_server(f"{address}/bank"), "bank", WIDTHS))

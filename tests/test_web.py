@@ -127,12 +127,12 @@ def url(server: Any, path: str, host: str = "pictures.test") -> str:
         "4000::1",
     ],
 )
-def test_addresses_that_are_not_public(address: str) -> None:
+def test_addresses_inside_are_not_public(address: str) -> None:
     assert not is_public(ip_address(address))
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "1.1.1.1", "2606:4700:4700::1111", "64:ff9b::101:101"])
-def test_addresses_that_are_public(address: str) -> None:
+def test_addresses_of_the_internet_are_public(address: str) -> None:
     assert is_public(ip_address(address))
 
 
@@ -220,18 +220,20 @@ def test_no_more_than_the_limit_is_read(web: Web, server: Any) -> None:
     ("path", "says"),
     [("missing", "answered 404"), ("short", "cut short")],
 )
-def test_a_server_that_does_not_deliver(web: Web, server: Any, path: str, says: str) -> None:
+def test_a_server_that_does_not_deliver_is_an_error_with_its_reason(
+    web: Web, server: Any, path: str, says: str
+) -> None:
     with pytest.raises(ImageError, match=says):
         web.fetch(url(server, path))
 
 
-def test_a_server_that_is_too_slow(web: Web, server: Any) -> None:
+def test_a_server_that_is_too_slow_is_given_up(web: Web, server: Any) -> None:
     hasty = Web(ImageLimits(bytes=1000, seconds=0.5), resolve=web.resolve, allowed=web.allowed)
     with pytest.raises(ImageError, match="did not arrive in time"):
         hasty.fetch(url(server, "drip"))
 
 
-def test_the_system_s_resolver() -> None:
+def test_names_are_resolved_by_the_system() -> None:
     assert ip_address("127.0.0.1") in resolved("localhost", 80)
 
 
@@ -261,7 +263,7 @@ def test_white_space_at_the_ends_of_a_url_is_none_of_it(web: Web, server: Any, e
     assert [path for path, _ in server.seen] == ["/picture"]
 
 
-def test_a_redirection_in_utf_8(web: Web, server: Any) -> None:
+def test_a_redirection_in_utf_8_is_followed(web: Web, server: Any) -> None:
     assert web.fetch(url(server, "utf8")) == BYTES
     assert [path for path, _ in server.seen] == ["/utf8", "/caf%C3%A9.jpg"]
 

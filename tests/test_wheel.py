@@ -50,7 +50,7 @@ def test_every_file_of_the_package_is_in_it(unpacked: Path) -> None:
     assert differing == []
 
 
-def test_it_stands_without_the_checkout(unpacked: Path, tmp_path: Path) -> None:
+def test_the_wheel_works_without_the_checkout(unpacked: Path, tmp_path: Path) -> None:
     """What is read at run time, by the code that reads it, in an empty folder."""
     program = """
 import sys
