@@ -113,9 +113,10 @@ def test_the_choice_is_the_same_in_rounds_and_by_rollouts_and_decides_the_id(
 
 @pytest.mark.slow
 def test_candidates_that_were_not_written_are_judged_as_if_they_were(
-    ranked: Workspace, generating: Generating, tmp_path: Path
+    ranked: Workspace, generating: Generating, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One beam writes one name. What the others get is what six beams, which write all names, give them."""
+    """One beam writes one name. What the others get is what six beams, which write all names, give them, and
+    what rollouts give them."""
     config, rows = prompts(ranked, tmp_path, "generate.rerank=0")
     work = Generating(config.generate, ranked, config.retrieve, generating)
     whole, one = replace(work.stage, beams=len(SURNAMES)), replace(work.stage, beams=1)
@@ -124,6 +125,12 @@ def test_candidates_that_were_not_written_are_judged_as_if_they_were(
         assert len(every) == len(SURNAMES)
         (written,) = asyncio.run(work.model_answer(one, row)).names
         judged = asyncio.run(work.model_answer(replace(one, judged=1e-9), row)).names
+        with monkeypatch.context() as patch:
+            patch.setattr(work.engine, "takes", lambda *_: False)
+            by_rollouts = asyncio.run(work.model_answer(replace(one, judged=1e-9), row)).names
+        assert {c.leaf: (c.log_prob, c.score) for c in judged} == {
+            c.leaf: pytest.approx((c.log_prob, c.score), abs=1e-4) for c in by_rollouts
+        }
         likely = [e for e, p in zip(row["likely"], row["chances"], strict=True) if math.exp(p) >= 1e-9]
         names = {name for _, name in ranked.entities.of(likely)}
         assert len(names) > 1

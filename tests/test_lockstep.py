@@ -116,10 +116,12 @@ def test_a_round_needs_no_value_of_the_device(pretended: None, renormalise: bool
         nobody: Any = None  # waits for the outcome
         nothing, prompt = Written(ids[:0], ids[:0]), Written(ids, ids, ((1, vectors),))
         columns.waiting[Mention(nothing, prompt, nobody, Usage())] = None
+    readings = list(columns.readings(64, 64))
+    next(iter(columns.guests.values())).judging = (len(tree.token) - 1,)
     beams = np.array([[4, 4, 5], [0, 2, 1], [0, 2, 1], [1, 0, 2], [1, 2, 1]])  # as the host would have read
     lockstep._widest = 4
     seam.copy(np.array([[1, 2], [3, 4]]))
-    lockstep._compute(_Asking(*beams), list(columns.readings(64, 64)))
+    lockstep._compute(_Asking(*beams), readings)
     told = growing.round()
     assert told.device.type == "cuda"
     assert len(told) == 1 + 6 * (7 * WIDTH + 2)

@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,7 +118,9 @@ def test_whoever_else_is_there_and_leaves_each_finds_its_own_names(
         search = dice.choice(searches)
         if rounds.fits(search, len(beginning), len(own)):
             told: Any = Told()
-            asked.append((search, Mention(beginning, own, told, Usage()), read))
+            names = [leaf for _, leaf in tree.names()]
+            judged = tuple(dice.sample(names, dice.choice([0, 0, 1, 9])))
+            asked.append((search, Mention(beginning, own, told, Usage(), judged), read))
     waiting, left = list(asked), set[int]()
     for _ in range(3000):
         while waiting and dice.random() < 0.6:
@@ -135,10 +138,16 @@ def test_whoever_else_is_there_and_leaves_each_finds_its_own_names(
         if found is None:
             assert id(mention) in left
         else:
-            expected = searched(
-                Behind(tree, score, read), penalty, None if search.width == 1 else search.width
-            )[0]
-            same(found, expected, 1e-4)
+            model = Behind(tree, score, read)
+            expected, _ = searched(model, penalty, None if search.width == 1 else search.width)
+            same(found[: len(expected)], expected, 1e-4)
+            known = {c.leaf for c in expected}
+            others = {tree.walk(path): (total, value) for path, total, value in model.names(penalty)}
+            assert {c.leaf for c in found[len(expected) :]} == set(mention.judged) - known
+            for candidate in found[len(expected) :]:
+                assert (candidate.log_prob, candidate.score) == pytest.approx(
+                    others[candidate.leaf], abs=1e-4
+                )
     arena.forget()
     assert len(arena._free) == arena.all
 

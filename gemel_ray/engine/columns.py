@@ -17,7 +17,7 @@ wide search among narrow ones does not starve.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
@@ -142,12 +142,14 @@ def _key(prompt: Written, beginning: Beginning | None) -> Key:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mention:
-    """A prompt to be searched: its `own` tokens, behind a `beginning` that others may have, too, or empty."""
+    """A prompt to be searched: its `own` tokens, behind a `beginning` that others may have, too, or empty.
+    Names that are to be `judged` even if the search does not find them: their leaves."""
 
     beginning: Written
     own: Written
     outcome: Outcome[list[Candidate]]
     usage: Usage
+    judged: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -156,12 +158,16 @@ class Mention:
 
 @dataclass(slots=True, eq=False)
 class Guest:
-    """Who is in a column, its prompt, and its blocks but the beginning's."""
+    """Who is in a column, its prompt, and its blocks but the beginning's; what was found, and which names are
+    judged at present: none while it is searched."""
 
     mention: Mention
     beginning: Beginning | None
     blocks: list[int]
     reading: Reading
+    found: list[Candidate] = field(default_factory=list)
+    judging: tuple[int, ...] = ()
+    judged: int = 0  # of the mention's names
 
 
 class Columns:
@@ -188,6 +194,11 @@ class Columns:
     def busy(self) -> bool:
         return bool(self.guests or self._begun or self.waiting)
 
+    @property
+    def judging(self) -> bool:
+        """Whether names are judged in any column."""
+        return any(guest.judging for guest in self.guests.values())
+
     def growing(self) -> list[int]:
         """The columns whose prompts have been read."""
         return [column for column, guest in self.guests.items() if not guest.reading.left]
@@ -198,6 +209,19 @@ class Columns:
         beginnings = {guest.beginning if guest is not None else None for guest in guests}
         only = beginnings.pop() if len(beginnings) == 1 else None
         return 0 if only is None else only.tokens // self.arena.size
+
+    def judge(self, column: int) -> bool:
+        """Whether names are left to be judged that have not been found: as many as there are beams come next.
+        The model is asked about the root again, which is a token: the prompt's last."""
+        guest, known = self.guests[column], {candidate.leaf for candidate in self.guests[column].found}
+        left = [leaf for leaf in guest.mention.judged[guest.judged :] if leaf not in known]
+        guest.judging = tuple(left[: self.width])
+        if not guest.judging:
+            return False
+        guest.judged = guest.mention.judged.index(guest.judging[-1]) + 1
+        guest.reading.done -= 1
+        guest.mention.usage.asked += 1
+        return True
 
     def free(self, column: int) -> Guest:
         """Let the guest go."""

@@ -6,30 +6,33 @@ name are finished, and the first width that do not end live on. Every operation 
 is written in place, so that a round can be replayed as a CUDA graph; nothing is read by the host but what
 `told` gathers.
 
-    growing.begin(columns)                          # their prompts have been read
+    growing.begin(columns, listed)                  # their prompts have been read
     growing.answer(column, beam, child, scores)     # what the model gives of the beams that were `pending`
     said = Told.of(growing.round().numpy(), width)  # the next token of all, and what has become of them
 
 A beam lives in a *place*, which stands for the keys and values of its tokens. The first child of a beam
 stays in its place, its siblings move to free ones, which have to be filled. A beam behind which only one
 name is left asks for nothing any more and needs no place, unless scores are over the whole vocabulary.
+
+Names that are listed for a column are judged instead of searched: beams go nowhere else, all of them arrive,
+and names that begin alike are one beam until they fork. Their scores are those that a search gives them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from gemel_ray.knowledge.prefix_tree import PrefixTree
+from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree
 
 NEVER = -torch.inf
+_ANY = -2  # in the place of a listed node: every child may follow
 Whole = npt.NDArray[np.int64]
 
 
@@ -46,11 +49,23 @@ class FlatTree:
         self.first = torch.from_numpy(first).to(device)
         self.single = torch.from_numpy(_single(first)).to(device)
         self.depth, self.fan = tree.depth, int(first[1] - first[0])  # the longest name; the root's children
+        self._tree = tree
 
     def children(self, node: Tensor) -> tuple[Tensor, Tensor]:
         """The first child of each node, and how many it has."""
         first = self.first[node].long()
         return first, self.first[node + 1].long() - first
+
+    def listed(self, names: Sequence[Sequence[int]], width: int) -> Whole:
+        """For the columns of a Growing, the names that are judged in each, by their leaves: [columns, depth,
+        width]. Of a column without any, every name may be written."""
+        made = np.full((len(names), self.depth, width), NOWHERE, np.int64)
+        for column, leaves in zip(made, names, strict=True):
+            column[:] = NOWHERE if leaves else _ANY
+            for at, leaf in enumerate(leaves):
+                nodes = self._tree.nodes(leaf)
+                column[: len(nodes), at] = nodes
+        return made
 
 
 def _single(first: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
@@ -97,6 +112,7 @@ class Growing:
     log-probability -inf and stands at node 0. path int64 [columns, width, depth]; length int64 [columns, 1].
     leaf int64, total and score float64 [columns, width]: names, best first, score -inf where none is.
     child int64, more float64 [columns, width, 2 x width]: the continuations of every beam.
+    listed int64 [columns, depth, width]: see FlatTree.listed.
     """
 
     def __init__(
@@ -117,30 +133,44 @@ class Growing:
         self.cached, self.pending, self.path = whole(width), whole(width), whole(width, tree.depth)
         self.leaf, self.total, self.score = whole(width), real(width), real(width)
         self.child, self.more = whole(width, 2 * width), real(width, 2 * width)
+        self.listed = whole(tree.depth, width).fill_(_ANY)
         self.broken = torch.zeros(columns, 1, dtype=torch.bool, device=device)
 
-    def begin(self, columns: Tensor) -> None:
+    def begin(self, columns: Tensor, listed: Tensor | None = None) -> None:
         """One live beam each, at the root, whose children `answer` gives before the next round. Whoever was
-        there before is gone: beams that are no longer answered die by themselves."""
+        there before is gone: beams that are no longer answered die by themselves. `listed`: the names to be
+        judged there; None: any is searched."""
         for state in (self.node, self.length, self.place, self.cached, self.pending, self.broken):
             state[columns] = 0
         self.log_prob[columns] = self.score[columns] = NEVER
         self.log_prob[columns, 0] = 0.0
+        self.listed[columns] = _ANY if listed is None else listed
+
+    def listing(self, columns: Tensor) -> Tensor:
+        """The nodes to which beams of these columns may go next, [n, width]."""
+        return self.listed[columns, self.length[columns, 0]]
 
     def answer(self, column: Tensor, beam: Tensor, child: Tensor, scores: Tensor) -> None:
         """The best 2 x width children of these beams, [n, 2 x width], and their log-probabilities."""
         self.child[column, beam], self.more[column, beam] = child, scores.double()
 
-    def best(self, logits: Tensor, node: Tensor, widest: int) -> tuple[Tensor, Tensor]:
+    def best(
+        self, logits: Tensor, node: Tensor, widest: int, listed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What `answer` wants, of the model's `logits` [n, vocabulary] at these nodes of at most `widest`
-        children. A row of numbers that are not finite has nan for its first score."""
+        children; of those `listed` only (see `listing`). A row of numbers that are not finite has nan for its
+        first score."""
         first, fan = self.tree.children(node)
         index = torch.arange(max(widest, 2 * self.width), device=logits.device)
         child = (first[:, None] + index).clamp_(max=len(self.tree.token) - 1)
         allowed = logits.gather(1, self.tree.token[child].long().clamp_(min=0)).float()
         allowed.masked_fill_(index >= fan[:, None], NEVER)
         over = allowed if self.renormalise else logits.float()
-        scores, at = (allowed - over.logsumexp(-1, keepdim=True)).topk(2 * self.width)
+        scores = allowed - over.logsumexp(-1, keepdim=True)
+        if listed is not None:
+            follows = (child[:, :, None] == listed[:, None]).any(2) | (listed[:, :1] == _ANY)
+            scores = scores.masked_fill(~follows, NEVER)
+        scores, at = scores.topk(2 * self.width)
         scores[:, 0].masked_fill_(~scores[:, 0].isfinite(), torch.nan)
         return child.gather(1, at), scores
 

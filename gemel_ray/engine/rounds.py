@@ -132,7 +132,7 @@ class Lockstep:
         said.pending[others], said.source[others] = 0, -1
         for column in growing:
             if not said.alive[column]:
-                self._leave(column, said)
+                self._end(column, said)
         forked, asking = np.nonzero(said.source >= 0), np.nonzero(said.pending)
         columns.fork(forked[0], said.source[forked], said.place[forked], said.cached[forked])
         for column in columns.guests.keys() & set(asking[0].tolist()):
@@ -140,14 +140,15 @@ class Lockstep:
         self._widest = said.widest
         return _Asking(asking[0], asking[1], said.place[asking], said.cached[asking], said.pending[asking])
 
-    def _leave(self, column: int, said: Told) -> None:
-        outcome = self.columns.free(column).mention.outcome
-        rows = said.found[column].T.tolist()
-        found = [Candidate(int(leaf), total, score) for leaf, total, score in rows if score > -np.inf]
-        if said.broken[column] or not found:
-            outcome.tell(ValueError("the language model's numbers for this prompt are not finite"))
-        else:
-            outcome.tell(found)
+    def _end(self, column: int, said: Told) -> None:
+        """The column's beams have ended: its guest leaves, or stays for the names to be judged."""
+        guest, rows = self.columns.guests[column], said.found[column].T.tolist()
+        guest.found += [Candidate(int(leaf), total, score) for leaf, total, score in rows if score > -np.inf]
+        broken = said.broken[column] or not guest.found
+        if not broken and self.columns.judge(column):
+            return
+        fault = ValueError("the language model's numbers for this prompt are not finite")
+        self.columns.free(column).mention.outcome.tell(fault if broken else guest.found)
 
     def _compute(self, asking: _Asking, readings: list[Part]) -> None:
         """One pass over these beams and parts of prompts. Scores the children of both."""
@@ -172,15 +173,28 @@ class Lockstep:
         """The children of beams, whose rows come first, and of the roots of columns that have been `read` in
         these rows. The output's weights are gone through once for all."""
         growing, beams = self.growing, len(asking.tokens)
-        column, beam, begins, root, scored = self.seam.upload(
-            asking.column, asking.beam, begun, 0 * begun, np.concatenate([np.arange(beams), read])
-        )
+        column, beam, begins, root, scored, listed = self.seam.upload(
+            asking.column, asking.beam, begun, 0 * begun, np.concatenate([np.arange(beams), read]),
+            self._listed(begun),
+        )  # fmt: skip
         of_beams, of_roots = self.seam.logits(hidden[scored]).split([beams, len(read)])
         if len(column):
-            growing.answer(column, beam, *growing.best(of_beams, growing.node[column, beam], self._widest))
+            self._answer(column, beam, of_beams, self._widest)
         if len(begins):
-            growing.begin(begins)
-            growing.answer(begins, root, *growing.best(of_roots, root, growing.tree.fan))
+            growing.begin(begins, listed if len(listed) else None)
+            self._answer(begins, root, of_roots, growing.tree.fan)
+
+    def _answer(self, column: Tensor, beam: Tensor, logits: Tensor, widest: int) -> None:
+        growing = self.growing
+        listed = growing.listing(column) if self.columns.judging else None
+        growing.answer(column, beam, *growing.best(logits, growing.node[column, beam], widest, listed))
+
+    def _listed(self, columns: Whole) -> Whole:
+        """For Growing, the names that are judged in these columns; empty where none are anywhere."""
+        if not self.columns.judging:
+            return np.empty(0, np.int64)
+        judging = [self.columns.guests[column].judging for column in columns.tolist()]
+        return self.growing.tree.listed(judging, self.growing.width)
 
     def _embeddings(self, asking: _Asking, readings: list[Part]) -> Tensor:
         """Of the tokens of beams, and behind them of the parts of prompts. Made on the device: ids go there,

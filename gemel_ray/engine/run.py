@@ -130,10 +130,13 @@ class Engine:
         """Whether `beams` can be asked for prompts of so many tokens."""
         return self._rounds is not None and self._rounds.fits(search, beginning, own)
 
-    async def beams(self, search: Search, beginning: Written, own: Written, usage: Usage) -> list[Candidate]:
-        """The names that search.beam finds behind this prompt. Errors, and cancelling, as of `rollout`."""
+    async def beams(
+        self, search: Search, beginning: Written, own: Written, usage: Usage, judged: tuple[int, ...] = ()
+    ) -> list[Candidate]:
+        """The names that search.beam finds behind this prompt; after them those of the leaves `judged` that
+        it has not found, with the scores it would have given them. Errors and cancelling as of `rollout`."""
         self._check_length(len(beginning) + len(own), search.tree.depth)
-        work = _Beams(search, Mention(beginning, own, Outcome(), usage))
+        work = _Beams(search, Mention(beginning, own, Outcome(), usage, judged))
         assert self._rounds is not None, "asked without `takes`"
         return await self._done(work, work.outcome, partial(self._rounds.drop, search, work.mention))
 

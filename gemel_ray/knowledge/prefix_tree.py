@@ -100,13 +100,17 @@ class PrefixTree:
             low, end, height = int(self.first_child[low]), int(self.first_child[end]), height + 1
         return height
 
+    def nodes(self, node: int) -> list[int]:
+        """The nodes on the way from the root, which is not among them, to `node`."""
+        found: list[int] = []
+        while node != self.root:
+            found.append(node)
+            node = int(np.searchsorted(self.first_child, np.int32(node), side="right")) - 1
+        return found[::-1]
+
     def path(self, node: int) -> tuple[int, ...]:
         """The tokens that lead to `node`."""
-        tokens: list[int] = []
-        while node != self.root:
-            tokens.append(int(self.token[node]))
-            node = int(np.searchsorted(self.first_child, np.int32(node), side="right")) - 1
-        return tuple(reversed(tokens))
+        return tuple(int(self.token[n]) for n in self.nodes(node))
 
     def spelled(self) -> tuple[Tokens, npt.NDArray[np.int64]]:
         """Tokens of the name of every row of the knowledge base, end-of-name token included, end to end,

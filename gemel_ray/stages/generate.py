@@ -32,7 +32,7 @@ class Generate(Stage):
     weight: at 0 it is not used, and at 1 it answers alone, without loading the language model.
 
     Of a mention of which the ranker is not sure, the model also judges those of the ranker's candidates that
-    it did not write, down to a probability of `judged`: some requests more for each.
+    it did not write, down to a probability of `judged`: some tokens more, in the same passes.
 
     With `rerank`, where the ranker is not sure, the language model also chooses among that many of its best
     candidates, listed with their descriptions: one more pass behind the same demonstrations. Weighted by

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import lru_cache
@@ -154,9 +154,11 @@ class Generating(Work):
 
     async def _named(self, asked: Generate, row: Row) -> list[Candidate]:
         """What the language model writes, and what else it judges."""
-        found = await self._in_rounds(asked, row) or await self._by_rollouts(asked, row)
-        if asked.judged < 1 and asked.ranking:
-            found = [*found, *await self._judged(asked, row, {candidate.leaf for candidate in found})]
+        names = self._likely(asked, row)
+        found = await self._in_rounds(asked, row, names)
+        if not found:
+            found = await self._by_rollouts(asked, row)
+            found += await self._judged(asked, row, names - {candidate.leaf for candidate in found})
         if asked.prior_weight:
             found = await self.prior.corrected(found, asked.prior_weight, asked.length_penalty)
         return found
@@ -193,9 +195,17 @@ class Generating(Work):
                 names[leaf] = float(np.logaddexp(names.get(leaf, -np.inf), log_prob))
         return names
 
-    async def _in_rounds(self, asked: Generate, row: Row) -> list[Candidate]:
-        """In lock step with all others; nothing where that is not to be had. Exact search is none of beams.
-        Prompts whose demonstrations are all their own begin alike by chance: vLLM's cache finds where."""
+    def _likely(self, asked: Generate, row: Row) -> set[int]:
+        """The leaves of the ranker's candidates that are to be judged, written or not."""
+        if asked.judged == 1 or not asked.ranking:
+            return set()
+        pairs = zip(row["likely"] or (), row["chances"] or (), strict=True)
+        return set(self.by_name({entity: log for entity, log in pairs if math.exp(log) >= asked.judged}))
+
+    async def _in_rounds(self, asked: Generate, row: Row, names: Collection[int] = ()) -> list[Candidate]:
+        """In lock step with all others, and `names` judged; nothing where that is not to be had. Exact search
+        is none of beams. Prompts whose demonstrations are all their own begin alike by chance: vLLM's cache
+        finds where."""
         prompt, begins = row["prompt"], row["beginning"]
         if asked.search != "beam" or (row["shots"] and not begins):
             return []
@@ -204,7 +214,8 @@ class Generating(Work):
         own = self.prompts.written(prompt[begins:], _feature(row))
         if not self.engine.takes(search, len(beginning), len(own)):
             return []
-        return await self.engine.beams(search, beginning, own, self.usage)
+        judged = tuple(sorted(names, key=self.tree.path))  # those that begin alike are judged together
+        return await self.engine.beams(search, beginning, own, self.usage, judged)
 
     async def _by_rollouts(self, asked: Generate, row: Row) -> list[Candidate]:
         async with self._rollouts(asked, row) as rollout:
@@ -218,13 +229,11 @@ class Generating(Work):
                 return await greedy(tree, expansions, penalty)
             return await beam(tree, expansions, penalty, asked.beams)
 
-    async def _judged(self, asked: Generate, row: Row, known: set[int]) -> list[Candidate]:
-        """The ranker's candidates that the language model has not written, with what it gives them."""
-        pairs = zip(row["likely"] or (), row["chances"] or (), strict=True)
-        likely = {entity: log for entity, log in pairs if math.exp(log) >= asked.judged}
-        leaves = sorted(self.by_name(likely).keys() - known)
-        if not leaves:
+    async def _judged(self, asked: Generate, row: Row, names: Collection[int]) -> list[Candidate]:
+        """What the language model gives these names, by rollouts."""
+        if not names:
             return []
+        leaves = sorted(names)
         paths = [self.tree.path(leaf) for leaf in leaves]
         async with self._rollouts(asked, row) as rollout:
             judge = Prior(self.tree, rollout, renormalise=asked.score == "tree")
