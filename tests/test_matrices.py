@@ -12,11 +12,9 @@ import pytest
 
 from gemel_ray.config import Config, load
 from gemel_ray.knowledge import bank as bank_file
-from gemel_ray.knowledge import matrices
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.matrices import Matrices
 from gemel_ray.knowledge.qdrant import EdgeStore
-from gemel_ray.knowledge.vectors import Matrix, Ranked, Vectors, empty, settle_ties
+from gemel_ray.knowledge.vectors import Matrices, Matrix, Ranked, Vectors, empty, settle_ties
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.knowledge.writing import index
@@ -74,7 +72,7 @@ def test_the_answers_are_those_of_qdrant(
     both: tuple[Vectors, Vectors], held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ties, rows left out, names beside mentions, pictures, votes and a bonus; in pieces of any size."""
-    monkeypatch.setattr(matrices, "_SCORES", held)
+    monkeypatch.setattr("gemel_ray.knowledge.vectors._SCORES", held)
     queries = {"mention": random(150, 16, seed=5), "image": random(150, 8, seed=6)}
     queries["image"][::4] = np.nan
     queries["mention"][::7] = both[0].store._named["mention"].vectors[:22]  # type: ignore[attr-defined]

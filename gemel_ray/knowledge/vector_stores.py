@@ -16,10 +16,9 @@ from gemel_ray import storage
 from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge import qdrant, versions
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.matrices import Matrices
 from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
 from gemel_ray.knowledge.server import SHORT_WAIT, Say, Server
-from gemel_ray.knowledge.vectors import Vectors, VectorStore
+from gemel_ray.knowledge.vectors import Matrices, Vectors, VectorStore
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.settings import Vectors as Options
 

@@ -13,6 +13,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -23,13 +24,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from gemel_ray.pictures.limits import LIMITS, Filtered, ImageError, ImageLimits, naming_image, reason
+from gemel_ray.pictures.limits import LIMITS, Filtered, ImageError, ImageLimits, reason, shown
 from gemel_ray.pictures.web import Web, is_public_or_private
 
 # A text or colour profile of a PNG, unpacked: many programs write more than Pillow's default of 1 MiB. Pillow
 # allows 64 MiB for all texts of one picture.
 _METADATA = 32 * 2**20
 PngImagePlugin.MAX_TEXT_CHUNK = _METADATA
+_PLAIN = 8  # bytes of memory a pixel, while it is decoded
 _COSTLY = {"AVIF": 16, "HEIF": 16, "WEBP": 16}  # bytes per pixel: decoded beside Pillow's copy
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
@@ -123,8 +125,9 @@ def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
             image: Image.Image = Image.open(BytesIO(data), formats=formats(data))
             if image.width * image.height > limits.pixels:
                 raise ImageError(too_large)
-            if image.width * image.height * _decoding_bytes(image) > limits.decoded:
-                raise ImageError(f"it would take more than {limits.decoded:,} bytes to decode")
+            most = _PLAIN * limits.pixels  # costlier kinds may have fewer pixels
+            if image.width * image.height * _decoding_bytes(image) > most:
+                raise ImageError(f"it would take more than {most:,} bytes to decode")
             _check_size(image.size, limits)
             if target is not None:
                 image.draft(None, (2 * target, 2 * target))
@@ -145,7 +148,7 @@ def decode(data: bytes, limits: ImageLimits, target: int | None) -> Image.Image:
 
 def _decoding_bytes(image: Image.Image) -> int:
     """Peak memory per pixel in bytes while it is converted to RGB, as measured."""
-    return _COSTLY.get(image.format or "", 12 if image.mode[0] in "IF" else 8)
+    return _COSTLY.get(image.format or "", 12 if image.mode[0] in "IF" else _PLAIN)
 
 
 def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
@@ -293,3 +296,14 @@ def _bands(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
 
 def _finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return np.nan_to_num(rows.astype(np.float64))
+
+
+@contextmanager
+def naming_image(address: str | None) -> Iterator[None]:
+    """Make an ImageError from inside name the image."""
+    try:
+        yield
+    except Filtered:
+        raise
+    except ImageError as error:
+        raise ImageError(f"cannot read the image {shown(address)}: {error}") from error.__cause__

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gemel_ray.errors import Mistake
@@ -40,24 +38,8 @@ class ImageLimits:
     aspect: float = 0.0
     stores: tuple[str, ...] = STORES
 
-    @property
-    def decoded(self) -> int:
-        """Bytes in memory: those of 8-bit pixels, so that costlier kinds may have fewer pixels."""
-        return 8 * self.pixels
-
 
 LIMITS = ImageLimits()
-
-
-@contextmanager
-def naming_image(address: str | None) -> Iterator[None]:
-    """Make an ImageError from inside name the image."""
-    try:
-        yield
-    except Filtered:
-        raise
-    except ImageError as error:
-        raise ImageError(f"cannot read the image {shown(address)}: {error}") from error.__cause__
 
 
 def shown(address: str | None) -> str:

@@ -24,8 +24,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.pictures.fetching import Fetcher, fetch_result
-from gemel_ray.pictures.images import image_bytes, is_web, read_image
-from gemel_ray.pictures.limits import ImageError, naming_image
+from gemel_ray.pictures.images import image_bytes, is_web, naming_image, read_image
+from gemel_ray.pictures.limits import ImageError
 from gemel_ray.readers.pictures import unread_counts
 from gemel_ray.stage import Stage, Work, answer, settings_of
 from gemel_ray.stages.encode import Encode
