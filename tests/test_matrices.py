@@ -19,7 +19,7 @@ from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.knowledge.writing import index
 from gemel_ray.models.encoders import unit
-from gemel_ray.ranking.postings import Words
+from gemel_ray.ranking.postings import WordIndex
 
 NAMES = {"mention": "name"}
 
@@ -142,7 +142,7 @@ def test_ties_are_settled_in_full_lines_and_in_those_without_rows() -> None:
 
 
 def test_rows_with_all_words_of_a_text_are_found() -> None:
-    words = Words(["New York", "the new York Times", "York", "", "Times Square, New York", "newyork"])
+    words = WordIndex(["New York", "the new York Times", "York", "", "Times Square, New York", "newyork"])
     rows = np.array([4, 0, 1, 2, 3, 5])
     for text, expected in {
         "york NEW": [4, 0, 1],
@@ -152,6 +152,6 @@ def test_rows_with_all_words_of_a_text_are_found() -> None:
         "?!": [],
         "": [],
     }.items():
-        assert rows[words.held(text, rows)].tolist() == expected
-    assert Words([]).held("York", rows).tolist() == [False] * 6
-    assert words.held("York", rows[:0]).tolist() == []
+        assert rows[words.with_all_words(text, rows)].tolist() == expected
+    assert WordIndex([]).with_all_words("York", rows).tolist() == [False] * 6
+    assert words.with_all_words("York", rows[:0]).tolist() == []

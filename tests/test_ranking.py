@@ -32,19 +32,19 @@ from gemel_ray.linking import linking_graph
 from gemel_ray.models.encoders import unit
 from gemel_ray.ranking import descriptions, postings
 from gemel_ray.ranking import names as name_files
-from gemel_ray.ranking.context import Judged, learnt
+from gemel_ray.ranking.context import TrainingExample, learn_bend
 from gemel_ray.ranking.descriptions import Described
 from gemel_ray.ranking.evidence import Evidence
-from gemel_ray.ranking.examples import NOBODY, Examples
+from gemel_ray.ranking.examples import NO_ENTITY, Examples
 from gemel_ray.ranking.features import FEATURES, Question, bend
-from gemel_ray.ranking.fitting import _question, _taught
+from gemel_ray.ranking.fitting import _question, _trained
 from gemel_ray.ranking.leaving_out import LeftOut
 from gemel_ray.ranking.making import _neighbours
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.postings import Postings
 from gemel_ray.ranking.ranker import Ranker
-from gemel_ray.ranking.ranking import Ranking, witness
-from gemel_ray.ranking.words import compared, folded, telling, years
+from gemel_ray.ranking.ranking import Ranking, open_collector
+from gemel_ray.ranking.words import compared, content_words, folded, years
 from gemel_ray.readers import documents
 from gemel_ray.records import LINK
 from gemel_ray.stages.answers import joined, likeliest, settled
@@ -133,10 +133,10 @@ def test_an_index_gives_back_every_row_of_a_key_once(
 def test_names_are_found_by_words_form_initials_and_with_spelling_mistakes(workspace: Workspace) -> None:
     names = Names(workspace.ranking_folder)
     row = [e["name"] for e in entities()].index("Cleo Grimaldi")
-    assert row in names.sharing(["grimaldi"]).rows
-    assert names.named("cleo grimaldi").tolist() == [row]
+    assert row in names.sharing_words(["grimaldi"]).rows
+    assert names.with_name("cleo grimaldi").tolist() == [row]
     assert row in names.abbreviated("cg")
-    assert names.alike("kleo grimmaldi", 3)[0] == row
+    assert names.similar("kleo grimmaldi", 3)[0] == row
 
 
 def test_of_many_of_one_name_those_come_first_whose_other_names_stand_in_the_text(tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_of_many_of_one_name_those_come_first_whose_other_names_stand_in_the_tex
     entity_file.write(({"id": str(i), "name": n} for i, n in enumerate(called)), tmp_path / "e.arrow")
     name_files.write(entity_file.Entities.open(tmp_path / "e.arrow"), tmp_path)
     names = Names(tmp_path)
-    around = names.sharing(telling("secretary of defense william s cohen"))
-    assert names.sharing(["william"]).best(50, (around,))[0] == 200
+    around = names.sharing_words(content_words("secretary of defense william s cohen"))
+    assert names.sharing_words(["william"]).best(50, (around,))[0] == 200
     assert names.abbreviated("sas").tolist() == [201]
     assert names.abbreviated("fat").tolist() == [202]
     assert names.reordered("ssa").tolist() == [201]
@@ -162,10 +162,10 @@ def test_of_many_of_one_name_those_come_first_whose_other_names_stand_in_the_tex
     ],
 )
 def test_the_text_around_a_mention_brings_candidates(workspace: Workspace, text: str, found: str) -> None:
-    knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
+    collector = open_collector(workspace.ranking_folder, workspace.bank, workspace.entities)
     nothing = np.zeros(workspace.bank.mention_vectors.shape[1], np.float32)
     asked = Question("the force", text, nothing, None, np.empty(0, np.int64), np.empty(0, np.float32))
-    rows = knowing.evidence(asked).rows.tolist()
+    rows = collector.evidence(asked).rows.tolist()
     assert found in [name for _, name in workspace.entities.of(rows)]
 
 
@@ -199,8 +199,8 @@ def test_years_of_a_text_are_compared_with_those_of_a_description(
 
 def test_the_examples_of_a_document_say_nothing_of_it_when_it_is_linked(workspace: Workspace) -> None:
     """Neither by its mention nor by its text nor as neighbours. Of another text they do."""
-    knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
-    known = knowing.sources.examples
+    collector = open_collector(workspace.ranking_folder, workspace.bank, workspace.entities)
+    known = collector.sources.examples
     (nearest, shares) = next(_neighbours(workspace, configured(workspace), np.array([0])))
     assert 0 not in nearest.tolist()
     asked = replace(
@@ -211,7 +211,7 @@ def test_the_examples_of_a_document_say_nothing_of_it_when_it_is_linked(workspac
     ]
 
     def told(text: str) -> list[float]:
-        evidence = knowing.evidence(replace(asked, text=text))
+        evidence = collector.evidence(replace(asked, text=text))
         at = evidence.rows.tolist().index(int(known.entity[0]))
         features: list[float] = evidence.features[at, wanted].tolist()
         return features
@@ -243,7 +243,7 @@ def test_one_text_under_two_pictures_is_two_documents(tmp_path: Path) -> None:
 def test_who_has_an_example_less_is_not_given_away_by_it() -> None:
     """Where everybody has three examples, the right one has two while one of its is judged, and so has
     everybody else; who has one keeps it."""
-    entity = np.array([0, 0, 0, 1, 1, 1, 2, NOBODY, NOBODY])
+    entity = np.array([0, 0, 0, 1, 1, 1, 2, NO_ENTITY, NO_ENTITY])
     known = SimpleNamespace(
         entity=entity, bank=SimpleNamespace(examples=9), of=lambda e: np.flatnonzero(entity == e)
     )
@@ -257,13 +257,13 @@ def test_who_has_an_example_less_is_not_given_away_by_it() -> None:
 
 
 def test_a_name_tells_something_of_what_bears_it(workspace: Workspace) -> None:
-    knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
+    collector = open_collector(workspace.ranking_folder, workspace.bank, workspace.entities)
     at = [
         i for i in range(workspace.bank.examples, len(workspace.bank))
         if workspace.bank.mention(i) == entities()[1]["name"]
     ]  # fmt: skip
     vectors = unit(np.asarray(workspace.bank.mention_vectors[at[:1]], np.float32))
-    near = knowing.sources.examples.called([folded(e["name"]) for e in entities()[:3]], vectors)
+    near = collector.sources.examples.name_similarity([folded(e["name"]) for e in entities()[:3]], vectors)
     assert near[1, 0] == pytest.approx(1, abs=1e-3) and near[0, 0] < 0.99
 
 
@@ -274,8 +274,8 @@ def test_what_the_candidates_leave_is_the_chance_that_it_is_none_of_them(tmp_pat
     for _ in range(400):
         features = dice.normal(size=(3, 2)).astype(np.float32)
         right = int(features[:, 0].argmax()) if features[:, 0].max() > 0.5 else -1
-        judged.append(Judged(Evidence(np.arange(3), features), right, features[0], features[0]))
-    weights, answers = _taught(judged, 40)
+        judged.append(TrainingExample(Evidence(np.arange(3), features), right, features[0], features[0]))
+    weights, answers = _trained(judged, 40)
     assert len(answers) == 120  # a part of its own for each network
     ranker = Ranker(weights, {}, ())
     Ranker(weights | {"bend": features}, {}, FEATURES).save(tmp_path / "ranker.safetensors")
@@ -442,7 +442,7 @@ def test_a_ranker_of_an_earlier_version_is_named_before_a_workspace_grows(
     )
 
 
-def judged_by_texts(about: np.ndarray[Any, Any], count: int, seed: int) -> list[Judged]:
+def judged_by_texts(about: np.ndarray[Any, Any], count: int, seed: int) -> list[TrainingExample]:
     """Examples whose texts tell the entity in half of the numbers, and in the others, loudly, nothing."""
     dice = np.random.default_rng(seed)
     found = []
@@ -451,7 +451,7 @@ def judged_by_texts(about: np.ndarray[Any, Any], count: int, seed: int) -> list[
         text = about[rows[right]].astype(np.float32)
         text[8:] = dice.normal(0, 1.5, 8)
         features = np.zeros((10, len(FEATURES)), np.float32)
-        found.append(Judged(Evidence(rows, features), right, text, text))
+        found.append(TrainingExample(Evidence(rows, features), right, text, text))
     return found
 
 
@@ -463,10 +463,10 @@ def test_texts_are_bent_towards_the_descriptions_of_who_is_meant() -> None:
         best = [(about[j.evidence.rows] @ bend(j.text, matrix)).argmax() == j.right for j in asked]
         return float(np.mean(best))
 
-    matrix = learnt(about, taught)
+    matrix = learn_bend(about, taught)
     assert right(matrix) > right(np.zeros((16, 16), np.float32)) + 0.05
-    assert np.array_equal(matrix, learnt(about, taught))
-    assert not learnt(about, taught[:10]).any()  # too few teach nothing
+    assert np.array_equal(matrix, learn_bend(about, taught))
+    assert not learn_bend(about, taught[:10]).any()  # too few teach nothing
 
 
 def test_another_version_s_descriptions_are_not_encoded_again(tmp_path: Path) -> None:

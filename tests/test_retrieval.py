@@ -20,12 +20,12 @@ from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.ranking import towers
-from gemel_ray.ranking.evidence import Witness
-from gemel_ray.ranking.features import RETRIEVAL, Question, named, of_features
+from gemel_ray.ranking.evidence import Collector
+from gemel_ray.ranking.features import RETRIEVAL, Question, feature_names, groups_of
 from gemel_ray.ranking.ranker import Ranker
-from gemel_ray.ranking.ranking import FILE, witness
+from gemel_ray.ranking.ranking import FILE, open_collector
 from gemel_ray.ranking.retrieval import Retrieval
-from gemel_ray.ranking.towers import Asked, Frozen, Generator, Negatives, Towers, taught
+from gemel_ray.ranking.towers import Frozen, Generator, Negatives, TowerExamples, Towers, trained
 from gemel_ray.ranking.triples import Triples
 from gemel_ray.study.cells import Cell
 from gemel_ray.study.workspaces import Workspaces, seconds_to_make
@@ -49,7 +49,7 @@ def drawn(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return made
 
 
-def world() -> tuple[Frozen, Asked, Asked]:
+def world() -> tuple[Frozen, TowerExamples, TowerExamples]:
     """Entities that are told apart by one fact each. A text is its end in one half of its numbers and,
     loudly, nothing in the other; a mention says nothing."""
     dice = np.random.default_rng(0)
@@ -59,29 +59,31 @@ def world() -> tuple[Frozen, Asked, Asked]:
     number = np.arange(ENTITIES, dtype=np.int32)
     frozen = Frozen(heads, nodes, heads[:1], facts, number, np.zeros(ENTITIES, np.int32))
 
-    def asked(count: int) -> Asked:
+    def asked(count: int) -> TowerExamples:
         right = dice.integers(ENTITIES, size=count)
         mentions = np.zeros((count, WIDTH), np.float32)
         others = [np.setdiff1d(dice.integers(ENTITIES, size=20), [r]) for r in right]
         texts = nodes[right].astype(np.float32)
         texts[:, WIDTH // 2 :] = dice.normal(0, 0.5, (count, WIDTH // 2))
-        return Asked(mentions, drawn(texts), right, others)
+        return TowerExamples(mentions, drawn(texts), right, others)
 
     return frozen, asked(2_000), asked(200)
 
 
-def found(frozen: Frozen, made: Towers, asked: Asked) -> float:
+def found(frozen: Frozen, made: Towers, asked: TowerExamples) -> float:
     """The share of mentions whose entity is the nearest of all."""
     entities, weights = made.all_entities(frozen).astype(np.float32), made.weights()
     pairs = zip(asked.mentions, asked.texts, asked.right, strict=True)
-    return float(np.mean([(entities @ towers.asked(weights, m, t)).argmax() == r for m, t, r in pairs]))
+    return float(
+        np.mean([(entities @ towers.mention_vector(weights, m, t)).argmax() == r for m, t, r in pairs])
+    )
 
 
 @pytest.mark.parametrize("negatives", get_args(Negatives))
 def test_towers_learn_what_facts_tell(negatives: Negatives) -> None:
     frozen, examples, others = world()
     assert found(frozen, Towers(WIDTH).eval(), others) < 0.05
-    assert found(frozen, taught(frozen, examples, negatives), others) > 0.3
+    assert found(frozen, trained(frozen, examples, negatives), others) > 0.3
 
 
 def test_without_facts_nothing_is_taken_of_them() -> None:
@@ -99,8 +101,8 @@ def test_a_mention_has_the_same_vector_with_torch_and_without() -> None:
         torch.nn.init.normal_(weight, std=0.3)
     mention, text = drawn(np.random.default_rng(1).normal(size=(2, WIDTH)))
     with torch.no_grad():
-        expected = made.asked(torch.from_numpy(mention), torch.from_numpy(text)).numpy()
-    assert np.allclose(towers.asked(made.weights(), mention, text), expected, atol=1e-5)
+        expected = made.mention_vectors(torch.from_numpy(mention), torch.from_numpy(text)).numpy()
+    assert np.allclose(towers.mention_vector(made.weights(), mention, text), expected, atol=1e-5)
 
 
 def test_the_generator_learns_to_draw_what_is_paid_for() -> None:
@@ -161,9 +163,9 @@ def copies_leave_it_alone(folder: Path, into: Path) -> None:
         )
     }
     assert {file: file.read_bytes() for file in before} == before
-    used = {name: [group.name for group in of_features(r.features)] for name, r in rankers.items()}
+    used = {name: [group.name for group in groups_of(r.features)] for name, r in rankers.items()}
     assert "name" not in used["nameless"] and RETRIEVAL in used["nameless"]
-    assert used["again"] == used["batch"] == [group.name for group in of_features(own.features)]
+    assert used["again"] == used["batch"] == [group.name for group in groups_of(own.features)]
     assert RETRIEVAL not in used["unretrieved"]
     assert (rankers["batch"].about["retrieval"], own.about["retrieval"]) == ("batch", "hard")
     assert not np.array_equal(rankers["again"].weights["linear"], own.weights["linear"])
@@ -188,8 +190,8 @@ def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(tmp
     assert len(encoders) == 3  # Encode's of examples and of names, one for ranker and retrieval
     opened = Workspace.open(folder, load(None, read_facts(folder)["settings"], SETTINGS))
     ranker = Ranker.load(opened.ranking_folder / FILE)
-    assert of_features(ranker.features)[-1].name == RETRIEVAL
-    assert ranker.features[-2:] == named([of_features(ranker.features)[-1]])
+    assert groups_of(ranker.features)[-1].name == RETRIEVAL
+    assert ranker.features[-2:] == feature_names([groups_of(ranker.features)[-1]])
     copies_leave_it_alone(folder, tmp_path / "copies")
     new = {"id": "Q999", "name": "Zora Ivanova", "description": "beekeeper"}
     more = lines(tmp_path / "new.jsonl", [new])
@@ -205,8 +207,8 @@ def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(tmp
     assert after.fits(np.array([len(people)]), vector, vector).shape == (1,)
     nobody = np.empty(0, np.int64), np.empty(0, np.float32)
     asked = Question("Zora", "Zora.", vector, None, *nobody, mention_vector=vector)
-    own = witness(later.ranking_folder, later.bank, later.entities)
-    nearest = Witness(own.sources, own.groups, 7).evidence(asked).rows.tolist()
+    own = open_collector(later.ranking_folder, later.bank, later.entities)
+    nearest = Collector(own.sources, own.groups, 7).evidence(asked).rows.tolist()
     assert set(own.evidence(asked).rows.tolist()) < set(nearest)
     every = after.fits(np.arange(len(people) + 1), vector, vector)
     assert set(np.argsort(every)[-7:].tolist()) <= set(nearest)

@@ -26,14 +26,14 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking import triples as triple_arrays
-from gemel_ray.ranking.connections import CONNECTED, Connections, Spoken
-from gemel_ray.ranking.evidence import Witness
-from gemel_ray.ranking.features import GRAPH, GROUPS, RETRIEVAL, available, of_features
+from gemel_ray.ranking.connections import CONNECTION_FEATURES, Connections, TextNames
+from gemel_ray.ranking.evidence import Collector
+from gemel_ray.ranking.features import GRAPH, GROUPS, RETRIEVAL, available, groups_of
 from gemel_ray.ranking.fitting import fitted, prepared
 from gemel_ray.ranking.making import _neighbours, prepare, refit
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.ranker import Ranker
-from gemel_ray.ranking.ranking import witness
+from gemel_ray.ranking.ranking import open_collector
 from gemel_ray.ranking.triples import Triple, Triples
 from gemel_ray.ranking.words import key
 from gemel_ray.readers import documents
@@ -139,11 +139,11 @@ def test_facts_that_are_added_are_as_if_given_at_once(
 
 
 def test_a_name_in_a_text_begins_with_a_capital_and_the_mention_is_none_of_them() -> None:
-    spoken = Spoken.of("The singer Ann Lee with Bob of Acme", "ann lee")
-    assert "ann lee" not in spoken.forms
-    assert {"bob", "acme", "bob of acme"} <= set(spoken.names)
-    assert "singer" in spoken.forms
-    assert "singer" not in spoken.names
+    said = TextNames.of("The singer Ann Lee with Bob of Acme", "ann lee")
+    assert "ann lee" not in said.forms
+    assert {"bob", "acme", "bob of acme"} <= set(said.names)
+    assert "singer" in said.forms
+    assert "singer" not in said.names
 
 
 ENTITIES = [
@@ -187,7 +187,7 @@ def test_the_graph_tells_candidates_apart(
     connections: Connections, feature: str, text: str, right: str
 ) -> None:
     rows = np.array([0, 1, 4])
-    values = connections(rows, "lee", text)[:, CONNECTED.index(feature)]
+    values = connections(rows, "lee", text)[:, CONNECTION_FEATURES.index(feature)]
     assert ENTITIES[rows[values.argmax()]]["id"] == right
     assert sorted(values)[-2] < values.max()
 
@@ -314,10 +314,10 @@ def test_a_ranker_that_is_fitted_without_the_graph_does_not_see_it(workspace: Pa
     opened = Workspace.open(without, config)
     refit(opened, config, prepare(opened, config), [GRAPH])
     file = without / "ranking" / "ranker.safetensors"
-    seen = [group.name for group in of_features(Ranker.load(file).features)]
+    seen = [group.name for group in groups_of(Ranker.load(file).features)]
     assert seen == [group.name for group in GROUPS if group.name not in (GRAPH, RETRIEVAL)]
-    sources = witness(opened.ranking_folder, opened.bank, opened.entities).sources
-    alone = Witness(sources, available(sources, {GRAPH, RETRIEVAL}))
+    sources = open_collector(opened.ranking_folder, opened.bank, opened.entities).sources
+    alone = Collector(sources, available(sources, {GRAPH, RETRIEVAL}))
     never_seen = fitted(prepared(alone, lambda rows: _neighbours(opened, config, rows)))
     assert never_seen is not None
     for name, weights in Ranker.load(file).weights.items():

@@ -304,7 +304,7 @@ def _check(former: Workspace, config: Config, wanted: Change) -> None:
     _refuse([i for i in new if i in known], "there already: remove it first, or give it an alias")
     _refuse([i for i, times in Counter(new).items() if times > 1], "given twice")
     _refuse([i for i in (*wanted.removed, *wanted.aliases) if i not in known], "not in the knowledge base")
-    if wanted.triples and not (former.ranks and Triples.there(former.ranking_folder)):
+    if wanted.triples and not (former.ranks and Triples.exists(former.ranking_folder)):
         raise Mistake(
             f"{former.folder} was built without --triples, and its ranker reads none: build it again with "
             "them; nothing was changed"

@@ -1,6 +1,5 @@
-"""What the knowledge graph says of a mention's candidates: facts of theirs that the text tells, and how they
-are connected with the other entities that it names.
-"""
+"""Features from the knowledge graph: facts of a candidate that occur in the text, and its connections with
+the other entities that the text names."""
 
 from __future__ import annotations
 
@@ -17,30 +16,31 @@ from gemel_ray.ranking.words import folded, key, stems
 Vectors = npt.NDArray[np.float32]
 Nodes = npt.NDArray[np.int32]
 Numbers = npt.NDArray[np.int64]
-CONNECTED = (
-    # labels of its facts that stand in the text, whole or by their words, weighted by how rare they are
+CONNECTION_FEATURES = (
+    # labels of its facts that occur in the text, whole or by their words, weighted by rarity
     "facts", "facts told", "facts told less", "rarest fact told", "facts' words", "facts' words less",
-    # other entities that the text names: one stands at the end of a fact of its, it stands at the end of one
-    # of theirs, they share rare facts
+    # other entities that the text names: one is the object of a fact of the candidate, the candidate is the
+    # object of a fact of one, both share rare facts
     "fact of another", "another's fact", "facts shared", "facts shared less",
 )  # fmt: skip
 _LONGEST = 5  # words of a name that is looked for in a text
-_BEARERS, _OTHERS = 40, 200  # entities that one name may mean; that a text names
-_COMMON = 1_000  # entities that share a fact: more connects nobody
+_SAME_NAME, _OTHERS = 40, 200  # entities that one name may mean; that a text names
+_COMMON = 1_000  # entities that share a fact: a more frequent fact is not evidence of a connection
 _WORD = re.compile(r"[^\W_]+")
 _NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """What a text says beside its mention: all runs of its words, and which of them may be names."""
+class TextNames:
+    """The text except its mention: all runs of its words, and those of them that may be names."""
 
     forms: list[str]
     names: list[str]
 
     @classmethod
-    def of(cls, text: str, mention: str) -> Spoken:
-        """`mention` folded, `text` as it is written: a name begins with a capital."""
+    def of(cls, text: str, mention: str) -> TextNames:
+        """The runs of `text`, which is not folded, since a name begins with a capital; `mention` is
+        folded."""
         words = [(folded(word), not word[0].islower()) for word in _WORD.findall(text)]
         asked = mention.split()
         for at in range(len(words)):
@@ -56,7 +56,7 @@ class Spoken:
 
 
 class Connections:
-    """Asked for the features of one mention's candidates. `identity`: keys of all entities' ids, by row."""
+    """The features of a mention's candidates. `identity`: keys of all entities' ids, by row."""
 
     def __init__(self, triples: Triples, names: Names, identity: Keys) -> None:
         self._triples, self._names, self._identity = triples, names, identity
@@ -64,57 +64,59 @@ class Connections:
         self._weights = np.maximum(rare, 0).astype(np.float32)
 
     def __call__(self, rows: Numbers, mention: str, text: str) -> Vectors:
-        """float32 [candidates, len(CONNECTED)]; `mention` folded, `text` as it is."""
-        spoken = Spoken.of(text, mention)
+        """The features, float32 [candidates, len(CONNECTION_FEATURES)]; `mention` folded, `text` not."""
+        text_names = TextNames.of(text, mention)
         nodes, of = self._ends(self._identity[rows])
         parts = [
             np.log1p(np.bincount(of, minlength=len(rows)))[:, None],
-            self._told(nodes, of, len(rows), spoken),
-            self._words(nodes, of, len(rows), spoken),
-            self._among(rows, nodes, of, self._others(spoken, rows)),
+            self._facts_in_text(nodes, of, len(rows), text_names),
+            self._fact_words(nodes, of, len(rows), text_names),
+            self._connected(rows, nodes, of, self._others(text_names, rows)),
         ]
         return np.concatenate(parts, axis=1, dtype=np.float32)
 
     def _ends(self, identities: Keys) -> tuple[Nodes, Numbers]:
-        """The different nodes at the ends of these entities' facts, and whose, by place."""
+        """The distinct nodes at the ends of these entities' facts, and for each the index of its entity."""
         nodes, whose = self._triples.ends(identities)
         pairs = np.unique(whose << 32 | nodes)
         return (pairs & 0xFFFFFFFF).astype(np.int32), pairs >> 32
 
-    def _told(self, nodes: Nodes, of: Numbers, count: int, spoken: Spoken) -> Vectors:
-        forms = np.array([key(form) for form in spoken.forms], np.uint64)
+    def _facts_in_text(self, nodes: Nodes, of: Numbers, count: int, text_names: TextNames) -> Vectors:
+        forms = np.array([key(form) for form in text_names.forms], np.uint64)
         weights = self._weights[nodes] * np.isin(self._triples.form[nodes], forms)
-        told, rarest = np.zeros(count, np.float32), np.zeros(count, np.float32)
-        np.add.at(told, of, weights)
+        total, rarest = np.zeros(count, np.float32), np.zeros(count, np.float32)
+        np.add.at(total, of, weights)
         np.maximum.at(rarest, of, weights)
-        return np.stack([told, told - told.max(), rarest], axis=1)
+        return np.stack([total, total - total.max(), rarest], axis=1)
 
-    def _words(self, nodes: Nodes, of: Numbers, count: int, spoken: Spoken) -> Vectors:
-        """Each word of an entity's facts counts once."""
-        around = sorted(stems(" ".join(form for form in spoken.forms if " " not in form)))
+    def _fact_words(self, nodes: Nodes, of: Numbers, count: int, text_names: TextNames) -> Vectors:
+        """The weights of the words of facts that occur in the text; each word counts once."""
+        around = sorted(stems(" ".join(form for form in text_names.forms if " " not in form)))
         keys = np.array([key(word) for word in around], np.uint64)
         words, lengths = self._triples.words(nodes)
-        said = np.isin(words, keys)
+        in_text = np.isin(words, keys)
         order = np.argsort(keys)
-        which = order[np.searchsorted(keys, words[said], sorter=order)] if said.any() else _NONE
-        pairs = np.unique(np.repeat(of, lengths)[said] << 32 | which)
-        telling = np.array([self._names.telling(word) for word in around], np.float32)
-        worth = np.zeros(count, np.float32)
-        np.add.at(worth, pairs >> 32, telling[pairs & 0xFFFFFFFF])
-        return np.stack([worth, worth - worth.max()], axis=1)
+        which = order[np.searchsorted(keys, words[in_text], sorter=order)] if in_text.any() else _NONE
+        pairs = np.unique(np.repeat(of, lengths)[in_text] << 32 | which)
+        weights = np.array([self._names.stem_weight(word) for word in around], np.float32)
+        total = np.zeros(count, np.float32)
+        np.add.at(total, pairs >> 32, weights[pairs & 0xFFFFFFFF])
+        return np.stack([total, total - total.max()], axis=1)
 
-    def _others(self, spoken: Spoken, rows: Numbers) -> tuple[Numbers, Vectors]:
-        """Entities beside the candidates that the text may name, and how surely."""
+    def _others(self, text_names: TextNames, rows: Numbers) -> tuple[Numbers, Vectors]:
+        """Entities other than the candidates that the text may name, and the probability of each."""
         found: dict[int, float] = {}
-        for form in spoken.names:
-            bearers = self._names.named(form)
-            if len(bearers) <= _BEARERS:
-                for row in bearers.tolist():
-                    found[row] = max(found.get(row, 0.0), 1 / len(bearers))
-        surest = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))[:_OTHERS]
-        return np.array([r for r, _ in surest], np.int64), np.array([w for _, w in surest], np.float32)
+        for form in text_names.names:
+            entities_of_name = self._names.with_name(form)
+            if len(entities_of_name) <= _SAME_NAME:
+                for row in entities_of_name.tolist():
+                    found[row] = max(found.get(row, 0.0), 1 / len(entities_of_name))
+        likeliest = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))[:_OTHERS]
+        return np.array([r for r, _ in likeliest], np.int64), np.array([w for _, w in likeliest], np.float32)
 
-    def _among(self, rows: Numbers, nodes: Nodes, of: Numbers, others: tuple[Numbers, Vectors]) -> Vectors:
+    def _connected(
+        self, rows: Numbers, nodes: Nodes, of: Numbers, others: tuple[Numbers, Vectors]
+    ) -> Vectors:
         entities, sure = others
         count = len(rows)
         to, back, shared = (np.zeros(count, np.float32) for _ in range(3))
@@ -147,7 +149,7 @@ class Connections:
 
 
 def _table(nodes: Nodes, ends: tuple[Nodes, Numbers], count: int) -> Vectors:
-    """Which of `count` entities have which of the rising nodes, 0 or 1."""
+    """Whether each of `count` entities has each of the ascending nodes: 0 or 1."""
     table = np.zeros((count, len(nodes)), np.float32)
     at = np.searchsorted(nodes, ends[0])
     among = at < len(nodes)
@@ -157,7 +159,7 @@ def _table(nodes: Nodes, ends: tuple[Nodes, Numbers], count: int) -> Vectors:
 
 
 def _places(wanted: Keys, among: Keys) -> Numbers:
-    """The place of each key among others; -1: it is not there."""
+    """The index of each key in `among`; -1: it is not there."""
     order = np.argsort(among)
     at = np.minimum(np.searchsorted(among, wanted, sorter=order), len(among) - 1)
     places: Numbers = np.where(among[order[at]] == wanted, order[at], -1)

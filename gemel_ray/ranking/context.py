@@ -1,9 +1,8 @@
-"""What the examples teach of how texts and entities fit, before the ranker is fitted.
+"""What is learned from the examples about texts and entities before the ranker is fitted.
 
-How a text's vector must be bent to come near the description of who is meant in it: a matrix, taught by
-contrast. The encoder stays as it is, and so do the descriptions' vectors: a new entity needs nothing more.
-And a retrieval, where one is asked for.
-"""
+First a matrix, the bend, that moves the vector of a text towards the description of the entity meant in it,
+trained with a contrastive loss. The encoder and the descriptions' vectors do not change, so a new entity
+needs no training. Second, if it is configured, a retrieval."""
 
 from __future__ import annotations
 
@@ -17,29 +16,30 @@ import torch
 from gemel_ray.errors import Mistake
 from gemel_ray.ranking import towers
 from gemel_ray.ranking.evidence import Evidence
-from gemel_ray.ranking.towers import Asked, Frozen, Negatives
+from gemel_ray.ranking.towers import Frozen, Negatives, TowerExamples
 
 Matrix = npt.NDArray[np.float32]
 _EPOCHS, _BATCH, _RATE, _DECAY = 6, 64, 2e-3, 3.0
-_FEW = 64  # examples that teach nothing
-_WRONG = 24  # candidates that an example is told apart from, beside the other examples' entities
-_OTHERS = 40  # candidates that the negatives of a retrieval's example are drawn from
-_SHARPNESS = 3.0  # the logarithm of what cosines are multiplied by, at first
+_FEW = 64  # examples: with fewer, nothing is learned
+_WRONG = 24  # negative candidates of an example, besides the other examples' entities
+_OTHERS = 40  # candidates from which the negatives of a retrieval's example are drawn
+_SHARPNESS = 3.0  # the logarithm of the initial factor of cosines
 
 
 @dataclass(frozen=True)
-class Judged:
-    """An example's candidates and which of them is right; -1: none."""
+class TrainingExample:
+    """An example's candidates, and the index of the right one; -1: none."""
 
     evidence: Evidence
     right: int
-    text: Matrix  # its vector
-    mention: Matrix  # and the mention's
+    text: Matrix  # the vector of the text
+    mention: Matrix  # the vector of the mention
 
 
-def learnt(about: npt.NDArray[np.float16], judged: Sequence[Judged], seed: int = 0) -> Matrix:
-    """[width, width], to be added to the identity; zeros where too few examples have a described entity. An
-    example's other candidates are the hard negatives, the others' entities of a batch the easy ones."""
+def learn_bend(about: npt.NDArray[np.float16], judged: Sequence[TrainingExample], seed: int = 0) -> Matrix:
+    """The bend, [width, width], to be added to the identity; zeros if too few examples have a described
+    entity. An example's other candidates are the hard negatives, the entities of a batch's other examples the
+    easy ones."""
     described = [j for j in judged if j.right >= 0 and about[j.evidence.rows[j.right]].any()]
     width = about.shape[1]
     if len(described) < _FEW:
@@ -65,8 +65,8 @@ def learnt(about: npt.NDArray[np.float16], judged: Sequence[Judged], seed: int =
     return matrix
 
 
-def _drawn(one: Judged, dice: np.random.Generator) -> npt.NDArray[np.int64]:
-    """The right candidate, then wrong ones; -1 where there are not so many."""
+def _drawn(one: TrainingExample, dice: np.random.Generator) -> npt.NDArray[np.int64]:
+    """The right candidate, then wrong ones; -1 if there are fewer."""
     wrong = np.delete(one.evidence.rows, one.right)
     drawn = np.full(1 + _WRONG, -1)
     drawn[0] = one.evidence.rows[one.right]
@@ -81,9 +81,11 @@ def _contrast(
     about: npt.NDArray[np.float16],
     sharpness: torch.Tensor,
 ) -> torch.Tensor:
-    """Cross-entropy of the right entities among their own candidates and the other examples' entities."""
+    """The cross-entropy of the right entities among their candidates and the other examples' entities."""
     vectors = torch.from_numpy(about[rows].astype(np.float32))
-    absent = torch.from_numpy(rows < 0) | ~vectors.any(-1)  # without a description nothing is learnt of it
+    absent = torch.from_numpy(rows < 0) | ~vectors.any(
+        -1
+    )  # nothing is learned from an entity without description
     absent[:, 0] = False
     hard = torch.einsum("iw,ijw->ij", texts, vectors)
     same = torch.from_numpy(rows[:, 0] == rows[:, :1])
@@ -93,34 +95,35 @@ def _contrast(
     return torch.nn.functional.cross_entropy(scores, torch.zeros(len(rows), dtype=torch.long))
 
 
-# A retrieval taught on the examples, each half of them judged by what the other half taught.
+# A retrieval trained on the examples; each half of them is scored by towers trained on the other half.
 
 
-def crossed(
-    known: Frozen, judged: Sequence[Judged], negatives: Negatives
+def cross_fitted(
+    known: Frozen, judged: Sequence[TrainingExample], negatives: Negatives
 ) -> tuple[list[Matrix], dict[str, Matrix]]:
-    """How well the candidates of each example fit, by towers that the other half of the examples taught; and
-    the weights of those that all of them taught."""
+    """The cosines of each example's candidates, by towers trained on the other half of the examples; and the
+    weights of towers trained on all."""
     half, found = len(judged) // 2, list[Matrix]()
     for learning, asking in ((judged[half:], judged[:half]), (judged[:half], judged[half:])):
-        made = _taught(known, learning, negatives)
-        entities, weights = made.all_entities(known), made.weights()
+        trained = _trained(known, learning, negatives)
+        entities, weights = trained.all_entities(known), trained.weights()
         for one in asking:
             vectors = entities[one.evidence.rows].astype(np.float32)
-            found.append(vectors @ towers.asked(weights, one.mention, one.text))
-    return found, _taught(known, judged, negatives).weights()
+            found.append(vectors @ towers.mention_vector(weights, one.mention, one.text))
+    return found, _trained(known, judged, negatives).weights()
 
 
-def _taught(known: Frozen, judged: Sequence[Judged], negatives: Negatives) -> towers.Towers:
-    """By the examples whose entity is described, against others that are: that some are not tells nothing."""
+def _trained(known: Frozen, judged: Sequence[TrainingExample], negatives: Negatives) -> towers.Towers:
+    """Towers trained on the examples whose entity has a description, with negatives that have one: the mere
+    lack of a description should not count."""
     described = [np.asarray(known.heads[one.evidence.rows].any(axis=1)) for one in judged]
     pairs = [(j, d) for j, d in zip(judged, described, strict=True) if j.right >= 0 and d[j.right]]
     named = [one for one, _ in pairs]
     if not named:
         raise Mistake(
-            "a retrieval is taught on examples whose entities are described: set bank.retrieval=none"
+            "a retrieval is trained on examples whose entities have descriptions: set bank.retrieval=none"
         )
     right = np.array([one.evidence.rows[one.right] for one in named])
     others = [np.delete(one.evidence.rows, one.right)[np.delete(d, one.right)][:_OTHERS] for one, d in pairs]
     mentions, texts = np.stack([one.mention for one in named]), np.stack([one.text for one in named])
-    return towers.taught(known, Asked(mentions, texts, right, others), negatives)
+    return towers.trained(known, TowerExamples(mentions, texts, right, others), negatives)

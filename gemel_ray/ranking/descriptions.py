@@ -1,4 +1,4 @@
-"""What entities are described as, as vectors: float16 [entities, width]; zeros where there is nothing."""
+"""Vectors of the entities' descriptions: float16 [entities, width]; zeros without a description."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Described:
         self._keys, self._rows = found[found[:, 0].argsort()].T
 
     def of(self, texts: list[str]) -> list[int]:
-        """The row of each text; -1: it has none."""
+        """The row of each text; -1: none."""
         keys = np.array([key(text) for text in texts], np.uint64)
         at = np.minimum(np.searchsorted(self._keys, keys), max(0, len(self._keys) - 1))
         if not len(self._keys):
@@ -38,38 +38,38 @@ class Described:
         return np.where(self._keys[at] == keys, self._rows[at].astype(np.int64), -1).tolist()
 
     def vectors(self, rows: list[int]) -> Half:
-        """Those of some rows."""
+        """The vectors of some rows."""
         return self._vectors[rows]
 
 
 def opened(file: Path) -> Half:
-    """The vectors, mapped."""
+    """The vectors, memory-mapped."""
     return np.asarray(np.load(file, mmap_mode="r"))
 
 
 def write(
     entities: Entities, encode: Encode, width: int, file: Path, former: Described | None = None
 ) -> None:
-    """Write the vectors to `file`, some at once; a text that `former` has, or that came before among those,
+    """Write the vectors to `file`, in batches. A text that `former` has, or that occurred before in a batch,
     is not encoded again."""
     write_none(entities, width, file)
     if not len(entities):
         return
-    made = np.lib.format.open_memmap(file, "r+")  # type: ignore[no-untyped-call]
+    vectors = np.lib.format.open_memmap(file, "r+")  # type: ignore[no-untyped-call]
     for rows, texts in _texts(entities):
         known = former.of(texts) if former else [-1] * len(texts)
         old = [i for i, row in enumerate(known) if row >= 0]
         new = [i for i, row in enumerate(known) if row < 0]
         if former and old:
-            made[[rows[i] for i in old]] = former.vectors([known[i] for i in old])
+            vectors[[rows[i] for i in old]] = former.vectors([known[i] for i in old])
         if new:
             place = {text: at for at, text in enumerate(dict.fromkeys(texts[i] for i in new))}
-            made[[rows[i] for i in new]] = encode(list(place))[[place[texts[i]] for i in new]]
-    made.flush()
+            vectors[[rows[i] for i in new]] = encode(list(place))[[place[texts[i]] for i in new]]
+    vectors.flush()
 
 
 def write_none(entities: Entities, width: int, file: Path) -> None:
-    """Zeros, which take no room on the disk where it has holes."""
+    """Write zeros, which take no space on file systems with sparse files."""
     shape = (len(entities), width)
     if not len(entities):
         np.save(file, np.zeros(shape, np.float16))

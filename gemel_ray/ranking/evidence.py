@@ -1,4 +1,4 @@
-"""Which entities a mention may mean, and what speaks for each: one row of features a candidate."""
+"""The candidates of a mention, and their features, one row per candidate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from gemel_ray.ranking.examples import NOBODY
+from gemel_ray.ranking.examples import NO_ENTITY
 from gemel_ray.ranking.features import (
     SHORT,
     Case,
@@ -19,11 +19,11 @@ from gemel_ray.ranking.features import (
     Sources,
     Vectors,
     available,
+    feature_names,
     features,
-    named,
 )
-from gemel_ray.ranking.postings import Mask, Rows, Weighed
-from gemel_ray.ranking.words import folded, stems, telling
+from gemel_ray.ranking.postings import Mask, Rows, WeightedRows
+from gemel_ray.ranking.words import content_words, folded, stems
 
 MOST = 100  # candidates of a mention
 _SHARING, _ALIKE, _INITIALS, _AROUND = 50, 12, 10, 10
@@ -37,23 +37,23 @@ class Evidence:
     features: Vectors
 
 
-class Witness:
-    """Everything that is known, asked for one mention at a time, for these groups of features, or all that
-    there are. Of a trained retrieval the `retrieved` nearest entities are candidates, too."""
+class Collector:
+    """Collects the candidates of one mention at a time, and their features in these groups, or in all that
+    are available. The `retrieved` nearest entities of a trained retrieval are candidates, too."""
 
     def __init__(self, sources: Sources, groups: Sequence[Group] | None = None, retrieved: int = 0) -> None:
         self.sources, self.retrieved = sources, retrieved
         self.groups = available(sources) if groups is None else tuple(groups)
 
-    def undescribed(self) -> Witness:
-        """The same, of entities that nobody has described."""
+    def without_descriptions(self) -> Collector:
+        """A collector for the same entities without their descriptions."""
         nothing = np.broadcast_to(np.float16(0), self.sources.about.shape)
-        return Witness(replace(self.sources, about=nothing, described=False), self.groups, self.retrieved)
+        return Collector(replace(self.sources, about=nothing, described=False), self.groups, self.retrieved)
 
     def evidence(self, asked: Question) -> Evidence:
         case = self._case(asked)
         if not len(case.rows):
-            return Evidence(case.rows, np.empty((0, len(named(self.groups))), np.float32))
+            return Evidence(case.rows, np.empty((0, len(feature_names(self.groups))), np.float32))
         return Evidence(case.rows, features(self.sources, case, self.groups))
 
     def _case(self, asked: Question) -> Case:
@@ -69,8 +69,8 @@ class Witness:
         return Case(asked, hidden, mention, text, rows, known, prior, votes, words)
 
     def _hidden(self, asked: Question) -> Mask:
-        """The examples of the question's own document say nothing, neither when the ranker is fitted nor
-        when it answers: it is made for documents that are new, and these come whole."""
+        """The hidden examples: those of the question's document, both when the ranker is fitted and when it
+        answers, since it is meant for new documents, which are linked as a whole; and `left_out`."""
         known, hidden = self.sources.examples, asked.left_out
         hidden = np.zeros(known.bank.examples, np.bool_) if hidden is None else hidden.copy()
         hidden[known.of_document(asked.text, asked.picture)] = True
@@ -79,21 +79,21 @@ class Witness:
     def _words(self, mention: str, text: str, hidden: Mask) -> SharedWords:
         names, asked, around = self.sources.names, mention.split(), stems(text)
         return SharedWords(
-            names.sharing(asked),
-            names.sharing(telling(text) - set(asked)),
-            names.described(around if self.sources.described else ()),
-            self.sources.examples.told(around, hidden),
+            names.sharing_words(asked),
+            names.sharing_words(content_words(text) - set(asked)),
+            names.by_description(around if self.sources.described else ()),
+            self.sources.examples.sharing_words(around, hidden),
         )
 
     def _prior(self, mention: str, hidden: Mask) -> Counter[int]:
         examples = self.sources.examples
-        found = examples.meant(mention)
+        found = examples.with_mention(mention)
         counts = Counter(examples.entity[found[~hidden[found]]].tolist())
-        del counts[NOBODY]
+        del counts[NO_ENTITY]
         return counts
 
     def _votes(self, asked: Question, hidden: Mask) -> dict[int, float]:
-        """The neighbours' share of each entity."""
+        """Each entity's share of the neighbours' votes."""
         votes: dict[int, float] = {}
         for row, weight in zip(asked.nearest.tolist(), asked.votes.tolist(), strict=True):
             for entity in self._meant(row, hidden):
@@ -102,29 +102,29 @@ class Witness:
         return {entity: vote / total for entity, vote in votes.items()} if total else {}
 
     def _meant(self, row: int, hidden: Mask) -> list[int]:
-        """Whom an example of the bank means; all who bear the name, where it is one."""
+        """The entity of an example of the bank; all entities with the name, if it is a name."""
         known = self.sources.examples
         if row >= known.bank.examples:
-            return self.sources.names.named(folded(known.bank.mention(row))).tolist()[:_SHARING]
-        return [int(known.entity[row])] if known.entity[row] != NOBODY and not hidden[row] else []
+            return self.sources.names.with_name(folded(known.bank.mention(row))).tolist()[:_SHARING]
+        return [int(known.entity[row])] if known.entity[row] != NO_ENTITY and not hidden[row] else []
 
     def _candidates(
         self, mention: str, prior: Counter[int], near: list[int], words: SharedWords
     ) -> list[int]:
-        """From each source its best, each once; the sources in the order in which they are cut."""
+        """The best candidates of each source, without repetition. The sources are in order of priority."""
         names, short = self.sources.names, len(mention) <= SHORT
         text = (words.around, words.described)
 
         def first(rows: Rows, most: int) -> list[int]:
-            return Weighed.equally(rows).best(most, text)
+            return WeightedRows.unweighted(rows).best(most, text)
 
         sources = (
             [row for row, _ in prior.most_common(MOST // 3)],
-            first(names.named(mention), _SHARING),
+            first(names.with_name(mention), _SHARING),
             near,
             first(names.abbreviated(mention), _INITIALS) if short else [],
             words.mention.best(_SHARING, text),
-            names.alike(mention, _ALIKE),
+            names.similar(mention, _ALIKE),
             words.around.best(_AROUND, text[1:]),
             words.described.best(_AROUND, text[:1]),
             words.examples.best(_AROUND),

@@ -1,4 +1,4 @@
-"""What the solved examples say: who was meant by a mention, in which texts an entity stands, how it looks."""
+"""The solved examples of a mention and of an entity: their entities, texts and pictures."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.models.encoders import unit
 from gemel_ray.ranking import postings
-from gemel_ray.ranking.postings import Mask, Postings, Rows, Weighed
+from gemel_ray.ranking.postings import Mask, Postings, Rows, WeightedRows
 from gemel_ray.ranking.words import folded, hashed, key, stems
 
 Vectors = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]
 Encode = Callable[[list[str]], Vectors]
-NOBODY = -1
-_FREQUENT = 3_000  # examples that share a word: more tell nothing
+NO_ENTITY = -1
+_FREQUENT = 3_000  # examples that share a word: a more frequent word is skipped
 
 
 class Examples:
-    """The files that `write` made beside the bank's own."""
+    """The files that `write` made for a bank, opened."""
 
     def __init__(self, folder: Path, bank: Bank) -> None:
         self.bank = bank
@@ -43,7 +43,7 @@ class Examples:
         rows = self._documents.of(hashed(text))
         return rows[self.bank.pictured(rows, picture)]
 
-    def meant(self, form: str) -> npt.NDArray[np.int32]:
+    def with_mention(self, form: str) -> npt.NDArray[np.int32]:
         """Examples whose mention is this folded form."""
         return self._mentions.of(key(form))
 
@@ -51,9 +51,9 @@ class Examples:
         """Examples of this entity."""
         return self._targets.of(entity)
 
-    def called(self, names: Sequence[str], vectors: Vectors) -> Vectors:
-        """Of entities of these folded names: how near the nearest name or alias is to some vectors,
-        [entities, vectors], where the bank has names; else 0."""
+    def name_similarity(self, names: Sequence[str], vectors: Vectors) -> Vectors:
+        """The greatest cosines of the names and aliases of entities with these folded names to some vectors,
+        [entities, vectors]; 0 if the bank has no names."""
         rows, owner = self._called.each(np.array([key(name) for name in names], np.uint64))
         nearest = np.zeros((len(names), len(vectors)), np.float32)
         if len(rows):
@@ -62,31 +62,31 @@ class Examples:
             nearest[owner[first]] = np.maximum.reduceat(near, first)
         return nearest
 
-    def told(self, stems: Iterable[str], hidden: Mask) -> Weighed:
-        """Entities of the examples that tell the same words, without the hidden ones: each by its best,
-        as the share of the words' weight."""
+    def sharing_words(self, stems: Iterable[str], hidden: Mask) -> WeightedRows:
+        """The entities of examples that share words with a text, without the hidden ones: the weight of an
+        entity is that of its best example, as a share of the weight of all words."""
         lists = [self._telling.of(key(stem)) for stem in stems]
         weights = [math.log(len(self.text) / len(rows)) if len(rows) else 0.0 for rows in lists]
         whole = sum(weights) or 1.0
         kept = [(r, w / whole) for r, w in zip(lists, weights, strict=True) if 0 < len(r) < _FREQUENT]
-        found = Weighed.together([r for r, _ in kept], [w for _, w in kept])
-        known = (self.entity[found.rows] != NOBODY) & ~hidden[found.rows]
+        found = WeightedRows.summed([r for r, _ in kept], [w for _, w in kept])
+        known = (self.entity[found.rows] != NO_ENTITY) & ~hidden[found.rows]
         entities, place = np.unique(self.entity[found.rows[known]], return_inverse=True)
         best = np.zeros(len(entities), np.float32)
         np.maximum.at(best, place, found.weights[known])
-        return Weighed(entities, best)
+        return WeightedRows(entities, best)
 
     def picture(self, example: int) -> Vectors | None:
         """The unit feature of an example's picture, if it has one."""
         row = int(self._picture[example])
         return None if row < 0 or self._features is None else self._features[row]
 
-    def fits(self, examples: npt.NDArray[np.int32], vector: Vectors) -> Vectors:
-        """Cosine of each example's text and a text's vector."""
+    def text_similarity(self, examples: npt.NDArray[np.int32], vector: Vectors) -> Vectors:
+        """The cosine of each example's text and a text's vector."""
         similar: Vectors = self.text_vectors[self.text[examples]].astype(np.float32) @ vector
         return similar
 
-    def looks(self, examples: npt.NDArray[np.int32], picture: Vectors) -> float:
+    def picture_similarity(self, examples: npt.NDArray[np.int32], picture: Vectors) -> float:
         """The greatest cosine of the examples' pictures and a picture's unit feature; 0 without any."""
         rows = self._picture[examples]
         rows = rows[rows >= 0]
@@ -102,7 +102,7 @@ def write(
     row_of: dict[str, int] = {}
     for row, name in enumerate(entities.names()):
         row_of.setdefault(name, row)
-    targets = [row_of.get(name, NOBODY) for name in bank.table["target"].to_pylist()]
+    targets = [row_of.get(name, NO_ENTITY) for name in bank.table["target"].to_pylist()]
     entity = np.array(targets, np.int32)
     np.save(folder / "entity.npy", entity)
     table = bank.table.slice(0, bank.examples)

@@ -1,8 +1,7 @@
-"""A mention that is asked about, what is known of it, and what speaks for each candidate, in numbers: groups
-of features, one row a candidate.
+"""The features of a mention's candidates: groups of features, one row per candidate.
 
-A group is a name for people, its features' names, and a function of all that is known and the case; a new
-one is added at the end of `GROUPS`.
+A group is a name for people, its features' names, and a function of the sources and the case; a new one is
+added at the end of `GROUPS`.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import numpy.typing as npt
 
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.entities import Entities
-from gemel_ray.ranking.connections import CONNECTED, Connections
+from gemel_ray.ranking.connections import CONNECTION_FEATURES, Connections
 from gemel_ray.ranking.examples import Examples
 from gemel_ray.ranking.names import Names
-from gemel_ray.ranking.postings import Mask, Weighed
+from gemel_ray.ranking.postings import Mask, WeightedRows
 from gemel_ray.ranking.retrieval import Retrieval
 from gemel_ray.ranking.words import against_names, compared, stems, trigrams, years
 
@@ -31,8 +30,8 @@ Vectors = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class Question:
     """One mention. `text_vector` of unit length; `picture`: CLIP's feature of unit length, or None. `nearest`
-    and `votes`: rows of the bank, and how much each counts. `left_out`: examples that are hidden beside those
-    of the question's own document, true for each (fitting)."""
+    and `votes`: rows of the bank, and how much each counts. `left_out`: a mask of examples that are hidden in
+    addition to those of the question's document (fitting)."""
 
     mention: str
     text: str
@@ -46,10 +45,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Sources:
-    """All that is known of one version of the knowledge. `about`: vectors of what entities are described as,
+    """The files of one version of the knowledge. `about`: vectors of the entities' descriptions,
     float16 [entities, width]; zeros: not described. `bend`: see context.py. `connections`: of the knowledge
-    graph, where there is one, and `retrieval`, where one was taught. `described` False: what entities are
-    described as is not read."""
+    graph, where there is one, and `retrieval`, if one was trained. `described` False: descriptions are not
+    read."""
 
     names: Names
     examples: Examples
@@ -63,20 +62,20 @@ class Sources:
 
 @dataclass(frozen=True)
 class SharedWords:
-    """What entities share words with, by their weight: their names with the mention and with the rest of the
-    text, their descriptions with the text, the texts of their examples with it."""
+    """Entities with words in common, by the weight of the words: their names with the mention and with the
+    rest of the text, their descriptions with the text, the texts of their examples with it."""
 
-    mention: Weighed
-    around: Weighed
-    described: Weighed
-    examples: Weighed
+    mention: WeightedRows
+    around: WeightedRows
+    described: WeightedRows
+    examples: WeightedRows
 
 
 @dataclass(frozen=True)
 class Case:
     """A question with its candidates: `rows` of the entities, int64 [n], and what the names' index says of
     each. By row: how often examples mean it by this mention (`prior`), the neighbours' share of it (`votes`),
-    and whose `words` it has. `hidden`: true for each example that says nothing. `mention` and `text` are
+    and whose `words` it has. `hidden`: a mask of examples that are not used. `mention` and `text` are
     folded."""
 
     asked: Question
@@ -91,7 +90,7 @@ class Case:
 
 
 GRAPH, RETRIEVAL = "knowledge graph", "trained retrieval"
-SHORT = 6  # letters of what may be initials
+SHORT = 6  # letters: a longer mention is not looked for as initials
 _READ = 200  # examples of one entity that are compared
 
 
@@ -119,7 +118,7 @@ def _names(sources: Sources, case: Case) -> Vectors:
     mention, words = case.mention, case.mention.split()
     grams, all_of = trigrams(mention), set(words)
     short = mention.replace(" ", "") if len(mention) <= SHORT else ""
-    whole = sum(map(sources.names.weight, words)) or 1.0
+    whole = sum(map(sources.names.word_weight, words)) or 1.0
     shared = (case.words.mention.of(case.rows) / whole).tolist()
     likeness = [
         [*against_names(mention, words, all_of, grams, e["name"], e["aliases"], part), short in e["initials"]]
@@ -130,7 +129,7 @@ def _names(sources: Sources, case: Case) -> Vectors:
 
 def _description(sources: Sources, case: Case) -> Vectors:
     around = stems(case.text) - stems(case.mention)
-    overlap = [sum(map(sources.names.telling, set(e["about"]) & around)) for e in case.known]
+    overlap = [sum(map(sources.names.stem_weight, set(e["about"]) & around)) for e in case.known]
     plain = case.asked.text_vector
     bent = plain if sources.bend is None else bend(plain, sources.bend)
     described = (fits(sources.about, case.rows, vector) for vector in (plain, bent))
@@ -148,8 +147,8 @@ def _name_around(sources: Sources, case: Case) -> Vectors:
 
 
 def _years(sources: Sources, case: Case) -> Vectors:
-    spoken = years(case.asked.text)
-    return np.array([compared(spoken, e["years"]) for e in case.known], np.float32)
+    in_text = years(case.asked.text)
+    return np.array([compared(in_text, e["years"]) for e in case.known], np.float32)
 
 
 def _examples(sources: Sources, case: Case) -> Vectors:
@@ -160,22 +159,22 @@ def _examples(sources: Sources, case: Case) -> Vectors:
         if not len(examples):
             found.append([0.0, 0.0, 0.0, 0.0, 0.0])
             continue
-        similar = known.fits(examples, asked.text_vector)
-        looks = 0.0 if asked.picture is None else known.looks(examples, asked.picture)
+        similar = known.text_similarity(examples, asked.text_vector)
+        looks = 0.0 if asked.picture is None else known.picture_similarity(examples, asked.picture)
         found.append([math.log1p(len(examples)), similar.max(), similar.mean(), 1.0, looks])
     made = np.array(found, np.float32)
     words = _less(case.words.examples.of(case.rows))
     return np.concatenate([made, made[:, 4:] - made[:, 4:].max(), words], axis=1)
 
 
-def _called(sources: Sources, case: Case) -> Vectors:
-    """What the name alone tells, which every entity has."""
+def _name_sense(sources: Sources, case: Case) -> Vectors:
+    """The similarity of names, which every entity has, to the mention and its text."""
     asked = case.asked
     if asked.mention_vector is None:
         return np.zeros((len(case.rows), 4), np.float32)
     mention = asked.mention_vector / (np.linalg.norm(asked.mention_vector) or 1.0)
     names = [entity["name"] for entity in case.known]
-    near = sources.examples.called(names, np.stack([mention, asked.text_vector]))
+    near = sources.examples.name_similarity(names, np.stack([mention, asked.text_vector]))
     parts = [of_described(column, column != 0) for column in near.T]
     return np.concatenate(parts, axis=1)
 
@@ -213,8 +212,8 @@ def _retrieval(sources: Sources, case: Case) -> Vectors:
 
 
 def of_described(near: Vectors, described: npt.NDArray[np.bool_]) -> Vectors:
-    """Cosines, and how much less they are than the greatest. An entity without a description is neither
-    better nor worse than the others."""
+    """Cosines, and their differences to the greatest. An entity without a description gets the mean of the
+    others."""
     return _less(np.where(described, near, near[described].mean() if described.any() else 0.0))
 
 
@@ -254,50 +253,50 @@ GROUPS = (
     ), _question),
     Group("sense of the name", (
         "name means the mention", "name means the mention less", "name fits", "name fits less",
-    ), _called),
-    Group(GRAPH, CONNECTED, _graph),
+    ), _name_sense),
+    Group(GRAPH, CONNECTION_FEATURES, _graph),
     Group(RETRIEVAL, ("retrieval fits", "retrieval fits less"), _retrieval),
 )  # fmt: skip
 FEATURES = tuple(feature for group in GROUPS for feature in group.features)
 
 
 def features(sources: Sources, case: Case, groups: Sequence[Group]) -> Vectors:
-    """Float32 [candidates, features of these groups]."""
+    """The features of these groups, float32 [candidates, features]."""
     return np.concatenate([group.of(sources, case) for group in groups], axis=1, dtype=np.float32)
 
 
-def named(groups: Sequence[Group]) -> tuple[str, ...]:
+def feature_names(groups: Sequence[Group]) -> tuple[str, ...]:
     """The features of some groups."""
     return tuple(feature for group in groups for feature in group.features)
 
 
 def available(sources: Sources, without: Collection[str] = ()) -> tuple[Group, ...]:
-    """The groups that have something to go by, without those of these names."""
+    """The groups whose sources exist, except those with the names `without`."""
     optional = {GRAPH: sources.connections, RETRIEVAL: sources.retrieval}
     missing = {name for name, source in optional.items() if source is None}
     return tuple(group for group in GROUPS if group.name not in {*without, *missing})
 
 
-def of_features(wanted: Sequence[str]) -> tuple[Group, ...]:
-    """The groups whose features these are. ValueError: there are none such."""
+def groups_of(wanted: Sequence[str]) -> tuple[Group, ...]:
+    """The groups of these features. Raises ValueError if there are no such groups."""
     groups = tuple(group for group in GROUPS if group.features[0] in wanted)
-    if named(groups) != tuple(wanted):
+    if feature_names(groups) != tuple(wanted):
         raise Mistake("other features")
     return groups
 
 
 def fits(about: npt.NDArray[np.float16], rows: npt.NDArray[np.int64], text_vector: Vectors) -> Vectors:
-    """How near descriptions are to a text, and how much less than the nearest."""
+    """The cosines of descriptions with a text, and their differences to the greatest."""
     vectors = about[rows].astype(np.float32)
     return of_described(vectors @ text_vector, np.asarray(vectors.any(axis=1)))
 
 
 def bend(texts: Vectors, matrix: Vectors) -> Vectors:
-    """Vectors of texts, bent towards descriptions."""
+    """The vectors of texts, moved towards descriptions (context.py)."""
     return texts + texts @ matrix
 
 
 def _less(values: Any) -> Vectors:
-    """Each value, and how much less it is than the greatest. [n, 2]"""
+    """Each value, and its difference to the greatest: [n, 2]."""
     one = np.asarray(values, np.float32)
     return np.stack([one, one - one.max()], axis=1)

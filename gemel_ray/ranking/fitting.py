@@ -1,4 +1,4 @@
-"""The ranker fitted on the workspace's own examples, each judged by all others and never by itself."""
+"""Fits the ranker on the examples of a workspace; the features of each come from the others, never itself."""
 
 from __future__ import annotations
 
@@ -10,65 +10,65 @@ import numpy.typing as npt
 import torch
 
 from gemel_ray.ranking import context
-from gemel_ray.ranking.context import Judged
-from gemel_ray.ranking.evidence import MOST, Witness
+from gemel_ray.ranking.context import TrainingExample
+from gemel_ray.ranking.evidence import MOST, Collector
 from gemel_ray.ranking.examples import Examples
-from gemel_ray.ranking.features import GROUPS, Group, Question, bend, fits, named, of_described
+from gemel_ray.ranking.features import GROUPS, Group, Question, bend, feature_names, fits, of_described
 from gemel_ray.ranking.leaving_out import LeftOut
 from gemel_ray.ranking.ranker import FAR, Ranker
 
 Matrix = npt.NDArray[np.float32]
-Teach = Callable[[Sequence[Judged]], list[Matrix]]
+TrainRetrieval = Callable[[Sequence[TrainingExample]], list[Matrix]]
 Neighbours = Callable[[npt.NDArray[np.int64]], Iterator[tuple[npt.NDArray[np.int64], Matrix]]]
 
 SAMPLE = 16_000  # examples it is fitted on, at most
 _HIDDEN, _BATCH, _EPOCHS, _RATE = 48, 128, 10, 6e-3
-_STILL = 1e-3  # the deviation of a feature that says nothing in the examples
+_STILL = 1e-3  # a feature whose standard deviation is less is ignored
 _STEPS = 80  # at least, of few examples
-_BENT = "description fits bent"  # and what it is less than the best
-_NETWORKS, _HELD_OUT = 3, 0.1  # each is taught without another tenth of the sample, which it then answers
+_BENT = "description fits bent"  # and, after it, the difference to the greatest
+_NETWORKS, _HELD_OUT = 3, 0.1  # each is trained without another tenth of the sample, on which it is tested
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Examples with what each of these groups of features says of their candidates, and the matrix by which
-    texts are bent. Preparing takes half of the time of a fit, and serves several."""
+    """Examples with the features of their candidates in these groups, and the bend (context.py). Preparing
+    takes half of the time of a fit, and serves several."""
 
-    judged: Sequence[Judged]
+    judged: Sequence[TrainingExample]
     groups: tuple[Group, ...]
     bend: Matrix
-    about: npt.NDArray[np.float16]  # vectors of what entities are described as
+    about: npt.NDArray[np.float16]  # vectors of the entities' descriptions
 
     def without(self, names: Collection[str]) -> Prepared:
-        """The same without the groups of these names."""
+        """The examples without the groups of these names."""
         groups = tuple(group for group in self.groups if group.name not in names)
-        kept = [i for i, name in enumerate(named(self.groups)) if name in named(groups)]
+        kept = [i for i, name in enumerate(feature_names(self.groups)) if name in feature_names(groups)]
         judged = [
             replace(one, evidence=replace(one.evidence, features=one.evidence.features[:, kept]))
             for one in self.judged
         ]
-        bend = self.bend if _BENT in named(groups) else context.learnt(self.about, ())
+        bend = self.bend if _BENT in feature_names(groups) else context.learn_bend(self.about, ())
         return Prepared(judged, groups, bend, self.about)
 
 
-def prepared(witness: Witness, neighbours: Neighbours, seed: int = 0) -> Prepared:
-    """`neighbours` gives, for rows of the bank, their nearest other rows and the cosines. `seed` orders the
-    examples."""
-    judged = list(_judged(witness, neighbours, seed))
-    return Prepared(judged, witness.groups, _bent(witness, judged), witness.sources.about)
+def prepared(collector: Collector, neighbours: Neighbours, seed: int = 0) -> Prepared:
+    """Prepare the examples. `neighbours` returns, for rows of the bank, their nearest other rows and the
+    cosines. `seed` gives the order of the examples."""
+    judged = list(_judged(collector, neighbours, seed))
+    return Prepared(judged, collector.groups, _bent(collector, judged), collector.sources.about)
 
 
-def fitted(given: Prepared, teach: Teach | None = None) -> Ranker | None:
-    """A ranker; None where too few of the sampled examples have their entity among their candidates. `teach`
-    gives a retrieval's cosines of each example's candidates, taught on the others."""
+def fitted(given: Prepared, train_retrieval: TrainRetrieval | None = None) -> Ranker | None:
+    """Fit a ranker; None if too few of the sampled examples have their entity among their candidates.
+    `train_retrieval` returns a retrieval's cosines of each example's candidates, trained on the others."""
     judged, groups = given.judged, given.groups
     held_out = int(len(judged) * _HELD_OUT)
     if not held_out or all(j.right < 0 for j in judged):
         return None
-    if teach:
-        judged = _retrieved(given.about, judged, teach(judged))
+    if train_retrieval:
+        judged = _retrieved(given.about, judged, train_retrieval(judged))
         groups = (*groups, GROUPS[-1])
-    weights, answers = _taught(judged, held_out)
+    weights, answers = _trained(judged, held_out)
     about = {
         "examples": len(judged),
         "among_candidates": float(np.mean([j.right >= 0 for j in judged])),
@@ -76,13 +76,13 @@ def fitted(given: Prepared, teach: Teach | None = None) -> Ranker | None:
         "right": float(np.mean([right for _, right in answers])),
         "answers": sorted(answers, reverse=True),  # the surest first
     }
-    return Ranker(weights | {"bend": given.bend}, about, named(groups))
+    return Ranker(weights | {"bend": given.bend}, about, feature_names(groups))
 
 
 def _retrieved(
-    about: npt.NDArray[np.float16], judged: Sequence[Judged], cosines: Sequence[Matrix]
-) -> list[Judged]:
-    """The examples with the retrieval's features behind their others."""
+    about: npt.NDArray[np.float16], judged: Sequence[TrainingExample], cosines: Sequence[Matrix]
+) -> list[TrainingExample]:
+    """The examples with the features of the retrieval appended."""
     made = []
     for one, near in zip(judged, cosines, strict=True):
         described = np.asarray(about[one.evidence.rows].any(axis=1))
@@ -91,41 +91,42 @@ def _retrieved(
     return made
 
 
-def _answer(ranker: Ranker, judged: Judged) -> tuple[float, bool]:
-    """The probability of its best candidate, and whether that is right."""
+def _answer(ranker: Ranker, judged: TrainingExample) -> tuple[float, bool]:
+    """The probability of the best candidate, and whether it is right."""
     logs = ranker.log_probabilities(judged.evidence.features)
     return round(float(np.exp(logs.max())), 4), bool(logs.argmax() == judged.right)
 
 
-def _judged(witness: Witness, neighbours: Neighbours, seed: int) -> Iterator[Judged]:
-    """Of the sampled examples those that have any candidate."""
-    examples = witness.sources.examples
+def _judged(collector: Collector, neighbours: Neighbours, seed: int) -> Iterator[TrainingExample]:
+    """The sampled examples that have candidates."""
+    examples = collector.sources.examples
     known = np.flatnonzero(examples.entity[: examples.bank.examples] >= 0)
     sample = np.random.default_rng(seed).permutation(known)[:SAMPLE]
     left_out = LeftOut(examples)
     for turn, (row, (nearest, votes)) in enumerate(zip(sample.tolist(), neighbours(sample), strict=True)):
         asked = _question(examples, row, nearest, votes)
         asked = replace(asked, left_out=left_out.of(turn, examples.of_document(asked.text, asked.picture)))
-        evidence = witness.evidence(asked)
+        evidence = collector.evidence(asked)
         at = np.flatnonzero(evidence.rows == examples.entity[row])
         if len(evidence.rows):
-            yield Judged(
+            yield TrainingExample(
                 evidence, int(at[0]) if len(at) else -1, asked.text_vector, _mention_vector(examples, row)
             )
 
 
-def _bent(witness: Witness, judged: Sequence[Judged]) -> Matrix:
-    """How texts are bent, by all examples; in the features of each half of them as the other half says."""
-    if _BENT not in named(witness.groups):
-        return context.learnt(witness.sources.about, ())
-    place = named(witness.groups).index(_BENT)
-    half, about = len(judged) // 2, witness.sources.about
+def _bent(collector: Collector, judged: Sequence[TrainingExample]) -> Matrix:
+    """The bend learned from all examples. The features of each half are computed with the bend of the
+    other."""
+    if _BENT not in feature_names(collector.groups):
+        return context.learn_bend(collector.sources.about, ())
+    place = feature_names(collector.groups).index(_BENT)
+    half, about = len(judged) // 2, collector.sources.about
     for learning, asking in ((judged[:half], judged[half:]), (judged[half:], judged[:half])):
-        matrix = context.learnt(about, learning)
+        matrix = context.learn_bend(about, learning)
         for one in asking:
             bent = fits(about, one.evidence.rows, bend(one.text, matrix))
             one.evidence.features[:, place : place + 2] = bent
-    return context.learnt(about, judged)
+    return context.learn_bend(about, judged)
 
 
 def _question(examples: Examples, row: int, nearest: npt.NDArray[np.int64], votes: Matrix) -> Question:
@@ -144,9 +145,11 @@ def _mention_vector(examples: Examples, row: int) -> Matrix:
     return np.asarray(examples.bank.mention_vectors[row], np.float32)
 
 
-def _taught(judged: Sequence[Judged], held_out: int) -> tuple[dict[str, Matrix], list[tuple[float, bool]]]:
-    """Weights of some networks, each taught without so many of the examples, and what each answers to
-    those."""
+def _trained(
+    judged: Sequence[TrainingExample], held_out: int
+) -> tuple[dict[str, Matrix], list[tuple[float, bool]]]:
+    """Weights of several networks, each trained without `held_out` of the examples, and the answers of each
+    to these."""
     tables, there = _padded(judged)
     right = torch.tensor([j.right if j.right >= 0 else tables.shape[1] for j in judged])
     deviation, mean = torch.std_mean(tables[there], 0)
@@ -165,21 +168,22 @@ def _taught(judged: Sequence[Judged], held_out: int) -> tuple[dict[str, Matrix],
 
 
 def _network(
-    tables: torch.Tensor, there: torch.Tensor, right: torch.Tensor, learnt: torch.Tensor
+    tables: torch.Tensor, there: torch.Tensor, right: torch.Tensor, trained: torch.Tensor
 ) -> dict[str, Matrix]:
-    """Taught on the rows `learnt`, by cross-entropy over each mention's candidates and none of them."""
+    """A network trained on the rows `trained`, by cross-entropy over each mention's candidates and none of
+    them."""
     width = tables.shape[2]
     linear, inner = torch.nn.Linear(width, 1, bias=False), torch.nn.Linear(width, _HIDDEN)
     middle, outer = torch.nn.Linear(_HIDDEN, _HIDDEN), torch.nn.Linear(_HIDDEN, 1, bias=False)
     drop = torch.nn.Dropout(0.1)
     weights = [p for layer in (linear, inner, middle, outer) for p in layer.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=_RATE, weight_decay=0.01)
-    batches = -(-len(learnt) // _BATCH)
+    batches = -(-len(trained) // _BATCH)
     epochs = max(_EPOCHS, -(-_STEPS // batches))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, epochs * batches)
     for _ in range(epochs):
-        for some in torch.randperm(len(learnt)).split(_BATCH):
-            rows = learnt[some]
+        for some in torch.randperm(len(trained)).split(_BATCH):
+            rows = trained[some]
             x = tables[rows]
             hidden = drop(torch.relu(inner(x)))
             scores = linear(x) + outer(torch.relu(middle(hidden)))
@@ -197,8 +201,8 @@ def _network(
     return {name: w.detach().numpy() for name, w in weights_by_name.items()}
 
 
-def _padded(judged: Sequence[Judged]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features [mentions, candidates, features], and which candidates there are."""
+def _padded(judged: Sequence[TrainingExample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The features [mentions, candidates, features], and a mask of the existing candidates."""
     most = max((len(j.evidence.rows) for j in judged), default=MOST)
     tables = torch.zeros(len(judged), most, judged[0].evidence.features.shape[1])
     there = torch.zeros(len(judged), most, dtype=torch.bool)

@@ -1,4 +1,5 @@
-"""A workspace's ranking made: indexes written, the ranker fitted on what Retrieve finds for the examples."""
+"""Makes the ranking of a workspace: writes indexes, and fits the ranker on what Retrieve finds for the
+examples."""
 
 from __future__ import annotations
 
@@ -19,22 +20,21 @@ from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.progress import Meter, Progress
-from gemel_ray.ranking.evidence import Witness
+from gemel_ray.ranking.evidence import Collector
 from gemel_ray.ranking.examples import Encode
 from gemel_ray.ranking.features import RETRIEVAL, available
 from gemel_ray.ranking.fitting import Prepared, fitted, prepared
 from gemel_ray.ranking.ranker import Ranker
-from gemel_ray.ranking.ranking import FILE, teach, witness, write
+from gemel_ray.ranking.ranking import FILE, open_collector, train_retrieval, write
 from gemel_ray.ranking.towers import Negatives
 from gemel_ray.ranking.triples import Triple
 
-_ENCODED = 1_024  # texts between two looks at the time
+_ENCODED = 1_024  # texts between two reports of progress
 _BATCH = 256  # examples whose neighbours are looked for at once
 
 
 def make(workspace: Workspace, config: Config) -> str:
-    """Write the ranking of a workspace that has its bank, by the configured stages.
-    Returns what came of it, in words."""
+    """Write the ranking of a workspace that has its bank, by the configured stages. Returns a summary."""
     began, folder = time.perf_counter(), workspace.ranking_folder
     with Meter("texts", texts := _texts(workspace)) as meter:
         encode = workspace.mention_encoder(config.encode.device, config.encode.dtype)
@@ -45,11 +45,11 @@ def make(workspace: Workspace, config: Config) -> str:
 
 
 def prepare(workspace: Workspace, config: Config, seed: int = 0) -> Prepared:
-    """What rankers of a workspace are fitted on: its examples with all that is known of their candidates.
-    Another `seed` orders the examples otherwise."""
-    knowing = witness(workspace.ranking_folder, workspace.bank, workspace.entities)
-    knowing = Witness(knowing.sources, available(knowing.sources, {RETRIEVAL}))
-    return prepared(knowing, lambda rows: _neighbours(workspace, config, rows), seed)
+    """Prepare the examples on which rankers of a workspace are fitted. Another `seed` gives another order of
+    the examples."""
+    collector = open_collector(workspace.ranking_folder, workspace.bank, workspace.entities)
+    collector = Collector(collector.sources, available(collector.sources, {RETRIEVAL}))
+    return prepared(collector, lambda rows: _neighbours(workspace, config, rows), seed)
 
 
 def refit(
@@ -59,8 +59,8 @@ def refit(
     without: Collection[str] = (),
     retrieval: Negatives | None = None,
 ) -> str:
-    """A new ranker for a workspace that has one. It does without these groups of features; its retrieval is
-    taught as it was, or with these negatives."""
+    """Fit a new ranker for a workspace that has one, without these groups of features; its retrieval is
+    trained as before, or with these negatives."""
     former = Ranker.load(workspace.ranking_folder / FILE)
     negatives: Literal["none"] | Negatives = retrieval or former.about.get("retrieval", "none")
     if RETRIEVAL in without:
@@ -79,7 +79,7 @@ def _fit(
     given, teaching = given or prepare(workspace, config), None
     if negatives != "none":
         encode = encode or workspace.mention_encoder(config.encode.device, config.encode.dtype)
-        teaching = partial(teach, folder, encode, negatives)
+        teaching = partial(train_retrieval, folder, encode, negatives)
     ranker = fitted(given, teaching)
     seconds = f"{time.perf_counter() - began:.1f} s"
     if ranker is None:
@@ -101,23 +101,23 @@ def renew(
     entities: Entities,
     facts: Sequence[Triple] = (),
 ) -> None:
-    """The ranking of another version of `former`, which has one: indexes anew, new `facts` added, the same
+    """Write the ranking of another version of `former`: new indexes, with new `facts`, and the same
     ranker."""
-    Ranker.load(former.ranking_folder / FILE)  # what an earlier version fitted has other files
+    Ranker.load(former.ranking_folder / FILE)  # refuses the ranker of an earlier form
     with Meter("texts", None) as meter:
         encode = _metered(former.mention_encoder(config.encode.device, config.encode.dtype), meter)
         write(folder, bank, entities, encode, former, described=config.bank.descriptions, facts=facts)
 
 
 def _texts(workspace: Workspace) -> int:
-    """Descriptions, and different texts of examples."""
+    """The number of descriptions, and of different texts of examples."""
     described = workspace.entities.table["description"]
     texts = workspace.bank.table["text"].slice(0, workspace.bank.examples)
     return len(described) - int(described.null_count) + int(pc.count_distinct(texts).as_py())
 
 
 def _metered(encode: Encode, meter: Meter) -> Encode:
-    """Some texts at once, and counted."""
+    """The encoder in batches, which reports progress."""
 
     def encoded(texts: list[str]) -> npt.NDArray[np.float32]:
         parts = []
@@ -133,7 +133,7 @@ def _metered(encode: Encode, meter: Meter) -> Encode:
 def _neighbours(
     workspace: Workspace, config: Config, rows: npt.NDArray[np.int64]
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """Nearest other rows of the bank and their votes, by the configured Retrieve."""
+    """The nearest other rows of the bank, and their votes, by the configured Retrieve."""
     bank = workspace.bank
     retrieving = replace(config.retrieve, ranking=0).start(workspace)
     pictures = bank.table["image_row"].to_numpy()

@@ -1,7 +1,7 @@
 """The knowledge base's names and aliases by their words, whole forms, initials and trigrams.
 
-Everything is memory-mapped, and what a question costs does not grow with the knowledge base: words that
-very many entities share are passed over, and so are common trigrams.
+Everything is memory-mapped, and the cost of a query does not grow with the knowledge base: words that very
+many entities share are skipped, and so are common trigrams.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.ranking import postings
-from gemel_ray.ranking.postings import Postings, Rows, Weighed
+from gemel_ray.ranking.postings import Postings, Rows, WeightedRows
 from gemel_ray.ranking.words import folded, initials, key, stems, trigrams, years
 
 _SCHEMA = pa.schema(
@@ -25,20 +25,20 @@ _SCHEMA = pa.schema(
         pa.field("name", pa.string()),  # folded
         pa.field("aliases", pa.list_(pa.string())),  # folded, without the name
         pa.field("initials", pa.list_(pa.string())),  # of the name
-        pa.field("bracket", pa.bool_()),  # whether the name tells itself apart: Mercury (planet)
+        pa.field("bracket", pa.bool_()),  # whether the name has an addition in brackets: Mercury (planet)
         pa.field("about", pa.list_(pa.string())),  # stems of the description, without the name's
-        pa.field("years", pa.list_(pa.int16())),  # that the description tells, in its order
+        pa.field("years", pa.list_(pa.int16())),  # in the description, in its order
     ]
 )
-_FREQUENT = 6_000  # entities that share a word: more tell nothing
+_FREQUENT = 6_000  # entities that share a word: a more frequent word is skipped
 _GRAMS = 60_000  # rows of the rarest trigrams that are counted
-_LETTERS = range(3, 7)  # of initials that may stand in another order: of fewer, everybody's would
-_ROWS = 12_000  # and of the rarest words
+_LETTERS = range(3, 7)  # numbers of initials that may be in another order: with fewer, too many match
+_ROWS = 12_000  # rows of the rarest words that are counted
 _BATCH = 65_536
 
 
 class Names:
-    """What `write` made, opened."""
+    """The files that `write` made, opened."""
 
     def __init__(self, folder: Path) -> None:
         self._words, self._forms, self._grams, self._about = (
@@ -55,7 +55,7 @@ class Names:
         found: list[dict[str, Any]] = self.table.take(pa.array(rows)).to_pylist()
         return found
 
-    def named(self, form: str) -> Rows:
+    def with_name(self, form: str) -> Rows:
         """Entities of exactly this folded name or alias."""
         return self._forms.of(key(form))
 
@@ -67,28 +67,28 @@ class Names:
         """Entities whose initials are these letters in any order, as in another language: NATO, OTAN."""
         return self._forms.of(key(f"letters {''.join(sorted(form.replace(' ', '')))}"))
 
-    def weight(self, word: str) -> float:
-        """How much a word of a name tells: the logarithm of how few entities bear it."""
+    def word_weight(self, word: str) -> float:
+        """The weight of a word of names: the logarithm of its inverse document frequency."""
         return math.log(len(self) / max(1, len(self._words.of(key(word)))))
 
-    def telling(self, stem: str) -> float:
-        """The same of a word of descriptions."""
+    def stem_weight(self, stem: str) -> float:
+        """The same weight of a stem of descriptions."""
         return math.log(len(self) / max(1, len(self._about.of(key(stem)))))
 
-    def sharing(self, words: Iterable[str]) -> Weighed:
-        """Entities that share words with a folded form, by the weight of what they share."""
+    def sharing_words(self, words: Iterable[str]) -> WeightedRows:
+        """Entities whose names share words with a folded form, by the weight of these words."""
         return self._weighed(self._words, words)
 
-    def described(self, stems: Iterable[str]) -> Weighed:
-        """The same of the words of their descriptions."""
+    def by_description(self, stems: Iterable[str]) -> WeightedRows:
+        """Entities whose descriptions share stems with a text, by their weight."""
         return self._weighed(self._about, stems)
 
-    def _weighed(self, index: Postings, words: Iterable[str]) -> Weighed:
+    def _weighed(self, index: Postings, words: Iterable[str]) -> WeightedRows:
         lists = sorted((index.of(key(word)) for word in dict.fromkeys(words)), key=len)
         taken = list(_within(_ROWS, (rows for rows in lists if 0 < len(rows) < _FREQUENT)))
-        return Weighed.together(taken, [math.log(len(self) / len(rows)) for rows in taken])
+        return WeightedRows.summed(taken, [math.log(len(self) / len(rows)) for rows in taken])
 
-    def alike(self, form: str, most: int) -> list[int]:
+    def similar(self, form: str, most: int) -> list[int]:
         """At most `most` entities whose names share many trigrams with a folded form: misspelt ones."""
         grams = trigrams(form)
         lists = sorted((self._grams.of(key(gram)) for gram in grams), key=len)
@@ -102,7 +102,7 @@ class Names:
 
 
 def _within(most: int, lists: Iterable[Rows]) -> Iterator[Rows]:
-    """The first, and the others as long as all together have at most so many rows."""
+    """The first list, and the others as long as all together have at most `most` rows."""
     total = 0
     for at, rows in enumerate(lists):
         total += len(rows)

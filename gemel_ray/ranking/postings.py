@@ -1,6 +1,5 @@
-"""An inverted index in three flat arrays: hashed keys, and the rows that bear each. Memory-mapped. And what
-is made of it: rows that several keys weigh, texts that hold all words of another.
-"""
+"""An inverted index in three flat arrays: hashed keys, and the rows of each. Memory-mapped. And two uses of
+it: rows weighted by several keys, and texts that contain all words of another."""
 
 from __future__ import annotations
 
@@ -24,14 +23,14 @@ PAIR = np.dtype([("key", np.uint64), ("row", np.int32)])
 
 
 class Postings:
-    """`keys` uint64 [k], rising; the rows of key i are `rows[offsets[i] : offsets[i + 1]]`, rising."""
+    """`keys` uint64 [k], ascending; the rows of key i are `rows[offsets[i] : offsets[i + 1]]`, ascending."""
 
     def __init__(self, keys: npt.NDArray[np.uint64], offsets: npt.NDArray[np.int64], rows: Rows) -> None:
         self._keys, self._offsets, self._rows = keys, offsets, rows
 
     @classmethod
-    def made(cls, given: npt.NDArray[np.void]) -> Postings:
-        """Of an array of `PAIR` in any order; equal pairs count once."""
+    def of_pairs(cls, given: npt.NDArray[np.void]) -> Postings:
+        """The index of an array of `PAIR` in any order; equal pairs count once."""
         given = np.unique(given)
         keys, first = np.unique(given["key"], return_index=True)
         return cls(keys, np.append(first, len(given)).astype(np.int64), np.ascontiguousarray(given["row"]))
@@ -49,7 +48,7 @@ class Postings:
             np.save(folder / f"{name}.{part}.npy", array)
 
     def __len__(self) -> int:
-        """Pairs."""
+        """The number of pairs."""
         return len(self._rows)
 
     def pairs(self) -> tuple[npt.NDArray[np.uint64], Rows]:
@@ -57,14 +56,14 @@ class Postings:
         return np.repeat(self._keys, np.diff(self._offsets)), self._rows
 
     def of(self, key: int) -> Rows:
-        """The rows that bear `key`."""
+        """The rows of `key`."""
         at = int(self._keys.searchsorted(np.uint64(key)))
         if at == len(self._keys) or int(self._keys[at]) != key:
             return _NONE
         return self._rows[self._offsets[at] : self._offsets[at + 1]]
 
     def each(self, keys: npt.NDArray[np.uint64]) -> tuple[Rows, npt.NDArray[np.int64]]:
-        """The rows of several keys, one key's behind another's, and for each row the place of its key."""
+        """The rows of several keys, key after key, and for each row the index of its key."""
         if not len(self._keys):
             return _NONE, np.empty(0, np.int64)
         at = np.minimum(self._keys.searchsorted(keys), len(self._keys) - 1)
@@ -76,15 +75,15 @@ class Postings:
 
 
 @dataclass(frozen=True)
-class Weighed:
-    """Some rows, rising, and what each weighs."""
+class WeightedRows:
+    """Some rows, ascending, with weights."""
 
     rows: Rows
     weights: npt.NDArray[np.float32]
 
     @classmethod
-    def together(cls, lists: Sequence[Rows], weights: Sequence[float]) -> Weighed:
-        """The rows of some lists; each weighs as much as all lists together that it stands in."""
+    def summed(cls, lists: Sequence[Rows], weights: Sequence[float]) -> WeightedRows:
+        """The rows of some lists; the weight of a row is the sum of the weights of its lists."""
         if not lists:
             return cls(_NONE, np.empty(0, np.float32))
         rows, place = np.unique(np.concatenate(lists), return_inverse=True)
@@ -92,19 +91,19 @@ class Weighed:
         return cls(rows, sums.astype(np.float32))
 
     @classmethod
-    def equally(cls, rows: Rows) -> Weighed:
-        """Rows of which none weighs more."""
+    def unweighted(cls, rows: Rows) -> WeightedRows:
+        """Rows of equal weight."""
         return cls(rows, np.zeros(len(rows), np.float32))
 
     def of(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """What these rows weigh; 0: they are not among them."""
+        """The weights of these rows; 0 for others."""
         if not len(self.rows):
             return np.zeros(len(rows), np.float32)
         at = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
         return np.where(self.rows[at] == rows, self.weights[at], np.float32(0))
 
-    def best(self, most: int, then: Sequence[Weighed] = ()) -> list[int]:
-        """At most `most` rows, the heaviest first; of equal ones those first that weigh more in `then`."""
+    def best(self, most: int, then: Sequence[WeightedRows] = ()) -> list[int]:
+        """At most `most` rows, by descending weight; rows of equal weight by their weights in `then`."""
         order = np.lexsort([self.rows, *(-other.of(self.rows) for other in reversed(then)), -self.weights])
         best: list[int] = self.rows[order[:most]].tolist()
         return best
@@ -116,21 +115,21 @@ def write(pairs: Iterable[tuple[int, int]], folder: Path, name: str) -> None:
 
 
 def save(given: npt.NDArray[np.void], folder: Path, name: str) -> int:
-    """The same of an array of `PAIR`. Returns how many different pairs there are."""
-    made = Postings.made(given)
-    made.save(folder, name)
-    return len(made)
+    """Write an index of an array of `PAIR`. Returns the number of different pairs."""
+    index = Postings.of_pairs(given)
+    index.save(folder, name)
+    return len(index)
 
 
-class Words:
-    """Which of many short texts hold all words of another, by their rows. Case does not count."""
+class WordIndex:
+    """Finds which of many short texts contain all words of another, by their rows, ignoring case."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         pairs = ((key(word), row) for row, text in enumerate(texts) for word in _words(text))
-        self._index = Postings.made(np.fromiter(pairs, PAIR))
+        self._index = Postings.of_pairs(np.fromiter(pairs, PAIR))
 
-    def held(self, text: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of `rows` hold all words of `text`; none where it has no word."""
+    def with_all_words(self, text: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of `rows` contain all words of `text`; none if it has no word."""
         words = _words(text)
         found = np.full(len(rows), bool(words))
         for word in words:
@@ -139,7 +138,7 @@ class Words:
 
 
 def _among(rows: npt.NDArray[np.int64], known: Rows) -> npt.NDArray[np.bool_]:
-    """Which of `rows` are among the rising `known`."""
+    """Which of `rows` are among the ascending `known`."""
     if not len(known):
         return np.zeros(len(rows), np.bool_)
     at = np.searchsorted(known, rows)

@@ -1,6 +1,5 @@
-"""The trained retrieval at work: how well a mention in its text and an entity with its facts fit, by the
-vectors that context.py teaches. Entities' vectors lie beside the ranker, memory-mapped.
-"""
+"""The trained retrieval in use: the cosine of a mention in its text and an entity with its facts, by the
+towers that context.py trains. The entities' vectors are beside the ranker, memory-mapped."""
 
 from __future__ import annotations
 
@@ -26,26 +25,26 @@ _AT_ONCE = 8_192
 
 
 class Retrieval:
-    """What `finish` wrote, opened."""
+    """The files that `finish` wrote, opened."""
 
     def __init__(self, folder: Path) -> None:
         self._entities: Half = np.asarray(np.load(folder / _ENTITIES, mmap_mode="r"))
         self._weights = load_file(folder / _WEIGHTS)
 
     @classmethod
-    def there(cls, folder: Path) -> bool:
+    def exists(cls, folder: Path) -> bool:
         return (folder / _ENTITIES).exists()
 
     def fits(self, rows: npt.NDArray[np.int64], mention: Vectors, text: Vectors) -> Vectors:
         """The cosine of each of these entities with a mention in its text."""
-        cosines: Vectors = self._entities[rows].astype(np.float32) @ towers.asked(
+        cosines: Vectors = self._entities[rows].astype(np.float32) @ towers.mention_vector(
             self._weights, mention, text
         )
         return cosines
 
     def nearest(self, count: int, mention: Vectors, text: Vectors) -> list[int]:
-        """The entities that fit best of all, the best first. Reads every entity's vector."""
-        asked = towers.asked(self._weights, mention, text)
+        """The entities with the greatest cosines, the best first. Reads every entity's vector."""
+        asked = towers.mention_vector(self._weights, mention, text)
         parts = range(0, len(self._entities), _AT_ONCE)
         cosines = np.concatenate([self._entities[i : i + _AT_ONCE].astype(np.float32) @ asked for i in parts])
         best = np.argpartition(-cosines, min(count, len(cosines) - 1))[:count]
@@ -54,14 +53,14 @@ class Retrieval:
 
 
 def prepare(folder: Path, encode: Encode, width: int) -> None:
-    """Encode the labels of the knowledge graph, where there is one: the frozen vectors of facts."""
-    graph = Triples(folder) if Triples.there(folder) else None
+    """Encode the labels of the knowledge graph, if there is one: the frozen vectors of facts."""
+    graph = Triples(folder) if Triples.exists(folder) else None
     _encoded(graph.labels() if graph else [""], encode, width, folder / _ENDS)
     _encoded(graph.relations() if graph else [""], encode, width, folder / _RELATIONS)
 
 
 def _encoded(labels: Sequence[str], encode: Encode, width: int, file: Path) -> None:
-    """Zeros for what has no letters: numbers and dates."""
+    """Write the labels' vectors; labels without letters, as numbers and dates, have zeros."""
     made = np.lib.format.open_memmap(file, "w+", np.float16, (len(labels), width))  # type: ignore[no-untyped-call]
     _encode(made, labels, range(len(labels)), encode)
     made.flush()
@@ -75,7 +74,7 @@ def _encode(vectors: Half, labels: Sequence[str], which: Sequence[int], encode: 
 
 
 def _renew(file: Path, labels: Sequence[str], before: Sequence[str], encode: Encode) -> None:
-    """Vectors for labels that are new, or not what they were."""
+    """Encode the labels that are new or changed."""
     known = np.load(file)
     changed = [i for i, label in enumerate(labels) if i >= len(before) or label != before[i]]
     if changed:
@@ -86,9 +85,9 @@ def _renew(file: Path, labels: Sequence[str], before: Sequence[str], encode: Enc
 
 
 def frozen(folder: Path, about: Half, identities: npt.NDArray[np.uint64] | None) -> Frozen:
-    """What towers are taught on, and what entities' vectors are made of."""
+    """The frozen vectors, on which towers are trained, and of which entities' vectors are made."""
     ends, relations = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in (_ENDS, _RELATIONS))
-    if identities is None or not Triples.there(folder):
+    if identities is None or not Triples.exists(folder):
         none = np.full((len(about), 1), -1, np.int32)
         return Frozen(about, ends, relations, none, np.zeros(1, np.int32), np.zeros(1, np.int32))
     graph = Triples(folder)
@@ -106,14 +105,14 @@ def finish(folder: Path, known: Frozen, weights: dict[str, Vectors]) -> None:
         np.save(file, vectors)
 
 
-def taken_over(
+def carry_over(
     former: Path, folder: Path, encode: Encode, about: Half, identities: npt.NDArray[np.uint64] | None
 ) -> None:
-    """The same towers in another version's folder, and the vectors of its entities. Only labels that the
-    former one's graph has not are encoded."""
+    """Write the same towers to another version's folder, and the vectors of its entities. Only labels that
+    are not in the former graph are encoded."""
     for name in (_ENDS, _RELATIONS):
         shutil.copyfile(former / name, folder / name)
-    if Triples.there(folder):
+    if Triples.exists(folder):
         graph, before = Triples(folder), Triples(former)
         _renew(folder / _ENDS, graph.labels(), before.labels(), encode)
         _renew(folder / _RELATIONS, graph.relations(), before.relations(), encode)

@@ -1,10 +1,11 @@
-"""A trained retrieval: a mention in its text and an entity with its facts as vectors whose cosine says how
-well they fit. A million weights over frozen vectors, taught by contrast on the examples.
+"""A trained retrieval: two towers that make vectors of a mention in its text and of an entity with its facts,
+to be compared by their cosine. A million weights over frozen vectors, trained with a contrastive loss on the
+examples.
 
-A restatement of KGMEL's retrieval (SIGIR 2025) without its pictures and without facts that a vision model
-writes of a mention. What an example is told apart from is one of `NEGATIVES`: the other examples' entities of
-its batch; beside them candidates of its own, drawn evenly; or drawn by a generator, which is paid for those
-that the retrieval takes for right (PGMEL, after KBGAN's policy gradient).
+It follows KGMEL's retrieval (SIGIR 2025) without its pictures and without facts that a vision model writes
+about a mention. The negatives of an example are one of `NEGATIVES`: the entities of the other examples of its
+batch; these and some of its candidates, drawn evenly; or drawn by a generator, whose reward is the score that
+the retrieval gives them (PGMEL, after KBGAN's policy gradient).
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ Half = npt.NDArray[np.float16]
 Numbers = npt.NDArray[np.int64]
 Negatives = Literal["batch", "hard", "generated"]
 NEGATIVES: tuple[Negatives, ...] = get_args(Negatives)
-FACTS = 8  # of an entity, the rarest
+FACTS = 8  # of an entity: the rarest
 _SHARPNESS, _ATTENTION = 0.05, 0.1  # temperatures of the contrast and of the attention
 _INNER, _BATCH, _EPOCHS, _RATE, _DECAY = 128, 128, 6, 1e-3, 1e-2
-_DRAWN = 4  # negatives of its own that an example is told apart from
+_DRAWN = 4  # of an example's candidates, as negatives
 _ALL = 4096  # entities encoded at once
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Vectors that stay: of entities' descriptions [entities, width], of the graph's nodes and relations; the
-    facts of each entity, int32 [entities, FACTS], -1: no more; and of each fact its node and relation."""
+    """Vectors that are not trained: of entities' descriptions [entities, width], of the graph's nodes and
+    relations; the facts of each entity, int32 [entities, FACTS], -1: none; and the node and the relation of
+    each fact."""
 
     heads: Half
     nodes: Half
@@ -45,8 +47,8 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Examples: vectors of mentions and texts, the right entity, and others that it might be."""
+class TowerExamples:
+    """Examples: vectors of mentions and texts, the right entity, and other candidates."""
 
     mentions: Vectors
     texts: Vectors
@@ -57,7 +59,7 @@ class Asked:
 def rarest(
     triples: Triples, identities: npt.NDArray[np.uint64], known: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int32]:
-    """The facts of each entity that the fewest others share, of those whose ends are `known`."""
+    """The rarest facts of each entity, of those whose nodes have vectors (`known`)."""
     found = np.full((len(identities), FACTS), -1, np.int32)
     for row, identity in enumerate(identities.tolist()):
         facts = triples.facts(identity)
@@ -68,8 +70,8 @@ def rarest(
 
 
 class Towers(torch.nn.Module):
-    """Of the mention: its vector and its text's, gated. Of the entity: its description's, and what attention
-    takes of its facts. Before they learn, both are the frozen vectors."""
+    """The vector of a mention: of its frozen vector and its text's, gated. The vector of an entity: of its
+    description's, and an attention over its facts. Before training, both are the frozen vectors."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -86,7 +88,7 @@ class Towers(torch.nn.Module):
     def weights(self) -> dict[str, Vectors]:
         return {name: np.ascontiguousarray(weight.numpy()) for name, weight in self.state_dict().items()}
 
-    def asked(self, mentions: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    def mention_vectors(self, mentions: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         gated = torch.sigmoid(self.gate(texts)) * self.text(texts)
         return torch.nn.functional.normalize(mentions + texts + self.mention(mentions) + gated, dim=-1)
 
@@ -119,8 +121,8 @@ def loaded(weights: dict[str, Vectors]) -> Towers:
     return made.eval()
 
 
-def asked(weights: dict[str, Vectors], mention: Vectors, text: Vectors) -> Vectors:
-    """What `Towers.asked` makes of one mention, without torch."""
+def mention_vector(weights: dict[str, Vectors], mention: Vectors, text: Vectors) -> Vectors:
+    """The result of `Towers.mention_vectors` for one mention, without torch."""
 
     def of(layer: str, vector: Vectors) -> Vectors:
         return weights[f"{layer}.weight"] @ vector + weights[f"{layer}.bias"]
@@ -131,7 +133,7 @@ def asked(weights: dict[str, Vectors], mention: Vectors, text: Vectors) -> Vecto
 
 
 class Generator(torch.nn.Module):
-    """Draws an example's negatives: by a bilinear form of what is asked and of the entity's description."""
+    """Draws an example's negatives, by a bilinear form of the mention and of the entity's description."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -154,8 +156,8 @@ class Generator(torch.nn.Module):
         self.baseline, self.rewards = float(np.mean(self.rewards or [0.0])), []
 
 
-def taught(frozen: Frozen, asked: Asked, negatives: Negatives, seed: int = 0) -> Towers:
-    """Towers that tell each example's entity from its negatives."""
+def trained(frozen: Frozen, asked: TowerExamples, negatives: Negatives, seed: int = 0) -> Towers:
+    """Towers trained to distinguish each example's entity from its negatives."""
     torch.manual_seed(seed)
     width = frozen.heads.shape[1]
     towers, generator = Towers(width), Generator(width)
@@ -172,7 +174,9 @@ def taught(frozen: Frozen, asked: Asked, negatives: Negatives, seed: int = 0) ->
             drawn = _drawn(logits.detach() * (negatives == "generated"), others[batch])
             hard = np.take_along_axis(others[batch], drawn.numpy(), 1) if negatives != "batch" else others[:0]
             columns = np.concatenate([asked.right[batch], hard.ravel()])
-            scores = towers.asked(mentions, texts) @ towers.entities(frozen, np.maximum(columns, 0)).T
+            scores = (
+                towers.mention_vectors(mentions, texts) @ towers.entities(frozen, np.maximum(columns, 0)).T
+            )
             optimiser.zero_grad()
             _contrast(scores, asked.right[batch], columns).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -186,14 +190,14 @@ def taught(frozen: Frozen, asked: Asked, negatives: Negatives, seed: int = 0) ->
 
 
 def _rewards(scores: torch.Tensor, hard: Numbers) -> torch.Tensor:
-    """What the towers gave each example's own negatives: high where they were taken for right."""
+    """The scores that the towers gave each example's negatives: high for those that seem right."""
     count = len(hard)
-    own = scores[:, count:].view(count, count, _DRAWN)[torch.arange(count), torch.arange(count)]
-    return own * torch.from_numpy(hard >= 0)
+    of_example = scores[:, count:].view(count, count, _DRAWN)[torch.arange(count), torch.arange(count)]
+    return of_example * torch.from_numpy(hard >= 0)
 
 
 def _contrast(scores: torch.Tensor, right: Numbers, columns: Numbers) -> torch.Tensor:
-    """Cross-entropy of the right entity among all of the batch's; where it stands again it is no negative."""
+    """The cross-entropy of the right entity among all of the batch; its repetitions are not negatives."""
     again = torch.from_numpy((columns[None] == right[:, None]) | (columns < 0)[None])
     again[torch.arange(len(right)), torch.arange(len(right))] = False
     return torch.nn.functional.cross_entropy(
@@ -202,13 +206,13 @@ def _contrast(scores: torch.Tensor, right: Numbers, columns: Numbers) -> torch.T
 
 
 def _drawn(logits: torch.Tensor, others: Numbers) -> torch.Tensor:
-    """Places of some others, without repetition, as likely as their logits say (Gumbel's trick)."""
+    """Indices of some candidates, drawn without repetition by their logits (Gumbel's trick)."""
     noise = -torch.log(-torch.log(torch.rand_like(logits).clamp(1e-9, 1 - 1e-9)))
     return (logits + noise).masked_fill(torch.from_numpy(others < 0), -1e9).topk(_DRAWN, dim=1).indices
 
 
 def _padded(others: Sequence[Numbers]) -> Numbers:
-    """[examples, most]; -1: there is none."""
+    """The candidates as a table [examples, most]; -1: none."""
     table = np.full((len(others), max(_DRAWN, *map(len, others))), -1)
     for row, some in enumerate(others):
         table[row, : len(some)] = some

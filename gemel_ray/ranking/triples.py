@@ -1,9 +1,8 @@
-"""The knowledge graph: which facts are known of an entity. Memory-mapped, and kept by ids, not by rows: it
-stays what it is when entities are added and removed.
+"""The knowledge graph: the facts of entities. Memory-mapped, and stored by ids, not by rows, so it does not
+change when entities are added and removed.
 
-A *node* is what stands at a triple's end: an entity, by its id, or a text alone. A *fact* is a relation and a
-node; many entities share one.
-"""
+A *node* is the tail of a triple: an entity, by its id, or a text alone. A *fact* is a relation and a node;
+many entities may share one."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ _BATCH = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Triple:
-    """`tail`: an id, or None for what is a text alone; `relation` and `label` for people."""
+    """A triple. `tail`: an id, or None if it is a text alone; `relation` and `label` for people."""
 
     head: str
     relation: str
@@ -40,11 +39,12 @@ class Triple:
 
 
 class Triples:
-    """What `write` made, opened. Of each fact its `relation` and `node`; of each node the `identity` it is
-    known by, the `form` of its label, how many entities have it (`degree`), and its label's stems."""
+    """The files that `write` made, opened. Each fact has its `relation` and `node`; each node the `identity`
+    that is its key, the `form` of its label, the number of entities that have it (`degree`), and its label's
+    stems."""
 
     @classmethod
-    def there(cls, folder: Path) -> bool:
+    def exists(cls, folder: Path) -> bool:
         """Whether `write` made them in this folder."""
         return (folder / f"{_PREFIX}node.npy").exists()
 
@@ -66,23 +66,24 @@ class Triples:
         return self.node[facts], whose
 
     def words(self, nodes: npt.NDArray[np.int32]) -> tuple[Keys, npt.NDArray[np.int64]]:
-        """Keys of the stems of these nodes' labels, one node's behind another's, and how many each has."""
+        """The keys of the stems of these nodes' labels, node after node, and the number of each."""
         starts = self._starts[nodes]
         lengths = self._starts[nodes + 1] - starts
         before = np.cumsum(lengths) - lengths
         return self._words[np.repeat(starts - before, lengths) + np.arange(lengths.sum())], lengths
 
     def pairs(self) -> tuple[Keys, npt.NDArray[np.int64]]:
-        """Keys of the entities' ids, and of each a fact: its relation and, in the lower half, its node."""
+        """The keys of the entities' ids, and for each a fact: its relation and, in the lower half, its
+        node."""
         heads, facts = self._facts.pairs()
         return heads, self.relation[facts].astype(np.int64) << 32 | self.node[facts]
 
     def label(self, node: int) -> str:
-        """Of a node."""
+        """The label of a node."""
         return str(self._labels[node].as_py())
 
     def labels(self) -> list[str]:
-        """Of all nodes."""
+        """The labels of all nodes."""
         return [str(label) for label in self._labels.to_pylist()]
 
     def relations(self) -> list[str]:
@@ -92,8 +93,8 @@ class Triples:
         return len(self.node)
 
 
-def taken_over(former: Path, folder: Path) -> None:
-    """The same triples in another version's folder."""
+def carry_over(former: Path, folder: Path) -> None:
+    """Copy the triples to another version's folder."""
     for file in former.glob(f"{_PREFIX}*"):
         shutil.copyfile(file, folder / file.name)
 
@@ -108,10 +109,10 @@ def write(
     folder: Path,
     former: Triples | None = None,
 ) -> int:
-    """Write the arrays of these triples, given in any order, behind those of `former`, whose nodes and
-    relations keep their numbers. Returns how many there are; equal ones count once. A tail without a label is
-    called as the entity of its id is, by (id, name) of `entities`, or by its id. In memory 16 bytes a triple,
-    and the nodes' labels."""
+    """Write the arrays of these triples, given in any order, after those of `former`, whose nodes and
+    relations keep their numbers. Returns the number of different triples. A tail without a label gets the
+    name of the entity with its id, by (id, name) of `entities`, else its id. Memory: 16 bytes per triple, and
+    the nodes' labels."""
     folder.mkdir(parents=True, exist_ok=True)
     nodes, relations = _Numbered(), _Numbered()
     heads, packed = array("Q"), array("q")
@@ -144,8 +145,8 @@ def write(
 
 
 class _Numbered:
-    """Things numbered as they come, by the keys of their names, each with the first label that it is given;
-    without one its name is its label."""
+    """Things numbered in order of appearance, by the keys of their names, each with its first label; without
+    a label, the name is the label."""
 
     def __init__(self) -> None:
         self.numbers: dict[int, int] = {}
@@ -153,7 +154,7 @@ class _Numbered:
         self._unlabelled: set[int] = set()
 
     def take(self, keys: Iterable[int], labels: list[str]) -> None:
-        """Begin with these. Whose label is its name has none yet."""
+        """Begin with these. A label that equals the name can be replaced."""
         self.numbers = {key: number for number, key in enumerate(keys)}
         self.labels = labels
         self._unlabelled = {n for k, n in self.numbers.items() if key(labels[n]) == k}
@@ -169,7 +170,7 @@ class _Numbered:
         return number
 
     def call(self, name: str, label: str) -> None:
-        """Give the label to what has none, if it is here at all."""
+        """Give the label to a thing that is here and has none."""
         number = self.numbers.get(key(name), -1)
         if number in self._unlabelled:
             self.labels[number] = label

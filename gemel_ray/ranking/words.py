@@ -10,24 +10,24 @@ from functools import lru_cache
 
 _SEPARATORS = re.compile(r"[\W_]+")
 _ENDINGS = ("ing", "ers", "er", "ed", "es", "s", "n", "an", "ian")
-_EMPTY = {
+_FUNCTION_WORDS = {
     "the", "of", "and", "in", "a", "to", "at", "on", "for", "with", "by", "from", "de", "la", "le",
     "van", "von", "der", "das", "du", "des", "di", "da", "el",
 }  # fmt: skip
 _YEAR = re.compile(r"(?<!\d)(?:1\d{3}|20[0-2]\d)(?!\d)")
 _GROWN, _PRIME, _SPAN = 12, 40, 50.0  # of a life, in years; what others last is about as long
-_LATE = 2  # years after the end: the dead are still spoken of
+_LATE = 2  # years after the end: people are still mentioned shortly after their death
 UNKNOWN = (0.0, 0.0, 0.0, 0.0)
 
 
 def folded(text: str) -> str:
-    """Lower case, accents taken off, words separated by one space."""
+    """The text in lower case, without accents, its words separated by one space."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     return _SEPARATORS.sub(" ", plain).strip().casefold()
 
 
 def trigrams(form: str) -> frozenset[str]:
-    """Of a folded form, its ends marked by spaces."""
+    """The trigrams of a folded form, its ends marked by spaces."""
     padded = f" {form} "
     return frozenset({padded[i : i + 3] for i in range(len(padded) - 2)})
 
@@ -38,10 +38,10 @@ def likeness(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 def initials(name: str) -> set[str]:
-    """Those of a name of several words, folded: with its small words and without, a hyphenated word as one
-    and as several."""
+    """The initials of a name of several words, folded: with its function words and without, a hyphenated word
+    as one and as several."""
     forms = [folded(form).split() for form in (name, name.replace("-", ""))]
-    forms += [[word for word in words if word not in _EMPTY] for words in forms]
+    forms += [[word for word in words if word not in _FUNCTION_WORDS] for words in forms]
     return {"".join(word[0] for word in words) for words in forms if len(words) > 1}
 
 
@@ -54,7 +54,7 @@ def against_names(
     aliases: list[str],
     shared: float,
 ) -> list[float]:
-    """A mention against an entity's name and aliases, all folded."""
+    """Features of a mention compared with an entity's name and aliases, all folded."""
     parts = name.split()
     return [
         name == mention,
@@ -70,9 +70,9 @@ def against_names(
     ]
 
 
-def telling(form: str) -> set[str]:
-    """The words of a folded text that are more than links between others."""
-    return {word for word in form.split() if word not in _EMPTY}
+def content_words(form: str) -> set[str]:
+    """The words of a folded text, without function words."""
+    return {word for word in form.split() if word not in _FUNCTION_WORDS}
 
 
 @lru_cache(maxsize=100_000)
@@ -85,8 +85,8 @@ def stem(word: str) -> str:
 
 
 def stems(form: str) -> set[str]:
-    """The telling words of a folded text, each as its stem."""
-    return {stem(word) for word in form.split() if len(word) > 2 and word not in _EMPTY}
+    """The stems of the content words of a folded text."""
+    return {stem(word) for word in form.split() if len(word) > 2 and word not in _FUNCTION_WORDS}
 
 
 def hashed(text: str) -> int:
@@ -101,14 +101,15 @@ def key(word: str) -> int:
 
 
 def years(text: str) -> list[int]:
-    """Those of 1000 to 2029 that are written in it, in their order."""
+    """The years from 1000 to 2029 in the text, in their order."""
     return [int(year) for year in _YEAR.findall(text)]
 
 
 def compared(text: Sequence[int], about: Sequence[int]) -> tuple[float, float, float, float]:
-    """The years of a text against those of a description: who was dead by then is not the one in the picture.
-    Whether both have years; whether the text's earliest is after the beginning, which is a description's
-    first year, and within what begins there and ends with its second; and how far it is from the middle."""
+    """Features of the years of a text compared with those of a description: somebody who was dead by then is
+    not in the picture. Whether both have years; whether the text's earliest is after the beginning, which is
+    the description's first year, and before the end, which is its second; and its distance from the
+    middle."""
     if not text or not about:
         return UNKNOWN
     year, began, ended = min(text), about[0], about[1] if len(about) > 1 else None

@@ -21,7 +21,7 @@ from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import Bank, PublishedOrder, SharedSets
 from gemel_ray.knowledge.vectors import Bonus
 from gemel_ray.models.encoders import unit
-from gemel_ray.ranking.postings import Words
+from gemel_ray.ranking.postings import WordIndex
 from gemel_ray.setting import setting
 from gemel_ray.stage import Stage, Work, answer, listed, matrix
 
@@ -128,7 +128,7 @@ class _Retrieving(Work):
         shows = wanted and stage.shared_sets and shared
         self.sets = SharedSets(self.bank, stage.shared_sets, shared) if shows else None
         self.ranking = _ranking(workspace, stage) if stage.ranking and workspace.ranks else None
-        self.words = Words(self.bank.mentions() if wanted and stage.word_bonus else ())
+        self.words = WordIndex(self.bank.mentions() if wanted and stage.word_bonus else ())
 
     def renewed(self, workspace: Workspace) -> Work:
         return _Retrieving(self.stage, workspace)
@@ -217,7 +217,7 @@ class _Retrieving(Work):
 
     def _shared(self, mention: str, rows: Rows) -> Vectors:
         """The bonus of rows whose mentions have all of the mention's words."""
-        return np.float32(self.stage.word_bonus) * self.words.held(mention, rows).astype(np.float32)
+        return np.float32(self.stage.word_bonus) * self.words.with_all_words(mention, rows).astype(np.float32)
 
     def _similar(
         self, mentions: list[str], vectors: Vectors, images: pa.ChunkedArray, without: list[list[int]]

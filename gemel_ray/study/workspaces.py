@@ -18,7 +18,7 @@ from gemel_ray.config import Config
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.ranking.features import of_features
+from gemel_ray.ranking.features import groups_of
 from gemel_ray.ranking.ranker import Ranker
 from gemel_ray.ranking.ranking import FILE
 from gemel_ray.study.cells import Cell
@@ -119,7 +119,7 @@ def _link_or_copy(source: str, target: str) -> None:
 def evidence_of(workspace: Path) -> list[str]:
     """The evidence of the workspace's ranker; empty without a ranker."""
     file = versions.folder(workspace, versions.current(workspace)) / "ranking" / FILE
-    return [group.name for group in of_features(Ranker.load(file).features)] if file.exists() else []
+    return [group.name for group in groups_of(Ranker.load(file).features)] if file.exists() else []
 
 
 def seconds_to_make(folder: Path) -> float | None:
