@@ -14,6 +14,8 @@ from gemel_ray.cli import main
 from gemel_ray.config import Config, load
 from gemel_ray.readers import documents
 from gemel_ray.study.cells import GROUPS
+from gemel_ray.study.run import take_over
+from gemel_ray.study.table import lines, markdown
 from gemel_ray.study.variants import VARIANTS, digest, have_pictures, others, sample, write
 from gemel_ray.study.workspaces import copy_name
 
@@ -139,6 +141,9 @@ def test_a_sample_leaves_out_what_has_no_target(tmp_path: Path) -> None:
     found = sample([str(file)], 0, seed=0)
     assert [r["document_id"] for r in found] == ["a"]
     assert not have_pictures(found)
+    keyed = [{"image": None, "image_address": None, "image_key": "7.jpg"}]
+    assert have_pictures(keyed, features=True)
+    assert not have_pictures(keyed)
     file.write_text(json.dumps(lines[2]))
     with pytest.raises(ValueError, match="no mention with a target"):
         sample([str(file)], 0, seed=0)
@@ -159,6 +164,50 @@ def test_documents_that_are_measured_choose_nothing(tmp_path: Path) -> None:
     assert len(left) == 8 - 2 * len({row["text"] for row in measured})
     assert digest(measured) != digest(left)
     assert digest(measured) == digest(sample([str(file)], 2, seed=0))
+
+
+def a_row(group: str, cell: str, **more: Any) -> dict[str, Any]:
+    figure = {"value": 0.9, "interval_95": [0.85, 0.95], "mentions": 100}
+    apart = {"value": -0.021, "interval_95": [-0.05, 0.008], "mentions": 100}
+    row = {"group": group, "cell": cell, "settings": [], "variant": "clean", "run": "a", "mentions": 100}
+    row |= {"accuracy": figure, "among_candidates": figure, "difference": apart, "mcnemar_p": 0.25}
+    row |= {"targets": None, "asked": 0.12, "computed": 5.6, "requests": 0.0, "seconds": 30.0}
+    return row | {"processor": {"encode": 1.5, "rest": 0.25}, "pace": 1.2, "making": None} | more
+
+
+def a_study(**more: Any) -> Any:
+    machine = {"cores": 2, "processor": "x86_64", "memory_gib": 24.2, "gpus": [], "commit": "abc1234"}
+    study = {"gold": ["a/dev.json"], "documents": 90, "workspace": "kb", "machine": machine}
+    return study | {"base": a_row("", "as configured"), "cells": [], "left_out": [], "failed": []} | more
+
+
+def test_a_table_says_what_is_chance_and_what_a_row_costs() -> None:
+    rows = [a_row("parts", "without a"), a_row("parts", "without b", pace=None, processor={}, making=61.4)]
+    study = a_study(cells=rows, failed=[{"group": "parts", "cell": "without c", "why": "no room"}])
+    base, first, second = [line for line in lines(study) if line.startswith("  ")][1:]
+    assert base.split()[:2] == ["as", "configured"]
+    figures = ["90.0%", "85.0%", "to", "95.0%", "-2.1", "-5.0", "to", "+0.8", "0.25"]
+    assert first.split() == ["without", "a", *figures, "12%", "6", "1.8", "1.20", "-"]
+    assert second.split()[-3:] == ["-", "-", "61"]
+    assert "failed: parts: without c: no room" in lines(study)
+    page = markdown(study)
+    assert "90 documents of dev.json, 100 mentions; 2 cores (x86_64), 24 GiB, no GPU, commit abc1234" in page
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert table[-2].startswith("| without a | 90.0% | 85.0% to 95.0% | -2.1 | -5.0 to +0.8 |")
+
+
+def test_rows_of_other_groups_stay_if_the_base_is_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "study.json"
+    before = a_study(cells=[a_row("noise", "clean"), a_row("parts", "without a")])
+    file.write_text(json.dumps(before))
+    now = a_study(machine={})
+    take_over(file, now, ["parts"])
+    assert [row["cell"] for row in now["cells"]] == ["clean"]
+    assert now["machine"] == before["machine"]
+    other = a_study(base=a_row("", "as configured", run="b"))
+    take_over(file, other, ["parts"])
+    assert other["cells"] == []
 
 
 @pytest.mark.parametrize(

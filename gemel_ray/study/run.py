@@ -54,7 +54,7 @@ def study(plan: Study, groups: Sequence[str], configured: Configured, say: Say) 
         "left_out": [],
         "failed": [],
     }
-    _take_over(plan.output / "study.json", rows, groups)
+    take_over(plan.output / "study.json", rows, groups)
     for group, cell in ((g, c) for g in groups for c in GROUPS[g]):
         why = runner.why_left_out(cell)
         if why:
@@ -73,7 +73,7 @@ def study(plan: Study, groups: Sequence[str], configured: Configured, say: Say) 
     return rows
 
 
-def _take_over(file: Path, rows: StudyRows, groups: Collection[str]) -> None:
+def take_over(file: Path, rows: StudyRows, groups: Collection[str]) -> None:
     """Take over the rows of the other groups from an earlier study with the same base."""
     if not file.exists():
         return
@@ -93,7 +93,8 @@ class _Runner:
         self.plan, self.documents, self.configured, self.say = plan, documents, configured, say
         self.known = known(plan.train)
         self.evidence = evidence_of(plan.workspace)
-        self.pictures = variants.have_pictures(documents)
+        opened = Workspace.open(plan.workspace, configured(read_facts(plan.workspace)["settings"], ()))
+        self.pictures = variants.have_pictures(documents, features=opened.features is not None)
         self.inputs = plan.output / "inputs" / variants.digest(documents)
         self.dev = self._dev()
         self.workspaces = Workspaces(

@@ -72,8 +72,8 @@ def lines(study: StudyRows) -> Iterator[str]:
 
 
 def _line(name: str, shown: tuple[str, ...] | list[str]) -> str:
-    widths = (10, 18, 8, 15, 9, 7, 9, 8, 6, 8)
-    return f"  {name[:38]:<38}" + "".join(f"{text:>{w}}" for text, w in zip(shown, widths, strict=True))
+    widths = (9, 16, 8, 16, 8, 6, 7, 7, 6, 7)
+    return f"  {name[:33]:<33}" + "".join(f"{text:>{w}}" for text, w in zip(shown, widths, strict=True))
 
 
 def markdown(study: StudyRows) -> str:

@@ -71,9 +71,10 @@ def _placed(row: Row) -> bool:
     return all(m["start"] is not None for m in row["given"])
 
 
-def have_pictures(rows: Iterable[Row]) -> bool:
-    """Whether any document has a picture."""
-    return any(row[name] is not None for row in rows for name in _PICTURE)
+def have_pictures(rows: Iterable[Row], *, features: bool = False) -> bool:
+    """Whether any document has a picture. A key is one only where the workspace has `features` by keys."""
+    names = _PICTURE if features else _PICTURE[:2]
+    return any(row[name] is not None for row in rows for name in names)
 
 
 def write(rows: list[Row], variant: str, path: Path) -> None:
