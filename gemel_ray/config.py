@@ -173,6 +173,16 @@ def load(
     return config
 
 
+def refuse_built(overrides: Iterable[str]) -> None:
+    """Raise ConfigError for a --set option that changes nothing in a workspace that is there."""
+    for name in (override.partition("=")[0] for override in overrides):
+        if name.partition(".")[0] == "bank":
+            raise ConfigError(
+                f"--set {name}: only a build reads this; it changes nothing in a workspace that is there. "
+                "Leave it out here, and give it to gemel-ray build"
+            )
+
+
 def _allowed(settings: Any) -> Mapping[str, Any]:
     """The settings of a workspace.json. Raises ConfigError for one that a workspace may not set."""
     if not isinstance(settings, Mapping):

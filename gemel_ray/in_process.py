@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gemel_ray.client import Image, Link, Mention, Table, mention_fields, table_field
-from gemel_ray.config import load
+from gemel_ray.config import load, refuse_built
 from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
@@ -44,6 +44,7 @@ class Linker:
     ) -> None:
         folder, chosen = Path(workspace), [f"{name}={value}" for name, value in (settings or {}).items()]
         file = Path(config) if config is not None else None
+        refuse_built(chosen)
         options = fitted(load(file, read_facts(folder)["settings"], chosen), "offline")
         opened = Workspace.open(folder, options)
         graph = linking_graph(options, opened)

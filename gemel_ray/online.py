@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gemel_ray import nodes
-from gemel_ray.config import Config, load
+from gemel_ray.config import Config, load, refuse_built
 from gemel_ray.environment import variables
 from gemel_ray.errors import Mistake
 from gemel_ray.job.shared import of_workspace
@@ -39,6 +39,7 @@ def app(arguments: Mapping[str, Any]) -> Any:
     """The Serve application for {workspace: FOLDER or address, config: FILE or nothing, set: [a.b=value]}."""
     workspace = local_copy(arguments["workspace"], logging.getLogger(__name__).info)
     file = arguments.get("config")
+    refuse_built(arguments.get("set", ()))
     carried = read_facts(workspace)["settings"]
     config = load(Path(file) if file else None, carried, arguments.get("set", ()))
     return deployed(config, workspace)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from gemel_ray.cli import main
 from gemel_ray.config import load
+from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge.build import build, first_targets
 from gemel_ray.knowledge.entities import Targets
 from gemel_ray.knowledge.thumbnails import Collected
@@ -48,6 +49,23 @@ def workspace(tmp_path_factory: Any) -> Workspace:
 
 def test_the_starter_s_workspace_has_the_starter_s_mapper(workspace: Workspace) -> None:
     assert workspace.prefix
+
+
+def test_a_mapper_that_would_change_nothing_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    """The mapper is the workspace's. What it was built with may be said again."""
+    without = made(tmp_path, "models.mapper=none")
+    assert without.prefix == 0
+    for folder, mapper, its in (
+        (
+            workspace.folder,
+            "none",
+            "has a feature mapper of its own, and models.mapper = none",
+        ),
+        (without.folder, "other.safetensors", "has no feature mapper, and models.mapper = other.safetensors"),
+    ):
+        config = load(None, read_facts(folder)["settings"], [f"models.mapper={mapper}"])
+        with pytest.raises(WorkspaceError, match=its):
+            Workspace.open(folder, config)
 
 
 def test_names_and_aliases_stand_behind_the_solved_examples(workspace: Workspace) -> None:

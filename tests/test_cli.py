@@ -71,6 +71,11 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["plan", "--pairs", "9", "--hours", "1", "--nodes", "2"], "leave out --nodes"),
         (["bench", "speed", "--pairs=9"], "bench speed measures without it: leave out --pairs"),
         (["link", "x", "--workspace", "w", "--output", "o", "--reason", "x"], "give both"),
+        (
+            ["link", "x", "--workspace", "w", "--output", "o", "--set", "bank.ranker=0"],
+            "bank.ranker: only a build reads this",
+        ),
+        (["serve", "--workspace", "w", "--set", "bank.names=0"], "bank.names: only a build reads this"),
     ],
 )
 def test_wrong_arguments_are_refused_with_a_hint(

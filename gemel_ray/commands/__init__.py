@@ -24,6 +24,15 @@ def configured(options: argparse.Namespace, carried: Mapping[str, Any], more: Se
     return load(file, carried, overrides, hint=say)
 
 
+def configured_for(workspace: Path, options: argparse.Namespace) -> Config:
+    """The same for what uses a workspace as it is. Raises ConfigError for options that only a build reads."""
+    from gemel_ray.config import refuse_built
+    from gemel_ray.knowledge.versions import read_facts
+
+    refuse_built(options.set)
+    return configured(options, read_facts(workspace)["settings"])
+
+
 def say(text: str) -> None:
     """Print a message for people to standard error; results go to standard output."""
     print(text, file=sys.stderr, flush=True)

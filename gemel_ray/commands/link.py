@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from gemel_ray.arguments import Parser, place
-from gemel_ray.commands import configured, say
+from gemel_ray.commands import configured_for, say
 from gemel_ray.errors import Mistake
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ def add(verb: Parser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from gemel_ray.job.selection import Selection
-    from gemel_ray.knowledge.versions import read_facts
     from gemel_ray.knowledge.workspace import Workspace
     from gemel_ray.readers import files, first_look
     from gemel_ray.storage import keeps_writers_apart
@@ -74,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
     if not 0 <= options.max_error_rate <= 1:
         raise Mistake(f"--max-error-rate is a share from 0 to 1, not {options.max_error_rate:g}")
     selection = Selection(options.limit, options.sample)
-    config = configured(options, read_facts(options.workspace)["settings"])
+    config = configured_for(options.workspace, options)
     Workspace.open(options.workspace, config).ask(say)  # refuses a mismatch before anything is started
     if config.offline.address == "local":
         config.detect.check()

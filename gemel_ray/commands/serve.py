@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gemel_ray.arguments import Parser, place
-from gemel_ray.commands import configured, say
+from gemel_ray.commands import configured_for, say
 
 
 def add(verb: Parser) -> None:
@@ -24,11 +24,10 @@ def add(verb: Parser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from gemel_ray.knowledge.versions import read_facts
     from gemel_ray.knowledge.workspace import Workspace
     from gemel_ray.online import serve
 
-    config = configured(options, read_facts(options.workspace)["settings"])
+    config = configured_for(options.workspace, options)
     Workspace.open(options.workspace, config).ask(say)  # refuses a mismatch before anything is started
     say("loading the models ...")
     serve(config, options.workspace, _ready)

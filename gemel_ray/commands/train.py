@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gemel_ray.arguments import Parser, folder, refuse
-from gemel_ray.commands import configured, say
+from gemel_ray.commands import configured_for, say
 from gemel_ray.errors import Mistake
 
 
@@ -48,7 +48,6 @@ def add(verb: Parser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from gemel_ray.knowledge.versions import read_facts
     from gemel_ray.readers import files
     from gemel_ray.training import learn, train
 
@@ -56,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
         refuse(options, ["--train"], "--joining learns on the dev files")
     elif not options.train:
         raise Mistake("--train is missing: the files to train on")
-    config = configured(options, read_facts(options.workspace)["settings"])
+    config = configured_for(options.workspace, options)
     dev = files(options.dev, say)
     if options.joining:
         learn(config, dev, options.workspace, say)

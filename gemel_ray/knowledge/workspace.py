@@ -145,6 +145,14 @@ class Workspace:
                 f"but the configuration has {configured} ({now[name]}): "
                 f"{_REBUILD[name]}. Build the workspace again (gemel-ray build), or set models.{name} back."
             )
+        mapper = self.sections.models.mapper
+        if mapper not in ("auto", self.facts["models"].get("mapper")):
+            its = "a feature mapper of its own" if self.mapper_file.exists() else "no feature mapper"
+            raise WorkspaceError(
+                f"{self.folder} has {its}, and models.mapper = {mapper} changes nothing: only a build reads "
+                "it. Leave it out here. With assemble.images=false prompts have no pictures; another mapper "
+                "comes from gemel-ray train, or from gemel-ray build with models.mapper"
+            )
 
     @property
     def version(self) -> str:
