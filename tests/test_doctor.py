@@ -14,6 +14,7 @@ from qdrant_server import serving
 
 from gemel_ray import doctor
 from gemel_ray.doctor import PINS, Finding, exit_status, print_findings
+from gemel_ray.knowledge import server
 from gemel_ray.settings import Vectors
 from gemel_ray.starter import models as starter
 
@@ -175,7 +176,8 @@ def test_qdrant_s_version_and_key_are_checked() -> None:
         assert "set QDRANT_API_KEY" in examine(qdrant=asked)["Qdrant"].found
 
 
-def test_a_qdrant_that_does_not_answer_is_wrong() -> None:
+def test_a_qdrant_that_does_not_answer_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SHORT_WAIT", 0.1 / 60)
     assert "Qdrant" not in examine()
     # Port 9 (discard) is nobody's here: refused at once.
     assert wrong(examine(qdrant=Vectors(address="http://127.0.0.1:9/demonstrations"))) == {"Qdrant"}

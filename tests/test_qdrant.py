@@ -90,7 +90,10 @@ def test_a_server_that_is_not_qdrant_is_named_so(tmp_path: Path, capsys: Say) ->
     assert "is not a Qdrant server" in capsys.readouterr().err
 
 
-def test_an_address_where_nobody_answers_is_named_with_what_to_do(tmp_path: Path, capsys: Say) -> None:
+def test_an_address_where_nobody_answers_is_named_with_what_to_do(
+    tmp_path: Path, capsys: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemel_ray.knowledge.vector_stores.SHORT_WAIT", 0.1 / 60)
     assert building(tmp_path, "http://127.0.0.1:9/bank") == 2
     said = capsys.readouterr().err
     assert "no Qdrant server answers at http://127.0.0.1:9" in said
@@ -258,13 +261,14 @@ def test_what_a_killed_build_left_is_said_and_after_a_day_dropped(
 
 
 def test_a_server_that_was_away_is_waited_for_and_that_is_said_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("gemel_ray.knowledge.server._QUIET", 0.5)
     port, local = free_port(), QdrantClient(":memory:")
     local.create_collection("bank-1", {})
     server = Server(Options(address=f"http://127.0.0.1:{port}/bank"), 1)
     back = ExitStack()
-    later = threading.Timer(4.0, lambda: back.enter_context(serving(port, local)))
+    later = threading.Timer(1.0, lambda: back.enter_context(serving(port, local)))
     with back:
         later.start()
         assert server.has("bank-1")
