@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.engine.columns import BEGINNING, Arena, Columns, Mention
-from gemel_ray.engine.work import Usage, Written
+from gemel_ray.engine.work import TokenPrompt, Usage
 
 SIZE, DEPTH, LENGTH = 4, 6, 60
 nobody: Any = SimpleNamespace()  # nothing here waits for an outcome
 
 
-def written(tokens: int, name: int = 0) -> Written:
+def written(tokens: int, name: int = 0) -> TokenPrompt:
     ids = np.full(tokens, name, np.int64)
-    return Written(ids, ids)
+    return TokenPrompt(ids, ids)
 
 
-def mention(beginning: tuple[int, int], own: int) -> Mention:
-    return Mention(written(*beginning), written(own), nobody, Usage())
+def mention(beginning: tuple[int, int], rest: int) -> Mention:
+    return Mention(written(*beginning), written(rest), nobody, Usage())
 
 
 def made(arena: Arena, number: int = 3, width: int = 2) -> Columns:
@@ -47,7 +47,7 @@ def in_hand(columns: list[Columns], arena: Arena) -> list[int]:
     for beginning in arena._beginnings.values():
         blocks += beginning.blocks
     for each in columns:
-        for guest in each.guests.values():
+        for guest in each.occupants.values():
             blocks += guest.blocks
     return sorted(blocks)
 
@@ -66,8 +66,8 @@ def test_everybody_joins_and_every_block_comes_back(
     """Two rounds of different width on one arena in which hardly one of the wide ones has room."""
     arena = Arena(range(100, 130), SIZE)
     both, dice = [made(arena), made(arena, number=2, width=6)], random.Random(seed)
-    for beginning, own, wide in wishes:
-        both[wide].waiting[mention(beginning, own)] = None
+    for beginning, rest, wide in wishes:
+        both[wide].waiting[mention(beginning, rest)] = None
     joined = 0
     for _ in range(2000):
         if not any(columns.busy for columns in both):
@@ -101,7 +101,9 @@ def test_what_prompts_begin_with_is_computed_once() -> None:
 def of_one_document(*questions: int) -> list[Mention]:
     """20 tokens of text behind a beginning of 10, and of each question 3 more."""
     text = np.arange(20)
-    made = [Written(ids, ids) for ids in (np.append(text, np.full(3, 90 + number)) for number in questions)]
+    made = [
+        TokenPrompt(ids, ids) for ids in (np.append(text, np.full(3, 90 + number)) for number in questions)
+    ]
     return [Mention(written(10, 1), own, nobody, Usage()) for own in made]
 
 
@@ -115,7 +117,7 @@ def test_mentions_of_one_document_compute_its_text_once() -> None:
     assert read(columns, 100) == 8
     parts = list(columns.readings(100, 50))
     assert [(reading.done, tokens) for _, reading, tokens in parts] == [(20, 3), (20, 3)]
-    first, second, third = (columns.guests[column].reading.blocks for column in (3, 2, 1))
+    first, second, third = (columns.occupants[column].reading.blocks for column in (3, 2, 1))
     copied = [(int(first[i]), int(other[i])) for other in (second, third) for i in range(2, 8)]
     assert columns.copies == copied  # tokens 8 to 31, the beginning's last two among them
     assert [m.usage.cached for m in mentions] == [10, 30, 30]
@@ -141,7 +143,7 @@ def test_the_last_block_of_a_beginning_is_copied_for_each_who_stands_behind_it()
     last = columns.arena.find(written(10, 1).identity.tobytes())
     assert last is not None
     list(columns.readings(100, 50))
-    column = next(c for c, guest in columns.guests.items() if guest.beginning is last)
+    column = next(c for c, guest in columns.occupants.items() if guest.beginning is last)
     assert columns.copies == [(last.blocks[2], columns.table[column, 0, 2])]
 
 
@@ -177,7 +179,7 @@ def test_who_leaves_is_gone_wherever_it_was() -> None:
     columns.drop(mentions[2])
     assert list(columns.waiting) == [mentions[1]]
     read(columns, 100)
-    assert [guest.mention for guest in columns.guests.values()] == [mentions[1]]
+    assert [guest.mention for guest in columns.occupants.values()] == [mentions[1]]
     columns.drop(mentions[1])
     assert not columns.busy
     arena.forget()
@@ -186,7 +188,7 @@ def test_who_leaves_is_gone_wherever_it_was() -> None:
 
 def test_pictures_are_cut_where_a_prompt_is() -> None:
     vectors = torch.arange(8.0).reshape(4, 2)
-    whole = Written(np.arange(10), np.arange(10), ((3, vectors),))
+    whole = TokenPrompt(np.arange(10), np.arange(10), ((3, vectors),))
     cut = [whole.part(start, end) for start, end in ((0, 3), (0, 5), (5, 10), (7, 10))]
     assert [(len(ids), [(place, len(v)) for place, v in over]) for ids, over in cut] == [
         (3, []), (5, [(3, 2)]), (5, [(0, 2)]), (3, []),

@@ -16,7 +16,7 @@ from gemel_ray.config import Config
 from gemel_ray.engine.run import Engine
 from gemel_ray.engine.search import Expansions, beam, exact, greedy
 from gemel_ray.engine.vllm import starting
-from gemel_ray.engine.work import Asked, Candidate, Prompt, Usage
+from gemel_ray.engine.work import Candidate, Prompt, RolloutOptions, Usage
 from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 from gemel_ray.knowledge.workspace import Workspace
@@ -66,7 +66,7 @@ def search(
         limit = 1 if wide else tree.depth - len(path)
         return await engine.rollout(
             whole,
-            Asked(
+            RolloutOptions(
                 tree=generating.tree_folder, node=node, limit=limit, wide=wide or 16, renormalise=renormalise
             ),
             Usage(),
@@ -176,7 +176,9 @@ def test_greedy_is_the_first_of_one_beam(generating: Any, prompts: list[Prompt])
             extended = generating.prompts.extended(prompt, tuple(path[:depth]))
             steps = asyncio.run(
                 engine.rollout(
-                    extended, Asked(tree=generating.tree_folder, node=node, limit=1, wide=16), Usage()
+                    extended,
+                    RolloutOptions(tree=generating.tree_folder, node=node, limit=1, wide=16),
+                    Usage(),
                 )
             )
             assert steps[0].tokens[0] == path[depth]
@@ -246,7 +248,7 @@ def test_a_cancelled_caller_frees_the_engine(generating: Any, prompts: list[Prom
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await engine.rollout(
-                    turned, Asked(tree=generating.tree_folder, node=0, limit=20, wide=16), Usage()
+                    turned, RolloutOptions(tree=generating.tree_folder, node=0, limit=20, wide=16), Usage()
                 )
 
     asyncio.run(leave())
@@ -263,10 +265,10 @@ def test_what_stands_behind_a_held_prompt_is_computed_alone(generating: Any, pro
     tail = len(prompt) % generating.stage.block
     assert tail, "this prompt ends with a block: another one is wanted"
 
-    def asked(path: tuple[int, ...], hold: int, behind: list[tuple[int, int]]) -> tuple[int, list[Any]]:
+    def asked(path: tuple[int, ...], hold: int, after: list[tuple[int, int]]) -> tuple[int, list[Any]]:
         usage = Usage()
-        want = Asked(
-            tree=generating.tree_folder, node=tree.walk(path), limit=1, wide=16, keep=hold, behind=behind
+        want = RolloutOptions(
+            tree=generating.tree_folder, node=tree.walk(path), limit=1, wide=16, keep=hold, after=after
         )
         (step,) = asyncio.run(engine.rollout(generating.prompts.extended(prompt, path), want, usage))
         return usage.asked - usage.cached, [step.tokens, step.log_probs]
@@ -294,7 +296,7 @@ def test_a_longer_prompt_hashes_only_what_is_new(generating: Any, prompts: list[
 
     def hashed(path: tuple[int, ...]) -> int:
         before = engine.measures()["hashed"]
-        want = Asked(tree=generating.tree_folder, node=0, limit=1, wide=1)
+        want = RolloutOptions(tree=generating.tree_folder, node=0, limit=1, wide=1)
         asyncio.run(engine.rollout(generating.prompts.extended(prompt, path), want, Usage()))
         return engine.measures()["hashed"] - before
 

@@ -21,7 +21,7 @@ from gemel_ray.engine.columns import Mention
 from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.run import Engine, EngineDied
 from gemel_ray.engine.vllm import rollouts
-from gemel_ray.engine.work import Asked, Prompt, Usage, Written
+from gemel_ray.engine.work import Prompt, RolloutOptions, TokenPrompt, Usage
 
 PATIENCE = 0.2
 
@@ -89,7 +89,7 @@ def test_an_engine_that_hangs_is_as_good_as_dead(stuck: tuple[Stuck, Engine]) ->
 
     async def until_it_says_so() -> None:
         prompt = Prompt(torch.zeros(4, 2), np.arange(4), base=4)
-        asked = Asked(tree="nowhere", node=0, limit=2, wide=4, renormalise=True)
+        asked = RolloutOptions(tree="nowhere", node=0, limit=2, wide=4, renormalise=True)
         rollout = asyncio.create_task(engine.rollout(prompt, asked, Usage()))
         with pytest.raises(EngineDied, match="hangs"):
             while not rollout.done():
@@ -118,7 +118,9 @@ def test_rounds_that_hang_are_found_out_and_their_death_is_everybody_s(
 
     async def all_fail() -> None:
         asked = [
-            asyncio.create_task(engine.beams(search, Written(ids[:0], ids[:0]), Written(ids, ids), Usage()))
+            asyncio.create_task(
+                engine.beams(search, TokenPrompt(ids[:0], ids[:0]), TokenPrompt(ids, ids), Usage())
+            )
             for _ in range(3)
         ]
         with pytest.raises(EngineDied, match="hangs"):
@@ -128,7 +130,7 @@ def test_rounds_that_hang_are_found_out_and_their_death_is_everybody_s(
         late = asyncio.create_task(
             engine.rollout(
                 Prompt(torch.zeros(4, 2), ids, base=4),
-                Asked(tree=Path("nowhere"), node=0, limit=2, wide=4),
+                RolloutOptions(tree=Path("nowhere"), node=0, limit=2, wide=4),
                 Usage(),
             )
         )

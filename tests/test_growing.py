@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_search import VOCABULARY, Model, logits_after, make_tree, searched
 
-from gemel_ray.engine.growing import FlatTree, Growing, Told
+from gemel_ray.engine.growing import FlatTree, Growing, RoundResult
 from gemel_ray.engine.work import Candidate
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ class Columns:
     def round(self) -> dict[int, list[Candidate]]:
         """What the columns that are done have found."""
         self.growing.grow()
-        said = Told.of(self.growing.told().numpy(), self.growing.width)
+        said = RoundResult.of(self.growing.packed_result().numpy(), self.growing.width)
         before = dict(self.places)
         for column, beam in zip(*np.nonzero(said.source >= 0), strict=True):
             source = before[column, said.source[column, beam]]
@@ -66,7 +66,7 @@ class Columns:
             self.free.append(column)
         return {c: [Candidate(int(n), p, s) for n, p, s in said.found[c].T if s > -np.inf] for c in ended}
 
-    def _ask(self, column: int, beam: int, said: Told) -> None:
+    def _ask(self, column: int, beam: int, said: RoundResult) -> None:
         cached = int(said.cached[column, beam])
         length = cached + int(said.pending[column, beam])
         path = tuple(self.growing.path[column, beam, :length].tolist())
@@ -156,7 +156,7 @@ def test_numbers_that_are_not_finite_break_their_column_alone(fault: float) -> N
     root = torch.zeros(2, dtype=torch.int64)
     growing.answer(torch.tensor([0, 1]), root, *growing.best(logits, root, growing.tree.fan))
     growing.grow()
-    said = Told.of(growing.told().numpy(), 3)
+    said = RoundResult.of(growing.packed_result().numpy(), 3)
     assert said.broken.tolist() == [False, True]
     assert said.alive.tolist() == [True, False]
 

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from gemel_ray.engine.columns import Arena, Columns, Mention
 from gemel_ray.engine.growing import FlatTree, Growing
-from gemel_ray.engine.rounds import Lockstep, Replayed, _Asking
+from gemel_ray.engine.rounds import Lockstep, Replayed, _Pending
 from gemel_ray.engine.vllm.seam import Seam
-from gemel_ray.engine.work import Usage, Written
+from gemel_ray.engine.work import TokenPrompt, Usage
 
 CUDA, HIDDEN = torch.device("cuda"), 8
 BLOCK, WIDTH = 4, 3
@@ -114,14 +114,14 @@ def test_a_round_needs_no_value_of_the_device(pretended: None, renormalise: bool
     for own in (3, 5):
         ids = np.arange(own)
         nobody: Any = None  # waits for the outcome
-        nothing, prompt = Written(ids[:0], ids[:0]), Written(ids, ids, ((1, vectors),))
+        nothing, prompt = TokenPrompt(ids[:0], ids[:0]), TokenPrompt(ids, ids, ((1, vectors),))
         columns.waiting[Mention(nothing, prompt, nobody, Usage())] = None
     readings = list(columns.readings(64, 64))
-    next(iter(columns.guests.values())).judging = (len(tree.token) - 1,)
+    next(iter(columns.occupants.values())).judging = (len(tree.token) - 1,)
     beams = np.array([[4, 4, 5], [0, 2, 1], [0, 2, 1], [1, 0, 2], [1, 2, 1]])  # as the host would have read
     lockstep._widest = 4
     seam.copy(np.array([[1, 2], [3, 4]]))
-    lockstep._compute(_Asking(*beams), readings)
+    lockstep._compute(_Pending(*beams), readings)
     told = growing.round()
     assert told.device.type == "cuda"
     assert len(told) == 1 + 6 * (7 * WIDTH + 2)

@@ -17,7 +17,7 @@ from test_search import Model, logits_after, make_tree, searched
 from gemel_ray.engine.columns import Arena, Mention
 from gemel_ray.engine.rounds import Rounds, Search
 from gemel_ray.engine.vllm.seam import Seam
-from gemel_ray.engine.work import Candidate, Usage, Written
+from gemel_ray.engine.work import Candidate, TokenPrompt, Usage
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 BLOCK, BLOCKS, LENGTH = 4, 200, 60
@@ -74,18 +74,18 @@ class Behind(Model):
         return {int(t): float(logits[t] - np.logaddexp.reduce(over)) for t in allowed}
 
 
-class Told:
+class SettledOnce:
     """In the place of a coroutine that waits."""
 
     def __init__(self) -> None:
         self.found: list[Candidate] | Exception | None = None
 
-    def tell(self, outcome: list[Candidate] | Exception) -> None:
-        assert self.found is None, "told twice"
+    def settle(self, outcome: list[Candidate] | Exception) -> None:
+        assert self.found is None, "settled twice"
         self.found = outcome
 
 
-def prompt(dice: random.Random) -> tuple[Written, Written, list[int]]:
+def prompt(dice: random.Random) -> tuple[TokenPrompt, TokenPrompt, list[int]]:
     """A beginning, of which there are four; what is its own, sometimes with a picture, and sometimes behind a
     text that others have, too; and all its tokens."""
     kind = dice.randrange(4)
@@ -96,7 +96,11 @@ def prompt(dice: random.Random) -> tuple[Written, Written, list[int]]:
     picture = ((1, torch.full((1, 1), PICTURE)),) if dice.random() < 0.5 else ()
     read = np.where((np.arange(len(own)) == 1) & bool(picture), int(PICTURE), own)
     identity = np.where(read == own, own, -2)
-    return Written(begins, begins), Written(own, identity, picture), [*begins.tolist(), *read.tolist()]
+    return (
+        TokenPrompt(begins, begins),
+        TokenPrompt(own, identity, picture),
+        [*begins.tolist(), *read.tolist()],
+    )
 
 
 @settings(deadline=None, max_examples=20)
@@ -117,10 +121,10 @@ def test_whoever_else_is_there_and_leaves_each_finds_its_own_names(
         beginning, own, read = prompt(dice)
         search = dice.choice(searches)
         if rounds.fits(search, len(beginning), len(own)):
-            told: Any = Told()
+            outcome: Any = SettledOnce()
             names = [leaf for _, leaf in tree.names()]
             judged = tuple(dice.sample(names, dice.choice([0, 0, 1, 9])))
-            asked.append((search, Mention(beginning, own, told, Usage(), judged), read))
+            asked.append((search, Mention(beginning, own, outcome, Usage(), judged), read))
     waiting, left = list(asked), set[int]()
     for _ in range(3000):
         while waiting and dice.random() < 0.6:
@@ -156,7 +160,7 @@ def test_a_round_is_a_pass_at_most_where_that_has_room() -> None:
     dice, tree = random.Random(1), make_tree(5, 60)
     seam = Toy(400, 400)
     rounds, search = Rounds(seam, Arena(range(1, BLOCKS), BLOCK), 8, 3), Search(tree, 3, 0.0, True)
-    mentions = [Mention(*prompt(dice)[:2], outcome=Told(), usage=Usage()) for _ in range(30)]  # type: ignore[arg-type]
+    mentions = [Mention(*prompt(dice)[:2], outcome=SettledOnce(), usage=Usage()) for _ in range(30)]  # type: ignore[arg-type]
     for mention in mentions:
         rounds.add(search, mention)
     while rounds.busy:
@@ -174,8 +178,8 @@ def test_a_pass_is_told_what_all_its_rows_begin_with() -> None:
         seam.alike.clear()
         for length in tokens:
             begins = np.arange(length)
-            told: Any = Told()
-            rounds.add(search, Mention(Written(begins, begins), Written(own, own), told, Usage()))
+            outcome: Any = SettledOnce()
+            rounds.add(search, Mention(TokenPrompt(begins, begins), TokenPrompt(own, own), outcome, Usage()))
         while rounds.busy:
             rounds.step()
         rounds.arena.forget()

@@ -1,13 +1,13 @@
-"""Which mention's rollouts run next, and what is kept in the key-value cache meanwhile.
+"""Admission: which mention's rollouts run next, and what stays in the key-value cache meanwhile.
 
-A prompt that is pushed out between two of its requests is computed again, which costs more than waiting:
-so the cache's tokens are given to mentions for as long as their search runs. Those that wait are let in by
-their demonstrations, in sorted order and round and round, like a lift: equal and nested lists come together
-and find their beginnings in the cache while these are held. Who comes after the lift has passed waits for
-its next round, so that nobody waits for ever. No answer depends on the order.
+A prompt that is evicted between two of its requests is computed again, which costs more than waiting. So the
+cache's tokens are reserved for mentions while their search runs. Waiting mentions are admitted in the order
+of their demonstrations, again and again from the beginning (as in an elevator algorithm): mentions with equal
+and nested lists are admitted together, and find their beginnings in the cache. A mention that comes later
+than its turn waits for the next round, so none waits for ever. Answers do not depend on the order.
 
-A shared demonstration set is computed once, when the first mention that is shown it comes, and let go when
-the last one has its answer: no eviction between, and every prompt goes on exactly where it ends.
+A shared demonstration set is computed once, for the first mention that needs it, and released after the last
+one: it is not evicted in between, and every prompt continues exactly at its end.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Ids = tuple[int, ...]
 
 
 class Room:
-    """`tokens` of the cache, for one event loop."""
+    """Reserves `tokens` of the cache, for one event loop."""
 
     def __init__(self, tokens: int) -> None:
         self.free = self.all = tokens
-        self.shared = 0  # demonstrations that a mention had in common with the one let in before it
+        self.shared = 0  # demonstrations that a mention had in common with the one admitted before it
         self._round, self._last = 0, Shots()
         self._waiting: list[tuple[int, Shots, int, int, Beginning, asyncio.Future[int]]] = []
         self._arrivals = count()
@@ -38,17 +38,17 @@ class Room:
 
     @asynccontextmanager
     async def taken(self, tokens: int, shots: Shots, beginning: Beginning = ()) -> AsyncIterator[None]:
-        """Room for `tokens` behind `beginning`, which takes its own room once for all that share it; the
-        prompt's demonstrations are `shots`."""
+        """Reserve `tokens` after `beginning`, which is reserved once for all prompts that share it; `shots`:
+        the prompt's demonstrations."""
         turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        # Only what stands ahead of the lift can still be met in this round.
+        # A mention whose place in the order has passed waits for the next round.
         lap = self._round if shots > self._last else self._round + 1
         bisect.insort(self._waiting, (lap, shots, next(self._arrivals), tokens, beginning, turn))
         self._admit()
         try:
             taken = await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it was our turn in the very moment we left
+            if not turn.cancelled():  # admitted at the moment of the cancellation
                 self._leave(turn.result(), beginning)
             raise
         try:
@@ -71,7 +71,7 @@ class Room:
             if turn.done():  # its caller has left
                 self._waiting.pop(0)
                 continue
-            if tokens + once > self.free and self._inside:  # alone, even the longest is let in
+            if tokens + once > self.free and self._inside:  # alone, even the longest is admitted
                 return
             self._waiting.pop(0)
             self.free -= tokens + once
@@ -82,7 +82,7 @@ class Room:
 
 
 def _common(one: Shots, other: Shots) -> int:
-    """Length of what both begin with."""
+    """The length of the common beginning."""
     differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differ, min(len(one), len(other)))
 
@@ -95,7 +95,7 @@ class _Beginning:
 
 
 class Beginnings:
-    """`compute` puts a beginning into the cache under a hold and says how many tokens it has."""
+    """Keeps shared beginnings in the cache. `compute` puts one there under a hold, and returns its tokens."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Beginnings:
 
     @asynccontextmanager
     async def kept(self, ids: Ids) -> AsyncIterator[list[tuple[int, int]]]:
-        """(hold, tokens) of the beginning `ids`; nothing where it is empty."""
+        """The (hold, tokens) of the beginning `ids`; an empty list if it is empty."""
         if not ids:
             yield []
             return
@@ -118,7 +118,7 @@ class Beginnings:
         beginning = self._kept[ids]
         beginning.users += 1
         try:
-            # Others wait for it too: who leaves must not take it with him.
+            # Others wait for it, too: a cancelled caller must not cancel it.
             yield [(beginning.hold, await asyncio.shield(beginning.computed))]
         finally:
             beginning.users -= 1

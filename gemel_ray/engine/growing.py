@@ -4,18 +4,19 @@ Every mention has a *column*; in a round all live beams of all columns grow by o
 of search.py (Hugging Face's): of the best 2 x width continuations those among the first width that end a
 name are finished, and the first width that do not end live on. Every operation has a fixed shape and state
 is written in place, so that a round can be replayed as a CUDA graph; nothing is read by the host but what
-`told` gathers.
+`packed_result` gathers.
 
     growing.begin(columns, listed)                  # their prompts have been read
-    growing.answer(column, beam, child, scores)     # what the model gives of the beams that were `pending`
-    said = Told.of(growing.round().numpy(), width)  # the next token of all, and what has become of them
+    growing.answer(column, beam, child, scores)     # the model's scores for the beams that were `pending`
+    said = RoundResult.of(growing.round().numpy(), width)  # the next token of all, and the new state
 
-A beam lives in a *place*, which stands for the keys and values of its tokens. The first child of a beam
-stays in its place, its siblings move to free ones, which have to be filled. A beam behind which only one
-name is left asks for nothing any more and needs no place, unless scores are over the whole vocabulary.
+A beam lives in a *place*, which represents the keys and values of its tokens. The first child of a beam stays
+in its place, its siblings move to free ones, which have to be filled. A beam with only one possible name
+needs no more scores and no place, unless scores are over the whole vocabulary.
 
-Names that are listed for a column are judged instead of searched: beams go nowhere else, all of them arrive,
-and names that begin alike are one beam until they fork. Their scores are those that a search gives them.
+Names that are listed for a column are judged instead of searched: beams follow only these names, all of which
+are finished, and names with a common beginning are one beam until they fork. Their scores are those of a
+search.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ from torch import Tensor
 from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree
 
 NEVER = -torch.inf
-_ANY = -2  # in the place of a listed node: every child may follow
+_ANY = -2  # instead of a listed node: every child may follow
 Whole = npt.NDArray[np.int64]
 
 
 class FlatTree:
     """A prefix tree's arrays as tensors on the engine's device.
 
-    token int32 [nodes]; first int32 [nodes + 1], as in PrefixTree; single bool [nodes]: whether one name
-    only is left behind a node, so that nothing is to be asked any more.
+    token int32 [nodes]; first int32 [nodes + 1], as in PrefixTree; single bool [nodes]: whether only one name
+    continues a node, so that no scores are needed.
     """
 
     def __init__(self, tree: PrefixTree, device: torch.device) -> None:
@@ -52,13 +53,13 @@ class FlatTree:
         self._tree = tree
 
     def children(self, node: Tensor) -> tuple[Tensor, Tensor]:
-        """The first child of each node, and how many it has."""
+        """The first child of each node, and the number of its children."""
         first = self.first[node].long()
         return first, self.first[node + 1].long() - first
 
     def listed(self, names: Sequence[Sequence[int]], width: int) -> Whole:
-        """For the columns of a Growing, the names that are judged in each, by their leaves: [columns, depth,
-        width]. Of a column without any, every name may be written."""
+        """The nodes of the names that are judged in each column of a Growing, from their leaves: [columns,
+        depth, width]. In a column without such names, every name may be written."""
         made = np.full((len(names), self.depth, width), NOWHERE, np.int64)
         for column, leaves in zip(made, names, strict=True):
             column[:] = NOWHERE if leaves else _ANY
@@ -69,7 +70,8 @@ class FlatTree:
 
 
 def _single(first: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """Of each node. Nodes are numbered level by level, so that the last level is settled first."""
+    """Whether only one name continues each node. Nodes are numbered level by level: the last level comes
+    first."""
     levels = [0, 1]
     while levels[-1] < len(first) - 1:
         levels.append(int(first[levels[-1]]))
@@ -83,33 +85,33 @@ def _single(first: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """A round, as the host sees it. [columns, width] unless said."""
+class RoundResult:
+    """The result of a round on the host. [columns, width] unless another shape is given."""
 
-    widest: int  # children of a node that is asked about, at most
-    pending: Whole  # tokens to be computed of a beam that asks; 0: it asks nothing
-    cached: Whole  # tokens whose keys and values are there
+    widest: int  # the greatest number of children of a pending node
+    pending: Whole  # tokens to be computed of a beam; 0: none
+    cached: Whole  # tokens whose keys and values are computed
     place: Whole
-    source: Whole  # the place that a beam's own has to be filled from; -1: from none
+    source: Whole  # the place from which a beam's place has to be filled; -1: none
     alive: npt.NDArray[np.bool_]  # [columns]
-    broken: npt.NDArray[np.bool_]  # [columns], by a number that is not finite
+    broken: npt.NDArray[np.bool_]  # [columns]: a number is not finite
     found: npt.NDArray[np.float64]  # [columns, 3, width]: leaf, log-probability, score, best first
 
     @classmethod
-    def of(cls, told: npt.NDArray[np.float64], width: int) -> Told:
-        table = told[1:].reshape(7 * width + 2, -1).T  # by column
+    def of(cls, packed: npt.NDArray[np.float64], width: int) -> RoundResult:
+        table = packed[1:].reshape(7 * width + 2, -1).T  # by column
         beams = table[:, : 4 * width].astype(np.int64).reshape(-1, 4, width)
         pending, cached, place, source = beams.swapaxes(0, 1)
         alive, broken = table[:, -2:].T > 0
         found = table[:, 4 * width : 7 * width].reshape(-1, 3, width)
-        return cls(int(told[0]), pending, cached, place, source, alive, broken, found)
+        return cls(int(packed[0]), pending, cached, place, source, alive, broken, found)
 
 
 class Growing:
-    """`columns` mentions, `width` beams each. Without `renormalise` a forced token is asked about, too.
+    """The beams of `columns` mentions, `width` each. Without `renormalise` a forced token needs scores, too.
 
-    node, place, cached, pending int64 and log_prob float64 [columns, width]: the beams. One that is dead has
-    log-probability -inf and stands at node 0. path int64 [columns, width, depth]; length int64 [columns, 1].
+    node, place, cached, pending int64 and log_prob float64 [columns, width]: the beams. A dead one has
+    log-probability -inf and is at node 0. path int64 [columns, width, depth]; length int64 [columns, 1].
     leaf int64, total and score float64 [columns, width]: names, best first, score -inf where none is.
     child int64, more float64 [columns, width, 2 x width]: the continuations of every beam.
     listed int64 [columns, depth, width]: see FlatTree.listed.
@@ -137,9 +139,9 @@ class Growing:
         self.broken = torch.zeros(columns, 1, dtype=torch.bool, device=device)
 
     def begin(self, columns: Tensor, listed: Tensor | None = None) -> None:
-        """One live beam each, at the root, whose children `answer` gives before the next round. Whoever was
-        there before is gone: beams that are no longer answered die by themselves. `listed`: the names to be
-        judged there; None: any is searched."""
+        """Begin a search in these columns: one live beam each, at the root, whose children `answer` gives
+        before the next round. Former searches there end. `listed`: the names to be judged; None: a search of
+        all names."""
         for state in (self.node, self.length, self.place, self.cached, self.pending, self.broken):
             state[columns] = 0
         self.log_prob[columns] = self.score[columns] = NEVER
@@ -157,9 +159,9 @@ class Growing:
     def best(
         self, logits: Tensor, node: Tensor, widest: int, listed: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What `answer` wants, of the model's `logits` [n, vocabulary] at these nodes of at most `widest`
-        children; of those `listed` only (see `listing`). A row of numbers that are not finite has nan for its
-        first score."""
+        """The arguments of `answer`, from the model's `logits` [n, vocabulary] at these nodes of at most
+        `widest` children, of which only those `listed` (see `listing`). A row with numbers that are not
+        finite has nan as its first score."""
         first, fan = self.tree.children(node)
         index = torch.arange(max(widest, 2 * self.width), device=logits.device)
         child = (first[:, None] + index).clamp_(max=len(self.tree.token) - 1)
@@ -175,12 +177,12 @@ class Growing:
         return child.gather(1, at), scores
 
     def round(self) -> Tensor:
-        """Grow, and tell the host."""
+        """Grow; the result for the host."""
         self.grow()
-        return self.told()
+        return self.packed_result()
 
     def grow(self) -> None:
-        """Take the best continuations: finish names, go on with others, give them places."""
+        """Take the best continuations: finish names, continue others, give them places."""
         width = self.width
         broken = self.more.isnan().any(2).any(1, keepdim=True)
         every = (self.log_prob[:, :, None] + self.more).flatten(1).masked_fill(broken, NEVER)
@@ -193,7 +195,7 @@ class Growing:
 
         on = (ended | ~there).sort(dim=1, stable=True)[1][:, :width]  # the best that have not ended
         log_prob = total.masked_fill(ended, NEVER).gather(1, on)
-        worst = self.score[:, -1:]  # -inf until as many names are finished as are wanted
+        worst = self.score[:, -1:]  # -inf until `width` names are finished
         hopeless = (worst > NEVER) & (log_prob[:, :1] / norm <= worst)
         log_prob = log_prob.masked_fill(hopeless, NEVER)
         node = node.gather(1, on).masked_fill(log_prob == NEVER, 0)
@@ -202,7 +204,7 @@ class Growing:
         self.broken |= broken
 
     def _finish(self, node: Tensor, total: Tensor, score: Tensor) -> None:
-        """Keep the best of the names that are finished now, and before. Only an ending among the best `width`
+        """Keep the best of the names that are finished now and before. Only an end among the best `width`
         counts."""
         width = self.width
         scores = torch.cat([self.score, score[:, :width]], 1)
@@ -229,12 +231,12 @@ class Growing:
             (self.pending, (length - cached) * asking),
         ):  # fmt: skip
             state.copy_(value)
-        # What is forced is certain, and needs no answer.
+        # A forced token is certain, and needs no scores.
         self.child[:, :, 0] = first
         self.more.fill_(NEVER)[:, :, 0].masked_fill_(alive & ~asking, 0.0)
 
-    def told(self) -> Tensor:
-        """All that the host has to know, in one tensor, float64 (see Told)."""
+    def packed_result(self) -> Tensor:
+        """The result of a round in one tensor, float64 (see RoundResult)."""
         fan = self.tree.children(self.node)[1]
         numbers = torch.cat([self.pending, self.cached, self.place, self.source], 1)
         ends = torch.cat([(self.log_prob > NEVER).any(1, keepdim=True), self.broken], 1)
@@ -244,8 +246,8 @@ class Growing:
 
 
 def _places(parent: Tensor, was: Tensor, needing: Tensor) -> tuple[Tensor, Tensor]:
-    """The place of each beam that needs one, and whether it has to be filled: the first child of a beam stays
-    where that was, its siblings go where nobody stays. [columns, width] each."""
+    """The place of each beam that needs one, and whether it has to be filled: the first child of a beam keeps
+    its place, its siblings get free ones. [columns, width] each."""
     width = parent.shape[1]
     elder = ((parent[:, :, None] == parent[:, None, :]) & needing[:, None, :]).tril(-1).any(2)
     stays, moves = needing & ~elder, needing & elder

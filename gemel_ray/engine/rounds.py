@@ -1,17 +1,15 @@
 """Beam search of many prompts in lock step: no requests, no scheduler, no walk per beam.
 
-A mention has a column of Growing for as long as its search runs; who is finished leaves, and who waits joins
-in the same pass of the model. A round (`Lockstep.step`): what the last one told is read; names that are
-finished go out; blocks of beams that forked are copied; one pass computes the beams that ask and the prompts
-of those who join, as many of their tokens as it has room for (a long prompt is read in several); all beams
-grow. The host waits for the device once, at the beginning: what a step has started is told to the next one.
+A mention has a column of Growing while its search runs; finished mentions leave, and waiting ones join in the
+same pass of the model. A round (`Lockstep.step`): the result of the last one is read; finished names are
+returned; blocks of forked beams are copied; one pass computes the pending tokens of beams and the prompts of
+mentions that join, as many tokens as it has room for (a long prompt takes several passes); all beams grow.
+The host waits for the device once, at the beginning: the result of a step is read in the next one.
 
-There is one Lockstep for every tree, width and way to score that is asked for. They share the arena, and are
-stepped in turn. A search of another width than the configured one has rounds of its own, made when first
-asked for; so has a renewed tree, beside the former one's. On a GPU each has two parts of half the columns:
-while the host reads what one has told, the device computes the other. Everything here belongs to the engine's
-thread.
-"""
+There is one Lockstep for every tree, width and kind of score. They share the arena, and are stepped in turn.
+A search of another width than the configured one has separate rounds, made when first needed; so has a new
+version's tree. On a GPU each has two parts of half the columns: while the host reads the result of one, the
+device computes the other. Everything here belongs to the engine's thread."""
 
 from __future__ import annotations
 
@@ -25,20 +23,20 @@ import torch
 from torch import Tensor
 
 from gemel_ray.engine.columns import Arena, Columns, Mention, Reading, private_blocks
-from gemel_ray.engine.growing import FlatTree, Growing, Told
+from gemel_ray.engine.growing import FlatTree, Growing, RoundResult
 from gemel_ray.engine.vllm.seam import Seam
 from gemel_ray.engine.work import Candidate
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 Whole = npt.NDArray[np.int64]
 Part = tuple[int, Reading, int]  # as Columns.readings gives them
-_UNUSED = 4  # rounds that nobody is in, kept for who may come
+_UNUSED = 4  # empty rounds that are kept for later searches
 
 
 class Replayed:
-    """A function of a GPU's small kernels, launched at once: recorded as a CUDA graph, and replayed. `call`
-    reads and writes the same tensors whenever it is called, and no host value. At first it runs as it is, so
-    that what is loaded when first used is there; the second time it is recorded."""
+    """A function of many small kernels that is recorded as a CUDA graph, and replayed as one launch. `call`
+    reads and writes the same tensors at every call, and no host values. The first call runs normally, so that
+    lazily loaded modules are there; the second one is recorded."""
 
     def __init__(self, call: Callable[[], Tensor]) -> None:
         self._call, self._called = call, False
@@ -57,9 +55,9 @@ class Replayed:
         return self._made
 
 
-class _Asking(NamedTuple):
-    """Beams whose nodes are asked about, int64 [rows]: column and place among its beams, where their keys and
-    values stand, tokens of the name there already, and those to be computed."""
+class _Pending(NamedTuple):
+    """Beams with tokens to be computed, int64 [rows]: the column, the index among its beams, the place of
+    keys and values, the tokens of the name that are there, and those to be computed."""
 
     column: Whole
     beam: Whole
@@ -67,33 +65,33 @@ class _Asking(NamedTuple):
     cached: Whole
     tokens: Whole
 
-    def split(self, tokens: int, rows: int) -> Iterator[_Asking]:
-        """Of at most so many each; one at least, if it is empty."""
+    def split(self, tokens: int, rows: int) -> Iterator[_Pending]:
+        """Parts of at most `tokens` and `rows` each; at least one, which may be empty."""
         start = 0
         while start < len(self.tokens) or not start:
             ends = np.cumsum(self.tokens[start : start + rows])
             end = start + max(1, int(np.searchsorted(ends, tokens, side="right")))
-            yield _Asking(*(array[start:end] for array in self))
+            yield _Pending(*(array[start:end] for array in self))
             start = end
 
 
-_NOBODY = _Asking(*np.empty((5, 0), np.int64))
+_NOTHING = _Pending(*np.empty((5, 0), np.int64))
 
 
 class Lockstep:
-    """The rounds of one tree, width and way to score. `replayed`: what grows is a CUDA graph."""
+    """The rounds of one tree, width and kind of score. `replayed`: growing is a CUDA graph."""
 
     def __init__(self, seam: Seam, growing: Growing, columns: Columns, *, replayed: bool) -> None:
         self.seam, self.growing, self.columns = seam, growing, columns
         self.rounds = 0
         self._grown = Replayed(growing.round) if replayed else growing.round
-        self._told: Tensor | None = None
-        self._widest = 0  # children of a node that is asked about
+        self._result: Tensor | None = None
+        self._widest = 0  # the greatest number of children of a pending node
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One token more for all beams; who waits joins, as many as there is room for."""
-        *before, last = self._heard().split(self.seam.tokens, self.seam.rows)
+        """Make a round: one more token for all beams; waiting mentions join if there is room."""
+        *before, last = self._read_result().split(self.seam.tokens, self.seam.rows)
         room = self.seam.tokens - int(last.tokens.sum()), self.seam.rows - len(last.tokens)
         readings = list(self.columns.readings(*room))
         if self.columns.copies:
@@ -103,55 +101,61 @@ class Lockstep:
             self._compute(asking, [])
         if len(last.tokens) or readings:
             self._compute(last, readings)
-        self._tell(self._grown())
+        self._send_result(self._grown())
         self.rounds += 1
 
-    def _tell(self, told: Tensor) -> None:
-        """Start the one copy to the host."""
-        if told.device.type == "cpu":
-            self._told = told
+    def _send_result(self, result: Tensor) -> None:
+        """Start the copy of the result to the host."""
+        if result.device.type == "cpu":
+            self._result = result
             return
-        if self._told is None:
-            self._told, self._copied = (
-                torch.empty_like(told, device="cpu", pin_memory=True),
+        if self._result is None:
+            self._result, self._copied = (
+                torch.empty_like(result, device="cpu", pin_memory=True),
                 torch.cuda.Event(),
             )
-        self._told.copy_(told, non_blocking=True)
+        self._result.copy_(result, non_blocking=True)
         self._copied.record()
 
-    def _heard(self) -> _Asking:
-        """Read what the last step told: who is done leaves, forks are to be copied; who asks now."""
+    def _read_result(self) -> _Pending:
+        """Read the result of the last step: finished mentions leave, forks are to be copied; the pending
+        beams."""
         columns = self.columns
-        if self._told is None or not (growing := columns.growing()):
-            return _NOBODY
+        if self._result is None or not (growing := columns.growing()):
+            return _NOTHING
         if self.seam.device.type != "cpu":
             self._copied.synchronize()
-        said = Told.of(self._told.numpy(), self.growing.width)
+        result = RoundResult.of(self._result.numpy(), self.growing.width)
         others = np.ones(self.growing.columns, bool)
         others[growing] = False
-        said.pending[others], said.source[others] = 0, -1
+        result.pending[others], result.source[others] = 0, -1
         for column in growing:
-            if not said.alive[column]:
-                self._end(column, said)
-        forked, asking = np.nonzero(said.source >= 0), np.nonzero(said.pending)
-        columns.fork(forked[0], said.source[forked], said.place[forked], said.cached[forked])
-        for column in columns.guests.keys() & set(asking[0].tolist()):
-            columns.guests[column].mention.usage.decoded += int(said.pending[column].sum())
-        self._widest = said.widest
-        return _Asking(asking[0], asking[1], said.place[asking], said.cached[asking], said.pending[asking])
+            if not result.alive[column]:
+                self._end(column, result)
+        forked, asking = np.nonzero(result.source >= 0), np.nonzero(result.pending)
+        columns.fork(forked[0], result.source[forked], result.place[forked], result.cached[forked])
+        for column in columns.occupants.keys() & set(asking[0].tolist()):
+            columns.occupants[column].mention.usage.decoded += int(result.pending[column].sum())
+        self._widest = result.widest
+        return _Pending(
+            asking[0], asking[1], result.place[asking], result.cached[asking], result.pending[asking]
+        )
 
-    def _end(self, column: int, said: Told) -> None:
-        """The column's beams have ended: its guest leaves, or stays for the names to be judged."""
-        guest, rows = self.columns.guests[column], said.found[column].T.tolist()
-        guest.found += [Candidate(int(leaf), total, score) for leaf, total, score in rows if score > -np.inf]
-        broken = said.broken[column] or not guest.found
+    def _end(self, column: int, result: RoundResult) -> None:
+        """Finish a column whose beams have ended: its occupant leaves, or stays for the names to be
+        judged."""
+        occupant, rows = self.columns.occupants[column], result.found[column].T.tolist()
+        occupant.found += [
+            Candidate(int(leaf), total, score) for leaf, total, score in rows if score > -np.inf
+        ]
+        broken = result.broken[column] or not occupant.found
         if not broken and self.columns.judge(column):
             return
         fault = ValueError("the language model's numbers for this prompt are not finite")
-        self.columns.free(column).mention.outcome.tell(fault if broken else guest.found)
+        self.columns.free(column).mention.outcome.settle(fault if broken else occupant.found)
 
-    def _compute(self, asking: _Asking, readings: list[Part]) -> None:
-        """One pass over these beams and parts of prompts. Scores the children of both."""
+    def _compute(self, asking: _Pending, readings: list[Part]) -> None:
+        """Compute one pass over these beams and parts of prompts, and score the children of both."""
         columns, rows = self.columns, len(asking.tokens)
         embeddings = self._embeddings(asking, readings)
         start = np.array([reading.start + reading.done for _, reading, _ in readings], np.int64)
@@ -169,9 +173,9 @@ class Lockstep:
         if rows or done:
             self._score(hidden, asking, *np.array(done, np.int64).reshape(-1, 2).T)
 
-    def _score(self, hidden: Tensor, asking: _Asking, read: Whole, begun: Whole) -> None:
-        """The children of beams, whose rows come first, and of the roots of columns that have been `read` in
-        these rows. The output's weights are gone through once for all."""
+    def _score(self, hidden: Tensor, asking: _Pending, read: Whole, begun: Whole) -> None:
+        """Score the children of beams, whose rows come first, and of the roots of columns that were `read` in
+        these rows. The output weights are read once for all."""
         growing, beams = self.growing, len(asking.tokens)
         column, beam, begins, root, scored, listed = self.seam.upload(
             asking.column, asking.beam, begun, 0 * begun, np.concatenate([np.arange(beams), read]),
@@ -190,15 +194,16 @@ class Lockstep:
         growing.answer(column, beam, *growing.best(logits, growing.node[column, beam], widest, listed))
 
     def _listed(self, columns: Whole) -> Whole:
-        """For Growing, the names that are judged in these columns; empty where none are anywhere."""
+        """The names that are judged in these columns, for Growing; empty if no names are judged in any
+        column."""
         if not self.columns.judging:
             return np.empty(0, np.int64)
-        judging = [self.columns.guests[column].judging for column in columns.tolist()]
+        judging = [self.columns.occupants[column].judging for column in columns.tolist()]
         return self.growing.tree.listed(judging, self.growing.width)
 
-    def _embeddings(self, asking: _Asking, readings: list[Part]) -> Tensor:
-        """Of the tokens of beams, and behind them of the parts of prompts. Made on the device: ids go there,
-        and pictures are written over their places."""
+    def _embeddings(self, asking: _Pending, readings: list[Part]) -> Tensor:
+        """The embeddings of the tokens of beams, then of the parts of prompts. They are made on the device:
+        ids are sent there, and pictures are written to their places."""
         path = self.growing.path
         ends = np.cumsum(asking.tokens)
         first = (asking.column * path.shape[1] + asking.beam) * path.shape[2] + asking.cached
@@ -221,7 +226,7 @@ class Lockstep:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What a beam search is like. `renormalise` False: scores are over the whole vocabulary."""
+    """The kind of a beam search. `renormalise` False: scores are over the whole vocabulary."""
 
     tree: PrefixTree
     width: int
@@ -240,32 +245,32 @@ class _Lane:
 
 
 class Rounds:
-    """`columns` mentions at once, of `width` beams; of wider searches as many as make no more rows. They are
-    in `parts` that take turns; `replayed` as of Lockstep."""
+    """All rounds: `columns` mentions at once, of `width` beams; of wider searches fewer, with the same number
+    of rows. They are in `parts` that take turns; `replayed`: see Lockstep."""
 
     def __init__(
         self, seam: Seam, arena: Arena, columns: int, width: int, *, parts: int = 1, replayed: bool = False
     ) -> None:
         self.seam, self.arena, self.parts, self.replayed = seam, arena, parts, replayed
         self._columns, self._rows = columns, columns * (width + 1)
-        self._lanes: dict[Search, _Lane] = {}  # the one longest unused first
+        self._lanes: dict[Search, _Lane] = {}  # the least recently used first
         self._trees: dict[PrefixTree, FlatTree] = {}
-        self._ended = 0  # rounds of lanes that are no more
+        self._ended = 0  # rounds of lanes that were removed
 
     @property
     def busy(self) -> bool:
-        return any(lane.busy for lane in tuple(self._lanes.values()))  # asked by other threads, too
+        return any(lane.busy for lane in tuple(self._lanes.values()))  # called from other threads, too
 
     @property
     def rounds(self) -> int:
         lanes = tuple(self._lanes.values())
         return self._ended + sum(part.rounds for lane in lanes for part in lane.parts)
 
-    def fits(self, search: Search, beginning: int, own: int) -> bool:
-        """Whether the arena could take such a prompt, were it alone."""
+    def fits(self, search: Search, beginning: int, rest: int) -> bool:
+        """Whether the empty arena has room for such a prompt."""
         arena = self.arena
         private = search.width * private_blocks(arena, search.tree.depth)
-        return arena.blocks(beginning) + own // arena.size + 1 + private <= arena.all
+        return arena.blocks(beginning) + rest // arena.size + 1 + private <= arena.all
 
     def add(self, search: Search, mention: Mention) -> None:
         lane = self._lanes.pop(search, None) or self._made(search)
@@ -273,28 +278,28 @@ class Rounds:
         lane.waiting[mention] = None
 
     def drop(self, search: Search, mention: Mention) -> None:
-        """Its caller has left."""
+        """Remove a mention whose caller has left."""
         if (lane := self._lanes.get(search)) is not None:
             for part in lane.parts:
                 part.columns.drop(mention)
 
     def step(self) -> None:
-        """A round of each that somebody is in."""
+        """Make a round of each Lockstep that has mentions."""
         for lane in self._lanes.values():
             for part in lane.parts:
                 if part.columns.busy:
                     part.step()
 
     def waiting(self) -> list[Mention]:
-        """Everybody who has no answer yet."""
+        """All mentions without a result."""
         found = []
         for lane in self._lanes.values():
             found += list(lane.waiting)
-            found += [guest.mention for part in lane.parts for guest in part.columns.guests.values()]
+            found += [occupant.mention for part in lane.parts for occupant in part.columns.occupants.values()]
         return found
 
     def retire(self, tree: PrefixTree) -> None:
-        """Nobody will be searched under `tree` any more."""
+        """Free the resources of `tree`, under which there will be no more searches."""
         for search in [s for s, lane in self._lanes.items() if s.tree is tree and not lane.busy]:
             self._end(search)
 

@@ -1,13 +1,11 @@
-"""The engine loop: vLLM in this process, admitting new prompts while others decode.
+"""The engine loop: vLLM in this process, which admits new prompts while others decode.
 
-One thread owns the engine and steps it; coroutines hand it prompts and await their outcome, so
-batches of any number of callers overlap and the engine never drains between them. There are two
-kinds of work. *Beams* are a whole search in lock step with all others, in rounds of the model itself
-(rounds.py). A *rollout* is a request of vLLM's: a prompt (embeddings), continued greedily under the
-prefix tree from one of its nodes until a name ends, reporting at every step the best allowed tokens with
-their log-probabilities; every search in `search.py` is made of rollouts and of nothing else. Only the
-package vllm/ beside this file imports vLLM, and only when an engine starts.
-"""
+One thread steps the engine; coroutines give it prompts and await their outcomes, so the batches of all
+callers overlap and the engine never runs empty between them. There are two kinds of work. *Beams* are a whole
+search in lock step with all others, in rounds of the model (rounds.py). A *rollout* is a vLLM request: a
+prompt (embeddings), continued greedily under the prefix tree from one of its nodes until a name ends, which
+reports at every step the best allowed tokens with their log-probabilities; every search in search.py is made
+of rollouts only. Only the package vllm/ beside this file imports vLLM, and only when an engine starts."""
 
 from __future__ import annotations
 
@@ -29,13 +27,13 @@ from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.vllm.opening import opened
 from gemel_ray.engine.vllm.rollouts import Rollout, Rollouts, sampling
 from gemel_ray.engine.vllm.starting import EngineOptions, embedding_table, start
-from gemel_ray.engine.work import Asked, Candidate, Outcome, Prompt, Step, Usage, Written
+from gemel_ray.engine.work import Candidate, Outcome, Prompt, RolloutOptions, Step, TokenPrompt, Usage
 from gemel_ray.errors import GemelError, Mistake
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 T = TypeVar("T")
-# Seconds. A step takes milliseconds, on a slow machine a few seconds, and whatever an engine compiles it
-# compiles before its first one. What takes longer (a GPU that does not answer) never comes back.
+# Seconds. A step takes milliseconds, on a slow machine a few seconds, and an engine compiles before its first
+# step. A longer step (a GPU that does not respond) never ends.
 HUNG = 30.0
 
 
@@ -71,24 +69,24 @@ class Engine:
 
     @property
     def width(self) -> int:
-        """Of the language model's embeddings."""
+        """The width of the language model's embeddings."""
         return self._embeddings.shape[1]
 
     @property
     def length(self) -> int:
-        """Tokens of a prompt and its name, at most."""
+        """The greatest number of tokens of a prompt with its name."""
         return int(self._engine.model_config.max_model_len)
 
     @property
     def cache(self) -> int:
-        """Tokens that the key-value cache holds for rollouts."""
+        """The tokens of the key-value cache that rollouts can use."""
         cache = self._engine.vllm_config.cache_config
         blocks = (cache.num_gpu_blocks or 0) - (self._rounds.arena.all if self._rounds else 0)
         return int(blocks * cache.block_size)
 
     @property
     def busy(self) -> bool:
-        """Whether anything is under way."""
+        """Whether any work is in progress."""
         return bool(self._rollouts.running) or (self._rounds is not None and self._rounds.busy)
 
     def measures(self) -> dict[str, int]:
@@ -110,7 +108,7 @@ class Engine:
             self._rounds.arena.forget()
 
     def retire(self, tree: PrefixTree) -> None:
-        """Nobody will be searched under `tree` any more."""
+        """Free the resources of `tree`, under which there will be no more searches."""
         if self._rounds is not None:
             self._inbox.put(partial(self._rounds.retire, tree))
 
@@ -126,26 +124,31 @@ class Engine:
         """Let the cache do as it likes with what `hold` keeps."""
         self._inbox.put(partial(self._rollouts.holds.close, hold))
 
-    def takes(self, search: Search, beginning: int, own: int) -> bool:
-        """Whether `beams` can be asked for prompts of so many tokens."""
-        return self._rounds is not None and self._rounds.fits(search, beginning, own)
+    def takes(self, search: Search, beginning: int, rest: int) -> bool:
+        """Whether `beams` accepts prompts of these numbers of tokens."""
+        return self._rounds is not None and self._rounds.fits(search, beginning, rest)
 
     async def beams(
-        self, search: Search, beginning: Written, own: Written, usage: Usage, judged: tuple[int, ...] = ()
+        self,
+        search: Search,
+        beginning: TokenPrompt,
+        rest: TokenPrompt,
+        usage: Usage,
+        judged: tuple[int, ...] = (),
     ) -> list[Candidate]:
-        """The names that search.beam finds behind this prompt; after them those of the leaves `judged` that
-        it has not found, with the scores it would have given them. Errors and cancelling as of `rollout`."""
-        self._check_length(len(beginning) + len(own), search.tree.depth)
-        work = _Beams(search, Mention(beginning, own, Outcome(), usage, judged))
+        """The names that search.beam finds for this prompt; then those of the leaves `judged` that it has not
+        found, with the scores that it would give them. Errors and cancelling as for `rollout`."""
+        self._check_length(len(beginning) + len(rest), search.tree.depth)
+        work = _Beams(search, Mention(beginning, rest, Outcome(), usage, judged))
         assert self._rounds is not None, "asked without `takes`"
         return await self._done(work, work.outcome, partial(self._rounds.drop, search, work.mention))
 
-    async def rollout(self, prompt: Prompt, asked: Asked, usage: Usage) -> list[Step]:
-        """Continue `prompt` greedily, as asked. Returns one Step a token; the greedy path itself is each
-        step's first token.
+    async def rollout(self, prompt: Prompt, asked: RolloutOptions, usage: Usage) -> list[Step]:
+        """Continue `prompt` greedily. Returns one Step per token; the greedy path is the first token of each
+        step.
 
         Cancelling the caller aborts the request. Raises ValueError for a prompt that is too long,
-        EngineDied when the engine is gone.
+        EngineDied if the engine has stopped.
         """
         self._check_length(len(prompt), asked.limit)
         name = next(self._names)
@@ -153,18 +156,19 @@ class Engine:
         return await self._done(work, work.outcome, partial(self._rollouts.abort, work.request))
 
     def _check_length(self, tokens: int, name: int) -> None:
-        """Assemble makes prompts that fit, with the names that are known at that time."""
+        """Check the length. Assemble makes prompts that fit the names of its version, but names may be
+        added."""
         if tokens + name > self.length:
             raise Mistake(
                 f"the prompt has {tokens} tokens and names up to {name}, but the engine takes {self.length}: "
-                "the knowledge base has had a longer name since the prompt was made; do it again, or set "
-                f"generate.length to {tokens + name} or more"
+                "a longer name was added to the knowledge base after the prompt was made; link the document "
+                f"again, or set generate.length to {tokens + name} or more"
             )
 
     async def _done(self, work: Rollout | _Beams, outcome: Outcome[T], leave: Callable[[], None]) -> T:
         self.check()
         self._inbox.put(work)
-        if self._death is not None:  # died between the check and the put: nobody will read the inbox
+        if self._death is not None:  # died between the check and the put: the inbox will not be read
             self.check()
         try:
             return await outcome.future
@@ -173,12 +177,12 @@ class Engine:
             raise
 
     def close(self) -> None:
-        """Stop the thread and free the engine. What is under way fails with EngineDied."""
+        """Stop the thread and free the engine. Work in progress fails with EngineDied."""
         self._inbox.put(None)
         self._thread.join(timeout=60)
 
     def check(self) -> None:
-        """Raises EngineDied when the engine is gone, or hangs in a step."""
+        """Raise EngineDied if the engine has stopped, or hangs in a step."""
         if self._death is not None:
             raise EngineDied(f"the engine has stopped: {self._death!r}") from self._death
         if self.busy and time.monotonic() - self._stepped > HUNG:
@@ -193,14 +197,14 @@ class Engine:
                     self._rounds.step()
                 self._steps, self._stepped = self._steps + 1, time.monotonic()
             raise EngineDied("closed")
-        except BaseException as death:  # a dead engine must fail everybody who waits, never hang them
+        except BaseException as death:  # all waiting callers must get an error: they must not wait for ever
             self._death = death
             self._fail_all(death)
         finally:
             self._engine.engine_core.shutdown()
 
     def _admit(self) -> bool:
-        """Take in new work; waits only when there is nothing to compute. False to stop."""
+        """Accept new work; wait only if there is nothing to compute. False: stop."""
         while True:
             idle = not self.busy
             try:
@@ -210,7 +214,7 @@ class Engine:
             if item is None:
                 return False
             if idle:
-                self._stepped = time.monotonic()  # till now there was nothing to step for
+                self._stepped = time.monotonic()  # there were no steps while it was idle
             if isinstance(item, Rollout):
                 self._rollouts.add(item)
             elif isinstance(item, _Beams):
@@ -227,4 +231,4 @@ class Engine:
             item = self._inbox.get()
             waiting += [item.outcome] if isinstance(item, Rollout | _Beams) else []
         for outcome in waiting:
-            outcome.tell(EngineDied(f"the engine has stopped: {death!r}"))
+            outcome.settle(EngineDied(f"the engine has stopped: {death!r}"))

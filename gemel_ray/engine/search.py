@@ -1,16 +1,15 @@
 """Constrained search over one prompt, made of the engine's rollouts: greedy, beam, exact.
 
 The beam search gives the candidates and scores of Hugging Face's `generate(num_beams=n,
-prefix_allowed_tokens_fn=...)` with `early_stopping=False`. It differs in what it costs: a rollout
-reports every node of a greedy path in one request, so most of what later steps need is already
-there, and a beam that leaves the path costs one more request with its prompt in the prefix cache.
+prefix_allowed_tokens_fn=...)` with `early_stopping=False`. Its cost is lower: a rollout
+reports every node of a greedy path in one request, so later steps have most of what they need, and a
+beam that leaves the path costs one more request with its prompt in the prefix cache.
 
-Exact search gives the truly most probable names, best first. A name's log-probability only falls with every
-token, so what a path has reached bounds every name behind it. A rollout gives one whole name; what branches
-off its path is kept with its bound, and the best of it is rolled out in turn until no bound reaches the last
-name wanted (A* search without a guess of what is to come; Meister et al. 2020, "Best-First Beam Search"). A
-peaked model needs little more than the greedy path. Knows nothing of vllm, images or entities.
-"""
+Exact search gives the most probable names, best first. A name's log-probability only falls with every token,
+so that of a path is a bound for all names that continue it. A rollout gives one whole name; the branches of
+its path are stored with their bounds, and the best of them is rolled out in turn, until no bound reaches the
+last name wanted (A* search without a heuristic; Meister et al. 2020, "Best-First Beam Search"). A peaked
+model needs little more than the greedy path. Knows nothing of vLLM, pictures or entities."""
 
 from __future__ import annotations
 
@@ -23,30 +22,30 @@ from typing import Protocol
 from gemel_ray.engine.work import Candidate, Path, Step
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
-_WIDER = 8  # times as many tokens are asked for where the best ones are not enough
+_WIDER = 8  # the factor by which the number of reported tokens grows if the best ones are not enough
 
 
 class Rollout(Protocol):
-    """The engine behind one prompt: a Step for every token from `path`, which leads to `node`, to a name's
-    end. Where `wide` says how many of the best tokens to report: a Step for the first token only."""
+    """The engine for one prompt: a Step for every token from `path`, which leads to `node`, to the end of a
+    name. With `wide`, the number of best tokens to report: a Step for the first token only."""
 
     async def __call__(self, path: Path, node: int, wide: int = 0) -> list[Step]: ...
 
 
 class Expansions:
-    """The children of prefix-tree nodes under one prompt, asked of the engine at most once."""
+    """The children of prefix-tree nodes under one prompt; the engine is asked for each at most once."""
 
     def __init__(self, tree: PrefixTree, rollout: Rollout, *, renormalise: bool) -> None:
         self._tree, self._rollout, self._renormalise = tree, rollout, renormalise
         self._known: dict[Path, Step] = {}
         self.requests = 0
-        self.cut = False  # whether a search had to end before it was sure
+        self.cut = False  # whether an exact search ended before its result was certain
 
     async def at(self, path: Path, node: int) -> Step:
         """The best allowed tokens after `path`, which leads to `node`."""
         if path not in self._known:
             _, tokens = self._tree.children(node)
-            if self._renormalise and len(tokens) == 1:  # certain: nothing to ask
+            if self._renormalise and len(tokens) == 1:  # certain
                 self._known[path] = Step((int(tokens[0]),), (0.0,))
             else:
                 await self._ask(path, node)
@@ -100,8 +99,8 @@ async def beam(tree: PrefixTree, expansions: Expansions, penalty: float, width: 
             for token, log_prob in zip(step.tokens, step.log_probs, strict=True)
         ]
         grown.sort(key=lambda b: -b.log_prob)
-        # Twice the width, so that `width` beams can go on even if all the best have ended; but only
-        # an ending among the best `width` counts: Hugging Face's rule.
+        # Twice the width, so that `width` beams continue even if all the best have ended; but only an end
+        # among the best `width` counts: Hugging Face's rule.
         grown = grown[: 2 * width]
         finished += [
             Candidate(b.node, b.log_prob, b.log_prob / length**penalty)
@@ -119,24 +118,24 @@ async def beam(tree: PrefixTree, expansions: Expansions, penalty: float, width: 
 
 @dataclass(frozen=True, order=True, slots=True)
 class _Part:
-    """Names not looked at yet: all behind `path`, or, where its best children are `told`, the others.
+    """Unexplored names: all that continue `path`, or, if its best children are `known`, by the others.
 
-    In order of `rank`, the score that none of its names can exceed with its sign turned.
+    Ordered by `rank`: the negative of a bound of their scores.
     """
 
     rank: float
     path: Path
     node: int
     log_prob: float
-    told: Step | None = None
+    known: Step | None = None
 
 
 async def exact(
     tree: PrefixTree, expansions: Expansions, penalty: float, count: int, requests: float = math.inf
 ) -> list[Candidate]:
-    """The `count` names of the highest scores, best first; of equal ones, those that stand first in the
-    tree. Fewer when the tree has fewer. After about so many `requests` the search ends with the best it has
-    seen, and `expansions.cut` says so."""
+    """The `count` names of the highest scores, best first; of equal ones, those that stand first in the tree.
+    Fewer when the tree has fewer. After about `requests` requests the search ends with the best names so far,
+    and sets `expansions.cut`."""
     search = _Exact(tree, expansions, penalty, count)
     while parts := search.next():
         if expansions.requests >= requests:
@@ -153,7 +152,7 @@ class _Exact:
         self.open = [_Part(0.0, (), tree.root, 0.0)]
 
     def next(self) -> list[_Part]:
-        """The parts to look at together: as many as there are names still uncertain."""
+        """The parts to explore together: as many as there are uncertain names."""
         if not self.open:
             return []
         certain = sum(c.score > -self.open[0].rank for c in self.finished)
@@ -163,10 +162,10 @@ class _Exact:
         return parts
 
     async def explore(self, part: _Part) -> None:
-        """Finish one name of the part; what branches off its path are parts of their own."""
+        """Finish one name of the part; the branches of its path become new parts."""
         path, node, log_prob = part.path, part.node, part.log_prob
-        if part.told is not None:
-            await self._widen(part, part.told)
+        if part.known is not None:
+            await self._widen(part, part.known)
             return
         while not self.tree.is_leaf(node):
             step = await self.expansions.at(path, node)
@@ -176,14 +175,14 @@ class _Exact:
             node = self.tree.step(node, best)
         self._finish(path, node, log_prob)
 
-    async def _widen(self, part: _Part, told: Step) -> None:
-        wide = min(_WIDER * len(told.tokens), len(self.tree.children(part.node)[1]))
+    async def _widen(self, part: _Part, known: Step) -> None:
+        wide = min(_WIDER * len(known.tokens), len(self.tree.children(part.node)[1]))
         step = await self.expansions.wider(part.path, part.node, wide)
-        if len(step.tokens) > len(told.tokens):  # else the others have no probability at all
-            self._branch(part.path, part.node, part.log_prob, step, without=set(told.tokens))
+        if len(step.tokens) > len(known.tokens):  # else the others have no probability at all
+            self._branch(part.path, part.node, part.log_prob, step, without=set(known.tokens))
 
     def _branch(self, path: Path, node: int, log_prob: float, step: Step, without: set[int]) -> None:
-        """Keep the children that `step` tells of, `without` those looked at, and as one part the untold."""
+        """Store the children in `step`, except those explored (`without`), and the others as one part."""
         for token, more in zip(step.tokens, step.log_probs, strict=True):
             if token not in without:
                 self._keep((*path, token), self.tree.step(node, token), log_prob + more)
@@ -202,7 +201,8 @@ class _Exact:
             heapq.heappush(self.open, part)
 
     def _bound(self, path: Path, node: int, log_prob: float) -> float:
-        """The best score of a name behind `node`: no more probable, and as long as serves it best."""
+        """A bound of the scores of names that continue `node`: as probable, and of the most favourable
+        length."""
         shortest, longest = len(path) + 1, len(path) + self.tree.height(node)
         return max(log_prob / shortest**self.penalty, log_prob / longest**self.penalty)
 

@@ -1,11 +1,10 @@
-"""What the engine takes and gives: prompts as it takes them, what is asked of it, and its answers.
+"""The engine's inputs and outputs: prompts, the options of a rollout, and results.
 
-Prompts are built in the engine's own process: embeddings of token ids, with visual prefixes in their places.
-The prefixes of the bank's pictures are computed once, in one pass. Beside its embeddings a prompt has an
-*identity*, one number a position: the token, or what the picture was. By that the engine's prefix cache knows
-it again, without reading a megabyte of embeddings, and a prompt made longer brings what was hashed of the
-shorter one. Knows nothing of vLLM.
-"""
+Prompts are built in the engine's process: embeddings of token ids, with visual prefixes in their places. The
+prefixes of the bank's pictures are computed once, in one pass. Besides its embeddings a prompt has an
+*identity*, one number per position: the token, or a digest of the picture. The engine's prefix cache uses it
+as the key, so it need not read a megabyte of embeddings, and an extended prompt keeps the hashes of the
+shorter one. Knows nothing of vLLM."""
 
 from __future__ import annotations
 
@@ -35,11 +34,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """embeddings [tokens, width]; identity int64 [tokens]: two prompts begin alike where their identities do.
+    """embeddings [tokens, width]; identity int64 [tokens]: prompts with equal beginnings have identities with
+    equal beginnings.
 
-    The first `base` tokens are the prompt as it was made; what stands behind them was added to it.
-    `hashes` are of the identity's whole blocks, each over all before it; the engine fills them as it needs
-    them (see vllm/rollouts.py).
+    The first `base` tokens are the original prompt; the others were added to it. `hashes` are those of the
+    identity's whole blocks, each over all before it; the engine fills them when it needs them
+    (vllm/rollouts.py).
     """
 
     embeddings: torch.Tensor
@@ -52,9 +52,9 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Written:
-    """A prompt by its token ids, int64 [tokens], and the `pictures` that stand over some of them: the place,
-    and vectors [prefix, width]. Its identity is as of Prompt."""
+class TokenPrompt:
+    """A prompt as token ids, int64 [tokens], and the `pictures` that replace some of them: the place, and
+    vectors [prefix, width]. `identity`: see Prompt."""
 
     ids: npt.NDArray[np.int64]
     identity: npt.NDArray[np.int64]
@@ -64,7 +64,7 @@ class Written:
         return len(self.ids)
 
     def part(self, start: int, end: int) -> tuple[npt.NDArray[np.int64], list[tuple[int, torch.Tensor]]]:
-        """The ids from `start` to `end`, and the pictures over them."""
+        """The ids from `start` to `end`, and the pictures that replace some of them."""
         over = [
             (max(place, start) - start, vectors[max(start - place, 0) : end - place])
             for place, vectors in self.pictures
@@ -74,7 +74,8 @@ class Written:
 
 
 class PromptEmbeddings:
-    """`embed` gives the language model's embeddings of ids, [n, width]; `mapper` None: no prefixes."""
+    """Makes prompts. `embed` returns the language model's embeddings of ids, [n, width]; `mapper` None: no
+    prefixes."""
 
     def __init__(
         self,
@@ -89,7 +90,8 @@ class PromptEmbeddings:
         self._prefixes = self._all_mapped(former) if mapper is not None else None
 
     def _all_mapped(self, former: PromptEmbeddings | None) -> torch.Tensor:
-        """The prefixes of the bank's pictures. A bank's next version has its new ones behind the others."""
+        """The prefixes of the bank's pictures. In the next version of a bank, new pictures are after the
+        others."""
         vectors = self._bank.image_vectors
         if former is None or former._prefixes is None or not _same(self._mapper, former._mapper):
             return self._mapped(vectors)
@@ -109,15 +111,15 @@ class PromptEmbeddings:
         return torch.cat(parts) if parts else torch.empty(0)
 
     def __call__(self, prompt: Sequence[int], image: npt.NDArray[np.float32] | None) -> Prompt:
-        """A prompt as Assemble writes it, as the engine takes it; `image` is the query's feature."""
-        written = self.written(prompt, image)
-        embeddings = self._embed(written.ids)
-        for place, prefix in written.pictures:
+        """The engine's input for a prompt of Assemble; `image` is the query's feature."""
+        tokens = self.tokens(prompt, image)
+        embeddings = self._embed(tokens.ids)
+        for place, prefix in tokens.pictures:
             embeddings[place : place + len(prefix)] = prefix
-        return Prompt(embeddings, written.identity, len(embeddings))
+        return Prompt(embeddings, tokens.identity, len(embeddings))
 
-    def written(self, prompt: Sequence[int], image: npt.NDArray[np.float32] | None) -> Written:
-        """The same, embeddings not made yet."""
+    def tokens(self, prompt: Sequence[int], image: npt.NDArray[np.float32] | None) -> TokenPrompt:
+        """The prompt as token ids, without embeddings."""
         numbers = np.asarray(prompt, np.int64)
         identity: list[npt.NDArray[np.int64]] = []
         pictures: list[tuple[int, torch.Tensor]] = []
@@ -129,7 +131,7 @@ class PromptEmbeddings:
             pictures.append((tokens, prefix))
             done, tokens = int(place) + 1, tokens + len(prefix)
         whole = np.concatenate([*identity, numbers[done:]])
-        return Written(np.maximum(whole, 0), whole, tuple(pictures))
+        return TokenPrompt(np.maximum(whole, 0), whole, tuple(pictures))
 
     def _prefix(
         self, reference: int, image: npt.NDArray[np.float32] | None
@@ -145,7 +147,7 @@ class PromptEmbeddings:
         return self._prefixes[row], self._identities[row]
 
     def extended(self, prompt: Prompt, path: Sequence[int]) -> Prompt:
-        """`prompt` with the tokens of `path` behind it."""
+        """`prompt`, extended by the tokens of `path`."""
         if not path:
             return prompt
         embeddings = torch.cat([prompt.embeddings, self._embed(path)])
@@ -153,7 +155,7 @@ class PromptEmbeddings:
 
 
 def _identity(feature: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.int64]:
-    """Of a picture's visual prefix, by its feature's digest: below zero, where no token is."""
+    """The identity of a picture's visual prefix: its feature's digest, as negative numbers, unlike tokens."""
     digest = hashlib.blake2b(np.asarray(feature, np.float32).tobytes(), digest_size=32).digest()
     return np.resize(np.frombuffer(digest, np.int64), length) | np.int64(-(2**63))
 
@@ -168,16 +170,16 @@ def _same(one: FeatureMapper | None, other: FeatureMapper | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What the model gives at one node: the allowed tokens, best first, and their log-probabilities."""
+    """The model's result at one node: the allowed tokens, best first, and their log-probabilities."""
 
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class RolloutOptions:
     """A rollout: greedy from `node` of the prefix tree in the folder `tree` until a name ends or `limit`
-    tokens, reporting the `wide` best tokens of every step. `keep` and `behind`: see vllm/holds.py."""
+    tokens, reporting the `wide` best tokens of every step. `keep` and `after`: see vllm/holds.py."""
 
     tree: Folder
     node: int
@@ -185,12 +187,13 @@ class Asked:
     wide: int
     renormalise: bool = True
     keep: int = 0
-    behind: Sequence[tuple[int, int]] = ()
+    after: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A finished name: its leaf, the sum of its tokens' log-probabilities, and what it is ranked by."""
+    """A finished name: its leaf, the sum of its tokens' log-probabilities, and the score by which it is
+    ranked."""
 
     leaf: int
     log_prob: float
@@ -198,7 +201,7 @@ class Candidate:
 
 
 def probabilities(candidates: list[Candidate]) -> list[float]:
-    """Softmax of the scores of the kept candidates."""
+    """The softmax of the scores of all kept candidates."""
     top = max(c.score for c in candidates)
     weights = [math.exp(c.score - top) for c in candidates]
     total = sum(weights)
@@ -217,17 +220,18 @@ class Usage:
 
 
 class Outcome(Generic[T]):
-    """Made in the event loop that waits for `future`; told in the engine's thread."""
+    """A result, or an exception: awaited as `future` in the event loop that makes it, settled in the engine's
+    thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[T] = self._loop.create_future()
 
-    def tell(self, outcome: T | Exception) -> None:
-        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._settle, outcome)
+    def settle(self, outcome: T | Exception) -> None:
+        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._set, outcome)
 
-    def _settle(self, outcome: T | Exception) -> None:
+    def _set(self, outcome: T | Exception) -> None:
         if self.future.done():  # its caller was cancelled meanwhile
             return
         if isinstance(outcome, Exception):

@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from gemel_ray.config import Config
-from gemel_ray.engine.work import Asked, Prompt, Usage
+from gemel_ray.engine.work import Prompt, RolloutOptions, Usage
 from gemel_ray.graph import Segment, run_in_process
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
@@ -138,7 +138,7 @@ class Measuring:
     def _raw(self, prompts: Sequence[Prompt]) -> float:
         """Prompt tokens per second of the engine alone, for prompts of which nothing is in the cache."""
         engine, usage = self.generating.engine, Usage()
-        asked = Asked(tree=self.generating.tree_folder, node=0, limit=1, wide=1)
+        asked = RolloutOptions(tree=self.generating.tree_folder, node=0, limit=1, wide=1)
         uncached = [
             Prompt(p.embeddings, p.identity + (i + 1) * 1_000_000, p.base) for i, p in enumerate(prompts)
         ]

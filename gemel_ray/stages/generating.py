@@ -1,8 +1,7 @@
 """Generate at work: one engine, and the search of every mention.
 
 Asynchronous by row: each mention's search runs on its own, prompts enter the engine while others
-decode, across batches. Prompt embeddings are built here, in the engine's own process, and never
-leave it.
+decode, across batches. Prompt embeddings are made here, in the engine's process, and never leave it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path as Folder
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +24,20 @@ from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.run import Engine
 from gemel_ray.engine.search import Expansions, Rollout, beam, exact, greedy
 from gemel_ray.engine.vllm.starting import EngineOptions
-from gemel_ray.engine.work import Asked, Candidate, Path, Prompt, PromptEmbeddings, Step, Usage, probabilities
+from gemel_ray.engine.work import (
+    Candidate,
+    Path,
+    Prompt,
+    PromptEmbeddings,
+    RolloutOptions,
+    Step,
+    Usage,
+    probabilities,
+)
 from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree
 from gemel_ray.records import Row
-from gemel_ray.stage import Stage, Work, answer, settings_of
+from gemel_ray.stage import Measures, Stage, Work, answer, settings_of
 from gemel_ray.stages.answers import (
     Neighbours,
     Prior,
@@ -49,7 +57,7 @@ from gemel_ray.stages.retrieve import Retrieve
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
-Held = Sequence[tuple[int, int]]  # what a prompt stands behind in the cache: see engine/vllm/holds.py
+Prefixes = Sequence[tuple[int, int]]  # that a prompt may continue, in the cache: see engine/vllm/holds.py
 _BEGINNINGS = 256  # whose ids and pictures are kept
 _FIELDS = ("entity", "entity_id", "score", "probability", "candidates", "why")
 
@@ -95,11 +103,11 @@ class Generating(Work):
         self.usage, self.mentions, self.ranked, self.cut = Usage(), 0, 0, 0
         self.beginnings = Beginnings(self._begin, self.engine.hold, self.engine.release)
         neutral = self.prompts(workspace.tokenize([query_text("", "")])[0], None)
-        self._beginning = lru_cache(_BEGINNINGS)(lambda ids: self.prompts.written(ids, None))
+        self._beginning = lru_cache(_BEGINNINGS)(lambda ids: self.prompts.tokens(ids, None))
         self.choosing: Choosing | None = (former and former.choosing) or _choosing(stage, workspace)
         self.neighbours = Neighbours(self.tree, workspace.bank, workspace.tokenize)
         self.prior = Prior(
-            self.tree, self._behind(neutral, _reported(stage.beams)), renormalise=stage.score == "tree"
+            self.tree, self._continued(neutral, _reported(stage.beams)), renormalise=stage.score == "tree"
         )
 
     def renewed(self, workspace: Workspace) -> Work:
@@ -111,7 +119,7 @@ class Generating(Work):
         table = answer(self.stage.writes, columns, [row.get("error") for row in rows])
         return table.append_column("status", pa.array([row.get("status") for row in rows], pa.string()))
 
-    async def _link(self, row: Row) -> dict[str, Any]:
+    async def _link(self, row: Row) -> Row:
         self.mentions += 1
         try:
             asked = self.stage.asked(row["options"]) if row["options"] else self.stage
@@ -169,9 +177,9 @@ class Generating(Work):
             return None
         begins, choosing = row["prompt"][: row["beginning"]], self.choosing
         search = Search(choosing.tree, choosing.most, 0.0, True)
-        beginning, own = self._beginning(tuple(begins)), self.prompts.written(row["choice"], _feature(row))
-        if self.engine.takes(search, len(beginning), len(own)):
-            found = await self.engine.beams(search, beginning, own, self.usage)
+        beginning, rest = self._beginning(tuple(begins)), self.prompts.tokens(row["choice"], _feature(row))
+        if self.engine.takes(search, len(beginning), len(rest)):
+            found = await self.engine.beams(search, beginning, rest, self.usage)
         else:
             found = await self._letters(choosing, row, begins)
         said = {candidate.leaf: candidate.log_prob for candidate in found}
@@ -180,10 +188,10 @@ class Generating(Work):
     async def _letters(self, choosing: Choosing, row: Row, begins: list[int]) -> list[Candidate]:
         """The same by rollouts."""
         tokens = len(row["choice"]) + self.stage.block
-        async with self.room.taken(tokens, (), tuple(begins)), self.beginnings.kept(tuple(begins)) as behind:
+        async with self.room.taken(tokens, (), tuple(begins)), self.beginnings.kept(tuple(begins)) as after:
             prompt = self.prompts([*begins, *row["choice"]], _feature(row))
             under = _Under(choosing.tree, choosing.folder, True)
-            rollout = self._behind(prompt, _reported(choosing.most), behind=behind, under=under)
+            rollout = self._continued(prompt, _reported(choosing.most), after=after, under=under)
             expansions = Expansions(choosing.tree, rollout, renormalise=True)
             return await beam(choosing.tree, expansions, 0.0, choosing.most)
 
@@ -203,19 +211,19 @@ class Generating(Work):
         return set(self.by_name({entity: log for entity, log in pairs if math.exp(log) >= asked.judged}))
 
     async def _in_rounds(self, asked: Generate, row: Row, names: Collection[int] = ()) -> list[Candidate]:
-        """In lock step with all others, and `names` judged; nothing where that is not to be had. Exact search
-        is none of beams. Prompts whose demonstrations are all their own begin alike by chance: vLLM's cache
-        finds where."""
+        """Search in lock step with all other mentions, and judge `names`; empty if that is not possible.
+        Exact search has no beams. Prompts without a shared set have common beginnings only by chance, which
+        vLLM's cache finds."""
         prompt, begins = row["prompt"], row["beginning"]
         if asked.search != "beam" or (row["shots"] and not begins):
             return []
         search = Search(self.tree, asked.beams, asked.length_penalty, asked.score == "tree")
         beginning = self._beginning(tuple(prompt[:begins]))
-        own = self.prompts.written(prompt[begins:], _feature(row))
-        if not self.engine.takes(search, len(beginning), len(own)):
+        rest = self.prompts.tokens(prompt[begins:], _feature(row))
+        if not self.engine.takes(search, len(beginning), len(rest)):
             return []
         judged = tuple(sorted(names, key=self.tree.path))  # those that begin alike are judged together
-        return await self.engine.beams(search, beginning, own, self.usage, judged)
+        return await self.engine.beams(search, beginning, rest, self.usage, judged)
 
     async def _by_rollouts(self, asked: Generate, row: Row) -> list[Candidate]:
         async with self._rollouts(asked, row) as rollout:
@@ -245,47 +253,47 @@ class Generating(Work):
 
     @asynccontextmanager
     async def _rollouts(self, asked: Generate, row: Row) -> AsyncIterator[Rollout]:
-        """Behind the row's prompt, which is kept until the end."""
+        """Rollouts that continue the row's prompt, which is kept in the cache until the end."""
         prompt, hold = row["prompt"], self.engine.hold()
         beginning = tuple(prompt[: row["beginning"]])
-        # What is its own, with a picture's few vectors for one number each, and what its beams write.
+        # The rest of the prompt, a picture's few vectors counted as one token each, and the tokens of beams.
         tokens = len(prompt) - len(beginning) + asked.beams * (self.tree.depth + asked.block)
         room = self.room.taken(tokens, tuple(row["shots"]), beginning)
         try:
-            async with room, self.beginnings.kept(beginning) as held:
+            async with room, self.beginnings.kept(beginning) as prefixes:
                 whole = self.prompts(prompt, _feature(row))
-                yield self._behind(whole, _reported(asked.beams), hold, held)
+                yield self._continued(whole, _reported(asked.beams), hold, prefixes)
         finally:
             self.engine.release(hold)
 
-    def _behind(
-        self, prompt: Prompt, reported: int, hold: int = 0, behind: Held = (), under: _Under | None = None
+    def _continued(
+        self, prompt: Prompt, reported: int, hold: int = 0, after: Prefixes = (), under: _Under | None = None
     ) -> Rollout:
-        """The engine, continuing this prompt `under` a tree, by default that of the names, with so many of
-        the best tokens reported a step. Its first request is kept under `hold`, later ones stand behind that;
-        the first stands `behind` what is held already."""
+        """A rollout function that continues this prompt `under` a tree, by default that of the names, and
+        reports `reported` of the best tokens per step. The first request is kept under `hold`, and continues
+        one of the prefixes `after`; later requests continue the first."""
         tree, folder, renormalise = under or _Under(self.tree, self.tree_folder, self.stage.score == "tree")
         kept = [(hold, prompt.base)] if hold else []
 
         async def rollout(path: Path, node: int, wide: int = 0) -> list[Step]:
-            asked = Asked(
+            asked = RolloutOptions(
                 tree=folder,
                 node=node,
                 limit=1 if wide else tree.depth - len(path),
                 wide=wide or reported,
                 renormalise=renormalise,
                 keep=hold,
-                behind=[*kept, *behind],
+                after=[*kept, *after],
             )
             return await self.engine.rollout(self.prompts.extended(prompt, path), asked, self.usage)
 
         return rollout
 
     async def _begin(self, ids: tuple[int, ...], hold: int) -> int:
-        """Compute what prompts begin with, and keep it under `hold`; its length in tokens."""
+        """Compute a common beginning of prompts, and keep it under `hold`; its length in tokens."""
         prompt = self.prompts(ids, None)
         await self.engine.rollout(
-            prompt, Asked(tree=self.tree_folder, node=0, limit=1, wide=1, keep=hold), self.usage
+            prompt, RolloutOptions(tree=self.tree_folder, node=0, limit=1, wide=1, keep=hold), self.usage
         )
         return prompt.base
 
@@ -320,31 +328,32 @@ class Generating(Work):
     def close(self) -> None:
         self.engine.close()
 
-    def measures(self) -> dict[str, Any]:
-        own = {"mentions": self.mentions, "ranked": self.ranked, "cut": self.cut}
-        own["shared"] = self.room.shared
-        return own | asdict(self.usage) | self.engine.measures()
+    def measures(self) -> Measures:
+        counts = {"mentions": self.mentions, "ranked": self.ranked, "cut": self.cut}
+        counts["shared"] = self.room.shared
+        return counts | asdict(self.usage) | self.engine.measures()
 
 
 def _choosing(stage: Generate, workspace: Workspace) -> Choosing | None:
-    """Where the language model is to choose among the ranker's best."""
+    """The choice among the ranker's best candidates; None if the language model is not asked to choose."""
     if not stage.rerank or not 0 < stage.ranking < 1 or not workspace.ranks:
         return None
     return Choosing(stage.rerank, workspace.tokenize, workspace.tree.end_token)
 
 
 def _feature(row: Row) -> npt.NDArray[np.float32] | None:
-    """Of the row's own picture."""
+    """The feature of the row's picture."""
     return None if row["image_vector"] is None else np.asarray(row["image_vector"], np.float32)
 
 
 def _reported(beams: int) -> int:
-    """Tokens reported a step: at least twice the beam width."""
+    """The number of tokens reported per step: at least twice the beam width."""
     return max(16, 2 * beams)
 
 
 def _prompts(workspace: Workspace, engine: Engine, former: PromptEmbeddings | None) -> PromptEmbeddings:
-    """For this engine. What those of another version have computed of the same pictures is taken over."""
+    """The prompts of this engine. Prefixes that another version has computed for the same pictures are
+    reused."""
     mapper = workspace.mapper()
     if mapper is not None and mapper.width != engine.width:
         raise WorkspaceError(
@@ -355,8 +364,8 @@ def _prompts(workspace: Workspace, engine: Engine, former: PromptEmbeddings | No
 
 
 def _engine_options(stage: Generate, model: str, shown: Retrieve) -> EngineOptions:
-    """The engine's share of the stage's fields. Rounds that nobody would be in take none of the cache."""
-    own = {k: v for k, v in asdict(stage).items() if k in EngineOptions.__dataclass_fields__}
+    """The stage's fields that are options of the engine. Rounds that would not be used take no cache."""
+    options = {k: v for k, v in asdict(stage).items() if k in EngineOptions.__dataclass_fields__}
     if stage.search == "exact" or (shown.demonstrations and not shown.shared_sets):
-        own["rounds"] = "never"
-    return EngineOptions(model=model, **own)
+        options["rounds"] = "never"
+    return EngineOptions(model=model, **options)

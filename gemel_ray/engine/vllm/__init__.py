@@ -1,1 +1,1 @@
-"""All that knows vLLM: nothing else imports it. docs/insides.md lists what is used of its insides."""
+"""The only modules that import vLLM. docs/insides.md lists what they use of its internals."""

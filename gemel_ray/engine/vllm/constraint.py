@@ -1,15 +1,15 @@
-"""Prefix trees as a constraint inside vLLM: one batched operation a step and tree, for both model runners.
+"""Prefix trees as a constraint in vLLM: one batched operation per step and tree, for both model runners.
 
-vLLM has two model runners with two interfaces for logits processors. `TreeScores` is the one
-algorithm; `TreeConstraintV1` and `TreeConstraintV2` only tell it which node each row has reached.
-What leaves the processor are not logits but the log-probabilities of the tokens that the tree
-allows, minus infinity elsewhere; with `logprobs_mode="processed_logits"` the engine returns them.
+vLLM has two model runners with two interfaces for logits processors. `TreeScores` is the
+algorithm; `TreeConstraintV1` and `TreeConstraintV2` only find the node that each row has reached.
+The processor returns not logits but the log-probabilities of the tokens that the tree allows, minus
+infinity for others; with `logprobs_mode="processed_logits"` the engine returns them.
 
 A request asks for it by `SamplingParams.extra_args`:
-    tree        str   the folder of the tree; every worker process maps it when it is first used
-    tree_node   int   the node that the prompt's own end stands at
+    tree        str   the folder of the tree; every worker process maps it at the first use
+    tree_node   int   the node at the end of the prompt
     tree_renormalise bool  False: log-softmax over the whole vocabulary, as the paper's code scores;
-                           True: renormalised over what the tree allows at this step
+                           True: renormalised over the tokens that the tree allows at this step
 """
 
 from __future__ import annotations
@@ -34,22 +34,25 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 UNCONSTRAINED = -1
-WIDE = 1024  # children: few nodes have so many, but every mention begins at one of them
-Write = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows, tokens, and what stands there
-_IDLE = 100  # steps after which a tree that no request names any more is dropped
+WIDE = 1024  # children: few nodes have as many, but every mention begins at one of them
+Write = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows, tokens, values
+_IDLE = 100  # steps after which an unused tree is dropped
 
 
 class TreeScores:
-    """The prefix tree's arrays on the engine's device, and what a step needs of them."""
+    """The arrays of a prefix tree on the engine's device, and the operations of a step."""
 
     def __init__(self, tree: PrefixTree, device: torch.device, wide: int = WIDE) -> None:
         # int64 indices on the CPU would double the memory that processes share: cast per step.
         self.token = torch.from_numpy(np.asarray(tree.token)).to(device)
         self.first_child = torch.from_numpy(np.asarray(tree.first_child)).to(device)
-        self._wide, self._tokens = wide, dict[int, torch.Tensor]()  # of the wide nodes' children, once met
+        self._wide, self._tokens = (
+            wide,
+            dict[int, torch.Tensor](),
+        )  # of the wide nodes' children, computed once
 
     def step(self, nodes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Children of `nodes` under `tokens`, int64 [rows] each; UNCONSTRAINED where there is none.
+        """The children of `nodes` for `tokens`, int64 [rows] each; UNCONSTRAINED if there is none.
 
         A binary search in all rows at once, so that nothing leaves the device.
         """
@@ -76,7 +79,7 @@ class TreeScores:
         writes = [self._narrow(logits, rows, nodes, count, narrow, renormalise, whole)]
         for node in nodes[count >= self._wide].unique().tolist():
             here = torch.nonzero(nodes == node).squeeze(1)
-            writes.append(self._at_wide(logits, rows, node, here, renormalise, whole))
+            writes.append(self._wide_node(logits, rows, node, here, renormalise, whole))
         logits[rows] = -torch.inf
         for row, token, value in writes:
             logits[row, token] = value
@@ -91,8 +94,8 @@ class TreeScores:
         renormalise: torch.Tensor,
         whole: torch.Tensor | None,
     ) -> Write:
-        """Of the `chosen` of `rows`: all their children side by side in one list. A leaf, seen when a
-        finished request is still in the batch, has none."""
+        """The scores of the `chosen` of `rows`, with all their children in one list. A leaf, of a finished
+        request that is still in the batch, has none."""
         first, count = self.first_child[nodes[chosen]].long(), count[chosen]
         which = torch.repeat_interleave(torch.arange(len(chosen), device=rows.device), count)
         before = torch.cumsum(count, 0) - count
@@ -106,7 +109,7 @@ class TreeScores:
             within = torch.where(renormalise[chosen], within, whole[chosen])
         return row, token, allowed - within[which]
 
-    def _at_wide(
+    def _wide_node(
         self,
         logits: torch.Tensor,
         rows: torch.Tensor,
@@ -115,8 +118,8 @@ class TreeScores:
         renormalise: torch.Tensor,
         whole: torch.Tensor | None,
     ) -> Write:
-        """Of the `chosen` of `rows`, all at one node of very many children, as the root is: its tokens are
-        made ready once, and a row's are taken as a block."""
+        """The scores of the `chosen` of `rows`, all at one node with very many children, as the root: its
+        tokens are prepared once, and those of a row are a block."""
         if node not in self._tokens:
             children = slice(int(self.first_child[node]), int(self.first_child[node + 1]))
             self._tokens[node] = self.token[children].long()
@@ -129,13 +132,13 @@ class TreeScores:
 
 
 class Trees:
-    """The trees that requests name, by folder: opened when first used, dropped when not used for some steps.
-    Dropping is always safe: a tree that is used after all is opened again."""
+    """The trees of requests, by folder: opened at the first use, dropped after some steps without use.
+    Dropping is always safe: a tree that is used again is opened again."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._step = device, 0
         self._open: dict[str, tuple[PrefixTree, TreeScores]] = {}
-        self._used: dict[str, int] = {}  # in which step last
+        self._used: dict[str, int] = {}  # the step of the last use
 
     def __getitem__(self, folder: str) -> tuple[PrefixTree, TreeScores]:
         if folder not in self._open:
@@ -148,23 +151,23 @@ class Trees:
         return len(self._open)
 
     def end_step(self) -> None:
-        """To be called once a step."""
+        """Count a step, and drop unused trees."""
         self._step += 1
         for folder in [f for f, step in self._used.items() if step < self._step - _IDLE]:
             del self._open[folder], self._used[folder]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a request asks of the constraint."""
+class TreeOptions:
+    """The constraint of a request."""
 
     tree: str
     node: int
     renormalise: bool
 
     @classmethod
-    def of(cls, params: SamplingParams) -> Wanted | None:
-        """None for a request without constraint. ValueError for one that makes no sense."""
+    def of(cls, params: SamplingParams) -> TreeOptions | None:
+        """The constraint of these parameters, or None. Raises ValueError for an invalid one."""
         extra: dict[str, Any] = params.extra_args or {}
         if "tree" not in extra and "tree_node" not in extra:
             return None
@@ -175,9 +178,9 @@ class Wanted:
 
 
 class _Cursor:
-    """Where one request of the V1 runner stands; `output` is the runner's own growing list."""
+    """The node of one request of the V1 runner; `output` is the runner's list, to which it appends tokens."""
 
-    def __init__(self, want: Wanted, output: list[int]) -> None:
+    def __init__(self, want: TreeOptions, output: list[int]) -> None:
         self.want, self.node, self.output, self.seen = want, want.node, output, 0
 
     def advance(self, tree: PrefixTree) -> int:
@@ -196,7 +199,7 @@ class TreeConstraintV1(LogitsProcessorV1):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        Wanted.of(sampling_params)
+        TreeOptions.of(sampling_params)
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -208,7 +211,7 @@ class TreeConstraintV1(LogitsProcessorV1):
             self.cursors.pop(index, None)
         for index, params, _, output in batch_update.added:
             self.cursors.pop(index, None)
-            if (want := Wanted.of(params)) is not None:
+            if (want := TreeOptions.of(params)) is not None:
                 self.cursors[index] = _Cursor(want, output)
         for source, target, direction in batch_update.moved:
             moved, displaced = self.cursors.pop(source, None), self.cursors.pop(target, None)
@@ -220,14 +223,14 @@ class TreeConstraintV1(LogitsProcessorV1):
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         for folder in {cursor.want.tree for cursor in self.cursors.values()}:
             tree, scores = self.trees[folder]
-            own = {row: c for row, c in self.cursors.items() if c.want.tree == folder}
-            at = {row: node for row, cursor in own.items() if (node := cursor.advance(tree)) >= 0}
+            of_tree = {row: c for row, c in self.cursors.items() if c.want.tree == folder}
+            at = {row: node for row, cursor in of_tree.items() if (node := cursor.advance(tree)) >= 0}
             if at:
                 scores.score(
                     logits,
                     torch.tensor(list(at), device=logits.device),
                     torch.tensor(list(at.values()), device=logits.device),
-                    torch.tensor([own[row].want.renormalise for row in at], device=logits.device),
+                    torch.tensor([of_tree[row].want.renormalise for row in at], device=logits.device),
                 )
         self.trees.end_step()
         return logits
@@ -239,19 +242,21 @@ class TreeConstraintV2(LogitsProcessorV2):
     def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
         device, slots = req_states.device, req_states.max_num_reqs
         self.states, self.trees = req_states, Trees(device)
-        self.folders: dict[str, int] = {}  # numbers of the trees named so far
+        self.folders: dict[str, int] = {}  # numbers of the trees used so far
         self.node = torch.full((slots,), UNCONSTRAINED, dtype=torch.int64, device=device)
-        self.tree = torch.full((slots,), UNCONSTRAINED, dtype=torch.int64, device=device)  # its number ...
+        self.tree = torch.full(
+            (slots,), UNCONSTRAINED, dtype=torch.int64, device=device
+        )  # the number of its tree ...
         self.tree_np = np.full(slots, UNCONSTRAINED)  # ... and on the host
         self.renormalise = torch.zeros(slots, dtype=torch.bool, device=device)
-        self.seen = np.zeros(slots, dtype=np.int64)  # output tokens already walked, on the host
+        self.seen = np.zeros(slots, dtype=np.int64)  # output tokens already followed, on the host
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        Wanted.of(sampling_params)
+        TreeOptions.of(sampling_params)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        want = Wanted.of(sampling_params)
+        want = TreeOptions.of(sampling_params)
         tree, node, renormalise = UNCONSTRAINED, UNCONSTRAINED, False
         if want is not None:
             tree = self.folders.setdefault(want.tree, len(self.folders))
@@ -268,11 +273,11 @@ class TreeConstraintV2(LogitsProcessorV2):
         new = np.where(self.tree_np[slots] >= 0, written - self.seen[slots], 0)
         slot_of_row = ctx.expanded_idx_mapping.long()
         for folder, number in self.folders.items():
-            own = self.tree_np[slots] == number
-            if not own.any():
+            of_tree = self.tree_np[slots] == number
+            if not of_tree.any():
                 continue
             _, scores = self.trees[folder]
-            self._walk(scores, ctx, np.where(own, new, 0))
+            self._walk(scores, ctx, np.where(of_tree, new, 0))
             here = (self.tree[slot_of_row] == number) & (self.node[slot_of_row] >= 0)
             rows = torch.nonzero(here).squeeze(1)
             if len(rows):
@@ -283,7 +288,7 @@ class TreeConstraintV2(LogitsProcessorV2):
         return logits
 
     def _walk(self, scores: TreeScores, ctx: LogitsContext, new: npt.NDArray[np.int64]) -> None:
-        """Take the requests that have `new` tokens, int64 [requests], along them."""
+        """Move the requests along their `new` tokens, int64 [requests]."""
         slots, on_device = ctx.idx_mapping_np, ctx.idx_mapping.long()
         for i in range(int(new.max(initial=0))):  # 1, but for a request resumed after preemption
             # Which rows still have an i-th new token is known on the host: one small copy.

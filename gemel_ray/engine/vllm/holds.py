@@ -1,14 +1,14 @@
-"""Prompts held in the key-value cache, and what stands behind them beginning exactly where they end.
+"""Holds: prompts pinned in the key-value cache, so that other requests continue exactly at their end.
 
 vLLM frees a request's blocks when it ends, and finds a prompt again by whole blocks only. A beam that leaves
-the path would compute the prompt's last, half-filled block again, 16 tokens of it on average: with five beams
-more than the question itself. A *hold* keeps a finished prompt's blocks (pinned: no eviction), and a
-request behind it gets a copy of that last block. Made of vLLM's own interface for KV connectors, on either
-side of it in this engine's process: nothing is transferred.
+the path would compute the prompt's last, half-filled block again, on average 16 tokens: with five beams more
+than the question itself. A *hold* keeps a finished prompt's blocks (pinned: no eviction), and a request that
+continues it gets a copy of that last block. It uses vLLM's interface for KV connectors, on both sides in this
+engine's process: nothing is transferred.
 
-A request says by `SamplingParams.extra_args`:
-    keep    int                     the hold that its blocks are kept under when it ends; 0: none
-    behind  list[tuple[int, int]]   (hold, tokens): the first of them that is there is what it stands behind
+A request chooses by `SamplingParams.extra_args`:
+    keep    int                     the hold that keeps its blocks when it ends; 0: none
+    after   list[tuple[int, int]]   (hold, tokens): the first one that exists is the prefix that it continues
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Copies(KVConnectorMetadata):
 
 
 class Holds(KVConnectorBase_V1):
-    """One instance decides, in the scheduler; one in every worker copies."""
+    """The connector: one instance in the scheduler, which decides, and one in every worker, which copies."""
 
     def __init__(self, vllm_config: VllmConfig, role: Any, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self._block = int(vllm_config.cache_config.block_size)
         self._number = int(kv_cache_config.num_blocks)
-        self._held: dict[int, list[KVCacheBlock]] = {}
+        self._blocks_of: dict[int, list[KVCacheBlock]] = {}
         self._next = Copies()
         self._caches: list[torch.Tensor] = []
 
@@ -48,16 +48,16 @@ class Holds(KVConnectorBase_V1):
         self._pool = gpu_block_pool
 
     def open(self, hold: int) -> None:
-        """From now on a request may be kept under `hold`."""
-        self._held.setdefault(hold, [])
+        """Allow a request to be kept under `hold`."""
+        self._blocks_of.setdefault(hold, [])
 
     def close(self, hold: int) -> None:
-        """Let go of what `hold` keeps; its beginning is the last to be evicted."""
-        self._pool.free_blocks(reversed(self._held.pop(hold, [])))
+        """Release the blocks of `hold`; its beginning is the last to be evicted."""
+        self._pool.free_blocks(reversed(self._blocks_of.pop(hold, [])))
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
-        """Tokens of the half-filled block. One token is always left to compute."""
-        found = self._found(request)
+        """The tokens of the half-filled block. At least one token is left to be computed."""
+        found = self._prefix(request)
         if found is None:
             return 0, False
         tail = found[1] % self._block
@@ -66,23 +66,23 @@ class Holds(KVConnectorBase_V1):
         return min(tail, request.num_tokens - 1 - num_computed_tokens), False
 
     def update_state_after_alloc(self, request: Request, blocks: Any, num_external_tokens: int) -> None:
-        found = self._found(request)
+        found = self._prefix(request)
         if num_external_tokens and found is not None:
             last = found[1] // self._block
             self._next.blocks.append((found[0][last].block_id, blocks.get_block_ids()[0][last]))
 
-    def _found(self, request: Request) -> tuple[list[KVCacheBlock], int] | None:
-        """What the request stands behind, and how many tokens of it."""
-        for hold, tokens in _said(request, "behind"):
-            if blocks := self._held.get(hold):
+    def _prefix(self, request: Request) -> tuple[list[KVCacheBlock], int] | None:
+        """The blocks of the prefix that the request continues, and its number of tokens."""
+        for hold, tokens in _extra(request, "after"):
+            if blocks := self._blocks_of.get(hold):
                 return blocks, tokens
         return None
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, None]:
-        hold = _said(request, "keep")
-        if self._held.get(hold) == [] and request.num_computed_tokens >= request.num_prompt_tokens:
-            self._held[hold] = [self._pool.blocks[i] for i in block_ids]
-            self._pool.touch(self._held[hold])
+        hold = _extra(request, "keep")
+        if self._blocks_of.get(hold) == [] and request.num_computed_tokens >= request.num_prompt_tokens:
+            self._blocks_of[hold] = [self._pool.blocks[i] for i in block_ids]
+            self._pool.touch(self._blocks_of[hold])
         return False, None
 
     def build_connector_meta(self, scheduler_output: Any) -> Copies:
@@ -104,19 +104,19 @@ class Holds(KVConnectorBase_V1):
             cache.index_copy_(dim, target, cache.index_select(dim, source))
 
     def shutdown(self) -> None:
-        """Let go of the caches: a process may start another engine on the same GPU."""
+        """Release the caches: a process may start another engine on the same GPU."""
         self._caches.clear()
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Copies are whole before a step begins."""
+        """Do nothing: copies are complete before a step begins."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
-        """Blocks are kept where they are."""
+        """Do nothing: blocks stay where they are."""
 
     def wait_for_save(self) -> None:
-        """Nothing is saved."""
+        """Do nothing: nothing is saved."""
 
 
-def _said(request: Request, name: str) -> Any:
+def _extra(request: Request, name: str) -> Any:
     params = request.sampling_params
     return params.extra_args[name] if params is not None and params.extra_args else None

@@ -1,10 +1,9 @@
-"""Whether an engine searches in rounds: what they need is found, taken and tried before the first prompt.
+"""Decides whether an engine searches in rounds: checks and tries what they need before the first prompt.
 
-On trial, a few names are searched both ways: rounds must say what rollouts say. Names and signatures do not
-tell what vLLM means by a length, a slot or the order of blocks; numbers do. Two made-up prompts behind one
-beginning that ends inside a block, with vectors in the place of a picture, and ten names that fork, run alone
-and begin one another. All ten are found either way, and compared.
-"""
+In the trial, a few names are searched in rounds and by rollouts: the results must be equal. Names and
+signatures do not show what vLLM means by a length, a slot or the order of blocks; numbers do. The trial has
+two synthetic prompts with one beginning that ends inside a block, vectors in the place of a picture, and ten
+names that fork, stand alone, and are prefixes of each other. All ten are found both ways, and compared."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from gemel_ray.engine.search import Expansions, beam
 from gemel_ray.engine.vllm.rollouts import Rollout, Rollouts, sampling
 from gemel_ray.engine.vllm.seam import Refused, Seam, give_back, reserve, seam
 from gemel_ray.engine.vllm.shared_prefix import shared_prefix
-from gemel_ray.engine.work import Asked, Candidate, Outcome, Path, Prompt, Step, Usage, Written
+from gemel_ray.engine.work import Candidate, Outcome, Path, Prompt, RolloutOptions, Step, TokenPrompt, Usage
 from gemel_ray.knowledge.prefix_tree import build
 
 if TYPE_CHECKING:
@@ -38,20 +37,21 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _NAMES = ("ab", "ac", "acd", "b", "befg", "befh", "c", "da", "db", "dc")
 _LETTERS = 8
-_FLOAT32, _HALF = 1e-3, 0.5  # of a log-probability: half precision rounds by what else is in the pass
+_FLOAT32, _HALF = 1e-3, 0.5  # tolerance of a log-probability: half precision depends on the rest of the pass
 
 
 def opened(
     engine: LLMEngine, rollouts: Rollouts, options: EngineOptions, embeddings: Tensor, end_token: int
 ) -> Rounds | None:
-    """None where searches are made of rollouts: `rounds` is never, or auto and vLLM or the model refuses."""
+    """The rounds; None if searches are made of rollouts: with `rounds` never, or auto and an unsupported
+    model or vLLM."""
     if options.rounds == "never":
         return None
     try:
-        met = seam(engine)
-        blocks = reserve(engine, _share(engine, met, options))
+        seam_ = seam(engine)
+        blocks = reserve(engine, _share(engine, seam_, options))
         try:
-            return _tried(met, blocks, options, partial(prove, rollouts, embeddings, end_token))
+            return _tried(seam_, blocks, options, partial(prove, rollouts, embeddings, end_token))
         except BaseException:
             give_back(engine, blocks)
             raise
@@ -62,42 +62,43 @@ def opened(
         return None
 
 
-def _tried(met: Seam, blocks: list[int], options: EngineOptions, try_: Callable[[Rounds], None]) -> Rounds:
-    """Rounds that have been tried; on a GPU with CUDA graphs and shared attention, or else without."""
+def _tried(seam_: Seam, blocks: list[int], options: EngineOptions, try_: Callable[[Rounds], None]) -> Rounds:
+    """Rounds that passed the trial; on a GPU with CUDA graphs and shared attention, else without."""
 
     def made(replayed: bool) -> Rounds:
-        arena = Arena(blocks, met.block)
-        parts = 1 if met.device.type == "cpu" else 2
-        rounds = Rounds(met, arena, options.columns, options.beams, parts=parts, replayed=replayed)
+        arena = Arena(blocks, seam_.block)
+        parts = 1 if seam_.device.type == "cpu" else 2
+        rounds = Rounds(seam_, arena, options.columns, options.beams, parts=parts, replayed=replayed)
         try:
             try_(rounds)
         except Refused:
             raise
-        except Exception as fault:  # of any kind: it is vLLM's inside that is called
-            raise Refused(f"a search on trial failed: {fault!r}") from fault
+        except Exception as fault:  # of any kind: it calls vLLM's internals
+            raise Refused(f"the trial search failed: {fault!r}") from fault
         return rounds
 
-    if met.device.type != "cuda":
+    if seam_.device.type != "cuda":
         return made(False)
     if options.shared_attention != "never":
         try:
-            met.shared = shared_prefix(met, options.shared_attention)
-            with met.shared.wherever_it_can():
+            seam_.shared = shared_prefix(seam_, options.shared_attention)
+            with seam_.shared.wherever_it_can():
                 return made(True)
         except Refused as reason:
-            met.shared = None
-            _log.info("each beam reads the demonstrations for itself: %s", reason)
+            seam_.shared = None
+            _log.info("each beam reads the demonstrations separately: %s", reason)
     try:
         return made(True)
     except Refused as reason:
-        _log.warning("rounds go on without CUDA graphs: %s", reason)
+        _log.warning("rounds run without CUDA graphs: %s", reason)
         return made(False)
 
 
-def _share(engine: LLMEngine, met: Seam, options: EngineOptions) -> int:
-    """Blocks that rounds get. What is left must hold the longest prompt, or vLLM waits for ever."""
+def _share(engine: LLMEngine, seam_: Seam, options: EngineOptions) -> int:
+    """The number of blocks for rounds. The rest must have room for the longest prompt, or vLLM waits for
+    ever."""
     config: Any = engine.vllm_config.cache_config
-    longest = -(-met.length // met.block)
+    longest = -(-seam_.length // seam_.block)
     number = min(int(config.num_gpu_blocks * options.arena), config.num_gpu_blocks - longest - 2)
     if number < longest:
         raise Refused("the key-value cache has no room for rounds beside rollouts")
@@ -105,10 +106,10 @@ def _share(engine: LLMEngine, met: Seam, options: EngineOptions) -> int:
 
 
 def prove(rollouts: Rollouts, embeddings: Tensor, end_token: int, rounds: Rounds) -> None:
-    """Raises Refused where they do not agree. `embeddings` are the model's, [vocabulary, width]; nothing else
-    runs meanwhile."""
+    """Compare both ways; raise Refused if they differ. `embeddings` are the model's, [vocabulary, width];
+    nothing else may run meanwhile."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as aside:
-        # Not in this thread: it may have an event loop that runs.
+        # Not in this thread, which may have a running event loop.
         proof = _Proof(rollouts, rounds, embeddings, end_token, Folder(folder))
         try:
             aside.submit(asyncio.run, proof.run()).result()
@@ -148,9 +149,12 @@ class _Proof:
     async def _both(self, search: Search, length: int) -> None:
         begins = self.rounds.arena.size * 3 // 2
         ids = np.resize(self.ids[_LETTERS:], begins + length)
-        pictures = ((2, self.embeddings[ids[-2:]]),)  # in the place of other tokens
-        beginning, own = Written(ids[:begins], ids[:begins], pictures), Written(ids[begins:], ids[begins:])
-        work = Mention(beginning, own, Outcome(), Usage())
+        pictures = ((2, self.embeddings[ids[-2:]]),)  # instead of other tokens
+        beginning, rest = (
+            TokenPrompt(ids[:begins], ids[:begins], pictures),
+            TokenPrompt(ids[begins:], ids[begins:]),
+        )
+        work = Mention(beginning, rest, Outcome(), Usage())
         self.rounds.add(search, work)
         whole = self.embeddings[torch.from_numpy(ids)]
         whole[2:4] = whole[-2:]
@@ -161,7 +165,7 @@ class _Proof:
         tree, usage = search.tree, Usage()
 
         async def rollout(path: Path, node: int, wide: int = 0) -> list[Step]:
-            asked = Asked(
+            asked = RolloutOptions(
                 tree=self.folder,
                 node=node,
                 limit=tree.depth - len(path),
@@ -184,6 +188,6 @@ def _compare(rollouts: Sequence[Candidate], rounds: Sequence[Candidate], *, exac
     theirs, ours = ({c.leaf: c.log_prob for c in found} for found in (rollouts, rounds))
     if theirs.keys() != ours.keys() or len(theirs) != len(_NAMES):
         raise Refused(f"rounds find {sorted(ours)} where rollouts find {sorted(theirs)}")
-    apart = max(abs(theirs[leaf] - ours[leaf]) for leaf in theirs)
-    if not apart <= (_FLOAT32 if exact else _HALF):
-        raise Refused(f"rounds and rollouts give log-probabilities {apart:.2g} apart")
+    distance = max(abs(theirs[leaf] - ours[leaf]) for leaf in theirs)
+    if not distance <= (_FLOAT32 if exact else _HALF):
+        raise Refused(f"rounds and rollouts give log-probabilities that differ by {distance:.2g}")

@@ -1,4 +1,4 @@
-"""Rollouts as vLLM's requests: how one is asked for, added, aborted and told by the engine's thread."""
+"""Rollouts as vLLM requests: made, added, aborted and finished in the engine's thread."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemel_ray.engine.work import Asked, Outcome, Prompt, Step, Usage
+from gemel_ray.engine.work import Outcome, Prompt, RolloutOptions, Step, Usage
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
 
-def sampling(asked: Asked, prompt: int, end_token: int) -> SamplingParams:
-    """What vLLM is told of a rollout; `prompt` is what PrefixHashes knows it by."""
+def sampling(asked: RolloutOptions, prompt: int, end_token: int) -> SamplingParams:
+    """The parameters of vLLM for a rollout; `prompt`: its number in PrefixHashes."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -36,7 +36,7 @@ def sampling(asked: Asked, prompt: int, end_token: int) -> SamplingParams:
             "tree_node": asked.node,
             "tree_renormalise": asked.renormalise,
             "keep": asked.keep,
-            "behind": list(asked.behind),
+            "after": list(asked.after),
         },
     )
 
@@ -48,14 +48,15 @@ def holds(engine: LLMEngine) -> Any:
 
 
 class PrefixHashes:
-    """How vLLM's prefix cache knows a block of a prompt: by the prompt's identity, chained over all before.
+    """The hashes of a prompt's blocks for vLLM's prefix cache: of the prompt's identity, chained over all
+    blocks before.
 
-    vLLM itself hashes the embeddings of every request anew: for a beam that leaves the path, the whole
-    prompt once more (18 MB a mention for five beams of an OPT-6.7B). What was hashed stays with the prompt.
+    vLLM would hash the embeddings of every request: for a beam that leaves the path, the whole prompt again
+    (18 MB per mention for five beams of an OPT-6.7B). These hashes stay with the prompt.
     """
 
     def __init__(self, engine: LLMEngine) -> None:
-        self.prompts: dict[int, Prompt] = {}  # under way
+        self.prompts: dict[int, Prompt] = {}  # in progress
         self.hashed = 0  # bytes
         core: Any = engine.engine_core
         self._block = core.engine_core.scheduler.kv_cache_manager.block_pool.hash_block_size
@@ -105,7 +106,7 @@ def steps_of(output: RequestOutput) -> list[Step]:
 
 @dataclass(slots=True)
 class Rollout:
-    """Requests are named by numbers; `params` are vLLM's, `keep` as of Asked."""
+    """A request, named by a number; `params` are vLLM's, `keep`: see RolloutOptions."""
 
     name: int
     prompt: Prompt
@@ -120,7 +121,7 @@ class Rollout:
 
 
 class Rollouts:
-    """Those under way."""
+    """The rollouts in progress."""
 
     def __init__(self, engine: LLMEngine) -> None:
         self._engine, self.hashes, self.holds = engine, PrefixHashes(engine), holds(engine)
@@ -132,9 +133,9 @@ class Rollouts:
             self.holds.open(work.keep)
         try:
             self._engine.add_request(work.request, {"prompt_embeds": work.prompt.embeddings}, work.params)
-        except ValueError as refusal:  # this prompt's fault, not the engine's
+        except ValueError as refusal:  # this prompt is invalid; the engine works
             del self.hashes.prompts[work.name]
-            work.outcome.tell(refusal)
+            work.outcome.settle(refusal)
             return
         self.running[work.request] = work
 
@@ -144,7 +145,7 @@ class Rollouts:
             del self.hashes.prompts[work.name]
 
     def step(self) -> None:
-        """One of vLLM's; who is done is told."""
+        """Make a step of vLLM, and settle the finished rollouts."""
         self._deliver([output for output in self._engine.step() if output.finished])
 
     def _deliver(self, outputs: Sequence[RequestOutput]) -> None:
@@ -158,4 +159,4 @@ class Rollouts:
             work.usage.asked += len(work.prompt)
             work.usage.cached += output.num_cached_tokens or 0
             work.usage.decoded += len(steps) - 1
-            work.outcome.tell(steps)
+            work.outcome.settle(steps)

@@ -1,9 +1,8 @@
-"""All that the rounds touch of vLLM's inside: the worker's model, its attention and its key-value cache.
+"""The internals of vLLM that the rounds use: the worker's model, its attention and its key-value cache.
 
-Held against vLLM 0.32; both of its model runners bear these names. What is used is checked by name and
-signature here, and by its numbers when the engine starts (opening.py): where vLLM has moved, or a model has
-another kind of cache, `Refused` says why, and the search is made of rollouts.
-"""
+Checked with vLLM 0.32; both of its model runners have these names. They are checked by name and signature
+here, and by numbers when the engine starts (opening.py). If vLLM has changed, or a model has another kind of
+cache, `Refused` gives the reason, and searches are made of rollouts."""
 
 from __future__ import annotations
 
@@ -28,20 +27,21 @@ _METADATA = (
 
 
 class Sharing(Protocol):
-    """How a pass computes once what all of its rows begin with (shared_prefix.py). `passes`: that were so."""
+    """Computes the common beginning of a pass's rows once (shared_prefix.py). `passes`: the number of such
+    passes."""
 
     passes: int
 
     def split(self, blocks: int, queries: int, table: Tensor, lengths: Tensor, longest: int) -> Any:
-        """The pass in two; None where it does not pay."""
+        """The pass in two parts; None if that does not pay."""
 
 
 class Refused(RuntimeError):
-    """Rounds are not for this model, or not for this vLLM."""
+    """The rounds do not support this model, or this vLLM."""
 
 
 class Seam:
-    """Called by vLLM with its worker: see `seam`."""
+    """The connection to a worker of vLLM, which calls this class with it: see `seam`."""
 
     def __init__(self, worker: Any) -> None:
         from vllm.forward_context import set_forward_context
@@ -71,14 +71,14 @@ class Seam:
         self.shared: Sharing | None = None
 
     def attention(self) -> list[Any]:
-        """vLLM's implementation of it in every layer."""
+        """vLLM's implementation of attention in every layer."""
         layers = self._config.compilation_config.static_forward_context
         return [
             layers[name].impl for groups in self._groups for group in groups for name in group.layer_names
         ]
 
     def upload(self, *arrays: npt.NDArray[Any]) -> list[Tensor]:
-        """Arrays of one type on the device, in one copy for which the host does not wait."""
+        """The arrays, which are of one type, on the device, in one copy for which the host does not wait."""
         whole = self.send(torch.from_numpy(np.concatenate([array.ravel() for array in arrays])))
         parts = whole.split([array.size for array in arrays])
         return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
@@ -90,7 +90,7 @@ class Seam:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """The model's own input embeddings, [tokens, width]."""
+        """The model's input embeddings, [tokens, width]."""
         made: Tensor = self.model.embed_input_ids(tokens)
         return made
 
@@ -101,12 +101,11 @@ class Seam:
     def forward(
         self, embeddings: Tensor, start: Whole, count: Whole, table: npt.NDArray[np.int32], alike: int = 0
     ) -> Tensor:
-        """Hidden states of each row's last token, [rows, width].
+        """The hidden states of each row's last token, [rows, width].
 
-        Row i computes `count[i]` tokens, its own of `embeddings` [tokens, width] (end to end), which stand at
-        positions `start[i]` and on, in the blocks `table[i]`. All tables begin with the same `alike` blocks,
-        which have been computed.
-        """
+        Row i computes `count[i]` tokens of `embeddings` [tokens, width], row after row, at positions
+        `start[i]` and on, in the blocks `table[i]`. All tables begin with the same `alike` blocks, which are
+        computed already."""
         ends, row = np.cumsum(count), np.repeat(np.arange(len(count)), count)
         position = np.arange(len(row)) + (start - ends + count)[row]
         slot = table[row, position // self.block] * np.int64(self.block) + position % self.block
@@ -140,7 +139,8 @@ class Seam:
         return hidden[last]
 
     def copy(self, blocks: npt.NDArray[np.int64]) -> None:
-        """Blocks [n, 2], from and to, in every layer. Whole ones: backends order their inside differently."""
+        """Copy blocks [n, 2], from and to, in every layer: whole blocks, since backends order their content
+        differently."""
         if self.device.type == "cpu":
             for items in self._items:
                 items[blocks[:, 1]] = items[blocks[:, 0]]
@@ -151,31 +151,31 @@ class Seam:
 
 
 def seam(engine: LLMEngine) -> Seam:
-    """Of a started engine. Raises Refused."""
+    """The connection to a started engine. Raises Refused."""
     if engine.vllm_config.parallel_config.world_size > 1:
         raise Refused("the model is spread over several GPUs")
     try:
         (made,) = engine.collective_rpc(Seam)
     except (ImportError, AttributeError, TypeError) as moved:
-        raise Refused(f"vLLM is not as it was: {moved}") from moved
+        raise Refused(f"vLLM has changed: {moved}") from moved
     assert isinstance(made, Seam)
     return made
 
 
 def reserve(engine: LLMEngine, number: int) -> list[int]:
-    """`number` blocks of vLLM's own pool that its scheduler will never give to anybody, nor miss."""
+    """Take `number` blocks of vLLM's pool from its scheduler."""
     core: Any = engine.engine_core
     try:
         pool = core.engine_core.scheduler.kv_cache_manager.block_pool
         blocks = [block.block_id for block in pool.get_new_blocks(number)]
-        pool.num_gpu_blocks -= number  # else they count as used for ever, and the prefix cache is never reset
+        pool.num_gpu_blocks -= number  # else they count as used, and the prefix cache cannot be reset
     except (AttributeError, TypeError) as moved:
-        raise Refused(f"vLLM's pool of blocks is not as it was: {moved}") from moved
+        raise Refused(f"vLLM's pool of blocks has changed: {moved}") from moved
     return blocks
 
 
 def give_back(engine: LLMEngine, blocks: list[int]) -> None:
-    """What was reserved is the pool's again."""
+    """Return the blocks to the pool."""
     core: Any = engine.engine_core
     pool = core.engine_core.scheduler.kv_cache_manager.block_pool
     pool.num_gpu_blocks += len(blocks)
@@ -183,7 +183,7 @@ def give_back(engine: LLMEngine, blocks: list[int]) -> None:
 
 
 def _takes(function: Callable[..., Any], given: tuple[str, ...]) -> None:
-    """Whether it can be called with these arguments, and needs no others."""
+    """Check that a function can be called with these arguments, and needs no others."""
     known = inspect.signature(function).parameters
     needed = {n for n, p in known.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     if wrong := needed.symmetric_difference(given) - (known.keys() & set(given)):
@@ -191,7 +191,7 @@ def _takes(function: Callable[..., Any], given: tuple[str, ...]) -> None:
 
 
 def _rows(config: Any) -> int:
-    """FlashAttention has room for so many in what it prepares on a GPU."""
+    """The rows of a pass: at most as many as FlashAttention prepares for on a GPU."""
     captured = config.compilation_config.max_cudagraph_capture_size or 0
     return max(int(config.scheduler_config.max_num_seqs), int(captured))
 
@@ -203,7 +203,7 @@ def _check_model(config: Any) -> None:
 
 
 def _caches(runner: Any) -> list[tuple[Tensor, int]]:
-    """Every layer's cache, and which of its dimensions counts blocks."""
+    """The cache of every layer, and the dimension of its blocks."""
     config = runner.kv_cache_config
     groups = [group for groups in runner.attn_groups for group in groups]
     if len(config.kv_cache_groups) != 1 or len(groups) != 1:
@@ -213,13 +213,13 @@ def _caches(runner: Any) -> list[tuple[Tensor, int]]:
         raise Refused(f"the model's attention is not plain: {type(kind).__name__}")
     distinct = {cache.data_ptr(): cache for cache in runner.kv_caches}.values()
     if groups[0].kernel_block_size is not None or any(config.num_blocks not in c.shape for c in distinct):
-        raise Refused("this layout of the key-value cache is not known")
+        raise Refused("the layout of the key-value cache is unknown")
     return [(cache, list(cache.shape).index(config.num_blocks)) for cache in distinct]
 
 
 def _items(cache: Tensor, dim: int) -> npt.NDArray[np.void]:
-    """A cache of the CPU as an array of its blocks: one of them is copied nine times faster than by torch."""
+    """A cache on the CPU as an array of blocks, which are copied nine times faster than by torch."""
     if dim or not cache.is_contiguous():
-        raise Refused("this layout of the key-value cache is not known")
+        raise Refused("the layout of the key-value cache is unknown")
     blocks = cache.view(torch.uint8).view(len(cache), -1).numpy()
     return blocks.view(f"V{blocks.shape[1]}")[:, 0]

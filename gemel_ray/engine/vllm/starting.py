@@ -1,4 +1,4 @@
-"""How vLLM is started, and the embeddings of its model."""
+"""Starts vLLM, and reads the embeddings of its model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gemel_ray.models.encoders import longest_context
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
-# Each was measured to matter on a machine without a GPU: the engine in this
-# process starts in 12 s instead of 76 s, and threads are left where they are.
+# Each has a measured effect on a machine without a GPU: the engine in this process starts in 12 s instead of
+# 76 s, and threads are not pinned.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -23,7 +23,7 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is for results
     "TOKENIZERS_PARALLELISM": "false",
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # nothing is sampled, and it would be compiled at start
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # nothing is sampled; it would be compiled at start
 }
 _EMBED_CHUNK = 8192
 _MOST_IN_A_GRAPH = 512  # sequences
@@ -31,7 +31,7 @@ _MOST_IN_A_GRAPH = 512  # sequences
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How vLLM is started. Sizes in tokens unless said."""
+    """The options with which vLLM is started. Sizes are in tokens unless another unit is given."""
 
     model: str
     dtype: str = "bfloat16"
@@ -41,16 +41,16 @@ class EngineOptions:
     block: int = 32  # prefix caching reuses whole blocks only: small blocks, few tokens computed twice
     batch_tokens: int = 2048  # computed at most in one step
     sequences: int = 256  # decoded at most in one step
-    length: int = 4096  # of a prompt and its name, at most; less where the model takes less
+    length: int = 4096  # of a prompt and its name, at most; less if the model's context is shorter
     rounds: Literal["auto", "always", "never"] = "auto"  # see opening.py
-    arena: float = 0.6  # share of the cache that rounds have to themselves
+    arena: float = 0.6  # share of the cache that only rounds use
     columns: int = 128  # mentions searched at once in rounds
     beams: int = 5  # of each
     shared_attention: Literal["auto", "always", "never"] = "never"  # see shared_prefix.py
 
 
 def start(options: EngineOptions) -> LLMEngine:
-    """A started engine. Its model runner decides which interface the constraint has to have."""
+    """Start an engine. Its model runner decides which interface of the constraint is used."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(options.cache_gib))))
@@ -62,7 +62,7 @@ def start(options: EngineOptions) -> LLMEngine:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    gc.freeze()  # vLLM collects five times while it starts: what was imported is no garbage
+    gc.freeze()  # vLLM collects garbage five times while it starts: imported modules are not garbage
     arguments = EngineArgs(
         model=options.model,
         dtype=options.dtype,  # type: ignore[arg-type]
@@ -78,9 +78,9 @@ def start(options: EngineOptions) -> LLMEngine:
         max_num_seqs=options.sequences,
         max_model_len=min(options.length, longest_context(options.model)),
         gpu_memory_utilization=options.gpu_memory,
-        max_logprobs=-1,  # exact search asks for whole nodes where it has to
+        max_logprobs=-1,  # exact search may ask for whole nodes
         logprobs_mode="processed_logits",
-        # The V1 constraint walks the tokens sampled so far: they must be there when it is called.
+        # The V1 constraint follows the tokens sampled so far: they must be there when it is called.
         async_scheduling=False,
         disable_log_stats=True,
         kv_transfer_config=KVTransferConfig(
@@ -94,29 +94,30 @@ def start(options: EngineOptions) -> LLMEngine:
 
 
 def _graphs(sequences: int) -> dict[str, Any]:
-    """On a GPU, decoding by CUDA graphs of few sizes, and nothing compiled: a start of 12 seconds, not 60."""
+    """The compilation config on a GPU: CUDA graphs of few sizes, and no compilation: starts in 12 s, not
+    60."""
     sizes = [1 << i for i in range(min(sequences, _MOST_IN_A_GRAPH).bit_length())]
     return {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
 
 
 def _compile_nothing() -> None:
-    """Without a GPU, vLLM would still have a kernel compiled to count ranks among log-probabilities: seconds
-    before the first answer, and a C++ compiler. vLLM heeds the first variable; torch has read that long ago,
-    but the second whenever something is to be compiled."""
+    """Switch compilation off. Without a GPU, vLLM would compile a kernel that counts ranks of
+    log-probabilities: seconds before the first answer, and a C++ compiler. vLLM reads the first variable;
+    torch has read it before, but reads the second one at every compilation."""
     for name in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"):
         os.environ.setdefault(name, "1")
 
 
 def embedding_table(engine: LLMEngine) -> torch.Tensor:
-    """The model's own input embeddings, [vocabulary, width], asked of the model itself: right for every
-    architecture, scaled embeddings and tensor parallelism included."""
+    """The model's input embeddings, [vocabulary, width], computed by the model: correct for every
+    architecture, also with scaled embeddings and tensor parallelism."""
     vocabulary = engine.model_config.get_vocab_size()
     chunks = [range(i, min(i + _EMBED_CHUNK, vocabulary)) for i in range(0, vocabulary, _EMBED_CHUNK)]
     return torch.cat([engine.apply_model(_Embed(ids))[0] for ids in chunks])
 
 
 class _Embed:
-    """A question to the model in its worker process: picklable, unlike a lambda."""
+    """A function for the model in its worker process: picklable, unlike a lambda."""
 
     def __init__(self, ids: range) -> None:
         self.ids = ids
