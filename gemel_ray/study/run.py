@@ -14,11 +14,11 @@ from gemel_ray.evaluation import Evaluation, evaluate, known
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.measuring.machine import machine
-from gemel_ray.offline import link
 from gemel_ray.progress import Meter
 from gemel_ray.records import Row
 from gemel_ray.study import variants
 from gemel_ray.study.cells import BASE, GROUPS, Cell
+from gemel_ray.study.job import run_job
 from gemel_ray.study.rows import CellRow, StudyRows, row
 from gemel_ray.study.workspaces import Configured, Say, Workspaces, evidence_of, seconds_to_make
 
@@ -142,7 +142,7 @@ class _Runner:
         output = self.plan.output / "runs" / run
         if not (output / "manifest.json").exists():
             with Meter("documents", len(self.documents)) as meter:
-                link(config, folder, [str(file)], output, meter.add)
+                run_job(config, folder, [str(file)], output, meter.add)
         return evaluate(output, [str(file)], self.known)
 
 
