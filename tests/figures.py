@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import pyarrow.parquet as pq
 
-from tests.arrows import PACKAGE, arrows, circles, modules
+from tests.imports import PACKAGE, arrows, circles, modules
 
 SETTINGS = ["generate.dtype=float32", "generate.length=1024", "generate.cache_gib=1.0", "offline.sized=false"]
 DATA = PACKAGE / "starter" / "data"

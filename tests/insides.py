@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.arrows import PACKAGE
+from tests.imports import PACKAGE
 
 # Modules that their libraries do not document for others: names in them move without a notice.
 INNER = (

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from gemel_files import importing
-from official import Official
+from official_gemel import Official
 
 from gemel_ray.cli import main
 from gemel_ray.gemel.pickles import read_pickle

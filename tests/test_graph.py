@@ -25,7 +25,7 @@ from gemel_ray.errors import GraphError
 from gemel_ray.graph import Graph, Segment, run_in_process
 from gemel_ray.segments import SegmentOptions
 from gemel_ray.stage import Stage, Work, answer
-from tests.arrows import PACKAGE
+from tests.imports import PACKAGE
 
 Rows = list[dict[str, Any]]
 Answer = pa.Table | Any

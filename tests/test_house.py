@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gemel_ray.doctor import PINS
-from tests.arrows import arrows, circles, modules
+from tests.imports import arrows, circles, modules
 from tests.insides import insides, is_there
 
 HOUSE = Path(__file__).parent.parent

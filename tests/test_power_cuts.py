@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from power import Disk, rounds
+from power_cuts import Disk, rounds
 
 from gemel_ray import storage
 from gemel_ray.job import merging, results

@@ -8,7 +8,7 @@ from typing import Any
 
 import gemel_files
 import pytest
-from official import Official
+from official_gemel import Official
 
 from gemel_ray.cli import main
 from gemel_ray.config import Config, load
