@@ -14,11 +14,13 @@ class SegmentOptions:
     """Adjacent stages in one kind of process: how many, on what, and how much at once."""
 
     stages: tuple[str, ...] = setting(
-        (), "adjacent stages; all segments together hold all, in their order (of a lone one: empty for all)"
+        (),
+        "adjacent stages; together the segments have all stages, in order (empty in a single "
+        "segment: all stages)",
     )
     workers: int = setting(1, "number of processes", at_least=1, unit="processes")
     cpus: float = setting(1.0, "CPUs of each, as Ray counts them", at_least=0, unit="CPUs")
-    gpus: float = setting(0.0, "GPUs of each: a share of one, or whole ones", form=GPUS)
+    gpus: float = setting(0.0, "GPUs of each: a share of one GPU, or whole ones", form=GPUS)
     threads: int = setting(
         0,
         "torch's threads in each; 0: all cores shared among the workers (on a cluster: cpus)",
@@ -29,7 +31,10 @@ class SegmentOptions:
         64, "documents (after retrieve: mentions) in one batch", at_least=1, unit="documents"
     )
     overlap: int = setting(
-        4, "batches a worker has in work at once, so that the engine never waits", at_least=1, unit="batches"
+        4,
+        "batches that a worker computes at once, so that the engine never waits",
+        at_least=1,
+        unit="batches",
     )
 
 
@@ -43,17 +48,19 @@ class OnlineSegment:
     """Adjacent stages in one kind of Serve replica: how many, on what, and how much at once."""
 
     stages: tuple[str, ...] = setting(
-        (), "adjacent stages; all segments together hold all, in their order (of a lone one: empty for all)"
+        (),
+        "adjacent stages; together the segments have all stages, in order (empty in a single "
+        "segment: all stages)",
     )
     min_replicas: int = setting(1, "fewest processes", at_least=1, unit="processes")
     max_replicas: int = setting(
         1,
-        "most processes; above min_replicas, as many as the mentions in work need",
+        "most processes; more than min_replicas are started as the mentions in progress need them",
         at_least=1,
         unit="processes",
     )
     cpus: float = setting(1.0, "CPUs of each, as Ray counts them", at_least=0, unit="CPUs")
-    gpus: float = setting(0.0, "GPUs of each: a share of one, or whole ones", form=GPUS)
+    gpus: float = setting(0.0, "GPUs of each: a share of one GPU, or whole ones", form=GPUS)
     threads: int = setting(
         0,
         "torch's threads in each; 0: all cores shared among the replicas (on a cluster: cpus)",
@@ -63,13 +70,13 @@ class OnlineSegment:
     batch: int = setting(16, "waiting documents that are encoded in one pass", at_least=1, unit="documents")
     ongoing: int = setting(
         64,
-        "mentions in one replica at once; from half of it on, more replicas are started",
+        "mentions in one replica at once; above half of it, more replicas are started",
         at_least=1,
         unit="mentions",
     )
     surge: float = setting(
         0.0,
-        "replicas started beside the old ones when all are renewed; the cluster needs room for them",
+        "replicas started before the old ones end when all are renewed; the cluster needs room for them",
         at_least=0,
         at_most=1,
         unit="share of the replicas",
@@ -86,13 +93,13 @@ class ApiOptions:
     min_replicas: int = setting(1, "fewest processes", at_least=1, unit="processes")
     max_replicas: int = setting(
         1,
-        "most processes; above min_replicas, as many as the requests in work need",
+        "most processes; more than min_replicas are started as the requests in progress need them",
         at_least=1,
         unit="processes",
     )
     ongoing: int = setting(
         100,
-        "requests in one process at once, above which another one is started",
+        "requests in one process at once; above it, another process is started",
         at_least=1,
         unit="requests",
     )
@@ -115,7 +122,10 @@ class Offline:
     )
     segments: tuple[SegmentOptions, ...] = (SegmentOptions(),)
     stall_minutes: float = setting(
-        30.0, "without any progress, model loading included, before the job gives up", above=0, unit="minutes"
+        30.0,
+        "time without any progress, model loading included, after which the job stops",
+        above=0,
+        unit="minutes",
     )
 
 
@@ -134,7 +144,7 @@ class Online:
     port: int = setting(8000, "port to listen at", at_least=1, at_most=65_535)
     hosts: tuple[str, ...] = setting(
         ("*.svc", "*.svc.cluster.local"),
-        'names it may be asked by, beside IP addresses and names without a dot; "*": any',
+        'host names of requests that are accepted besides IP addresses and names without a dot; "*": any',
         form=HOST,
     )
     sized: bool = setting(True, "as offline.sized")
@@ -142,23 +152,23 @@ class Online:
     api: ApiOptions = section(ApiOptions, "processes that take requests; they share queue")
     queue: int = setting(
         128,
-        "documents accepted at once, those in work included; more get status 503",
+        "documents accepted at once, those in progress included; more get status 503",
         at_least=1,
         unit="documents",
     )
     wait: float = setting(
         10.0,
-        "work, as estimated, ahead of a request that is accepted; more gets status 503",
+        "longest estimated waiting time of an accepted request; a longer one gets status 503",
         above=0,
         unit="seconds",
     )
     deadline: float = setting(
-        60.0, "time for one request; then it is aborted with status 504", above=0, unit="seconds"
+        60.0, "longest time of one request, which is then aborted with status 504", above=0, unit="seconds"
     )
-    documents: int = setting(64, "documents in one request", at_least=1, unit="documents")
-    mentions: int = setting(50, "mentions in one document", at_least=1, unit="mentions")
-    characters: int = setting(20_000, "length of one text", at_least=1, unit="characters")
-    megabytes: float = setting(40.0, "size of one request", above=0, unit="MiB")
+    documents: int = setting(64, "most documents in one request", at_least=1, unit="documents")
+    mentions: int = setting(50, "most mentions in one document", at_least=1, unit="mentions")
+    characters: int = setting(20_000, "greatest length of one text", at_least=1, unit="characters")
+    megabytes: float = setting(40.0, "greatest size of one request", above=0, unit="MiB")
     image_hosts: tuple[str, ...] = setting(
         (), "hosts whose pictures are fetched (*.example.org); empty: any public host", form=HOST
     )

@@ -1,6 +1,6 @@
 """A setting: a dataclass's field with its default, its meaning and its valid values.
 
-    beams: int = setting(5, "candidates wanted", at_least=1)
+    beams: int = setting(5, "number of beams, and of candidates", at_least=1)
     device: str = setting("auto", "device of CLIP", form=DEVICE, machine=True)
 
 A setting is described nowhere else: checked.py checks values against it, and documenting/ writes

@@ -32,7 +32,7 @@ class Models:
         form=NAME,
     )
     mention_pooling: Literal["auto", "pooler", "mean", "cls"] = setting(
-        "auto", "how its token vectors become one; auto: as the model's files say"
+        "auto", "how its token vectors become one; auto: as the model's files prescribe"
     )
     mapper: str = setting(
         "auto", "feature mapper: a file, none, or auto (the starter's with the starter's models)", form=NAME
@@ -47,7 +47,7 @@ class Input:
     """How documents are read."""
 
     fetch_official_images: bool = setting(
-        False, "download the pictures at img_url in GEMEL's own files, where it is a key"
+        False, "download the pictures at img_url of GEMEL's files, in which it is otherwise a key"
     )
     min_characters: int = setting(
         0,
@@ -57,7 +57,11 @@ class Input:
         was="shortest",
     )
     max_characters: int = setting(
-        0, "longest text that is linked; 0: any", at_least=0, unit="characters", was="longest"
+        0,
+        "longest text that is linked, a longer one is filtered; 0: no limit",
+        at_least=0,
+        unit="characters",
+        was="longest",
     )
     duplicates: Literal["keep", "drop"] = setting(
         "keep", "drop: filter a pair whose text and picture came before (reads all files twice)"
@@ -76,12 +80,12 @@ class Bank:
 
     names: int = setting(
         100_000,
-        "largest knowledge base that shows its own names as examples; 0: none does",
+        "largest knowledge base whose names serve as examples; 0: never",
         at_least=0,
         unit="entities",
     )
     thumbnails: bool = setting(
-        True, "keep the examples' pictures, 160 pixels wide, for people who look at an answer"
+        True, "keep the examples' pictures, 160 pixels wide, to show them with answers"
     )
     longest_name: int = setting(
         256, "longest name of an entity; an entity with a longer one is left out", at_least=8, unit="tokens"
@@ -91,18 +95,20 @@ class Bank:
     )
     ranker: int = setting(
         1000,
-        "solved examples from which on a build fits a ranker on them; 0: never",
+        "least number of solved examples for which a build fits a ranker; 0: never",
         at_least=0,
         unit="examples",
     )
     descriptions: int = setting(
         1_000_000,
-        "largest knowledge base whose descriptions are encoded; of a larger one only their words count",
+        "largest knowledge base whose descriptions are encoded; in a larger one only their words are used",
         at_least=0,
         unit="entities",
     )
     retrieval: Literal["none", "batch", "hard", "generated"] = setting(
-        "none", "negatives that a build teaches a retrieval with, for the ranker: see docs/ranking.md"
+        "none",
+        "negatives with which a build trains a retrieval for the ranker (docs/ranking.md); none: no "
+        "retrieval",
     )
 
 
@@ -117,13 +123,13 @@ class Vectors:
     )
     exact_below: int = setting(
         200_000,
-        "fewer examples are compared by one matrix product, more are searched by HNSW",
+        "below this number examples are compared by a matrix product, above it searched by HNSW",
         at_least=0,
         unit="points",
     )
     wait: float = setting(
         5.0,
-        "how long a job, a build or training waits for the server before it stops",
+        "time for which a job, a build or training waits for the server",
         at_least=0,
         unit="minutes",
     )
@@ -132,7 +138,7 @@ class Vectors:
     )
     grpc: int = setting(
         0,
-        "the server's gRPC port, usually 6334; 0: vectors travel over HTTP, too",
+        "the server's gRPC port, usually 6334; 0: vectors are sent over HTTP",
         at_least=0,
         at_most=65_535,
     )
@@ -140,16 +146,16 @@ class Vectors:
         False, "keep a build's vectors and graph on the server's disk instead of in its memory"
     )
     quantized: bool = setting(
-        False, "keep a copy of one byte a number in the server's memory and search by that"
+        False, "keep a copy with one byte per number in the server's memory, and search in it"
     )
     shards: int = setting(
         0,
-        "parts of a build's collection, spread over the server's nodes; 0: as the server is set",
+        "parts of a build's collection, spread over the server's nodes; 0: the server's default",
         at_least=0,
         unit="parts",
     )
     replicas: int = setting(
-        0, "copies of each part, on different nodes; 0: as the server is set", at_least=0, unit="copies"
+        0, "copies of each part, on different nodes; 0: the server's default", at_least=0, unit="copies"
     )
 
 
@@ -163,7 +169,7 @@ class Train:
     prefix: int = setting(4, "length of the visual prefix of one picture", at_least=1, unit="visual vectors")
     hidden: int = setting(
         0,
-        "0: a linear mapper (the paper); n: beside it a hidden layer of n units with GELU",
+        "units of an additional hidden layer with GELU; 0: a linear mapper (the paper)",
         at_least=0,
         unit="units",
     )
@@ -177,15 +183,18 @@ class Train:
     )
     epochs: float = setting(5.0, "passes over the training mentions, at most", at_least=0, unit="epochs")
     batch: int = setting(16, "mentions in one step", at_least=1, unit="mentions")
-    learning_rate: float = setting(3e-4, "for float32 weights (the paper's 1e-6 was for float16)", above=0)
-    warmup: float = setting(
-        0.1, "first steps, in which the learning rate grows", at_least=0, at_most=1, unit="share of the steps"
+    learning_rate: float = setting(
+        3e-4, "learning rate, for float32 weights (the paper's 1e-6 is for float16)", above=0
     )
-    weight_decay: float = setting(0.01, "not applied to biases", at_least=0)
-    clip_norm: float = setting(1.0, "gradients of a greater norm are scaled down to it", above=0)
+    warmup: float = setting(
+        0.1, "first steps, in which the learning rate rises", at_least=0, at_most=1, unit="share of the steps"
+    )
+    weight_decay: float = setting(0.01, "weight decay of AdamW, not applied to biases", at_least=0)
+    clip_norm: float = setting(1.0, "greatest norm of gradients; greater ones are scaled down", above=0)
     keep: int = setting(
         0,
-        "steps for which what prompts begin with alike is kept, without gradients; 0: computed in each step",
+        "steps for which common beginnings of prompts are stored, without gradients; 0: computed in "
+        "each step",
         at_least=0,
         unit="steps",
     )
@@ -201,12 +210,14 @@ class Train:
     )
     dev_mentions: int = setting(96, "dev mentions used for a measurement", at_least=1, unit="mentions")
     patience: int = setting(
-        10, "measurements without improvement before training stops", at_least=1, unit="looks"
+        10, "measurements without improvement before training stops", at_least=1, unit="measurements"
     )
     dtype: Literal["float32", "bfloat16"] = setting(
-        "bfloat16", "of the frozen language model; the mapper is float32"
+        "bfloat16", "number format of the frozen language model; the mapper is float32"
     )
-    seed: int = setting(0, "of the order of mentions, and of a random start", at_least=0, at_most=2**32 - 1)
+    seed: int = setting(
+        0, "seed of the order of mentions, and of a random start", at_least=0, at_most=2**32 - 1
+    )
     workers: int = setting(
         1,
         "processes of Ray Train; any number gives the same curve",
@@ -216,10 +227,10 @@ class Train:
     )
     cpus: float = setting(1.0, "CPUs of a worker, as Ray counts them", at_least=0, unit="CPUs", machine=True)
     gpus: float = setting(0.0, "GPUs of a worker", form=GPUS, machine=True)
-    device: str = setting("auto", "device of a worker to which Ray gives no GPU", form=DEVICE, machine=True)
+    device: str = setting("auto", "device of a worker without a GPU from Ray", form=DEVICE, machine=True)
     tokens: int = setting(
         4096,
-        "computed at once by a worker, padding included; bounds its memory",
+        "tokens that a worker computes at once, padding included; limits its memory",
         at_least=1,
         unit="tokens",
         machine=True,

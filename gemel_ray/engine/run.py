@@ -117,7 +117,7 @@ class Engine:
         return self._embeddings[torch.as_tensor(np.asarray(tokens, dtype=np.int64))]
 
     def hold(self) -> int:
-        """A number to keep a prompt under (`Asked.keep`), until it is given to `release`."""
+        """A number to keep a prompt under (`RolloutOptions.keep`), until it is given to `release`."""
         return next(self._hold_numbers)
 
     def release(self, hold: int) -> None:

@@ -42,19 +42,23 @@ class Detect(Stage):
     min_characters: int = setting(
         3, "shortest name that is searched for", at_least=1, unit="characters", was="shortest"
     )
-    case: Literal["own", "any"] = setting("own", "own: a name's letters as they are; any: in any case")
+    case: Literal["own", "any"] = setting(
+        "own", "own: only in the name's upper and lower case; any: in any case"
+    )
     link_probability: float = setting(
         0.05,
-        "least share of a name's occurrences that are mentions, where the demonstrations show it",
+        "least share of a name's occurrences that are mentions, if the demonstrations show it",
         at_least=0,
         at_most=1,
     )
-    stop_names: str = setting("", "file of names that are never a mention, one a line", was="stop")
+    stop_names: str = setting("", "file of names that are never a mention, one per line", was="stop")
     model: str = setting("", "token-classification model: folder or hub name")
     tag_probability: float = setting(
         0.5, "least probability of a tag of the model", at_least=0, at_most=1, was="tag"
     )
-    max_mentions: int = setting(50, "mentions kept of one text", at_least=1, unit="mentions", was="most")
+    max_mentions: int = setting(
+        50, "greatest number of mentions in one text", at_least=1, unit="mentions", was="most"
+    )
     device: str = setting("auto", "device of the model", form=DEVICE, machine=True)
     batch: int = setting(32, "texts in one pass of the model", at_least=1, unit="texts", machine=True)
 

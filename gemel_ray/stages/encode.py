@@ -41,20 +41,22 @@ class Encode(Stage):
     threads: int = setting(2, "pictures decoded at once", at_least=1, unit="threads", machine=True)
     cache: int = setting(
         100_000,
-        "pictures whose features the workspace keeps for later jobs; 0: none",
+        "number of pictures whose features the workspace stores for later jobs; 0: none",
         at_least=0,
         unit="pictures",
         machine=True,
     )
     max_megapixels: float = setting(
         64.0,
-        "largest picture; a larger one is an error of its document",
+        "largest picture; a larger one is an error of its document (decompression bombs)",
         above=0,
         unit="megapixels",
         was="megapixels",
     )
     max_megabytes: float = setting(32.0, "largest file of a picture", above=0, unit="MiB", was="megabytes")
-    fetch_seconds: float = setting(10.0, "time to fetch one picture", above=0, unit="seconds", was="seconds")
+    fetch_seconds: float = setting(
+        10.0, "longest time to fetch one picture", above=0, unit="seconds", was="seconds"
+    )
     min_side: int = setting(
         0, "shorter side of a picture; a smaller one is filtered", at_least=0, unit="pixels", was="smallest"
     )
@@ -66,21 +68,28 @@ class Encode(Stage):
         was="aspect",
     )
     downloads: int = setting(
-        32, "pictures a worker fetches at once", at_least=1, unit="pictures", machine=True, was="fetch"
+        32, "pictures that a worker fetches at once", at_least=1, unit="pictures", machine=True, was="fetch"
     )
     downloads_per_host: int = setting(
-        4, "of them, from one host", at_least=1, unit="pictures", machine=True, was="per_host"
+        4,
+        "pictures that a worker fetches at once from one host",
+        at_least=1,
+        unit="pictures",
+        machine=True,
+        was="per_host",
     )
     host_interval: float = setting(
         0.0,
-        "between two pictures of the same host, for each of its connections",
+        "least time between two pictures from the same host, for each connection",
         at_least=0,
         unit="seconds",
         machine=True,
         was="pause",
     )
     public_hosts: bool = setting(True, "refuse pictures of private networks and of this machine")
-    stores: tuple[str, ...] = setting(STORES, "further address schemes of pictures, beside files and http(s)")
+    stores: tuple[str, ...] = setting(
+        STORES, "address schemes of pictures that are allowed besides files and http(s)"
+    )
 
     @property
     def fetch_policy(self) -> FetchPolicy:

@@ -56,13 +56,13 @@ class Generate(Stage):
             pa.field("why", pa.string()),
         ]
     )
-    beams: int = setting(5, "candidates wanted", at_least=1, unit="candidates")
+    beams: int = setting(5, "number of beams, and of candidates", at_least=1, unit="candidates")
     search: Literal["beam", "exact"] = setting(
         "beam", "beam (with 1 beam: greedy), or exact: the candidates with the highest scores of all names"
     )
     exact_requests: int = setting(
         512,
-        "limit of one exact search; beyond it the search ends unproven, counted as cut in the manifest",
+        "limit of one exact search; beyond it the result is not proven, and counted as cut in the manifest",
         at_least=1,
         unit="requests",
         was="requests",
@@ -85,39 +85,41 @@ class Generate(Stage):
     )
     ranking: float = setting(
         0.9,
-        "weight of the workspace's ranker, used instead of the votes; 1: alone, without a language model",
+        "weight of the workspace's ranker, used instead of the votes; 1: the ranker alone, without a "
+        "language model",
         at_least=0,
         at_most=1,
     )
     sure: float = setting(
         0.8,
-        "answers of the ranker above this probability stand without the language model; 1: none does",
+        "probability above which the ranker answers without the language model; 1: never",
         at_least=0,
         at_most=1,
     )
     judged: float = setting(
         1.0,
-        "least probability of the ranker's candidates that are judged though they were not written; 1: none",
+        "least probability of the ranker's candidates that the language model scores though it did "
+        "not write them; 1: none",
         above=0,
         at_most=1,
     )
     rerank: int = setting(
         0,
-        "of the ranker's best candidates, how many the language model chooses among; 0: no choice",
+        "number of the ranker's best candidates among which the language model chooses; 0: no choice",
         at_least=2,
         at_most=26,
         or_zero=True,
         unit="candidates",
     )
     choice_weight: float = setting(
-        0.5, "weight of that choice beside the ranker's probabilities", at_least=0, at_most=1
+        0.5, "weight of this choice relative to the ranker's probabilities", at_least=0, at_most=1
     )
     nil_threshold: float = setting(
         0.0, "least probability of an answer; below it the answer is NIL", at_least=0, at_most=1
     )
     precision: float = setting(
         0.0,
-        "share of right answers, wanted of those that name an entity: sets nil_threshold; 0: not used",
+        "wanted share of right answers among links: sets nil_threshold; 0: not used",
         at_least=0,
         at_most=1,
     )
@@ -137,15 +139,17 @@ class Generate(Stage):
     )
     block: int = setting(
         32,
-        "size of a block of the cache; only whole blocks are shared",
+        "size of a block of the key-value cache; only whole blocks are shared",
         at_least=1,
         unit="tokens",
         machine=True,
     )
     batch_tokens: int = setting(
-        2048, "computed in one step, at most", at_least=1, unit="tokens", machine=True
+        2048, "greatest number of tokens computed in one step", at_least=1, unit="tokens", machine=True
     )
-    sequences: int = setting(256, "decoded in one step, at most", at_least=1, unit="sequences", machine=True)
+    sequences: int = setting(
+        256, "greatest number of requests decoded in one step", at_least=1, unit="sequences", machine=True
+    )
     rounds: Literal["auto", "always", "never"] = setting(
         "auto",
         "beams in lock step inside vLLM's worker: auto (else by rollouts), always, never",
@@ -156,7 +160,7 @@ class Generate(Stage):
     )
     arena: float = setting(
         0.6,
-        "part of the key-value cache that is reserved for rounds",
+        "part of the key-value cache that only rounds use",
         above=0,
         at_most=0.95,
         unit="share of the cache",
@@ -164,7 +168,8 @@ class Generate(Stage):
     )
     shared_attention: Literal["auto", "always", "never"] = setting(
         "never",  # no GPU has run it yet
-        "attention to shared demonstrations, once for all beams: auto (large models on GPUs), always, never",
+        "compute attention to shared demonstrations once for all beams: auto (large models on GPUs), "
+        "always, never",
         machine=True,
     )
 

@@ -59,14 +59,15 @@ class Retrieve(Stage):
     demonstrations: int = setting(16, "solved examples in a prompt", at_least=0, unit="examples")
     shared_sets: int = setting(
         1,
-        "sets of examples that prompts begin with; 0: each mention gets its own nearest examples",
+        "sets of examples that prompts begin with, computed once each; 0: each mention has its "
+        "nearest examples",
         at_least=0,
         unit="sets",
         was="sets",
     )
     nearest: int = setting(
         0,
-        "of the demonstrations, the mention's own nearest ones, placed after its shared set",
+        "number of the demonstrations that are the mention's nearest ones, after its shared set",
         at_least=0,
         unit="examples",
         was="own",
@@ -74,34 +75,37 @@ class Retrieve(Stage):
     by: Literal["mention", "image", "fused", "random"] = setting(
         "fused", "similarity of the mention (the paper), of the image, of both (fused), or random"
     )
-    mention_weight: float = setting(1.0, "weight of the ranking by mention, where fused", at_least=0)
-    image_weight: float = setting(1.0, "weight of the ranking by image, where fused", at_least=0)
+    mention_weight: float = setting(1.0, "weight of the ranking by mention, if fused", at_least=0)
+    image_weight: float = setting(1.0, "weight of the ranking by image, if fused", at_least=0)
     word_bonus: float = setting(
         0.2,
-        "added to the cosine of an example whose mention has all words of the one asked about",
+        "added to the cosine of an example whose mention has all words of the mention",
         at_least=0,
         was="words",
     )
-    names: bool = setting(True, "search the knowledge base's own names beside the examples (bank.names)")
+    names: bool = setting(True, "search the knowledge base's names together with the examples (bank.names)")
     ranking: int = setting(
-        10, "candidates of the workspace's ranker that are handed on; 0: none", at_least=0, unit="candidates"
+        10,
+        "number of candidates that the workspace's ranker passes to Generate; 0: none",
+        at_least=0,
+        unit="candidates",
     )
     retrieved: int = setting(
         0,
-        "entities nearest by the trained retrieval that are candidates, too (bank.retrieval)",
+        "number of entities nearest by the trained retrieval that are candidates, too (bank.retrieval)",
         at_least=0,
         unit="entities",
     )
-    descriptions: bool = setting(True, "let the ranker read what entities are described as")
-    why: bool = setting(True, "say in each answer what speaks for it")
+    descriptions: bool = setting(True, "let the ranker use the entities' descriptions")
+    why: bool = setting(True, "explain each answer (its field why)")
     allow_itself: bool = setting(
         False,
-        "let an example demonstrate its own mention and text (as GEMEL does outside training)",
+        "let an example be a demonstration for its mention and text (as in GEMEL, except in training)",
         was="itself",
     )
     official_order: bool = setting(
         False,
-        "choice and order of GEMEL's code to the last tie, in a workspace of import-gemel",
+        "choose and order demonstrations exactly as GEMEL's code, in a workspace of import-gemel",
         was="published",
     )
 
