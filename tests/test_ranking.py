@@ -425,6 +425,11 @@ def test_a_file_that_is_not_a_ranker_is_named(workspace: Workspace, tmp_path: Pa
         Ranking.open(tmp_path, workspace.bank, workspace.entities)
 
 
+def test_an_index_that_an_earlier_version_did_not_write_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match="has no index of documents: build the workspace again"):
+        Postings.open(tmp_path, "documents")
+
+
 def test_a_ranker_of_an_earlier_version_is_named_before_a_workspace_grows(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gemel_ray.errors import Mistake
 from gemel_ray.ranking.words import key
 
 Rows = npt.NDArray[np.int32]
@@ -37,7 +38,9 @@ class Postings:
 
     @classmethod
     def open(cls, folder: Path, name: str) -> Postings:
-        """Map the files that `write` made."""
+        """Map the files that `write` made. Raises Mistake where an earlier version made others."""
+        if not (folder / f"{name}.{_PARTS[0]}.npy").exists():
+            raise Mistake(f"{folder} has no index of {name}: build the workspace again")
         mapped = (np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in _PARTS)
         return cls(*map(np.asarray, mapped))  # plain arrays over the mapping: indexing them is cheaper
 
