@@ -136,7 +136,7 @@ class Segment:
     works: tuple[tuple[int, Work], ...]
     seconds: dict[str, float] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
-    processor: dict[str, float] = field(default_factory=dict)  # seconds of stages' own threads
+    processor: dict[str, float] = field(default_factory=dict)  # seconds of the stages' threads
     began: float | None = None  # the process's processor seconds before its first batch
     borrowed: frozenset[str] = frozenset()  # stages that their owners close
     under_way: int = 0
@@ -243,7 +243,7 @@ class Segment:
         }
 
     def _processor(self) -> dict[str, float]:
-        """Seconds since the first batch, which add up to the process's. What no stage's own thread used is
+        """Seconds since the first batch, which add up to the process's. What no stage's thread used is
         the stage's that waits, as for an engine in this process; without one it is `rest`."""
         if self.began is None:
             return {}

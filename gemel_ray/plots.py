@@ -80,7 +80,7 @@ def bars(groups: Sequence[str], series: Sequence[Series], *, title: str, y: Axis
 
 
 def curve(series: Sequence[Series], *, title: str, y: Axis, smooth: int = 1, x: str = "step") -> str:
-    """Values by step, as training writes them. With `smooth` > 1 the values are drawn pale behind their
+    """Values by step, as training writes them. With `smooth` > 1 the values are drawn pale under their
     trailing mean over `smooth` values."""
 
     def draw(axes: Axes) -> None:

@@ -21,7 +21,7 @@ MENTION = pa.struct(
         pa.field("error", pa.string()),
     ]
 )
-OPTIONS = pa.struct(  # a document's own settings; null: as configured
+OPTIONS = pa.struct(  # settings of one document; null: as configured
     [
         pa.field("candidates", pa.int32()),
         pa.field("nil_threshold", pa.float32()),

@@ -186,7 +186,7 @@ def _on_cores(cores: int) -> tuple[tuple[SegmentOptions, ...], str]:
     front = SegmentOptions(stages=FRONT, threads=max(1, cores // 4))
     back = SegmentOptions(stages=BACK, threads=cores)
     return (front, back), (
-        f"the engine in a process of its own, on {cores} cores without a GPU: both start "
+        f"the engine in a separate process, on {cores} cores without a GPU: both start "
         "at once, and neither waits for the other's Python"
     )
 

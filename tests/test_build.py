@@ -59,7 +59,7 @@ def test_a_mapper_that_would_change_nothing_is_refused(workspace: Workspace, tmp
         (
             workspace.folder,
             "none",
-            "has a feature mapper of its own, and models.mapper = none",
+            "has another feature mapper, and models.mapper = none",
         ),
         (without.folder, "other.safetensors", "has no feature mapper, and models.mapper = other.safetensors"),
     ):

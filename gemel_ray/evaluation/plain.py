@@ -34,8 +34,8 @@ class PlainCalibration(TypedDict):
 
 
 class PlainBaseline(TypedDict):
-    """A linker without a language model on the same mentions. `difference`: the run's accuracy minus its own;
-    `all_candidates` and `undescribed` only of a ranker."""
+    """A linker without a language model on the same mentions. `difference`: the run's accuracy minus its
+    accuracy; `all_candidates` and `undescribed` only of a ranker."""
 
     linker: str
     headline: Figures

@@ -40,11 +40,11 @@ def ranked_alone(folder: Path, gold: Sequence[str], run: Manifest | None) -> lis
         return [None, None]
     graphs = [linking_graph(config, workspace) for config in configs]
     line = graphs[0].names
-    behind = line.index("encode") + 1  # so far both are the same, and take most of the time
+    shared = line.index("encode") + 1  # up to here both are equal, and take most of the time
     with ExitStack() as closing:
         front, *backs = (
             graph.segment(stages, workspace)
-            for graph, stages in ((graphs[0], line[:behind]), *((graph, line[behind:]) for graph in graphs))
+            for graph, stages in ((graphs[0], line[:shared]), *((graph, line[shared:]) for graph in graphs))
         )
         for segment in (front, *backs):
             closing.callback(segment.close)

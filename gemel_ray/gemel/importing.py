@@ -53,12 +53,12 @@ def import_gemel(
 
     Raises ValueError, naming the file, if one is missing, damaged, or does not fit the others.
     """
-    own = config.models.clip
+    configured = config.models.clip
     models = replace(
         config.models,
         language=_local(language),
         mention_encoder=_local(encoder),
-        clip=_CLIP if own == "starter" else own,
+        clip=_CLIP if configured == "starter" else configured,
         clip_feature="hidden",
         mention_pooling="pooler",
         mapper="none",

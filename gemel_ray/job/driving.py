@@ -130,7 +130,7 @@ class TooManyErrors(Stopped):
 
 def save_fault(output: Folder, run: str, fault: Exception) -> None:
     """In a worker: write what ends it, and with it the job, to a file for the driver. Ray passes on only the
-    text of an exception with causes, and Ray Data puts a text of its own before it."""
+    text of an exception with causes, and Ray Data puts a text before it."""
     output.write(_fault_file(run), json.dumps(_described(fault)).encode())
 
 

@@ -1,7 +1,7 @@
-"""An index of what is done: it tells a run what is left to do without opening any links.
+"""An index of what is done: a run finds out what is left to do without opening any links.
 
 Each file of links has its records beside it (DIR/index), in its order. When a run begins, all records are
-partitioned on the disk by the input file; whoever reads an input file reads the one partition it is in. So
+partitioned on the disk by the input file; a reader of an input file reads the one partition it is in. So
 no process ever has more than one partition in memory, however much is done.
 """
 
@@ -48,7 +48,8 @@ Records = npt.NDArray[np.void]
 
 
 def records(documents: Sequence[tuple[str, int]], run: str, failed: Sequence[bool]) -> Records:
-    """Records of documents, given as sources and numbers of rows. A source without a mark is its own key."""
+    """Records of documents, given as sources and numbers of rows. The key of a source without a mark is the
+    source."""
     made = np.zeros(len(documents), RECORD)
     for at, ((source, rows), bad) in enumerate(zip(documents, failed, strict=True)):
         made[at] = (*_parsed(source), rows, run_number(run), bad * FAILED)

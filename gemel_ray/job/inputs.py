@@ -153,7 +153,7 @@ def _inspected(address: str, before: Mapping[str, Any] | None = None) -> dict[st
         size = int(filesystem.size(path))
         with filesystem.open(path, "rb") as file:
             first = head(file)
-    except Exception:  # every store has its own errors
+    except Exception:  # stores have different errors
         return {}
     return {"bytes": size, "head": first, "stamp": stamp}
 

@@ -78,7 +78,7 @@ def without_mark(source: str) -> str:
 
 
 def is_rest(source: str) -> bool:
-    """Whether the row stands for the unreadable rest of a file, which may be readable another time."""
+    """Whether the row represents the unreadable rest of a file, which may be readable another time."""
     return source.endswith(f":{REST}")
 
 

@@ -69,7 +69,7 @@ class Bank:
         """Map the bank in `folder`."""
         table = pa.ipc.open_file(pa.memory_map(str(folder / "bank.arrow"))).read_all()
         names = ("image_vectors", "keys", "key_rows", "mention_vectors")
-        # Plain arrays over the mapping: numpy is slow with its own class for mapped files.
+        # Plain arrays over the mapping: numpy's class for mapped files is slow.
         mapped = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in names)
         vectors, keys, rows, mentions = mapped
         return cls(table, vectors, keys, rows, mentions, Thumbnails.open(folder))
@@ -141,7 +141,7 @@ class Bank:
         return [rows[self.pictured(rows, picture)].tolist() for rows, picture in pairs]
 
     def pictured(self, rows: npt.NDArray[Any], picture: Picture | None) -> npt.NDArray[np.bool_]:
-        """Which of `rows` have this picture, as CLIP's feature [feature]; all whose picture cannot be told
+        """Which of `rows` have this picture, as CLIP's feature [feature]; all whose picture is not known
         from it, because one of the two has none."""
         at = self._image_row[rows]
         if picture is None or not len(rows) or not len(self.image_vectors):

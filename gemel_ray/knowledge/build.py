@@ -153,7 +153,7 @@ def _bank(workspace: Workspace, config: Config, inputs: list[str], made: Made, s
     made.pictures = len(writer.features)
     seconds = time.perf_counter() - began
     say(
-        f"{made.demonstrations:,} demonstrations, {made.names:,} names as examples of their own, "
+        f"{made.demonstrations:,} demonstrations, {made.names:,} names as examples, "
         f"{made.pictures:,} pictures, {seconds:.1f} s"
     )
 

@@ -99,8 +99,10 @@ class NextVersion:
         collection = vector_stores.record(vector_stores.recorded(former.facts))
         if vectors == self.version:
             collection = self.collection
-            own = Workspace(former.folder, former.sections, facts | collection, self.version, self.inside)
-            facts["multiplicity"] = index(bank, own.new_vectors)
+            workspace = Workspace(
+                former.folder, former.sections, facts | collection, self.version, self.inside
+            )
+            facts["multiplicity"] = index(bank, workspace.new_vectors)
         if former.ranks:
             renew(former, self.config, self.inside / "ranking", bank, self.entities, self.wanted.triples)
         facts |= {"demonstrations": bank.examples, "names": len(bank) - bank.examples}

@@ -7,7 +7,7 @@ of processes on a machine share one copy of them. Knows nothing of language mode
 
     tree = PrefixTree.open(folder)
     node = tree.step(tree.root, token)          # NOWHERE when no name goes on like this
-    tree.entities(leaf)                         # rows of the knowledge base that bear the name
+    tree.entities(leaf)                         # rows of the knowledge base with this name
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class PrefixTree:
         return bool(self.first_child[node] == self.first_child[node + 1])
 
     def entities(self, leaf: int) -> Tokens:
-        """Rows of all entities that bear the name which ends at `leaf`."""
+        """Rows of all entities with the name that ends at `leaf`."""
         at = int(np.searchsorted(self.leaf, np.int32(leaf)))  # of another type, the array would be copied
         return self.bearer[int(self.first_bearer[at]) : int(self.first_bearer[at + 1])]
 

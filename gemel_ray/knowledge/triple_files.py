@@ -1,5 +1,5 @@
 """Files of triples, read as a stream: JSON lines, or TSV and CSV with a header or with three columns that are
-head, relation and tail. Packed or not. What is no triple is told with its file, line and reason.
+head, relation and tail. Packed or not. Invalid rows are reported with file, line and reason.
 """
 
 from __future__ import annotations

@@ -362,7 +362,7 @@ class Matrices:
         return self._count
 
     def upsert(self, points: Points) -> None:
-        raise TypeError("a bank's own vectors are only read")
+        raise TypeError("the vectors of a bank are read-only")
 
     def finish(self, graph: bool) -> None:
         """Do nothing: nothing can be added."""

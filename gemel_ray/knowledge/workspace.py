@@ -147,7 +147,7 @@ class Workspace:
             )
         mapper = self.sections.models.mapper
         if mapper not in ("auto", self.facts["models"].get("mapper")):
-            its = "a feature mapper of its own" if self.mapper_file.exists() else "no feature mapper"
+            its = "another feature mapper" if self.mapper_file.exists() else "no feature mapper"
             raise WorkspaceError(
                 f"{self.folder} has {its}, and models.mapper = {mapper} changes nothing: only a build reads "
                 "it. Leave it out here. With assemble.images=false prompts have no pictures; another mapper "

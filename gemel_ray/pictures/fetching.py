@@ -87,7 +87,7 @@ class Fetcher:
         host's limit."""
         try:
             outcome: bytes | Exception = self._web.fetch(url)
-        except Exception as fault:  # whatever it is, it must reach whoever waits for the picture
+        except Exception as fault:  # whatever it is, it must reach all that wait for the picture
             outcome = fault
         if isinstance(outcome, Busy) and pauses:
             wait = min(pauses[0] if outcome.wait is None else outcome.wait, _LONGEST)

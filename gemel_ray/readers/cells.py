@@ -6,7 +6,7 @@
 `table` may also be a list of objects, a row each, a text (CSV with its header, or JSON), or in a file of
 documents the path of such a file. Rows are counted from 0 below the header; a column is named, or counted
 from 0. Each row becomes a line of the document's text,
-`year: 1998; player: Henry`, so that prompt and vectors see what stands beside a mention.
+`year: 1998; player: Henry`, so that prompt and vectors contain what is beside a mention.
 """
 
 from __future__ import annotations

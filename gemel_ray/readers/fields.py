@@ -76,7 +76,7 @@ def is_unicode(text: str) -> bool:
 
 
 def text_of(raw: Mapping[str, Any], field: str) -> str:
-    """The document's text, as it stands. Raises BadRecord where there is none."""
+    """The document's text, unchanged. Raises BadRecord if there is none."""
     text = typed(raw, field, str)
     if text is None or not text.strip():
         raise BadRecord("the text is empty")

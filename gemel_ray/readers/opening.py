@@ -111,7 +111,7 @@ class _Rejoined(io.RawIOBase):
 
 def is_from_storage(fault: Exception) -> bool:
     """Whether reading the file again may succeed. Arrow reports damaged content as an OSError without a
-    number; clients of object stores have their own errors."""
+    number; clients of object stores have different errors."""
     if isinstance(fault, _LASTING):
         return False
     if isinstance(fault, OSError):

@@ -129,10 +129,10 @@ def _is_none(value: Any) -> bool:
 
 def _name(raw: Row, name: str) -> str:
     """The row's `id`, if it has a valid one, else `name`."""
-    own = identity(raw.get("id"))
-    if own is None and isinstance(raw.get("key"), str):
-        own = identity(f"{name.rpartition(':')[0]}:{raw['key']}")  # img2dataset's
-    return own or name
+    given = identity(raw.get("id"))
+    if given is None and isinstance(raw.get("key"), str):
+        given = identity(f"{name.rpartition(':')[0]}:{raw['key']}")  # img2dataset's
+    return given or name
 
 
 # A file's rows although its storage fails: it is opened again and read on after the last row.

@@ -27,7 +27,7 @@ class Marked:
 
 @dataclass
 class Named:
-    """A candidate's name with the ids of all entities that bear it."""
+    """A candidate's name with the ids of all its entities."""
 
     name: str
     probability: float

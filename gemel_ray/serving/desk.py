@@ -3,7 +3,7 @@
 A request is admitted once its documents are ready for work: read, checked, pictures fetched. At most `queue`
 documents are inside, with at most `wait` seconds of work before a new one. Beyond that a request is refused
 at once, with the time after which to try again. Work is counted in mentions, and callers take turns, so that
-one who sends thousands delays nobody else. A request that runs out of time, or whose client leaves, is
+one who sends thousands does not delay others. A request that runs out of time, or whose client leaves, is
 cancelled down to the engine. A document whose worker died is sent again, since links have no side effects.
 Knows nothing of HTTP.
 """

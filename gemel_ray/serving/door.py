@@ -42,7 +42,7 @@ def keys(environment: Mapping[str, str]) -> tuple[str, ...]:
     found = tuple(environment[KEYS].split(","))
     for key in found:
         if not key:
-            raise Mistake(f"{KEYS} holds an empty key; leave the variable out where everybody may ask")
+            raise Mistake(f"{KEYS} holds an empty key; leave the variable out if everybody may ask")
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise Mistake(
                 f"{KEYS} holds a space, a line break or another character that no header can carry; "

@@ -1,6 +1,6 @@
 """The API processes of one endpoint: each has its share of the queue, and reports the metrics of all.
 
-Serve sends a request to any of them. Within each callers take turns, and each measures its own rate of work,
+Serve sends a request to any of them. Within each callers take turns, and each measures its rate of work,
 so that only `online.queue` and the workers' places have to be divided by the number of processes. /metrics
 lists metrics by process: those of a process that ends disappear, and no sum of counters goes back. Knows
 nothing of Ray: `ask` calls a method of all processes.

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 
 def settled(stage: Generate, workspace: Workspace) -> Generate:
-    """With the threshold that `precision` asks for. Raises Mistake where the workspace cannot tell it."""
+    """The stage with the threshold for the wanted `precision`. Raises Mistake if the workspace has no
+    ranker."""
     if not stage.precision:
         return stage
     from gemel_ray.ranking.ranker import Ranker
@@ -36,7 +37,7 @@ def settled(stage: Generate, workspace: Workspace) -> Generate:
 
     if not workspace.ranks:
         raise Mistake(
-            "generate.precision is of the workspace's ranker, and this one has none: build it with "
+            "generate.precision needs the workspace's ranker, and this workspace has none: build it with "
             "bank.ranker solved examples or more, or set generate.nil_threshold instead"
         )
     found = Ranker.load(workspace.ranking_folder / FILE).threshold(stage.precision)
@@ -95,28 +96,27 @@ def joined(
 
 
 def likeliest(entities: Iterable[int], chances: Mapping[int, float]) -> list[int]:
-    """Entities that bear one name, those first that the ranker gives better chances; the others, of which it
-    knows nothing, in the order given."""
+    """Entities with one name, by descending probability of the ranker; those that are not its candidates
+    follow in the given order."""
     return sorted(entities, key=lambda row: -chances.get(row, -math.inf))
 
 
-# What corrects the language model's scores of names: how it likes them unasked, and what examples say.
+# Corrections of the language model's scores of names: by their prior, and by the votes of examples.
 #
-# *Prior*: what the model gives a name before it has read anything, its own popularity. A neutral prompt, the
-# template with nothing in it, is asked for every node on a name's path. To subtract this prior from its score
-# corrects for names the model likes whatever it is asked (Zhao et al. 2021, "Calibrate Before Use"; Holtzman
-# et al. 2021, "Surface Form Competition"). A node's answer is the same for all mentions and is kept: once
-# warm, priors cost nothing. At most one number a node of the tree is held.
+# *Prior*: the model's score of a name without a question, which is high for popular names. It is the score
+# after a neutral prompt, the empty template, for every node on the path of a name. Subtracting it from the
+# score corrects for names that the model prefers in any context (Zhao et al. 2021, "Calibrate Before Use";
+# Holtzman et al. 2021, "Surface Form Competition"). A node's scores are equal for all mentions and are
+# stored: later they cost nothing. At most one number per node of the tree is stored.
 #
-# *Neighbours*: what the demonstrations say by themselves, beside what the language model says having read
-# them. The two distributions over names are interpolated, as kNN-LM does it for tokens (Khandelwal et al.,
-# ICLR 2020): P(name) = weight * P(neighbours) + (1 - weight) * P(language model). A neighbour votes for its
-# own target, by how near its mention or picture is. Not in the paper: a small model copies less well than it
-# retrieves.
+# *Neighbours*: the votes of the demonstrations, besides their effect in the prompt. The two distributions
+# over names are interpolated, as kNN-LM does for tokens (Khandelwal et al., ICLR 2020): P(name) = weight *
+# P(neighbours) + (1 - weight) * P(language model). A neighbour votes for its target, weighted by the
+# similarity of its mention or picture. Not in the paper: a small model copies less well than it retrieves.
 
 
 class Prior:
-    """`rollout` is the engine's behind the neutral prompt."""
+    """Scores of names without a question. `rollout` continues the neutral prompt."""
 
     def __init__(self, tree: PrefixTree, rollout: Rollout, *, renormalise: bool) -> None:
         self._tree, self._rollout, self._renormalise = tree, rollout, renormalise
@@ -125,8 +125,8 @@ class Prior:
     async def corrected(
         self, candidates: Iterable[Candidate], weight: float, penalty: float
     ) -> list[Candidate]:
-        """The candidates ranked anew, best first: a score is (log-probability - weight * prior) / length **
-        penalty, a quotient of probabilities, so that it may stand above 0."""
+        """The candidates with corrected scores, best first: (log-probability - weight * prior) / length **
+        penalty, the logarithm of a quotient of probabilities, so it may be above 0."""
         found = list(candidates)
         paths = [self._tree.path(c.leaf) for c in found]
         priors = await asyncio.gather(*map(self.of, paths))
@@ -191,11 +191,12 @@ class Neighbours:
 def interpolated(
     found: Sequence[Candidate], shares: dict[int, float], weight: float, count: int
 ) -> list[Candidate]:
-    """The best `count` of both, ranked by the logarithm of P(name). What the search did not find has no
-    P(language model): it stands by its neighbours alone."""
-    said = {c.leaf: math.exp(c.log_prob) for c in found}
+    """The best `count` of both, ranked by the logarithm of P(name). A name that the search did not
+    find has no P(language model): only its neighbours count."""
+    by_model = {c.leaf: math.exp(c.log_prob) for c in found}
     both = {
-        leaf: (1 - weight) * said.get(leaf, 0.0) + weight * shares.get(leaf, 0.0) for leaf in said | shares
+        leaf: (1 - weight) * by_model.get(leaf, 0.0) + weight * shares.get(leaf, 0.0)
+        for leaf in by_model | shares
     }
     if not any(both.values()):  # every one so unlikely that its probability is 0 in a float
         return list(found)

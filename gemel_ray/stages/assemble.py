@@ -1,7 +1,7 @@
 """Assemble: the prompt, as token ids and references. Only this file knows the template.
 
 A prompt is a list of numbers: a token id, or, below zero, a visual prefix to be put there where the
-engine is (engine/work.py): the document's own picture or a demonstration's.
+engine is (engine/work.py): the document's picture or a demonstration's.
 (Paper, section 3.2; gemel's official code tokenises piece by piece, and so do we: the pieces of the
 bank are tokenised once, when it is built.)
 """
@@ -114,7 +114,7 @@ def demonstration_text(text: str, mention: str, target: str) -> str:
 
 
 def choice_text(text: str, mention: str, candidates: Sequence[str]) -> str:
-    """What stands behind the visual prefix where the language model is to choose a candidate's letter."""
+    """The text after the visual prefix if the language model chooses a candidate by its letter."""
     listed = "".join(f"{letter}. {line}\n" for letter, line in zip(LETTERS, candidates, strict=False))
     return (
         f"[Text]{text}\n[Candidates]\n{listed}"
@@ -136,9 +136,7 @@ class Assemble(Stage):
         [
             pa.field("prompt", pa.list_(pa.int32())),
             pa.field("beginning", pa.int32()),  # how many of its first numbers other prompts begin with, too
-            pa.field(
-                "choice", pa.list_(pa.int32())
-            ),  # what stands behind the beginning to choose a candidate
+            pa.field("choice", pa.list_(pa.int32())),  # the rest of the prompt for choosing a candidate
             pa.field("demonstrations", pa.list_(pa.string())),  # ids of the examples in it
             pa.field("note", pa.string()),
         ]

@@ -1,6 +1,6 @@
-"""A choice by the language model among the ranker's few best, told apart by their descriptions.
+"""A choice by the language model among the ranker's best candidates, by their descriptions.
 
-Assemble lists the candidates, each with a letter, behind the same beginning as the prompt has (`Choices`).
+Assemble lists the candidates, each with a letter, after the beginning of the prompt (`Choices`).
 Generate reads the log-probabilities of the letters in one pass (`Choosing`): no name is written.
 """
 
@@ -62,7 +62,7 @@ class Choosing:
         self.most = most
 
     def log_probs(self, said: dict[int, float], count: int) -> LogProbs:
-        """Of the first `count` candidates, from those of the letters by leaf."""
+        """The log-probabilities of the first `count` candidates, from those of the letters by leaf."""
         letters = {int(self.tree.entities(leaf)[0]): log_prob for leaf, log_prob in said.items()}
         return normalised([letters.get(letter, -np.inf) for letter in range(count)])
 

@@ -35,7 +35,7 @@ class Generate(Stage):
     it did not write, down to a probability of `judged`: some tokens more, in the same passes.
 
     With `rerank`, where the ranker is not sure, the language model also chooses among that many of its best
-    candidates, listed with their descriptions: one more pass behind the same demonstrations. Weighted by
+    candidates, listed with their descriptions: one more pass after the same demonstrations. Weighted by
     `choice_weight`, this changes the ranker's probabilities among them.
 
     An answer whose probability (the softmax of the candidates' scores) is below `nil_threshold` is NIL.

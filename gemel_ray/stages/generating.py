@@ -1,6 +1,6 @@
 """Generate at work: one engine, and the search of every mention.
 
-Asynchronous by row: each mention's search runs on its own, prompts enter the engine while others
+Asynchronous by row: each mention's search runs separately, prompts enter the engine while others
 decode, across batches. Prompt embeddings are made here, in the engine's process, and never leave it.
 """
 
@@ -63,7 +63,7 @@ _FIELDS = ("entity", "entity_id", "score", "probability", "candidates", "why")
 
 
 def start(stage: Generate, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
-    """Generate, in the process that will use it; where the ranker alone answers, without an engine."""
+    """Start Generate, in the process that will use it; without an engine if the ranker alone answers."""
     stage, shown = settled(stage, workspace), settings_of(Retrieve, line)
     if stage.ranking == 1 and workspace.ranks and shown.ranking:
         return Ranked(stage, workspace)
@@ -71,7 +71,7 @@ def start(stage: Generate, workspace: Workspace, line: Sequence[Stage] = ()) -> 
 
 
 class _Under(NamedTuple):
-    """What constrains a rollout: a tree, where it lies, and whether scores are over what it allows."""
+    """The constraint of a rollout: a tree, its folder, and whether scores are over what it allows."""
 
     tree: PrefixTree
     folder: Folder
@@ -87,7 +87,7 @@ class ModelAnswer(NamedTuple):
 
 
 class Generating(Work):
-    """`shown`: by what settings examples come into prompts."""
+    """Generate in use. `shown`: the settings by which examples are chosen."""
 
     waits = True
 
@@ -161,7 +161,7 @@ class Generating(Work):
         return self._row(found, asked.nil_threshold, chances) | {"why": why}
 
     async def _named(self, asked: Generate, row: Row) -> list[Candidate]:
-        """What the language model writes, and what else it judges."""
+        """The names that the language model writes, and others that it judges."""
         names = self._likely(asked, row)
         found = await self._in_rounds(asked, row, names)
         if not found:
@@ -186,7 +186,7 @@ class Generating(Work):
         return choosing.log_probs(said, min(choosing.most, len(row["likely"])))
 
     async def _letters(self, choosing: Choosing, row: Row, begins: list[int]) -> list[Candidate]:
-        """The same by rollouts."""
+        """The choice by rollouts."""
         tokens = len(row["choice"]) + self.stage.block
         async with self.room.taken(tokens, (), tuple(begins)), self.beginnings.kept(tuple(begins)) as after:
             prompt = self.prompts([*begins, *row["choice"]], _feature(row))
@@ -238,7 +238,7 @@ class Generating(Work):
             return await beam(tree, expansions, penalty, asked.beams)
 
     async def _judged(self, asked: Generate, row: Row, names: Collection[int]) -> list[Candidate]:
-        """What the language model gives these names, by rollouts."""
+        """The language model's scores of these names, by rollouts."""
         if not names:
             return []
         leaves = sorted(names)
@@ -298,7 +298,7 @@ class Generating(Work):
         return prompt.base
 
     def _row(self, found: list[Candidate], nil_threshold: float, chances: dict[int, float]) -> Row:
-        """The answer's columns. A name that several entities bear stands once for each of them, those first
+        """The answer's columns. A name of several entities is there once for each of them, those first
         that the ranker gives better `chances`, else in the knowledge base's order; the probability is the
         name's."""
         candidates = [

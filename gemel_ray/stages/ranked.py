@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Ranked(Work):
-    """What Retrieve's ranker says, as links. No engine is started."""
+    """Links from the answers of Retrieve's ranker. No engine is started."""
 
     def __init__(self, stage: Generate, workspace: Workspace) -> None:
         self.stage, self.entities, self.mentions = stage, workspace.entities, 0

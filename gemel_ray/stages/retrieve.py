@@ -114,7 +114,7 @@ class Retrieve(Stage):
             raise Mistake("retrieve.nearest is at most retrieve.demonstrations")
         if self.shared_sets and self.official_order:
             raise Mistake(
-                "retrieve.official_order needs lists of each mention's own: set retrieve.shared_sets=0"
+                "retrieve.official_order needs unshared lists of examples: set retrieve.shared_sets=0"
             )
 
     def start(self, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
@@ -307,7 +307,7 @@ def votes(bank: Bank, rows: Rows, cosines: Vectors, picture: Vectors | None) -> 
 
 
 def _shares(cosines: Vectors) -> Vectors:
-    """Along the last axis; nothing where there is nobody to vote."""
+    """The softmax along the last axis; empty without votes."""
     if not cosines.shape[-1]:
         return cosines
     made = np.exp((cosines - cosines.max(-1, keepdims=True)) / TEMPERATURE)

@@ -3,7 +3,7 @@
     python -m gemel_ray.starter.banners FOLDER
 
 A land has one pattern in three colours; each picture of it is hung a little differently. Only the picture
-says which land is meant: the captions are the same for all. Everything is drawn anew from a seed.
+says which land is meant: the captions are the same for all. Everything is drawn from a seed.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ CONFIG: dict[str, dict[str, Any]] = {
 PROMPTS = (
     "a logo of {}", "the {} logo", "{}", "the app icon of {}", "a photo of the sign of {}",
 )  # fmt: skip
-RENDERINGS = 48  # drawn once for each brand; each batch shifts and tints them anew
+RENDERINGS = 48  # drawn once for each brand; each batch shifts and tints them again
 NAMES = 128  # different brands in a batch
 VIEWS = 2  # pictures of each
 SHIFT = 4  # pixels
