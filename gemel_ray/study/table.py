@@ -56,7 +56,8 @@ def machine_of(study: StudyRows) -> str:
     known = study["machine"]
     gpus = ", ".join(known["gpus"]) or "no GPU"
     commit = f", commit {known['commit']}" if known["commit"] else ""
-    return f"{known['cores']} cores ({known['processor']}), {known['memory_gib']:.0f} GiB, {gpus}{commit}"
+    cores = "1 core" if known["cores"] == 1 else f"{known['cores']} cores"
+    return f"{cores} ({known['processor']}), {known['memory_gib']:.0f} GiB, {gpus}{commit}"
 
 
 def lines(study: StudyRows) -> Iterator[str]:
