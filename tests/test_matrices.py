@@ -19,7 +19,7 @@ from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.knowledge.writing import index
 from gemel_ray.models.encoders import unit
-from gemel_ray.ranking.postings import WordIndex
+from gemel_ray.stages.retrieve import WordIndex
 
 NAMES = {"mention": "name"}
 

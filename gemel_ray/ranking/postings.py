@@ -1,9 +1,8 @@
-"""An inverted index in three flat arrays: hashed keys, and the rows of each. Memory-mapped. And two uses of
-it: rows weighted by several keys, and texts that contain all words of another."""
+"""An inverted index in three flat arrays: hashed keys, and the rows of each. Memory-mapped. And rows
+weighted by several keys."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.errors import Mistake
-from gemel_ray.ranking.words import key
 
 Rows = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 _NONE: Rows = np.empty(0, np.int32)
 _PARTS = ("keys", "offsets", "rows")
-_WORD = re.compile(r"\w+")
 PAIR = np.dtype([("key", np.uint64), ("row", np.int32)])
 
 
@@ -122,31 +119,3 @@ def save(given: npt.NDArray[np.void], folder: Path, name: str) -> int:
     index = Postings.of_pairs(given)
     index.save(folder, name)
     return len(index)
-
-
-class WordIndex:
-    """Finds which of many short texts contain all words of another, by their rows, ignoring case."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        pairs = ((key(word), row) for row, text in enumerate(texts) for word in _words(text))
-        self._index = Postings.of_pairs(np.fromiter(pairs, PAIR))
-
-    def with_all_words(self, text: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of `rows` contain all words of `text`; none if it has no word."""
-        words = _words(text)
-        found = np.full(len(rows), bool(words))
-        for word in words:
-            found &= _among(rows, self._index.of(key(word)))
-        return found
-
-
-def _among(rows: npt.NDArray[np.int64], known: Rows) -> npt.NDArray[np.bool_]:
-    """Which of `rows` are among the ascending `known`."""
-    if not len(known):
-        return np.zeros(len(rows), np.bool_)
-    at = np.searchsorted(known, rows)
-    return known[np.minimum(at, len(known) - 1)] == rows
-
-
-def _words(text: str) -> set[str]:
-    return set(_WORD.findall(text.casefold()))

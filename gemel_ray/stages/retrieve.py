@@ -8,7 +8,8 @@ examples first, followed by each mention's nearest ones. Here documents become m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,7 +22,6 @@ from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import Bank, PublishedOrder, SharedSets
 from gemel_ray.knowledge.vectors import Bonus
 from gemel_ray.models.encoders import unit
-from gemel_ray.ranking.postings import WordIndex
 from gemel_ray.setting import setting
 from gemel_ray.stage import Stage, Work, answer, listed, matrix
 
@@ -273,6 +273,31 @@ def _ranking(workspace: Workspace, stage: Retrieve) -> Ranking:
     return Ranking.open(
         folder, bank, workspace.entities, described=stage.descriptions, retrieved=stage.retrieved
     )
+
+
+class WordIndex:
+    """Finds which of many short texts contain all words of another, by their rows, ignoring case."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        words = [[hash(word) for word in _words(text)] for text in texts]
+        self._count = np.array(list(map(len, words)), np.int64)
+        self._end = np.cumsum(self._count)
+        self._words = np.fromiter((word for some in words for word in some), np.int64)
+
+    def with_all_words(self, text: str, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Which of `rows` contain all words of `text`; none if it has no word."""
+        wanted = [hash(word) for word in _words(text)]
+        if not wanted or not len(self._words):
+            return np.zeros(len(rows), np.bool_)
+        count = self._count[rows]
+        whose = np.repeat(np.arange(len(rows)), count)
+        place = np.arange(len(whose)) + np.repeat(self._end[rows] - np.cumsum(count), count)
+        shared = np.isin(self._words[place], wanted)
+        return np.bincount(whose[shared], minlength=len(rows)) == len(wanted)
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
 
 
 # How much each of a mention's nearest examples counts: by its mention, and by its picture.
