@@ -236,7 +236,7 @@ def test_the_prior_is_what_the_model_gives_without_a_question(
     right = every_name(reference, generating.tree, neutral, renormalise=True)
     leaves = random.Random(0).sample(sorted(right), 10)
     found = [Candidate(leaf, 0.0, 0.0) for leaf in leaves]
-    corrected = asyncio.run(generating.prior.corrected(found, 1.0, 0.0))
+    corrected = asyncio.run(generating.rollouts.prior.corrected(found, 1.0, 0.0))
     assert {c.leaf: -c.score for c in corrected} == pytest.approx({n: right[n] for n in leaves}, abs=1e-3)
 
 

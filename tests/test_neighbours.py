@@ -13,7 +13,7 @@ import pytest
 from gemel_ray.engine.work import Candidate
 from gemel_ray.knowledge import bank as banks
 from gemel_ray.knowledge.prefix_tree import PrefixTree, build
-from gemel_ray.stages.answers import Neighbours, interpolated
+from gemel_ray.stages.generating import Neighbours, interpolated
 from gemel_ray.stages.retrieve import TEMPERATURE, votes
 
 END = 10

@@ -47,9 +47,9 @@ from gemel_ray.ranking.ranking import Ranking, open_collector
 from gemel_ray.ranking.words import compared, content_words, folded, years
 from gemel_ray.readers import documents
 from gemel_ray.records import LINK
-from gemel_ray.stages.answers import joined, likeliest, settled
 from gemel_ray.stages.encoding import Encoding
-from gemel_ray.stages.ranked import Ranked
+from gemel_ray.stages.generating import joined, likeliest
+from gemel_ray.stages.ranked import Ranked, settled
 
 TRADES = {
     "painter": "showed her new canvases and oil portraits in the gallery",

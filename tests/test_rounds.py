@@ -55,7 +55,7 @@ def both(work: Generating, rows: Rows) -> tuple[list[list[Candidate]], ...]:
     async def one_way(search: Any) -> list[list[Candidate]]:
         return list(await asyncio.gather(*(search(work.stage, row) for row in rows)))
 
-    return asyncio.run(one_way(work._in_rounds)), asyncio.run(one_way(work._by_rollouts))
+    return asyncio.run(one_way(work._in_rounds)), asyncio.run(one_way(work.rollouts.names))
 
 
 def same(ours: list[list[Candidate]], theirs: list[list[Candidate]]) -> None:
@@ -212,7 +212,7 @@ def test_a_document_s_options_are_obeyed_in_rounds(generating: Generating, rows:
     assert [len(a["candidates"]) <= n for a, n in zip(answers, (2, 9, 5, 5), strict=True)] == [True] * 4
     for row, answer in zip(asked[:2], answers[:2], strict=True):
         alone = replace(generating.stage, beams=row["options"]["candidates"])
-        found = asyncio.run(generating._by_rollouts(alone, row))
+        found = asyncio.run(generating.rollouts.names(alone, row))
         assert answer["entity"] == asyncio.run(all_linked(generating, [row]))[0]["entity"]
         assert found
     assert generating.usage.requests > before.requests  # exact search's
@@ -324,7 +324,7 @@ def test_rollouts_are_asked_where_rounds_are_not_to_be_had(generating: Generatin
         answers = asyncio.run(all_linked(generating, rows[:3]))
     finally:
         engine._rounds = rounds
-    same([asyncio.run(generating._by_rollouts(asked, row)) for row in own], expected)
+    same([asyncio.run(generating.rollouts.names(asked, row)) for row in own], expected)
     assert all(answer["status"] == "linked" for answer in answers)
 
 

@@ -28,7 +28,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from gemel_ray.engine.search import Expansions, beam, exact, greedy
 from gemel_ray.engine.work import Candidate, Path, Step, probabilities
 from gemel_ray.knowledge.prefix_tree import PrefixTree, build
-from gemel_ray.stages.answers import Prior
+from gemel_ray.stages.by_rollouts import Prior
 
 VOCABULARY, END = 30, 29
 SCORES = ["paper", "tree"]

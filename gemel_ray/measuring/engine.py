@@ -111,7 +111,8 @@ class Measuring:
     def _generated(self, mentions: pa.Table) -> dict[str, float]:
         """The figures of Generate alone, with batches as in a worker, after its caches are emptied."""
         work = self.generating
-        work.usage, before = Usage(), work.engine.measures()
+        work.usage = work.rollouts.usage = Usage()
+        before = work.engine.measures()
         work.engine.forget()
         batches = [mentions.slice(i, _BATCH) for i in range(0, len(mentions), _BATCH)]
         together = max(1, self.sizes.under_way // _BATCH)

@@ -8,56 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from pathlib import Path as Folder
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from gemel_ray.engine.admission import Beginnings, Room
+from gemel_ray.engine.admission import Room
 from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.run import Engine
-from gemel_ray.engine.search import Expansions, Rollout, beam, exact, greedy
 from gemel_ray.engine.vllm.starting import EngineOptions
-from gemel_ray.engine.work import (
-    Candidate,
-    Path,
-    Prompt,
-    PromptEmbeddings,
-    RolloutOptions,
-    Step,
-    Usage,
-    probabilities,
-)
+from gemel_ray.engine.work import Candidate, PromptEmbeddings, Usage, probabilities
 from gemel_ray.errors import WorkspaceError
+from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree
 from gemel_ray.records import Row
 from gemel_ray.stage import Measures, Stage, Work, answer, settings_of
-from gemel_ray.stages.answers import (
-    Neighbours,
-    Prior,
-    by_ranker,
-    interpolated,
-    joined,
-    likeliest,
-    reasons_of,
-    settled,
-)
-from gemel_ray.stages.assemble import query_text
+from gemel_ray.stages.by_rollouts import ByRollouts, feature
 from gemel_ray.stages.choosing import Choosing, LogProbs, reranked
 from gemel_ray.stages.generate import Generate
-from gemel_ray.stages.ranked import Ranked
+from gemel_ray.stages.ranked import Ranked, by_ranker, settled
 from gemel_ray.stages.retrieve import Retrieve
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
-Prefixes = Sequence[tuple[int, int]]  # that a prompt may continue, in the cache: see engine/vllm/holds.py
 _BEGINNINGS = 256  # whose ids and pictures are kept
 _FIELDS = ("entity", "entity_id", "score", "probability", "candidates", "why")
 
@@ -68,14 +45,6 @@ def start(stage: Generate, workspace: Workspace, line: Sequence[Stage] = ()) -> 
     if stage.ranking == 1 and workspace.ranks and shown.ranking:
         return Ranked(stage, workspace)
     return Generating(stage, workspace, shown)
-
-
-class _Under(NamedTuple):
-    """The constraint of a rollout: a tree, its folder, and whether scores are over what it allows."""
-
-    tree: PrefixTree
-    folder: Folder
-    renormalise: bool
 
 
 class ModelAnswer(NamedTuple):
@@ -98,17 +67,13 @@ class Generating(Work):
         self.tree_folder = workspace.tree_folder
         options = _engine_options(stage, workspace.language_model, shown)
         self.engine: Engine = former.engine if former else Engine(options, workspace.tree.end_token)
-        self.room: Room = former.room if former else Room(self.engine.cache)
         self.prompts: PromptEmbeddings = _prompts(workspace, self.engine, former.prompts if former else None)
-        self.usage, self.mentions, self.ranked, self.cut = Usage(), 0, 0, 0
-        self.beginnings = Beginnings(self._begin, self.engine.hold, self.engine.release)
-        neutral = self.prompts(workspace.tokenize([query_text("", "")])[0], None)
+        self.usage, self.mentions, self.ranked = Usage(), 0, 0
+        room: Room = former.rollouts.room if former else Room(self.engine.cache)
+        self.rollouts: ByRollouts = ByRollouts(stage, workspace, self.engine, self.prompts, self.usage, room)
         self._beginning = lru_cache(_BEGINNINGS)(lambda ids: self.prompts.tokens(ids, None))
         self.choosing: Choosing | None = (former and former.choosing) or _choosing(stage, workspace)
         self.neighbours = Neighbours(self.tree, workspace.bank, workspace.tokenize)
-        self.prior = Prior(
-            self.tree, self._continued(neutral, _reported(stage.beams)), renormalise=stage.score == "tree"
-        )
 
     def renewed(self, workspace: Workspace) -> Work:
         return Generating(self.stage, workspace, self.shown, self)
@@ -165,10 +130,10 @@ class Generating(Work):
         names = self._likely(asked, row)
         found = await self._in_rounds(asked, row, names)
         if not found:
-            found = await self._by_rollouts(asked, row)
-            found += await self._judged(asked, row, names - {candidate.leaf for candidate in found})
+            found = await self.rollouts.names(asked, row)
+            found += await self.rollouts.judged(asked, row, names - {candidate.leaf for candidate in found})
         if asked.prior_weight:
-            found = await self.prior.corrected(found, asked.prior_weight, asked.length_penalty)
+            found = await self.rollouts.prior.corrected(found, asked.prior_weight, asked.length_penalty)
         return found
 
     async def _chosen(self, row: Row) -> LogProbs | None:
@@ -177,23 +142,13 @@ class Generating(Work):
             return None
         begins, choosing = row["prompt"][: row["beginning"]], self.choosing
         search = Search(choosing.tree, choosing.most, 0.0, True)
-        beginning, rest = self._beginning(tuple(begins)), self.prompts.tokens(row["choice"], _feature(row))
+        beginning, rest = self._beginning(tuple(begins)), self.prompts.tokens(row["choice"], feature(row))
         if self.engine.takes(search, len(beginning), len(rest)):
             found = await self.engine.beams(search, beginning, rest, self.usage)
         else:
-            found = await self._letters(choosing, row, begins)
+            found = await self.rollouts.letters(choosing, row, begins)
         said = {candidate.leaf: candidate.log_prob for candidate in found}
         return choosing.log_probs(said, min(choosing.most, len(row["likely"])))
-
-    async def _letters(self, choosing: Choosing, row: Row, begins: list[int]) -> list[Candidate]:
-        """The choice by rollouts."""
-        tokens = len(row["choice"]) + self.stage.block
-        async with self.room.taken(tokens, (), tuple(begins)), self.beginnings.kept(tuple(begins)) as after:
-            prompt = self.prompts([*begins, *row["choice"]], _feature(row))
-            under = _Under(choosing.tree, choosing.folder, True)
-            rollout = self._continued(prompt, _reported(choosing.most), after=after, under=under)
-            expansions = Expansions(choosing.tree, rollout, renormalise=True)
-            return await beam(choosing.tree, expansions, 0.0, choosing.most)
 
     def by_name(self, chances: dict[int, float]) -> dict[int, float]:
         """The ranker's log-probabilities of entities, as those of their names, by leaf."""
@@ -219,83 +174,11 @@ class Generating(Work):
             return []
         search = Search(self.tree, asked.beams, asked.length_penalty, asked.score == "tree")
         beginning = self._beginning(tuple(prompt[:begins]))
-        rest = self.prompts.tokens(prompt[begins:], _feature(row))
+        rest = self.prompts.tokens(prompt[begins:], feature(row))
         if not self.engine.takes(search, len(beginning), len(rest)):
             return []
         judged = tuple(sorted(names, key=self.tree.path))  # those that begin alike are judged together
         return await self.engine.beams(search, beginning, rest, self.usage, judged)
-
-    async def _by_rollouts(self, asked: Generate, row: Row) -> list[Candidate]:
-        async with self._rollouts(asked, row) as rollout:
-            tree, penalty = self.tree, asked.length_penalty
-            expansions = Expansions(tree, rollout, renormalise=asked.score == "tree")
-            if asked.search == "exact":
-                found = await exact(tree, expansions, penalty, asked.beams, asked.exact_requests)
-                self.cut += expansions.cut
-                return found
-            if asked.beams == 1:
-                return await greedy(tree, expansions, penalty)
-            return await beam(tree, expansions, penalty, asked.beams)
-
-    async def _judged(self, asked: Generate, row: Row, names: Collection[int]) -> list[Candidate]:
-        """The language model's scores of these names, by rollouts."""
-        if not names:
-            return []
-        leaves = sorted(names)
-        paths = [self.tree.path(leaf) for leaf in leaves]
-        async with self._rollouts(asked, row) as rollout:
-            judge = Prior(self.tree, rollout, renormalise=asked.score == "tree")
-            totals = await asyncio.gather(*map(judge.of, paths))
-        return [
-            Candidate(leaf, total, total / len(path) ** asked.length_penalty)
-            for leaf, path, total in zip(leaves, paths, totals, strict=True)
-        ]
-
-    @asynccontextmanager
-    async def _rollouts(self, asked: Generate, row: Row) -> AsyncIterator[Rollout]:
-        """Rollouts that continue the row's prompt, which is kept in the cache until the end."""
-        prompt, hold = row["prompt"], self.engine.hold()
-        beginning = tuple(prompt[: row["beginning"]])
-        # The rest of the prompt, a picture's few vectors counted as one token each, and the tokens of beams.
-        tokens = len(prompt) - len(beginning) + asked.beams * (self.tree.depth + asked.block)
-        room = self.room.taken(tokens, tuple(row["shots"]), beginning)
-        try:
-            async with room, self.beginnings.kept(beginning) as prefixes:
-                whole = self.prompts(prompt, _feature(row))
-                yield self._continued(whole, _reported(asked.beams), hold, prefixes)
-        finally:
-            self.engine.release(hold)
-
-    def _continued(
-        self, prompt: Prompt, reported: int, hold: int = 0, after: Prefixes = (), under: _Under | None = None
-    ) -> Rollout:
-        """A rollout function that continues this prompt `under` a tree, by default that of the names, and
-        reports `reported` of the best tokens per step. The first request is kept under `hold`, and continues
-        one of the prefixes `after`; later requests continue the first."""
-        tree, folder, renormalise = under or _Under(self.tree, self.tree_folder, self.stage.score == "tree")
-        kept = [(hold, prompt.base)] if hold else []
-
-        async def rollout(path: Path, node: int, wide: int = 0) -> list[Step]:
-            asked = RolloutOptions(
-                tree=folder,
-                node=node,
-                limit=1 if wide else tree.depth - len(path),
-                wide=wide or reported,
-                renormalise=renormalise,
-                keep=hold,
-                after=[*kept, *after],
-            )
-            return await self.engine.rollout(self.prompts.extended(prompt, path), asked, self.usage)
-
-        return rollout
-
-    async def _begin(self, ids: tuple[int, ...], hold: int) -> int:
-        """Compute a common beginning of prompts, and keep it under `hold`; its length in tokens."""
-        prompt = self.prompts(ids, None)
-        await self.engine.rollout(
-            prompt, RolloutOptions(tree=self.tree_folder, node=0, limit=1, wide=1, keep=hold), self.usage
-        )
-        return prompt.base
 
     def _row(self, found: list[Candidate], nil_threshold: float, chances: dict[int, float]) -> Row:
         """The answer's columns. A name of several entities is there once for each of them, those first
@@ -329,8 +212,8 @@ class Generating(Work):
         self.engine.close()
 
     def measures(self) -> Measures:
-        counts = {"mentions": self.mentions, "ranked": self.ranked, "cut": self.cut}
-        counts["shared"] = self.room.shared
+        counts = {"mentions": self.mentions, "ranked": self.ranked, "cut": self.rollouts.cut}
+        counts["shared"] = self.rollouts.room.shared
         return counts | asdict(self.usage) | self.engine.measures()
 
 
@@ -339,16 +222,6 @@ def _choosing(stage: Generate, workspace: Workspace) -> Choosing | None:
     if not stage.rerank or not 0 < stage.ranking < 1 or not workspace.ranks:
         return None
     return Choosing(stage.rerank, workspace.tokenize, workspace.tree.end_token)
-
-
-def _feature(row: Row) -> npt.NDArray[np.float32] | None:
-    """The feature of the row's picture."""
-    return None if row["image_vector"] is None else np.asarray(row["image_vector"], np.float32)
-
-
-def _reported(beams: int) -> int:
-    """The number of tokens reported per step: at least twice the beam width."""
-    return max(16, 2 * beams)
 
 
 def _prompts(workspace: Workspace, engine: Engine, former: PromptEmbeddings | None) -> PromptEmbeddings:
@@ -369,3 +242,96 @@ def _engine_options(stage: Generate, model: str, shown: Retrieve) -> EngineOptio
     if stage.search == "exact" or (shown.demonstrations and not shown.shared_sets):
         options["rounds"] = "never"
     return EngineOptions(model=model, **options)
+
+
+# Names scored by the language model joined with the ranker's, or, without a ranker, with the demonstrations'.
+#
+# The votes of the demonstrations count besides their effect in the prompt. The two distributions over names
+# are interpolated, as kNN-LM does for tokens (Khandelwal et al., ICLR 2020): P(name) = weight * P(neighbours)
+# + (1 - weight) * P(language model). A neighbour votes for its target, weighted by the similarity of its
+# mention or picture. Not in the paper: a small model copies less well than it retrieves.
+
+
+_UNSAID = 3.0  # nats below the least likely name that one of both named: what it did not name is worth that
+
+
+def joined(
+    found: Sequence[Candidate], chances: dict[int, float], weight: float, count: int
+) -> list[Candidate]:
+    """The best `count` names, ranked by the weighted mean of both log-probabilities (logarithmic pooling),
+    normalised over all of them. `chances`: the ranker's log-probabilities by leaf; `weight`: theirs."""
+    said = {c.leaf: c.log_prob for c in found}
+    least = min(said.values(), default=0.0) - _UNSAID
+    rest = min(chances.values(), default=0.0) - _UNSAID
+    pooled = {
+        leaf: (1 - weight) * said.get(leaf, least) + weight * chances.get(leaf, rest)
+        for leaf in said.keys() | chances.keys()
+    }
+    top = max(pooled.values())
+    whole = top + math.log(sum(math.exp(p - top) for p in pooled.values()))
+    ranked = sorted((-p, leaf) for leaf, p in pooled.items())[:count]
+    return [Candidate(leaf, said.get(leaf, -math.inf), -p - whole) for p, leaf in ranked]
+
+
+def likeliest(entities: Iterable[int], chances: Mapping[int, float]) -> list[int]:
+    """Entities with one name, by descending probability of the ranker; those that are not its candidates
+    follow in the given order."""
+    return sorted(entities, key=lambda row: -chances.get(row, -math.inf))
+
+
+class Neighbours:
+    """Names, as leaves of the tree, of the bank's targets."""
+
+    def __init__(
+        self, tree: PrefixTree, bank: Bank, tokenize: Callable[[list[str]], list[list[int]]]
+    ) -> None:
+        self._tree, self._bank, self._tokenize = tree, bank, tokenize
+        self._leaf_of: dict[str, int] = {}
+
+    def shares(self, rows: Sequence[int], votes: Sequence[float]) -> dict[int, float]:
+        """P(neighbours) of the leaves that `rows` of the bank vote for, each by its share of the `votes`
+        (stages/retrieve.py). A target that is not a name has none."""
+        shares: dict[int, float] = {}
+        for row, vote in zip(rows, votes, strict=True):
+            leaf = self.leaf(self._bank.target(row))
+            if leaf != NOWHERE:
+                shares[leaf] = shares.get(leaf, 0.0) + vote
+        total = sum(shares.values())
+        return {leaf: share / total for leaf, share in shares.items()} if total else {}
+
+    def leaf(self, target: str) -> int:
+        """The leaf of a name, NOWHERE for what is not one."""
+        if target not in self._leaf_of:
+            path = [*self._tokenize([target])[0], self._tree.end_token]
+            self._leaf_of[target] = self._tree.walk(path)
+        return self._leaf_of[target]
+
+
+def interpolated(
+    found: Sequence[Candidate], shares: dict[int, float], weight: float, count: int
+) -> list[Candidate]:
+    """The best `count` of both, ranked by the logarithm of P(name). A name that the search did not
+    find has no P(language model): only its neighbours count."""
+    by_model = {c.leaf: math.exp(c.log_prob) for c in found}
+    both = {
+        leaf: (1 - weight) * by_model.get(leaf, 0.0) + weight * shares.get(leaf, 0.0)
+        for leaf in by_model | shares
+    }
+    if not any(both.values()):  # every one so unlikely that its probability is 0 in a float
+        return list(found)
+    log_prob = {c.leaf: c.log_prob for c in found}
+    ranked = sorted((-p, leaf) for leaf, p in both.items() if p > 0)[:count]
+    return [Candidate(leaf, log_prob.get(leaf, -math.inf), math.log(-p)) for p, leaf in ranked]
+
+
+def reasons_of(reasons: str | None, said: float | None, chosen: float | None = None) -> str | None:
+    """The ranker's reasons, and what the language model gives the answer (None: it did not name it), and by
+    its choice among the ranker's best (None: there was none, or the answer is not among them)."""
+    if not reasons:
+        return None
+    choice = "" if chosen is None else f", by its choice: {chosen:.0%}"
+    return f"{reasons}; the answer by the language model: {_share(said)}{choice}"
+
+
+def _share(said: float | None) -> str:
+    return "not named" if said is None else f"{said:.0%}"

@@ -1,16 +1,19 @@
-"""Generate without a language model: the workspace's ranker alone decides (generate.ranking=1)."""
+"""Answers by the workspace's ranker alone: where it is sure, or everywhere (generate.ranking=1)."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from gemel_ray.errors import Mistake
 from gemel_ray.stage import Work, answer
-from gemel_ray.stages.answers import by_ranker
 from gemel_ray.stages.generate import Generate
 
 if TYPE_CHECKING:
+    from gemel_ray.knowledge.entities import Entities
     from gemel_ray.knowledge.workspace import Workspace
 
 
@@ -42,3 +45,34 @@ class Ranked(Work):
 
     def measures(self) -> dict[str, Any]:
         return {"mentions": self.mentions}
+
+
+def by_ranker(asked: Generate, entities: Entities, row: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a row that has `likely` entities and their `chances`."""
+    candidates = [
+        {"entity": name, "entity_id": identity, "score": score}
+        for (identity, name), score in zip(entities.of(row["likely"]), row["chances"], strict=True)
+    ][: asked.beams]
+    probability = math.exp(candidates[0]["score"])
+    sure = probability >= asked.nil_threshold
+    best = candidates[0] if sure else candidates[0] | {"entity": None, "entity_id": None}
+    status = "linked" if sure else "nil"
+    answer = {"probability": probability, "candidates": candidates, "status": status, "why": row["reasons"]}
+    return best | answer
+
+
+def settled(stage: Generate, workspace: Workspace) -> Generate:
+    """The stage with the threshold for the wanted `precision`. Raises Mistake if the workspace has no
+    ranker."""
+    if not stage.precision:
+        return stage
+    from gemel_ray.ranking.ranker import Ranker
+    from gemel_ray.ranking.ranking import FILE
+
+    if not workspace.ranks:
+        raise Mistake(
+            "generate.precision needs the workspace's ranker, and this workspace has none: build it with "
+            "bank.ranker solved examples or more, or set generate.nil_threshold instead"
+        )
+    found = Ranker.load(workspace.ranking_folder / FILE).threshold(stage.precision)
+    return replace(stage, precision=0.0, nil_threshold=found)
