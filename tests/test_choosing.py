@@ -90,10 +90,10 @@ def test_the_choice_is_the_same_in_rounds_and_by_rollouts_and_decides_the_id(
     """With a weight of 1 the language model alone orders the entities of one name."""
     config, rows = prompts(ranked, tmp_path)
     work = Generating(config.generate, ranked, config.retrieve, generating)
-    ways = [[asyncio.run(work._chosen(row)) for row in rows]]
+    ways = [[asyncio.run(work._chosen(row, work.choosing)) for row in rows]]
     with monkeypatch.context() as patch:
         patch.setattr(work.engine, "takes", lambda *_: False)
-        ways.append([asyncio.run(work._chosen(row)) for row in rows])
+        ways.append([asyncio.run(work._chosen(row, work.choosing)) for row in rows])
     for in_rounds, by_rollouts in zip(*ways, strict=True):
         assert in_rounds is not None
         assert np.exp(in_rounds).sum() == pytest.approx(1)

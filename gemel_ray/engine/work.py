@@ -110,7 +110,7 @@ class PromptEmbeddings:
             ]
         return torch.cat(parts) if parts else torch.empty(0)
 
-    def __call__(self, prompt: Sequence[int], image: npt.NDArray[np.float32] | None) -> Prompt:
+    def __call__(self, prompt: Sequence[int], image: npt.ArrayLike | None) -> Prompt:
         """The engine's input for a prompt of Assemble; `image` is the query's feature."""
         tokens = self.tokens(prompt, image)
         embeddings = self._embed(tokens.ids)
@@ -118,7 +118,7 @@ class PromptEmbeddings:
             embeddings[place : place + len(prefix)] = prefix
         return Prompt(embeddings, tokens.identity, len(embeddings))
 
-    def tokens(self, prompt: Sequence[int], image: npt.NDArray[np.float32] | None) -> TokenPrompt:
+    def tokens(self, prompt: Sequence[int], image: npt.ArrayLike | None) -> TokenPrompt:
         """The prompt as token ids, without embeddings."""
         numbers = np.asarray(prompt, np.int64)
         identity: list[npt.NDArray[np.int64]] = []
@@ -134,13 +134,13 @@ class PromptEmbeddings:
         return TokenPrompt(np.maximum(whole, 0), whole, tuple(pictures))
 
     def _prefix(
-        self, reference: int, image: npt.NDArray[np.float32] | None
+        self, reference: int, image: npt.ArrayLike | None
     ) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
         assert self._prefixes is not None
         if reference == QUERY_IMAGE:
-            assert image is not None
-            prefix = self._mapped(image[None])[0]
-            return prefix, _identity(image, len(prefix))
+            feature = np.asarray(image, np.float32)
+            prefix = self._mapped(feature[None])[0]
+            return prefix, _identity(feature, len(prefix))
         row = self._bank.image_row(image_of(reference))
         if row not in self._identities:
             self._identities[row] = _identity(self._bank.image_vectors[row], len(self._prefixes[row]))

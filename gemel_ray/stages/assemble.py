@@ -194,14 +194,19 @@ class _Assembling(Work):
         return {
             "prompt": np.concatenate([beginning, individual, np.array([*image, *query], np.int32)]),
             "beginning": len(beginning),
-            "choice": self._choice(row, part, image, room - sum(sizes[p] for p in places if p < shared)),
+            "choice": self.choices
+            and self._choice(
+                self.choices, row, part, image, room - sum(sizes[p] for p in places if p < shared)
+            ),
             "demonstrations": self.bank.ids([shots[place] for place in places]),
             "note": "; ".join(filter(None, notes)) or None,
         }
 
-    def _choice(self, row: dict[str, Any], text: str, image: list[int], room: int) -> list[int] | None:
+    def _choice(
+        self, choices: Choices, row: dict[str, Any], text: str, image: list[int], room: int
+    ) -> list[int] | None:
         """The candidates listed, if there are any and they fit."""
-        if self.choices is None or not (candidates := self.choices.of(row)):
+        if not (candidates := choices.of(row)):
             return None
         (ids,) = self.tokenize([choice_text(text, row["mention"], candidates)])
         return [*image, *ids] if len(ids) <= room else None

@@ -1,9 +1,9 @@
 """Searches by rollouts, requests of vLLM: exact search, the prior, and all that the rounds do not take.
 
-*Prior*: the model's score of a name without a question, which is high for popular names. It is the score after
-a neutral prompt, the empty template, for every node on the path of a name. Subtracting it from the score
-corrects for names that the model prefers in any context (Zhao et al. 2021, "Calibrate Before Use"; Holtzman
-et al. 2021, "Surface Form Competition"). A node's scores are equal for all mentions and are stored: later
+*Prior*: the model's score of a name without a question, which is high for popular names. It is the score
+after a neutral prompt, the empty template, for every node on the path of a name. Subtracting it
+from the score corrects for names that the model prefers in any context (Zhao et al. 2021, "Calibrate Before
+Use"; Holtzman et al. 2021, "Surface Form Competition"). A node's scores are equal for all mentions and are stored: later
 they cost nothing. At most one number per node of the tree is stored.
 """
 
@@ -88,7 +88,7 @@ class ByRollouts:
         """The choice among letters."""
         tokens = len(row["choice"]) + self.stage.block
         async with self.room.taken(tokens, (), tuple(begins)), self.beginnings.kept(tuple(begins)) as after:
-            prompt = self.prompts([*begins, *row["choice"]], feature(row))
+            prompt = self.prompts([*begins, *row["choice"]], row["image_vector"])
             under = _Under(choosing.tree, choosing.folder, True)
             rollout = self._continued(prompt, _reported(choosing.most), under, after=after)
             expansions = Expansions(choosing.tree, rollout, renormalise=True)
@@ -104,7 +104,7 @@ class ByRollouts:
         room = self.room.taken(tokens, tuple(row["shots"]), beginning)
         try:
             async with room, self.beginnings.kept(beginning) as prefixes:
-                whole = self.prompts(prompt, feature(row))
+                whole = self.prompts(prompt, row["image_vector"])
                 yield self._continued(whole, _reported(asked.beams), self._names(asked), hold, prefixes)
         finally:
             self.engine.release(hold)
@@ -192,8 +192,3 @@ class Prior:
 def _reported(beams: int) -> int:
     """The number of tokens reported per step: at least twice the beam width."""
     return max(16, 2 * beams)
-
-
-def feature(row: Row) -> npt.NDArray[np.float32] | None:
-    """The feature of the row's picture."""
-    return None if row["image_vector"] is None else np.asarray(row["image_vector"], np.float32)

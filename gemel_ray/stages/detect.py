@@ -94,7 +94,7 @@ class _Detecting(Work):
     def __call__(self, batch: pa.Table) -> pa.Table:
         given, texts = batch["given"].to_pylist(), batch["text"].to_pylist()
         bare = [i for i, mentions in enumerate(given) if mentions is None]
-        for i, spans in zip(bare, self._spans([texts[i] for i in bare]), strict=True):
+        for i, spans in zip(bare, self._spans([texts[i] for i in bare]) if bare else (), strict=True):
             given[i] = [
                 {"mention_id": f"{a}-{b}", "mention": texts[i][a:b], "start": a, "end": b}
                 for a, b in spans[: self.stage.max_mentions]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from gemel_ray.knowledge.workspace import Workspace
+    from gemel_ray.knowledge.workspace import Features, Workspace
     from gemel_ray.models.encoders import Clip
 
     OnDecoded = Callable[[tuple[bytes | None, str | None], Image], None]
@@ -79,12 +79,10 @@ class Encoding(Work):
         pictures: list[Picture] = list(
             zip(batch["image"].to_pylist(), batch["image_address"].to_pylist(), strict=True)
         )
-        ready, lacking = self._ready_made(pictures, batch["image_key"].to_pylist())
-        vectors, errors = self._image_vectors(
-            [_NONE if r is not None else p for p, r in zip(pictures, ready, strict=True)]
-        )
-        vectors = [v if r is None else r for v, r in zip(vectors, ready, strict=True)]
-        errors = [e or missing for e, missing in zip(errors, lacking, strict=True)]
+        if (features := self.workspace.features) is None:
+            vectors, errors = self._image_vectors(pictures)
+        else:
+            vectors, errors = self._with_features(features, pictures, batch["image_key"].to_pylist())
         for name, counts in unread_counts(batch).items():
             self.unread[name].update(counts)
         columns = {
@@ -99,25 +97,26 @@ class Encoding(Work):
         """The model, loaded with the first picture: many inputs have none."""
         return self.workspace.clip(self.stage.device, self.stage.dtype)
 
-    def _ready_made(
-        self, pictures: list[Picture], keys: list[str | None]
+    def _with_features(
+        self, features: Features, pictures: list[Picture], keys: list[str | None]
     ) -> tuple[list[Any], list[str | None]]:
-        """Feature or None by each document's key; and a reason if there is neither a feature nor a
-        picture."""
-        features = self.workspace.features
-        if features is None:
-            return [None] * len(keys), [None] * len(keys)
+        """As `_image_vectors`, with the precomputed feature of a document's key where there is one. A key
+        without a feature and without a picture is an error."""
         ready = [None if key is None else features.of(key) for key in keys]
         self.counts["features"] += sum(r is not None for r in ready)
-        return ready, [
-            f"the workspace has no feature of the picture {key}" if key and r is None and p == _NONE else None
-            for p, key, r in zip(pictures, keys, ready, strict=True)
+        left = [_NONE if r is not None else p for p, r in zip(pictures, ready, strict=True)]
+        vectors, errors = self._image_vectors(left)
+        return [v if r is None else r for v, r in zip(vectors, ready, strict=True)], [
+            f"the workspace has no feature of the picture {key}"
+            if key and r is None and p == _NONE
+            else error
+            for p, key, r, error in zip(pictures, keys, ready, errors, strict=True)
         ]
 
     def _image_vectors(self, pictures: list[Picture]) -> tuple[list[Any], list[str | None]]:
         """Vector or None, and reason or None, of each document's picture; equal pictures are read once."""
         distinct = list(dict.fromkeys(p for p in pictures if p != _NONE))
-        known = self._known(distinct)
+        known = self._known(distinct) if self.seen else {}
         distinct = [p for p in distinct if p not in known]
         downloads = {a: self.fetching.ask(a) for d, a in distinct if d is None and a and is_web(a)}
         beside = [p for p in distinct if p[1] not in downloads]

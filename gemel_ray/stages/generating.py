@@ -26,7 +26,7 @@ from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree
 from gemel_ray.records import Row
 from gemel_ray.stage import Measures, Stage, Work, answer, settings_of
-from gemel_ray.stages.by_rollouts import ByRollouts, feature
+from gemel_ray.stages.by_rollouts import ByRollouts
 from gemel_ray.stages.choosing import Choosing, LogProbs, reranked
 from gemel_ray.stages.generate import Generate
 from gemel_ray.stages.ranked import Ranked, by_ranker, settled
@@ -101,7 +101,9 @@ class Generating(Work):
 
     async def model_answer(self, asked: Generate, row: Row) -> ModelAnswer:
         """The language model's answer to a mention. Raises ValueError for a prompt that is too long."""
-        return ModelAnswer(*await asyncio.gather(self._named(asked, row), self._chosen(row)))
+        if row["choice"] is None or self.choosing is None:
+            return ModelAnswer(await self._named(asked, row), None)
+        return ModelAnswer(*await asyncio.gather(self._named(asked, row), self._chosen(row, self.choosing)))
 
     def chances(self, row: Row, chosen: LogProbs | None, choice_weight: float) -> dict[int, float]:
         """The ranker's log-probabilities of entities, by row, with the language model's choice."""
@@ -120,14 +122,16 @@ class Generating(Work):
         elif weight := asked.neighbour_weight:
             shares = self.neighbours.shares(row["nearest"], row["votes"])
             found = interpolated(found, shares, weight, asked.beams)
-        picked = {} if chosen is None else dict(zip(row["likely"], np.exp(chosen).tolist(), strict=False))
-        best = likeliest(self.tree.entities(found[0].leaf).tolist(), chances)[0]
-        why = reasons_of(row["reasons"], said.get(found[0].leaf), picked.get(best))
+        why = None
+        if row["reasons"]:
+            picked = {} if chosen is None else dict(zip(row["likely"], np.exp(chosen).tolist(), strict=False))
+            best = likeliest(self.tree.entities(found[0].leaf).tolist(), chances)[0]
+            why = reasons_of(row["reasons"], said.get(found[0].leaf), picked.get(best))
         return self._row(found, asked.nil_threshold, chances) | {"why": why}
 
     async def _named(self, asked: Generate, row: Row) -> list[Candidate]:
         """The names that the language model writes, and others that it judges."""
-        names = self._likely(asked, row)
+        names = self._likely(asked, row) if asked.judged < 1 and asked.ranking else set()
         found = await self._in_rounds(asked, row, names)
         if not found:
             found = await self.rollouts.names(asked, row)
@@ -136,13 +140,14 @@ class Generating(Work):
             found = await self.rollouts.prior.corrected(found, asked.prior_weight, asked.length_penalty)
         return found
 
-    async def _chosen(self, row: Row) -> LogProbs | None:
+    async def _chosen(self, row: Row, choosing: Choosing) -> LogProbs:
         """Log-probabilities of the ranker's best candidates by the model's choice among them."""
-        if row["choice"] is None or self.choosing is None:
-            return None
-        begins, choosing = row["prompt"][: row["beginning"]], self.choosing
+        begins = row["prompt"][: row["beginning"]]
         search = Search(choosing.tree, choosing.most, 0.0, True)
-        beginning, rest = self._beginning(tuple(begins)), self.prompts.tokens(row["choice"], feature(row))
+        beginning, rest = (
+            self._beginning(tuple(begins)),
+            self.prompts.tokens(row["choice"], row["image_vector"]),
+        )
         if self.engine.takes(search, len(beginning), len(rest)):
             found = await self.engine.beams(search, beginning, rest, self.usage)
         else:
@@ -160,8 +165,6 @@ class Generating(Work):
 
     def _likely(self, asked: Generate, row: Row) -> set[int]:
         """The leaves of the ranker's candidates that are to be judged, written or not."""
-        if asked.judged == 1 or not asked.ranking:
-            return set()
         pairs = zip(row["likely"] or (), row["chances"] or (), strict=True)
         return set(self.by_name({entity: log for entity, log in pairs if math.exp(log) >= asked.judged}))
 
@@ -174,7 +177,7 @@ class Generating(Work):
             return []
         search = Search(self.tree, asked.beams, asked.length_penalty, asked.score == "tree")
         beginning = self._beginning(tuple(prompt[:begins]))
-        rest = self.prompts.tokens(prompt[begins:], feature(row))
+        rest = self.prompts.tokens(prompt[begins:], row["image_vector"])
         if not self.engine.takes(search, len(beginning), len(rest)):
             return []
         judged = tuple(sorted(names, key=self.tree.path))  # those that begin alike are judged together
@@ -324,11 +327,9 @@ def interpolated(
     return [Candidate(leaf, log_prob.get(leaf, -math.inf), math.log(-p)) for p, leaf in ranked]
 
 
-def reasons_of(reasons: str | None, said: float | None, chosen: float | None = None) -> str | None:
+def reasons_of(reasons: str, said: float | None, chosen: float | None = None) -> str:
     """The ranker's reasons, and what the language model gives the answer (None: it did not name it), and by
     its choice among the ranker's best (None: there was none, or the answer is not among them)."""
-    if not reasons:
-        return None
     choice = "" if chosen is None else f", by its choice: {chosen:.0%}"
     return f"{reasons}; the answer by the language model: {_share(said)}{choice}"
 

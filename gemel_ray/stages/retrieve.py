@@ -167,21 +167,24 @@ class _Retrieving(Work):
             "nearest": near,
             "votes": listed(votes, pa.float32()),
         }
-        return answer(self.stage.writes, columns | self._ranked(batch, pictures, nearest, votes))
+        if self.ranking is None:
+            columns |= dict.fromkeys(("likely", "chances", "reasons"), [None] * len(batch))
+        else:
+            columns |= self._ranked(self.ranking, batch, pictures, nearest, votes)
+        return answer(self.stage.writes, columns)
 
     def _ranked(
-        self, batch: pa.Table, pictures: list[Vectors | None], nearest: list[Rows], votes: list[Vectors]
-    ) -> dict[str, Any]:
+        self, ranking: Ranking, batch: pa.Table, pictures: list[Vectors | None], nearest: list[Rows],
+        votes: list[Vectors],
+    ) -> dict[str, Any]:  # fmt: skip
         """The workspace's ranker's candidates for each mention."""
-        if self.ranking is None:
-            return dict.fromkeys(("likely", "chances", "reasons"), [None] * len(batch))
         from gemel_ray.ranking.features import Question
 
         texts, mentions = batch["text"].to_pylist(), batch["mention"].to_pylist()
         vectors = matrix(batch["text_vector"]), matrix(batch["mention_vector"])
         given = zip(texts, mentions, *vectors, pictures, nearest, votes, strict=True)
         ranked = [
-            self.ranking(
+            ranking(
                 Question(
                     mention=mention,
                     text=text,
