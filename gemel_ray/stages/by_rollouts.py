@@ -1,10 +1,10 @@
 """Searches by rollouts, requests of vLLM: exact search, the prior, and all that the rounds do not take.
 
 *Prior*: the model's score of a name without a question, which is high for popular names. It is the score
-after a neutral prompt, the empty template, for every node on the path of a name. Subtracting it
-from the score corrects for names that the model prefers in any context (Zhao et al. 2021, "Calibrate Before
-Use"; Holtzman et al. 2021, "Surface Form Competition"). A node's scores are equal for all mentions and are stored: later
-they cost nothing. At most one number per node of the tree is stored.
+after a neutral prompt, the empty template, for every node on the path of a name. Subtracting it from the
+score corrects for names that the model prefers in any context (Zhao et al. 2021, "Calibrate Before Use";
+Holtzman et al. 2021, "Surface Form Competition"). A node's scores are equal for all mentions and are
+stored: later they cost nothing. At most one number per node of the tree is stored.
 """
 
 from __future__ import annotations
