@@ -14,6 +14,7 @@ import on_serve
 import pyarrow.parquet as pq
 import pytest
 import torch
+from files import DATA
 from PIL import Image
 
 from gemel_ray.config import Config, load
@@ -21,8 +22,6 @@ from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 
-DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
-SHARED = Path(__file__).parents[2] / "shared" / "data"  # real captions, where the machine has them
 SMALL = [  # float32, so that what is compared differs by rounding only; small, so that tests stay small
     "generate.dtype=float32",
     "generate.length=1024",

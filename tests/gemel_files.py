@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from files import DATA
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     LlamaConfig,
@@ -26,7 +27,6 @@ from transformers import (
     RobertaModel,
 )
 
-DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
 FEATURE, WIDTH, PREFIX = 24, 64, 4
 TRAIN, TEST = 60, 10
 

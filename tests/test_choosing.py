@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from files import lines
 from hypothesis import given
 from hypothesis import strategies as st
-from test_triples import lines
 
 from gemel_ray.cli import main
 from gemel_ray.config import Config, load

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from files import DATA
 
 from gemel_ray.arguments import parser
 from gemel_ray.cli import _VERBS, main
@@ -189,7 +190,7 @@ def test_the_demo_shows_the_whole_graph(tmp_path: Path) -> None:
 
 
 def entities() -> Path:
-    return Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "entities.jsonl"
+    return DATA / "entities.jsonl"
 
 
 def test_the_papers_settings_are_one_flag_away() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import DATA
+from files import DATA
 from live import listening
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response

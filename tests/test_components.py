@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from files import HOUSE
 
 from gemel_ray.deploying.lint import refused
 from gemel_ray.deploying.manifests import Manifests, Pod, cluster, groups, rendered
 
-HOUSE = Path(__file__).parent.parent
 OURS: dict[str, tuple[str, list[str]]] = {
     "job": ("gpu/offline", ["registry", "priority", "spot", "l4", "logs", "dns-node-local", "instance"]),
     "queued": ("gpu/offline", ["kueue", "h100", "logs"]),

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
+from files import HOUSE
 from live import answering
 
 from gemel_ray.config import Config
@@ -27,7 +28,6 @@ from gemel_ray.deploying.manifests import Manifests, cluster, groups, rendered
 from gemel_ray.deploying.placement import gpus, room
 from gemel_ray.deploying.trimming import FILE, trimmed
 
-HOUSE = Path(__file__).parent.parent
 CRDS = HOUSE.parent / "shared" / "kuberay"
 OPERATIONS = HOUSE / "docs" / "operations.md"
 

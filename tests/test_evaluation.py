@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SHARED
+from files import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest

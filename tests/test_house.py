@@ -8,15 +8,14 @@ import re
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import Path
 
 import pytest
+from files import HOUSE
 
 from gemel_ray.doctor import PINS
 from tests.imports import arrows, circles, modules
 from tests.insides import insides, is_there
 
-HOUSE = Path(__file__).parent.parent
 SOURCES = sorted(str(path.relative_to(HOUSE)) for path in (HOUSE / "gemel_ray").rglob("*.py"))
 CLUSTER = sorted(str(path.relative_to(HOUSE)) for path in (HOUSE / "cluster").rglob("*.py"))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from files import HOUSE
 
 from gemel_ray.cli import main
 from gemel_ray.config import Config
@@ -20,7 +21,6 @@ from gemel_ray.deploying.manifests import Manifests, rendered
 from gemel_ray.deploying.metrics import names
 from gemel_ray.deploying.placement import fits
 
-HOUSE = Path(__file__).parent.parent
 JOB, CPU_JOB, SERVICE = "overlays/gpu/offline", "overlays/cpu/offline", "overlays/gpu/online"
 CPU_SERVICE = "overlays/cpu/online"
 GRADUAL, QDRANT, REDIS, MONITORING = "overlays/gpu/online-incremental", "qdrant", "redis", "monitoring"

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser import Page, chromium, found
-from conftest import DATA
+from files import DATA
 from live import listening
 
 from gemel_ray.client import Client

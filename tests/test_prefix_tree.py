@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from files import SHARED
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree, build
 
-KNOWLEDGE_BASE = Path(__file__).parents[2] / "shared" / "data" / "kb" / "entities.jsonl"
+KNOWLEDGE_BASE = SHARED / "kb" / "entities.jsonl"
 ARRAYS = ("token", "first_child", "leaf", "first_bearer", "bearer")
 END = 10  # a line break's byte, so that a name can hold the end token itself
 Bearers = dict[tuple[int, ...], list[int]]

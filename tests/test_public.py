@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import DATA, SMALL
+from conftest import SMALL
+from files import DATA
 
 import gemel_ray
 

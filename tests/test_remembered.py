@@ -12,14 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from files import DATA
 
 from gemel_ray.config import Config
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.records import MENTION
 from gemel_ray.stages.encode import Encode
 from gemel_ray.stages.encoding import CachedEncoder, PictureCache
-
-DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
 
 
 def vector(*numbers: float) -> Any:

@@ -3,7 +3,6 @@ of them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from files import lines
 
 from gemel_ray.cli import main
 from gemel_ray.config import load
@@ -125,11 +125,6 @@ def test_the_generator_learns_to_draw_what_is_paid_for() -> None:
 
 TRADES = ("oil painter", "goalkeeper", "comet hunter", "senator", "cellist")
 SETTINGS = ("bank.ranker=20", "retrieve.demonstrations=4", "generate.ranking=1", "bank.retrieval=hard")
-
-
-def lines(file: Path, rows: list[dict[str, Any]]) -> str:
-    file.write_text("\n".join(map(json.dumps, rows)))
-    return str(file)
 
 
 @contextmanager

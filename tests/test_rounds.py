@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from files import TEST
 
 from gemel_ray.config import Config, load
 from gemel_ray.engine.rounds import Rounds
@@ -30,7 +31,6 @@ from gemel_ray.readers import documents
 from gemel_ray.stages.generating import Generating, _engine_options
 
 pytestmark = pytest.mark.slow
-DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "test.parquet"
 Rows = list[dict[str, Any]]
 
 
@@ -43,7 +43,7 @@ def rows(workspace: Workspace, config: Config) -> Rows:
         segment = linking_graph(own, workspace).segment(
             ["detect", "encode", "retrieve", "assemble"], workspace
         )
-        table = next(documents(str(DATA), batch=24 if not found else 4))
+        table = next(documents(str(TEST), batch=24 if not found else 4))
         found += asyncio.run(segment.run(table)).to_pylist()
         segment.close()
     return found

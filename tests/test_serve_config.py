@@ -24,13 +24,13 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from files import HOUSE
 from live import free_port
 
 from gemel_ray.config import Config
 from gemel_ray.deploying.manifests import cluster, groups, rendered
 from tests.conftest import SMALL
 
-HOUSE = Path(__file__).parent.parent
 TOKEN = "0123456789abcdef" * 4
 ENDPOINT = hasattr(Config(), "online") and find_spec("gemel_ray.online")
 pytestmark = [

@@ -11,12 +11,11 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from files import DATA
 from live import answering
 
 from gemel_ray.cli import main
 from gemel_ray.serving.load import Load, arrivals, loaded, requests
-
-DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
 
 
 class _Endpoint(BaseHTTPRequestHandler):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from files import TEST
 
 from gemel_ray.checked import ConfigError
 from gemel_ray.config import Config, load
@@ -18,8 +18,6 @@ from gemel_ray.knowledge.bank import SharedSets
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
-
-TEST = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "test.parquet"
 
 
 @pytest.mark.parametrize("number", [1, 4, 100, 10_000])

@@ -24,7 +24,8 @@ from gemel_ray.cli import main
 from gemel_ray.config import Config
 from gemel_ray.job import results
 from gemel_ray.job.page import write_page
-from gemel_ray.job.record import Record, counted, write_manifest
+from gemel_ray.job.record import Record, write_manifest
+from gemel_ray.job.worker import batch_counts
 from gemel_ray.knowledge import remote
 from gemel_ray.knowledge.remote import Shared, local_copy
 from gemel_ray.knowledge.workspace import Workspace
@@ -382,7 +383,7 @@ def test_what_a_job_leaves_in_a_store_is_shown_and_judged(
     rows = pa.Table.from_pylist([row], LINK).append_column("source", [[f"{source}:1"]])
     results.write(rows, output, run)
     told = Record(output, 1, 0)
-    told.add(counted(rows))
+    told.add(batch_counts(rows))
     manifest = write_manifest(config, workspace_folder, [source], told, "0")
     write_page(output)
     assert json.loads(server.get("left/out/manifest.json")) == json.loads(json.dumps(manifest))

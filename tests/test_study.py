@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from files import DATA
 from PIL import Image
 
 from gemel_ray.cli import main
@@ -18,8 +19,6 @@ from gemel_ray.study.run import take_over
 from gemel_ray.study.table import lines, markdown
 from gemel_ray.study.variants import VARIANTS, digest, have_pictures, others, sample, write
 from gemel_ray.study.workspaces import copy_name
-
-DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
 
 
 @pytest.fixture(scope="module")

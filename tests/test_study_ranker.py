@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from files import lines
 
 from gemel_ray.cli import main
 from gemel_ray.study import cells
@@ -26,11 +26,6 @@ CHOSEN = (
     Cell("without knowledge graph", without="knowledge graph"),
     Cell("mentions in capitals", variant="capitals"),
 )
-
-
-def lines(file: Path, rows: list[dict[str, Any]]) -> str:
-    file.write_text("\n".join(map(json.dumps, rows)))
-    return str(file)
 
 
 def test_a_study_of_rankers(

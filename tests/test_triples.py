@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import json
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from files import lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -203,11 +203,6 @@ SETTINGS = ("bank.ranker=20", "retrieve.demonstrations=4", "generate.ranking=1")
 PEOPLE = [(f"Q{s}{t}", f"{first} {surname}", surname, trade)
           for s, surname in enumerate(SURNAMES)
           for t, (first, trade) in enumerate(zip(FIRST, TRADES, strict=True))]  # fmt: skip
-
-
-def lines(file: Path, rows: list[dict[str, Any]]) -> str:
-    file.write_text("\n".join(map(json.dumps, rows)))
-    return str(file)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from files import HOUSE
 
-HOUSE = Path(__file__).parents[1]
 UV = Path(sys.executable).parent / "uv"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from files import DATA
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gemel_ray.config import Config, load
@@ -17,7 +18,6 @@ from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.starter.models import language_model
 from gemel_ray.training import train
 
-DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
 FEW = [
     "retrieve.demonstrations=1",
     "train.dtype=float32",
