@@ -79,7 +79,9 @@ def _plots(progress: ProgressFile) -> Iterator[str]:
         yield lines([rate, wrong], title="A second, over time", x=Axis("seconds"), y=Axis(), dots=True)
     if shares := progress["stage_shares"]:
         series = Series("share", list(shares.values()))
-        yield bars(list(shares), [series], title="Of a document's time, in each stage", y=Axis(percent=True))
+        yield bars(
+            list(shares), [series], title="Share of a document's time in each stage", y=Axis(percent=True)
+        )
 
 
 def _slowest(progress: ProgressFile) -> dict[str, str | float] | None:

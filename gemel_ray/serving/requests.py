@@ -108,8 +108,8 @@ def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
 
 
 def _relevant(errors: Sequence[Any]) -> Sequence[Any]:
-    """Of a mention that is a table's cell, the errors as a cell; of another mention, those of the other
-    forms. (A mention may have any form, and pydantic reports the errors of all.)"""
+    """The errors of a mention as a cell if it is a table's cell, else those of the other forms. (A mention
+    may have any form, and pydantic reports the errors of all.)"""
     of_cells = [e for e in errors if Cell.__name__ in e["loc"]]
     missing = sum(e["type"] == "missing" for e in of_cells)
     return [e for e in errors if e not in of_cells] if missing == 2 or not of_cells else of_cells

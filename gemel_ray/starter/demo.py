@@ -26,7 +26,7 @@ from gemel_ray.progress import Meter
 from gemel_ray.report import thumbnail, write_report
 
 DATA = Path(__file__).parent / "data"
-_SETTINGS = {"retrieve": {"demonstrations": 4}}  # captions are short and families small: 16 are no better
+_SETTINGS = {"retrieve": {"demonstrations": 4}}  # captions are short and families small: 16 help no more
 
 
 def demo(configured: Callable[[Mapping[str, Any]], Config], output: Path, limit: int | None) -> int:
