@@ -254,7 +254,7 @@ def test_an_engine_whose_rounds_say_other_things_is_found_out(
         rounds.arena.forget()  # what was computed wrong
         prove(engine._rollouts, engine._embeddings, engine.end_token, rounds)
 
-    with pytest.raises(Refused, match="apart"):
+    with pytest.raises(Refused, match="differ"):
         within(engine, proven)
     monkeypatch.undo()
     within(engine, proven)
