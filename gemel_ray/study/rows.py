@@ -20,7 +20,7 @@ class CellRow(TypedDict):
     `targets`: the accuracy of seen and unseen targets. `asked`: share of the mentions that the language model
     was asked about; `computed`: prompt tokens per mention that were not in the prefix cache; `processor`:
     processor milliseconds per mention by stage, without start-up; `pace`: how many times the base's pace that
-    makes; `making`: processor seconds of fitting the cell's ranker or training its mapper; `seconds`: of the
+    makes; `making`: processor seconds of fitting the cell's ranker or learning its weights; `seconds`: of the
     job, with start-up."""
 
     group: str

@@ -103,12 +103,11 @@ class _Runner:
 
     def _dev(self) -> list[str]:
         """The documents of the dev files that are not measured, in a file; nothing where there are none."""
-        file = self.inputs / "dev.parquet"
-        if self.plan.dev and not file.exists():
-            others = variants.others(self.plan.dev, self.documents)
-            if others:
-                variants.write(others, "clean", file)
-        return [str(file)] if self.plan.dev and file.exists() else []
+        others = variants.others(self.plan.dev, self.documents)
+        file = self.inputs / f"dev-{variants.digest(others)}.parquet"
+        if others and not file.exists():
+            variants.write(others, "clean", file)
+        return [str(file)] if others else []
 
     def why_left_out(self, cell: Cell) -> str | None:
         """Why the cell cannot be measured; None: it can."""

@@ -16,8 +16,8 @@ MEANING = (
     "same mentions, and p by McNemar's exact test. Where the interval of a change has 0 in it, it may be "
     "chance. asked: share of the mentions that the language model was asked about; tokens: of prompts, "
     "computed per mention; ms: processor milliseconds per mention of all stages, without start-up; pace: "
-    "that of the base is 1; making: processor seconds in which a ranker was fitted, or a mapper trained, for "
-    "this row."
+    "that of the base is 1; making: processor seconds in which a ranker was fitted, or weights were learned, "
+    "for this row."
 )
 
 

@@ -49,14 +49,17 @@ class Workspaces:
         name = copy_name(cell)
         if not name:
             return self.workspace
-        folder = self.folder / f"{read_facts(self.workspace)['version']}-{name}"
+        chosen_by = [Path(file).stem for file in self.dev if cell.joins or cell.prefix]
+        version = read_facts(self.workspace)["version"]
+        folder = self.folder / "-".join([version, name, *chosen_by])
         if not folder.exists():
             self._prepare(cell)
             began = time.process_time()
             with storage.new_folder(folder) as aside:
                 self._make(cell, aside)
-                spent = round(time.process_time() - began, 1)
-                (aside / _MADE).write_text(json.dumps({"processor_seconds": spent}))
+                if not cell.prefix:  # a mapper is trained in other processes
+                    spent = round(time.process_time() - began, 1)
+                    (aside / _MADE).write_text(json.dumps({"processor_seconds": spent}))
         return folder
 
     def _make(self, cell: Cell, folder: Path) -> None:
@@ -123,7 +126,7 @@ def evidence_of(workspace: Path) -> list[str]:
 
 
 def seconds_to_make(folder: Path) -> float | None:
-    """Processor seconds that making this copy took, without what several share; None for the study's
-    workspace."""
+    """Processor seconds that making this copy took, without what several share; None where that is not
+    known."""
     file = folder / _MADE
     return float(json.loads(file.read_text())["processor_seconds"]) if file.exists() else None
