@@ -13,6 +13,7 @@ from tempfile import NamedTemporaryFile
 
 from gemel_ray.segments import OnlineSegment, SegmentOptions
 
+_UNUSED = ("boto3", "scipy", "sklearn")
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray keeps to this machine
 
 
@@ -43,11 +44,13 @@ def threads(configured: int, cpus: float, processes: int, address: str) -> int:
 def fast_start() -> Iterator[None]:
     """Make importing the models' libraries and starting stages faster.
 
-    transformers imports scikit-learn if it is installed, 1 to 3 seconds, for a way of generating that is not
+    transformers, accelerate and vLLM import some libraries if they are installed, for features that are not
     used here. Garbage collection takes a quarter of the imports' time and finds hardly anything: it runs once
     at the end, and what is alive then is never examined again.
     """
-    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+    no_gpu = os.environ.get("CUDA_VISIBLE_DEVICES") == ""  # see variables()
+    for name in (*_UNUSED, "triton") if no_gpu else _UNUSED:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     gc.disable()
     try:
         yield

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,28 @@ def test_without_a_gpu_the_engine_has_a_process_of_its_own(cores: int, front: in
 
 
 def test_what_nothing_uses_is_not_imported() -> None:
+    """On a GPU, triton's kernels are used."""
     code = """
 import sys
 from gemel_ray.environment import fast_start
 with fast_start():
     import transformers.generation.candidate_generator
-sys.exit("sklearn.metrics" in sys.modules)
+    import torch._inductor.lowering
+print(*sys.modules.keys() & {"sklearn.metrics", "scipy.optimize", "triton.language"})
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    code = code.replace("with fast_start():", "if fast_start:")  # else the test says nothing
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
+
+    def imported(program: str, devices: str) -> set[str]:
+        there = os.environ | {"CUDA_VISIBLE_DEVICES": devices}
+        ran = subprocess.run(
+            [sys.executable, "-c", program], env=there, capture_output=True, text=True, check=True
+        )
+        return set(ran.stdout.split())
+
+    assert imported(code, "") == set()
+    without = code.replace("with fast_start():", "if fast_start:")  # else the test says nothing
+    assert imported(without, "") >= {"sklearn.metrics", "scipy.optimize"}
+    triton = {"triton.language"} if find_spec("triton") else set()
+    assert imported(code, "0") == triton
 
 
 @pytest.mark.parametrize("model", [SMALL, SEVEN])
