@@ -46,10 +46,6 @@ class _Beams:
     search: Search
     mention: Mention
 
-    @property
-    def outcome(self) -> Outcome[list[Candidate]]:
-        return self.mention.outcome
-
 
 class Engine:
     """A running vLLM engine; every rollout names its prefix tree. Thread-safe; `close()` when done."""
@@ -141,7 +137,8 @@ class Engine:
         self._check_length(len(beginning) + len(rest), search.tree.depth)
         work = _Beams(search, Mention(beginning, rest, Outcome(), usage, judged))
         assert self._rounds is not None, "asked without `takes`"
-        return await self._done(work, work.outcome, partial(self._rounds.drop, search, work.mention))
+        leave = partial(self._rounds.drop, search, work.mention)
+        return await self._done(work, work.mention.outcome, leave)
 
     async def rollout(self, prompt: Prompt, asked: RolloutOptions, usage: Usage) -> list[Step]:
         """Continue `prompt` greedily. Returns one Step per token; the greedy path is the first token of each
@@ -229,6 +226,9 @@ class Engine:
         waiting += [mention.outcome for mention in self._rounds.waiting()] if self._rounds is not None else []
         while not self._inbox.empty():
             item = self._inbox.get()
-            waiting += [item.outcome] if isinstance(item, Rollout | _Beams) else []
+            if isinstance(item, Rollout):
+                waiting.append(item.outcome)
+            elif isinstance(item, _Beams):
+                waiting.append(item.mention.outcome)
         for outcome in waiting:
             outcome.settle(EngineDied(f"the engine has stopped: {death!r}"))

@@ -328,10 +328,6 @@ class _Named:
         scale = None if is_unit else (1 / np.maximum(length, 1e-30)).astype(np.float32)
         return cls(vectors, scale, first, vector_of)
 
-    def __len__(self) -> int:
-        """The number of rows of the bank that are searched."""
-        return len(self.vectors if self.vector_of is None else self.vector_of)
-
     def cosines(self, queries: Matrix) -> Matrix:
         """Cosines of unit `queries` [n, width], float32 [n, rows]; minus infinity for rows without a
         vector."""
@@ -371,17 +367,16 @@ class Matrices:
         """Do nothing: the files belong to the bank."""
 
     def nearest(self, name: str, queries: Matrix, without: Without, depth: int, exact: bool) -> Ranked:
-        named = self._named[name]
-        return stack([empty(0, 0), *self._parts(named, unit(queries), without, min(depth, len(named)))])
-
-    def _parts(self, named: _Named, queries: Matrix, without: Without, depth: int) -> Iterator[Ranked]:
-        step = max(1, _SCORES // max(1, len(named)))
+        named, queries, parts = self._named[name], unit(queries), [empty(0, 0)]
+        rows = len(named.vectors if named.vector_of is None else named.vector_of)
+        step = max(1, _SCORES // max(1, rows))
         for start in range(0, len(queries), step):
             scores = named.cosines(queries[start : start + step])
-            for line, rows in zip(scores, without[start : start + step], strict=True):
-                out = np.asarray(rows, np.int64) - named.first
-                line[out[(out >= 0) & (out < len(named))]] = -np.inf
-            yield _best(scores, depth, named.first)
+            for line, left_out in zip(scores, without[start : start + step], strict=True):
+                out = np.asarray(left_out, np.int64) - named.first
+                line[out[(out >= 0) & (out < rows)]] = -np.inf
+            parts.append(_best(scores, min(depth, rows), named.first))
+        return stack(parts)
 
 
 def _best(scores: Matrix, depth: int, first: int) -> Ranked:

@@ -35,8 +35,8 @@ def parquet_rows(address: str) -> Iterator[Numbered]:
         source = checked(pq.ParquetFile(file))
         names = list(dict.fromkeys(source.schema_arrow.names))
         known = [name for name in names if may_be_read(name)]
-        others = [name for name in names if name not in known]
-        known += _of_pictures(source, [name for name in others if _may_hold(source.schema_arrow, name)])
+        others = [name for name in names if name not in known and _may_hold(source.schema_arrow, name)]
+        known += _of_pictures(source, others) if others else []
         yield from _numbered(batches_of(file, source, known), known, names)
 
 
@@ -75,7 +75,7 @@ def arrow_batches(file: Any) -> Iterator[pa.RecordBatch]:
 def _of_pictures(source: pq.ParquetFile, names: list[str]) -> list[str]:
     """The columns that have something like a picture in the first rows."""
     try:
-        head = next(source.iter_batches(_PEEKED, columns=names), None) if names else None
+        head = next(source.iter_batches(_PEEKED, columns=names), None)
     except Exception:  # a column that is not read must not fail the file
         return []
     return [name for name in names if head is not None and any(map(looks_like_picture, _values(head, name)))]
