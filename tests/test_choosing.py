@@ -181,7 +181,7 @@ def join(
 ) -> Iterator[Callable[[list[dict[str, str]]], int]]:
     """`train --joining` on these solved mentions. What it writes into the workspace is taken back."""
     kept = (ranked.folder / "workspace.json").read_text()
-    options = [word for setting in SETTINGS for word in ("--set", setting)]
+    options = [word for setting in SETTINGS if not setting.startswith("bank.") for word in ("--set", setting)]
 
     def run(solved: list[dict[str, str]]) -> int:
         dev = lines(tmp_path / "dev.jsonl", solved)
