@@ -365,7 +365,7 @@ def test_a_worker_s_fault_is_said_in_its_own_words(output: Path, fault: Exceptio
 
 def test_the_report_shows_errors_entities_and_samples_with_their_texts(tmp_path: Path, output: Path) -> None:
     run = results.prepare(output)
-    told, segment = Record(output, 40, 0), worker(output, run)
+    told, segment = Record(output, 40, 0, time.time() - 5), worker(output, run)
     file = lines(tmp_path, ["sleep <b>"] * 30 + ["bursts"])
     InputFiles.of([file], output).save()
     for batch in batches(file, 8):

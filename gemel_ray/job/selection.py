@@ -36,6 +36,7 @@ from gemel_ray.storage import Place, folder_at
 
 FAILED, AGAIN, LOST = 1, 2, 4  # states: has an error row; replaces one that has; unreadable rest of a file
 RETRY = 8  # a state: its error is to be retried
+# What a run found done is on the disk, in this form, partitioned by the input file (job/index.py).
 SLIM = np.dtype([("file", np.uint64), ("digest", np.uint64), ("state", np.uint8)])
 PARTITIONS = 64
 REST_DIGEST = 1  # of the unreadable rest of a file: whatever is read another time takes its place

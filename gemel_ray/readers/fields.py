@@ -1,4 +1,4 @@
-"""What all forms share: a field's value and type, as text, id or number.
+"""What all forms share: a field's value and type, as text, id or number; and how texts are compared.
 
 Knows nothing of files and forms. What is wrong with a whole document is a BadRecord.
 """

@@ -38,8 +38,6 @@ BATCH = 256
 _TABLE_BYTES = 64 * 2**20  # bytes of pictures and texts in one table
 _RARE = frozenset((float, BadRecord))  # types of values that may have to be left out
 _NEEDED = ("mentions", "mention", "sentence", "table")
-
-
 REST = "rest"  # in place of a row's number: the rest of a file, which another run may read
 
 

@@ -255,7 +255,7 @@ def _engine_options(stage: Generate, model: str, shown: Retrieve) -> EngineOptio
 # mention or picture. Not in the paper: a small model copies less well than it retrieves.
 
 
-_UNSAID = 3.0  # nats below the least likely name that one of both named: what it did not name is worth that
+_UNSAID = 3.0  # nats below the least likely name of either: the score of a name that it did not give
 
 
 def joined(
@@ -283,7 +283,7 @@ def likeliest(entities: Iterable[int], chances: Mapping[int, float]) -> list[int
 
 
 class Neighbours:
-    """Names, as leaves of the tree, of the bank's targets."""
+    """The names of the bank's targets, as leaves of the tree."""
 
     def __init__(
         self, tree: PrefixTree, bank: Bank, tokenize: Callable[[list[str]], list[list[int]]]
