@@ -256,6 +256,27 @@ def test_who_has_an_example_less_is_not_given_away_by_it() -> None:
     assert of_the_other == {3, 4, 5}
 
 
+def test_examples_of_many_entities_at_once_are_those_of_each(workspace: Workspace) -> None:
+    """The same features as one entity after another, computed plainly; a hidden example counts for none."""
+    collector = open_collector(workspace.ranking_folder, workspace.bank, workspace.entities)
+    known = collector.sources.examples
+    hidden = np.zeros(workspace.bank.examples, np.bool_)
+    hidden[[1, 4]] = True
+    asked = replace(_question(known, 0, *(np.empty(0, t) for t in (np.int64, np.float32))), left_out=hidden)
+    evidence = collector.evidence(replace(asked, text="Almeida showed her canvases and scored twice."))
+    names = "examples at all", "likest text", "mean text", "has examples", "likest picture"
+    found = evidence.features[:, [FEATURES.index(name) for name in names]]
+    expected = []
+    for row in evidence.rows.tolist():
+        rows = [e for e in known.of(row).tolist() if not hidden[e]]
+        near = [float(known.text_vectors[known.text[e]].astype(np.float32) @ asked.text_vector) for e in rows]
+        expected.append(
+            [math.log1p(len(rows)), max(near), sum(near) / len(near), 1, 0] if rows else [0.0] * 5
+        )
+    assert 1 < sum(map(any, expected)) < len(expected)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_a_name_tells_something_of_what_bears_it(workspace: Workspace) -> None:
     collector = open_collector(workspace.ranking_folder, workspace.bank, workspace.entities)
     at = [

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.ranking.names import Names
+from gemel_ray.ranking.postings import among
 from gemel_ray.ranking.triples import Keys, Triples
 from gemel_ray.ranking.words import folded, key, stems
 
@@ -82,8 +83,8 @@ class Connections:
         return (pairs & 0xFFFFFFFF).astype(np.int32), pairs >> 32
 
     def _facts_in_text(self, nodes: Nodes, of: Numbers, count: int, text_names: TextNames) -> Vectors:
-        forms = np.array([key(form) for form in text_names.forms], np.uint64)
-        weights = self._weights[nodes] * np.isin(self._triples.form[nodes], forms)
+        forms = np.sort(np.array([key(form) for form in text_names.forms], np.uint64))
+        weights = self._weights[nodes] * among(self._triples.form[nodes], forms)
         total, rarest = np.zeros(count, np.float32), np.zeros(count, np.float32)
         np.add.at(total, of, weights)
         np.maximum.at(rarest, of, weights)
@@ -94,8 +95,8 @@ class Connections:
         around = sorted(stems(" ".join(form for form in text_names.forms if " " not in form)))
         keys = np.array([key(word) for word in around], np.uint64)
         words, lengths = self._triples.words(nodes)
-        in_text = np.isin(words, keys)
         order = np.argsort(keys)
+        in_text = among(words, keys[order])
         which = order[np.searchsorted(keys, words[in_text], sorter=order)] if in_text.any() else _NONE
         pairs = np.unique(np.repeat(of, lengths)[in_text] << 32 | which)
         weights = np.array([self._names.stem_weight(word) for word in around], np.float32)

@@ -34,7 +34,7 @@ class Examples:
         self._telling = Postings.open(folder, "telling")
         self._documents = Postings.open(folder, "documents")  # by their texts
         self.text = np.asarray(np.load(folder / "text.npy", mmap_mode="r"))  # of each example
-        self.text_vectors: Half = np.load(folder / "texts.npy", mmap_mode="r")
+        self.text_vectors: Half = np.asarray(np.load(folder / "texts.npy", mmap_mode="r"))
         self._picture = bank.table["image_row"].to_numpy()
         self._features = unit(np.asarray(bank.image_vectors)) if len(bank.image_vectors) else None
 
@@ -50,6 +50,16 @@ class Examples:
     def of(self, entity: int) -> npt.NDArray[np.int32]:
         """Examples of this entity."""
         return self._targets.of(entity)
+
+    def of_each(
+        self, entities: npt.NDArray[np.int64], most: int, hidden: Mask
+    ) -> tuple[Rows, npt.NDArray[np.int64]]:
+        """Of each of these entities the first `most` examples, but for hidden ones, one entity's behind
+        another's; and for each example the place of its entity."""
+        rows, whose = self._targets.each(entities.astype(np.uint64))
+        first = np.searchsorted(whose, whose)
+        kept = (np.arange(len(rows)) - first < most) & ~hidden[rows]
+        return rows[kept], whose[kept]
 
     def name_similarity(self, names: Sequence[str], vectors: Vectors) -> Vectors:
         """The greatest cosines of the names and aliases of entities with these folded names to some vectors,
@@ -86,13 +96,14 @@ class Examples:
         similar: Vectors = self.text_vectors[self.text[examples]].astype(np.float32) @ vector
         return similar
 
-    def picture_similarity(self, examples: npt.NDArray[np.int32], picture: Vectors) -> float:
-        """The greatest cosine of the examples' pictures and a picture's unit feature; 0 without any."""
+    def picture_similarity(self, examples: npt.NDArray[np.int32], picture: Vectors | None) -> Vectors:
+        """Cosine of each example's picture and a picture's unit feature; minus infinity where one is
+        missing."""
         rows = self._picture[examples]
-        rows = rows[rows >= 0]
-        if self._features is None or not len(rows):
-            return 0.0
-        return float((self._features[rows] @ picture).max())
+        similar = np.full(len(rows), -np.inf, np.float32)
+        if picture is not None and self._features is not None:
+            similar[rows >= 0] = self._features[rows[rows >= 0]] @ picture
+        return similar
 
 
 def write(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.entities import Entities
@@ -152,17 +153,24 @@ def _years(sources: Sources, case: Case) -> Vectors:
 
 
 def _examples(sources: Sources, case: Case) -> Vectors:
-    found, known, asked = [], sources.examples, case.asked
-    for row in case.rows.tolist():
-        examples = known.of(row)[:_READ]
-        examples = examples[~case.hidden[examples]]
-        if not len(examples):
-            found.append([0.0, 0.0, 0.0, 0.0, 0.0])
-            continue
-        similar = known.text_similarity(examples, asked.text_vector)
-        looks = 0.0 if asked.picture is None else known.picture_similarity(examples, asked.picture)
-        found.append([math.log1p(len(examples)), similar.max(), similar.mean(), 1.0, looks])
-    made = np.array(found, np.float32)
+    known, asked, made = sources.examples, case.asked, np.zeros((len(case.rows), 5), np.float32)
+    examples, whose = known.of_each(case.rows, _READ, case.hidden)
+    if len(examples):
+        first = np.flatnonzero(np.diff(whose, prepend=-1))
+        count = np.diff(first, append=len(whose))
+        similar, looks = (
+            known.text_similarity(examples, asked.text_vector),
+            known.picture_similarity(examples, asked.picture),
+        )
+        likest = np.maximum.reduceat(looks, first)
+        columns = (
+            np.log1p(count),
+            np.maximum.reduceat(similar, first),
+            np.add.reduceat(similar, first) / count,
+            np.ones(len(first)),
+            np.where(np.isfinite(likest), likest, 0),
+        )
+        made[whose[first]] = np.stack(columns, axis=1)
     words = _less(case.words.examples.of(case.rows))
     return np.concatenate([made, made[:, 4:] - made[:, 4:].max(), words], axis=1)
 
@@ -184,7 +192,7 @@ def _neighbours(sources: Sources, case: Case) -> Vectors:
 
 
 def _popularity(sources: Sources, case: Case) -> Vectors:
-    given = [sources.entities.table["popularity"][row].as_py() for row in case.rows.tolist()]
+    given = sources.entities.table["popularity"].take(pa.array(case.rows)).to_pylist()
     return np.array([[math.log1p(max(0.0, p or 0.0)), p is not None] for p in given], np.float32)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _GRAMS = 60_000  # rows of the rarest trigrams that are counted
 _LETTERS = range(3, 7)  # numbers of initials that may be in another order: with fewer, too many match
 _ROWS = 12_000  # rows of the rarest words that are counted
 _BATCH = 65_536
+_REMEMBERED = 50_000  # words whose weight is kept
 
 
 class Names:
@@ -45,6 +47,9 @@ class Names:
             Postings.open(folder, name) for name in ("words", "forms", "grams", "about")
         )
         self.table = pa.ipc.open_file(pa.memory_map(str(folder / "names.arrow"))).read_all()
+        self.word_weight, self.stem_weight = (  # the words of a text are asked for by many candidates
+            lru_cache(_REMEMBERED)(partial(self._weight, index)) for index in (self._words, self._about)
+        )
         self._sizes = np.load(folder / "sizes.npy", mmap_mode="r")  # trigrams of each name, uint16
 
     def __len__(self) -> int:
@@ -67,13 +72,9 @@ class Names:
         """Entities whose initials are these letters in any order, as in another language: NATO, OTAN."""
         return self._forms.of(key(f"letters {''.join(sorted(form.replace(' ', '')))}"))
 
-    def word_weight(self, word: str) -> float:
-        """The weight of a word of names: the logarithm of its inverse document frequency."""
-        return math.log(len(self) / max(1, len(self._words.of(key(word)))))
-
-    def stem_weight(self, stem: str) -> float:
-        """The same weight of a stem of descriptions."""
-        return math.log(len(self) / max(1, len(self._about.of(key(stem)))))
+    def _weight(self, index: Postings, word: str) -> float:
+        """The logarithm of the inverse share of entities with a word, in the name or in the description."""
+        return math.log(len(self) / max(1, len(index.of(key(word)))))
 
     def sharing_words(self, words: Iterable[str]) -> WeightedRows:
         """Entities whose names share words with a folded form, by the weight of these words."""

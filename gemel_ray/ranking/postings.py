@@ -29,7 +29,8 @@ class Postings:
     @classmethod
     def of_pairs(cls, given: npt.NDArray[np.void]) -> Postings:
         """The index of an array of `PAIR` in any order; equal pairs count once."""
-        given = np.unique(given)
+        given = given[np.lexsort((given["row"], given["key"]))]
+        given = given[np.append(True, given[1:] != given[:-1])[: len(given)]]
         keys, first = np.unique(given["key"], return_index=True)
         return cls(keys, np.append(first, len(given)).astype(np.int64), np.ascontiguousarray(given["row"]))
 
@@ -119,3 +120,11 @@ def save(given: npt.NDArray[np.void], folder: Path, name: str) -> int:
     index = Postings.of_pairs(given)
     index.save(folder, name)
     return len(index)
+
+
+def among(values: npt.NDArray[Any], known: npt.NDArray[Any]) -> Mask:
+    """Which of `values` are among the ascending `known`, where these are few."""
+    if not len(known):
+        return np.zeros(len(values), np.bool_)
+    at = np.searchsorted(known, values)
+    return np.asarray(known[np.minimum(at, len(known) - 1)] == values)

@@ -26,10 +26,11 @@ def folded(text: str) -> str:
     return _SEPARATORS.sub(" ", plain).strip().casefold()
 
 
+@lru_cache(maxsize=10_000)  # the names of the same candidates come again and again
 def trigrams(form: str) -> frozenset[str]:
     """The trigrams of a folded form, its ends marked by spaces."""
     padded = f" {form} "
-    return frozenset({padded[i : i + 3] for i in range(len(padded) - 2)})
+    return frozenset(map("".join, zip(padded, padded[1:], padded[2:], strict=False)))
 
 
 def likeness(one: frozenset[str], other: frozenset[str]) -> float:
