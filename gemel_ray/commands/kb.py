@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gemel_ray.arguments import Parser, add_verbs, folder
 from gemel_ray.commands import configured, say
@@ -82,13 +82,13 @@ def _workspace(verb: Parser, run: Callable[[argparse.Namespace], int]) -> None:
 
 
 def _run_add(options: argparse.Namespace) -> int:
-    from gemel_ray.knowledge.entities import Rejects
+    from gemel_ray.knowledge.entities import Entity, Rejects
     from gemel_ray.knowledge.entity_files import read
     from gemel_ray.knowledge.entity_rows import entity
     from gemel_ray.knowledge.next_version import Change
     from gemel_ray.readers import files
 
-    new: list[dict[str, Any]] = []
+    new: list[Entity] = []
     if options.entities:
         rejects = Rejects()
         new += read(options.entities, rejects)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gemel_ray.arguments import Parser
 from gemel_ray.errors import Mistake
+
+if TYPE_CHECKING:
+    from gemel_ray.serving.load import LoadFigures
 
 
 def add(verb: Parser) -> None:
@@ -50,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(figures: dict[str, Any]) -> str:
+def _summary(figures: LoadFigures) -> str:
     statuses = ", ".join(
         f"{n:,} x {s}" if s != "0" else f"{n:,} none" for s, n in figures["statuses"].items()
     )

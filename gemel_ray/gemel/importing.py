@@ -31,6 +31,7 @@ from gemel_ray.knowledge.workspace import Features, Workspace, revisions
 from gemel_ray.knowledge.writing import BankWriter, Made, index, new_workspace, write_facts
 from gemel_ray.models.encoders import load_tokenizer
 from gemel_ray.models.mapper import FeatureMapper
+from gemel_ray.records import Row
 
 Say = Callable[[str], None]
 _ROWS = 512
@@ -154,8 +155,8 @@ def _entities(folder: Path, data: Path, language: str, say: Say) -> None:
     rows: list[tuple[str | None, str, list[int]]] = []
     for name, tokens in zip(spelled, tokenised, strict=True):
         rows += [(identity, name, tokens) for identity in (*sorted(ids.get(name, ())),) or (None,)]
-    blank: dict[str, Any] = {"description": None, "aliases": [], "popularity": None, "image": None}
-    entities = ({"id": identity, "name": name, **blank} for identity, name, _ in rows)
+    blank: Row = {"description": None, "aliases": [], "popularity": None, "image": None}
+    entities = ({"id": identity, "name": name, **blank} for identity, name, _ in rows)  # some have no id
     knowledge = entity_file.write(entities, folder / "entities.arrow")
     as_released = (list(tokens) for _, _, tokens in rows)
     tree = prefix_tree.build(
@@ -197,11 +198,11 @@ def _bank(workspace: Workspace, config: Config, data: Path, features: Features, 
 
 
 def _solved(
-    lines: Sequence[tuple[int, dict[str, Any]]],
+    lines: Sequence[tuple[int, Row]],
     train: Path,
     features: Features,
     vectors: npt.NDArray[np.float32],
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[list[Row]]:
     """Rows for writing a bank, in batches."""
     from gemel_ray.models.encoders import unit
 

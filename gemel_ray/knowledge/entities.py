@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 from urllib.parse import unquote
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.readers.fields import normal, short
+from gemel_ray.records import Row
 
 SCHEMA = pa.schema(
     [
@@ -30,6 +31,20 @@ SCHEMA = pa.schema(
     ]
 )
 _BATCH = 65_536
+
+
+class Entity(TypedDict):
+    """A row of the table; `line`: in the file from which it was read. A table of GEMEL's files, of which
+    only names are used, may lack ids."""
+
+    id: str
+    name: str
+    description: str | None
+    aliases: list[str] | None
+    popularity: float | None
+    image: str | None
+    types: list[str] | None
+    line: NotRequired[int]
 
 
 class Entities:
@@ -60,7 +75,7 @@ class Entities:
         for chunk in self._name.chunks:
             yield from chunk.to_pylist()
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[Entity]:
         """All entities with all their fields, in order."""
         for batch in self.table.to_batches():
             yield from batch.to_pylist()
@@ -77,12 +92,12 @@ class Entities:
             yield from (alias for alias in chunk.flatten().to_pylist() if alias)
 
 
-def write(rows: Iterable[dict[str, Any]], path: Path, reject: Reject | None = None) -> Entities:
+def write(rows: Iterable[Entity | Row], path: Path, reject: Reject | None = None) -> Entities:
     """Write entities to `path` in batches and open them. With `reject`, the first of several with one id is
     kept, and `reject` receives the others, by their `line`."""
     lines = array("Q")
     with pa.ipc.new_file(str(path), SCHEMA) as file:
-        batch: list[dict[str, Any]] = []
+        batch: list[Entity | Row] = []
         for row in rows:
             batch.append(row)
             lines.append(row.get("line", 0))

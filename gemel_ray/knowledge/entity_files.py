@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gemel_ray.errors import Mistake
-from gemel_ray.knowledge.entities import Reject
+from gemel_ray.knowledge.entities import Entity, Reject
 from gemel_ray.knowledge.entity_rows import FIELDS, entity
 from gemel_ray.readers.fields import BadRecord, Numbered, first_line
 from gemel_ray.readers.json_files import is_whole, json_rows
@@ -33,7 +33,7 @@ _HEAD = 2**20
 
 def read(
     address: str, reject: Reject, refusal: Callable[[str], str | None] | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Entity]:
     """The entities of a file or a folder, each with its `line`. `refusal` may give a reason against a name.
     Raises ValueError for what no reader knows."""
     for file in _files(address):

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from gemel_ray.errors import Mistake
-from gemel_ray.knowledge.entities import Reject
+from gemel_ray.knowledge.entities import Entity, Reject
 from gemel_ray.readers import cells
 from gemel_ray.readers.fields import BadRecord, identity, is_unicode, normal, short
 
@@ -29,7 +29,7 @@ FIELDS = {  # the standard names, and other names of each
 _SEPARATOR = "|"  # of aliases and types in one field of text
 
 
-def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
+def entity(raw: Any, reject: Reject = lambda reason: None) -> Entity:
     """An entity as it is stored. Raises ValueError if it is invalid; `reject` receives what else was left
     out."""
     if not isinstance(raw, dict):
@@ -61,7 +61,7 @@ def entity(raw: Any, reject: Reject = lambda reason: None) -> dict[str, Any]:
     }
 
 
-def _with_standard_names(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _with_standard_names(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     lower = {str(name).strip().lower(): value for name, value in raw.items()}
     return {
         field: next((lower[name] for name in names if lower.get(name) is not None), None)
@@ -156,7 +156,7 @@ def _is_mimic(raw: Any) -> bool:
     return isinstance(raw, dict) and "entity_name" in raw
 
 
-def _from_mimic(raw: dict[str, Any]) -> dict[str, Any]:
+def _from_mimic(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The entity with the standard names; of several pictures, the first."""
     name, pictures = raw["entity_name"], raw.get("image_list")
     return {
@@ -185,7 +185,7 @@ def _is_wikidata(raw: Any) -> bool:
     return isinstance(raw, dict) and isinstance(raw.get("labels"), dict | list) and "name" not in raw
 
 
-def _from_wikidata(raw: dict[str, Any]) -> dict[str, Any]:
+def _from_wikidata(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The entity with the standard names. Raises ValueError for a property or a lexeme."""
     kind = raw.get("type", "item")
     if kind != "item":

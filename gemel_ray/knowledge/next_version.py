@@ -27,7 +27,7 @@ from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import prefix_tree, thumbnails, vector_stores, versions
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.entities import Entities, Targets
+from gemel_ray.knowledge.entities import Entities, Entity, Targets
 from gemel_ray.knowledge.versions import linked, read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.knowledge.writing import (
@@ -45,9 +45,9 @@ from gemel_ray.progress import Meter
 from gemel_ray.ranking.making import renew
 from gemel_ray.ranking.triples import Triple, Triples
 from gemel_ray.readers import count, documents
+from gemel_ray.records import Row
 from gemel_ray.storage import new_folder
 
-Entity = dict[str, Any]
 TIME = "%Y-%m-%d %H:%M"
 _OF_ONE_VERSION = ("version", "vectors", "collection", "former", "made", "changes")  # of workspace.json
 
@@ -173,13 +173,13 @@ class NextVersion:
             raise Mistake(f"no demonstration is new: {why}; nothing was changed")
         return tables
 
-    def _without_known(self, solved: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _without_known(self, solved: list[Row]) -> list[Row]:
         bank = self.former.bank
         new = [row for row in solved if row["target"] not in map(bank.target, self._repeats(row))]
         self.repeated += len(solved) - len(new)
         return new
 
-    def _repeats(self, row: dict[str, Any]) -> list[int]:
+    def _repeats(self, row: Row) -> list[int]:
         """The bank's examples of the same mention, text and picture."""
         picture = row["image_vector"]
         seen = None if picture is None else np.array(picture, np.float32)

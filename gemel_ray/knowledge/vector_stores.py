@@ -6,7 +6,7 @@ but never an address or a key: those are in the configuration. See qdrant.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ _COLLECTION = "collection"
 _AGAIN = "build the workspace again (gemel-ray build --replace)"
 
 
-def opened(options: Options, facts: dict[str, Any], bank: Bank, folder: Path, names: bool) -> Vectors:
+def opened(options: Options, facts: Mapping[str, Any], bank: Bank, folder: Path, names: bool) -> Vectors:
     """The vectors, for reading: from the bank itself if it is small enough for an exact search. With `names`,
     those of the knowledge base are found among the mentions."""
     store: VectorStore
@@ -38,7 +38,7 @@ def opened(options: Options, facts: dict[str, Any], bank: Bank, folder: Path, na
     return Vectors(store, facts["multiplicity"], options.exact_below, joined)
 
 
-def created(options: Options, facts: dict[str, Any], folder: Path, widths: dict[str, int]) -> Vectors:
+def created(options: Options, facts: Mapping[str, Any], folder: Path, widths: dict[str, int]) -> Vectors:
     """A new empty store, to be filled once."""
     store: VectorStore
     if options.address:
@@ -48,7 +48,7 @@ def created(options: Options, facts: dict[str, Any], folder: Path, widths: dict[
     return Vectors(store, {}, options.exact_below)
 
 
-def recorded(facts: dict[str, Any]) -> str:
+def recorded(facts: Mapping[str, Any]) -> str:
     """The collection that a version records; empty if its vectors are in the workspace."""
     return str(facts.get(_COLLECTION) or "")
 
@@ -58,7 +58,7 @@ def record(name: str) -> dict[str, str]:
     return {_COLLECTION: name} if name else {}
 
 
-def check(folder: Path, facts: dict[str, Any], options: Options) -> None:
+def check(folder: Path, facts: Mapping[str, Any], options: Options) -> None:
     """Raise WorkspaceError if its vectors are not where the configuration's `vectors.address` says. Contacts
     no server."""
     there, address = recorded(facts), options.address
@@ -77,11 +77,11 @@ def check(folder: Path, facts: dict[str, Any], options: Options) -> None:
     raise WorkspaceError(f"{folder}: {why}")
 
 
-def _has_vectors(facts: dict[str, Any]) -> bool:
+def _has_vectors(facts: Mapping[str, Any]) -> bool:
     return bool(facts.get("demonstrations") or facts.get("names"))
 
 
-def ask(folder: Path, facts: dict[str, Any], options: Options, say: Say) -> None:
+def ask(folder: Path, facts: Mapping[str, Any], options: Options, say: Say) -> None:
     """Check, before any work, that its Qdrant server answers, accepts the key and has its vectors."""
     there = recorded(facts)
     if not options.address:

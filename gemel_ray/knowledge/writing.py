@@ -28,7 +28,7 @@ from gemel_ray.graph import Segment, explode
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import thumbnails, vector_stores
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.entities import Rejects, Targets
+from gemel_ray.knowledge.entities import Entity, Rejects, Targets
 from gemel_ray.knowledge.thumbnails import FILE as THUMBNAILS
 from gemel_ray.knowledge.thumbnails import ThumbnailWriter
 from gemel_ray.knowledge.vectors import Matrix, Vectors
@@ -40,7 +40,7 @@ from gemel_ray.progress import Meter, Progress
 from gemel_ray.readers import BATCH
 from gemel_ray.readers.fields import short
 from gemel_ray.readers.mentions import place
-from gemel_ray.records import DOCUMENT
+from gemel_ray.records import DOCUMENT, Row
 from gemel_ray.settings import Vectors as Options
 from gemel_ray.stages.assemble import cut, demonstration_text
 from gemel_ray.stages.encoding import Encoding
@@ -142,7 +142,7 @@ class BankWriter:
         self.mention_vectors: list[Matrix] = []
         self.cut: list[str] = []  # ids of the examples whose text was cut
 
-    def table(self, solved: list[dict[str, Any]]) -> pa.Table:
+    def table(self, solved: list[Row]) -> pa.Table:
         """The bank's rows of some solved mentions."""
         pieces = [demonstration_text(r["text"], r["mention"], r["target"]) for r in solved]
         tokens = list(map(self._within, solved, self.workspace.tokenize(pieces)))
@@ -160,13 +160,13 @@ class BankWriter:
         self.mention_vectors.append(np.array([r["mention_vector"] for r in solved], np.float32))
         return pa.Table.from_pylist(rows, bank_file.SCHEMA)
 
-    def _within(self, row: dict[str, Any], tokens: list[int]) -> list[int]:
+    def _within(self, row: Row, tokens: list[int]) -> list[int]:
         if len(tokens) <= self.longest:
             return tokens
         self.cut.append(row["document_id"])
         return example_tokens(self.workspace.tokenizer, row, self.longest) or tokens
 
-    def _picture(self, row: dict[str, Any]) -> int:
+    def _picture(self, row: Row) -> int:
         if row["image_vector"] is None:
             return -1
         feature = np.array(row["image_vector"], np.float32)
@@ -271,17 +271,17 @@ _KEPT = ["document_id", "text", "mention_id", "mention", "target", "target_id"]
 _KEPT += ["image_vector", "mention_vector", "thumbnail", "error"]
 
 
-def forms(entities: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+def forms(entities: Iterable[Entity]) -> Iterator[tuple[Entity, str]]:
     """Every entity with its name and with each of its aliases."""
     for entity in entities:
         for form in dict.fromkeys([entity["name"], *(entity["aliases"] or ())]):
             yield entity, form
 
 
-def name_examples(named: Iterable[tuple[dict[str, Any], str]]) -> Iterator[pa.Table]:
+def name_examples(named: Iterable[tuple[Entity, str]]) -> Iterator[pa.Table]:
     """A name or alias of an entity as a document that mentions itself: with it in the prompt, the language
     model has read the name and knows its spelling. (Not in the paper, which shows training mentions only.)"""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for entity, form in named:
         text = f"{form}: {entity['description']}" if entity["description"] else form
         mention = {"mention_id": f"0-{len(form)}", "mention": form, "start": 0, "end": len(form)}
@@ -329,7 +329,7 @@ def encoded(
             encoding.close()
 
 
-def usable_demonstrations(table: pa.Table, known: Targets, made: Made) -> list[dict[str, Any]]:
+def usable_demonstrations(table: pa.Table, known: Targets, made: Made) -> list[Row]:
     """The rows that can demonstrate; targets become names of the knowledge base, if it has them."""
     solved = []
     for row in table.select(_KEPT).to_pylist():

@@ -20,7 +20,7 @@ from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.ranking.connections import CONNECTION_FEATURES, Connections
 from gemel_ray.ranking.examples import Examples
-from gemel_ray.ranking.names import Names
+from gemel_ray.ranking.names import NameRow, Names
 from gemel_ray.ranking.postings import Mask, WeightedRows
 from gemel_ray.ranking.retrieval import Retrieval
 from gemel_ray.ranking.words import against_names, compared, stems, trigrams, years
@@ -84,7 +84,7 @@ class Case:
     mention: str
     text: str
     rows: npt.NDArray[np.int64]
-    known: list[dict[str, Any]]
+    known: list[NameRow]
     prior: Counter[int]
     votes: dict[int, float]
     words: SharedWords

@@ -10,13 +10,13 @@ import math
 from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gemel_ray.knowledge.entities import Entities
+from gemel_ray.knowledge.entities import Entities, Entity
 from gemel_ray.ranking import postings
 from gemel_ray.ranking.postings import Postings, Rows, WeightedRows
 from gemel_ray.ranking.words import folded, initials, key, stems, trigrams, years
@@ -39,6 +39,17 @@ _BATCH = 65_536
 _REMEMBERED = 50_000  # words whose weight is kept
 
 
+class NameRow(TypedDict):
+    """A row of `_SCHEMA`."""
+
+    name: str
+    aliases: list[str]
+    initials: list[str]
+    bracket: bool
+    about: list[str]
+    years: list[int]
+
+
 class Names:
     """The files that `write` made, opened."""
 
@@ -55,9 +66,9 @@ class Names:
     def __len__(self) -> int:
         return len(self.table)
 
-    def rows(self, rows: npt.NDArray[np.int64] | Rows) -> list[dict[str, Any]]:
+    def rows(self, rows: npt.NDArray[np.int64] | Rows) -> list[NameRow]:
         """Name, aliases and description of these entities."""
-        found: list[dict[str, Any]] = self.table.take(pa.array(rows)).to_pylist()
+        found: list[NameRow] = self.table.take(pa.array(rows)).to_pylist()
         return found
 
     def with_name(self, form: str) -> Rows:
@@ -116,7 +127,7 @@ def write(entities: Entities, folder: Path) -> None:
     """Index the entities into `folder`, streaming."""
     folder.mkdir(parents=True, exist_ok=True)
     with pa.ipc.new_file(str(folder / "names.arrow"), _SCHEMA) as file:
-        batch: list[dict[str, Any]] = []
+        batch: list[NameRow] = []
         for row in map(_folded, entities.rows()):
             batch.append(row)
             if len(batch) == _BATCH:
@@ -132,7 +143,7 @@ def write(entities: Entities, folder: Path) -> None:
     np.save(folder / "sizes.npy", sizes)
 
 
-def _folded(entity: dict[str, Any]) -> dict[str, Any]:
+def _folded(entity: Entity) -> NameRow:
     name = folded(entity["name"])
     aliases = dict.fromkeys(map(folded, entity["aliases"] or ()))
     about = stems(folded(entity["description"] or "")) - stems(name)
@@ -146,7 +157,7 @@ def _folded(entity: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _each(table: pa.Table) -> Iterator[dict[str, Any]]:
+def _each(table: pa.Table) -> Iterator[NameRow]:
     for batch in table.to_batches():
         yield from batch.to_pylist()
 
@@ -157,11 +168,11 @@ def _pairs(table: pa.Table, words: Any) -> Iterator[tuple[int, int]]:
             yield key(word), row
 
 
-def _of_words(entity: dict[str, Any]) -> set[str]:
+def _of_words(entity: NameRow) -> set[str]:
     return {word for form in (entity["name"], *entity["aliases"]) for word in form.split()}
 
 
-def _of_forms(entity: dict[str, Any]) -> Iterator[str]:
+def _of_forms(entity: NameRow) -> Iterator[str]:
     yield from (entity["name"], *entity["aliases"])
     for short in entity["initials"]:
         yield f"initials {short}"
@@ -169,5 +180,5 @@ def _of_forms(entity: dict[str, Any]) -> Iterator[str]:
             yield f"letters {''.join(sorted(short))}"
 
 
-def _of_grams(entity: dict[str, Any]) -> frozenset[str]:
+def _of_grams(entity: NameRow) -> frozenset[str]:
     return trigrams(entity["name"])

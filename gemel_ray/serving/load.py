@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import httpx
 import numpy as np
@@ -21,11 +21,12 @@ import numpy as np
 from gemel_ray.client import document
 from gemel_ray.errors import Mistake
 from gemel_ray.readers import documents
+from gemel_ray.records import Row
 
 _TIMEOUT = 300.0
 
 
-def requests(files: Sequence[str], most: int) -> list[dict[str, Any]]:
+def requests(files: Sequence[str], most: int) -> list[Row]:
     """The first documents of the files, as requests. Raises ValueError where there are none."""
     rows = (row for file in files for table in documents(file) for row in table.to_pylist())
     found = list(itertools.islice((_request(row) for row in rows if row["error"] is None), most))
@@ -34,13 +35,23 @@ def requests(files: Sequence[str], most: int) -> list[dict[str, Any]]:
     return found
 
 
-def _request(row: dict[str, Any]) -> dict[str, Any]:
+def _request(row: Row) -> Row:
     address, mentions = row["image_address"], None
     there = Path(address) if address and "://" not in address else address
     image = there if row["image"] is None else row["image"]
     if row["given"] is not None:
         mentions = [(m["start"], m["end"]) for m in row["given"] if m["start"] is not None]
     return document(row["text"], image, mentions)
+
+
+class LoadFigures(TypedDict):
+    """See `Load.figures`."""
+
+    requests: int
+    statuses: dict[str, int]
+    latency: dict[str, float | None]
+    answered_per_second: float
+    mentions_per_second: float
 
 
 @dataclass
@@ -54,7 +65,7 @@ class Load:
     statuses: Counter[int] = field(default_factory=Counter)
     arriving: float = 0.0
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> LoadFigures:
         """Latencies in seconds, of answers with status 200 only; rates a second, over the last three quarters
         of the time in which requests are sent: neither filling up nor draining counts."""
         steady = [rows for at, rows in self.answered if self.arriving / 4 <= at <= self.arriving]
@@ -77,7 +88,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
         yield at
 
 
-async def loaded(address: str, sent: Sequence[dict[str, Any]], times: Iterable[float], key: str) -> Load:
+async def loaded(address: str, sent: Sequence[Row], times: Iterable[float], key: str) -> Load:
     """Send the requests of `sent` in a cycle, at `times` (seconds from now)."""
     load, began = Load(), time.monotonic()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -95,7 +106,7 @@ async def loaded(address: str, sent: Sequence[dict[str, Any]], times: Iterable[f
     return load
 
 
-async def _send(http: httpx.AsyncClient, request: dict[str, Any], load: Load, start: float) -> None:
+async def _send(http: httpx.AsyncClient, request: Row, load: Load, start: float) -> None:
     began = time.monotonic()
     try:
         answer = await http.post("/v1/link", json=request)

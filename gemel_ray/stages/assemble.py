@@ -23,6 +23,7 @@ from gemel_ray.knowledge.bank import QUERY_IMAGE, image_of
 from gemel_ray.models.encoders import longest_context
 from gemel_ray.readers.fields import short
 from gemel_ray.readers.mentions import place
+from gemel_ray.records import Row
 from gemel_ray.setting import setting
 from gemel_ray.stage import Stage, Work, answer, listed, settings_of
 from gemel_ray.stages.choosing import LETTERS, Choices
@@ -173,7 +174,7 @@ class _Assembling(Work):
         columns["prompt"] = listed([_NOTHING if p is None else p for p in columns["prompt"]], pa.int32())
         return answer(self.stage.writes, columns, columns["error"])
 
-    def _prompt(self, row: dict[str, Any], query: list[int], image: list[int]) -> dict[str, Any]:
+    def _prompt(self, row: Row, query: list[int], image: list[int]) -> Row:
         room, notes, part = self.room - len(image) * self.prefix, [row["placed"]], row["text"]
         if len(query) > room:
             part = self._cut(row, room // 2)
@@ -202,16 +203,14 @@ class _Assembling(Work):
             "note": "; ".join(filter(None, notes)) or None,
         }
 
-    def _choice(
-        self, choices: Choices, row: dict[str, Any], text: str, image: list[int], room: int
-    ) -> list[int] | None:
+    def _choice(self, choices: Choices, row: Row, text: str, image: list[int], room: int) -> list[int] | None:
         """The candidates listed, if there are any and they fit."""
         if not (candidates := choices.of(row)):
             return None
         (ids,) = self.tokenize([choice_text(text, row["mention"], candidates)])
         return [*image, *ids] if len(ids) <= room else None
 
-    def _cut(self, row: dict[str, Any], room: int) -> str | None:
+    def _cut(self, row: Row, room: int) -> str | None:
         at = (row["start"] or 0, row["end"] or 0)
         return cut(self.tokenizer, row["text"], at, room, lambda part: query_text(part, row["mention"]))
 

@@ -10,13 +10,14 @@ import string
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.knowledge import prefix_tree
 from gemel_ray.knowledge.prefix_tree import PrefixTree, Tokenize
+from gemel_ray.records import Row
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.entities import Entities
@@ -33,7 +34,7 @@ class Choices:
     def __init__(self, entities: Entities, most: int, sure: float) -> None:
         self._entities, self._most, self._sure = entities, most, np.log(sure) if sure else -np.inf
 
-    def of(self, row: dict[str, Any]) -> list[str]:
+    def of(self, row: Row) -> list[str]:
         """The `likely` entities of a row as lines; none where there is nothing to choose."""
         likely, chances = (row["likely"] or [])[: self._most], row["chances"] or []
         if len(likely) < 2 or chances[0] > self._sure:

@@ -27,7 +27,7 @@ from gemel_ray.pictures.fetching import Fetcher, fetch_result
 from gemel_ray.pictures.images import image_bytes, is_web, naming_image, read_image
 from gemel_ray.pictures.limits import ImageError
 from gemel_ray.readers.pictures import unread_counts
-from gemel_ray.stage import Stage, Work, answer, settings_of
+from gemel_ray.stage import Measures, Stage, Work, answer, settings_of
 from gemel_ray.stages.encode import Encode
 from gemel_ray.stages.retrieve import Retrieve
 
@@ -214,7 +214,7 @@ class Encoding(Work):
         if self.cache:
             self.cache.close()
 
-    def measures(self) -> dict[str, Any]:
+    def measures(self) -> Measures:
         return self.counts | {name: dict(counts) for name, counts in self.unread.items()}
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from gemel_ray.errors import Mistake
-from gemel_ray.stage import Work, answer
+from gemel_ray.records import Row
+from gemel_ray.stage import Measures, Work, answer
 from gemel_ray.stages.generate import Generate
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Ranked(Work):
         table = answer(self.stage.writes, columns, [row.get("error") for row in rows])
         return table.append_column("status", pa.array([row.get("status") for row in rows], pa.string()))
 
-    def _link(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _link(self, row: Row) -> Row:
         try:
             asked = self.stage.asked(row["options"]) if row["options"] else self.stage
         except ValueError as reason:  # options that do not go together
@@ -43,11 +44,11 @@ class Ranked(Work):
             return {"status": "nil", "candidates": []}
         return by_ranker(asked, self.entities, row)
 
-    def measures(self) -> dict[str, Any]:
+    def measures(self) -> Measures:
         return {"mentions": self.mentions}
 
 
-def by_ranker(asked: Generate, entities: Entities, row: dict[str, Any]) -> dict[str, Any]:
+def by_ranker(asked: Generate, entities: Entities, row: Row) -> Row:
     """The columns of a row that has `likely` entities and their `chances`."""
     candidates = [
         {"entity": name, "entity_id": identity, "score": score}
