@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import SMALL
+from files import TEST
 from on_gpu import same
 
 from gemel_ray.cli import main
@@ -34,8 +35,6 @@ from gemel_ray.measuring.random_model import with_random_model
 from gemel_ray.measuring.scale import endless_documents
 from gemel_ray.measuring.speed import bottleneck
 from gemel_ray.measuring.trees import made_up
-
-TEST = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data" / "test.parquet"
 
 
 def test_a_figure_is_a_median_with_its_spread() -> None:
@@ -175,8 +174,12 @@ def test_without_pictures_of_its_own_encode_is_measured_on_the_starter_s(
     assert found["stage_per_second"] > 0
 
 
-def test_every_stage_before_the_engine_is_measured_alone(config: Config, workspace_folder: Path) -> None:
-    found = alone(config, workspace_folder, [str(TEST)], 2)
+def test_every_stage_before_the_engine_is_measured_alone(
+    config: Config, workspace_folder: Path, tmp_path: Path
+) -> None:
+    few = tmp_path / "few.parquet"
+    pq.write_table(pq.read_table(TEST).slice(0, 16), few)
+    found = alone(config, workspace_folder, [str(few)], 2, seconds=0.1)
     assert list(found) == ["detect", "encode", "retrieve", "assemble"]
     assert all(f["processes"] == 2 and f["per_second"] > 0 and f["core_ms"] > 0 for f in found.values())
 
@@ -221,8 +224,8 @@ def test_a_round_measures_every_figure_of_the_engine(
     workspace: Workspace, config: Config, generating: Any
 ) -> None:
     """Figures that must hold on any machine; how fast it is nobody asserts."""
-    mentions = assembled(config, workspace, [str(TEST)]).slice(0, 96)
-    sizes = Sizes(mentions=96, under_way=64, reference=1, raw=3)
+    mentions = assembled(config, workspace, [str(TEST)]).slice(0, 48)
+    sizes = Sizes(mentions=48, under_way=32, reference=1, raw=3)
     measuring = Measuring(config, workspace, generating, mentions, sizes)
     found = {name: f["median"] for name, f in measuring.rounds(lambda _: None).items()}
     for nothing in ("requests_per_mention", "hashed_bytes_per_mention"):

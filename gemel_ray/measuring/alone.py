@@ -31,9 +31,11 @@ class StageFigures(TypedDict):
     core_ms: float
 
 
-def alone(config: Config, workspace: Path, inputs: Sequence[str], processes: int) -> dict[str, StageFigures]:
+def alone(
+    config: Config, workspace: Path, inputs: Sequence[str], processes: int, seconds: float = _SECONDS
+) -> dict[str, StageFigures]:
     """The figures of each stage except the last, without the others, on the same documents repeatedly."""
-    parts = in_new_processes(processes, _measured, config, workspace, list(inputs))
+    parts = in_new_processes(processes, _measured, config, workspace, list(inputs), seconds)
     return {
         stage: {
             "per_second": round(sum(part[stage][0] for part in parts), 1),
@@ -44,7 +46,9 @@ def alone(config: Config, workspace: Path, inputs: Sequence[str], processes: int
     }
 
 
-def _measured(config: Config, workspace: Path, inputs: list[str]) -> dict[str, tuple[float, float]]:
+def _measured(
+    config: Config, workspace: Path, inputs: list[str], seconds: float
+) -> dict[str, tuple[float, float]]:
     """Rows per second and processor milliseconds per row of every stage, in this process."""
     opened = Workspace.open(workspace, config)
     segment = linking_graph(config, opened).segment(FRONT, opened)
@@ -55,16 +59,16 @@ def _measured(config: Config, workspace: Path, inputs: list[str]) -> dict[str, t
             one = Segment(segment.graph, ((number, work),))
             following = list(run_in_process(one, iter(tables), _OVERLAP))  # also warms up
             wait_for_all()
-            found[FRONT[number]] = _pace(one, tables)
+            found[FRONT[number]] = _pace(one, tables, seconds)
             tables = following
     finally:
         segment.close()
     return found
 
 
-def _pace(stage: Segment, tables: Sequence[pa.Table]) -> tuple[float, float]:
+def _pace(stage: Segment, tables: Sequence[pa.Table], seconds: float) -> tuple[float, float]:
     began, worked, rows = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - began < _SECONDS:
+    while time.perf_counter() - began < seconds:
         some = islice(cycle(tables), max(len(tables), _OVERLAP))
         rows += sum(len(table) for table in run_in_process(stage, some, _OVERLAP))
     return rows / (time.perf_counter() - began), 1000 * (time.process_time() - worked) / rows
