@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -38,11 +39,15 @@ _ANSWER = [f for f in LINK if f.name not in ("document_id", "error", "fingerprin
 class Deadly(Stage):
     reads: ClassVar = ("document_id", "text")
     writes: ClassVar = pa.schema(_ANSWER)
+    starts: bool = True
 
     def start(self, workspace: Any, line: Any = ()) -> Work:
-        if "UNSTARTED" in os.environ:
+        if not self.starts:
             raise ValueError("there is no such model")
         return _Dying(self)
+
+
+_STAGE = Deadly()
 
 
 class _Dying(Work):
@@ -78,24 +83,37 @@ class Opening:
     config: Config
     output: Folder
     run: str
-    line: ClassVar[Graph] = Graph((Deadly(),), DOCUMENT, LINK, "deadly")
+    stage: Deadly
+
+    @property
+    def line(self) -> Graph:
+        return Graph((self.stage,), DOCUMENT, LINK, "deadly")
 
     def worker(self, stages: Any) -> Worker:
         segment = with_source_column(self.line).segment(["deadly"], None)  # type: ignore[arg-type]
         return Worker(segment, Attempts(self.output, "deadly"), self.output, self.run)
 
 
-def main(address: str, place: str) -> None:
+def configured(address: str = "local") -> Config:
     segment = SegmentOptions(stages=("deadly",), workers=2, batch=32, cpus=0.5)
-    ours = replace(Config().offline, segments=(segment,), address=os.environ.get("CLUSTER", "local"))
-    config = replace(Config(), offline=ours)
+    return replace(Config(), offline=replace(Config().offline, segments=(segment,), address=address))
+
+
+def job(config: Config, address: str, place: str, stage: Deadly = _STAGE) -> Iterator[int]:
+    """Do what is missing, on the Ray of this process. Yields how many documents each batch had."""
     output = folder_at(place)
     run = results.prepare(output)
-    opening: Any = Opening(config, output, run)
-    with faults_as_stopped(Record(output, 0, 0), run), offline.running(config):
+    opening: Any = Opening(config, output, run, stage)
+    with faults_as_stopped(Record(output, 0, 0), run):
         data = offline.dataset(opening, Selection().of([address]), finished(output), Filters(config.input))
-        for counts in offline.counted(data):
-            print(counts["documents"], flush=True)
+        yield from (counts["documents"] for counts in offline.counted(data))
+
+
+def main(address: str, place: str) -> None:
+    config = configured(os.environ.get("CLUSTER", "local"))
+    with offline.running(config):
+        for documents in job(config, address, place):
+            print(documents, flush=True)
 
 
 if __name__ == "__main__":

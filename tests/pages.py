@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-HOUSE = Path(__file__).parents[1]
+from files import HOUSE
+
+from gemel_ray.cli import main
+
 PAGES = [HOUSE / "README.md", *sorted((HOUSE / "docs").rglob("*.md"))]
 # Right before a block, why it is not run: <!-- not run: why -->, <!-- long: why -->, <!-- needs a GPU -->
 _BLOCK = re.compile(
@@ -59,28 +68,67 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 
 def prepared(folder: Path) -> Path:
-    """The folder as the pages take it: the repository's, with gemel-ray on the path and small settings."""
+    """The folder as the pages take it: the repository's, with small settings."""
     for name in ("gemel_ray", "deploy", "docs"):
         (folder / name).symlink_to(HOUSE / name)
     (folder / "ray_config.yaml").write_text(SMALL)
-    command = folder / "bin" / "gemel-ray"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m gemel_ray.cli "$@"\n')
-    command.chmod(0o755)
     return folder
 
 
 def run(block: Block, folder: Path) -> str:
-    """What it prints, or an AssertionError with what it complains of."""
+    """What it prints, or an AssertionError with what it complains of. Its gemel-ray is run by this process,
+    which has imported already what each command would import."""
     command = ["bash", "-eu", "-o", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [*command, block.text],
-        cwd=folder,
-        env=os.environ | {"PATH": path, "PYTHONPATH": str(HOUSE)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{block}: {done.stderr[-3000:]}"
-    return done.stdout
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(HOUSE)}
+    with (
+        _serving(folder / "bin" / "gemel-ray") as asked,
+        tempfile.TemporaryFile("w+") as printed,
+        tempfile.TemporaryFile("w+") as said,
+    ):
+        with subprocess.Popen(
+            [*command, block.text], cwd=folder, env=environment, stdout=printed, stderr=said
+        ) as shell:
+            while shell.poll() is None:
+                with suppress(TimeoutError):
+                    _answer(asked.accept()[0])
+        for file in (printed, said):
+            file.seek(0)
+        assert shell.returncode == 0, f"{block}: {said.read()[-3000:]}"
+        return printed.read()
+
+
+@contextmanager
+def _serving(command: Path) -> Iterator[socket.socket]:
+    """Where the command's calls arrive."""
+    with socket.create_server(("127.0.0.1", 0)) as asked:
+        asked.settimeout(0.05)
+        command.parent.mkdir(exist_ok=True)
+        command.write_text(_COMMAND.format(python=sys.executable, port=asked.getsockname()[1]))
+        command.chmod(0o755)
+        yield asked
+
+
+_COMMAND = """#!{python} -IS
+import json, os, socket, sys
+with socket.create_connection(("127.0.0.1", {port})) as asked, asked.makefile("rw") as file:
+    print(json.dumps([os.getcwd(), sys.argv[1:]]), file=file, flush=True)
+    status, printed, said = json.loads(file.readline())
+sys.stdout.write(printed)
+sys.stderr.write(said)
+sys.exit(status)
+"""
+
+
+def _answer(connection: socket.socket) -> None:
+    with connection, connection.makefile("rw") as file:
+        folder, words = json.loads(file.readline())
+        printed, said, status = io.StringIO(), io.StringIO(), 1
+        with chdir(folder), redirect_stdout(printed), redirect_stderr(said):
+            try:
+                status = main(words)
+            except SystemExit as stop:
+                status = stop.code  # type: ignore[assignment]
+            except Exception:
+                traceback.print_exc()
+        print(json.dumps([status, printed.getvalue(), said.getvalue()]), file=file)

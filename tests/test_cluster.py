@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jobs import ENVIRONMENT, first_links, rows_of, started, undisturbed, written
 from live import free_port
 from PIL import Image
-from test_job_killed import COMMAND, ENVIRONMENT, ended, first_links, rows_of, written
 
 from cluster.local import LocalCluster, local_cluster
 from gemel_ray.cli import main
@@ -27,20 +27,20 @@ from gemel_ray.online import running
 from gemel_ray.segments import SegmentOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-DATA = Path(__file__).parents[1] / "gemel_ray" / "starter" / "data"
 
 
 @pytest.fixture
 def three_nodes() -> Iterator[LocalCluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])  # workers import deadly
+        patch.setenv("RAY_health_check_period_ms", "500")  # a node that is gone is noticed in 3 s, not in 15
         with local_cluster(2, cpus=2) as cluster:
             yield cluster
 
 
 def stranger(cluster: LocalCluster, home: Path) -> subprocess.Popen[bytes]:
     """A driver of somebody who has not the cluster's token; Ray tries for 20 seconds."""
-    environment = {k: v for k, v in ENVIRONMENT.items() if not k.startswith("RAY_AUTH")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
     program = f"import ray; ray.init(address='{cluster.address}')"
     return subprocess.Popen(
         [sys.executable, "-c", program], env=environment | {"HOME": str(home)}, stderr=subprocess.PIPE
@@ -51,12 +51,9 @@ def test_a_node_is_lost_while_a_job_runs_and_another_joins(three_nodes: LocalClu
     """And nobody gets in meanwhile who has not the token."""
     refused = stranger(three_nodes, tmp_path)
     file = written(tmp_path)
-    ended(file, tmp_path / "undisturbed")
     output = tmp_path / "out"
-    environment = ENVIRONMENT | {"CLUSTER": three_nodes.address, "RAY_AUTH_MODE": "token"}
-    job = subprocess.Popen(
-        [*COMMAND, str(file), str(output)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    )
+    cluster = {"CLUSTER": three_nodes.address, "RAY_AUTH_MODE": "token"}
+    job = started(file, output, **cluster)
     first_links(output, job)
     time.sleep(1)
     three_nodes.kill(0)
@@ -64,8 +61,8 @@ def test_a_node_is_lost_while_a_job_runs_and_another_joins(three_nodes: LocalClu
     _, said = job.communicate(timeout=600)
     if job.returncode:  # Ray gave the job up: the same command goes on
         assert b"node" in said.lower()
-        subprocess.run([*COMMAND, str(file), str(output)], env=environment, check=True, timeout=600)
-    assert rows_of(output) == rows_of(tmp_path / "undisturbed")
+        assert started(file, output, **cluster).wait(timeout=600) == 0
+    assert rows_of(output) == undisturbed(tmp_path / "undisturbed")
     _, said = refused.communicate(timeout=600)
     assert refused.returncode != 0
     assert b"Failed to connect to Ray cluster" in said

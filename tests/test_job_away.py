@@ -15,11 +15,11 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from jobs import first_links, processes, rows_of
 from live import free_port
 from parity import same_row
 from qdrant_client import QdrantClient
 from qdrant_server import serving
-from test_job_killed import first_links, processes, rows_of
 from tiny_training import tiny_language_model
 
 from gemel_ray.config import load
@@ -28,7 +28,7 @@ from gemel_ray.starter.demo import DATA
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROWS = 900
-WAIT = 15  # seconds for the server
+WAIT = 10  # seconds for the server
 
 
 def test_a_worker_and_the_vectors_server_are_taken_away(tmp_path: Path) -> None:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-import pyarrow as pa
 import pytest
+from jobs import first_links, rows_of, started
 from s3 import BUCKET, Server, serving, use
 
 from gemel_ray.job import results
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROWS = 1500
-COMMAND = [sys.executable, str(Path(__file__).with_name("deadly.py"))]
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +25,6 @@ def server() -> Iterator[Server]:
     with serving() as server, pytest.MonkeyPatch.context() as patch:
         use(patch, server.environment)
         yield server
-
-
-def started(source: str, output: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*COMMAND, source, output], env=environment, **pipes)
 
 
 def kill_worker(process: subprocess.Popen[bytes]) -> None:
@@ -50,11 +40,7 @@ def test_a_job_in_a_store_is_killed_and_resumed(server: Server) -> None:
     source = server.put("job/in.jsonl", "\n".join(map(json.dumps, lines)).encode())
     output, dice = f"s3://{BUCKET}/job/out", random.Random(1)
     process = started(source, output)
-    until = time.monotonic() + 400
-    while not results.files(output):
-        assert process.poll() is None, process.communicate()[1].decode()[-2000:]
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    first_links(output, process)
     kill_worker(process)
     time.sleep(dice.uniform(0.5, 2))
     process.send_signal(signal.SIGKILL)
@@ -64,8 +50,7 @@ def test_a_job_in_a_store_is_killed_and_resumed(server: Server) -> None:
     again = started(source, output)
     _, said = again.communicate(timeout=600)
     assert again.returncode == 0, said.decode()[-2000:]
-    rows = pa.concat_tables(results.tables(output)).to_pylist()
-    assert len(rows) == ROWS
-    assert {row["document_id"]: row["entity"] for row in rows} == {
+    rows = rows_of(output)
+    assert {name: row["entity"] for name, row in rows.items()} == {
         f"d{i}": f"entity of d{i}" for i in range(ROWS)
     }
