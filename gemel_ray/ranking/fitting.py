@@ -22,7 +22,7 @@ TrainRetrieval = Callable[[Sequence[TrainingExample]], list[Matrix]]
 Neighbours = Callable[[npt.NDArray[np.int64]], Iterator[tuple[npt.NDArray[np.int64], Matrix]]]
 
 SAMPLE = 16_000  # examples it is fitted on, at most
-_HIDDEN, _BATCH, _EPOCHS, _RATE = 48, 128, 10, 6e-3
+_HIDDEN, _BATCH, _EPOCHS, _RATE = 96, 128, 10, 6e-3
 _STILL = 1e-3  # a feature whose standard deviation is less is ignored
 _STEPS = 80  # at least, of few examples
 _BENT = "description fits bent"  # and, after it, the difference to the greatest
