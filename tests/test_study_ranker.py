@@ -72,6 +72,9 @@ def test_a_study_of_rankers(
         )
     made = {file: file.stat().st_mtime_ns for file in output.rglob("manifest.json")}
     assert len(made) == 6  # the base is one of the rows
+    assert main([*asked, "prefix"]) == 0  # nothing that can be measured, and rows of other groups stay
+    later = json.loads((output / "study.json").read_text())
+    assert (later["cells"], later["failed"]) == (found["cells"], found["failed"])
     monkeypatch.setitem(cells.GROUPS, "parts", CHOSEN[1:])
     assert main([*asked, "parts"]) == 0
     assert {file: file.stat().st_mtime_ns for file in output.rglob("manifest.json")} == made

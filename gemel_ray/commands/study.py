@@ -60,9 +60,10 @@ def _run(options: argparse.Namespace) -> int:
         raise Mistake(f"there is no group {unknown[0]}; there are {', '.join(GROUPS)}")
     gold, train, dev = (files(some, say) for some in (options.gold, options.train, options.dev))
     plan = Study(options.workspace, options.output, gold, train, dev, options.limit)
-    rows = study(plan, options.only or list(GROUPS), partial(configured, options), say)
+    groups = options.only or list(GROUPS)
+    rows = study(plan, groups, partial(configured, options), say)
     print("\n".join(lines(rows)))
     write_page(rows, options.output / "study.html")
     storage.write(options.output / "study.md", markdown(rows))
     print(options.output / "study.html")
-    return 1 if rows["failed"] else 0
+    return int(any(cell["group"] in groups for cell in rows["failed"]))
