@@ -54,8 +54,8 @@ class Examples:
     def of_each(
         self, entities: npt.NDArray[np.int64], most: int, hidden: Mask
     ) -> tuple[Rows, npt.NDArray[np.int64]]:
-        """Of each of these entities the first `most` examples, but for hidden ones, one entity's behind
-        another's; and for each example the place of its entity."""
+        """The first `most` examples of each of these entities, except hidden ones, entity after entity; and
+        for each example the index of its entity."""
         rows, whose = self._targets.each(entities.astype(np.uint64))
         first = np.searchsorted(whose, whose)
         kept = (np.arange(len(rows)) - first < most) & ~hidden[rows]
