@@ -150,7 +150,10 @@ def test_rows_that_are_left_out_are_not_found(home: Home) -> None:
     assert len(hits[2].rows) == len(hits[2].scores) == 0
 
 
-def test_rows_left_out_are_not_found_where_the_graph_answers(home: Home) -> None:
+def test_rows_left_out_are_not_found_where_the_graph_answers(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemel_ray.knowledge.qdrant.time.sleep", lambda _: None)  # until it is indexed
     bank = random(300, 16)
     vectors = home({"mention": bank}, exact_below=100)
     best = brute(bank, bank[0], 50)
