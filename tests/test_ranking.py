@@ -139,6 +139,16 @@ def test_names_are_found_by_words_form_initials_and_with_spelling_mistakes(works
     assert names.similar("kleo grimmaldi", 3)[0] == row
 
 
+def test_rows_of_names_come_as_they_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Over several batches of the file, in any order, also twice."""
+    monkeypatch.setattr(name_files, "_BATCH", 4)
+    entity_file.write(iter([{"id": str(i), "name": f"n{i}"} for i in range(10)]), tmp_path / "entities.arrow")
+    name_files.write(entity_file.Entities.open(tmp_path / "entities.arrow"), tmp_path)
+    found = Names(tmp_path).rows(np.array([9, 0, 4, 3, 9, 5]))
+    assert [row["name"] for row in found] == ["n9", "n0", "n4", "n3", "n9", "n5"]
+    assert Names(tmp_path).rows(np.empty(0, np.int64)) == []
+
+
 def test_of_many_of_one_name_those_come_first_whose_other_names_stand_in_the_text(tmp_path: Path) -> None:
     """A first name that hundreds bear, and initials as they are really formed."""
     called = [f"William Nobody{n}" for n in range(200)]

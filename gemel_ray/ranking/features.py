@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.entities import Entities
@@ -192,7 +191,8 @@ def _neighbours(sources: Sources, case: Case) -> Vectors:
 
 
 def _popularity(sources: Sources, case: Case) -> Vectors:
-    given = sources.entities.table["popularity"].take(pa.array(case.rows)).to_pylist()
+    column = sources.entities.table["popularity"]  # a take would copy it
+    given = [column[row].as_py() for row in case.rows.tolist()]
     return np.array([[math.log1p(max(0.0, p or 0.0)), p is not None] for p in given], np.float32)
 
 

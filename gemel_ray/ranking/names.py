@@ -58,6 +58,9 @@ class Names:
             Postings.open(folder, name) for name in ("words", "forms", "grams", "about")
         )
         self.table = pa.ipc.open_file(pa.memory_map(str(folder / "names.arrow"))).read_all()
+        # Taken from batch by batch: a take from the whole table copies it.
+        self._batches = self.table.to_batches()
+        self._ends = np.cumsum([len(batch) for batch in self._batches])
         self.word_weight, self.stem_weight = (  # the words of a text are asked for by many candidates
             lru_cache(_REMEMBERED)(partial(self._weight, index)) for index in (self._words, self._about)
         )
@@ -68,8 +71,15 @@ class Names:
 
     def rows(self, rows: npt.NDArray[np.int64] | Rows) -> list[NameRow]:
         """Name, aliases and description of these entities."""
-        found: list[NameRow] = self.table.take(pa.array(rows)).to_pylist()
-        return found
+        if not len(rows):
+            return []
+        batch, found = np.searchsorted(self._ends, rows, side="right"), list[NameRow]()
+        order = np.argsort(batch, kind="stable")
+        numbers, first = np.unique(batch[order], return_index=True)
+        for number, part in zip(numbers.tolist(), np.split(rows[order], first[1:]), strict=True):
+            inside = part - (self._ends[number] - len(self._batches[number]))
+            found += self._batches[number].take(pa.array(inside)).to_pylist()
+        return [found[place] for place in np.argsort(order)]
 
     def with_name(self, form: str) -> Rows:
         """Entities of exactly this folded name or alias."""
