@@ -13,7 +13,7 @@ from tempfile import NamedTemporaryFile
 
 from gemel_ray.segments import OnlineSegment, SegmentOptions
 
-_UNUSED = ("boto3", "scipy", "sklearn")
+_UNUSED = ("boto3", "sklearn")
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray keeps to this machine
 
 
@@ -45,16 +45,20 @@ def fast_start() -> Iterator[None]:
     """Make importing the models' libraries and starting stages faster.
 
     transformers, accelerate and vLLM import some libraries if they are installed, for features that are not
-    used here. Garbage collection takes a quarter of the imports' time and finds hardly anything: it runs once
-    at the end, and what is alive then is never examined again.
+    used here: these cannot be imported until all has started. Garbage collection takes a quarter of the
+    imports' time and finds hardly anything: it runs once at the end, and what is alive then is never examined
+    again.
     """
     no_gpu = os.environ.get("CUDA_VISIBLE_DEVICES") == ""  # see variables()
-    for name in (*_UNUSED, "triton") if no_gpu else _UNUSED:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    unused = {*_UNUSED, "triton"} if no_gpu else {*_UNUSED}
+    unused -= sys.modules.keys()
+    sys.modules |= dict.fromkeys(unused)  # type: ignore[arg-type]
     gc.disable()
     try:
         yield
     finally:
+        for name in unused:
+            del sys.modules[name]
         gc.enable()
         gc.collect()
         gc.freeze()
