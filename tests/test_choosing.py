@@ -124,15 +124,14 @@ def test_candidates_that_were_not_written_are_judged_as_if_they_were(
         every = {c.leaf: c.log_prob for c in asyncio.run(work.model_answer(whole, row)).names}
         assert len(every) == len(SURNAMES)
         (written,) = asyncio.run(work.model_answer(one, row)).names
-        judged = asyncio.run(work.model_answer(replace(one, judged=1e-9), row)).names
+        judged = asyncio.run(work.model_answer(replace(one, judged=1e-300), row)).names
         with monkeypatch.context() as patch:
             patch.setattr(work.engine, "takes", lambda *_: False)
-            by_rollouts = asyncio.run(work.model_answer(replace(one, judged=1e-9), row)).names
+            by_rollouts = asyncio.run(work.model_answer(replace(one, judged=1e-300), row)).names
         assert {c.leaf: (c.log_prob, c.score) for c in judged} == {
             c.leaf: pytest.approx((c.log_prob, c.score), abs=1e-4) for c in by_rollouts
         }
-        likely = [e for e, p in zip(row["likely"], row["chances"], strict=True) if math.exp(p) >= 1e-9]
-        names = {name for _, name in ranked.entities.of(likely)}
+        names = {name for _, name in ranked.entities.of(row["likely"])}
         assert len(names) > 1
         assert judged[0] == written
         assert {c.leaf for c in judged} == {written.leaf} | {work.neighbours.leaf(name) for name in names}
