@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 Vectors = NDArray[np.float32]
 Feature = Literal["hidden", "projected"]
