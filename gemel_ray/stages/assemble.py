@@ -30,9 +30,9 @@ from gemel_ray.stages.choosing import LETTERS, Choices
 from gemel_ray.stages.generate import Generate
 
 if TYPE_CHECKING:
-    from gemel_ray.knowledge.workspace import Workspace
-if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from gemel_ray.knowledge.workspace import Workspace
 
 # A prompt within the language model's limit of tokens: which examples are in it, and which part of a text.
 #
