@@ -20,10 +20,11 @@ class Progress:
 
 
 class Meter:
-    """Shows rows done, rate, errors and time left; `total` is None if unknown."""
+    """Shows rows done, rate, errors and time left; `total` is None if unknown. `beginning`: what is done
+    before the first batch is ready."""
 
-    def __init__(self, what: str, total: int | None) -> None:
-        self.what, self.total, self.done = what, total, 0
+    def __init__(self, what: str, total: int | None, beginning: str = "loading the models") -> None:
+        self.what, self.total, self.done, self.beginning = what, total, 0, beginning
         self.statuses: Counter[str] = Counter()
         self.live = sys.stderr.isatty()
         self.began = self.reported = time.monotonic()
@@ -31,7 +32,7 @@ class Meter:
 
     def __enter__(self) -> Meter:
         known = "an unknown number of" if self.total is None else f"{self.total:,}"
-        self._report(f"{known} {self.what} to do; loading the models")
+        self._report(f"{known} {self.what} to do; {self.beginning}")
         return self
 
     def __exit__(self, *_: object) -> None:

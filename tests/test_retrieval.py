@@ -169,7 +169,9 @@ def copies_leave_it_alone(folder: Path, into: Path) -> None:
     assert seconds_to_make(folder) is None
 
 
-def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(tmp_path: Path) -> None:
+def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     people = [(f"Q{s}{t}", f"{trade.title()} {who}", who, trade)
               for s, who in enumerate(("Almeida", "Brandt", "Castellan", "Dvorsky", "Eriksen", "Fontaine"))
               for t, trade in enumerate(TRADES)]  # fmt: skip
@@ -183,6 +185,10 @@ def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(tmp
     with counted_encoders() as encoders:
         build(load(None, {}, SETTINGS), kb, [train], folder, print, triples=str(triples))
     assert len(encoders) == 3  # Encode's of examples and of names, one for ranker and retrieval
+    progress = capsys.readouterr().err
+    assert f"{len(people)} examples to do; comparing their candidates" in progress
+    assert f"{len(people)}/{len(people)} examples, " in progress
+    assert f"{len(TRADES)}/{len(TRADES)} labels, " in progress
     opened = Workspace.open(folder, load(None, read_facts(folder)["settings"], SETTINGS))
     ranker = Ranker.load(opened.ranking_folder / FILE)
     assert groups_of(ranker.features)[-1].name == RETRIEVAL

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -135,9 +136,9 @@ def _neighbours(
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
     """The nearest other rows of the bank, and their votes, by the configured Retrieve."""
     bank = workspace.bank
-    retrieving = replace(config.retrieve, ranking=0).start(workspace)
     pictures = bank.table["image_row"].to_numpy()
-    try:
+    retrieving = replace(config.retrieve, ranking=0).start(workspace)
+    with closing(retrieving), Meter("examples", len(rows), "comparing their candidates") as meter:
         for start in range(0, len(rows), _BATCH):
             some = rows[start : start + _BATCH]
             features = [bank.image_vectors[p] if p >= 0 else None for p in pictures[some]]
@@ -153,5 +154,4 @@ def _neighbours(
             assert isinstance(found, pa.Table)
             pairs = zip(found["nearest"].to_pylist(), found["votes"].to_pylist(), strict=True)
             yield from ((np.array(n, np.int64), np.array(s, np.float32)) for n, s in pairs)
-    finally:
-        retrieving.close()
+            meter.add(Progress(len(some), {}))

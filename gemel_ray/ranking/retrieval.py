@@ -12,6 +12,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from gemel_ray import storage
+from gemel_ray.progress import Meter, Progress
 from gemel_ray.ranking import towers
 from gemel_ray.ranking.examples import Encode
 from gemel_ray.ranking.towers import Frozen
@@ -68,9 +69,11 @@ def _encoded(labels: Sequence[str], encode: Encode, width: int, file: Path) -> N
 
 def _encode(vectors: Half, labels: Sequence[str], which: Sequence[int], encode: Encode) -> None:
     written = [i for i in which if any(map(str.isalpha, labels[i]))]
-    for start in range(0, len(written), _AT_ONCE):
-        some = written[start : start + _AT_ONCE]
-        vectors[some] = encode([labels[i] for i in some])
+    with Meter("labels", len(written), "encoding them") as meter:
+        for start in range(0, len(written), _AT_ONCE):
+            some = written[start : start + _AT_ONCE]
+            vectors[some] = encode([labels[i] for i in some])
+            meter.add(Progress(len(some), {}))
 
 
 def _renew(file: Path, labels: Sequence[str], before: Sequence[str], encode: Encode) -> None:
