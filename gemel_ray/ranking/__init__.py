@@ -1,7 +1,8 @@
 """Ranking: the entities that a mention may mean, by names, examples, descriptions and pictures.
 
     words.py     how strings are compared, and the years in them
-    postings.py  an inverted index, memory-mapped or in memory
+    sorting.py   pairs sorted in a fixed memory, by runs on disk
+    postings.py  an inverted index, memory-mapped
     names.py     names and aliases by words, initials, trigrams
     examples.py  the solved examples of a mention and of an entity
     descriptions.py  vectors of the entities' descriptions

@@ -7,18 +7,19 @@ many entities share are skipped, and so are common trigrams.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.knowledge.entities import Entities, Entity
-from gemel_ray.ranking import postings
-from gemel_ray.ranking.postings import Postings, Rows, WeightedRows
+from gemel_ray.ranking.postings import Postings, PostingsWriter, Rows, WeightedRows
+from gemel_ray.ranking.sorting import GrowingArray
 from gemel_ray.ranking.words import folded, initials, key, stems, trigrams, years
 
 _SCHEMA = pa.schema(
@@ -32,11 +33,14 @@ _SCHEMA = pa.schema(
     ]
 )
 _FREQUENT = 6_000  # entities that share a word: a more frequent word is skipped
-_GRAMS = 60_000  # rows of the rarest trigrams that are counted
+_COUNTED = 60_000  # rows of the rarest trigrams that are counted
 _LETTERS = range(3, 7)  # numbers of initials that may be in another order: with fewer, too many match
 _ROWS = 12_000  # rows of the rarest words that are counted
 _BATCH = 65_536
 _REMEMBERED = 50_000  # words whose weight is kept
+
+
+_GRAMS = "grams"  # the index of trigrams
 
 
 class NameRow(TypedDict):
@@ -55,7 +59,7 @@ class Names:
 
     def __init__(self, folder: Path) -> None:
         self._words, self._forms, self._grams, self._about = (
-            Postings.open(folder, name) for name in ("words", "forms", "grams", "about")
+            Postings.open(folder, name) for name in ("words", "forms", _GRAMS, "about")
         )
         self.table = pa.ipc.open_file(pa.memory_map(str(folder / "names.arrow"))).read_all()
         # Taken from batch by batch: a take from the whole table copies it.
@@ -114,7 +118,7 @@ class Names:
         """At most `most` entities whose names share many trigrams with a folded form: misspelt ones."""
         grams = trigrams(form)
         lists = sorted((self._grams.of(key(gram)) for gram in grams), key=len)
-        taken = list(_within(_GRAMS, lists))
+        taken = list(_within(_COUNTED, lists))
         if not any(map(len, taken)):
             return []
         rows, counts = np.unique(np.concatenate(taken), return_counts=True)
@@ -134,23 +138,29 @@ def _within(most: int, lists: Iterable[Rows]) -> Iterator[Rows]:
 
 
 def write(entities: Entities, folder: Path) -> None:
-    """Index the entities into `folder`, streaming."""
+    """Index the entities into `folder`, in one pass. Memory does not grow with their number."""
     folder.mkdir(parents=True, exist_ok=True)
+    indexes = {name: PostingsWriter(folder, name) for name in _INDEXES}
+    sizes, rows, first = GrowingArray(folder / "sizes.npy", np.uint16), map(_folded, entities.rows()), 0
     with pa.ipc.new_file(str(folder / "names.arrow"), _SCHEMA) as file:
-        batch: list[NameRow] = []
-        for row in map(_folded, entities.rows()):
-            batch.append(row)
-            if len(batch) == _BATCH:
-                file.write_table(pa.Table.from_pylist(batch, _SCHEMA))
-                batch = []
-        file.write_table(pa.Table.from_pylist(batch, _SCHEMA))
-    table = pa.ipc.open_file(pa.memory_map(str(folder / "names.arrow"))).read_all()
-    postings.write(_pairs(table, _of_words), folder, "words")
-    postings.write(_pairs(table, _of_forms), folder, "forms")
-    postings.write(_pairs(table, _of_grams), folder, "grams")
-    postings.write(_pairs(table, lambda row: row["about"]), folder, "about")
-    sizes = np.fromiter((len(trigrams(row["name"])) for row in _each(table)), np.uint16)
-    np.save(folder / "sizes.npy", sizes)
+        while batch := list(islice(rows, _BATCH)):
+            file.write_table(pa.Table.from_pylist(batch, _SCHEMA))
+            for name, words in _INDEXES.items():
+                lengths = _add([words(row) for row in batch], first, indexes[name])
+                if name == _GRAMS:
+                    sizes.add(lengths)
+            first += len(batch)
+    for index in indexes.values():
+        index.finish()
+    sizes.close()
+
+
+def _add(words: list[Collection[str]], first: int, index: PostingsWriter) -> npt.NDArray[np.int64]:
+    """Add each entity's words, beginning with row `first`. Returns how many each has."""
+    lengths = np.fromiter(map(len, words), np.int64, len(words))
+    keys = np.fromiter(map(key, chain.from_iterable(words)), np.uint64, int(lengths.sum()))
+    index.add(keys, np.repeat(np.arange(first, first + len(words), dtype=np.int32), lengths))
+    return lengths
 
 
 def _folded(entity: Entity) -> NameRow:
@@ -167,28 +177,27 @@ def _folded(entity: Entity) -> NameRow:
     }
 
 
-def _each(table: pa.Table) -> Iterator[NameRow]:
-    for batch in table.to_batches():
-        yield from batch.to_pylist()
-
-
-def _pairs(table: pa.Table, words: Any) -> Iterator[tuple[int, int]]:
-    for row, entity in enumerate(_each(table)):
-        for word in words(entity):
-            yield key(word), row
-
-
-def _of_words(entity: NameRow) -> set[str]:
+def _words(entity: NameRow) -> Collection[str]:
     return {word for form in (entity["name"], *entity["aliases"]) for word in form.split()}
 
 
-def _of_forms(entity: NameRow) -> Iterator[str]:
-    yield from (entity["name"], *entity["aliases"])
-    for short in entity["initials"]:
-        yield f"initials {short}"
-        if len(short) in _LETTERS:
-            yield f"letters {''.join(sorted(short))}"
+def _forms(entity: NameRow) -> Collection[str]:
+    short = entity["initials"]
+    letters = [f"letters {''.join(sorted(some))}" for some in short if len(some) in _LETTERS]
+    return [entity["name"], *entity["aliases"], *(f"initials {some}" for some in short), *letters]
 
 
-def _of_grams(entity: NameRow) -> frozenset[str]:
+def _grams(entity: NameRow) -> Collection[str]:
     return trigrams(entity["name"])
+
+
+def _about(entity: NameRow) -> Collection[str]:
+    return entity["about"]
+
+
+_INDEXES: dict[str, Callable[[NameRow], Collection[str]]] = {
+    "words": _words,
+    "forms": _forms,
+    _GRAMS: _grams,
+    "about": _about,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.errors import Mistake
+from gemel_ray.ranking.sorting import PAIR, GrowingArray, Sorter
 
 Rows = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 _NONE: Rows = np.empty(0, np.int32)
 _PARTS = ("keys", "offsets", "rows")
-PAIR = np.dtype([("key", np.uint64), ("row", np.int32)])
+_BATCH = 65_536
 
 
 class Postings:
@@ -27,26 +29,12 @@ class Postings:
         self._keys, self._offsets, self._rows = keys, offsets, rows
 
     @classmethod
-    def of_pairs(cls, given: npt.NDArray[np.void]) -> Postings:
-        """The index of an array of `PAIR` in any order; equal pairs count once."""
-        given = given[np.lexsort((given["row"], given["key"]))]
-        given = given[np.append(True, given[1:] != given[:-1])[: len(given)]]
-        keys, first = np.unique(given["key"], return_index=True)
-        return cls(keys, np.append(first, len(given)).astype(np.int64), np.ascontiguousarray(given["row"]))
-
-    @classmethod
     def open(cls, folder: Path, name: str) -> Postings:
         """Map the files that `write` made. Raises Mistake where an earlier version made others."""
         if not (folder / f"{name}.{_PARTS[0]}.npy").exists():
             raise Mistake(f"{folder} has no index of {name}: build the workspace again")
         mapped = (np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in _PARTS)
         return cls(*map(np.asarray, mapped))  # plain arrays over the mapping: indexing them is cheaper
-
-    def save(self, folder: Path, name: str) -> None:
-        """Write what `open` maps."""
-        arrays: tuple[npt.NDArray[Any], ...] = (self._keys, self._offsets, self._rows)
-        for part, array in zip(_PARTS, arrays, strict=True):
-            np.save(folder / f"{name}.{part}.npy", array)
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -110,16 +98,40 @@ class WeightedRows:
         return best
 
 
+class PostingsWriter:
+    """Writes an index part by part; equal pairs count once. Its memory does not grow with the pairs."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._pairs, self._folder, self._name = Sorter(folder), folder, name
+
+    def add(self, keys: npt.NDArray[np.uint64], rows: npt.NDArray[np.integer]) -> None:
+        """Add row i under key i."""
+        self._pairs.add(keys, rows)
+
+    def finish(self) -> int:
+        """Complete the files. Returns the number of different pairs."""
+        files = (self._folder / f"{self._name}.{part}.npy" for part in _PARTS)
+        keys, offsets, rows = map(GrowingArray, files, (np.uint64, np.int64, np.int32))
+        last = None
+        for block in self._pairs.ascending():
+            every = np.ascontiguousarray(block["key"])
+            new = np.flatnonzero(np.append(every[0] != last, every[1:] != every[:-1]))
+            keys.add(every[new])
+            offsets.add(len(rows) + new)
+            rows.add(block["row"])
+            last = every[-1]
+        offsets.add(np.array([len(rows)]))
+        for file in (keys, offsets, rows):
+            file.close()
+        return len(rows)
+
+
 def write(pairs: Iterable[tuple[int, int]], folder: Path, name: str) -> None:
     """Write an index of (key, row) pairs, given in any order; equal pairs count once."""
-    save(np.fromiter(pairs, PAIR), folder, name)
-
-
-def save(given: npt.NDArray[np.void], folder: Path, name: str) -> int:
-    """Write an index of an array of `PAIR`. Returns the number of different pairs."""
-    index = Postings.of_pairs(given)
-    index.save(folder, name)
-    return len(index)
+    writer, unread = PostingsWriter(folder, name), iter(pairs)
+    while len(some := np.fromiter(islice(unread, _BATCH), PAIR)):
+        writer.add(some["key"], some["row"])
+    writer.finish()
 
 
 def among(values: npt.NDArray[Any], known: npt.NDArray[Any]) -> Mask:

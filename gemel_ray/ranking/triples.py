@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gemel_ray.ranking import postings
-from gemel_ray.ranking.postings import Postings, Rows
+from gemel_ray.ranking.postings import Postings, PostingsWriter, Rows
+from gemel_ray.ranking.sorting import PAIR
 from gemel_ray.ranking.words import folded, key, stems
 
 _PREFIX = "graph."  # of the files in the ranking's folder
@@ -129,11 +129,11 @@ def write(
     for identity, name in entities:
         nodes.call(identity, name)
     facts, fact_of = np.unique(np.frombuffer(packed, np.int64), return_inverse=True)
-    pairs = np.empty(len(heads), postings.PAIR)
-    pairs["key"], pairs["row"] = np.frombuffer(heads, np.uint64), fact_of
-    count = postings.save(pairs, folder, f"{_PREFIX}heads")
+    of_heads, identities = PostingsWriter(folder, f"{_PREFIX}heads"), np.frombuffer(heads, np.uint64)
+    of_heads.add(identities, fact_of)
     node_of = (facts & 0xFFFFFFFF).astype(np.int32)
-    pairs["row"] = node_of[fact_of]
+    pairs = np.empty(len(heads), PAIR)
+    pairs["key"], pairs["row"] = identities, node_of[fact_of]
     owners = np.unique(pairs)
     np.save(folder / f"{_PREFIX}relation.npy", (facts >> 32).astype(np.int32))
     np.save(folder / f"{_PREFIX}node.npy", node_of)
@@ -141,7 +141,7 @@ def write(
     np.save(folder / f"{_PREFIX}degree.npy", degree)
     _nodes(nodes, folder)
     _save(relations.labels, folder / f"{_PREFIX}relations.arrow")
-    return count
+    return of_heads.finish()
 
 
 class _Numbered:

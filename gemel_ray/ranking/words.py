@@ -22,8 +22,9 @@ UNKNOWN = (0.0, 0.0, 0.0, 0.0)
 
 def folded(text: str) -> str:
     """The text in lower case, without accents, its words separated by one space."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return _SEPARATORS.sub(" ", plain).strip().casefold()
+    if not text.isascii():  # an ASCII text has no accents
+        text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return _SEPARATORS.sub(" ", text).strip().casefold()
 
 
 @lru_cache(maxsize=10_000)  # the names of the same candidates come again and again
@@ -95,7 +96,7 @@ def hashed(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
-@lru_cache(maxsize=1_000_000)
+@lru_cache(maxsize=100_000)
 def key(word: str) -> int:
     """The hash of a word or a name: these come again and again."""
     return hashed(word)
