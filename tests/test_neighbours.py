@@ -6,14 +6,19 @@ import math
 from pathlib import Path
 from typing import Any
 
+import live
 import numpy as np
 import pyarrow as pa
 import pytest
 
+import gemel_ray
+from gemel_ray.config import load
 from gemel_ray.engine.work import Candidate
 from gemel_ray.knowledge import bank as banks
 from gemel_ray.knowledge.prefix_tree import PrefixTree, build
-from gemel_ray.stages.generating import Neighbours, interpolated
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.stages.answering import Neighbours, interpolated
 from gemel_ray.stages.retrieve import TEMPERATURE, votes
 
 END = 10
@@ -125,3 +130,40 @@ def test_with_full_weight_only_neighbours_are_candidates() -> None:
 def test_what_is_too_unlikely_for_a_float_keeps_its_order() -> None:
     unlikely = [Candidate(1, -2000.0, -2000.0), Candidate(2, -2001.0, -2001.0)]
     assert interpolated(unlikely, {}, 0.5, 5) == unlikely
+
+
+ALONE = {"generate.neighbour_weight": 1, "generate.ranking": 1, "retrieve.demonstrations": 4}
+DOCUMENT = {"text": "Honda opened an office.", "mentions": ["Honda"]}
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever starts an engine fails."""
+    monkeypatch.setattr("gemel_ray.stages.generating.Engine", None)
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_votes_alone_link_without_a_language_model(workspace_folder: Path) -> None:
+    with gemel_ray.Linker(workspace_folder, ALONE) as linker:
+        (found,) = linker.link_many([DOCUMENT])
+    assert (found["status"], found["entity"]) == ("linked", "Honda")
+    others = [math.exp(c["score"]) for c in found["candidates"]]  # those of the four examples
+    assert (found["probability"], sum(others)) == pytest.approx((others[0], 1.0), abs=1e-5)
+    with gemel_ray.Linker(workspace_folder, ALONE | {"retrieve.demonstrations": 0}) as linker:
+        (row,) = linker.link_many([DOCUMENT])
+    assert (row["status"], row["entity"], row["candidates"], row["error"]) == ("nil", None, [], None)
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_the_endpoint_answers_without_a_language_model(workspace_folder: Path) -> None:
+    settings = [f"{name}={value}" for name, value in ALONE.items()]
+    config = load(None, read_facts(workspace_folder)["settings"], settings)
+    workspace = Workspace.open(workspace_folder, config)
+    work = config.generate.start(workspace, config.line.stages)
+    with live.served(config, workspace, work) as url, gemel_ray.Client(url) as client:
+        (sure,) = client.link(**DOCUMENT)
+        (cautious,) = client.link(**DOCUMENT, candidates=2, nil_threshold=1.0)
+        with pytest.raises(gemel_ray.ServerError, match="nil_threshold"):
+            client.link(**DOCUMENT, candidates=1, nil_threshold=0.5)
+    assert (sure["status"], sure["entity"]) == ("linked", "Honda")
+    assert (cautious["status"], cautious["entity"], len(cautious["candidates"])) == ("nil", None, 2)

@@ -47,9 +47,8 @@ from gemel_ray.ranking.ranking import Ranking, open_collector
 from gemel_ray.ranking.words import compared, content_words, folded, years
 from gemel_ray.readers import documents
 from gemel_ray.records import LINK
+from gemel_ray.stages.answering import WithoutModel, joined, likeliest, settled
 from gemel_ray.stages.encoding import Encoding
-from gemel_ray.stages.generating import joined, likeliest
-from gemel_ray.stages.ranked import Ranked, settled
 
 TRADES = {
     "painter": "showed her new canvases and oil portraits in the gallery",
@@ -354,7 +353,7 @@ def linked_alone(workspace: Path, folder: Path, asked: list[dict[str, Any]]) -> 
     opened = Workspace.open(workspace, config)
     graph = linking_graph(config, opened)
     segment = graph.segment(graph.names, opened)
-    assert isinstance(segment.works[-1][1], Ranked)
+    assert isinstance(segment.works[-1][1], WithoutModel)
     rows = asyncio.run(segment.run(next(documents(written(folder, "alone.jsonl", asked)))))
     segment.close()
     return rows.to_pylist()

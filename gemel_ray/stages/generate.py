@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
 from gemel_ray.errors import Mistake
-from gemel_ray.records import CANDIDATE
+from gemel_ray.records import CANDIDATE, Row
 from gemel_ray.setting import setting
 from gemel_ray.stage import Stage
 
@@ -29,7 +29,10 @@ class Generate(Stage):
     With a `neighbour_weight` w, the score is the logarithm of (1 - w) * P(name by the model) + w * P(name by
     the demonstrations). If the workspace has a ranker, the score is instead the weighted mean of the model's
     and the ranker's log-probabilities, normalised over the names that either knows. `ranking` is the ranker's
-    weight: at 0 it is not used, and at 1 it answers alone, without loading the language model.
+    weight: at 0 it is not used.
+
+    Where all the weight is the ranker's (`ranking: 1`), or, without a ranker, the demonstrations'
+    (`neighbour_weight: 1`), they answer alone, and the language model is not loaded.
 
     Of a mention of which the ranker is not sure, the model also judges those of the ranker's candidates that
     it did not write, down to a probability of `judged`: some tokens more, in the same passes.
@@ -78,7 +81,8 @@ class Generate(Stage):
     )
     neighbour_weight: float = setting(
         0.7,
-        "weight of the demonstrations' votes beside the language model (kNN-LM)",
+        "weight of the demonstrations' votes beside the language model (kNN-LM); 1: the votes alone, "
+        "without a language model",
         at_least=0,
         at_most=1,
         was="neighbours",
@@ -186,7 +190,9 @@ class Generate(Stage):
                 "generate.prior_weight and generate.neighbour_weight cannot be had both: set one to 0"
             )
 
-    def asked(self, options: dict[str, Any]) -> Generate:
-        """The stage as a row's document wants it. Raises ValueError for options that do not go together."""
+    def asked(self, options: Row | None) -> Generate:
+        """The stage as a row's document wants it. Raises Mistake for options that do not go together."""
+        if not options:
+            return self
         names = {"candidates": "beams", "search": "search", "nil_threshold": "nil_threshold"}
         return replace(self, **{names[k]: v for k, v in options.items() if k in names and v is not None})

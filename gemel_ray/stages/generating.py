@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,31 +20,42 @@ from gemel_ray.engine.admission import Room
 from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.run import Engine
 from gemel_ray.engine.vllm.starting import EngineOptions
-from gemel_ray.engine.work import Candidate, PromptEmbeddings, Usage, probabilities
+from gemel_ray.engine.work import Candidate, PromptEmbeddings, Usage
 from gemel_ray.errors import WorkspaceError
-from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree
+from gemel_ray.knowledge.prefix_tree import NOWHERE
 from gemel_ray.records import Row
-from gemel_ray.stage import Measures, Stage, Work, answer, settings_of
+from gemel_ray.stage import Measures, Stage, Work, settings_of
+from gemel_ray.stages.answering import (
+    Neighbours,
+    WithoutModel,
+    asks_model,
+    by_name,
+    by_ranker,
+    has_ranker,
+    interpolated,
+    joined,
+    likeliest,
+    links,
+    reasons_of,
+    settled,
+)
 from gemel_ray.stages.by_rollouts import ByRollouts
 from gemel_ray.stages.choosing import Choosing, LogProbs, reranked
 from gemel_ray.stages.generate import Generate
-from gemel_ray.stages.ranked import Ranked, by_ranker, settled
 from gemel_ray.stages.retrieve import Retrieve
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
 _BEGINNINGS = 256  # whose ids and pictures are kept
-_FIELDS = ("entity", "entity_id", "score", "probability", "candidates", "why")
 
 
 def start(stage: Generate, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
-    """Start Generate, in the process that will use it; without an engine if the ranker alone answers."""
+    """Start Generate, in the process that will use it; without an engine if no language model is asked."""
     stage, shown = settled(stage, workspace), settings_of(Retrieve, line)
-    if stage.ranking == 1 and workspace.ranks and shown.ranking:
-        return Ranked(stage, workspace)
-    return Generating(stage, workspace, shown)
+    if asks_model(stage, shown, workspace):
+        return Generating(stage, workspace, shown)
+    return WithoutModel(stage, workspace, ranker=has_ranker(stage, shown, workspace))
 
 
 class ModelAnswer(NamedTuple):
@@ -80,23 +91,19 @@ class Generating(Work):
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         rows = await asyncio.gather(*(self._link(row) for row in batch.to_pylist()))
-        columns = {name: [row.get(name) for row in rows] for name in _FIELDS}
-        table = answer(self.stage.writes, columns, [row.get("error") for row in rows])
-        return table.append_column("status", pa.array([row.get("status") for row in rows], pa.string()))
+        return links(self.stage, rows)
 
     async def _link(self, row: Row) -> Row:
         self.mentions += 1
         try:
-            asked = self.stage.asked(row["options"]) if row["options"] else self.stage
-        except ValueError as reason:  # options that do not go together
+            asked = self.stage.asked(row["options"])
+            sure = asked.ranking and row["chances"] and math.exp(row["chances"][0]) > asked.sure
+            answer = None if sure else await self.model_answer(asked, row)
+        except ValueError as reason:  # options that do not go together, or a prompt that the engine refuses
             return {"error": str(reason)}
-        if asked.ranking and row["chances"] and math.exp(row["chances"][0]) > asked.sure:
+        if answer is None:
             self.ranked += 1
             return by_ranker(asked, self.entities, row)
-        try:
-            answer = await self.model_answer(asked, row)
-        except ValueError as reason:  # this prompt is too long
-            return {"error": str(reason)}
         return self._joined(asked, row, answer)
 
     async def model_answer(self, asked: Generate, row: Row) -> ModelAnswer:
@@ -127,7 +134,7 @@ class Generating(Work):
             picked = {} if chosen is None else dict(zip(row["likely"], np.exp(chosen).tolist(), strict=False))
             best = likeliest(self.tree.entities(found[0].leaf).tolist(), chances)[0]
             why = reasons_of(row["reasons"], said.get(found[0].leaf), picked.get(best))
-        return self._row(found, asked.nil_threshold, chances) | {"why": why}
+        return by_name(self.tree, self.entities, found, asked.nil_threshold, chances) | {"why": why}
 
     async def _named(self, asked: Generate, row: Row) -> list[Candidate]:
         """The names that the language model writes, and others that it judges."""
@@ -183,28 +190,6 @@ class Generating(Work):
         judged = tuple(sorted(names, key=self.tree.path))  # those that begin alike are judged together
         return await self.engine.beams(search, beginning, rest, self.usage, judged)
 
-    def _row(self, found: list[Candidate], nil_threshold: float, chances: dict[int, float]) -> Row:
-        """The answer's columns. A name of several entities is there once for each of them, those first
-        that the ranker gives better `chances`, else in the knowledge base's order; the probability is the
-        name's."""
-        candidates = [
-            {"entity": name, "entity_id": identity, "score": candidate.score}
-            for candidate in found
-            for identity, name in self.entities.of(
-                likeliest(self.tree.entities(candidate.leaf).tolist(), chances)
-            )
-        ]
-        probability = probabilities(found)[0]
-        sure = probability >= nil_threshold
-        best = candidates[0] if sure else {"entity": None, "entity_id": None}
-        return {
-            **best,
-            "score": found[0].score,
-            "probability": probability,
-            "candidates": candidates,
-            "status": "linked" if sure else "nil",
-        }
-
     def retire(self) -> None:
         self.engine.retire(self.tree)
 
@@ -245,94 +230,3 @@ def _engine_options(stage: Generate, model: str, shown: Retrieve) -> EngineOptio
     if stage.search == "exact" or (shown.demonstrations and not shown.shared_sets):
         options["rounds"] = "never"
     return EngineOptions(model=model, **options)
-
-
-# Names scored by the language model joined with the ranker's, or, without a ranker, with the demonstrations'.
-#
-# The votes of the demonstrations count besides their effect in the prompt. The two distributions over names
-# are interpolated, as kNN-LM does for tokens (Khandelwal et al., ICLR 2020): P(name) = weight * P(neighbours)
-# + (1 - weight) * P(language model). A neighbour votes for its target, weighted by the similarity of its
-# mention or picture. Not in the paper: a small model copies less well than it retrieves.
-
-
-_UNSAID = 3.0  # nats below the least likely name of either: the score of a name that it did not give
-
-
-def joined(
-    found: Sequence[Candidate], chances: dict[int, float], weight: float, count: int
-) -> list[Candidate]:
-    """The best `count` names, ranked by the weighted mean of both log-probabilities (logarithmic pooling),
-    normalised over all of them. `chances`: the ranker's log-probabilities by leaf; `weight`: theirs."""
-    said = {c.leaf: c.log_prob for c in found}
-    least = min(said.values(), default=0.0) - _UNSAID
-    rest = min(chances.values(), default=0.0) - _UNSAID
-    pooled = {
-        leaf: (1 - weight) * said.get(leaf, least) + weight * chances.get(leaf, rest)
-        for leaf in said.keys() | chances.keys()
-    }
-    top = max(pooled.values())
-    whole = top + math.log(sum(math.exp(p - top) for p in pooled.values()))
-    ranked = sorted((-p, leaf) for leaf, p in pooled.items())[:count]
-    return [Candidate(leaf, said.get(leaf, -math.inf), -p - whole) for p, leaf in ranked]
-
-
-def likeliest(entities: Iterable[int], chances: Mapping[int, float]) -> list[int]:
-    """Entities with one name, by descending probability of the ranker; those that are not its candidates
-    follow in the given order."""
-    return sorted(entities, key=lambda row: -chances.get(row, -math.inf))
-
-
-class Neighbours:
-    """The names of the bank's targets, as leaves of the tree."""
-
-    def __init__(
-        self, tree: PrefixTree, bank: Bank, tokenize: Callable[[list[str]], list[list[int]]]
-    ) -> None:
-        self._tree, self._bank, self._tokenize = tree, bank, tokenize
-        self._leaf_of: dict[str, int] = {}
-
-    def shares(self, rows: Sequence[int], votes: Sequence[float]) -> dict[int, float]:
-        """P(neighbours) of the leaves that `rows` of the bank vote for, each by its share of the `votes`
-        (stages/retrieve.py). A target that is not a name has none."""
-        shares: dict[int, float] = {}
-        for row, vote in zip(rows, votes, strict=True):
-            leaf = self.leaf(self._bank.target(row))
-            if leaf != NOWHERE:
-                shares[leaf] = shares.get(leaf, 0.0) + vote
-        total = sum(shares.values())
-        return {leaf: share / total for leaf, share in shares.items()} if total else {}
-
-    def leaf(self, target: str) -> int:
-        """The leaf of a name, NOWHERE for what is not one."""
-        if target not in self._leaf_of:
-            path = [*self._tokenize([target])[0], self._tree.end_token]
-            self._leaf_of[target] = self._tree.walk(path)
-        return self._leaf_of[target]
-
-
-def interpolated(
-    found: Sequence[Candidate], shares: dict[int, float], weight: float, count: int
-) -> list[Candidate]:
-    """The best `count` of both, ranked by the logarithm of P(name). A name that the search did not
-    find has no P(language model): only its neighbours count."""
-    by_model = {c.leaf: math.exp(c.log_prob) for c in found}
-    both = {
-        leaf: (1 - weight) * by_model.get(leaf, 0.0) + weight * shares.get(leaf, 0.0)
-        for leaf in by_model | shares
-    }
-    if not any(both.values()):  # every one so unlikely that its probability is 0 in a float
-        return list(found)
-    log_prob = {c.leaf: c.log_prob for c in found}
-    ranked = sorted((-p, leaf) for leaf, p in both.items() if p > 0)[:count]
-    return [Candidate(leaf, log_prob.get(leaf, -math.inf), math.log(-p)) for p, leaf in ranked]
-
-
-def reasons_of(reasons: str, said: float | None, chosen: float | None = None) -> str:
-    """The ranker's reasons, and what the language model gives the answer (None: it did not name it), and by
-    its choice among the ranker's best (None: there was none, or the answer is not among them)."""
-    choice = "" if chosen is None else f", by its choice: {chosen:.0%}"
-    return f"{reasons}; the answer by the language model: {_share(said)}{choice}"
-
-
-def _share(said: float | None) -> str:
-    return "not named" if said is None else f"{said:.0%}"

@@ -16,6 +16,7 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.offline import link
 from gemel_ray.progress import Progress
+from gemel_ray.stages.answering import asks_model
 from gemel_ray.storage import folder_at
 
 Report = Callable[[Progress], None]
@@ -24,11 +25,11 @@ Report = Callable[[Progress], None]
 def run_job(config: Config, workspace: Path, inputs: Sequence[str], output: Path, report: Report) -> None:
     """Link the documents of `inputs`; what `output` has already is not done again."""
     opened = Workspace.open(workspace, config)
-    if config.generate.ranking == 1 and config.retrieve.ranking and opened.ranks:
+    if asks_model(config.generate, config.retrieve, opened):
+        link(config, workspace, inputs, output, report)
+    else:
         finished = _done_here(config, opened, inputs, output, report)
         write_manifest(config, workspace, inputs, finished, opened.knowledge)
-    else:
-        link(config, workspace, inputs, output, report)
 
 
 def _done_here(

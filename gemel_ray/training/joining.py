@@ -25,7 +25,8 @@ from gemel_ray.errors import Mistake
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.records import Row
-from gemel_ray.stages.generating import Generating, ModelAnswer, joined
+from gemel_ray.stages.answering import joined
+from gemel_ray.stages.generating import Generating, ModelAnswer
 from gemel_ray.training.examples import Say, through_graph
 
 _LEAST, _MOST = 30, 1_000  # mentions that weights are learned on

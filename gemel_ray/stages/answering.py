@@ -1,0 +1,218 @@
+"""Answers to mentions, from what the language model, the workspace's ranker and the demonstrations' votes say
+of names. Ranker and votes can answer alone: then no engine is started."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from gemel_ray.engine.work import Candidate, probabilities
+from gemel_ray.errors import Mistake
+from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.entities import Entities
+from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree
+from gemel_ray.records import Row
+from gemel_ray.stage import Measures, Work, answer
+from gemel_ray.stages.generate import Generate
+from gemel_ray.stages.retrieve import Retrieve
+
+if TYPE_CHECKING:
+    from gemel_ray.knowledge.workspace import Workspace
+
+_NO_CHANCES: Mapping[int, float] = {}
+
+
+def has_ranker(stage: Generate, shown: Retrieve, workspace: Workspace) -> bool:
+    """Whether the workspace's ranker has a say, instead of the demonstrations' votes."""
+    return stage.ranking > 0 and shown.ranking > 0 and workspace.ranks
+
+
+def asks_model(stage: Generate, shown: Retrieve, workspace: Workspace) -> bool:
+    """Whether the language model has a say: not where the ranker, or else the votes, have all the weight."""
+    return (stage.ranking if has_ranker(stage, shown, workspace) else stage.neighbour_weight) < 1
+
+
+class WithoutModel(Work):
+    """Links by the ranker's candidates (`ranker`), else by the demonstrations' votes, without an engine."""
+
+    def __init__(self, stage: Generate, workspace: Workspace, *, ranker: bool) -> None:
+        self.stage, self.ranker, self.mentions = stage, ranker, 0
+        self.tree, self.entities = workspace.tree, workspace.entities
+        self.neighbours = Neighbours(self.tree, workspace.bank, workspace.tokenize)
+
+    def renewed(self, workspace: Workspace) -> Work:
+        return WithoutModel(self.stage, workspace, ranker=self.ranker)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        read = batch.select(["nearest", "votes", "likely", "chances", "reasons", "options"])
+        rows = [self._link(row) for row in read.to_pylist()]
+        self.mentions += len(rows)
+        return links(self.stage, rows)
+
+    def _link(self, row: Row) -> Row:
+        try:
+            asked = self.stage.asked(row["options"])
+        except Mistake as reason:  # options that do not go together
+            return {"error": str(reason)}
+        if self.ranker and row["likely"]:
+            return by_ranker(asked, self.entities, row)
+        if not self.ranker and (shares := self.neighbours.shares(row["nearest"], row["votes"])):
+            found = interpolated([], shares, 1.0, asked.beams)
+            return by_name(self.tree, self.entities, found, asked.nil_threshold)
+        return {"status": "nil", "candidates": []}
+
+    def measures(self) -> Measures:
+        return {"mentions": self.mentions}
+
+
+def links(stage: Generate, rows: Sequence[Row]) -> pa.Table:
+    """The stage's columns, with `error` and `status`."""
+    columns = {name: [row.get(name) for row in rows] for name in stage.writes.names}
+    table = answer(stage.writes, columns, [row.get("error") for row in rows])
+    return table.append_column("status", pa.array([row.get("status") for row in rows], pa.string()))
+
+
+def by_name(
+    tree: PrefixTree,
+    entities: Entities,
+    found: list[Candidate],
+    nil_threshold: float,
+    chances: Mapping[int, float] = _NO_CHANCES,
+) -> Row:
+    """The answer's columns, from names. A name of several entities is there once for each of them, by the
+    ranker's `chances`, else in the knowledge base's order; the probability is the name's."""
+    candidates = [
+        {"entity": name, "entity_id": identity, "score": candidate.score}
+        for candidate in found
+        for identity, name in entities.of(likeliest(tree.entities(candidate.leaf).tolist(), chances))
+    ]
+    return _answered(candidates, probabilities(found)[0], nil_threshold)
+
+
+def by_ranker(asked: Generate, entities: Entities, row: Row) -> Row:
+    """The answer's columns, from the `likely` entities of the row and their `chances`."""
+    candidates = [
+        {"entity": name, "entity_id": identity, "score": score}
+        for (identity, name), score in zip(entities.of(row["likely"]), row["chances"], strict=True)
+    ][: asked.beams]
+    probability = math.exp(candidates[0]["score"])
+    return _answered(candidates, probability, asked.nil_threshold) | {"why": row["reasons"]}
+
+
+def _answered(candidates: list[Row], probability: float, nil_threshold: float) -> Row:
+    is_linked = probability >= nil_threshold
+    best = candidates[0] if is_linked else candidates[0] | {"entity": None, "entity_id": None}
+    status = "linked" if is_linked else "nil"
+    return best | {"probability": probability, "candidates": candidates, "status": status}
+
+
+def settled(stage: Generate, workspace: Workspace) -> Generate:
+    """The stage with the threshold for the wanted `precision`. Raises Mistake if the workspace has no
+    ranker."""
+    if not stage.precision:
+        return stage
+    from gemel_ray.ranking.ranker import Ranker
+    from gemel_ray.ranking.ranking import FILE
+
+    if not workspace.ranks:
+        raise Mistake(
+            "generate.precision needs the workspace's ranker, and this workspace has none: build it with "
+            "bank.ranker solved examples or more, or set generate.nil_threshold instead"
+        )
+    found = Ranker.load(workspace.ranking_folder / FILE).threshold(stage.precision)
+    return replace(stage, precision=0.0, nil_threshold=found)
+
+
+# Names scored by the language model joined with the ranker's, or, without a ranker, with the demonstrations'.
+#
+# The votes of the demonstrations count besides their effect in the prompt. The two distributions over names
+# are interpolated, as kNN-LM does for tokens (Khandelwal et al., ICLR 2020): P(name) = weight * P(neighbours)
+# + (1 - weight) * P(language model). A neighbour votes for its target, weighted by the similarity of its
+# mention or picture. Not in the paper: a small model copies less well than it retrieves.
+
+
+_UNSAID = 3.0  # nats below the least likely name of either: the score of a name that it did not give
+
+
+def joined(
+    found: Sequence[Candidate], chances: dict[int, float], weight: float, count: int
+) -> list[Candidate]:
+    """The best `count` names, ranked by the weighted mean of both log-probabilities (logarithmic pooling),
+    normalised over all of them. `chances`: the ranker's log-probabilities by leaf; `weight`: theirs."""
+    said = {c.leaf: c.log_prob for c in found}
+    least = min(said.values(), default=0.0) - _UNSAID
+    rest = min(chances.values(), default=0.0) - _UNSAID
+    pooled = {
+        leaf: (1 - weight) * said.get(leaf, least) + weight * chances.get(leaf, rest)
+        for leaf in said.keys() | chances.keys()
+    }
+    top = max(pooled.values())
+    whole = top + math.log(sum(math.exp(p - top) for p in pooled.values()))
+    ranked = sorted((-p, leaf) for leaf, p in pooled.items())[:count]
+    return [Candidate(leaf, said.get(leaf, -math.inf), -p - whole) for p, leaf in ranked]
+
+
+def likeliest(entities: Iterable[int], chances: Mapping[int, float]) -> list[int]:
+    """Entities with one name, by descending probability of the ranker; those that are not its candidates
+    follow in the given order."""
+    return sorted(entities, key=lambda row: -chances.get(row, -math.inf))
+
+
+class Neighbours:
+    """The names of the bank's targets, as leaves of the tree."""
+
+    def __init__(
+        self, tree: PrefixTree, bank: Bank, tokenize: Callable[[list[str]], list[list[int]]]
+    ) -> None:
+        self._tree, self._bank, self._tokenize = tree, bank, tokenize
+        self._leaf_of: dict[str, int] = {}
+
+    def shares(self, rows: Sequence[int], votes: Sequence[float]) -> dict[int, float]:
+        """P(neighbours) of the leaves that `rows` of the bank vote for, each by its share of the `votes`
+        (stages/retrieve.py). A target that is not a name has none."""
+        shares: dict[int, float] = {}
+        for row, vote in zip(rows, votes, strict=True):
+            leaf = self.leaf(self._bank.target(row))
+            if leaf != NOWHERE:
+                shares[leaf] = shares.get(leaf, 0.0) + vote
+        total = sum(shares.values())
+        return {leaf: share / total for leaf, share in shares.items()} if total else {}
+
+    def leaf(self, target: str) -> int:
+        """The leaf of a name, NOWHERE for what is not one."""
+        if target not in self._leaf_of:
+            path = [*self._tokenize([target])[0], self._tree.end_token]
+            self._leaf_of[target] = self._tree.walk(path)
+        return self._leaf_of[target]
+
+
+def interpolated(
+    found: Sequence[Candidate], shares: dict[int, float], weight: float, count: int
+) -> list[Candidate]:
+    """The best `count` of both, ranked by the logarithm of P(name). A name that the search did not
+    find has no P(language model): only its neighbours count."""
+    by_model = {c.leaf: math.exp(c.log_prob) for c in found}
+    both = {
+        leaf: (1 - weight) * by_model.get(leaf, 0.0) + weight * shares.get(leaf, 0.0)
+        for leaf in by_model | shares
+    }
+    if not any(both.values()):  # every one so unlikely that its probability is 0 in a float
+        return list(found)
+    log_prob = {c.leaf: c.log_prob for c in found}
+    ranked = sorted((-p, leaf) for leaf, p in both.items() if p > 0)[:count]
+    return [Candidate(leaf, log_prob.get(leaf, -math.inf), math.log(-p)) for p, leaf in ranked]
+
+
+def reasons_of(reasons: str, said: float | None, chosen: float | None = None) -> str:
+    """The ranker's reasons, and what the language model gives the answer (None: it did not name it), and by
+    its choice among the ranker's best (None: there was none, or the answer is not among them)."""
+    choice = "" if chosen is None else f", by its choice: {chosen:.0%}"
+    return f"{reasons}; the answer by the language model: {_share(said)}{choice}"
+
+
+def _share(said: float | None) -> str:
+    return "not named" if said is None else f"{said:.0%}"
