@@ -13,13 +13,13 @@ import pytest
 from gemel_ray.config import Config, load
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.mention_words import MentionWords
 from gemel_ray.knowledge.qdrant import EdgeStore
 from gemel_ray.knowledge.vectors import Matrices, Matrix, Ranked, Vectors, empty, settle_ties
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.knowledge.writing import index
 from gemel_ray.models.encoders import unit
-from gemel_ray.stages.retrieve import WordIndex
 
 NAMES = {"mention": "name"}
 
@@ -141,8 +141,10 @@ def test_ties_are_settled_in_full_lines_and_in_those_without_rows() -> None:
     assert settle_ties(empty(2, 0), 5).rows.shape == (2, 0)
 
 
-def test_rows_with_all_words_of_a_text_are_found() -> None:
-    words = WordIndex(["New York", "the new York Times", "York", "", "Times Square, New York", "newyork"])
+def test_rows_with_all_of_a_text_are_found() -> None:
+    words = MentionWords.of(
+        ["New York", "the new York Times", "York", "", "Times Square, New York", "newyork"]
+    )
     rows = np.array([4, 0, 1, 2, 3, 5])
     for text, expected in {
         "york NEW": [4, 0, 1],
@@ -152,6 +154,6 @@ def test_rows_with_all_words_of_a_text_are_found() -> None:
         "?!": [],
         "": [],
     }.items():
-        assert rows[words.with_all_words(text, rows)].tolist() == expected
-    assert WordIndex([]).with_all_words("York", rows).tolist() == [False] * 6
-    assert words.with_all_words("York", rows[:0]).tolist() == []
+        assert rows[words.with_all(text, rows)].tolist() == expected
+    assert MentionWords.of([]).with_all("York", rows).tolist() == [False] * 6
+    assert words.with_all("York", rows[:0]).tolist() == []

@@ -8,7 +8,9 @@ look them up here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gemel_ray.knowledge.mention_words import MentionWords
 from gemel_ray.knowledge.thumbnails import Thumbnails
 from gemel_ray.models.encoders import Vectors, unit
 
@@ -34,6 +37,8 @@ SCHEMA = pa.schema(
 
 Picture = npt.NDArray[np.float32]
 _SAME = 0.995  # the cosine of a picture and itself, also in another size or precision
+_IMAGE_ROWS = "image_rows.npy"
+_BATCH = 65_536
 QUERY_IMAGE = -1  # how a prompt refers to the picture of the mention asked about
 
 
@@ -52,17 +57,20 @@ class Bank:
         keys: npt.NDArray[np.uint64],
         key_rows: npt.NDArray[np.int64],
         mention_vectors: npt.NDArray[np.float32],
+        image_rows: npt.NDArray[np.int32],
         thumbnails: Thumbnails | None = None,
+        words: MentionWords | None = None,
     ) -> None:
         self.table, self.image_vectors = table, image_vectors
         self.mention_vectors = mention_vectors  # [rows, width]
+        self.image_rows = image_rows  # of each row, the row of `image_vectors`, or -1
         self.thumbnails = thumbnails  # of the pictures
+        self._words = words
         self._keys, self._key_rows = keys, key_rows
         self._ids, self._mentions, self._targets = (table[name] for name in ("id", "mention", "target"))
-        tokens: pa.ListArray = table["tokens"].combine_chunks() if len(table) else None
-        self._tokens = tokens.values.to_numpy() if len(table) else np.empty(0, np.int32)
-        self._start = tokens.offsets.to_numpy() if len(table) else np.zeros(1, np.int32)
-        self._image_row = table["image_row"].to_numpy()
+        chunks = table["tokens"].chunks  # as they are in the file: together they would be a copy
+        self._tokens = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in chunks]
+        self._chunk_starts = [0, *accumulate(map(len, chunks))]
 
     @classmethod
     def open(cls, folder: Path) -> Bank:
@@ -72,7 +80,12 @@ class Bank:
         # Plain arrays over the mapping: numpy's class for mapped files is slow.
         mapped = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in names)
         vectors, keys, rows, mentions = mapped
-        return cls(table, vectors, keys, rows, mentions, Thumbnails.open(folder))
+        if (file := folder / _IMAGE_ROWS).exists():
+            pictures = np.asarray(np.load(file, mmap_mode="r"))
+        else:  # of a workspace of an earlier version
+            pictures = table["image_row"].to_numpy()
+        small, words = Thumbnails.open(folder), MentionWords.open(folder)
+        return cls(table, vectors, keys, rows, mentions, pictures, small, words)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -99,7 +112,10 @@ class Bank:
 
     def tokens(self, row: int) -> npt.NDArray[np.int32]:
         """Token ids of the example's text piece."""
-        ids: npt.NDArray[np.int32] = self._tokens[self._start[row] : self._start[row + 1]]
+        chunk = bisect_right(self._chunk_starts, row) - 1
+        offsets, values = self._tokens[chunk]
+        at = row - self._chunk_starts[chunk]
+        ids: npt.NDArray[np.int32] = values[offsets[at] : offsets[at + 1]]
         return ids
 
     def mention(self, row: int) -> str:
@@ -107,10 +123,9 @@ class Bank:
         text: str = self._mentions[row].as_py()
         return text
 
-    def mentions(self) -> list[str]:
-        """The mentions of all rows."""
-        mentions: list[str] = self._mentions.to_pylist()
-        return mentions
+    def words(self) -> MentionWords:
+        """The words of all mentions. Only a workspace of an earlier version has to collect them."""
+        return self._words or MentionWords.of(_each(self._mentions))
 
     def target(self, row: int) -> str:
         """Name of the example's entity."""
@@ -118,11 +133,11 @@ class Bank:
         return name
 
     def has_image(self, row: int) -> bool:
-        return bool(self._image_row[row] >= 0)
+        return bool(self.image_rows[row] >= 0)
 
     def image_row(self, row: int) -> int:
         """The row of `image_vectors`, or -1."""
-        return int(self._image_row[row])
+        return int(self.image_rows[row])
 
     def thumbnail(self, row: int) -> bytes | None:
         """The example's picture as a small JPEG, if there is one."""
@@ -143,11 +158,16 @@ class Bank:
     def pictured(self, rows: npt.NDArray[Any], picture: Picture | None) -> npt.NDArray[np.bool_]:
         """Which of `rows` have this picture, as CLIP's feature [feature]; all whose picture is not known
         from it, because one of the two has none."""
-        at = self._image_row[rows]
+        at = self.image_rows[rows]
         if picture is None or not len(rows) or not len(self.image_vectors):
             return np.ones(len(rows), np.bool_)
         cosines = unit(self.image_vectors[np.maximum(at, 0)]) @ unit(picture[None])[0]
         return np.asarray((at < 0) | (cosines > _SAME))
+
+
+def _each(texts: pa.ChunkedArray) -> Iterator[str]:
+    for chunk in texts.chunks:
+        yield from chunk.to_pylist()
 
 
 def key(text: str, mention: str) -> np.uint64:
@@ -168,13 +188,16 @@ def write(
     example is not added again."""
     folder.mkdir(parents=True, exist_ok=True)
     keys: list[np.uint64] = []
+    solved = list(examples)
+    for table in solved:
+        pairs = zip(table["text"].to_pylist(), table["mention"].to_pylist(), strict=True)
+        keys += [key(text, mention) for text, mention in pairs]
+    whole = pa.concat_tables([SCHEMA.empty_table(), *solved, *names])
     with pa.ipc.new_file(str(folder / "bank.arrow"), SCHEMA) as file:
-        for table in examples:
-            file.write_table(table)
-            pairs = zip(table["text"].to_pylist(), table["mention"].to_pylist(), strict=True)
-            keys += [key(text, mention) for text, mention in pairs]
-        for table in names:
-            file.write_table(table)
+        for start in range(0, len(whole), _BATCH):
+            file.write_table(whole.slice(start, _BATCH).combine_chunks())
+    np.save(folder / _IMAGE_ROWS, whole["image_row"].to_numpy())
+    MentionWords.of(_each(whole["mention"])).save(folder)
     order = np.argsort(np.array(keys, np.uint64), kind="stable")
     np.save(folder / "keys.npy", np.array(keys, np.uint64)[order])
     np.save(folder / "key_rows.npy", order.astype(np.int64))

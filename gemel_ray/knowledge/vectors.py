@@ -351,7 +351,7 @@ class Matrices:
         if bank.examples < len(bank):
             self._named["name"] = _Named.of(mentions[bank.examples :], bank.examples)
         if len(pictures):
-            self._named["image"] = _Named.of(pictures, 0, bank.table["image_row"].to_numpy().astype(np.int64))
+            self._named["image"] = _Named.of(pictures, 0, bank.image_rows.astype(np.int64))
         self.widths = {name: named.vectors.shape[1] for name, named in self._named.items()}
 
     def count(self) -> int:

@@ -204,7 +204,7 @@ def index(bank: Bank, create: Callable[[dict[str, int]], Vectors]) -> dict[str, 
         widths["image"] = features.shape[1]
     store = create(widths)
     padded = np.vstack([features, np.full((1, features.shape[1]), np.nan, np.float32)])  # [-1]: no picture
-    pictures = bank.table["image_row"].to_numpy()
+    pictures = bank.image_rows
     for start in range(0, len(bank), _POINTS):
         rows = np.arange(start, min(start + _POINTS, len(bank)))
         # Vectors takes a row of NaN for a point without a picture.

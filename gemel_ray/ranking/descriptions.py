@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.ranking.examples import Encode
+from gemel_ray.ranking.sorting import PAIR
 from gemel_ray.ranking.words import key
 
 Half = npt.NDArray[np.float16]
@@ -21,13 +22,10 @@ class Described:
 
     def __init__(self, entities: Entities, vectors: Half) -> None:
         self._vectors = vectors
-        pairs = [
-            (key(text), row)
-            for rows, texts in _texts(entities)
-            for row, text in zip(rows, texts, strict=True)
-        ]
-        found = np.array(pairs, np.uint64).reshape(-1, 2)
-        self._keys, self._rows = found[found[:, 0].argsort()].T
+        pairs = (pair for rows, texts in _texts(entities) for pair in zip(map(key, texts), rows, strict=True))
+        found = np.fromiter(pairs, PAIR)
+        order = found["key"].argsort()
+        self._keys, self._rows = found["key"][order], found["row"][order]
 
     def of(self, texts: list[str]) -> list[int]:
         """The row of each text; -1: none."""
@@ -35,7 +33,7 @@ class Described:
         at = np.minimum(np.searchsorted(self._keys, keys), max(0, len(self._keys) - 1))
         if not len(self._keys):
             return [-1] * len(texts)
-        return np.where(self._keys[at] == keys, self._rows[at].astype(np.int64), -1).tolist()
+        return np.where(self._keys[at] == keys, self._rows[at], -1).tolist()
 
     def vectors(self, rows: list[int]) -> Half:
         """The vectors of some rows."""

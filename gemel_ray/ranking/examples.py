@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,6 @@ class Examples:
         self._documents = Postings.open(folder, "documents")  # by their texts
         self.text = np.asarray(np.load(folder / "text.npy", mmap_mode="r"))  # of each example
         self.text_vectors: Half = np.asarray(np.load(folder / "texts.npy", mmap_mode="r"))
-        self._picture = bank.table["image_row"].to_numpy()
-        self._features = unit(np.asarray(bank.image_vectors)) if len(bank.image_vectors) else None
 
     def of_document(self, text: str, picture: Vectors | None) -> Rows:
         """Examples of this text and this picture, a unit feature. Where either has none, the text decides."""
@@ -88,8 +86,8 @@ class Examples:
 
     def picture(self, example: int) -> Vectors | None:
         """The unit feature of an example's picture, if it has one."""
-        row = int(self._picture[example])
-        return None if row < 0 or self._features is None else self._features[row]
+        row = self.bank.image_row(example)
+        return None if row < 0 else unit(self.bank.image_vectors[[row]])[0]
 
     def text_similarity(self, examples: npt.NDArray[np.int32], vector: Vectors) -> Vectors:
         """The cosine of each example's text and a text's vector."""
@@ -99,10 +97,11 @@ class Examples:
     def picture_similarity(self, examples: npt.NDArray[np.int32], picture: Vectors | None) -> Vectors:
         """Cosine of each example's picture and a picture's unit feature; minus infinity where one is
         missing."""
-        rows = self._picture[examples]
-        similar = np.full(len(rows), -np.inf, np.float32)
-        if picture is not None and self._features is not None:
-            similar[rows >= 0] = self._features[rows[rows >= 0]] @ picture
+        rows = self.bank.image_rows[examples]
+        similar, seen = np.full(len(rows), -np.inf, np.float32), rows >= 0
+        if picture is not None and seen.any():
+            features = self.bank.image_vectors[rows[seen]]
+            similar[seen] = features @ picture / np.maximum(np.linalg.norm(features, axis=1), 1e-30)
         return similar
 
 
@@ -110,11 +109,9 @@ def write(
     bank: Bank, entities: Entities, encode: Encode, folder: Path, former: Examples | None = None
 ) -> None:
     """Index the bank's examples. Texts that `former` has encoded are not encoded again."""
-    row_of: dict[str, int] = {}
-    for row, name in enumerate(entities.names()):
-        row_of.setdefault(name, row)
-    targets = [row_of.get(name, NO_ENTITY) for name in bank.table["target"].to_pylist()]
-    entity = np.array(targets, np.int32)
+    targets = bank.table["target"].to_pylist()
+    row_of = _first_rows(entities, set(targets))
+    entity = np.array([row_of.get(name, NO_ENTITY) for name in targets], np.int32)
     np.save(folder / "entity.npy", entity)
     table = bank.table.slice(0, bank.examples)
     mentions = table["mention"].to_pylist()
@@ -135,6 +132,15 @@ def write(
     distinct = {text: at for at, text in enumerate(dict.fromkeys(texts))}
     np.save(folder / "text.npy", np.array([distinct[text] for text in texts], np.int32))
     np.save(folder / "texts.npy", _vectors(list(distinct), encode, former))
+
+
+def _first_rows(entities: Entities, names: Container[str]) -> dict[str, int]:
+    """The first entity with each of these names."""
+    found: dict[str, int] = {}
+    for row, name in enumerate(entities.names()):
+        if name in names:
+            found.setdefault(name, row)
+    return found
 
 
 def _vectors(texts: list[str], encode: Encode, former: Examples | None) -> Half:

@@ -136,7 +136,7 @@ def _neighbours(
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
     """The nearest other rows of the bank, and their votes, by the configured Retrieve."""
     bank = workspace.bank
-    pictures = bank.table["image_row"].to_numpy()
+    pictures = bank.image_rows
     retrieving = replace(config.retrieve, ranking=0).start(workspace)
     with closing(retrieving), Meter("examples", len(rows), "comparing their candidates") as meter:
         for start in range(0, len(rows), _BATCH):

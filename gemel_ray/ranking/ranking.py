@@ -126,8 +126,9 @@ def write(
     name_files.write(entities, folder)
     known = Examples(former.ranking_folder, former.bank) if former else None
     example_files.write(bank, entities, encode, folder, known)
-    width, before = bank.mention_vectors.shape[1], _described(former) if former else None
+    width = bank.mention_vectors.shape[1]
     if len(entities) <= described:
+        before = _described(former) if former else None
         descriptions.write(entities, encode, width, folder / _ABOUT, before)
     else:
         descriptions.write_none(entities, width, folder / _ABOUT)

@@ -8,8 +8,7 @@ examples first, followed by each mention's nearest ones. Here documents become m
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import Bank, PublishedOrder, SharedSets
+from gemel_ray.knowledge.mention_words import MentionWords
 from gemel_ray.knowledge.vectors import Bonus
 from gemel_ray.models.encoders import unit
 from gemel_ray.setting import setting
@@ -132,7 +132,7 @@ class _Retrieving(Work):
         shows = wanted and stage.shared_sets and shared
         self.sets = SharedSets(self.bank, stage.shared_sets, shared) if shows else None
         self.ranking = _ranking(workspace, stage) if stage.ranking and workspace.ranks else None
-        self.words = WordIndex(self.bank.mentions() if wanted and stage.word_bonus else ())
+        self.words = self.bank.words() if wanted and stage.word_bonus else MentionWords.of(())
 
     def renewed(self, workspace: Workspace) -> Work:
         return _Retrieving(self.stage, workspace)
@@ -224,7 +224,7 @@ class _Retrieving(Work):
 
     def _shared(self, mention: str, rows: Rows) -> Vectors:
         """The bonus of rows whose mentions have all of the mention's words."""
-        return np.float32(self.stage.word_bonus) * self.words.with_all_words(mention, rows).astype(np.float32)
+        return np.float32(self.stage.word_bonus) * self.words.with_all(mention, rows).astype(np.float32)
 
     def _similar(
         self, mentions: list[str], vectors: Vectors, images: pa.ChunkedArray, without: list[list[int]]
@@ -276,31 +276,6 @@ def _ranking(workspace: Workspace, stage: Retrieve) -> Ranking:
     return Ranking.open(
         folder, bank, workspace.entities, described=stage.descriptions, retrieved=stage.retrieved
     )
-
-
-class WordIndex:
-    """Finds which of many short texts contain all words of another, by their rows, ignoring case."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        words = [[hash(word) for word in _words(text)] for text in texts]
-        self._count = np.array(list(map(len, words)), np.int64)
-        self._end = np.cumsum(self._count)
-        self._words = np.fromiter((word for some in words for word in some), np.int64)
-
-    def with_all_words(self, text: str, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Which of `rows` contain all words of `text`; none if it has no word."""
-        wanted = [hash(word) for word in _words(text)]
-        if not wanted or not len(self._words):
-            return np.zeros(len(rows), np.bool_)
-        count = self._count[rows]
-        whose = np.repeat(np.arange(len(rows)), count)
-        place = np.arange(len(whose)) + np.repeat(self._end[rows] - np.cumsum(count), count)
-        shared = np.isin(self._words[place], wanted)
-        return np.bincount(whose[shared], minlength=len(rows)) == len(wanted)
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.casefold()))
 
 
 # How much each of a mention's nearest examples counts: by its mention, and by its picture.
