@@ -144,7 +144,7 @@ class Opening:
         graph = with_source_column(self.graph(opened))
         output = self.output if stages[-1] == graph.stages[-1].name else None
         attempts = Attempts(self.output, "+".join(stages))
-        return Worker(graph.segment(stages, opened), attempts, output, self.run)
+        return Worker(graph.segment(stages, opened), attempts, self.run, output)
 
 
 def _refuse_mismatch(seen: Sequence[SharedPath]) -> None:

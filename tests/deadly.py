@@ -91,7 +91,7 @@ class Opening:
 
     def worker(self, stages: Any) -> Worker:
         segment = with_source_column(self.line).segment(["deadly"], None)  # type: ignore[arg-type]
-        return Worker(segment, Attempts(self.output, "deadly"), self.output, self.run)
+        return Worker(segment, Attempts(self.output, "deadly"), self.run, self.output)
 
 
 def configured(address: str = "local") -> Config:

@@ -120,7 +120,7 @@ def job(trace: Trace, config: Any, segment: Any, files: list[str], folder: Path)
 
         def worked(run: Run, output: Path = output) -> dict[str, Any]:
             folder = folder_at(output)
-            work = Worker(segment, Attempts(folder, "all"), folder, run.name)
+            work = Worker(segment, Attempts(folder, "all"), run.name, folder)
             with trace.on() as seen:
                 (table,) = (t for s in run.shares for t in s.tables(run.done, Filters(config.input)))
                 rows = asyncio.run(work(table))

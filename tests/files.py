@@ -6,6 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from gemel_ray.job import results
+from gemel_ray.records import LINK
+from gemel_ray.storage import folder_at
+
 HOUSE = Path(__file__).parents[1]
 DATA = HOUSE / "gemel_ray" / "starter" / "data"
 TEST = DATA / "test.parquet"
@@ -15,3 +21,10 @@ SHARED = HOUSE.parent / "shared" / "data"  # real captions, where the machine ha
 def lines(file: Path, rows: list[dict[str, Any]]) -> str:
     file.write_text("\n".join(map(json.dumps, rows)))
     return str(file)
+
+
+def write_links(rows: list[dict[str, Any]], output: Path) -> None:
+    """Links as a job's worker writes them, in an output folder of their own."""
+    run = results.prepare(output)
+    sources = pa.array([row["document_id"] for row in rows], pa.string())
+    results.write(pa.Table.from_pylist(rows, LINK).append_column("source", sources), folder_at(output), run)

@@ -40,6 +40,7 @@ def lines(folder: Path, texts: list[str], name: str = "in.jsonl") -> str:
 
 
 def worker(output: Path, run: str | None = None) -> Worker:
+    run = run or results.latest(folder_at(output)).run
     return deadly.Opening(Config(), folder_at(output), run, deadly.Deadly()).worker(["deadly"])
 
 

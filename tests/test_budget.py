@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
+from files import write_links
 
 from gemel_ray.cli import main
 from gemel_ray.commands.link import exit_status
@@ -209,7 +209,5 @@ def test_a_job_in_which_every_row_failed_says_so_by_its_exit(
         | {"document_id": f"d{i}", "status": "error" if error else "linked", "error": error}
         for i, error in enumerate(errors)
     ]
-    results.prepare(tmp_path)
-    if rows:
-        results.write(pa.Table.from_pylist(rows, LINK), tmp_path)
+    write_links(rows, tmp_path)
     assert exit_status(results.counts(tmp_path), strict=strict) == status

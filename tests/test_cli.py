@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from files import DATA
+from files import DATA, write_links
 
 from gemel_ray.arguments import parser
 from gemel_ray.cli import _VERBS, main
@@ -143,8 +143,7 @@ def test_evaluate_counts_what_is_missing_wrong_or_nil(
         return base | {"mention": word, "status": status, "entity": entity, "candidates": found}
 
     rows = [row("Adobe", "linked", "Adobe Inc."), row("Google", "linked", "Gogol"), row("Apple", "nil", None)]
-    results.prepare(tmp_path)
-    results.write(pa.Table.from_pylist(rows, LINK), tmp_path)
+    write_links(rows, tmp_path)
     report = tmp_path / "report.html"
     words = ["evaluate", str(tmp_path), "--gold", str(gold), "--json", "--report", str(report)]
     assert main(words) == 0

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from files import SHARED
+from files import SHARED, write_links
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
@@ -28,7 +28,6 @@ from gemel_ray.evaluation.figures import popularity
 from gemel_ray.evaluation.judged import dataset, links_of
 from gemel_ray.evaluation.known import Named, named_in, named_in_workspace
 from gemel_ray.evaluation.resampling import Resampling
-from gemel_ray.job import results
 from gemel_ray.knowledge import entities
 from gemel_ray.knowledge.entities import Targets
 from gemel_ray.records import LINK
@@ -51,7 +50,7 @@ def write_gold(path: Path, documents: Sequence[Sequence[dict[str, Any]]]) -> str
     return str(path)
 
 
-def write_links(output: Path, gold: str, answers: Sequence[Answer | None], fingerprint: str = "f") -> Path:
+def write_answers(output: Path, gold: str, answers: Sequence[Answer | None], fingerprint: str = "f") -> Path:
     """The answers to the gold mentions in their order; None: not in the output."""
     rows = []
     for mention, answer in zip(gold_mentions([gold]), answers, strict=True):
@@ -63,8 +62,7 @@ def write_links(output: Path, gold: str, answers: Sequence[Answer | None], finge
         row |= {"probability": probability, "fingerprint": fingerprint}
         row["candidates"] = [{"entity": n, "entity_id": n, "score": -float(i)} for i, n in enumerate(names)]
         rows.append(row)
-    results.prepare(output)
-    results.write(pa.Table.from_pylist(rows, LINK), output)
+    write_links(rows, output)
     return output
 
 
@@ -110,7 +108,7 @@ ANSWERS: list[Answer | None] = [
 @pytest.fixture
 def run(tmp_path: Path) -> tuple[Path, str]:
     gold = write_gold(tmp_path / "cities-dev.jsonl", GOLD)
-    return write_links(tmp_path / "linked", gold, ANSWERS), gold
+    return write_answers(tmp_path / "linked", gold, ANSWERS), gold
 
 
 def values(figures: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +143,7 @@ def test_the_headline_is_what_a_count_by_hand_gives(run: tuple[Path, str]) -> No
 def test_the_figures_are_json_whatever_is_missing(run: tuple[Path, str], tmp_path: Path) -> None:
     json.dumps(evaluate(run[0], [run[1]]).figures(), allow_nan=False)
     gold = write_gold(tmp_path / "one.jsonl", [[{"target": "A"}]])
-    found = evaluate(write_links(tmp_path / "one", gold, [("error", None, [])]), [gold])
+    found = evaluate(write_answers(tmp_path / "one", gold, [("error", None, [])]), [gold])
     assert found.figures()["interval_95"] == [0.0, 0.7935]  # Wilson's of one document
     assert found.figures()["calibration"] is None
     json.dumps(found.figures(), allow_nan=False)
@@ -159,7 +157,7 @@ def test_nil_in_the_official_form_counts_as_nil(tmp_path: Path) -> None:
     gold = tmp_path / "dev.json"
     gold.write_text("\n".join(map(json.dumps, rows)))
     found = evaluate(
-        write_links(tmp_path / "run", str(gold), [("linked", 1, ["A"]), ("nil", 0, ["A"])]), [str(gold)]
+        write_answers(tmp_path / "run", str(gold), [("linked", 1, ["A"]), ("nil", 0, ["A"])]), [str(gold)]
     )
     assert values(found.figures()["headline"])["nil_recall"] == 1.0
     assert [j.gold["dataset"] for j in found.judged] == [tmp_path.name]
@@ -170,7 +168,7 @@ def test_gold_that_tells_only_an_id_is_named_by_the_knowledge_base(tmp_path: Pat
         tmp_path / "dev.jsonl", [[{"target_id": "Q1"}], [{"target_id": "Q2"}], [{"target_id": "NIL"}]]
     )
     answers: list[Answer | None] = [("linked", 0.9, ["A"]), ("linked", 0.9, ["A"]), ("nil", 0.1, ["A"])]
-    output = write_links(tmp_path / "out", gold, answers)
+    output = write_answers(tmp_path / "out", gold, answers)
     found = evaluate(output, [gold], targets=Targets([("Q1", "A"), ("Q2", "B")]))
     assert [(j.gold["target"], j.right) for j in found.judged] == [("A", True), ("B", False)]
     assert len(found.nil) == 1
@@ -185,7 +183,7 @@ NAMED = ["New York", "Paris Hilton", "Beyonc\u00e9", "Mercury (planet)", "New Yo
 def test_white_space_and_unicode_forms_of_gold_are_no_difference(tmp_path: Path) -> None:
     """With a knowledge base and without one."""
     gold = write_gold(tmp_path / "dev.jsonl", [[{"target": target}] for target in SPELLED])
-    output = write_links(tmp_path / "out", gold, [("linked", 0.9, [name]) for name in NAMED])
+    output = write_answers(tmp_path / "out", gold, [("linked", 0.9, [name]) for name in NAMED])
     for targets in (None, Targets((name, name) for name in NAMED)):
         assert evaluate(output, [gold], targets=targets).accuracy == 1.0
 
@@ -207,7 +205,7 @@ def finished(output: Path, gold: str, workspace: Path) -> None:
 def test_without_gold_the_job_s_own_input_is_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Targets that are ids are known by the workspace that the job used, while it is there."""
     gold = write_gold(tmp_path / "dev.jsonl", [[{"target": "A"}], [{"target": "Q2"}], [{"target_id": "Q2"}]])
-    output = write_links(tmp_path / "out", gold, [("linked", 0.9, [name]) for name in "ABB"])
+    output = write_answers(tmp_path / "out", gold, [("linked", 0.9, [name]) for name in "ABB"])
     assert main(["evaluate", str(output)]) == 2
     assert "has no manifest.json that names the job's input: give --gold FILE" in capsys.readouterr().err
     workspace = tmp_path / "ws"
@@ -257,7 +255,7 @@ def test_a_document_is_its_text_and_picture(tmp_path: Path) -> None:
     rows = [{"text": t, "mention": "x", "target": "A", "img_url": f"e://{p}" if p else ""} for t, p in places]
     gold = tmp_path / "dev.json"
     gold.write_text("\n".join(map(json.dumps, rows)))
-    found = evaluate(write_links(tmp_path / "run", str(gold), [("linked", 1, ["A"])] * 6), [str(gold)])
+    found = evaluate(write_answers(tmp_path / "run", str(gold), [("linked", 1, ["A"])] * 6), [str(gold)])
     assert (found.figures()["mentions"], found.figures()["documents"]) == (6, 4)
 
 
@@ -265,7 +263,7 @@ def test_pictures_in_the_file_tell_documents_apart(tmp_path: Path) -> None:
     mentions = [[{"start": 0, "end": 1, "target": "A"}]] * 3
     gold = tmp_path / "gold.parquet"
     pq.write_table(pa.table({"text": ["x"] * 3, "image": [b"1", b"1", b"2"], "mentions": mentions}), gold)
-    found = evaluate(write_links(tmp_path / "run", str(gold), [("linked", 1, ["A"])] * 3), [str(gold)])
+    found = evaluate(write_answers(tmp_path / "run", str(gold), [("linked", 1, ["A"])] * 3), [str(gold)])
     assert found.figures()["documents"] == 2
 
 
@@ -499,7 +497,7 @@ def two_runs(
     outputs = []
     for name, answers in (("ours", ours), ("theirs", theirs)):
         rows: list[Answer | None] = [("linked", 0.5, [a]) if a else None for a in answers]
-        outputs.append(write_links(folder / name, gold, rows, fingerprint=name))
+        outputs.append(write_answers(folder / name, gold, rows, fingerprint=name))
     return outputs[0], outputs[1], gold
 
 
@@ -555,7 +553,7 @@ def test_runs_that_are_unlike_say_so(tmp_path: Path) -> None:
     assert any("manifest.json is missing" in note for note in found["notes"])
     manifest(ours, "v1", 5)
     manifest(theirs, "v2", 5)
-    write_links(
+    write_answers(
         ours, write_gold(tmp_path / "g2.jsonl", [[{"target": "A"}] * 2]), [None, ("linked", 1, ["A"])], "g"
     )
     both = [str(tmp_path / "g.jsonl"), str(tmp_path / "g2.jsonl")]

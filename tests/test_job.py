@@ -163,18 +163,18 @@ import resource, sys
 from pathlib import Path
 import pyarrow as pa
 from gemel_ray.job import results
-from gemel_ray.records import LINK
+from gemel_ray.storage import folder_at
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-rows = [{"document_id": f"{i:032x}" * 8} for i in range(300)]
-results.write(pa.Table.from_pylist(rows, LINK), Path(sys.argv[1]))
+rows = [{"source": f"{i:032x}" * 8, "status": "linked"} for i in range(300)]
+results.write(pa.Table.from_pylist(rows), folder_at(sys.argv[1]), sys.argv[2])
 """
 
 
 def test_storage_that_is_full_is_said_and_leaves_nothing_half_written(output: Path) -> None:
     """The system itself refuses to let the file grow."""
-    results.prepare(output)
+    run = results.prepare(output)
     code = f"import gemel_ray.job.results as r; r._PAUSES = (0.01,)\n{_FULL}"
-    command = [sys.executable, "-c", code, str(output)]
+    command = [sys.executable, "-c", code, str(output), run]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode
     said = ran.stderr.strip().splitlines()[-1]
@@ -292,7 +292,7 @@ def test_the_record_says_how_far_a_run_is_and_what_failed(tmp_path: Path, output
     for batch in batches(lines(tmp_path, ["works"] * 9 + ["bursts"]), 10):
         rows = asyncio.run(segment(batch))
         write_measures(folder_at(output), "a-worker", "a-node", segment.segment.measures())
-        told.add(json.loads(json.dumps(batch_counts(rows))))
+        told.add(json.loads(json.dumps(batch_counts(rows, run))))
     told.write("running")
     said = json.loads((output / "progress.json").read_text())
     assert said["state"] == "running"
@@ -369,7 +369,7 @@ def test_the_report_shows_errors_entities_and_samples_with_their_texts(tmp_path:
     file = lines(tmp_path, ["sleep <b>"] * 30 + ["bursts"])
     InputFiles.of([file], output).save()
     for batch in batches(file, 8):
-        told.add(batch_counts(asyncio.run(segment(batch))))
+        told.add(batch_counts(asyncio.run(segment(batch)), run))
     told.write("finished")
     known = {"inputs": [file], "workspace": {"path": "kb", "knowledge": "3"}}
     (output / "manifest.json").write_text(json.dumps(known | results.counts(output)))

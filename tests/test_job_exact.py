@@ -186,7 +186,11 @@ def test_what_a_worker_writes_when_its_run_was_taken_over_does_not_count(
     """It has looked, and then slept while another run took over, did its documents and ended."""
     file = lines(tmp_path, ["works"] * 10)
     first = results.prepare(output)
-    rows = next(documents(file)).select(["document_id", "source"])
+    rows = (
+        next(documents(file))
+        .select(["document_id", "source"])
+        .append_column("status", pa.nulls(10, pa.string()))
+    )
     real, slept = folder_at(output).__class__.write, list[bool]()
 
     def sleeping(self: Any, name: str, data: bytes) -> None:
@@ -196,7 +200,7 @@ def test_what_a_worker_writes_when_its_run_was_taken_over_does_not_count(
         real(self, name, data)
 
     monkeypatch.setattr(folder_at(output).__class__, "write", sleeping)
-    results.write(rows, output, first)
+    results.write(rows, folder_at(output), first)
     assert slept
     assert linked(output) == names(*range(10))
     assert sum(map(len, results.tables(output))) == 10

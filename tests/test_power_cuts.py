@@ -29,6 +29,7 @@ from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.knowledge import versions
 from gemel_ray.records import LINK
 from gemel_ray.settings import Input
+from gemel_ray.storage import folder_at
 
 ROUNDS = int(os.environ.get("GEMEL_RAY_CUTS", "60"))
 
@@ -56,7 +57,7 @@ class Job:
             for table in share.tables(found, Filters(Input())):
                 for at in range(0, len(table), 3):
                     some = self._linked(table.slice(at, 3).to_pylist())
-                    merging.add(results.write(some, self.output, run), len(some))
+                    merging.add(results.write(some, folder_at(self.output), run), len(some))
                     self.written |= self._said(some)
             merging.done = found
 

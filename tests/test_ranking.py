@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pytest
+from files import write_links
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,6 @@ from gemel_ray.config import PAPER, Config, load
 from gemel_ray.engine.work import Candidate
 from gemel_ray.errors import Mistake
 from gemel_ray.evaluation import gold_mentions
-from gemel_ray.job import results
 from gemel_ray.knowledge import bank as banks
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge.build import build
@@ -406,8 +406,7 @@ def test_evaluate_takes_the_ranker_as_the_linker_without_a_model(
     gold = written(tmp_path, "gold.jsonl", asked_about(SURNAMES[-1]))
     (mention, *_) = gold_mentions([gold])
     row = dict.fromkeys(LINK.names) | {n: mention[n] for n in ("document_id", "mention_id", "mention")}
-    results.prepare(tmp_path / "linked")
-    results.write(pa.Table.from_pylist([row | {"status": "nil"}], LINK), tmp_path / "linked")
+    write_links([row | {"status": "nil"}], tmp_path / "linked")
     run = {"configuration": {"retrieve": {"demonstrations": 4}}}
     (tmp_path / "linked" / "manifest.json").write_text(json.dumps(run))
     asked = ["evaluate", str(tmp_path / "linked"), "--gold", gold, "--workspace", str(workspace.folder)]

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from files import write_links
 from PIL import Image
 
 from gemel_ray.cli import main
-from gemel_ray.job import results
 from gemel_ray.records import LINK
 
 EMPTY = {"meta", "img", "br", "path", "use", "rect", "circle", "line"}
@@ -75,8 +75,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "entities.jsonl").write_text("\n".join(map(json.dumps, entities)))
     for run, answer in (("ours", "Bob & Co"), ("theirs", "Rome")):
         rows = [row for name in names for row in (link(name, "1-4", "Ann <b>"), link(name, "8-11", answer))]
-        results.prepare(tmp_path / run)
-        results.write(pa.Table.from_pylist(rows, LINK), tmp_path / run)
+        write_links(rows, tmp_path / run)
     return tmp_path
 
 
@@ -139,8 +138,7 @@ def test_entities_of_one_name_share_its_probability_on_the_page_as_in_the_row(fo
     twins = [{"entity": "Ann <b>", "entity_id": i, "score": -0.1} for i in ("Q0", "Q7")]
     other = {"entity": "Rome", "entity_id": "Q2", "score": -0.1 + math.log(0.01 / 0.99)}
     row = link("d0", "1-4", "Ann <b>") | {"probability": 0.99, "candidates": [*twins, other]}
-    results.prepare(folder / "twins")
-    results.write(pa.Table.from_pylist([row], LINK), folder / "twins")
+    write_links([row], folder / "twins")
     text = page_of(folder, ["evaluate", str(folder / "twins"), *words(folder)[2:]])
     assert re.findall(r'<span title="([^"]*)">([^<]*)</span>\s*<i [^>]*></i><span>([^<]*)</span>', text) == [
         ("Q0, Q7", "Ann &lt;b&gt;", "99.0%"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from live import answering
 
@@ -15,6 +16,7 @@ from gemel_ray.job.index import finished
 from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.readers import documents, reading
 from gemel_ray.settings import Input
+from gemel_ray.storage import folder_at
 
 BODY = "".join(json.dumps({"id": f"d{i}", "text": "Adobe " * 20}) + "\n" for i in range(2000)).encode()
 
@@ -61,7 +63,10 @@ def test_what_cannot_be_had_is_a_row_and_is_asked_for_by_the_next_run(address: s
     run = results.prepare(tmp_path)
     (share,) = Selection().of([address])
     for table in share.tables(finished(tmp_path), Filters(Input())):
-        results.write(table.select(["document_id", "source"]), tmp_path, run)
+        rows = table.select(["document_id", "source"]).append_column(
+            "status", pa.nulls(len(table), pa.string())
+        )
+        results.write(rows, folder_at(tmp_path), run)
     results.prepare(tmp_path)
     done = finished(tmp_path)
     assert len(done) == sum(map(len, tables)) - 1

@@ -381,9 +381,9 @@ def test_what_a_job_leaves_in_a_store_is_shown_and_judged(
     base = dict.fromkeys(LINK.names) | {"document_id": "d", "mention": "Adobe", "status": "linked"}
     row = base | {"mention_id": "0-5", "start": 0, "end": 5, "entity": "Adobe", "entity_id": "adobe"}
     rows = pa.Table.from_pylist([row], LINK).append_column("source", [[f"{source}:1"]])
-    results.write(rows, output, run)
+    results.write(rows, folder_at(output), run)
     told = Record(output, 1, 0)
-    told.add(batch_counts(rows))
+    told.add(batch_counts(rows, run))
     manifest = write_manifest(config, workspace_folder, [source], told, "0")
     write_page(output)
     assert json.loads(server.get("left/out/manifest.json")) == json.loads(json.dumps(manifest))

@@ -76,31 +76,26 @@ def _clear(folder: Folder, state: State) -> None:
         folder.tidy(under)
 
 
-def written(output: Place, run: str | None, sources: Collection[str]) -> pa.Table | None:
+def written(folder: Folder, run: str, sources: Collection[str]) -> pa.Table | None:
     """The rows of a batch that this run has already written, if its worker died after that."""
-    folder = folder_at(output)
     try:
-        table = read(folder, part_of(run or latest(folder).run, sources))
+        table = read(folder, part_of(run, sources))
     except FileNotFoundError:
         return None
     column = [source for source, rows, _ in documents(table.schema) for _ in range(rows)]
     return table.append_column(SOURCE, [pa.array(column, pa.string())])
 
 
-def write(rows: pa.Table, output: Place, run: str | None = None) -> str:
-    """Write one batch, whole documents, for the run that writes now; the part's name. Without a `source`
-    column the document's id serves as one. Failing storage is retried for half a minute. Raises OSError,
-    and TakenOver."""
-    folder = folder_at(output)
-    run = run or latest(folder).run
-    sources = rows[SOURCE if SOURCE in rows.column_names else "document_id"].to_pylist()
-    statuses = rows["status"].to_pylist() if "status" in rows.column_names else [None] * len(rows)
+def write(rows: pa.Table, folder: Folder, run: str) -> str:
+    """Write one batch, whole documents, for the run; the part's name. Failing storage is retried for half a
+    minute. Raises OSError, and TakenOver if another run has the folder now."""
     documents = []
-    for source, same in groupby(zip(sources, statuses, strict=True), key=itemgetter(0)):
+    pairs = zip(rows[SOURCE].to_pylist(), rows["status"].to_pylist(), strict=True)
+    for source, same in groupby(pairs, key=itemgetter(0)):
         found = [status for _, status in same]
-        documents.append((str(source), len(found), "error" in found))
-    rows = rows.drop_columns([SOURCE]) if SOURCE in rows.column_names else rows
-    data = as_parquet(rows.replace_schema_metadata({DOCUMENTS: json.dumps(documents)}))
+        documents.append((source, len(found), "error" in found))
+    links = rows.drop_columns([SOURCE]).replace_schema_metadata({DOCUMENTS: json.dumps(documents)})
+    data = as_parquet(links)
     name = part_of(run, [source for source, _, _ in documents])
     for pause in (*_PAUSES, None):
         try:
@@ -109,7 +104,7 @@ def write(rows: pa.Table, output: Place, run: str | None = None) -> str:
             folder.write(name, data)
         except OSError as fault:
             if pause is None:
-                raise OSError(f"cannot write to {output}: {fault}. The same command continues.") from fault
+                raise OSError(f"cannot write to {folder}: {fault}. The same command continues.") from fault
             time.sleep(pause)
         else:
             return name
@@ -216,7 +211,7 @@ _MADE = re.compile(r"\d{8}-\d{3}-[0-9a-f]{8}\.(parquet|npy)")
 _log = logging.getLogger(__name__)
 
 
-def part_of(run: str | None, sources: Collection[str]) -> str:
+def part_of(run: str, sources: Collection[str]) -> str:
     """The name of the part for a batch of these documents, in this order."""
     digest = hashlib.blake2b(json.dumps(list(sources)).encode(), digest_size=12).hexdigest()
     return f"{PARTS}/{run}/{digest}.parquet"

@@ -43,12 +43,12 @@ _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory",
 
 @dataclass
 class Worker:
-    """One worker of a segment. `output`: where the last segment's worker writes, for `run`."""
+    """One worker of a segment, for a run. `output`: where the last segment's worker writes."""
 
     segment: Segment
     attempts: Attempts
+    run: str
     output: Folder | None = None
-    run: str | None = None
     under_way: int = 0
     survived: bool = False
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -147,7 +147,7 @@ class Worker:
             yield
 
 
-def batch_counts(rows: pa.Table, run: str | None = None) -> BatchCounts:
+def batch_counts(rows: pa.Table, run: str) -> BatchCounts:
     """The counts of a batch's rows: its part, documents, statuses, and errors by kind with an example."""
     sources = list(dict.fromkeys(rows[SOURCE].to_pylist()))
     errors: dict[str, tuple[int, ErrorExample]] = {}

@@ -50,22 +50,11 @@ def padded(answers: Sequence[Sequence[tuple[int, float]]]) -> Ranked:
     return made
 
 
-def stack(parts: Sequence[Ranked]) -> Ranked:
-    """The queries of all parts, in order."""
-    made, at = empty(sum(len(p.rows) for p in parts), max(p.rows.shape[1] for p in parts)), 0
-    for part in parts:
-        count, width = part.rows.shape
-        made.rows[at : at + count, :width], made.scores[at : at + count, :width] = part
-        at += count
-    return made
-
-
-def scatter(ranked: Ranked, present: Sequence[int], queries: int) -> Ranked:
-    """The lines at the queries `present`, of `queries` in all; the others are empty."""
-    if len(present) == queries:
-        return ranked
-    made = empty(queries, ranked.rows.shape[1])
-    made.rows[present], made.scores[present] = ranked
+def placed(parts: Sequence[tuple[Sequence[int], Ranked]], queries: int) -> Ranked:
+    """The lines of each part at its places among `queries` lines; the others are empty."""
+    made = empty(queries, max((lines.rows.shape[1] for _, lines in parts), default=0))
+    for places, (rows, scores) in parts:
+        made.rows[places, : rows.shape[1]], made.scores[places, : rows.shape[1]] = rows, scores
     return made
 
 
@@ -256,11 +245,12 @@ class Vectors:
             raise Mistake(f"{len(queries)} queries, but {len(without)} lists of rows to leave out")
         exact = self.store.count() < self.exact_below
         depth = limit + min(self.multiplicity.get(name, 1), _MOST_EQUALS)
-        parts = [empty(0, 0)]
+        parts = []
         for chunk in _chunks(present, _QUERIES):
             out = [without[i] for i in chunk] if len(without) else [()] * len(chunk)
-            parts.append(settle_ties(self.store.nearest(name, queries[chunk], out, depth, exact), limit))
-        return scatter(stack(parts), present, len(queries))
+            found = self.store.nearest(name, queries[chunk], out, depth, exact)
+            parts.append((chunk, settle_ties(found, limit)))
+        return placed(parts, len(queries))
 
     def _present(self, name: str, matrix: Matrix) -> list[int]:
         """Numbers of the rows that are not none. Raises ValueError for an unknown name or a wrong shape."""
@@ -367,7 +357,7 @@ class Matrices:
         """Do nothing: the files belong to the bank."""
 
     def nearest(self, name: str, queries: Matrix, without: Without, depth: int, exact: bool) -> Ranked:
-        named, queries, parts = self._named[name], unit(queries), [empty(0, 0)]
+        named, queries, parts = self._named[name], unit(queries), []
         rows = len(named.vectors if named.vector_of is None else named.vector_of)
         step = max(1, _SCORES // max(1, rows))
         for start in range(0, len(queries), step):
@@ -375,8 +365,9 @@ class Matrices:
             for line, left_out in zip(scores, without[start : start + step], strict=True):
                 out = np.asarray(left_out, np.int64) - named.first
                 line[out[(out >= 0) & (out < rows)]] = -np.inf
-            parts.append(_best(scores, min(depth, rows), named.first))
-        return stack(parts)
+            places = range(start, start + len(scores))
+            parts.append((places, _best(scores, min(depth, rows), named.first)))
+        return placed(parts, len(queries))
 
 
 def _best(scores: Matrix, depth: int, first: int) -> Ranked:

@@ -43,7 +43,7 @@ def _done_here(
         segment = graph.segment(graph.names, opened)
 
         def compute(run: Run) -> Iterator[BatchCounts]:
-            worker = Worker(segment, Attempts(folder, "study"), folder, run.name)
+            worker = Worker(segment, Attempts(folder, "study"), run.name, folder)
             filters = Filters(config.input)
             for table in (table for share in run.shares for table in share.tables(run.done, filters)):
                 rows = asyncio.run(worker(table))
