@@ -18,12 +18,14 @@ import yaml
 from gemel_ray.errors import Mistake
 from gemel_ray.setting import allowed, former
 
+Values = dict[str, Any]  # by name, in nested sections
+
 
 class ConfigError(Mistake):
     """Says what is wrong, where, and the nearest valid name."""
 
 
-def parsed(override: str) -> dict[str, Any]:
+def parsed(override: str) -> Values:
     """--set a.b=value as {a: {b: value}}."""
     path, equals, text = override.partition("=")
     if not equals or not path:
@@ -34,11 +36,11 @@ def parsed(override: str) -> dict[str, Any]:
         raise ConfigError(f"--set {override}: {fault}") from fault
     for part in reversed(path.split(".")):
         value = {part: value}
-    nested: dict[str, Any] = value
+    nested: Values = value
     return nested
 
 
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Values:
     if not isinstance(below, Mapping):
         raise ConfigError(f"expected sections of settings, found {below!r:.60}")
     result = dict(below)
@@ -48,7 +50,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def renamed(kind: Any, values: Mapping[str, Any], hint: Callable[[str], None]) -> dict[str, Any]:
+def renamed(kind: Any, values: Mapping[str, Any], hint: Callable[[str], None]) -> Values:
     """The sections of settings `values`, with each name of the previous version replaced by the new one;
     `hint` receives a sentence for each. Raises ConfigError if both names are given."""
     hints, found = typing.get_type_hints(kind), dict(values)

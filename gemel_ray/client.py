@@ -21,6 +21,7 @@ import httpx
 from gemel_ray.errors import GemelError
 
 Link = dict[str, Any]  # the columns of links/*.parquet
+Fields = dict[str, Any]  # of a request
 Image = str | bytes | Path  # an http(s) or data: URL, the picture's bytes, or its file
 # Its words; start and end in characters; or a row of the table, from 0, and the column's name.
 Mention = str | tuple[int, int] | tuple[int, str]
@@ -86,7 +87,7 @@ class Client:
                     yield row["links"]
 
     @contextmanager
-    def _request(self, content: dict[str, Any], **headers: str) -> Iterator[httpx.Response]:
+    def _request(self, content: Fields, **headers: str) -> Iterator[httpx.Response]:
         """The successful response; its body is still to be read."""
         end = time.monotonic() + self.patience
         while True:
@@ -107,9 +108,9 @@ def document(
     mentions: Iterable[Mention] | None = None,
     id: str | None = None,
     table: Table | None = None,
-) -> dict[str, Any]:
+) -> Fields:
     """A document as the endpoint takes it."""
-    made: dict[str, Any] = {"text": text}
+    made: Fields = {"text": text}
     if isinstance(image, Path):
         image = image.read_bytes()
     if image is not None:
@@ -121,7 +122,7 @@ def document(
     return made if id is None else made | {"id": id}
 
 
-def mention_fields(mentions: Iterable[Mention]) -> list[str | dict[str, Any]]:
+def mention_fields(mentions: Iterable[Mention]) -> list[str | Fields]:
     """Mentions as documents have them."""
     return [m if isinstance(m, str) else _placed(*m) for m in mentions]
 
@@ -131,7 +132,7 @@ def table_field(table: Table) -> Any:
     return table if isinstance(table, (str, Mapping)) else list(table)
 
 
-def _placed(first: int, second: int | str) -> dict[str, Any]:
+def _placed(first: int, second: int | str) -> Fields:
     if isinstance(second, str):
         return {"row": first, "column": second}
     return {"start": first, "end": second}

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from gemel_ray.checked import ConfigError, made, merged, parsed, renamed
+from gemel_ray.checked import ConfigError, Values, made, merged, parsed, renamed
 from gemel_ray.errors import GraphError
 from gemel_ray.graph import Graph
 from gemel_ray.records import DOCUMENT, LINK
@@ -78,9 +78,9 @@ class Config:
         """The graph of its stages, without a workspace."""
         return Graph(tuple(getattr(self, name) for name in STAGES), DOCUMENT, LINK)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Values:
         """The configuration as nested dictionaries, for files."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        plain: Values = json.loads(json.dumps(asdict(self)))
         return plain
 
     def fingerprint(self, *facts: object) -> str:
@@ -151,7 +151,7 @@ def load(
     """The configuration of `file` (None: all defaults), overridden by a workspace's settings and --set
     options. `hint` receives a sentence for each name of the previous version. Raises ConfigError, also for
     settings that no workspace may carry."""
-    values: dict[str, Any] = {}
+    values: Values = {}
     if file is not None:
         try:
             values = yaml.safe_load(file.read_text()) or {}

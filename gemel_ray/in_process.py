@@ -24,6 +24,7 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers.pictures import SourceFile
 from gemel_ray.readers.reading import table
+from gemel_ray.records import Row
 from gemel_ray.sizing import fitted
 
 _BATCH = 64
@@ -70,7 +71,7 @@ class Linker:
         """Links of one document, one row per mention. `mentions`: strings, (start, end) in characters, or
         (row, column) of `table`; None lets Detect find them. `image` may also be a file's address. A document
         that cannot be linked is a row of status `error`."""
-        row: dict[str, Any] = {"text": text}
+        row: Row = {"text": text}
         if image is not None:
             row["image"] = str(image) if isinstance(image, Path) else image
         if mentions is not None:

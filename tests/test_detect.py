@@ -13,9 +13,7 @@ import pyarrow as pa
 import pytest
 
 from gemel_ray.cli import main
-from gemel_ray.detecting.linked import LinkStatistics, rarely_linked
-from gemel_ray.detecting.names import Names, longest
-from gemel_ray.detecting.tagger import Tagger
+from gemel_ray.detecting import LinkStatistics, Names, Tagger, longest, rarely_linked
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.records import DOCUMENT
 from gemel_ray.stages.detect import Detect

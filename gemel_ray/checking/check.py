@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote
 
 from gemel_ray.checking.findings import Findings
@@ -260,7 +259,7 @@ class Reader:
         self.decode = decode
         self.known: dict[str, Seen] = {}
 
-    def read(self, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Seen]]:
+    def read(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Seen]]:
         """The rows that have a picture (`image` or `image_address`), each with the result of reading it."""
         have = [r for r in rows if r["image"] is not None or r["image_address"]]
         new = dict.fromkeys(

@@ -6,11 +6,12 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from gemel_ray.arguments import Parser, refuse
+from gemel_ray.checked import Values
 from gemel_ray.errors import Mistake
 
 if TYPE_CHECKING:
@@ -143,10 +144,10 @@ def _simulated(
     return {c.nodes: simulated(options.pairs, node, c.nodes, troubles) for c in costs}
 
 
-def _segments(node: Node, nodes: int) -> dict[str, Any]:
+def _segments(node: Node, nodes: int) -> Values:
     """The configuration's segments for all nodes together, with the settings that they need."""
     segments = [{**s, "workers": s["workers"] * nodes} for s in node.segments]
-    found: dict[str, Any] = {"offline": {"address": "auto" if nodes > 1 else "local", "segments": segments}}
+    found: Values = {"offline": {"address": "auto" if nodes > 1 else "local", "segments": segments}}
     return found | ({"generate": {"tensor_parallel": node.parallel}} if node.parallel > 1 else {})
 
 

@@ -13,12 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gemel_ray.deploying.manifests import Json
+
 # Building blocks of schemas, and kinds that are not part of any schema of KubeRay's, field by field.
 #
 # Gateway API 1.3 (Gateway, HTTPRoute); of a gateway implementation's kinds only the names are known.
 
 
-Json = dict[str, Any]
 TEXT: Json = {"type": "string"}
 FLAG: Json = {"type": "boolean"}
 NUMBER: Json = {"type": "integer", "format": "int32"}
@@ -207,7 +208,7 @@ def _stateful_set(template: Json, selector: Json, claim: Json) -> Json:
 
 
 @cache
-def _validators() -> dict[str, Any]:
+def _validators() -> Json:
     import jsonschema
 
     plain = jsonschema.Draft4Validator.VALIDATORS

@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-Json = dict[str, Any]
+from gemel_ray.deploying.manifests import Json
+
 KINDS = ("RayCluster", "RayJob", "RayService", "PodMonitor", "PrometheusRule")
 FILE = Path(__file__).with_name("crds.json")
 _SHORT = 200  # characters, below which a schema is not shared

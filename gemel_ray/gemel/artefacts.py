@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from gemel_ray.errors import Mistake
 from gemel_ray.gemel.pickles import read_pickle, read_state
+from gemel_ray.records import Row
 
 _LONGEST = 1024  # tokens of a name: more means a dictionary that contains itself
 _WIDEST = 1 << 16  # numbers of a feature
@@ -131,7 +132,7 @@ def read_features(path: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
         raise Mistake(f"cannot read {path}: {fault}") from fault
 
 
-def solved_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def solved_lines(path: Path) -> Iterator[tuple[int, Row]]:
     """Number and fields of the lines that are not NIL: those of the embeddings' rows."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from gemel_ray.config import Config
-from gemel_ray.detecting.linked import LinkStatistics
+from gemel_ray.detecting import LinkStatistics
 from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file

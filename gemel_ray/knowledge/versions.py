@@ -24,6 +24,7 @@ from gemel_ray.errors import Mistake, WorkspaceError
 
 FIRST: Final = "0"
 FORMAT: Final = 1  # of workspace.json
+Facts = dict[str, Any]  # the content of workspace.json
 _VERSIONS, _CURRENT, _LOCK = "versions", "current", "lock"
 
 
@@ -59,12 +60,12 @@ def known(workspace: Path) -> list[str]:
     return [FIRST, *sorted(later, key=int)]
 
 
-def read_facts(workspace: Path, version: str | None = None) -> dict[str, Any]:
+def read_facts(workspace: Path, version: str | None = None) -> Facts:
     """The content of workspace.json of `version`, or of the current one. Raises WorkspaceError for a folder
     that is not a workspace of this format."""
     inside = current_folder(workspace) if version is None else folder(workspace, version)
     try:
-        facts: dict[str, Any] = json.loads((inside / "workspace.json").read_text())
+        facts: Facts = json.loads((inside / "workspace.json").read_text())
     except (OSError, ValueError) as fault:
         raise WorkspaceError(
             f"{workspace} is not a workspace ({fault}); make one with gemel-ray build"

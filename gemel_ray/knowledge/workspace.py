@@ -21,7 +21,7 @@ from copy import copy
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from gemel_ray.knowledge import vector_stores, versions
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.prefix_tree import PrefixTree, Tokenize
-from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.versions import Facts, read_facts
 from gemel_ray.models.encoders import Clip, MentionEncoder, load_tokenizer, tokenize
 from gemel_ray.models.revision import revision
 from gemel_ray.settings import Models
@@ -99,7 +99,7 @@ class Workspace:
         self,
         folder: Path,
         sections: Sections,
-        facts: dict[str, Any],
+        facts: Facts,
         knowledge: str = versions.FIRST,
         inside: Path | None = None,  # its folder while it is being made
     ) -> None:

@@ -32,7 +32,7 @@ from gemel_ray.knowledge.entities import Entity, Rejects, Targets
 from gemel_ray.knowledge.thumbnails import FILE as THUMBNAILS
 from gemel_ray.knowledge.thumbnails import ThumbnailWriter
 from gemel_ray.knowledge.vectors import Matrix, Vectors
-from gemel_ray.knowledge.versions import FORMAT
+from gemel_ray.knowledge.versions import FORMAT, Facts
 from gemel_ray.knowledge.workspace import Workspace, revisions
 from gemel_ray.linking import linking_graph
 from gemel_ray.models.encoders import unit
@@ -111,7 +111,7 @@ def write_facts(
     seal(folder, facts, **vector_stores.record(made.collection))
 
 
-def seal(folder: Path, facts: dict[str, Any], **history: Any) -> None:
+def seal(folder: Path, facts: Facts, **history: Any) -> None:
     """Write workspace.json: the facts, a digest of them and of the knowledge in the folder (`version`), and
     its `history`, which is not part of the digest."""
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8)

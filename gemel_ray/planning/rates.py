@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from gemel_ray.checked import Values
 from gemel_ray.config import STAGES
 from gemel_ray.errors import Mistake
 from gemel_ray.planning.figures import CARD, GPUS, MEASURED, MEASURED_ON, Gpu, Model, on_paper
@@ -25,7 +25,7 @@ class Node:
     price: float  # dollars an hour
     gpus: int
     cpus: int
-    segments: tuple[dict[str, Any], ...]  # offline.segments for one node, with its number of workers
+    segments: tuple[Values, ...]  # offline.segments for one node, with its number of workers
     assumptions: tuple[str, ...]
     measured: bool = False
     started: float = 180.0  # seconds until it links
@@ -50,7 +50,7 @@ class _Cut:
 
     engines: float
     encoders: float
-    segments: tuple[dict[str, Any], ...]
+    segments: tuple[Values, ...]
     description: str
 
 
@@ -168,9 +168,7 @@ def _front(cpus: int, encoders: int, engines: int) -> int:
     return front
 
 
-def _segments(
-    encoders: int, front: int, each: float, engines: int, whole: float
-) -> tuple[dict[str, Any], ...]:
+def _segments(encoders: int, front: int, each: float, engines: int, whole: float) -> tuple[Values, ...]:
     """One node's segments: `encoders` with `front` CPUs and `each` of a GPU, `engines` with `whole` GPUs."""
     encoding = {"workers": encoders, "cpus": float(front), "gpus": each, "batch": 128}
     linking = {"workers": engines, "cpus": 2.0, "gpus": whole, "batch": 64}

@@ -18,6 +18,7 @@ import fsspec
 from gemel_ray.readers import opening
 from gemel_ray.readers.fields import TEXTS, BadRecord, not_json, short
 from gemel_ray.readers.opening import is_from_storage, opened
+from gemel_ray.records import Row
 
 # Pairs of a tar shard: which members belong together, and what a pair's row is.
 #
@@ -39,7 +40,7 @@ class Pair:
     key: str
     stem: str
     dotted: bool
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: Row = field(default_factory=dict)
     members: dict[str, str] = field(default_factory=dict)  # the name of each field's member
     left: dict[str, str] = field(default_factory=dict)  # names of members that are not a field, by ending
     size: int = 0  # bytes of its members

@@ -68,7 +68,7 @@ _DESCRIPTIONS = {
     503: "busy or not ready: Retry-After says when to ask again",
     504: "given up at the deadline",
 }
-_ERRORS: dict[int | str, dict[str, Any]] = {
+_ERRORS: schemas.Responses = {
     status: {"model": schemas.Error, "description": said} for status, said in _DESCRIPTIONS.items()
 }
 
@@ -114,7 +114,7 @@ def create(endpoint: Endpoint) -> FastAPI:
     return app
 
 
-def _described(app: FastAPI, generated: Callable[[], dict[str, Any]], keyed: bool) -> dict[str, Any]:
+def _described(app: FastAPI, generated: Callable[[], schemas.Json], keyed: bool) -> schemas.Json:
     """/openapi.json: what FastAPI derives from the routes, and what it cannot see."""
     if app.openapi_schema:
         return app.openapi_schema
@@ -134,9 +134,7 @@ def _described(app: FastAPI, generated: Callable[[], dict[str, Any]], keyed: boo
 
 
 def _links(app: FastAPI, endpoint: Endpoint) -> None:
-    stream: dict[int | str, dict[str, Any]] = {
-        200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}
-    }
+    stream: schemas.Responses = {200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
 
     @app.post(
         "/v1/link",

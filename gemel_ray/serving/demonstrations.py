@@ -8,18 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.serving.schemas import Span
+from gemel_ray.serving.schemas import Responses, Span
 
 PAGE = Path(__file__).parent / "page"
 _EXAMPLES = PAGE / "examples"
-_JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}, 404: {}}
+_JPEG: Responses = {200: {"content": {"image/jpeg": {}}}, 404: {}}
 
 
 class Demonstration(BaseModel):

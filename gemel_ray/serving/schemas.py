@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gemel_ray.config import STAGES
 
+Json = dict[str, Any]
+Responses = dict[int | str, Json]  # of a route, by status
+
 # Errors of a request: one sentence, and one of eight kinds. Knows nothing of the caller.
 
 
@@ -95,7 +98,7 @@ class Document(_Strict):
     image: str | None = Field(
         None, description="an http(s) URL, a data: URL, or the picture's bytes in base64; or none"
     )
-    table: dict[str, Any] | list[dict[str, Any]] | str | None = Field(
+    table: Json | list[Json] | str | None = Field(
         None,
         description="rows and columns around the mentions: {columns, rows}, a list of objects, or CSV; it "
         "follows the text, a line a row, which may then be empty",
@@ -174,11 +177,11 @@ class Error(BaseModel):
     error: ErrorBody
 
 
-def schemas() -> dict[str, Any]:
+def schemas() -> Json:
     """The requests' schemas, by name, which the routes do not declare to FastAPI."""
     from pydantic.json_schema import models_json_schema
 
     pairs: list[Any] = [(One, "validation"), (Many, "validation")]
     found = models_json_schema(pairs, ref_template="#/components/schemas/{model}")[1]
-    defined: dict[str, Any] = found["$defs"]
+    defined: Json = found["$defs"]
     return defined

@@ -20,8 +20,7 @@ from gemel_ray.setting import DEVICE, setting
 from gemel_ray.stage import Stage, Work, answer
 
 if TYPE_CHECKING:
-    from gemel_ray.detecting.names import Names
-    from gemel_ray.detecting.tagger import Tagger
+    from gemel_ray.detecting import Names, Tagger
     from gemel_ray.knowledge.workspace import Workspace
     from gemel_ray.readers.fields import Span
 
@@ -103,7 +102,7 @@ class _Detecting(Work):
 
     def _spans(self, texts: Sequence[str]) -> list[list[Span]]:
         """The spans of each text, in order, not overlapping."""
-        from gemel_ray.detecting.names import longest
+        from gemel_ray.detecting import longest
 
         found: list[list[Any]] = [[] for _ in texts]
         if self.stage.by != "names":
@@ -115,8 +114,7 @@ class _Detecting(Work):
 
     @cached_property
     def _names(self) -> Names:
-        from gemel_ray.detecting.linked import rarely_linked
-        from gemel_ray.detecting.names import Names, width
+        from gemel_ray.detecting import Names, rarely_linked, width
         from gemel_ray.readers.fields import normal
 
         stage = self.stage
@@ -131,6 +129,6 @@ class _Detecting(Work):
 
     @cached_property
     def _tagger(self) -> Tagger:
-        from gemel_ray.detecting.tagger import Tagger
+        from gemel_ray.detecting import Tagger
 
         return Tagger(self.stage.model, self.stage.device, self.stage.batch, self.stage.tag_probability)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from gemel_ray.knowledge.bank import Bank, PublishedOrder, SharedSets
 from gemel_ray.knowledge.mention_words import MentionWords
 from gemel_ray.knowledge.vectors import Bonus
 from gemel_ray.models.encoders import unit
+from gemel_ray.records import Row
 from gemel_ray.setting import setting
 from gemel_ray.stage import Stage, Work, answer, listed, matrix
 
@@ -176,7 +177,7 @@ class _Retrieving(Work):
     def _ranked(
         self, ranking: Ranking, batch: pa.Table, pictures: list[Vectors | None], nearest: list[Rows],
         votes: list[Vectors],
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> Row:  # fmt: skip
         """The workspace's ranker's candidates for each mention."""
         from gemel_ray.ranking.features import Question
 

@@ -15,11 +15,12 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageEnhance
+
+from gemel_ray.records import Row
 
 SIZE = (240, 160)
 _COLOURS = ("#c62828", "#1565c0", "#2e7d32", "#f9a825", "#ffffff", "#212121", "#6a1b9a", "#ef6c00")
@@ -53,9 +54,7 @@ def _names(count: int, rng: random.Random) -> list[str]:
     return list(found)
 
 
-def _document(
-    number: str, name: str, look: tuple[Draw, tuple[str, str, str]], rng: random.Random
-) -> dict[str, Any]:
+def _document(number: str, name: str, look: tuple[Draw, tuple[str, str, str]], rng: random.Random) -> Row:
     caption, mention = rng.choice(_CAPTIONS)
     start = caption.index("{")
     asked = {"start": start, "end": start + len(mention), "target": name}

@@ -14,13 +14,14 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.random import Generator
 
+from gemel_ray.records import Row
 from gemel_ray.starter.brands import Brand, brands
 from gemel_ray.starter.rendering import jpeg, render
 
@@ -140,7 +141,7 @@ def main() -> None:
     write_entities(options.output / "entities.jsonl")
 
 
-def make(seed: int = SEED) -> dict[str, list[dict[str, Any]]]:
+def make(seed: int = SEED) -> dict[str, list[Row]]:
     """The documents of train, dev and test."""
     unseen = held_out(seed)
     seen = [brand for brand in brands() if brand not in unseen]
@@ -182,14 +183,14 @@ def held_out(seed: int = SEED, members: int = 14, singles: int = 10) -> list[Bra
     return shuffled(eligible, rng)[:members] + shuffled(alone, rng)[:singles]
 
 
-def documents(part: Part, chosen: list[Brand], seed: int) -> list[dict[str, Any]]:
+def documents(part: Part, chosen: list[Brand], seed: int) -> list[Row]:
     """A part's documents in random order, numbered."""
     rng = np.random.default_rng([seed, part.number])
     rows = shuffled(worded(part, chosen, rng), rng)
     return [{"id": f"{part.name}-{i:04d}"} | row for i, row in enumerate(rows, 1)]
 
 
-def worded(part: Part, chosen: list[Brand], rng: Generator) -> Iterator[dict[str, Any]]:
+def worded(part: Part, chosen: list[Brand], rng: Generator) -> Iterator[Row]:
     """Each brand's documents in turn, without ids."""
     for brand in chosen:
         expected = part.per_member if brand.family else part.per_single

@@ -7,13 +7,14 @@ those of the family; with the projected feature and with the one before the proj
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from gemel_ray.models.encoders import Clip, Vectors, unit
 from gemel_ray.pictures.images import read_image
+from gemel_ray.records import Row
 from gemel_ray.starter.logos import DATA
 from gemel_ray.starter.models import clip
 
@@ -32,16 +33,14 @@ def main() -> None:
         print(f"{feature}, {model.width} wide: all {everywhere:.1%}, within the family {in_family:.1%}")
 
 
-def encoded(model: Clip, rows: list[dict[str, Any]]) -> Vectors:
+def encoded(model: Clip, rows: list[Row]) -> Vectors:
     """Unit vectors of the rows' pictures."""
     pictures = [model.prepare(read_image(row["image"], None)) for row in rows]
     parts = [model.encode_images(pictures[i : i + _AT_ONCE]) for i in range(0, len(pictures), _AT_ONCE)]
     return unit(np.concatenate(parts))
 
 
-def nearest(
-    cosines: Vectors, queries: list[dict[str, Any]], keys: list[dict[str, Any]]
-) -> tuple[float, float]:
+def nearest(cosines: Vectors, queries: list[Row], keys: list[Row]) -> tuple[float, float]:
     """Share of queries whose nearest key shows their entity: among all keys, and within the family."""
     targets = np.array([row["mentions"][0]["target"] for row in keys])
     families = np.array([target.split()[0] for target in targets])
