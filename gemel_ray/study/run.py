@@ -11,6 +11,7 @@ from typing import cast
 from gemel_ray import storage
 from gemel_ray.errors import Terminated
 from gemel_ray.evaluation import Evaluation, evaluate, known
+from gemel_ray.knowledge.entities import Targets
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.measuring.machine import machine
@@ -94,6 +95,7 @@ class _Runner:
         self.known = known(plan.train)
         self.evidence = evidence_of(plan.workspace)
         opened = Workspace.open(plan.workspace, configured(read_facts(plan.workspace)["settings"], ()))
+        self.targets = Targets(opened.entities.pairs())
         self.pictures = variants.have_pictures(documents, features=opened.features is not None)
         self.inputs = plan.output / "inputs" / variants.digest(documents)
         self.dev = self._dev()
@@ -142,7 +144,7 @@ class _Runner:
         if not (output / "manifest.json").exists():
             with Meter("documents", len(self.documents)) as meter:
                 run_job(config, folder, [str(file)], output, meter.add)
-        return evaluate(output, [str(file)], self.known)
+        return evaluate(output, [str(file)], self.known, self.targets)
 
 
 def _write(path: Path, rows: StudyRows) -> None:
