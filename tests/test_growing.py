@@ -128,6 +128,24 @@ def test_beams_wider_than_the_vocabulary_find_what_the_search_alone_finds(score:
             same(ours, searched(model, penalty, 64)[0])
 
 
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, names=st.integers(1, 60), letters=st.integers(1, 12), width=st.integers(1, 4))
+def test_logits_of_the_children_are_enough(seed: int, names: int, letters: int, width: int) -> None:
+    tree = make_tree(seed, names, letters)
+    growing = Growing(FlatTree(tree, CPU), 1, width, penalty=0.0, renormalise=True)
+    inner = [n for n in range(len(tree.token)) if not tree.is_leaf(n)]
+    node = torch.tensor(random.Random(seed).choices(inner, k=5))
+    logits = torch.from_numpy(logits_after(seed, ())).float() + torch.randn(5, 1)
+    tokens = growing.tree.following(node)
+    children = {int(t) for n in node.tolist() for t in tree.children(n)[1]}
+    assert tokens.tolist() == sorted(children)
+    of_all, expected = growing.best(logits, node, VOCABULARY)
+    child, scores = growing.best(logits[:, tokens], node, VOCABULARY, tokens=tokens)
+    possible = expected > -math.inf
+    assert torch.equal(scores, expected)
+    assert torch.equal(child[possible], of_all[possible])
+
+
 def test_what_is_forced_is_not_asked_about() -> None:
     """Nor what stands behind the last fork: fewer questions than beams have tokens."""
     tree = make_tree(3, 50)

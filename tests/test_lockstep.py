@@ -42,7 +42,7 @@ class PretendedSeam(Seam):
     def __init__(self) -> None:
         self.device, self.block, self.tokens, self.rows, self.passes = CUDA, BLOCK, 64, 64, 0
         self.model, self._config, self._cache_config, self._groups = PretendedModel(), None, None, None
-        self.shared = None
+        self.shared = self.output = None
         self._context = lambda *given, **named: contextlib.nullcontext()
         self._by_layer = lambda *given: {}
         self._metadata = self._checked

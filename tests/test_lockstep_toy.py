@@ -29,6 +29,7 @@ class Toy(Seam):
         self.device, self.block, self.length, self.passes = torch.device("cpu"), BLOCK, LENGTH, 0
         self.tokens, self.rows = tokens, rows
         self.cache = torch.full((BLOCKS, BLOCK), torch.nan)
+        self.output = torch.empty(0)  # it has logits of some tokens only
         self.alike: list[int] = []  # blocks that all rows of a pass begin with
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -51,9 +52,10 @@ class Toy(Seam):
             read[row, :end] = self.cache[table[row, at // BLOCK], at % BLOCK]
         return read
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         rows = [tuple(int(t) for t in row if t >= 0) for row in hidden.nan_to_num(99)]
-        return torch.from_numpy(np.stack([logits_after(0, row) for row in rows]))
+        logits = torch.from_numpy(np.stack([logits_after(0, row) for row in rows]))
+        return logits if tokens is None else logits[:, tokens]
 
     def copy(self, blocks: Any) -> None:
         source, target = blocks.T

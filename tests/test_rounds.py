@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from files import TEST
 
 from gemel_ray.config import Config, load
@@ -181,8 +182,8 @@ def test_a_bad_row_is_an_error_and_the_others_are_answered(
     met, broken = rounds_of(generating).seam, [2]
     logits = met.logits
 
-    def overwritten(hidden: Any) -> Any:
-        made = logits(hidden)
+    def overwritten(*asked: Any) -> Any:
+        made = logits(*asked)
         if broken and len(made) > broken[0]:
             made[broken.pop()] = float("nan")
         return made
@@ -311,6 +312,55 @@ def test_a_vllm_that_has_moved_is_refused() -> None:
     runner = SimpleNamespace(model_runner=SimpleNamespace(model=None))
     with pytest.raises(Refused, match="attn_groups"):
         seam.Seam(runner)
+
+
+class _Head:
+    """A model's output layer: a product, and what some models do besides."""
+
+    def __init__(self, besides: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype) -> None:
+        weight = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+        self.lm_head, self.besides = SimpleNamespace(weight=weight.to(dtype)), besides
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.besides(hidden @ self.lm_head.weight.T)[:, :47]  # the rest is padding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_only_a_plain_product_gives_the_logits_of_some_tokens(dtype: torch.dtype) -> None:
+    plain = _Head(lambda logits: logits, dtype)
+    assert seam._output_weights(plain) is not None
+    for besides in (
+        lambda logits: logits + 0.1,
+        lambda logits: logits * 0.9,
+        lambda logits: 30 * torch.tanh(logits / 30),
+    ):
+        assert seam._output_weights(_Head(besides, dtype)) is None
+    plain.lm_head.weight = plain.lm_head.weight.to(torch.int8)
+    assert seam._output_weights(plain) is None
+    assert seam._output_weights(SimpleNamespace()) is None
+
+
+def test_scores_among_children_need_no_other_logits(
+    generating: Generating, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met, computed = rounds_of(generating).seam, list[int]()
+    if met.device.type != "cpu":
+        pytest.skip("a GPU computes all logits")
+    logits = met.logits
+
+    def counted(*asked: Any) -> Any:
+        made = logits(*asked)
+        computed.append(made.shape[1])
+        return made
+
+    monkeypatch.setattr(met, "logits", counted)
+    found = asyncio.run(in_rounds(generating, rows[:4]))
+    whole = len(generating.engine._embeddings)
+    assert computed and max(computed) < whole
+    monkeypatch.setattr(met, "output", None)
+    computed.clear()
+    same(asyncio.run(in_rounds(generating, rows[:4])), found)
+    assert set(computed) == {whole}
 
 
 def test_rollouts_are_asked_where_rounds_are_not_to_be_had(generating: Generating, rows: Rows) -> None:

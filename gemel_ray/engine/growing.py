@@ -57,6 +57,14 @@ class FlatTree:
         first = self.first[node].long()
         return first, self.first[node + 1].long() - first
 
+    def following(self, node: Tensor) -> Tensor:
+        """The tokens that may follow any of these nodes, sorted; on a CPU only, since their number depends on
+        values."""
+        first, fan = self.children(node)
+        begins = first.repeat_interleave(fan)
+        number = torch.arange(len(begins)) - (fan.cumsum(0) - fan).repeat_interleave(fan)
+        return self.token[begins + number].unique().long()
+
     def listed(self, names: Sequence[Sequence[int]], width: int) -> Whole:
         """The nodes of the names that are judged in each column of a Growing, from their leaves: [columns,
         depth, width]. In a column without such names, every name may be written."""
@@ -157,15 +165,23 @@ class Growing:
         self.child[column, beam], self.more[column, beam] = child, scores.double()
 
     def best(
-        self, logits: Tensor, node: Tensor, widest: int, listed: Tensor | None = None
+        self,
+        logits: Tensor,
+        node: Tensor,
+        widest: int,
+        listed: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The arguments of `answer`, from the model's `logits` [n, vocabulary] at these nodes of at most
-        `widest` children, of which only those `listed` (see `listing`). A row with numbers that are not
-        finite has nan as its first score."""
+        `widest` children, of which only those `listed` (see `listing`). `tokens`: `logits` has only these
+        columns of the vocabulary. A row with numbers that are not finite has nan as its first score."""
         first, fan = self.tree.children(node)
         index = torch.arange(max(widest, 2 * self.width), device=logits.device)
         child = (first[:, None] + index).clamp_(max=len(self.tree.token) - 1)
-        allowed = logits.gather(1, self.tree.token[child].long().clamp_(min=0)).float()
+        place = self.tree.token[child].long().clamp_(min=0)
+        if tokens is not None:
+            place = torch.searchsorted(tokens, place).clamp_(max=len(tokens) - 1)
+        allowed = logits.gather(1, place).float()
         allowed.masked_fill_(index >= fan[:, None], NEVER)
         over = allowed if self.renormalise else logits.float()
         scores = allowed - over.logsumexp(-1, keepdim=True)

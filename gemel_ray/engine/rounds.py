@@ -175,23 +175,30 @@ class Lockstep:
 
     def _score(self, hidden: Tensor, asking: _Pending, read: Whole, begun: Whole) -> None:
         """Score the children of beams, whose rows come first, and of the roots of columns that were `read` in
-        these rows. The output weights are read once for all."""
+        these rows. The output weights are read once for all; on a CPU only those of the children, if scores
+        are among children."""
         growing, beams = self.growing, len(asking.tokens)
         column, beam, begins, root, scored, listed = self.seam.upload(
             asking.column, asking.beam, begun, 0 * begun, np.concatenate([np.arange(beams), read]),
             self._listed(begun),
         )  # fmt: skip
-        of_beams, of_roots = self.seam.logits(hidden[scored]).split([beams, len(read)])
+        tokens = None
+        if growing.renormalise and self.seam.output is not None:
+            tokens = growing.tree.following(torch.cat([growing.node[column, beam], root]))
+        of_beams, of_roots = self.seam.logits(hidden[scored], tokens).split([beams, len(read)])
         if len(column):
-            self._answer(column, beam, of_beams, self._widest)
+            self._answer(column, beam, of_beams, self._widest, tokens)
         if len(begins):
             growing.begin(begins, listed if len(listed) else None)
-            self._answer(begins, root, of_roots, growing.tree.fan)
+            self._answer(begins, root, of_roots, growing.tree.fan, tokens)
 
-    def _answer(self, column: Tensor, beam: Tensor, logits: Tensor, widest: int) -> None:
+    def _answer(
+        self, column: Tensor, beam: Tensor, logits: Tensor, widest: int, tokens: Tensor | None
+    ) -> None:
         growing = self.growing
         listed = growing.listing(column) if self.columns.judging else None
-        growing.answer(column, beam, *growing.best(logits, growing.node[column, beam], widest, listed))
+        best = growing.best(logits, growing.node[column, beam], widest, listed, tokens)
+        growing.answer(column, beam, *best)
 
     def _listed(self, columns: Whole) -> Whole:
         """The names that are judged in these columns, for Growing; empty if no names are judged in any

@@ -66,6 +66,8 @@ class Seam:
         self.tokens = self.rows = int(runner.max_num_tokens)  # of one pass, at most
         if self.device.type != "cpu":
             self.rows = _rows(self._config)
+        # Only a CPU computes some of the logits: it need not wait for their number, and gains by it.
+        self.output = _output_weights(self.model) if self.device.type == "cpu" else None
         self.length = int(self._config.model_config.max_model_len)
         self.passes = 0
         self.shared: Sharing | None = None
@@ -94,7 +96,10 @@ class Seam:
         made: Tensor = self.model.embed_input_ids(tokens)
         return made
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """[n, vocabulary]; of these `tokens` only, if given: needs `output`."""
+        if tokens is not None and self.output is not None:
+            return torch.nn.functional.linear(hidden, self.output[tokens])
         made: Tensor = self.model.compute_logits(hidden)
         return made
 
@@ -200,6 +205,22 @@ def _check_model(config: Any) -> None:
     model = config.model_config
     if model.uses_mrope or model.is_encoder_decoder or config.lora_config is not None:
         raise Refused("the model's prompts are more than one row of embeddings")
+
+
+@torch.inference_mode()
+def _output_weights(model: Any) -> Tensor | None:
+    """The output weights, [vocabulary or more, width], if logits are their product with hidden states and
+    nothing else: no bias, scale or cap, no quantized weights."""
+    weight = getattr(getattr(model, "lm_head", None), "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+        return None
+    # Zeros show a bias; numbers greater than any model's show a cap.
+    hidden = weight.new_zeros(2, weight.shape[1])
+    hidden[1] = weight[0] * (1000 / weight[0].float().square().sum())
+    expected, product = model.compute_logits(hidden).float(), (hidden @ weight.T).float()
+    product = product[:, : expected.shape[1]]
+    alike = torch.allclose(expected, product, rtol=0.0, atol=0.01 * float(product.abs().max()))
+    return weight.detach() if alike and not expected[0].any() else None
 
 
 def _caches(runner: Any) -> list[tuple[Tensor, int]]:
