@@ -55,7 +55,7 @@ class WithoutModel(Work):
 
     def _link(self, row: Row) -> Row:
         try:
-            asked = self.stage.asked(row["options"])
+            asked = with_options(self.stage, row["options"])
         except Mistake as reason:  # options that do not go together
             return {"error": str(reason)}
         if self.ranker and row["likely"]:
@@ -67,6 +67,14 @@ class WithoutModel(Work):
 
     def measures(self) -> Measures:
         return {"mentions": self.mentions}
+
+
+def with_options(stage: Generate, options: Row | None) -> Generate:
+    """The stage as a row's document wants it. Raises Mistake for options that do not go together."""
+    if not options:
+        return stage
+    names = {"candidates": "beams", "search": "search", "nil_threshold": "nil_threshold"}
+    return replace(stage, **{names[k]: v for k, v in options.items() if k in names and v is not None})
 
 
 def links(stage: Generate, rows: Sequence[Row]) -> pa.Table:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import pyarrow as pa
 
 from gemel_ray.errors import Mistake
-from gemel_ray.records import CANDIDATE, Row
+from gemel_ray.records import CANDIDATE
 from gemel_ray.setting import setting
 from gemel_ray.stage import Stage
 
@@ -189,10 +189,3 @@ class Generate(Stage):
             raise Mistake(
                 "generate.prior_weight and generate.neighbour_weight cannot be had both: set one to 0"
             )
-
-    def asked(self, options: Row | None) -> Generate:
-        """The stage as a row's document wants it. Raises Mistake for options that do not go together."""
-        if not options:
-            return self
-        names = {"candidates": "beams", "search": "search", "nil_threshold": "nil_threshold"}
-        return replace(self, **{names[k]: v for k, v in options.items() if k in names and v is not None})

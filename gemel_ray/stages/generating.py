@@ -38,6 +38,7 @@ from gemel_ray.stages.answering import (
     links,
     reasons_of,
     settled,
+    with_options,
 )
 from gemel_ray.stages.by_rollouts import ByRollouts
 from gemel_ray.stages.choosing import Choosing, LogProbs, reranked
@@ -96,7 +97,7 @@ class Generating(Work):
     async def _link(self, row: Row) -> Row:
         self.mentions += 1
         try:
-            asked = self.stage.asked(row["options"])
+            asked = with_options(self.stage, row["options"])
             sure = asked.ranking and row["chances"] and math.exp(row["chances"][0]) > asked.sure
             answer = None if sure else await self.model_answer(asked, row)
         except ValueError as reason:  # options that do not go together, or a prompt that the engine refuses
