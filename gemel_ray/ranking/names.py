@@ -7,9 +7,10 @@ many entities share are skipped, and so are common trigrams.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache, partial
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import TypedDict
 
@@ -35,6 +36,7 @@ _SCHEMA = pa.schema(
 _FREQUENT = 6_000  # entities that share a word: a more frequent word is skipped
 _COUNTED = 60_000  # rows of the rarest trigrams that are counted
 _LETTERS = range(3, 7)  # numbers of initials that may be in another order: with fewer, too many match
+_ALIKE = 0.3  # share of trigrams in common, at least, of names that are similar
 _ROWS = 12_000  # rows of the rarest words that are counted
 _BATCH = 65_536
 _REMEMBERED = 50_000  # words whose weight is kept
@@ -62,9 +64,8 @@ class Names:
             Postings.open(folder, name) for name in ("words", "forms", _GRAMS, "about")
         )
         self.table = pa.ipc.open_file(pa.memory_map(str(folder / "names.arrow"))).read_all()
-        # Taken from batch by batch: a take from the whole table copies it.
         self._batches = self.table.to_batches()
-        self._ends = np.cumsum([len(batch) for batch in self._batches])
+        self._starts = [0, *accumulate(map(len, self._batches))]  # and where the last one ends
         self.word_weight, self.stem_weight = (  # the words of a text are asked for by many candidates
             lru_cache(_REMEMBERED)(partial(self._weight, index)) for index in (self._words, self._about)
         )
@@ -75,15 +76,11 @@ class Names:
 
     def rows(self, rows: npt.NDArray[np.int64] | Rows) -> list[NameRow]:
         """Name, aliases and description of these entities."""
-        if not len(rows):
-            return []
-        batch, found = np.searchsorted(self._ends, rows, side="right"), list[NameRow]()
-        order = np.argsort(batch, kind="stable")
-        numbers, first = np.unique(batch[order], return_index=True)
-        for number, part in zip(numbers.tolist(), np.split(rows[order], first[1:]), strict=True):
-            inside = part - (self._ends[number] - len(self._batches[number]))
-            found += self._batches[number].take(pa.array(inside)).to_pylist()
-        return [found[place] for place in np.argsort(order)]
+        # Slice by slice: a take from many batches costs more, one from the whole table copies it.
+        places = [(bisect_right(self._starts, row) - 1, row) for row in rows.tolist()]
+        parts = [self._batches[batch].slice(row - self._starts[batch], 1) for batch, row in places]
+        found: list[NameRow] = pa.concat_batches(parts).to_pylist() if parts else []
+        return found
 
     def with_name(self, form: str) -> Rows:
         """Entities of exactly this folded name or alias."""
@@ -123,8 +120,9 @@ class Names:
             return []
         rows, counts = np.unique(np.concatenate(taken), return_counts=True)
         score = 2 * counts / (self._sizes[rows] + len(grams))
-        best = np.argsort(-score, kind="stable")[:most]
-        return [int(row) for row in rows[best[score[best] > 0.3]]]
+        alike = np.flatnonzero(score > _ALIKE)
+        best: list[int] = rows[alike[np.argsort(-score[alike], kind="stable")[:most]]].tolist()
+        return best
 
 
 def _within(most: int, lists: Iterable[Rows]) -> Iterator[Rows]:

@@ -42,7 +42,7 @@ def likeness(one: frozenset[str], other: frozenset[str]) -> float:
 def initials(name: str) -> set[str]:
     """The initials of a name of several words, folded: with its function words and without, a hyphenated word
     as one and as several."""
-    forms = [folded(form).split() for form in (name, name.replace("-", ""))]
+    forms = [folded(form).split() for form in {name, name.replace("-", "")}]
     forms += [[word for word in words if word not in _FUNCTION_WORDS] for words in forms]
     return {"".join(word[0] for word in words) for words in forms if len(words) > 1}
 
