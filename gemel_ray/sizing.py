@@ -94,8 +94,12 @@ Way = Literal["offline", "online"]
 _CLIP_GIB = 2.0  # of a GPU's memory for an encoder: CUDA, a ViT-L/14, a batch of pictures
 _RESERVE = 0.06  # share of a GPU's memory that stays free
 _ENGINE = 0.6  # share of a GPU, as Ray counts: above half, so that two engines never share one
-_LARGE, _SMALL = 40, 4  # GiB of a GPU, and of a language model: hundreds of mentions are searched at once
-_COLUMNS = 64  # of a larger model, whose beams take more of the memory
+_LARGE, _SMALL = 40, 4  # GiB of a GPU, and of a language model
+_COLUMNS = {
+    True: 512,
+    False: 128,
+}  # on a large GPU, of a small model, and of a larger one with more in the cache
+_FEWER = 64  # on a smaller GPU
 _STARTER_GIB = 0.3
 _FRONTS = 4  # front processes for an engine, at most: together a few thousand mentions a second
 
@@ -236,13 +240,13 @@ def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> 
             "generate.tensor_parallel to the number of GPUs that hold it"
         )
     large = least >= _LARGE
-    columns = 256 if large and weights <= _SMALL else _COLUMNS
+    columns = _COLUMNS[weights <= _SMALL] if large else _FEWER
     columns = columns if stage.columns == Generate.columns else stage.columns
     rows = columns * (stage.beams + 1)  # in one pass of the search
     wanted = {
         "columns": columns,
         "batch_tokens": max(8192 if large else 4096, rows),
-        "sequences": max(512, 1 << (rows - 1).bit_length()),
+        "sequences": 512,
         "gpu_memory": share,
     }
     for name, value in wanted.items():

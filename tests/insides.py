@@ -12,7 +12,8 @@ from tests.imports import PACKAGE
 
 # Modules that their libraries do not document for others: names in them move without a notice.
 INNER = (
-    "vllm.config", "vllm.distributed", "vllm.engine", "vllm.forward_context", "vllm.v1",
+    "vllm.config", "vllm.distributed", "vllm.engine", "vllm.forward_context", "vllm.model_executor",
+    "vllm.v1",
     "transformers.integrations", "transformers.masking_utils",
     "open_clip.modified_resnet", "open_clip.timm_model", "open_clip.transformer",
 )  # fmt: skip

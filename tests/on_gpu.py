@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "gemel_ray.cli"]
 MENTIONS, FAR = 200, 1e-3
+ALL = ("retrieve.ranking=0",)  # the language model is asked about every mention, and not a ranker
 # Two engines on one GPU, against the one of `speed`.
 TWO = (
     "offline.segments=[{stages: [detect, encode, retrieve, assemble], workers: 3, cpus: 2, gpus: 0.05}, "
@@ -38,7 +39,7 @@ def main() -> int:
     workspace, given = prepared(options)
     if options.where == "cpu":
         return run(options.output / "links.log", link(workspace, given, options.output / "links"), 3600)
-    bench = ["bench", "speed", given, "--workspace", str(workspace), "--json", "--output"]
+    bench = ["bench", "speed", given, "--workspace", str(workspace), "--json", *sets(*ALL), "--output"]
     bench_7b = ["--shape", "7b", "--mentions", "512"]
     steps: dict[str, Callable[[Path], int]] = {
         "doctor": lambda log: run(log, ["doctor"], 120),
@@ -112,7 +113,7 @@ def prepared(options: argparse.Namespace) -> tuple[Path, str]:
 
 
 def link(workspace: Path, given: str, output: Path) -> list[str]:
-    exact = ["--set", "generate.dtype=float32", "--set", "offline.sized=false"]
+    exact = sets("generate.dtype=float32", *ALL)
     return [
         "link",
         given,

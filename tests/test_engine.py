@@ -320,6 +320,25 @@ def test_a_longer_prompt_hashes_only_what_is_new(generating: Any, prompts: list[
     assert hashed(()) <= block
 
 
+def test_a_start_asks_no_other_process_about_the_model(
+    generating: Any, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would import vLLM once more, unless a cache in the user's home knows the answer."""
+    from vllm.model_executor.models import registry
+
+    def another_process(*given: Any) -> None:
+        raise AssertionError("vLLM starts a process")
+
+    monkeypatch.setattr(registry, "_run_in_subprocess", another_process)
+    asked = registry._LazyRegisteredModel("vllm.model_executor.models.llama", "LlamaForCausalLM")
+    monkeypatch.setattr(registry._LazyRegisteredModel, "_load_modelinfo_from_cache", lambda *given: None)
+    with pytest.raises(AssertionError):
+        asked.inspect_model_cls()
+    monkeypatch.setitem(registry.ModelRegistry.models, "LlamaForCausalLM", asked)
+    starting._inspect(workspace.language_model)
+    assert registry.ModelRegistry.models["LlamaForCausalLM"].inspect_model_cls().architecture
+
+
 def test_a_gpu_captures_few_graphs_and_compiles_nothing(generating: Any) -> None:
     from vllm import envs
     from vllm.config import CompilationConfig, CUDAGraphMode

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from gemel_ray.engine.columns import Arena, Columns, Mention
 from gemel_ray.engine.growing import FlatTree, Growing
-from gemel_ray.engine.rounds import Lockstep, Replayed, _Pending
+from gemel_ray.engine.rounds import Lockstep, _Pending
+from gemel_ray.engine.vllm.recorded import Replayed
 from gemel_ray.engine.vllm.seam import Seam
 from gemel_ray.engine.work import TokenPrompt, Usage
 
@@ -42,7 +43,7 @@ class PretendedSeam(Seam):
     def __init__(self) -> None:
         self.device, self.block, self.tokens, self.rows, self.passes = CUDA, BLOCK, 64, 64, 0
         self.model, self._config, self._cache_config, self._groups = PretendedModel(), None, None, None
-        self.shared = self.output = None
+        self.shared = self.output = self.recorded = None
         self._context = lambda *given, **named: contextlib.nullcontext()
         self._by_layer = lambda *given: {}
         self._metadata = self._checked
@@ -60,7 +61,7 @@ class PretendedSeam(Seam):
 
 class NeverWaiting(TorchDispatchMode):
     """Fails where the host would wait for the device: an operator whose answer the host reads, or that is of
-    a length that only the device knows; a copy from the device."""
+    a length that only the device knows; a copy from the device; a number of the host put at an index."""
 
     WAITS = ("item", "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
 
@@ -70,7 +71,10 @@ class NeverWaiting(TorchDispatchMode):
         masked = name.startswith("index") and any(
             getattr(t, "dtype", None) == torch.bool for t in tree_leaves(args[1])
         )
-        waits = masked or name.startswith(self.WAITS)
+        of_host = name.startswith("index_put") and any(
+            not t.is_cuda for t in tree_leaves(args[2:]) if torch.is_tensor(t)
+        )
+        waits = masked or of_host or name.startswith(self.WAITS)
         assert not (on_device and waits), f"the host waits for {name}"
         made = func(*args, **(kwargs or {}))
         here = [t for t in tree_leaves(made) if isinstance(t, torch.Tensor) and not t.is_cuda]
@@ -96,6 +100,7 @@ def pretended() -> Iterator[None]:
         lambda t: t[t > 0],
         lambda t: torch.empty(3).copy_(t),
         lambda t: t.tolist(),
+        lambda t: t.__setitem__(torch.zeros(1, dtype=torch.int64, device=CUDA), 0),
     ],
 )
 def test_what_waits_for_the_device_is_found_out(pretended: None, waits: Any) -> None:
@@ -132,12 +137,12 @@ def round_by_round(device: str, *, replayed: bool, rounds: int = 8) -> list[list
     """What a few rounds tell, on a device; every beam that asks is answered."""
     tree = make_tree(7, 60)
     growing = Growing(FlatTree(tree, torch.device(device)), 4, WIDTH, penalty=1.0, renormalise=False)
+    grown = Replayed(growing.round) if replayed else growing.round
     columns, model = torch.arange(4, device=device), Model(0, tree, "paper")
     logits = torch.from_numpy(logits_after(model.seed, ())).to(device).expand(4 * WIDTH, -1)
     growing.begin(columns)
     root = torch.zeros_like(columns)
     growing.answer(columns, root, *growing.best(logits[:4], root, growing.tree.fan))
-    grown = Replayed(growing.round) if replayed else growing.round
     told = []
     for _ in range(rounds):
         told.append(grown().cpu().tolist())
@@ -161,4 +166,5 @@ def test_the_engine_of_a_gpu_searches_in_rounds_with_graphs(generating: Any) -> 
     """That it says what rollouts say, test_rounds.py holds, on whatever device it runs."""
     rounds = generating.engine._rounds
     assert rounds is not None and rounds.replayed
+    assert rounds.seam.recorded is not None
     assert rounds.seam.rows < rounds.seam.tokens

@@ -77,12 +77,16 @@ class Behind(Model):
 
 
 class SettledOnce:
-    """In the place of a coroutine that waits."""
+    """In the place of a coroutine that waits, and of its event loop."""
 
     def __init__(self) -> None:
         self.found: list[Candidate] | Exception | None = None
+        self._loop = self
 
-    def settle(self, outcome: list[Candidate] | Exception) -> None:
+    def call_soon_threadsafe(self, call: Any, *arguments: Any) -> None:
+        call(*arguments)
+
+    def _set(self, outcome: list[Candidate] | Exception) -> None:
         assert self.found is None, "settled twice"
         self.found = outcome
 

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, Robert
 
 from gemel_ray.models.encoders import TEXTS_AT_ONCE, MentionEncoder
 from gemel_ray.models.revision import revision
-from gemel_ray.starter.models import mention_encoder
+from gemel_ray.starter.models import forget_how_it_was_read, mention_encoder
 
 TEXTS = ["Apple", "Stanford University", "the 44th president of the United States", "É", "", "Apple"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "e", "red", "green", "blue"]
@@ -236,3 +236,16 @@ def test_the_revision_follows_the_content(tmp_path: Path) -> None:
     other = write_model(tmp_path / "other", pooler=False)
     revisions = [revision(str(folder)) for folder in (one, same, other)]
     assert revisions[0] == revisions[1] != revisions[2]
+
+
+def test_a_model_converted_without_the_hub_has_the_same_revision(tmp_path: Path) -> None:
+    """Transformers notes in a tokenizer's settings how it was read."""
+    found = set()
+    for offline in (True, False):
+        folder = tmp_path / str(offline)
+        folder.mkdir()
+        file = folder / "tokenizer_config.json"
+        file.write_text(json.dumps({"backend": "tokenizers", "local_files_only": offline}, indent=2))
+        forget_how_it_was_read(file)
+        found.add(revision(str(folder)))
+    assert len(found) == 1

@@ -20,7 +20,7 @@ from files import TEST
 from gemel_ray.config import Config, load
 from gemel_ray.engine.rounds import Rounds
 from gemel_ray.engine.run import Engine
-from gemel_ray.engine.vllm import opening, seam
+from gemel_ray.engine.vllm import opening, recorded, seam
 from gemel_ray.engine.vllm.opening import opened, prove
 from gemel_ray.engine.vllm.seam import Refused
 from gemel_ray.engine.work import Candidate
@@ -133,6 +133,52 @@ def test_a_pass_has_its_limit(generating: Generating, rows: Rows, monkeypatch: p
     assert len({number for number, _ in passes}) < len(passes)
 
 
+class CalledAgain:
+    """In the place of a CUDA graph, which only a GPU has: the same call, made again."""
+
+    def __init__(self, call: Callable[[], Any], pool: Any = None) -> None:
+        self.call, self.calls = call, 0
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        return self.call()
+
+
+def test_recorded_passes_find_the_same(
+    generating: Generating, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes with tokens and rows that nobody fills, after others that filled them."""
+    there = rounds_of(generating).seam
+    monkeypatch.setattr(recorded, "Replayed", CalledAgain)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    made = recorded.Recorded(there)
+    plain, expected = both(generating, rows)
+    monkeypatch.setattr(there, "recorded", made)
+    same(asyncio.run(in_rounds(generating, rows)), expected)
+    assert sum(one.calls for one in made._passes.values()) > 1  # type: ignore[attr-defined]
+    same(plain, expected)
+
+
+def test_recorded_copies_copy_blocks(generating: Generating, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = rounds_of(generating)
+    monkeypatch.setattr(recorded, "Replayed", CalledAgain)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(recorded, "_COPIES", (2, 4))
+    free = work.arena._free[:24]
+    pairs = np.array(list(zip(free[:12], free[12:], strict=True)))[:11]
+    (cache, dim), *_ = work.seam.caches
+    contents = torch.arange(cache.shape[dim], dtype=cache.dtype).view(-1, *[1] * (cache.dim() - 1))
+    with torch.inference_mode():
+        made, before = recorded.Recorded(work.seam), cache.clone()
+        cache.copy_(contents.expand_as(cache))
+        made.copy(pairs)
+        after = cache.flatten(1)[:, 0].clone()
+        cache.copy_(before)
+    expected = contents.flatten().clone()
+    expected[pairs[:, 1]] = expected[pairs[:, 0]]
+    assert torch.equal(after, expected)
+
+
 def test_two_parts_take_turns(generating: Generating, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: six columns, three in each part, and more mentions than those."""
     whole, rounds = asyncio.run(in_rounds(generating, rows)), rounds_of(generating)
@@ -227,7 +273,7 @@ def test_the_model_is_asked_only_where_the_ranker_is_unsure(generating: Generati
         return row, generating.usage.asked - before
 
     sure, asked = linked(generating.stage.sure + 0.05)
-    entity = generating.names.entities.of([3])[0]
+    entity = generating.entities.of([3])[0]
     assert (sure["entity_id"], sure["entity"], sure["status"], asked) == (*entity, "linked", 0)
     assert sure["probability"] == pytest.approx(generating.stage.sure + 0.05)
     assert linked(generating.stage.sure - 0.05)[1] > 0
@@ -311,7 +357,7 @@ def test_a_vllm_that_has_moved_is_refused() -> None:
             seam._takes(build, given)
     runner = SimpleNamespace(model_runner=SimpleNamespace(model=None))
     with pytest.raises(Refused, match="attn_groups"):
-        seam.Seam(runner)
+        seam.Seam(runner, 8)
 
 
 class _Head:

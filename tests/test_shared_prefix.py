@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gemel_ray.engine.vllm import opening
-from gemel_ray.engine.vllm.seam import Refused
+from gemel_ray.engine.vllm.seam import Inputs, Refused
 from gemel_ray.engine.vllm.shared_prefix import Kernels, SharedPrefix, attend, shared_prefix
 
 BLOCK, HEADS, GROUPS, SIZE = 16, 4, 2, 64
@@ -66,11 +66,7 @@ def written_out(
 def seam(device: str, dtype: torch.dtype) -> Any:
     """What SharedPrefix asks of one, and a cache of random keys and values."""
     cache = torch.randn(40, GROUPS, BLOCK, 2 * SIZE, generator=torch.Generator().manual_seed(0))
-
-    def upload(*arrays: Any) -> list[torch.Tensor]:
-        return [torch.from_numpy(array).to(device) for array in arrays]
-
-    return SimpleNamespace(block=BLOCK, caches=[(cache.to(device, dtype), 0)], upload=upload)
+    return SimpleNamespace(block=BLOCK, caches=[(cache.to(device, dtype), 0)])
 
 
 def a_pass(device: str, dtype: torch.dtype) -> tuple[torch.Tensor, Any]:
@@ -88,12 +84,19 @@ def a_pass(device: str, dtype: torch.dtype) -> tuple[torch.Tensor, Any]:
     )  # fmt: skip
 
 
+def split_of(shared: SharedPrefix, metadata: Any) -> Any:
+    nothing = torch.empty(0)
+    alike = torch.tensor([ALIKE], dtype=torch.int32, device=metadata.block_table.device)
+    rows = metadata.query_start_loc, metadata.seq_lens, metadata.block_table
+    return shared.split(Inputs(nothing, nothing, nothing, *rows, alike), max(LENGTHS))
+
+
 def both_ways(kernels: Kernels, device: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     there, impl, (query, metadata) = seam(device, dtype), FlashAttentionImpl(), a_pass(device, dtype)
     cache = there.caches[0][0]
     shared = SharedPrefix(there, [impl], kernels, 0)
     table, lengths = metadata.block_table, metadata.seq_lens
-    metadata.split = shared.split(ALIKE, len(query), table, lengths, max(LENGTHS))
+    metadata.split = split_of(shared, metadata)
     ours = torch.full_like(query, torch.nan)
     attend(impl, kernels, query, cache, metadata, ours)
     keys, values = cache.transpose(1, 2).split(SIZE, dim=-1)
@@ -123,16 +126,15 @@ def test_flash_attention_split_in_two_is_the_same() -> None:
 
 
 def test_a_pass_is_split_only_where_that_saves_much_reading() -> None:
-    there, (query, metadata) = seam("cpu", torch.bfloat16), a_pass("cpu", torch.bfloat16)
-    read = len(COUNTS) * ALIKE * BLOCK * 2 * GROUPS * SIZE * 2
+    there, read = seam("cpu", torch.bfloat16), len(COUNTS) * ALIKE * BLOCK * 2 * GROUPS * SIZE * 2
 
-    def split(least: int, alike: int = ALIKE) -> Any:
+    def pays(least: int, alike: int = ALIKE) -> bool:
         shared = SharedPrefix(there, [FlashAttentionImpl()], Kernels(written_out, written_out), least)
-        return shared.split(alike, len(query), metadata.block_table, metadata.seq_lens, max(LENGTHS))
+        return shared.pays(alike, len(COUNTS))
 
-    assert split(read) is not None
-    assert split(read + 1) is None
-    assert split(0, alike=0) is None
+    assert pays(read)
+    assert not pays(read + 1)
+    assert not pays(0, alike=0)
     shared = SharedPrefix(there, [FlashAttentionImpl()], Kernels(written_out, written_out), read + 1)
     with shared.wherever_it_can():
         assert shared.least == 0
@@ -143,7 +145,7 @@ def test_a_pass_that_is_not_split_goes_vllm_s_own_way() -> None:
     impl, (query, metadata) = FlashAttentionImpl(), a_pass("cpu", torch.float32)
     there, output = seam("cpu", torch.float32), torch.zeros_like(query)
     shared = SharedPrefix(there, [impl], Kernels(written_out, lambda output, *others: output.fill_(7)), 0)
-    for split in (None, shared.split(ALIKE, len(query), metadata.block_table, metadata.seq_lens, 79)):
+    for split in (None, split_of(shared, metadata)):
         metadata.split = split
         impl.forward(
             None, query, query, query, there.caches[0][0], metadata, output=output, output_scale=None
@@ -175,7 +177,7 @@ def test_split_attention_is_tried_and_given_up_where_its_numbers_differ(
     wanted: str, passes: list[bool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rounds are tried with it first; where its numbers differ, without."""
-    met: Any = SimpleNamespace(device=torch.device("cuda"), block=BLOCK, shared=None)
+    met: Any = SimpleNamespace(device=torch.device("cuda"), block=BLOCK, shared=None, recordable=False)
     there, tried = seam("cpu", torch.float32), list[bool]()
 
     def made(*given: Any) -> SharedPrefix:

@@ -58,7 +58,9 @@ def add(verb: Parser) -> None:
 def _add_sizes(verb: Parser) -> None:
     """Add the sizes of the measurements."""
     verb.add_argument(
-        "--mentions", type=int, help="speed, host: mentions to link (default: 1024; host: 4096)"
+        "--mentions",
+        type=int,
+        help="speed, host: mentions to link (default: 8 for each column, at least 1024; host: 4096)",
     )
     verb.add_argument("--rounds", type=int, default=1, help="speed: rounds of the engine alone (default: 1)")
     verb.add_argument(
@@ -149,11 +151,9 @@ def _shaped(options: argparse.Namespace, workspace: Path, shape: ShapeName) -> P
 
 
 def _speed(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> Figures:
-    from gemel_ray.measuring.engine import Sizes
     from gemel_ray.measuring.speed import speed
 
-    sizes = Sizes(mentions=options.mentions or 1024, rounds=options.rounds)
-    return speed(settings(), workspace, inputs, options.output, sizes, say)
+    return speed(settings(), workspace, inputs, options.output, options.mentions, options.rounds, say)
 
 
 def _host(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> Figures:

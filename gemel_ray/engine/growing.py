@@ -60,7 +60,7 @@ class FlatTree:
     def following(self, node: Tensor) -> Tensor:
         """The tokens that may follow any of these nodes, sorted; on a CPU only, since their number depends on
         values."""
-        first, fan = self.children(node.unique())  # many are at the root, which has the most children
+        first, fan = self.children(node)
         begins = first.repeat_interleave(fan)
         number = torch.arange(len(begins)) - (fan.cumsum(0) - fan).repeat_interleave(fan)
         return self.token[begins + number].unique().long()
@@ -150,11 +150,16 @@ class Growing:
         """Begin a search in these columns: one live beam each, at the root, whose children `answer` gives
         before the next round. Former searches there end. `listed`: the names to be judged; None: a search of
         all names."""
+        # A number that is assigned by an index of the device would make the host wait for it.
         for state in (self.node, self.length, self.place, self.cached, self.pending, self.broken):
-            state[columns] = 0
-        self.log_prob[columns] = self.score[columns] = NEVER
-        self.log_prob[columns, 0] = 0.0
-        self.listed[columns] = _ANY if listed is None else listed
+            state.index_fill_(0, columns, 0)
+        self.log_prob.index_fill_(0, columns, NEVER)
+        self.score.index_fill_(0, columns, NEVER)
+        self.log_prob[:, 0].index_fill_(0, columns, 0.0)
+        if listed is None:
+            self.listed.index_fill_(0, columns, _ANY)
+        else:
+            self.listed[columns] = listed
 
     def listing(self, columns: Tensor) -> Tensor:
         """The nodes to which beams of these columns may go next, [n, width]."""

@@ -13,7 +13,7 @@ device computes the other. Everything here belongs to the engine's thread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,35 +24,15 @@ from torch import Tensor
 
 from gemel_ray.engine.columns import Arena, Columns, Mention, Reading, private_blocks
 from gemel_ray.engine.growing import FlatTree, Growing, RoundResult
+from gemel_ray.engine.vllm.recorded import Replayed
 from gemel_ray.engine.vllm.seam import Seam
-from gemel_ray.engine.work import Candidate
+from gemel_ray.engine.work import Candidate, Outcome, settle
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 
 Whole = npt.NDArray[np.int64]
 Part = tuple[int, Reading, int]  # as Columns.readings gives them
+Settled = tuple[Outcome[list[Candidate]], list[Candidate] | Exception]
 _UNUSED = 4  # empty rounds that are kept for later searches
-
-
-class Replayed:
-    """A function of many small kernels that is recorded as a CUDA graph, and replayed as one launch. `call`
-    reads and writes the same tensors at every call, and no host values. The first call runs normally, so that
-    lazily loaded modules are there; the second one is recorded."""
-
-    def __init__(self, call: Callable[[], Tensor]) -> None:
-        self._call, self._called = call, False
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    def __call__(self) -> Tensor:
-        if not self._called:
-            self._called = True
-            return self._call()
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            # Other threads of this process may use the GPU meanwhile, as CLIP's does.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._made = self._call()
-        self._graph.replay()
-        return self._made
 
 
 class _Pending(NamedTuple):
@@ -129,9 +109,8 @@ class Lockstep:
         others = np.ones(self.growing.columns, bool)
         others[growing] = False
         result.pending[others], result.source[others] = 0, -1
-        for column in growing:
-            if not result.alive[column]:
-                self._end(column, result)
+        ended = (self._end(column, result) for column in growing if not result.alive[column])
+        settle([outcome for outcome in ended if outcome is not None])
         forked, asking = np.nonzero(result.source >= 0), np.nonzero(result.pending)
         columns.fork(forked[0], result.source[forked], result.place[forked], result.cached[forked])
         for column in columns.occupants.keys() & set(asking[0].tolist()):
@@ -141,18 +120,18 @@ class Lockstep:
             asking[0], asking[1], result.place[asking], result.cached[asking], result.pending[asking]
         )
 
-    def _end(self, column: int, result: RoundResult) -> None:
-        """Finish a column whose beams have ended: its occupant leaves, or stays for the names to be
-        judged."""
+    def _end(self, column: int, result: RoundResult) -> Settled | None:
+        """Finish a column whose beams have ended: its occupant leaves, with this outcome, or stays for the
+        names to be judged."""
         occupant, rows = self.columns.occupants[column], result.found[column].T.tolist()
         occupant.found += [
             Candidate(int(leaf), total, score) for leaf, total, score in rows if score > -np.inf
         ]
         broken = result.broken[column] or not occupant.found
         if not broken and self.columns.judge(column):
-            return
+            return None
         fault = ValueError("the language model's numbers for this prompt are not finite")
-        self.columns.free(column).mention.outcome.settle(fault if broken else occupant.found)
+        return self.columns.free(column).mention.outcome, fault if broken else occupant.found
 
     def _compute(self, asking: _Pending, readings: list[Part]) -> None:
         """Compute one pass over these beams and parts of prompts, and score the children of both."""

@@ -228,8 +228,7 @@ class Outcome(Generic[T]):
         self.future: asyncio.Future[T] = self._loop.create_future()
 
     def settle(self, outcome: T | Exception) -> None:
-        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(self._set, outcome)
+        settle([(self, outcome)])
 
     def _set(self, outcome: T | Exception) -> None:
         if self.future.done():  # its caller was cancelled meanwhile
@@ -238,3 +237,16 @@ class Outcome(Generic[T]):
             self.future.set_exception(outcome)
         else:
             self.future.set_result(outcome)
+
+
+def settle(outcomes: Sequence[tuple[Outcome[T], T | Exception]]) -> None:
+    """Settle several outcomes, and wake every event loop that waits for them once."""
+    for loop in {outcome._loop for outcome, _ in outcomes}:
+        of_loop = [(outcome, result) for outcome, result in outcomes if outcome._loop is loop]
+        with contextlib.suppress(RuntimeError):  # it is closed: nobody waits
+            loop.call_soon_threadsafe(_set, of_loop)
+
+
+def _set(outcomes: Sequence[tuple[Outcome[T], T | Exception]]) -> None:
+    for outcome, result in outcomes:
+        outcome._set(result)

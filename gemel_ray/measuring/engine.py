@@ -43,6 +43,13 @@ class Sizes:
     reference: int = 8
     raw: int = 24
 
+    @classmethod
+    def filling(cls, columns: int, mentions: int | None, rounds: int) -> Sizes:
+        """Twice as many mentions in progress as an engine of these columns searches at once; by default four
+        times as many in all."""
+        under_way = max(cls.under_way, 2 * columns)
+        return cls(mentions or 4 * under_way, under_way, rounds)
+
 
 def engine(config: Config, folder: Path, inputs: Sequence[str], sizes: Sizes, say: Say) -> dict[str, Spread]:
     """The figures of the rounds."""

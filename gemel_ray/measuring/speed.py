@@ -24,10 +24,12 @@ from gemel_ray.sizing import fitted
 
 
 def speed(
-    config: Config, workspace: Path, inputs: Sequence[str], output: Path, sizes: Sizes, say: Say
-) -> Figures:
-    """All figures."""
+    config: Config, workspace: Path, inputs: Sequence[str], output: Path, mentions: int | None, repeats: int,
+    say: Say,
+) -> Figures:  # fmt: skip
+    """All figures, of this number of mentions, by default as many as keep the engine full."""
     config = fitted(config, "offline")
+    sizes = Sizes.filling(config.generate.columns, mentions, repeats)
     opened = Workspace.open(workspace, config)
     file, linked = output / f"mentions-{sizes.mentions}.parquet", output / "linked"
     write_mentions(inputs, sizes.mentions, file)

@@ -26,39 +26,29 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """Generate alone, on assembled prompts: bench speed, 16 demonstrations in a shared set, 5 beams."""
+    """Generate alone, on assembled prompts: 16 demonstrations in a shared set, 5 beams, no ranker."""
 
     parameters: float
     mentions_per_second: float
 
 
-CARD = "H100 80 GB, 2026-11-26"
-MEASURED_ON = f"{CARD}, 16 cores, vLLM 0.32.0, the search by requests"
-MEASURED = (Measurement(135e6, 43.9), Measurement(7e9, 38.0))
-# The search in lock step there, computed from operations and memory; it has not run on a GPU.
-ON_PAPER = (Measurement(135e6, 8800.0), Measurement(7e9, 400.0))
+CARD = "H100 80 GB, 2026-11-27"
+MEASURED_ON = f"{CARD}, 16 cores, vLLM 0.32.0, the search in rounds"
+MEASURED = (Measurement(135e6, 1850.0), Measurement(7e9, 470.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """The cost of a mention with a language model. The defaults are from the H100: its two rates give the
-    host's time per mention, and with 60 tokens each the share of the GPU's operations."""
+    host's time per mention, and with 35 tokens each the share of the GPU's operations."""
 
     parameters: float = 7e9
-    computed: float = 60.0  # tokens a mention that are in no cache, including decoded ones
-    host_ms: float = 22.7  # per mention, for any model: the requests of its search
-    efficiency: float = 0.235  # share of a GPU's operations that CLIP and the engine reach
+    computed: float = 35.0  # tokens a mention that are in no cache, including decoded ones
+    host_ms: float = 0.51  # per mention, for any model: the engine's process
+    efficiency: float = 0.306  # share of a GPU's operations that CLIP and the engine reach
     images_per_cpu: float = 120.0  # pictures a second that a core decodes and resizes
+    core_ms: float = 5.5  # per mention, from its detection to its prompt, with a ranker: measured on a CPU
 
     def seconds(self, flops: float) -> float:
         """Seconds per mention of an engine with `flops` operations a second."""
         return self.host_ms / 1000 + 2 * self.parameters * self.computed / (flops * self.efficiency)
-
-
-def on_paper(parameters: float) -> float:
-    """Mentions a second of the search in lock step on an H100, interpolated between the computed figures."""
-    small, large = ON_PAPER
-    slope = (1 / large.mentions_per_second - 1 / small.mentions_per_second) / (
-        large.parameters - small.parameters
-    )
-    return 1 / max(1e-9, 1 / small.mentions_per_second + slope * (parameters - small.parameters))

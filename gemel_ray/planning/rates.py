@@ -9,9 +9,10 @@ from pathlib import Path
 from gemel_ray.checked import Values
 from gemel_ray.config import STAGES
 from gemel_ray.errors import Mistake
-from gemel_ray.planning.figures import CARD, GPUS, MEASURED, MEASURED_ON, Gpu, Model, on_paper
+from gemel_ray.planning.figures import CARD, GPUS, MEASURED, MEASURED_ON, Gpu, Model
 
-_CUT = STAGES.index("retrieve")  # where the line is cut in two: pictures before, language from here on
+_CUT = STAGES.index("generate")  # where the line is cut in two: only the engine is in its process
+_FRONTS = 4  # processes before an engine, at most
 _CLIP = 162e9  # floating-point operations of ViT-L/14 for a picture (Radford et al., 2021: 81 G MACs)
 _SHARE = 0.05  # CLIP's share of a GPU is a multiple of this
 _TOGETHER = 0.8  # share of their speed that GPUs reach when they compute one model together
@@ -73,6 +74,7 @@ def scaled(
         "generate": cut.engines,
         "encode (GPU)": cut.encoders,
         "encode (decoding pictures)": cpus * 0.8 * model.images_per_cpu,
+        "retrieve (cores)": cpus * 0.8 * 1000 / (model.core_ms * mentions),
         "network": gigabits / 8 * 1000 / megabytes,
     }
     return Node(stations, kind.price * gpus, gpus, cpus, cut.segments, (
@@ -82,8 +84,7 @@ def scaled(
         f"a mention computed, {model.host_ms:.1f} ms of the host",
         f"CLIP ViT-L/14, {cut.description}; {model.images_per_cpu:g} pictures a second decoded by each of "
         f"{cpus} cores, 80% of the time",
-        f"search in lock step in place of requests: on paper {on_paper(model.parameters):,.0f} mentions a "
-        "second on an H100; not run on one, not used here: measure with gemel-ray bench speed",
+        f"{model.core_ms:g} ms of a core for a mention before the engine, with a ranker",
         f"{megabytes:g} MB a pair over {gigabits:g} Gbit/s; {mentions:g} mentions a pair",
         f"{kind.price * gpus:g} dollars a node and hour",
     ), parallel=parallel, origins=_origins(gpu, model))  # fmt: skip
@@ -114,6 +115,7 @@ def _origins(gpu: str, model: Model) -> dict[str, str]:
         "generate": f"{'measured on' if _was_measured(gpu, model) else 'scaled from'} an {CARD}",
         "encode (GPU)": "scaled from the data sheet",
         "encode (decoding pictures)": "assumed",
+        "retrieve (cores)": "measured on two cores of another machine",
         "network": "given",
     }
 
@@ -131,10 +133,11 @@ def _shared(gpus: int, cpus: int, speeds: _Speeds, _: int) -> _Cut:
     """A share of each GPU for CLIP: the smallest that keeps up with the engine on the rest."""
     steps = [_SHARE * n for n in range(1, round(0.5 / _SHARE) + 1)]
     share = next((s for s in steps if speeds.clip(s) >= speeds.engine(1 - s)), steps[-1])
-    front = _front(cpus, gpus, gpus)
+    fronts = gpus * max(1, min(_FRONTS, (cpus - 2 * gpus - 2) // (2 * gpus)))
+    front = _front(cpus, fronts, gpus)
     # The shares that Ray gets are not those that are used. Ray puts fractions of a GPU on the first that has
     # room, so all of a node's encoders must leave room for an engine there, and two engines must not fit.
-    segments = _segments(gpus, front, 4 * 100 // (cpus // front) / 1000, gpus, 0.6)
+    segments = _segments(fronts, front, 4 * 100 // (cpus // front) / 1000, gpus, 0.6)
     return _Cut(
         gpus * speeds.engine(1 - share), gpus * speeds.clip(share), segments, f"{share:.0%} of each GPU"
     )

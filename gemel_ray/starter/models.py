@@ -9,6 +9,7 @@ Make all three ready with `python -m gemel_ray.starter.models`.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -108,6 +109,14 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, add_bos_token=False)
     tokenizer.save_pretrained(folder)
+    forget_how_it_was_read(folder / "tokenizer_config.json")
+
+
+def forget_how_it_was_read(file: Path) -> None:
+    """Without the hub, transformers notes that, and the model would have another revision: mappers and
+    workspaces that were made for it elsewhere would be refused."""
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"local_files_only": False}, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

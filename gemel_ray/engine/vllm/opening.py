@@ -23,6 +23,7 @@ from torch import Tensor
 from gemel_ray.engine.columns import Arena, Mention
 from gemel_ray.engine.rounds import Rounds, Search
 from gemel_ray.engine.search import Expansions, beam
+from gemel_ray.engine.vllm.recorded import Recorded
 from gemel_ray.engine.vllm.rollouts import Rollout, Rollouts, sampling
 from gemel_ray.engine.vllm.seam import Refused, Seam, give_back, reserve, seam
 from gemel_ray.engine.vllm.shared_prefix import shared_prefix
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _NAMES = ("ab", "ac", "acd", "b", "befg", "befh", "c", "da", "db", "dc")
 _LETTERS = 8
-_FLOAT32, _HALF = 1e-3, 0.5  # tolerance of a log-probability: half precision depends on the rest of the pass
+PARTS = 2  # of the columns, on a GPU: see rounds.py
+# Tolerance of a log-probability. Half precision depends on the rest of the pass: its numbers between 16 and
+# 32 are 1/8 apart. A wrong position or block changes it by much more.
+_FLOAT32, _HALF = 1e-3, 1.5
 
 
 def opened(
@@ -48,7 +52,7 @@ def opened(
     if options.rounds == "never":
         return None
     try:
-        seam_ = seam(engine)
+        seam_ = seam(engine, -(-options.columns // PARTS) * (options.beams + 1))
         blocks = reserve(engine, _share(engine, seam_, options))
         try:
             return _tried(seam_, blocks, options, partial(prove, rollouts, embeddings, end_token))
@@ -67,9 +71,10 @@ def _tried(seam_: Seam, blocks: list[int], options: EngineOptions, try_: Callabl
 
     def made(replayed: bool) -> Rounds:
         arena = Arena(blocks, seam_.block)
-        parts = 1 if seam_.device.type == "cpu" else 2
+        parts = 1 if seam_.device.type == "cpu" else PARTS
         rounds = Rounds(seam_, arena, options.columns, options.beams, parts=parts, replayed=replayed)
         try:
+            seam_.recorded = Recorded(seam_) if replayed and seam_.recordable else None
             try_(rounds)
         except Refused:
             raise
@@ -189,5 +194,6 @@ def _compare(rollouts: Sequence[Candidate], rounds: Sequence[Candidate], *, exac
     if theirs.keys() != ours.keys() or len(theirs) != len(_NAMES):
         raise Refused(f"rounds find {sorted(ours)} where rollouts find {sorted(theirs)}")
     distance = max(abs(theirs[leaf] - ours[leaf]) for leaf in theirs)
+    _log.info("the trial's log-probabilities by rounds and by rollouts differ by at most %.2g", distance)
     if not distance <= (_FLOAT32 if exact else _HALF):
         raise Refused(f"rounds and rollouts give log-probabilities that differ by {distance:.2g}")

@@ -6,9 +6,12 @@ cache, `Refused` gives the reason, and searches are made of rollouts."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
 Whole = npt.NDArray[np.int64]
+Int32 = npt.NDArray[np.int32]
+_ALIGNED = 8  # bytes
+_DTYPES = {"int64": torch.int64, "int32": torch.int32}
 _RUNNER = ("attn_groups", "device", "kv_cache_config", "kv_caches", "max_num_tokens", "model", "vllm_config")
 _METADATA = (
     "attn_groups", "num_reqs", "num_tokens", "query_start_loc_gpu", "query_start_loc_cpu", "max_query_len",
@@ -32,8 +38,34 @@ class Sharing(Protocol):
 
     passes: int
 
-    def split(self, blocks: int, queries: int, table: Tensor, lengths: Tensor, longest: int) -> Any:
-        """The pass in two parts; None if that does not pay."""
+    def pays(self, blocks: int, rows: int) -> bool:
+        """Whether that is worth it for a pass of `rows` rows that begin with the same `blocks`."""
+
+    def split(self, inputs: Inputs, longest: int) -> Any:
+        """The pass in two parts; `longest`: the greatest length of its rows."""
+
+
+class Recording(Protocol):
+    """Computes passes as CUDA graphs (recorded.py)."""
+
+    def run(self, inputs: Inputs, split: bool) -> Tensor | None:
+        """The hidden states of a pass, with shared attention if it is `split`; None if it has too many
+        tokens."""
+
+    def copy(self, blocks: npt.NDArray[np.int64]) -> None:
+        """Copy blocks, as Seam.copy does."""
+
+
+class Inputs(NamedTuple):
+    """The inputs of a pass, on the device. Row i has the tokens from `begins[i]` to `begins[i + 1]`."""
+
+    embeddings: Tensor  # [tokens, width]
+    positions: Tensor  # int64 [tokens]
+    slots: Tensor  # int64 [tokens]; -1: not stored
+    begins: Tensor  # int32 [rows + 1]
+    lengths: Tensor  # int32 [rows]: tokens with those computed before
+    table: Tensor  # int32 [rows, blocks]
+    alike: Tensor  # int32 [1]: blocks with which all rows begin
 
 
 class Refused(RuntimeError):
@@ -41,9 +73,10 @@ class Refused(RuntimeError):
 
 
 class Seam:
-    """The connection to a worker of vLLM, which calls this class with it: see `seam`."""
+    """The connection to a worker of vLLM, which calls this class with it: see `seam`. `rows`: of a pass on a
+    GPU, at most."""
 
-    def __init__(self, worker: Any) -> None:
+    def __init__(self, worker: Any, rows: int) -> None:
         from vllm.forward_context import set_forward_context
         from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer
 
@@ -55,35 +88,48 @@ class Seam:
         _takes(set_forward_context, ("attn_metadata", "vllm_config", "num_tokens", "slot_mapping"))
         self._context, self._metadata = set_forward_context, build_attn_metadata
         self._by_layer = build_slot_mappings_by_layer
-        self._config, self._cache_config, self._groups = (
-            runner.vllm_config, runner.kv_cache_config, runner.attn_groups,
-        )  # fmt: skip
+        self._config, self._cache_config = runner.vllm_config, runner.kv_cache_config
         _check_model(self._config)
         self.caches = _caches(runner)
         self.model, self.device = runner.model, runner.device
         self._items = [_items(*cache) for cache in self.caches] if self.device.type == "cpu" else []
         self.block = int(self._config.cache_config.block_size)
         self.tokens = self.rows = int(runner.max_num_tokens)  # of one pass, at most
+        self._groups = runner.attn_groups
         if self.device.type != "cpu":
-            self.rows = _rows(self._config)
+            self.rows = min(rows, self.tokens)
+            self._groups = _groups(runner.attn_groups, self.rows, self.tokens)
         # Only a CPU computes some of the logits: it need not wait for their number, and gains by it.
         self.output = _output_weights(self.model) if self.device.type == "cpu" else None
         self.length = int(self._config.model_config.max_model_len)
         self.passes = 0
         self.shared: Sharing | None = None
+        self.recorded: Recording | None = None
 
     def attention(self) -> list[Any]:
         """vLLM's implementation of attention in every layer."""
         layers = self._config.compilation_config.static_forward_context
-        return [
-            layers[name].impl for groups in self._groups for group in groups for name in group.layer_names
-        ]
+        return [layers[name].impl for group in self._groups[0] for name in group.layer_names]
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a CUDA graph of a pass may have any rows: not with FlashAttention 2."""
+        (group,) = self._groups[0]
+        support = group.get_metadata_builder(0).get_cudagraph_support(self._config, group.kv_cache_spec)
+        return bool(support.name == "ALWAYS")
 
     def upload(self, *arrays: npt.NDArray[Any]) -> list[Tensor]:
-        """The arrays, which are of one type, on the device, in one copy for which the host does not wait."""
-        whole = self.send(torch.from_numpy(np.concatenate([array.ravel() for array in arrays])))
-        parts = whole.split([array.size for array in arrays])
-        return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+        """The arrays on the device, in one copy for which the host does not wait."""
+        ends = np.cumsum([-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays])
+        packed = np.empty(ends[-1], np.uint8)
+        parts = np.split(packed, ends[:-1])
+        for part, array in zip(parts, arrays, strict=True):
+            part[: array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+        sent = self.send(torch.from_numpy(packed)).split(np.diff(ends, prepend=0).tolist())
+        return [
+            there[: array.nbytes].view(_DTYPES[array.dtype.name]).view(array.shape)
+            for there, array in zip(sent, arrays, strict=True)
+        ]
 
     def send(self, tensor: Tensor) -> Tensor:
         """A tensor of the host on the device; the host does not wait for the copy."""
@@ -103,9 +149,7 @@ class Seam:
         made: Tensor = self.model.compute_logits(hidden)
         return made
 
-    def forward(
-        self, embeddings: Tensor, start: Whole, count: Whole, table: npt.NDArray[np.int32], alike: int = 0
-    ) -> Tensor:
+    def forward(self, embeddings: Tensor, start: Whole, count: Whole, table: Int32, alike: int = 0) -> Tensor:
         """The hidden states of each row's last token, [rows, width].
 
         Row i computes `count[i]` tokens of `embeddings` [tokens, width], row after row, at positions
@@ -115,33 +159,47 @@ class Seam:
         position = np.arange(len(row)) + (start - ends + count)[row]
         slot = table[row, position // self.block] * np.int64(self.block) + position % self.block
         begins, lengths = np.append(0, ends).astype(np.int32), (start + count).astype(np.int32)
-        positions, slots, last = self.upload(position, slot, ends - 1)
-        blocks, begin, length = self.upload(table, begins, lengths)
+        last, *given = self.upload(
+            ends - 1, position, slot, begins, lengths, table, np.array([alike], np.int32)
+        )
+        inputs = Inputs(embeddings, *given)
+        split = self.shared is not None and self.shared.pays(alike, len(count))
+        self.passes += 1
+        hidden = self.recorded.run(inputs, split) if self.recorded is not None else None
+        return (self.compute(inputs, begins, lengths, split) if hidden is None else hidden)[last]
+
+    def compute(self, inputs: Inputs, begins: Int32, lengths: Int32, split: bool) -> Tensor:
+        """The hidden states of a pass, [tokens, width], with shared attention if it is `split`. `begins` and
+        `lengths` are those of the inputs, on the host: only sizes are taken from them."""
+        slots, tokens = inputs.slots[None], len(inputs.positions)
         metadata = self._metadata(
             attn_groups=self._groups,
-            num_reqs=len(count),
-            num_tokens=len(row),
-            query_start_loc_gpu=begin,
+            num_reqs=len(lengths),
+            num_tokens=tokens,
+            query_start_loc_gpu=inputs.begins,
             query_start_loc_cpu=torch.from_numpy(begins),
-            max_query_len=int(count.max()),
-            seq_lens=length,
+            max_query_len=int(np.diff(begins).max()),
+            seq_lens=inputs.lengths,
             max_seq_len=int(lengths.max()),
-            block_tables=[blocks],
-            slot_mappings=slots[None],
+            block_tables=[inputs.table],
+            slot_mappings=slots,
             kv_cache_config=self._cache_config,
             seq_lens_cpu_upper_bound=torch.from_numpy(lengths),
         )
-        if self.shared is not None:
-            split = self.shared.split(alike, len(row), blocks, length, int(lengths.max()))
+        if split:
+            assert self.shared is not None
+            made = self.shared.split(inputs, int(lengths.max()))
             for of_layers in metadata.values():
-                of_layers.split = split
-        by_layer = self._by_layer(slots[None], self._cache_config)
-        with self._context(metadata, self._config, num_tokens=len(row), slot_mapping=by_layer):
+                of_layers.split = made
+        by_layer = self._by_layer(slots, self._cache_config)
+        with self._context(metadata, self._config, num_tokens=tokens, slot_mapping=by_layer):
             hidden: Tensor = self.model(
-                input_ids=None, positions=positions, intermediate_tensors=None, inputs_embeds=embeddings
+                input_ids=None,
+                positions=inputs.positions,
+                intermediate_tensors=None,
+                inputs_embeds=inputs.embeddings,
             )
-        self.passes += 1
-        return hidden[last]
+        return hidden
 
     def copy(self, blocks: npt.NDArray[np.int64]) -> None:
         """Copy blocks [n, 2], from and to, in every layer: whole blocks, since backends order their content
@@ -150,17 +208,23 @@ class Seam:
             for items in self._items:
                 items[blocks[:, 1]] = items[blocks[:, 0]]
             return
-        source, target = self.upload(*np.ascontiguousarray(blocks.T))
+        if self.recorded is not None:
+            self.recorded.copy(blocks)
+        else:
+            self.copy_on_device(*self.upload(blocks[:, 0], blocks[:, 1]))
+
+    def copy_on_device(self, source: Tensor, target: Tensor) -> None:
+        """Copy the blocks `source` to `target`, int64 [n] each on the device, in every layer."""
         for cache, dim in self.caches:
             cache.index_copy_(dim, target, cache.index_select(dim, source))
 
 
-def seam(engine: LLMEngine) -> Seam:
-    """The connection to a started engine. Raises Refused."""
+def seam(engine: LLMEngine, rows: int) -> Seam:
+    """The connection to a started engine, for passes of at most `rows` rows on a GPU. Raises Refused."""
     if engine.vllm_config.parallel_config.world_size > 1:
         raise Refused("the model is spread over several GPUs")
     try:
-        (made,) = engine.collective_rpc(Seam)
+        (made,) = engine.collective_rpc(partial(Seam, rows=rows))
     except (ImportError, AttributeError, TypeError) as moved:
         raise Refused(f"vLLM has changed: {moved}") from moved
     assert isinstance(made, Seam)
@@ -195,10 +259,17 @@ def _takes(function: Callable[..., Any], given: tuple[str, ...]) -> None:
         raise Refused(f"vLLM's {function.__name__} has other arguments: {', '.join(sorted(wrong))}")
 
 
-def _rows(config: Any) -> int:
-    """The rows of a pass: at most as many as FlashAttention prepares for on a GPU."""
-    captured = config.compilation_config.max_cudagraph_capture_size or 0
-    return max(int(config.scheduler_config.max_num_seqs), int(captured))
+def _groups(groups: list[list[Any]], rows: int, tokens: int) -> list[list[Any]]:
+    """vLLM's groups of layers with a metadata builder of ours, for passes of `rows` rows. FlashAttention 3's
+    keeps a schedule in a buffer, which vLLM's own graphs read, too. Its layout depends on the number of parts
+    in which a row's keys are read: hundreds of rows fill a GPU in one part."""
+    (group,) = groups[0]
+    builder = copy.copy(group.get_metadata_builder(0))
+    if getattr(builder, "aot_schedule", False) and builder.use_full_cuda_graph:
+        size = 1 + -(-rows // 4) * 16
+        builder.scheduler_metadata = torch.zeros(size, dtype=torch.int32, device=builder.device)
+        builder.max_cudagraph_size, builder.max_num_splits = tokens, 1
+    return [[replace(group, metadata_builders=[builder])]]
 
 
 def _check_model(config: Any) -> None:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from gemel_ray.engine.vllm.seam import Refused
 
 if TYPE_CHECKING:
-    from gemel_ray.engine.vllm.seam import Seam
+    from gemel_ray.engine.vllm.seam import Inputs, Seam
 
 _ENOUGH = 2**30  # bytes of keys and values that a layer would read repeatedly in a pass
 Kernel = Callable[..., Any]
@@ -34,8 +34,7 @@ class Split:
     ends: Tensor  # [2], the ends of all queries as one sequence
     rest: Tensor  # [rows, blocks], the other blocks of each row
     lengths: Tensor  # [rows], in tokens of the rest
-    tokens: int  # of the shared part
-    longest: int  # of `lengths`
+    longest: int  # tokens of either part, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +65,21 @@ class SharedPrefix:
         yield
         self.least = least
 
-    def split(self, blocks: int, queries: int, table: Tensor, lengths: Tensor, longest: int) -> Split | None:
-        """Split a pass of `queries` queries, over rows of these tables that begin with the same `blocks`;
-        None if it does not pay. `lengths` include the shared part, `longest` is their maximum."""
-        tokens = blocks * self._seam.block
-        if not blocks or len(lengths) * tokens * self._bytes < self.least:
-            return None
-        self.passes += 1
-        length, ends = self._seam.upload(np.array([tokens], np.int32), np.array([0, queries], np.int32))
-        rest = table[:, blocks:].contiguous()
-        return Split(table[:1, :blocks], length, ends, rest, lengths - tokens, tokens, longest - tokens)
+    def pays(self, blocks: int, rows: int) -> bool:
+        """Whether it is worth it for a pass of `rows` rows that begin with the same `blocks`."""
+        paid = blocks > 0 and rows * blocks * self._seam.block * self._bytes >= self.least
+        self.passes += paid
+        return paid
+
+    def split(self, inputs: Inputs, longest: int) -> Split:
+        """Split a pass; `longest` is the greatest length of its rows. Nothing else is read on the host, so
+        that it can be part of a CUDA graph. Rows that nobody fills have no length."""
+        table, alike = inputs.table, inputs.alike
+        after = torch.arange(table.shape[1], device=table.device) + alike
+        rest = table.gather(1, after.clamp_(max=table.shape[1] - 1).expand_as(table))
+        length = alike * self._seam.block
+        ends = torch.stack([inputs.begins[0], inputs.begins[-1]])
+        return Split(table[:1], length, ends, rest, (inputs.lengths - length).clamp_(min=0), longest)
 
 
 def shared_prefix(seam: Seam, wanted: Literal["auto", "always"]) -> SharedPrefix:
@@ -102,15 +106,17 @@ def attend(impl: Any, kernels: Kernels, query: Tensor, cache: Tensor, metadata: 
         softmax_scale=impl.scale,
         softcap=impl.logits_soft_cap,
         fa_version=impl.vllm_flash_attn_version,
+        max_seqlen_k=split.longest,
         return_softmax_lse=True,
+        num_splits=1,  # hundreds of rows fill a GPU
     )
     of_shared = ask(
-        cu_seqlens_q=split.ends, max_seqlen_q=len(query), seqused_k=split.length, max_seqlen_k=split.tokens,
-        block_table=split.shared, causal=False,
+        cu_seqlens_q=split.ends, max_seqlen_q=len(query), seqused_k=split.length, block_table=split.shared,
+        causal=False,
     )  # fmt: skip
     of_rest = ask(
         cu_seqlens_q=metadata.query_start_loc, max_seqlen_q=metadata.max_query_len, seqused_k=split.lengths,
-        max_seqlen_k=split.longest, block_table=split.rest, causal=True,
+        block_table=split.rest, causal=True,
     )  # fmt: skip
     kernels.merge(output, *of_shared, *of_rest)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -57,6 +62,10 @@ def start(options: EngineOptions) -> LLMEngine:
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         _compile_nothing()
+    elif (
+        options.dtype == "float32"
+    ):  # FlashAttention has no float32; Triton's attention would round to 10 bits
+        os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 
     from vllm.config import KVTransferConfig
     from vllm.engine.arg_utils import EngineArgs
@@ -87,10 +96,36 @@ def start(options: EngineOptions) -> LLMEngine:
             kv_connector="Holds", kv_connector_module_path="gemel_ray.engine.vllm.holds", kv_role="kv_both"
         ),
     )
+    if options.tensor_parallel == 1:
+        _inspect(options.model)
     config = arguments.create_engine_config()
     runner = "V2" if config.use_v2_model_runner else "V1"
     config.model_config.logits_processors = [f"gemel_ray.engine.vllm.constraint:TreeConstraint{runner}"]
-    return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+    with _alone() if on_gpu else nullcontext():
+        return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+
+
+def _inspect(model: str) -> None:
+    """Read the properties of the model's class here, where it will be used. Else vLLM starts a process for
+    that, which imports vLLM once more, unless a cache in the user's home knows the class: a new container
+    would start 16 seconds later."""
+    from transformers import AutoConfig
+
+    with suppress(ImportError, AttributeError, KeyError):  # vLLM has changed: it does it its own way
+        from vllm.model_executor.models.registry import ModelRegistry, _RegisteredModel
+
+        for name in AutoConfig.from_pretrained(model).architectures or ():
+            made = _RegisteredModel.from_model_cls(ModelRegistry.models[name].load_model_cls())
+            ModelRegistry.models[name] = made
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One engine at a time starts on a GPU: each measures the memory that is left."""
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    with Path(tempfile.gettempdir(), f"gemel-ray-{os.getuid()}-{device.uuid}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _graphs(sequences: int) -> dict[str, Any]:
