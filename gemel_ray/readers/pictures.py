@@ -99,7 +99,8 @@ def field_of(raw: Mapping[str, Any], *, pair: bool) -> str | None:
         if found := next((name for name in names if fits(raw[name])), None):
             return found
     urls = [name for name in ("url", "URL") if name in named and (pair or name == "URL")]
-    return next((name for name in certain if _may_be(raw[name])), next(iter(urls), None))
+    others = (name for name in certain if isinstance(raw[name], (str, bytes, list, dict)))
+    return next(others, next(iter(urls), None))
 
 
 def columns_of(value: Any, field: str, at: SourceFile) -> Row:
@@ -156,10 +157,6 @@ def is_nothing(value: Any) -> bool:
 
 def _holds_bytes(value: Any) -> bool:
     return isinstance(value.get("bytes") if isinstance(value, dict) else value, bytes)
-
-
-def _may_be(value: Any) -> bool:
-    return isinstance(value, (str, bytes, list, dict))
 
 
 def _as_address(value: bytes) -> str:

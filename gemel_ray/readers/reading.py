@@ -204,7 +204,7 @@ def native_columns(raw: Row, at: SourceFile) -> Row:
         text, given = cells.text_with_table(text, cells.in_file(table, at), raw.get("mentions"))
     return {
         "text": text, "given": given, "image_key": key, **picture,
-        **unread(raw, NATIVE.union((field, where), _of_mentions(raw)), pictured=bool(picture or key)),
+        **unread(raw, NATIVE.union((field, where), _mention_fields(raw)), pictured=bool(picture or key)),
     }  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def mentions_of(raw: Row, text: str) -> list[Row] | None:
     return mentions(given, text)
 
 
-def _of_mentions(raw: Row) -> Sequence[str]:
+def _mention_fields(raw: Row) -> Sequence[str]:
     """The fields that are read beside `mentions` or instead of it."""
     return _annotated(raw) if raw.get("mentions") is None else _BESIDE
 

@@ -64,7 +64,7 @@ class Encoding(Work):
         texts: bool = False,
     ) -> None:
         self.stage, self.on_decoded = stage, on_decoded
-        self.encode_mentions = CachedEncoder(workspace.mention_encoder(stage.device, stage.dtype))
+        self.encode_texts = CachedEncoder(workspace.mention_encoder(stage.device, stage.dtype))
         self.workspace, self.lock = workspace, threading.Lock()
         self.limits, self.texts = stage.limits, texts
         self.threads = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
@@ -85,11 +85,9 @@ class Encoding(Work):
             vectors, errors = self._with_features(features, pictures, batch["image_key"].to_pylist())
         for name, counts in unread_counts(batch).items():
             self.unread[name].update(counts)
-        columns = {
-            "image_vector": vectors,
-            "mention_vectors": self._mention_vectors(batch["mentions"]),
-            "text_vector": self._text_vectors(batch["text"].to_pylist()),
-        }
+        texts = self.encode_texts(batch["text"].to_pylist()) if self.texts else [None] * len(batch)
+        mentions = self._mention_vectors(batch["mentions"])
+        columns = {"image_vector": vectors, "mention_vectors": mentions, "text_vector": texts}
         return answer(self.stage.writes, columns, errors)
 
     @cached_property
@@ -202,11 +200,8 @@ class Encoding(Work):
 
     def _mention_vectors(self, mentions: pa.ChunkedArray) -> list[list[Any]]:
         strings = [[m["mention"] or "" for m in row] for row in mentions.to_pylist()]
-        vectors = iter(self.encode_mentions([s for row in strings for s in row]))
+        vectors = iter(self.encode_texts([s for row in strings for s in row]))
         return [[next(vectors) for _ in row] for row in strings]
-
-    def _text_vectors(self, texts: list[str]) -> list[Any]:
-        return list(self.encode_mentions(texts)) if self.texts else [None] * len(texts)
 
     def close(self) -> None:
         self.threads.shutdown()
