@@ -134,7 +134,7 @@ def test_candidates_that_were_not_written_are_judged_as_if_they_were(
         names = {name for _, name in ranked.entities.of(row["likely"])}
         assert len(names) > 1
         assert judged[0] == written
-        assert {c.leaf for c in judged} == {written.leaf} | {work.neighbours.leaf(name) for name in names}
+        assert {c.leaf for c in judged} == {written.leaf} | {work.names.leaf(name) for name in names}
         assert {c.leaf: c.log_prob for c in judged} == pytest.approx(
             {c.leaf: every[c.leaf] for c in judged}, abs=1e-3
         )
@@ -206,7 +206,7 @@ def test_who_is_right_gets_the_weight(
     following = dict(zip(SURNAMES, (*SURNAMES[1:], SURNAMES[0]), strict=True))
 
     async def model_answer(_: Generate, row: dict[str, Any]) -> ModelAnswer:
-        leaves = (work.neighbours.leaf(f"Jo {name}") for name in (following[row["mention"]], row["mention"]))
+        leaves = (work.names.leaf(f"Jo {name}") for name in (following[row["mention"]], row["mention"]))
         return ModelAnswer(
             [Candidate(leaf, math.log(p), 0.0) for leaf, p in zip(leaves, (0.8, 0.2), strict=True)], None
         )

@@ -15,10 +15,11 @@ import gemel_ray
 from gemel_ray.config import load
 from gemel_ray.engine.work import Candidate
 from gemel_ray.knowledge import bank as banks
+from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.prefix_tree import PrefixTree, build
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.stages.answering import Neighbours, interpolated
+from gemel_ray.stages.answering import Names, interpolated
 from gemel_ray.stages.retrieve import TEMPERATURE, votes
 
 END = 10
@@ -39,19 +40,36 @@ def leaf(tree: PrefixTree, name: str) -> int:
 
 
 @pytest.fixture
-def neighbours(tree: PrefixTree, tmp_path: Path) -> Neighbours:
+def named(tree: PrefixTree, tmp_path: Path) -> Names:
     rows = [
         {"id": str(i), "text": t, "mention": t, "target": t, "tokens": [1], "image_row": -1}
         for i, t in enumerate(["Apple", "Apple", "Paris", "Atlantis"])
     ]
     table = pa.Table.from_pylist(rows, banks.SCHEMA)
     none = np.empty((0, 1), np.float32)
-    return Neighbours(tree, banks.write([table], [], none, np.ones((4, 1), np.float32), tmp_path), by_byte)
+    bank = banks.write([table], [], none, np.ones((4, 1), np.float32), tmp_path)
+    return Names(tree, entities_of(NAMES), bank, by_byte)
 
 
-def test_votes_for_one_name_add_up(tree: PrefixTree, neighbours: Neighbours) -> None:
-    found = neighbours.shares([0, 1, 2], [0.5, 0.2, 0.3])
+def entities_of(names: list[str]) -> Entities:
+    return Entities(pa.table({"id": [f"Q{i}" for i in range(len(names))], "name": names}))
+
+
+def test_votes_for_one_name_add_up(tree: PrefixTree, named: Names) -> None:
+    found = named.shares([0, 1, 2], [0.5, 0.2, 0.3])
     assert found == pytest.approx({leaf(tree, "Apple"): 0.7, leaf(tree, "Paris"): 0.3})
+
+
+def test_of_one_name_s_entities_the_ranker_s_likeliest_is_the_answer(named: Names, tmp_path: Path) -> None:
+    """Those that it does not know follow in their order; the probability is the name's."""
+    shared = ["Apple", "Paris", "Apple", "Apple", "Apple"]
+    twins = Names(build(shared, by_byte, END, tmp_path), entities_of(shared), named._bank, by_byte)
+    found = [Candidate(twins.leaf("Apple"), -0.1, -0.1)]
+    assert twins.bearers(found[0].leaf, {3: -0.1, 4: -2.0, 1: 0.0}) == [3, 4, 0, 2]
+    row = twins.answer(found, 0.0, {3: -0.1, 4: -2.0})
+    assert (row["entity_id"], row["probability"], row["status"]) == ("Q3", 1.0, "linked")
+    assert [c["entity_id"] for c in row["candidates"]] == ["Q3", "Q4", "Q0", "Q2"]
+    assert twins.answer(found, 2.0)["entity"] is None
 
 
 # Two flags of each of two countries, each flag nearer to its like, under two words that say nothing.
@@ -100,9 +118,9 @@ def test_an_example_without_a_target_has_no_vote(tmp_path: Path) -> None:
     assert votes(bank, np.array([0]), np.ones(1, np.float32), LOOKS[0]) == pytest.approx([1])
 
 
-def test_a_target_that_is_no_name_has_no_vote(tree: PrefixTree, neighbours: Neighbours) -> None:
-    assert neighbours.shares([3, 2], [1.0, 0.5]) == {leaf(tree, "Paris"): 1.0}
-    assert neighbours.shares([3], [1.0]) == neighbours.shares([], []) == {}
+def test_a_target_that_is_no_name_has_no_vote(tree: PrefixTree, named: Names) -> None:
+    assert named.shares([3, 2], [1.0, 0.5]) == {leaf(tree, "Paris"): 1.0}
+    assert named.shares([3], [1.0]) == named.shares([], []) == {}
 
 
 FOUND = [Candidate(1, math.log(0.5), 0.0), Candidate(2, math.log(0.25), 0.0)]

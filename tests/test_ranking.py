@@ -47,7 +47,7 @@ from gemel_ray.ranking.ranking import Ranking, open_collector
 from gemel_ray.ranking.words import compared, content_words, folded, years
 from gemel_ray.readers import documents
 from gemel_ray.records import LINK
-from gemel_ray.stages.answering import WithoutModel, joined, likeliest, settled
+from gemel_ray.stages.answering import WithoutModel, joined, settled
 from gemel_ray.stages.encoding import Encoding
 
 TRADES = {
@@ -548,10 +548,6 @@ def test_a_weight_of_nothing_keeps_the_language_model_s_best_and_a_weight_of_one
     found = [Candidate(leaf, p, p) for leaf, p in said.items()]
     assert said[joined(found, chances, 0.0, 1)[0].leaf] == max(said.values())
     assert chances[joined(found, chances, 1.0, 1)[0].leaf] == max(chances.values())
-
-
-def test_of_entities_with_one_name_the_ranker_s_best_stands_first() -> None:
-    assert likeliest([7, 3, 9, 5], {9: -0.1, 3: -2.0, 4: 0.0}) == [9, 3, 7, 5]
 
 
 NAMESAKES = [

@@ -88,9 +88,9 @@ def short_forms(name: str) -> Iterable[str]:
             yield f"letters {''.join(sorted(short))}"
 
 
-def indexed(entities: list[entity_file.Entity], folder: Path) -> None:
+def indexed(entities: list[entity_file.Entity], folder: Path, former: Path | None = None) -> None:
     folder.mkdir()
-    name_files.write(entity_file.write(iter(entities), folder / "entities.arrow"), folder)
+    name_files.write(entity_file.write(iter(entities), folder / "entities.arrow"), folder, former)
 
 
 def test_an_index_of_random_names_has_the_bytes_of_one_sorted_in_memory(
@@ -146,3 +146,37 @@ def test_memory_does_not_grow_with_the_names_of_an_index(
     indexed(entities, tmp_path / "before")  # fills the caches of words
     few, many = (peak(partial(indexed, entities * n, tmp_path / f"times {n}")) for n in (2, 20))
     assert many < 1.3 * few
+
+
+def test_entities_are_added_to_an_index_without_reading_the_others_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(name_files, "_BATCH", 64)
+    monkeypatch.setattr(sorting, "_PAIRS", 500)
+    monkeypatch.setattr(postings, "_BLOCK", 100)
+    entities = random_names(700)
+    indexed(entities[:300], tmp_path / "former")
+    indexed(entities, tmp_path / "new")
+    read, folded_row = list[str](), name_files._folded
+
+    def seen(entity: entity_file.Entity) -> name_files.NameRow:
+        read.append(entity["id"])
+        return folded_row(entity)
+
+    monkeypatch.setattr(name_files, "_folded", seen)
+    indexed(entities, tmp_path / "added", tmp_path / "former")
+    assert differing(tmp_path / "new", tmp_path / "added") == []
+    assert read == [str(row) for row in range(256, 700)]  # from the last batch, which was not full
+
+
+def test_only_entities_that_begin_with_the_former_ones_continue_their_index(tmp_path: Path) -> None:
+    entities = random_names(9)
+    aliased: entity_file.Entity = {**entities[0], "aliases": ["Ka Lo"]}
+    former, more, changed, fewer = (
+        entity_file.write(iter(some), tmp_path / f"{number}.arrow")
+        for number, some in enumerate((entities[:5], entities, [aliased, *entities[1:]], entities[1:]))
+    )
+    assert more.begins_with(former)
+    assert former.begins_with(former)
+    assert not any(others.begins_with(former) for others in (changed, fewer))
+    assert not former.begins_with(more)

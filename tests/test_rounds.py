@@ -273,7 +273,7 @@ def test_the_model_is_asked_only_where_the_ranker_is_unsure(generating: Generati
         return row, generating.usage.asked - before
 
     sure, asked = linked(generating.stage.sure + 0.05)
-    entity = generating.entities.of([3])[0]
+    entity = generating.names.entities.of([3])[0]
     assert (sure["entity_id"], sure["entity"], sure["status"], asked) == (*entity, "linked", 0)
     assert sure["probability"] == pytest.approx(generating.stage.sure + 0.05)
     assert linked(generating.stage.sure - 0.05)[1] > 0

@@ -60,7 +60,7 @@ class FlatTree:
     def following(self, node: Tensor) -> Tensor:
         """The tokens that may follow any of these nodes, sorted; on a CPU only, since their number depends on
         values."""
-        first, fan = self.children(node)
+        first, fan = self.children(node.unique())  # many are at the root, which has the most children
         begins = first.repeat_interleave(fan)
         number = torch.arange(len(begins)) - (fan.cumsum(0) - fan).repeat_interleave(fan)
         return self.token[begins + number].unique().long()

@@ -66,6 +66,10 @@ class Entities:
     def __len__(self) -> int:
         return len(self.table)
 
+    def begins_with(self, others: Entities) -> bool:
+        """Whether the first entities are exactly these others."""
+        return bool(self.table.slice(0, len(others)).equals(others.table))
+
     def of(self, rows: Iterable[int] | npt.NDArray[np.int32]) -> list[tuple[str, str]]:
         """(id, name) of the entities in `rows`."""
         return [(self._id[int(row)].as_py(), self._name[int(row)].as_py()) for row in rows]

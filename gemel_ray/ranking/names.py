@@ -45,6 +45,9 @@ _REMEMBERED = 50_000  # words whose weight is kept
 _GRAMS = "grams"  # the index of trigrams
 
 
+Indexes = dict[str, PostingsWriter]
+
+
 class NameRow(TypedDict):
     """A row of `_SCHEMA`."""
 
@@ -63,22 +66,21 @@ class Names:
         self._words, self._forms, self._grams, self._about = (
             Postings.open(folder, name) for name in ("words", "forms", _GRAMS, "about")
         )
-        self.table = pa.ipc.open_file(pa.memory_map(str(folder / "names.arrow"))).read_all()
-        self._batches = self.table.to_batches()
-        self._starts = [0, *accumulate(map(len, self._batches))]  # and where the last one ends
+        self.batches = pa.ipc.open_file(pa.memory_map(str(folder / "names.arrow"))).read_all().to_batches()
+        self._starts = [0, *accumulate(map(len, self.batches))]  # and where the last one ends
         self.word_weight, self.stem_weight = (  # the words of a text are asked for by many candidates
             lru_cache(_REMEMBERED)(partial(self._weight, index)) for index in (self._words, self._about)
         )
-        self._sizes = np.load(folder / "sizes.npy", mmap_mode="r")  # trigrams of each name, uint16
+        self.sizes = np.load(folder / "sizes.npy", mmap_mode="r")  # trigrams of each name, uint16
 
     def __len__(self) -> int:
-        return len(self.table)
+        return self._starts[-1]
 
     def rows(self, rows: npt.NDArray[np.int64] | Rows) -> list[NameRow]:
         """Name, aliases and description of these entities."""
         # Slice by slice: a take from many batches costs more, one from the whole table copies it.
         places = [(bisect_right(self._starts, row) - 1, row) for row in rows.tolist()]
-        parts = [self._batches[batch].slice(row - self._starts[batch], 1) for batch, row in places]
+        parts = [self.batches[batch].slice(row - self._starts[batch], 1) for batch, row in places]
         found: list[NameRow] = pa.concat_batches(parts).to_pylist() if parts else []
         return found
 
@@ -119,7 +121,7 @@ class Names:
         if not any(map(len, taken)):
             return []
         rows, counts = np.unique(np.concatenate(taken), return_counts=True)
-        score = 2 * counts / (self._sizes[rows] + len(grams))
+        score = 2 * counts / (self.sizes[rows] + len(grams))
         alike = np.flatnonzero(score > _ALIKE)
         best: list[int] = rows[alike[np.argsort(-score[alike], kind="stable")[:most]]].tolist()
         return best
@@ -135,12 +137,16 @@ def _within(most: int, lists: Iterable[Rows]) -> Iterator[Rows]:
         yield rows
 
 
-def write(entities: Entities, folder: Path) -> None:
-    """Index the entities into `folder`, in one pass. Memory does not grow with their number."""
+def write(entities: Entities, folder: Path, former: Path | None = None) -> None:
+    """Index the entities into `folder`, in one pass. Memory does not grow with their number. `former`: the
+    index of the first of these entities, which is copied; only the others' words are collected."""
     folder.mkdir(parents=True, exist_ok=True)
     indexes = {name: PostingsWriter(folder, name) for name in _INDEXES}
-    sizes, rows, first = GrowingArray(folder / "sizes.npy", np.uint16), map(_folded, entities.rows()), 0
+    sizes, first = GrowingArray(folder / "sizes.npy", np.uint16), 0
     with pa.ipc.new_file(str(folder / "names.arrow"), _SCHEMA) as file:
+        if former:
+            first = _copy(Names(former), former, file, indexes, sizes)
+        rows = map(_folded, Entities(entities.table.slice(first)).rows())
         while batch := list(islice(rows, _BATCH)):
             file.write_table(pa.Table.from_pylist(batch, _SCHEMA))
             for name, words in _INDEXES.items():
@@ -151,6 +157,20 @@ def write(entities: Entities, folder: Path) -> None:
     for index in indexes.values():
         index.finish()
     sizes.close()
+
+
+def _copy(
+    names: Names, folder: Path, file: pa.RecordBatchFileWriter, indexes: Indexes, sizes: GrowingArray
+) -> int:
+    """Copy an index, of its table only whole batches. Returns how many rows these have."""
+    whole = [batch for batch in names.batches if len(batch) == _BATCH]
+    for batch in whole:
+        file.write_batch(batch)
+    sizes.add(names.sizes[: len(whole) * _BATCH])
+    for name, index in indexes.items():
+        for keys, rows in Postings.open(folder, name).blocks():
+            index.add(keys, rows)
+    return len(whole) * _BATCH
 
 
 def _add(words: list[Collection[str]], first: int, index: PostingsWriter) -> npt.NDArray[np.int64]:

@@ -3,7 +3,7 @@ weighted by several keys."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ Rows = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 _NONE: Rows = np.empty(0, np.int32)
 _PARTS = ("keys", "offsets", "rows")
-_BATCH = 65_536
+_BATCH, _BLOCK = 65_536, 1 << 20  # pairs that are added, and read, at once
 
 
 class Postings:
@@ -43,6 +43,14 @@ class Postings:
     def pairs(self) -> tuple[npt.NDArray[np.uint64], Rows]:
         """All keys and rows, a key as often as it has rows."""
         return np.repeat(self._keys, np.diff(self._offsets)), self._rows
+
+    def blocks(self) -> Iterator[tuple[npt.NDArray[np.uint64], Rows]]:
+        """All pairs in blocks: keys and rows."""
+        for start in range(0, len(self), _BLOCK):
+            end = min(start + _BLOCK, len(self))
+            first, last = (int(self._offsets.searchsorted(at, "right")) - 1 for at in (start, end - 1))
+            counts = np.diff(self._offsets[first : last + 2].clip(start, end))
+            yield np.repeat(self._keys[first : last + 1], counts), self._rows[start:end]
 
     def of(self, key: int) -> Rows:
         """The rows of `key`."""

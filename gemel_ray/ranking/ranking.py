@@ -123,7 +123,8 @@ def write(
     """Index a version's entities and examples into `folder`. The vectors of texts that
     `former`, another version, has encoded are copied, and so are its ranker and its triples, to which `facts`
     are added. If there are more than `described` entities, descriptions have no vectors."""
-    name_files.write(entities, folder)
+    added = former and entities.begins_with(former.entities)
+    name_files.write(entities, folder, former.ranking_folder if former and added else None)
     known = Examples(former.ranking_folder, former.bank) if former else None
     example_files.write(bank, entities, encode, folder, known)
     width = bank.mention_vectors.shape[1]

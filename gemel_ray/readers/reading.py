@@ -162,18 +162,13 @@ def rows_with_retries(address: str) -> Iterator[Numbered]:
             time.sleep(pause)
 
 
+_READERS = ((PARQUET, parquet_rows), (ARROW, arrow_rows), (TABLES, table_rows), (SHARDS, tar_rows))
+
+
 def _rows(address: str) -> Iterator[Numbered]:
     """The file's rows. Raises its library's errors for one that is truncated, of another kind or missing."""
     name = address.lower()
-    if name.endswith(PARQUET):
-        return parquet_rows(address)
-    if name.endswith(ARROW):
-        return arrow_rows(address)
-    if name.endswith(TABLES):
-        return table_rows(address)
-    if name.endswith(SHARDS):
-        return tar_rows(address)
-    return json_rows(address)
+    return next((rows for endings, rows in _READERS if name.endswith(endings)), json_rows)(address)
 
 
 # The native form, and image-caption pairs as data sets release them: an object with a text, `mentions`

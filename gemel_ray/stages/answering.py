@@ -4,17 +4,18 @@ of names. Ranker and votes can answer alone: then no engine is started."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
 from gemel_ray.engine.work import Candidate, probabilities
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
-from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree
+from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree, Tokenize
 from gemel_ray.records import Row
 from gemel_ray.stage import Measures, Work, answer
 from gemel_ray.stages.generate import Generate
@@ -41,8 +42,7 @@ class WithoutModel(Work):
 
     def __init__(self, stage: Generate, workspace: Workspace, *, ranker: bool) -> None:
         self.stage, self.ranker, self.mentions = stage, ranker, 0
-        self.tree, self.entities = workspace.tree, workspace.entities
-        self.neighbours = Neighbours(self.tree, workspace.bank, workspace.tokenize)
+        self.names = Names.of(workspace)
 
     def renewed(self, workspace: Workspace) -> Work:
         return WithoutModel(self.stage, workspace, ranker=self.ranker)
@@ -59,10 +59,9 @@ class WithoutModel(Work):
         except Mistake as reason:  # options that do not go together
             return {"error": str(reason)}
         if self.ranker and row["likely"]:
-            return by_ranker(asked, self.entities, row)
-        if not self.ranker and (shares := self.neighbours.shares(row["nearest"], row["votes"])):
-            found = interpolated([], shares, 1.0, asked.beams)
-            return by_name(self.tree, self.entities, found, asked.nil_threshold)
+            return self.names.answer_by_ranker(asked, row)
+        if not self.ranker and (shares := self.names.shares(row["nearest"], row["votes"])):
+            return self.names.answer(interpolated([], shares, 1.0, asked.beams), asked.nil_threshold)
         return {"status": "nil", "candidates": []}
 
     def measures(self) -> Measures:
@@ -84,34 +83,71 @@ def links(stage: Generate, rows: Sequence[Row]) -> pa.Table:
     return table.append_column("status", pa.array([row.get("status") for row in rows], pa.string()))
 
 
-def by_name(
-    tree: PrefixTree,
-    entities: Entities,
-    found: list[Candidate],
-    nil_threshold: float,
-    chances: Mapping[int, float] = _NO_CHANCES,
-) -> Row:
-    """The answer's columns, from names. A name of several entities is there once for each of them, by the
-    ranker's `chances`, else in the knowledge base's order; the probability is the name's."""
-    candidates = [
-        {"entity": name, "entity_id": identity, "score": candidate.score}
-        for candidate in found
-        for identity, name in entities.of(likeliest(tree.entities(candidate.leaf).tolist(), chances))
-    ]
-    return _answered(candidates, probabilities(found)[0], nil_threshold)
+class Names:
+    """Names as answers: their leaves in the prefix tree, and the entities that have them."""
+
+    def __init__(self, tree: PrefixTree, entities: Entities, bank: Bank, tokenize: Tokenize) -> None:
+        self.tree, self.entities, self._bank, self._tokenize = tree, entities, bank, tokenize
+        self._leaf_of: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, workspace: Workspace) -> Names:
+        """The names of this version of the knowledge."""
+        return cls(workspace.tree, workspace.entities, workspace.bank, workspace.tokenize)
+
+    def leaf(self, name: str) -> int:
+        """The leaf of a name, NOWHERE for what is not one."""
+        if name not in self._leaf_of:
+            self._leaf_of[name] = self.tree.walk([*self._tokenize([name])[0], self.tree.end_token])
+        return self._leaf_of[name]
+
+    def shares(self, rows: Sequence[int], votes: Sequence[float]) -> dict[int, float]:
+        """P(neighbours) of the leaves that `rows` of the bank vote for, each by its share of the `votes`
+        (stages/retrieve.py). A target that is not a name has none."""
+        shares: dict[int, float] = {}
+        for row, vote in zip(rows, votes, strict=True):
+            leaf = self.leaf(self._bank.target(row))
+            if leaf != NOWHERE:
+                shares[leaf] = shares.get(leaf, 0.0) + vote
+        total = sum(shares.values())
+        return {leaf: share / total for leaf, share in shares.items()} if total else {}
+
+    def chances(self, of_entities: Mapping[int, float]) -> dict[int, float]:
+        """The ranker's log-probabilities of entities, by row, as those of their names, by leaf."""
+        names: dict[int, float] = {}
+        for (_, name), log_prob in zip(self.entities.of(of_entities), of_entities.values(), strict=True):
+            if (leaf := self.leaf(name)) != NOWHERE:
+                names[leaf] = float(np.logaddexp(names.get(leaf, -np.inf), log_prob))
+        return names
+
+    def bearers(self, leaf: int, chances: Mapping[int, float]) -> list[int]:
+        """The entities with a name, by descending `chances` of the ranker; those that are not its candidates
+        follow in the knowledge base's order."""
+        return sorted(self.tree.entities(leaf).tolist(), key=lambda row: -chances.get(row, -math.inf))
+
+    def answer(
+        self, found: list[Candidate], nil_threshold: float, chances: Mapping[int, float] = _NO_CHANCES
+    ) -> Row:
+        """The answer's columns, from names. A name of several entities is there once for each of them; the
+        probability is the name's."""
+        candidates = [
+            {"entity": name, "entity_id": identity, "score": candidate.score}
+            for candidate in found
+            for identity, name in self.entities.of(self.bearers(candidate.leaf, chances))
+        ]
+        return _columns(candidates, probabilities(found)[0], nil_threshold)
+
+    def answer_by_ranker(self, asked: Generate, row: Row) -> Row:
+        """The answer's columns, from the `likely` entities of the row and their `chances`."""
+        candidates = [
+            {"entity": name, "entity_id": identity, "score": score}
+            for (identity, name), score in zip(self.entities.of(row["likely"]), row["chances"], strict=True)
+        ][: asked.beams]
+        probability = math.exp(candidates[0]["score"])
+        return _columns(candidates, probability, asked.nil_threshold) | {"why": row["reasons"]}
 
 
-def by_ranker(asked: Generate, entities: Entities, row: Row) -> Row:
-    """The answer's columns, from the `likely` entities of the row and their `chances`."""
-    candidates = [
-        {"entity": name, "entity_id": identity, "score": score}
-        for (identity, name), score in zip(entities.of(row["likely"]), row["chances"], strict=True)
-    ][: asked.beams]
-    probability = math.exp(candidates[0]["score"])
-    return _answered(candidates, probability, asked.nil_threshold) | {"why": row["reasons"]}
-
-
-def _answered(candidates: list[Row], probability: float, nil_threshold: float) -> Row:
+def _columns(candidates: list[Row], probability: float, nil_threshold: float) -> Row:
     is_linked = probability >= nil_threshold
     best = candidates[0] if is_linked else candidates[0] | {"entity": None, "entity_id": None}
     status = "linked" if is_linked else "nil"
@@ -162,40 +198,6 @@ def joined(
     whole = top + math.log(sum(math.exp(p - top) for p in pooled.values()))
     ranked = sorted((-p, leaf) for leaf, p in pooled.items())[:count]
     return [Candidate(leaf, said.get(leaf, -math.inf), -p - whole) for p, leaf in ranked]
-
-
-def likeliest(entities: Iterable[int], chances: Mapping[int, float]) -> list[int]:
-    """Entities with one name, by descending probability of the ranker; those that are not its candidates
-    follow in the given order."""
-    return sorted(entities, key=lambda row: -chances.get(row, -math.inf))
-
-
-class Neighbours:
-    """The names of the bank's targets, as leaves of the tree."""
-
-    def __init__(
-        self, tree: PrefixTree, bank: Bank, tokenize: Callable[[list[str]], list[list[int]]]
-    ) -> None:
-        self._tree, self._bank, self._tokenize = tree, bank, tokenize
-        self._leaf_of: dict[str, int] = {}
-
-    def shares(self, rows: Sequence[int], votes: Sequence[float]) -> dict[int, float]:
-        """P(neighbours) of the leaves that `rows` of the bank vote for, each by its share of the `votes`
-        (stages/retrieve.py). A target that is not a name has none."""
-        shares: dict[int, float] = {}
-        for row, vote in zip(rows, votes, strict=True):
-            leaf = self.leaf(self._bank.target(row))
-            if leaf != NOWHERE:
-                shares[leaf] = shares.get(leaf, 0.0) + vote
-        total = sum(shares.values())
-        return {leaf: share / total for leaf, share in shares.items()} if total else {}
-
-    def leaf(self, target: str) -> int:
-        """The leaf of a name, NOWHERE for what is not one."""
-        if target not in self._leaf_of:
-            path = [*self._tokenize([target])[0], self._tree.end_token]
-            self._leaf_of[target] = self._tree.walk(path)
-        return self._leaf_of[target]
 
 
 def interpolated(

@@ -22,19 +22,15 @@ from gemel_ray.engine.run import Engine
 from gemel_ray.engine.vllm.starting import EngineOptions
 from gemel_ray.engine.work import Candidate, PromptEmbeddings, Usage
 from gemel_ray.errors import WorkspaceError
-from gemel_ray.knowledge.prefix_tree import NOWHERE
 from gemel_ray.records import Row
 from gemel_ray.stage import Measures, Stage, Work, settings_of
 from gemel_ray.stages.answering import (
-    Neighbours,
+    Names,
     WithoutModel,
     asks_model,
-    by_name,
-    by_ranker,
     has_ranker,
     interpolated,
     joined,
-    likeliest,
     links,
     reasons_of,
     settled,
@@ -75,7 +71,7 @@ class Generating(Work):
     def __init__(
         self, stage: Generate, workspace: Workspace, shown: Retrieve, former: Generating | None = None
     ) -> None:
-        self.stage, self.shown, self.tree, self.entities = stage, shown, workspace.tree, workspace.entities
+        self.stage, self.shown, self.tree, self.names = stage, shown, workspace.tree, Names.of(workspace)
         self.tree_folder = workspace.tree_folder
         options = _engine_options(stage, workspace.language_model, shown)
         self.engine: Engine = former.engine if former else Engine(options, workspace.tree.end_token)
@@ -85,7 +81,6 @@ class Generating(Work):
         self.rollouts: ByRollouts = ByRollouts(stage, workspace, self.engine, self.prompts, self.usage, room)
         self._beginning = lru_cache(_BEGINNINGS)(lambda ids: self.prompts.tokens(ids, None))
         self.choosing: Choosing | None = (former and former.choosing) or _choosing(stage, workspace)
-        self.neighbours = Neighbours(self.tree, workspace.bank, workspace.tokenize)
 
     def renewed(self, workspace: Workspace) -> Work:
         return Generating(self.stage, workspace, self.shown, self)
@@ -104,7 +99,7 @@ class Generating(Work):
             return {"error": str(reason)}
         if answer is None:
             self.ranked += 1
-            return by_ranker(asked, self.entities, row)
+            return self.names.answer_by_ranker(asked, row)
         return self._joined(asked, row, answer)
 
     async def model_answer(self, asked: Generate, row: Row) -> ModelAnswer:
@@ -126,16 +121,16 @@ class Generating(Work):
         chances = self.chances(row, chosen, asked.choice_weight)
         said = {candidate.leaf: math.exp(candidate.log_prob) for candidate in found}
         if asked.ranking and chances:
-            found = joined(found, self.by_name(chances), asked.ranking, asked.beams)
+            found = joined(found, self.names.chances(chances), asked.ranking, asked.beams)
         elif weight := asked.neighbour_weight:
-            shares = self.neighbours.shares(row["nearest"], row["votes"])
+            shares = self.names.shares(row["nearest"], row["votes"])
             found = interpolated(found, shares, weight, asked.beams)
         why = None
         if row["reasons"]:
             picked = {} if chosen is None else dict(zip(row["likely"], np.exp(chosen).tolist(), strict=False))
-            best = likeliest(self.tree.entities(found[0].leaf).tolist(), chances)[0]
+            best = self.names.bearers(found[0].leaf, chances)[0]
             why = reasons_of(row["reasons"], said.get(found[0].leaf), picked.get(best))
-        return by_name(self.tree, self.entities, found, asked.nil_threshold, chances) | {"why": why}
+        return self.names.answer(found, asked.nil_threshold, chances) | {"why": why}
 
     async def _named(self, asked: Generate, row: Row) -> list[Candidate]:
         """The names that the language model writes, and others that it judges."""
@@ -163,18 +158,11 @@ class Generating(Work):
         said = {candidate.leaf: candidate.log_prob for candidate in found}
         return choosing.log_probs(said, min(choosing.most, len(row["likely"])))
 
-    def by_name(self, chances: dict[int, float]) -> dict[int, float]:
-        """The ranker's log-probabilities of entities, as those of their names, by leaf."""
-        names: dict[int, float] = {}
-        for (_, name), log_prob in zip(self.entities.of(chances), chances.values(), strict=True):
-            if (leaf := self.neighbours.leaf(name)) != NOWHERE:
-                names[leaf] = float(np.logaddexp(names.get(leaf, -np.inf), log_prob))
-        return names
-
     def _likely(self, asked: Generate, row: Row) -> set[int]:
         """The leaves of the ranker's candidates that are to be judged, written or not."""
         pairs = zip(row["likely"] or (), row["chances"] or (), strict=True)
-        return set(self.by_name({entity: log for entity, log in pairs if math.exp(log) >= asked.judged}))
+        likely = {entity: log for entity, log in pairs if math.exp(log) >= asked.judged}
+        return set(self.names.chances(likely))
 
     async def _in_rounds(self, asked: Generate, row: Row, names: Collection[int] = ()) -> list[Candidate]:
         """Search in lock step with all other mentions, and judge `names`; empty if that is not possible.

@@ -120,7 +120,7 @@ def _best_weights(
     folds = np.arange(len(mentions)) % _FOLDS
     crossed = [right[losses[:, folds != fold].mean(axis=1).argmin(), folds == fold] for fold in range(_FOLDS)]
     best = grid[int(losses.mean(axis=1).argmin())]
-    firsts = work.entities.of(one.row["likely"][0] for one in mentions)
+    firsts = work.names.entities.of(one.row["likely"][0] for one in mentions)
     alone = np.mean([name == one.target for (_, name), one in zip(firsts, mentions, strict=True)])
     say(
         f"right in {np.concatenate(crossed).mean():.1%} with weights learned on the others, in "
@@ -134,9 +134,9 @@ def _results(
     work: Generating, one: _Unsure, answer: ModelAnswer, grid: Sequence[Weights]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """For each weights of `grid`: the loss of the target in nats, and whether it is ranked first."""
-    leaf = work.neighbours.leaf(one.target)
+    leaf = work.names.leaf(one.target)
     choices = {weights.choice_weight for weights in grid}
-    names = {c: work.by_name(work.chances(one.row, answer.choice, c)) for c in choices}
+    names = {c: work.names.chances(work.chances(one.row, answer.choice, c)) for c in choices}
     losses, right = np.full(len(grid), _UNLIKELY), np.zeros(len(grid), bool)
     for i, weights in enumerate(grid):
         found = joined(answer.names, names[weights.choice_weight], weights.ranking, _ALL)
