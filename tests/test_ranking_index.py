@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -180,3 +181,18 @@ def test_only_entities_that_begin_with_the_former_ones_continue_their_index(tmp_
     assert former.begins_with(former)
     assert not any(others.begins_with(former) for others in (changed, fewer))
     assert not former.begins_with(more)
+
+
+def test_entities_that_are_added_fill_the_batches_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A version of many versions has as few batches as one that was built at once."""
+    monkeypatch.setattr(entity_file, "_BATCH", 64)
+    entities = random_names(300)
+    whole, former = (
+        entity_file.write(iter(some), tmp_path / f"{len(some)}.arrow") for some in (entities, entities[:150])
+    )
+    new = pa.Table.from_pylist(entities[150:], entity_file.SCHEMA)
+    added = entity_file.save(pa.concat_tables([former.table, new]), tmp_path / "added.arrow")
+    assert added.table.equals(whole.table)
+    assert [len(batch) for batch in added.table.to_batches()] == [64, 64, 64, 64, 44]

@@ -151,9 +151,10 @@ def _without(table: pa.Table, rows: list[int], path: Path) -> Entities:
 
 
 def save(table: pa.Table, path: Path) -> Entities:
-    """Write a table of entities to `path` and open it."""
+    """Write a table of entities to `path`, batch by batch, and open it."""
     with pa.ipc.new_file(str(path), SCHEMA) as file:
-        file.write_table(table, max_chunksize=_BATCH)
+        for start in range(0, len(table), _BATCH):
+            file.write_table(table.slice(start, _BATCH).combine_chunks())
     return Entities.open(path)
 
 

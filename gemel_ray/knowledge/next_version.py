@@ -119,7 +119,8 @@ class NextVersion:
         table = former.entities.table
         kept = pc.invert(pc.is_in(table["id"], pa.array(wanted.removed, pa.string())))
         new = pa.Table.from_pylist(list(wanted.entities), entity_file.SCHEMA)
-        whole = pa.concat_tables([_aliased(table.filter(kept), wanted.aliases), new]).combine_chunks()
+        stay = table.filter(kept) if wanted.removed else table
+        whole = pa.concat_tables([_aliased(stay, wanted.aliases), new])
         self.entities = entity_file.save(whole, self.inside / "entities.arrow")
         names = [entity["name"] for entity in wanted.entities]
         prefix_tree.revised(former.tree, kept.to_numpy(), names, former.tokenize, self.inside / "tree")
@@ -301,8 +302,8 @@ def history(folder: Path) -> list[dict[str, Any]]:
 def _check(former: Workspace, config: Config, wanted: Change) -> None:
     """Raise ValueError for an unknown id, for an id or alias that exists already, and for a name that is too
     long."""
-    known: set[str] = set(former.entities.table["id"].to_pylist())
     new = [e["id"] for e in wanted.entities]
+    known = {e["id"] for e in rows_of(former, [*new, *wanted.removed, *wanted.aliases])}
     _refuse([i for i in new if i in known], "there already: remove it first, or give it an alias")
     _refuse([i for i, times in Counter(new).items() if times > 1], "given twice")
     _refuse([i for i in (*wanted.removed, *wanted.aliases) if i not in known], "not in the knowledge base")
