@@ -79,25 +79,14 @@ def bars(groups: Sequence[str], series: Sequence[Series], *, title: str, y: Axis
     return _drawn(draw, title, Axis(x), y, legend=len(series) > 1)
 
 
-def curve(series: Sequence[Series], *, title: str, y: Axis, smooth: int = 1, x: str = "step") -> str:
-    """Values by step, as training writes them. With `smooth` > 1 the values are drawn pale under their
-    trailing mean over `smooth` values."""
+def curve(series: Sequence[Series], *, title: str, y: Axis) -> str:
+    """Values by step, as training writes them."""
 
     def draw(axes: Axes) -> None:
         for one, colour in zip(series, _colours(len(series)), strict=True):
-            if smooth > 1:
-                axes.plot(one.x, one.y, color=colour, alpha=0.3, linewidth=1)
-            axes.plot(one.x, trailing_mean(one.y, smooth), color=colour, label=one.name)
+            axes.plot(one.x, one.y, color=colour, label=one.name)
 
-    return _drawn(draw, title, Axis(x), y, legend=len(series) > 1)
-
-
-def trailing_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and the `window` - 1 before it (fewer at the beginning)."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - window)
-    return list((sums[ends] - sums[starts]) / (ends - starts))
+    return _drawn(draw, title, Axis("step"), y, legend=len(series) > 1)
 
 
 def _colours(count: int) -> list[str]:

@@ -71,8 +71,8 @@ def test_a_node_is_lost_while_a_job_runs_and_another_joins(three_nodes: LocalClu
 def test_segments_are_placed_as_configured(
     workspace_folder: Path, config: Config, messy_inputs: list[str], tmp_path: Path
 ) -> None:
-    """A node with CPUs alone, and one with a GPU, made up: the engine's segment asks for its larger part, so
-    CLIP's finds room beside it, and detecting none."""
+    """A node with CPUs alone, and one with a GPU, made up: the last segment asks for its larger part, so
+    CLIP's finds room beside it, and detecting none. No language model is needed to see it."""
     segments = (
         SegmentOptions(stages=("detect",), batch=7, threads=1, cpus=0.5),
         SegmentOptions(stages=("encode",), batch=7, threads=1, cpus=0.5, gpus=0.25),
@@ -87,9 +87,9 @@ def test_segments_are_placed_as_configured(
     with local_cluster(1, cpus=1) as cluster:
         with_gpu = cluster.add(cpus=2, gpus=1)
         ours = replace(config.offline, segments=segments, address=cluster.address)
-        manifest = link(
-            replace(config, offline=ours), workspace_folder, messy_inputs, tmp_path / "out", lambda _: None
-        )
+        votes = replace(config.generate, neighbour_weight=1.0)
+        placed = replace(config, offline=ours, generate=votes)
+        manifest = link(placed, workspace_folder, messy_inputs, tmp_path / "out", lambda _: None)
     told = json.loads((tmp_path / "out" / "progress.json").read_text())["workers"]
     nodes = {name.rsplit("-", 2)[0]: worker["node"] for name, worker in told.items()}
     assert nodes["encode"] == nodes["retrieve+assemble+generate"] == with_gpu

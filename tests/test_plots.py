@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from gemel_ray.plots import Axis, Series, bars, curve, lines, trailing_mean
+from gemel_ray.plots import Axis, Series, bars, curve, lines
 
 LINE = Series("with $ & <", [0.1, 0.5], [0.0, 0.4], [0.2, 0.6], x=[0.0, 1.0])
 SHARE = Axis("share <right>", (0, 1), percent=True)
@@ -21,7 +18,7 @@ def drawn() -> list[str]:
     return [
         lines(two, title="a & b", x=SHARE, y=SHARE, diagonal=True, dots=True),
         bars(["never", "once"], two, title="a & b", y=SHARE, x="seen"),
-        curve(two, title="a & b", y=Axis("loss", log=True), smooth=2),
+        curve(two, title="a & b", y=Axis("loss", log=True)),
     ]
 
 
@@ -53,10 +50,3 @@ def test_a_value_that_is_not_known_is_left_out() -> None:
     series = Series("run", [0.5, nan], [0.4, nan], [0.6, nan], x=[0, 1])
     for svg in (bars(["a", "b"], [series], title="t", y=SHARE), lines([series], title="t", x=SHARE, y=SHARE)):
         assert "nan" not in svg.lower()
-
-
-@settings(max_examples=50)
-@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30), st.integers(1, 40))
-def test_the_trailing_mean_is_that_of_the_last_values(values: list[float], window: int) -> None:
-    expected = [np.mean(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))]
-    assert np.allclose(trailing_mean(values, window), expected, atol=1e-9)

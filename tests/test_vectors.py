@@ -17,7 +17,7 @@ from qdrant_server import Imitation, serving
 
 from gemel_ray.knowledge.qdrant import EdgeStore, ServerStore
 from gemel_ray.knowledge.server import SHORT_WAIT, Server
-from gemel_ray.knowledge.vectors import Hits, Matrix, Vectors, VectorStore, fuse
+from gemel_ray.knowledge.vectors import Matrix, Ranked, Vectors, VectorStore, fused
 from gemel_ray.settings import Vectors as Options
 
 WIDTHS = {"mention": 16, "image": 8}
@@ -219,22 +219,22 @@ hit_lists = st.lists(
 @given(hit_lists, st.integers(1, 40))
 def test_fusing_is_what_its_definition_says(lists: list[dict[int, float]], limit: int) -> None:
     weights = [1.0, 0.5, 2.0]
-    given_hits, expected = [], {}
+    given, expected = [], {}
     for scores, weight in zip(lists, weights, strict=False):
         rows = sorted(scores, key=lambda row: (-scores[row], row))
-        values = np.array([scores[row] for row in rows], np.float32)
-        given_hits.append((Hits(np.array(rows, np.int64), values), weight))
+        values = np.array([scores[row] for row in rows], np.float64)
+        given.append((Ranked(np.array([rows], np.int64), values[None]), weight))
     for scores, weight in zip(lists, weights, strict=False):
         levels = sorted(set(scores.values()), reverse=True)
         for row in set().union(*lists) if scores else ():
             rank = levels.index(scores[row]) if row in scores else len(levels)
             expected[row] = expected.get(row, 0.0) + weight / (61 + rank)
     best = sorted(expected, key=lambda row: (-round(expected[row], 12), row))[:limit]
-    for order in (given_hits, given_hits[::-1]):
-        fused = fuse(order, limit)
-        assert fused.rows.tolist() == best
-        np.testing.assert_allclose(fused.scores, [expected[row] for row in best], rtol=1e-6)
-        assert fused.rows.dtype == np.int64
+    for order in (given, given[::-1]):
+        (rows,), (votes,) = fused(order, 1, limit)
+        assert rows[np.isfinite(votes)].tolist() == best
+        np.testing.assert_allclose(votes[np.isfinite(votes)], [expected[row] for row in best], rtol=1e-6)
+        assert rows.dtype == np.int64
 
 
 @settings(max_examples=15, deadline=None)

@@ -26,6 +26,7 @@ Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
 
 TIE: Final = 1e-6  # scores of equal vectors differ by less, others rarely do
+_FIRST: Final = 60  # added to ranks, so that the first of one list does not outvote all others
 
 
 class Ranked(NamedTuple):
@@ -82,9 +83,9 @@ def settle_ties(ranked: Ranked, limit: int) -> Ranked:
     return Ranked(rows[:, :size], level[:, :size])
 
 
-def fused(lists: Sequence[tuple[Ranked, float]], queries: int, limit: int, k: int = 60) -> Ranked:
+def fused(lists: Sequence[tuple[Ranked, float]], queries: int, limit: int) -> Ranked:
     """Weighted reciprocal rank fusion: for each query, (lines with settled ties, weight w) gives a row of
-    rank r the vote w / (k + r).
+    rank r the vote w / (60 + r).
 
     Rows with equal scores share a rank (1, 1, 1, 2, ...), and a row that is not in a list ranks after its
     last one: a list that is cut, or full of ties ("the company"), must not outvote the others by being short.
@@ -98,10 +99,10 @@ def fused(lists: Sequence[tuple[Ranked, float]], queries: int, limit: int, k: in
         with np.errstate(invalid="ignore"):
             rank = np.cumsum(np.diff(ranked.scores, axis=1, prepend=np.inf) < 0, axis=1)
         last = np.where(there, rank, 0).max(axis=1, initial=0)
-        absent = np.where(last, weight / (k + last + 1), 0.0)
+        absent = np.where(last, weight / (_FIRST + last + 1), 0.0)
         base += absent
         query, _ = at = np.nonzero(there)
-        parts.append((query, ranked.rows[at], weight / (k + rank[at]) - absent[query]))
+        parts.append((query, ranked.rows[at], weight / (_FIRST + rank[at]) - absent[query]))
     query, row, votes = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     width = int(row.max(initial=0)) + 1
     keys, which = np.unique(query * width + row, return_inverse=True)
@@ -131,7 +132,7 @@ class Hits(NamedTuple):
     """Rows of the bank, best first; equal vectors have exactly equal scores and rise by row."""
 
     rows: npt.NDArray[np.int64]  # [m]
-    scores: Matrix  # cosines (from `fuse`: votes), float32 [m]
+    scores: Matrix  # cosines (of a fused search: votes), float32 [m]
 
 
 class VectorStore(Protocol):
@@ -262,13 +263,6 @@ class Vectors:
         if not np.isfinite(matrix[there]).all():
             raise Mistake(f"a {name} vector holds NaN or infinity")
         return there
-
-
-def fuse(lists: Sequence[tuple[Hits, float]], limit: int, k: int = 60) -> Hits:
-    """Fuse the (hits, weight) of one query, by `fused`."""
-    ranked = [(Ranked(hits.rows[None], hits.scores[None].astype(np.float64)), w) for hits, w in lists]
-    (found,) = _hits(fused(ranked, 1, limit, k), limit)
-    return found
 
 
 def _hits(ranked: Ranked, limit: int) -> list[Hits]:

@@ -23,6 +23,7 @@ from gemel_ray.report.cards import NIL, candidates, marked, thumbnail
 from gemel_ray.report.page import page
 
 Picture = Callable[[str], str | None]  # a demonstration's id to its picture as a data: URL
+_SHOWN = 300  # mentions
 _DISAGREEMENTS = 200  # shown; the JSON has all of them
 _KNOWN_SETS = ("wikidiverse", "wikimel")
 
@@ -35,10 +36,9 @@ def write_report(
     summary: Sequence[tuple[str, str]] = (),
     picture: Picture = lambda _: None,
     comparison: PlainComparison | None = None,
-    most: int = 300,
 ) -> None:
-    """Write the page: `summary` rows at the top, a `comparison`'s figures where there is one, at most `most`
-    mentions, wrong ones first."""
+    """Write the page: `summary` rows at the top, a `comparison`'s figures where there is one, the first
+    mentions, wrong ones before right ones."""
     figures = found.figures()
     text = page(
         "evaluation.html",
@@ -50,7 +50,7 @@ def write_report(
         plots=drawn(figures),
         published=_published(figures),
         comparison=comparison,
-        cards=_cards(found, picture, most),
+        cards=_cards(found, picture),
         judged=len(found.judged) + len(found.nil),
         HEADLINE=HEADLINE,
         LINKERS=LINKERS,
@@ -105,9 +105,9 @@ def _published(figures: PlainEvaluation) -> list[tuple[str, ...]]:
     return rows
 
 
-def _cards(found: Evaluation, picture: Picture, most: int) -> list[Row]:
-    """At most `most` judged mentions, wrong ones first. Pictures are embedded in the page, scaled down."""
-    shown = sorted([*found.judged, *found.nil], key=lambda j: j.right)[:most]
+def _cards(found: Evaluation, picture: Picture) -> list[Row]:
+    """The first judged mentions, wrong ones before right ones. Pictures are in the page, scaled down."""
+    shown = sorted([*found.judged, *found.nil], key=lambda j: j.right)[:_SHOWN]
     wanted = {j.key for j in shown}
     links = whole_links(found.output, wanted) if found.output else {}
     images = pictures(found.gold, wanted)

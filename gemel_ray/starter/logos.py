@@ -82,6 +82,7 @@ def caption(mention: str, rng: Generator) -> tuple[str, int, int]:
 
 DATA = Path(__file__).parent / "data"
 SEED = 7
+_MEMBERS, _SINGLES = 14, 10  # brands without a picture in train or dev: of families, and others
 
 T = TypeVar("T")
 
@@ -162,7 +163,7 @@ def write_entities(path: Path) -> None:
     print(f"{path.name}: {len(brands())} entities")
 
 
-def held_out(seed: int = SEED, members: int = 14, singles: int = 10) -> list[Brand]:
+def held_out(seed: int = SEED) -> list[Brand]:
     """The brands without any picture in train or dev.
 
     At most a third of a family, none from small families, and never the brand
@@ -180,7 +181,7 @@ def held_out(seed: int = SEED, members: int = 14, singles: int = 10) -> list[Bra
         for brand in shuffled((one for one in family if one.name != one.family), rng)[: len(family) // 3]
     ]
     alone = [brand for brand in brands() if not brand.family]
-    return shuffled(eligible, rng)[:members] + shuffled(alone, rng)[:singles]
+    return shuffled(eligible, rng)[:_MEMBERS] + shuffled(alone, rng)[:_SINGLES]
 
 
 def documents(part: Part, chosen: list[Brand], seed: int) -> list[Row]:
