@@ -21,11 +21,11 @@ from on_gpu import same
 
 from gemel_ray.cli import main
 from gemel_ray.config import Config, load
-from gemel_ray.errors import WorkspaceError
+from gemel_ray.errors import Mistake, WorkspaceError
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.measuring.alone import StageFigures, alone, assembled
-from gemel_ray.measuring.engine import Measuring, Sizes
+from gemel_ray.measuring.engine import Measuring, Sizes, engine
 from gemel_ray.measuring.job import _core_ms, _start
 from gemel_ray.measuring.machine import Look, look, looks, machine, peaks, spread
 from gemel_ray.measuring.pace import Pace, steady
@@ -89,6 +89,12 @@ def test_made_up_names_are_of_real_words_and_the_same_each_time(workspace: Works
     assert {word for name in names for word in name.split()} <= {w for name in real for w in name.split()}
     assert len(set(names)) > 1500
     assert names == list(made_up(workspace, 2000))
+
+
+def test_settings_that_ask_no_language_model_are_refused(workspace_folder: Path) -> None:
+    votes = load(None, read_facts(workspace_folder)["settings"], [*SMALL, "generate.neighbour_weight=1"])
+    with pytest.raises(Mistake, match="neighbour_weight below 1"):
+        engine(votes, workspace_folder, [str(TEST)], Sizes(), print)
 
 
 def test_the_pace_is_that_of_a_full_line() -> None:

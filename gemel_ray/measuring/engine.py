@@ -19,6 +19,7 @@ import torch
 
 from gemel_ray.config import Config
 from gemel_ray.engine.work import Prompt, RolloutOptions, Usage
+from gemel_ray.errors import Mistake
 from gemel_ray.graph import Segment, run_in_process
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
@@ -26,6 +27,7 @@ from gemel_ray.measuring.alone import FRONT, assembled
 from gemel_ray.measuring.machine import Spread, spread
 from gemel_ray.measuring.pace import Moment, steady
 from gemel_ray.measuring.reference import Reference
+from gemel_ray.stages.answering import asks_model
 
 Say = Callable[[str], None]
 _BATCH = 64
@@ -52,8 +54,13 @@ class Sizes:
 
 
 def engine(config: Config, folder: Path, inputs: Sequence[str], sizes: Sizes, say: Say) -> dict[str, Spread]:
-    """The figures of the rounds."""
+    """The figures of the rounds. Raises Mistake if the settings ask no language model."""
     workspace = Workspace.open(folder, config)
+    if not asks_model(config.generate, config.retrieve, workspace):
+        raise Mistake(
+            "bench measures the language model, which these settings do not ask: set generate.ranking and "
+            "generate.neighbour_weight below 1"
+        )
     say(f"assembling the prompts of {sizes.mentions:,} mentions")
     mentions = assembled(config, workspace, inputs).slice(0, sizes.mentions)
     say("starting the language model in a separate process")
