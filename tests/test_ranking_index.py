@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.knowledge import entities as entity_file
+from gemel_ray.knowledge.hashing import key
 from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking import postings, sorting
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.postings import PostingsWriter
-from gemel_ray.ranking.words import folded, initials, key, stems, trigrams
+from gemel_ray.ranking.words import folded, initials, stems, trigrams
 
 SYLLABLES = ("ka", "lo", "mir", "san", "tor", "é", "Über", "o'", "-", " of ", " ", " ", "(x)")
 PAIRS = st.lists(st.tuples(st.integers(0, 2**64 - 1) | st.integers(0, 3), st.integers(0, 9)), max_size=120)

@@ -21,6 +21,7 @@ from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import triple_files
 from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.entities import Rejects
+from gemel_ray.knowledge.hashing import key
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
@@ -35,7 +36,6 @@ from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.ranker import Ranker
 from gemel_ray.ranking.ranking import open_collector
 from gemel_ray.ranking.triples import Triple, Triples
-from gemel_ray.ranking.words import key
 from gemel_ray.readers import documents
 
 EXPECTED = [Triple("Q1", "member of", "Q2", "The Band"), Triple("Q2", "genre", None, "punk rock")]

@@ -7,7 +7,6 @@ look them up here.
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gemel_ray.knowledge.hashing import hashed
 from gemel_ray.knowledge.mention_words import MentionWords
 from gemel_ray.knowledge.thumbnails import Thumbnails
 from gemel_ray.models.encoders import Vectors, unit
@@ -172,8 +172,7 @@ def _each(texts: pa.ChunkedArray) -> Iterator[str]:
 
 def key(text: str, mention: str) -> np.uint64:
     """Hash of an example's text and mention."""
-    digest = hashlib.blake2b(f"{mention}\0{text}".encode(), digest_size=8).digest()
-    return np.uint64(int.from_bytes(digest))
+    return np.uint64(hashed(f"{mention}\0{text}"))
 
 
 def write(

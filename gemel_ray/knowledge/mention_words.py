@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
-from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from gemel_ray.knowledge.hashing import key
 
 _FILES = ("words", "word_starts")
 _BATCH = 65_536
@@ -57,10 +57,4 @@ class MentionWords:
 
 
 def _words(text: str) -> list[int]:
-    return sorted(map(_hashed, set(re.findall(r"\w+", text.casefold()))))
-
-
-@lru_cache(maxsize=100_000)
-def _hashed(word: str) -> int:
-    """64 bits that are the same in every process."""
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
+    return sorted(map(key, set(re.findall(r"\w+", text.casefold()))))

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gemel_ray.knowledge.hashing import key
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.postings import among
 from gemel_ray.ranking.triples import Keys, Triples
-from gemel_ray.ranking.words import folded, key, stems
+from gemel_ray.ranking.words import folded, stems
 
 Vectors = npt.NDArray[np.float32]
 Nodes = npt.NDArray[np.int32]

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.knowledge.entities import Entities
+from gemel_ray.knowledge.hashing import key
 from gemel_ray.ranking.examples import Encode
 from gemel_ray.ranking.sorting import PAIR
-from gemel_ray.ranking.words import key
 
 Half = npt.NDArray[np.float16]
 _AT_ONCE = 8_192

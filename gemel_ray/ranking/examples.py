@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
+from gemel_ray.knowledge.hashing import hashed, key
 from gemel_ray.models.encoders import unit
 from gemel_ray.ranking import postings
 from gemel_ray.ranking.postings import Mask, Postings, Rows, WeightedRows
-from gemel_ray.ranking.words import folded, hashed, key, stems
+from gemel_ray.ranking.words import folded, stems
 
 Vectors = npt.NDArray[np.float32]
 Half = npt.NDArray[np.float16]

@@ -10,7 +10,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache, partial
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, islice, takewhile
 from pathlib import Path
 from typing import TypedDict
 
@@ -19,9 +19,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.knowledge.entities import Entities, Entity
+from gemel_ray.knowledge.hashing import key
 from gemel_ray.ranking.postings import Postings, PostingsWriter, Rows, WeightedRows
 from gemel_ray.ranking.sorting import GrowingArray
-from gemel_ray.ranking.words import folded, initials, key, stems, trigrams, years
+from gemel_ray.ranking.words import folded, initials, stems, trigrams, years
 
 _SCHEMA = pa.schema(
     [
@@ -163,7 +164,7 @@ def _copy(
     names: Names, folder: Path, file: pa.RecordBatchFileWriter, indexes: Indexes, sizes: GrowingArray
 ) -> int:
     """Copy an index, of its table only whole batches. Returns how many rows these have."""
-    whole = [batch for batch in names.batches if len(batch) == _BATCH]
+    whole = list(takewhile(lambda batch: len(batch) == _BATCH, names.batches))
     for batch in whole:
         file.write_batch(batch)
     sizes.add(names.sizes[: len(whole) * _BATCH])

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
+from gemel_ray.knowledge.hashing import key
 from gemel_ray.ranking import context, descriptions, retrieval, triples
 from gemel_ray.ranking import examples as example_files
 from gemel_ray.ranking import names as name_files
@@ -27,7 +28,6 @@ from gemel_ray.ranking.ranker import Ranker, best_two, contributions, explanatio
 from gemel_ray.ranking.retrieval import Retrieval
 from gemel_ray.ranking.towers import Negatives
 from gemel_ray.ranking.triples import Triple, Triples
-from gemel_ray.ranking.words import key
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace

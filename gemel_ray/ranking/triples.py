@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gemel_ray.knowledge.hashing import key
 from gemel_ray.ranking.postings import Postings, PostingsWriter, Rows
 from gemel_ray.ranking.sorting import PAIR
-from gemel_ray.ranking.words import folded, key, stems
+from gemel_ray.ranking.words import folded, stems
 
 _PREFIX = "graph."  # of the files in the ranking's folder
 Keys = npt.NDArray[np.uint64]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -89,17 +88,6 @@ def stem(word: str) -> str:
 def stems(form: str) -> set[str]:
     """The stems of the content words of a folded text."""
     return {stem(word) for word in form.split() if len(word) > 2 and word not in _FUNCTION_WORDS}
-
-
-def hashed(text: str) -> int:
-    """64 bits that are the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
-
-
-@lru_cache(maxsize=100_000)
-def key(word: str) -> int:
-    """The hash of a word or a name: these come again and again."""
-    return hashed(word)
 
 
 def years(text: str) -> list[int]:
