@@ -133,6 +133,14 @@ def test_a_bank_may_be_empty(tmp_path: Path) -> None:
     assert (row["demonstrations"], row["votes"]) == ([], [])
 
 
+def test_a_build_s_progress_ends_with_all_that_is_encoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An example, three names and two aliases."""
+    made(tmp_path)
+    assert "6/6 documents" in capsys.readouterr().err
+
+
 def test_a_large_knowledge_base_is_not_shown(tmp_path: Path) -> None:
     assert made(tmp_path, "bank.names=2").bank.table["id"].to_pylist() == ["e1/0-5"]
 
