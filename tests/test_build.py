@@ -15,11 +15,13 @@ from PIL import Image
 from gemel_ray.cli import main
 from gemel_ray.config import load
 from gemel_ray.errors import WorkspaceError
+from gemel_ray.knowledge import writing
 from gemel_ray.knowledge.build import build, first_targets
 from gemel_ray.knowledge.entities import Targets
 from gemel_ray.knowledge.thumbnails import Collected
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.knowledge.writing import forms, name_examples
 from gemel_ray.linking import linking_graph
 from gemel_ray.pictures.limits import ImageLimits
 from gemel_ray.readers import documents
@@ -133,12 +135,12 @@ def test_a_bank_may_be_empty(tmp_path: Path) -> None:
     assert (row["demonstrations"], row["votes"]) == ([], [])
 
 
-def test_a_build_s_progress_ends_with_all_that_is_encoded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An example, three names and two aliases."""
-    made(tmp_path)
-    assert "6/6 documents" in capsys.readouterr().err
+def test_an_entity_s_names_are_encoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build counts documents, which are entities, in each batch."""
+    monkeypatch.setattr(writing, "BATCH", 2)
+    rows: Any = [{"description": None, "image": None, "aliases": None} | row for row in ENTITIES]
+    batches = [table["document_id"].to_pylist() for table in name_examples(forms(rows))]
+    assert batches == [["Q1", "Q2", "Q2", "Q2"], ["Q3"]]
 
 
 def test_a_large_knowledge_base_is_not_shown(tmp_path: Path) -> None:

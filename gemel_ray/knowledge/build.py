@@ -131,7 +131,7 @@ def _bank(workspace: Workspace, config: Config, inputs: list[str], made: Made, s
     fetch = config.input.fetch_official_images
     learnt = LinkStatistics()
     given = learnt.observe(t for f in inputs for t in documents(f, fetch_official_images=fetch))
-    total = sum(count(f) or 0 for f in inputs) + few * sum(1 for _ in forms(workspace.entities.rows()))
+    total = sum(count(f) or 0 for f in inputs) + few * len(workspace.entities)
     folder = workspace.folder / "bank"
     with Meter("documents", total) as meter, thumbnails.writing(folder) as kept:
         writer = BankWriter(workspace, config.bank.longest_example, kept)

@@ -283,6 +283,9 @@ def name_examples(named: Iterable[tuple[Entity, str]]) -> Iterator[pa.Table]:
     model has read the name and knows its spelling. (Not in the paper, which shows training mentions only.)"""
     rows: list[Row] = []
     for entity, form in named:
+        if len(rows) >= BATCH and entity["id"] != rows[-1]["document_id"]:  # else it is counted twice
+            yield pa.Table.from_pylist(rows, DOCUMENT)
+            rows = []
         text = f"{form}: {entity['description']}" if entity["description"] else form
         mention = {"mention_id": f"0-{len(form)}", "mention": form, "start": 0, "end": len(form)}
         rows.append(
@@ -293,9 +296,6 @@ def name_examples(named: Iterable[tuple[Entity, str]]) -> Iterator[pa.Table]:
                 "given": [mention | {"target": entity["name"], "target_id": entity["id"]}],
             }
         )
-        if len(rows) >= BATCH:
-            yield pa.Table.from_pylist(rows, DOCUMENT)
-            rows = []
     if rows:
         yield pa.Table.from_pylist(rows, DOCUMENT)
 
