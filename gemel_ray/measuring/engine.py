@@ -135,7 +135,8 @@ class Measuring:
         for done in run_in_process(self.segment, iter(batches), together):
             results.append((time.perf_counter(), len(done)))
         seconds, worked = time.perf_counter() - began, time.process_time() - worked
-        pace = steady(results, together)
+        # Of fewer batches, the window between start and end is too short for a rate.
+        pace = steady(results, together) if len(batches) >= 4 * together else None
         use, count, after = work.usage, len(mentions), work.engine.measures()
         return {
             "mentions_per_second": pace.rate if pace else count / seconds,
