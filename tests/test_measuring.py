@@ -27,7 +27,7 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.measuring.alone import StageFigures, alone, assembled
 from gemel_ray.measuring.engine import Measuring, Sizes, engine
 from gemel_ray.measuring.job import _core_ms, _start
-from gemel_ray.measuring.machine import Look, look, looks, machine, peaks, spread
+from gemel_ray.measuring.machine import Look, _kind, look, looks, machine, peaks, spread
 from gemel_ray.measuring.pace import Pace, steady
 from gemel_ray.measuring.pictures import encoding
 from gemel_ray.measuring.processes import in_new_process, in_new_processes, wait_for_all
@@ -216,6 +216,21 @@ def test_what_a_start_costs_is_counted_until_the_first_batch() -> None:
     seen = [Look(at, {}, {}, {"this process": 2.0 * at, "worker": 0.1}) for at in (1.0, 2.0, 9.0)]
     assert _start(seen, 2.5) == {"all": 4.1, "this process": 4.0}
     assert _start(seen, 0.5) == {"all": 0}
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        ("ray::MapWorker(MapBatches(_Actor)).submit", "ray::MapWorker(MapBatches(_Actor))"),
+        ("ray::MapWorker(MapBatches(_Actor))", "ray::MapWorker(MapBatches(_Actor))"),
+        ("ray::ActorLocationTracker.get_actor_locations", "ray::ActorLocationTracker"),
+        ("ray::IDLE", "ray::IDLE"),
+        ("/usr/bin/gcs_server --x", "gcs_server"),
+    ],
+)
+def test_a_worker_is_of_one_kind_whatever_it_does_at_the_moment(command: str, kind: str) -> None:
+    """Else its processor time between two looks is lost."""
+    assert _kind([command]) == kind
 
 
 def test_what_a_mention_costs_while_the_pace_is_steady() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import threading
 import time
@@ -130,11 +131,11 @@ def peaks(sizes: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _kind(command: Sequence[str]) -> str:
-    """The kind of a process: Ray's by their titles, ray::MapBatches(_Worker), others by the program's
-    name."""
+    """The kind of a process: Ray's by their titles, ray::MapBatches(_Worker), without the method that runs
+    at the moment; others by the program's name."""
     first = command[0] if command else "?"
     if first.startswith("ray::"):
-        return first.split()[0]
+        return re.sub(r"\.\w+$", "", first.split()[0])
     names = [os.path.basename(c) for c in command[:3] if c.endswith(".py")]
     return names[0] if names else os.path.basename(first.split()[0])
 
