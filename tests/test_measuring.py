@@ -233,6 +233,18 @@ def test_a_worker_is_of_one_kind_whatever_it_does_at_the_moment(command: str, ki
     assert _kind([command]) == kind
 
 
+def test_the_time_of_a_process_that_has_ended_still_counts() -> None:
+    program = "import time\nwhile time.process_time() < 0.2: pass\ninput()"
+    spent: dict[int, tuple[str, float]] = {}
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as child:
+        kind = Path(sys.executable).name
+        while look(spent).processor.get(kind, 0.0) < 0.1:
+            pass
+        child.communicate(b"\n")
+    assert look().processor.get(kind, 0.0) == 0.0
+    assert look(spent).processor[kind] >= 0.1
+
+
 def test_what_a_mention_costs_while_the_pace_is_steady() -> None:
     seen = [Look(float(at), {}, {}, {"worker": 3.0 * at, "raylet": 0.001 * at}) for at in range(10)]
     told = [(at + 0.5, 100) for at in range(10)]

@@ -86,11 +86,11 @@ class Look:
 def looks() -> Iterator[list[Look]]:
     """A list to which a look is added twice a second while inside."""
     seen: list[Look] = []
-    end = threading.Event()
+    end, spent = threading.Event(), dict[int, tuple[str, float]]()
 
     def watch() -> None:
         while not end.wait(_EVERY):
-            seen.append(look())
+            seen.append(look(spent))
 
     looking = threading.Thread(target=watch, daemon=True)
     looking.start()
@@ -101,11 +101,12 @@ def looks() -> Iterator[list[Look]]:
         looking.join()
 
 
-def look() -> Look:
-    """The processes at this moment."""
+def look(spent: dict[int, tuple[str, float]] | None = None) -> Look:
+    """The processes at this moment. `spent`: kind and processor seconds by process, of former looks and this
+    one, so that the time of processes that have ended counts, too."""
     import psutil
 
-    now = Look(time.perf_counter(), {}, {}, {})
+    now, spent = Look(time.perf_counter(), {}, {}, {}), {} if spent is None else spent
     here = psutil.Process()
     for process in (here, *here.children(recursive=True)):
         try:
@@ -117,7 +118,9 @@ def look() -> Look:
         shared = getattr(memory, "shared", 0)  # not on all systems
         for sizes, size in ((now.resident, memory.rss), (now.private, memory.rss - shared)):
             sizes[name] = max(sizes.get(name, 0.0), round(size / 2**20, 1))
-        now.processor[name] = now.processor.get(name, 0.0) + times.user + times.system
+        spent[process.pid] = name, times.user + times.system
+    for name, seconds in spent.values():
+        now.processor[name] = now.processor.get(name, 0.0) + seconds
     return now
 
 
