@@ -95,13 +95,10 @@ _CLIP_GIB = 2.0  # of a GPU's memory for an encoder: CUDA, a ViT-L/14, a batch o
 _RESERVE = 0.06  # share of a GPU's memory that stays free
 _ENGINE = 0.6  # share of a GPU, as Ray counts: above half, so that two engines never share one
 _LARGE, _SMALL = 40, 4  # GiB of a GPU, and of a language model
-_COLUMNS = {
-    True: 512,
-    False: 128,
-}  # on a large GPU, of a small model, and of a larger one with more in the cache
-_FEWER = 64  # on a smaller GPU
+_COLUMNS_SMALL, _COLUMNS_LARGE = 512, 128  # of a small and of a larger model on a large GPU
+_COLUMNS = 64  # on a smaller GPU
 _STARTER_GIB = 0.3
-_FRONTS = 4  # front processes for an engine, at most: together a few thousand mentions a second
+FRONTS = 4  # front processes for an engine, at most: together a few thousand mentions a second
 
 
 @dataclass(frozen=True)
@@ -201,7 +198,7 @@ def _fronts(machine: Machine, engines: int, weights: float) -> int:
     least = min(card.gib for card in machine.gpus)
     by_cores = (machine.cores - 2 * engines - 1) // 2
     by_memory = min(0.3 * least, (1 - _RESERVE) * least - 1.3 * weights - 2) / _CLIP_GIB
-    return max(1, min(_FRONTS * engines, by_cores, int(by_memory)))
+    return max(1, min(FRONTS * engines, by_cores, int(by_memory)))
 
 
 def _on(machine: Machine, parallel: int) -> str:
@@ -240,7 +237,8 @@ def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> 
             "generate.tensor_parallel to the number of GPUs that hold it"
         )
     large = least >= _LARGE
-    columns = _COLUMNS[weights <= _SMALL] if large else _FEWER
+    on_large = _COLUMNS_SMALL if weights <= _SMALL else _COLUMNS_LARGE
+    columns = on_large if large else _COLUMNS
     columns = columns if stage.columns == Generate.columns else stage.columns
     rows = columns * (stage.beams + 1)  # in one pass of the search
     wanted = {

@@ -13,6 +13,7 @@ import yaml
 from gemel_ray.arguments import Parser, refuse
 from gemel_ray.checked import Values
 from gemel_ray.errors import Mistake
+from gemel_ray.planning.figures import Model
 
 if TYPE_CHECKING:
     from gemel_ray.planning.cost import Cost, Troubles
@@ -40,6 +41,7 @@ def add(verb: Parser) -> None:
 
 def _add_node(verb: Parser) -> None:
     """Add options for a node's hardware, and for what a pair needs."""
+    tokens, host, part = Model.computed, Model.host_ms, Model.efficiency
     verb.add_argument(
         "--gpu", choices=("l4", "a10", "a100", "h100"), default="a100", help="kind of GPU (default: a100)"
     )
@@ -47,9 +49,9 @@ def _add_node(verb: Parser) -> None:
         ("--gpus-per-node", int, 1, "G", "GPUs of a node (default: 1)"),
         ("--cpus-per-node", int, None, "C", "CPUs of a node (default: 12 for each GPU)"),
         ("--parameters", float, 7e9, "P", "parameters of the language model (default: 7e9)"),
-        ("--tokens", float, 35, "T", "tokens to compute for a mention (default: 35)"),
-        ("--host", float, 0.51, "MS", "milliseconds of the host a mention, for any model (default: 0.51)"),
-        ("--efficiency", float, 0.306, "E", "share of a GPU's data sheet that is reached (default: 0.306)"),
+        ("--tokens", float, tokens, "T", f"tokens to compute for a mention (default: {tokens:g})"),
+        ("--host", float, host, "MS", f"milliseconds of the host a mention, for any model (default: {host})"),
+        ("--efficiency", float, part, "E", f"share of a GPU's data sheet that is reached (default: {part})"),
         ("--megabytes", float, 0.1, "MB", "megabytes of a pair (default: 0.1)"),
         ("--gigabits", float, 10, "GB", "gigabits a second of a node's network (default: 10)"),
         ("--price", float, None, "USD", "price of a node and hour (default: the GPU's list price)"),
@@ -117,7 +119,6 @@ def _check(options: argparse.Namespace) -> None:
 def _node(options: argparse.Namespace) -> Node:
     from dataclasses import replace
 
-    from gemel_ray.planning.figures import Model
     from gemel_ray.planning.rates import measured, scaled
 
     if options.rates:

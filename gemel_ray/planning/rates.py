@@ -10,9 +10,9 @@ from gemel_ray.checked import Values
 from gemel_ray.config import STAGES
 from gemel_ray.errors import Mistake
 from gemel_ray.planning.figures import CARD, GPUS, MEASURED, MEASURED_ON, Gpu, Model
+from gemel_ray.sizing import FRONTS
 
 _CUT = STAGES.index("generate")  # where the line is cut in two: only the engine is in its process
-_FRONTS = 4  # processes before an engine, at most
 _CLIP = 162e9  # floating-point operations of ViT-L/14 for a picture (Radford et al., 2021: 81 G MACs)
 _SHARE = 0.05  # CLIP's share of a GPU is a multiple of this
 _TOGETHER = 0.8  # share of their speed that GPUs reach when they compute one model together
@@ -81,7 +81,7 @@ def scaled(
         _engine(gpu, model),
         f"{gpu}: {kind.flops / 1e12:.0f} TFLOP/s (data sheet), of which {model.efficiency:.1%} are reached",
         f"language model of {model.parameters / 1e9:g} billion parameters; {model.computed:g} tokens "
-        f"a mention computed, {model.host_ms:.1f} ms of the host",
+        f"a mention computed, {model.host_ms:g} ms of the host",
         f"CLIP ViT-L/14, {cut.description}; {model.images_per_cpu:g} pictures a second decoded by each of "
         f"{cpus} cores, 80% of the time",
         f"{model.core_ms:g} ms of a core for a mention before the engine, with a ranker",
@@ -133,7 +133,7 @@ def _shared(gpus: int, cpus: int, speeds: _Speeds, _: int) -> _Cut:
     """A share of each GPU for CLIP: the smallest that keeps up with the engine on the rest."""
     steps = [_SHARE * n for n in range(1, round(0.5 / _SHARE) + 1)]
     share = next((s for s in steps if speeds.clip(s) >= speeds.engine(1 - s)), steps[-1])
-    fronts = gpus * max(1, min(_FRONTS, (cpus - 2 * gpus - 2) // (2 * gpus)))
+    fronts = gpus * max(1, min(FRONTS, (cpus - 2 * gpus - 2) // (2 * gpus)))
     front = _front(cpus, fronts, gpus)
     # The shares that Ray gets are not those that are used. Ray puts fractions of a GPU on the first that has
     # room, so all of a node's encoders must leave room for an engine there, and two engines must not fit.

@@ -34,7 +34,7 @@ _METADATA = (
 
 class Sharing(Protocol):
     """Computes the common beginning of a pass's rows once (shared_prefix.py). `passes`: the number of such
-    passes."""
+    passes, which Seam counts."""
 
     passes: int
 
@@ -163,7 +163,9 @@ class Seam:
             ends - 1, position, slot, begins, lengths, table, np.array([alike], np.int32)
         )
         inputs = Inputs(embeddings, *given)
-        split = self.shared is not None and self.shared.pays(alike, len(count))
+        split = False
+        if self.shared is not None and self.shared.pays(alike, len(count)):
+            split, self.shared.passes = True, self.shared.passes + 1
         self.passes += 1
         hidden = self.recorded.run(inputs, split) if self.recorded is not None else None
         return (self.compute(inputs, begins, lengths, split) if hidden is None else hidden)[last]

@@ -67,9 +67,7 @@ class SharedPrefix:
 
     def pays(self, blocks: int, rows: int) -> bool:
         """Whether it is worth it for a pass of `rows` rows that begin with the same `blocks`."""
-        paid = blocks > 0 and rows * blocks * self._seam.block * self._bytes >= self.least
-        self.passes += paid
-        return paid
+        return blocks > 0 and rows * blocks * self._seam.block * self._bytes >= self.least
 
     def split(self, inputs: Inputs, longest: int) -> Split:
         """Split a pass; `longest` is the greatest length of its rows. Nothing else is read on the host, so

@@ -62,9 +62,8 @@ def start(options: EngineOptions) -> LLMEngine:
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         _compile_nothing()
-    elif (
-        options.dtype == "float32"
-    ):  # FlashAttention has no float32; Triton's attention would round to 10 bits
+    elif options.dtype == "float32":
+        # FlashAttention has no float32, and Triton's attention would round to 10 bits.
         os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 
     from vllm.config import KVTransferConfig
