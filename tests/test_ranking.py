@@ -340,6 +340,24 @@ def test_a_new_entity_is_a_candidate_without_fitting_again(workspace: Workspace,
     assert main(["kb", "rollback", "--workspace", str(workspace.folder)]) == 0
 
 
+def test_descriptions_that_a_version_did_not_encode_are_encoded_by_the_next(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """As when bank.descriptions is raised after the knowledge base has outgrown it."""
+    add = ["kb", "add", "--workspace", str(workspace.folder), "--entities"]
+    new = [written(tmp_path, f"{i}.jsonl", [{"id": f"Q-{i}", "name": "Xi", "description": i}]) for i in "ab"]
+    assert main([*add, new[0], "--set", "bank.descriptions=1"]) == 0
+    without = Workspace.open(workspace.folder, configured(workspace))
+    assert main([*add, new[1]]) == 0
+    later = Workspace.open(workspace.folder, configured(workspace))
+    first, second, third = (descriptions.opened(w.ranking_folder / "about.npy")
+                            for w in (workspace, without, later))  # fmt: skip
+    assert not second.any()
+    assert np.array_equal(third[: len(first)], first)
+    assert third[len(first) :].any(axis=1).all()
+    assert main(["kb", "rollback", "--workspace", str(workspace.folder), workspace.knowledge]) == 0
+
+
 def asked_about(surname: str) -> list[dict[str, Any]]:
     return [
         {"id": t, "text": f"The {t} {surname} {TRADES[t]}.", "mention": surname, "target": e["name"]}

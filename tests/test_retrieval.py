@@ -3,6 +3,7 @@ of them."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -158,6 +159,7 @@ def copies_leave_it_alone(folder: Path, into: Path) -> None:
         )
     }
     assert {file: file.read_bytes() for file in before} == before
+    assert not list(into.glob("*-labels"))  # the workspace has them
     used = {name: [group.name for group in groups_of(r.features)] for name, r in rankers.items()}
     assert "name" not in used["nameless"] and RETRIEVAL in used["nameless"]
     assert used["again"] == used["batch"] == [group.name for group in groups_of(own.features)]
@@ -169,25 +171,52 @@ def copies_leave_it_alone(folder: Path, into: Path) -> None:
     assert seconds_to_make(folder) is None
 
 
+def people() -> list[tuple[str, str, str, str]]:
+    surnames = ("Almeida", "Brandt", "Castellan", "Dvorsky", "Eriksen", "Fontaine")
+    return [(f"Q{s}{t}", f"{trade.title()} {who}", who, trade)
+            for s, who in enumerate(surnames) for t, trade in enumerate(TRADES)]  # fmt: skip
+
+
+def built(folder: Path, *settings: str) -> Path:
+    """A workspace whose people have descriptions and facts."""
+    kb = lines(folder / "kb.jsonl", [{"id": i, "name": n, "description": t} for i, n, _, t in people()])
+    triples = folder / "triples.tsv"
+    triples.write_text("".join(f"{i}\toccupation\t{trade}\n" for i, _, _, trade in people()))
+    train = lines(folder / "train.jsonl", [
+        {"text": f"{who}, the {trade}.", "mention": who, "target": name} for _, name, who, trade in people()
+    ])  # fmt: skip
+    build(load(None, {}, settings), kb, [train], folder / "ws", print, triples=str(triples))
+    return folder / "ws"
+
+
+def test_a_study_encodes_the_labels_of_facts_once_for_all_its_retrievals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = built(tmp_path, *SETTINGS, "bank.retrieval=none")
+    cells = [Cell(negatives, retrieval=negatives) for negatives in ("batch", "hard")]
+    capsys.readouterr()
+    for _ in range(2):  # the second study begins where the first was interrupted
+        copies = Workspaces(
+            folder, tmp_path / "copies", (), (), lambda carried, _: load(None, carried, SETTINGS), print
+        )
+        made = [copies.of(cell) for cell in cells]
+        shutil.rmtree(made.pop())
+    assert capsys.readouterr().err.count(f"{len(TRADES)}/{len(TRADES)} labels, ") == 1
+    labels = [np.load(copy / "ranking" / "retrieval.ends.npy") for copy in made]
+    assert labels[0].any(axis=1).all()
+    assert all(np.array_equal(labels[0], others) for others in labels[1:])
+    assert not (folder / "ranking" / "retrieval.ends.npy").exists()
+
+
 def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    people = [(f"Q{s}{t}", f"{trade.title()} {who}", who, trade)
-              for s, who in enumerate(("Almeida", "Brandt", "Castellan", "Dvorsky", "Eriksen", "Fontaine"))
-              for t, trade in enumerate(TRADES)]  # fmt: skip
-    kb = lines(tmp_path / "kb.jsonl", [{"id": i, "name": n, "description": t} for i, n, _, t in people])
-    triples = tmp_path / "triples.tsv"
-    triples.write_text("".join(f"{i}\toccupation\t{trade}\n" for i, _, _, trade in people))
-    train = lines(tmp_path / "train.jsonl", [
-        {"text": f"{who}, the {trade}.", "mention": who, "target": name} for _, name, who, trade in people
-    ])  # fmt: skip
-    folder = tmp_path / "ws"
     with counted_encoders() as encoders:
-        build(load(None, {}, SETTINGS), kb, [train], folder, print, triples=str(triples))
+        folder = built(tmp_path, *SETTINGS)
     assert len(encoders) == 3  # Encode's of examples and of names, one for ranker and retrieval
     progress = capsys.readouterr().err
-    assert f"{len(people)} examples to do; comparing their candidates" in progress
-    assert f"{len(people)}/{len(people)} examples, " in progress
+    assert f"{len(people())} examples to do; comparing their candidates" in progress
+    assert f"{len(people())}/{len(people())} examples, " in progress
     assert f"{len(TRADES)}/{len(TRADES)} labels, " in progress
     opened = Workspace.open(folder, load(None, read_facts(folder)["settings"], SETTINGS))
     ranker = Ranker.load(opened.ranking_folder / FILE)
@@ -201,17 +230,17 @@ def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(
     add = ["kb", "add", "--workspace", str(folder), "--entities", more, "--triples", str(facts)]
     assert main(add) == 0
     later = Workspace.open(folder, load(None, read_facts(folder)["settings"], SETTINGS))
-    rows = np.arange(len(people))
+    rows = np.arange(len(people()))
     vector = drawn(np.random.default_rng(0).normal(size=later.bank.mention_vectors.shape[1]))
     before, after = Retrieval(opened.ranking_folder), Retrieval(later.ranking_folder)
     assert np.allclose(before.fits(rows, vector, vector), after.fits(rows, vector, vector), atol=2e-3)
-    assert after.fits(np.array([len(people)]), vector, vector).shape == (1,)
+    assert after.fits(np.array([len(people())]), vector, vector).shape == (1,)
     nobody = np.empty(0, np.int64), np.empty(0, np.float32)
     asked = Question("Zora", "Zora.", vector, None, *nobody, mention_vector=vector)
     own = open_collector(later.ranking_folder, later.bank, later.entities)
     nearest = Collector(own.sources, own.groups, 7).evidence(asked).rows.tolist()
     assert set(own.evidence(asked).rows.tolist()) < set(nearest)
-    every = after.fits(np.arange(len(people) + 1), vector, vector)
+    every = after.fits(np.arange(len(people()) + 1), vector, vector)
     assert set(np.argsort(every)[-7:].tolist()) <= set(nearest)
     ends = np.load(later.ranking_folder / "retrieval.ends.npy")
     assert len(ends) == len(Triples(later.ranking_folder).labels()) == len(TRADES) + 1

@@ -28,12 +28,14 @@ class Described:
         self._keys, self._rows = found["key"][order], found["row"][order]
 
     def of(self, texts: list[str]) -> list[int]:
-        """The row of each text; -1: none."""
+        """The row of each text; -1: this version has no vector of it."""
         keys = np.array([key(text) for text in texts], np.uint64)
         at = np.minimum(np.searchsorted(self._keys, keys), max(0, len(self._keys) - 1))
         if not len(self._keys):
             return [-1] * len(texts)
-        return np.where(self._keys[at] == keys, self._rows[at], -1).tolist()
+        rows = self._rows[at]
+        # Of more entities than bank.descriptions none was encoded: their vectors are zeros.
+        return np.where((self._keys[at] == keys) & self._vectors[rows].any(axis=1), rows, -1).tolist()
 
     def vectors(self, rows: list[int]) -> Half:
         """The vectors of some rows."""

@@ -21,6 +21,7 @@ from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.progress import Meter, Progress
+from gemel_ray.ranking import retrieval
 from gemel_ray.ranking.evidence import Collector
 from gemel_ray.ranking.examples import Encode
 from gemel_ray.ranking.features import RETRIEVAL, available
@@ -58,15 +59,22 @@ def refit(
     config: Config,
     given: Prepared,
     without: Collection[str] = (),
-    retrieval: Negatives | None = None,
+    negatives: Negatives | None = None,
 ) -> str:
     """Fit a new ranker for a workspace that has one, without these groups of features; its retrieval is
     trained as before, or with these negatives."""
     former = Ranker.load(workspace.ranking_folder / FILE)
-    negatives: Literal["none"] | Negatives = retrieval or former.about.get("retrieval", "none")
+    taught: Literal["none"] | Negatives = negatives or former.about.get("retrieval", "none")
     if RETRIEVAL in without:
-        negatives = "none"
-    return _fit(workspace, config, negatives, given.without(without))
+        taught = "none"
+    return _fit(workspace, config, taught, given.without(without))
+
+
+def encode_labels(workspace: Workspace, config: Config, folder: Path, encode: Encode | None = None) -> None:
+    """Encode the labels of the workspace's knowledge graph into `folder`, for retrievals."""
+    encode = encode or workspace.mention_encoder(config.encode.device, config.encode.dtype)
+    width = workspace.bank.mention_vectors.shape[1]
+    retrieval.prepare(workspace.ranking_folder, encode, width, folder)
 
 
 def _fit(
@@ -79,8 +87,9 @@ def _fit(
     began, folder = time.perf_counter(), workspace.ranking_folder
     given, teaching = given or prepare(workspace, config), None
     if negatives != "none":
-        encode = encode or workspace.mention_encoder(config.encode.device, config.encode.dtype)
-        teaching = partial(train_retrieval, folder, encode, negatives)
+        if not retrieval.prepared(folder):
+            encode_labels(workspace, config, folder, encode)
+        teaching = partial(train_retrieval, folder, negatives)
     ranker = fitted(given, teaching)
     seconds = f"{time.perf_counter() - began:.1f} s"
     if ranker is None:

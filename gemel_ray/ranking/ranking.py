@@ -148,14 +148,10 @@ def write(
         retrieval.carry_over(former.ranking_folder, folder, encode, *_of_entities(folder))
 
 
-def train_retrieval(
-    folder: Path, encode: Encode, negatives: Negatives, judged: Sequence[TrainingExample]
-) -> list[Matrix]:
-    """Train a retrieval on the examples, and write it to `folder`. Returns the cosines of each example's
-    candidates, by a retrieval that was not trained on this example."""
+def train_retrieval(folder: Path, negatives: Negatives, judged: Sequence[TrainingExample]) -> list[Matrix]:
+    """Train a retrieval on the examples and the labels' vectors in `folder`, and write it there. Returns the
+    cosines of each example's candidates, by a retrieval that was not trained on this example."""
     about, identities = _of_entities(folder)
-    if not Retrieval.exists(folder):
-        retrieval.prepare(folder, encode, about.shape[1])
     known = retrieval.frozen(folder, about, identities)
     found, weights = context.cross_fitted(known, judged, negatives)
     retrieval.finish(folder, known, weights)

@@ -53,11 +53,22 @@ class Retrieval:
         return nearest
 
 
-def prepare(folder: Path, encode: Encode, width: int) -> None:
-    """Encode the labels of the knowledge graph, if there is one: the frozen vectors of facts."""
-    graph = Triples(folder) if Triples.exists(folder) else None
+def prepare(ranking: Path, encode: Encode, width: int, folder: Path) -> None:
+    """Encode the labels of a ranking's knowledge graph, if it has one, into `folder`: the frozen vectors of
+    facts, which all retrievals of this graph share."""
+    graph = Triples(ranking) if Triples.exists(ranking) else None
     _encoded(graph.labels() if graph else [""], encode, width, folder / _ENDS)
     _encoded(graph.relations() if graph else [""], encode, width, folder / _RELATIONS)
+
+
+def prepared(folder: Path) -> bool:
+    """Whether the labels' vectors are in this folder."""
+    return (folder / _RELATIONS).exists()
+
+
+def labels_in(folder: Path) -> list[Path]:
+    """The files that `prepare` wrote."""
+    return [folder / _ENDS, folder / _RELATIONS]
 
 
 def _encoded(labels: Sequence[str], encode: Encode, width: int, file: Path) -> None:

@@ -18,6 +18,7 @@ from gemel_ray.config import Config
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.ranking import retrieval
 from gemel_ray.ranking.features import groups_of
 from gemel_ray.ranking.ranker import Ranker
 from gemel_ray.ranking.ranking import FILE
@@ -79,16 +80,37 @@ class Workspaces:
             self._copy(folder)
             config, without = self._config(folder), [cell.without] if cell.without else []
             opened = Workspace.open(folder, config)
+            if cell.retrieval and not retrieval.prepared(opened.ranking_folder):
+                for file in retrieval.labels_in(self._labels()):
+                    os.link(file, opened.ranking_folder / file.name)
             self.say(refit(opened, config, self.kept[cell.seed], without, cell.retrieval))
 
     def _prepare(self, cell: Cell) -> None:
-        """Prepare what the cell's ranker is fitted on, and keep it: most cells fit on the same."""
+        """Prepare what the cell's ranker is fitted on, and keep it: most cells fit on the same. So do the
+        retrievals on the labels of the knowledge graph."""
         from gemel_ray.ranking.making import prepare
 
         if cell.fits and cell.seed not in self.kept:
             config = self._config(self.workspace)
             self.kept.clear()
             self.kept[cell.seed] = prepare(Workspace.open(self.workspace, config), config, cell.seed)
+        if cell.retrieval:
+            self._labels()
+
+    def _labels(self) -> Path:
+        """The folder with the vectors of the knowledge graph's labels: the workspace's, if it has a retrieval
+        itself, else one of the study, which is made once."""
+        from gemel_ray.ranking.making import encode_labels
+
+        config = self._config(self.workspace)
+        opened = Workspace.open(self.workspace, config)
+        if retrieval.prepared(opened.ranking_folder):
+            return opened.ranking_folder
+        folder = self.folder / f"{opened.facts['version']}-labels"
+        if not folder.exists():
+            with storage.new_folder(folder) as aside:
+                encode_labels(opened, config, aside)
+        return folder
 
     def _config(self, folder: Path, *settings: str) -> Config:
         return self.configured(read_facts(folder)["settings"], settings)
