@@ -1,4 +1,5 @@
-"""The figures of the house, as a table: `make figures`.
+"""The figures of the house, as a table: `make figures`; `python -m tests.figures --files`
+lists each file's functions, too.
 
 How many functions, files and lines a document passes on its way through a job, and through the endpoint: both
 are run here, in this process, with the starter's models, and traced. And what the sources say of themselves.
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
@@ -59,21 +60,42 @@ class Trace:
             self.seen |= inside
 
 
-def counted(seen: set[CodeType]) -> str:
-    """Functions by their names (no lambdas, comprehensions or class bodies), the files they are in, and their
-    lines, and the files'."""
-    functions = [code for code in seen if not code.co_name.startswith("<") and code.co_flags & 0x2]
-    lines = {
+def functions(seen: set[CodeType]) -> list[CodeType]:
+    """Those with names: no lambdas, comprehensions or class bodies."""
+    return [code for code in seen if not code.co_name.startswith("<") and code.co_flags & 0x2]
+
+
+def lines(codes: Iterable[CodeType]) -> set[tuple[str, int]]:
+    """File and number of each line, once: a function in a function has its lines in common with it."""
+    return {
         (code.co_filename, line)
-        for code in functions
+        for code in codes
         for line in range(code.co_firstlineno, max(n or 0 for *_, n in code.co_lines()) + 1)
     }
-    files = {code.co_filename for code in functions}
+
+
+def counted(seen: set[CodeType]) -> str:
+    """Functions, the files they are in, and their lines, and the files'."""
+    files = {code.co_filename for code in functions(seen)}
     whole = sum(len(Path(file).read_text().splitlines()) for file in files)
-    return f"{len(functions)} functions, {len(files)} files, {len(lines):,} lines ({whole:,} of the files)"
+    passed = len(lines(functions(seen)))
+    return f"{len(functions(seen))} functions, {len(files)} files, {passed:,} lines ({whole:,} of the files)"
 
 
-def ways(trace: Trace, folder: Path) -> dict[str, str]:
+def by_file(seen: set[CodeType]) -> str:
+    """The same, file by file, the most lines first, with the lines of each function."""
+    files: dict[str, list[CodeType]] = {}
+    for code in sorted(functions(seen), key=lambda code: code.co_firstlineno):
+        files.setdefault(code.co_filename, []).append(code)
+    texts = []
+    for file, codes in sorted(files.items(), key=lambda item: -len(lines(item[1]))):
+        each = (f"{code.co_qualname.replace('.<locals>', '')} {len(lines([code]))}" for code in codes)
+        name = Path(file).relative_to(PACKAGE)
+        texts.append(f"{len(lines(codes)):4} {name}: {', '.join(each)}")
+    return "\n".join(texts)
+
+
+def ways(trace: Trace, folder: Path) -> dict[str, set[CodeType]]:
     """A document's through a job, with the job's driver, and through the endpoint."""
     from gemel_ray.config import load
     from gemel_ray.job.worker import with_source_column
@@ -100,9 +122,9 @@ def ways(trace: Trace, folder: Path) -> dict[str, str]:
     finally:
         segment.close()
     return {
-        "a document, in a job": counted(worker),
-        "the same with the job's driver": counted(worker | driver),
-        "a request, at the endpoint": counted(asked),
+        "a document, in a job": worker,
+        "the same with the job's driver": worker | driver,
+        "a request, at the endpoint": asked,
     }
 
 
@@ -191,13 +213,16 @@ def _sizes(groups: list[list[str]]) -> str:
 
 
 def main() -> None:
-    found = dict(sources())
+    passed: dict[str, set[CodeType]] = {}
     if "--sources" not in sys.argv:
         with tempfile.TemporaryDirectory() as folder:
-            found = ways(Trace(), Path(folder)) | found
+            passed = ways(Trace(), Path(folder))
     print("| | |\n|---|---|")
-    for what, figure in found.items():
+    for what, figure in ({what: counted(seen) for what, seen in passed.items()} | sources()).items():
         print(f"| {what} | {figure} |")
+    if "--files" in sys.argv:
+        for what, seen in passed.items():
+            print(f"\n{what}:\n{by_file(seen)}")
 
 
 if __name__ == "__main__":
