@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gemel_ray.knowledge.server import Refused, Say, Server
-from gemel_ray.knowledge.vectors import Matrix, Points, Ranked, Without, padded
+from gemel_ray.knowledge.vectors import QUERIES, Matrix, Points, Ranked, Without, padded
 
 # The collections of a Qdrant server that builds fill, one each.
 #
@@ -142,7 +142,7 @@ class EdgeStore:
     def __init__(self, shard: Any, widths: Mapping[str, int]) -> None:
         import qdrant_edge
 
-        self._edge, self._shard, self.widths = qdrant_edge, shard, dict(widths)
+        self._edge, self._shard, self.widths, self.at_once = qdrant_edge, shard, dict(widths), QUERIES
 
     @classmethod
     def create(cls, folder: Path, widths: Mapping[str, int]) -> EdgeStore:
@@ -199,7 +199,7 @@ class ServerStore:
     """A collection of a Qdrant server; closing it closes the server's client."""
 
     def __init__(self, server: Server, name: str, widths: Mapping[str, int]) -> None:
-        self.server, self.name, self.widths = server, name, dict(widths)
+        self.server, self.name, self.widths, self.at_once = server, name, dict(widths), QUERIES
 
     @classmethod
     def create(cls, server: Server, name: str, widths: Mapping[str, int]) -> ServerStore:

@@ -125,7 +125,8 @@ T = TypeVar("T")
 
 _MOST_EQUALS: Final = 1_000
 _DEEP: Final = 100  # rows of a list that are still processed
-_QUERIES, _POINTS = 128, 256  # per request
+QUERIES: Final = 128  # of a store at once, at most
+_POINTS: Final = 256  # per request
 
 
 class Hits(NamedTuple):
@@ -139,6 +140,7 @@ class VectorStore(Protocol):
     """A store of vectors. It guarantees nothing about ties or the order of its results."""
 
     widths: dict[str, int]  # of the vectors, by name
+    at_once: int  # queries
 
     def count(self) -> int: ...
     def upsert(self, points: Points) -> None: ...
@@ -247,7 +249,7 @@ class Vectors:
         exact = self.store.count() < self.exact_below
         depth = limit + min(self.multiplicity.get(name, 1), _MOST_EQUALS)
         parts = []
-        for chunk in _chunks(present, _QUERIES):
+        for chunk in _chunks(present, self.store.at_once):
             out = [without[i] for i in chunk] if len(without) else [()] * len(chunk)
             found = self.store.nearest(name, queries[chunk], out, depth, exact)
             parts.append((chunk, settle_ties(found, limit)))
@@ -290,7 +292,7 @@ def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
 # `vectors.exact_below` or a server is configured.
 
 
-_SCORES: Final = 1 << 24  # in memory at once, 64 MiB
+_SCORES: Final = 1 << 24  # of queries at once, 64 MiB
 _UNIT: Final = 1e-6  # how far a length may differ from 1
 
 
@@ -337,6 +339,7 @@ class Matrices:
         if len(pictures):
             self._named["image"] = _Named.of(pictures, 0, bank.image_rows.astype(np.int64))
         self.widths = {name: named.vectors.shape[1] for name, named in self._named.items()}
+        self.at_once = max(1, min(QUERIES, _SCORES // max(1, len(bank))))
 
     def count(self) -> int:
         return self._count
@@ -351,21 +354,13 @@ class Matrices:
         """Do nothing: the files belong to the bank."""
 
     def nearest(self, name: str, queries: Matrix, without: Without, depth: int, exact: bool) -> Ranked:
-        named, queries, parts = self._named[name], unit(queries), []
-        rows = len(named.vectors if named.vector_of is None else named.vector_of)
-        step = max(1, _SCORES // max(1, rows))
-        for start in range(0, len(queries), step):
-            scores = named.cosines(queries[start : start + step])
-            for line, left_out in zip(scores, without[start : start + step], strict=True):
-                out = np.asarray(left_out, np.int64) - named.first
-                line[out[(out >= 0) & (out < rows)]] = -np.inf
-            places = range(start, start + len(scores))
-            parts.append((places, _best(scores, min(depth, rows), named.first)))
-        return placed(parts, len(queries))
-
-
-def _best(scores: Matrix, depth: int, first: int) -> Ranked:
-    """The `depth` highest of each line, in any order."""
-    chosen = np.argpartition(scores, scores.shape[1] - depth, axis=1)[:, scores.shape[1] - depth :]
-    found = np.take_along_axis(scores, chosen, axis=1).astype(np.float64)
-    return Ranked(np.where(np.isfinite(found), chosen + first, -1), found)
+        named = self._named[name]
+        scores = named.cosines(unit(queries))
+        rows = scores.shape[1]
+        for line, left_out in zip(scores, without, strict=True):
+            out = np.asarray(left_out, np.int64) - named.first
+            line[out[(out >= 0) & (out < rows)]] = -np.inf
+        worse = max(0, rows - depth)
+        best = np.argpartition(scores, worse, axis=1)[:, worse:]
+        found = np.take_along_axis(scores, best, axis=1).astype(np.float64)
+        return Ranked(np.where(np.isfinite(found), best + named.first, -1), found)

@@ -13,7 +13,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +22,7 @@ from urllib import request
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from gemel_ray.pictures.limits import LIMITS, Filtered, ImageError, ImageLimits, reason, shown
 from gemel_ray.pictures.web import Web, is_public_or_private
@@ -242,25 +242,13 @@ def not_a_picture(data: bytes) -> str:
 
 
 _AT_ONCE = 2**20  # pixels
-ORIENTATION = 0x0112
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation says; unreadable EXIF turns nothing."""
-    try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged metadata does not affect the pixels
-        turn = None
-    return image if turn is None else image.transpose(turn)
+    with suppress(Exception):  # damaged metadata does not affect the pixels
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def rgb(image: Image.Image) -> Image.Image:

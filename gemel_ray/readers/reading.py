@@ -45,23 +45,17 @@ def documents(address: str, *, fetch_official_images: bool = False, batch: int =
     """Documents of one file, `batch` rows at a time. Never raises for the file's content: where it cannot be
     read, one document with an error follows those that could be. Storage that fails is tried again, and
     reading goes on where it stopped."""
-    at, made = SourceFile(address, fetch_official_images), list[Row]()
-    source, number, size = rows_with_retries(address), 0, 0
-    while True:
-        try:
-            number, raw = next(source)
-        except StopIteration:
-            break
-        except Exception as fault:  # a truncated or foreign file, a lost connection
-            position = REST if isinstance(fault, Unreachable) else number + 1
-            reason = f"cannot read {address}: {first_line(fault)}"
-            made.append({"document_id": at.name, "source": f"{address}:{position}", "error": reason})
-            break
-        made.append(_document(raw, at, number))
-        size += len(made[-1].get("image") or b"") + len(made[-1].get("text") or "")
-        if len(made) == batch or size > _TABLE_BYTES:
-            yield pa.Table.from_pylist(made, DOCUMENT)
-            made, size = [], 0
+    at, made, size = SourceFile(address, fetch_official_images), list[Row](), 0
+    try:
+        for number, raw in _rows(address):
+            made.append(_document(raw, at, number))
+            size += len(made[-1].get("image") or b"") + len(made[-1].get("text") or "")
+            if len(made) == batch or size > _TABLE_BYTES:
+                yield pa.Table.from_pylist(made, DOCUMENT)
+                made, size = [], 0
+    except _Unread as fault:
+        position, reason = fault.args
+        made.append({"document_id": at.name, "source": f"{address}:{position}", "error": reason})
     if made:
         yield pa.Table.from_pylist(made, DOCUMENT)
 
@@ -139,36 +133,31 @@ def _name(raw: Row, name: str) -> str:
 _PAUSES = (0.5, 2.0, 8.0)  # seconds before a file is opened again
 
 
-class Unreachable(OSError):
-    """The rest of a file could not be read from its storage: another run may read it."""
-
-
-def rows_with_retries(address: str) -> Iterator[Numbered]:
-    """The file's rows, each once. Raises Unreachable if storage keeps failing, and its library's errors for a
-    file that is of another kind or cut short."""
-    seen = 0
-    for pause in (*_PAUSES, None):
-        try:
-            for position, row in enumerate(_rows(address)):
-                if position >= seen:
-                    seen += 1
-                    yield row
-            return
-        except Exception as fault:
-            if not is_from_storage(fault):
-                raise
-            if pause is None:
-                raise Unreachable(str(fault)) from fault
-            time.sleep(pause)
-
-
 _READERS = ((PARQUET, parquet_rows), (ARROW, arrow_rows), (TABLES, table_rows), (SHARDS, tar_rows))
 
 
+class _Unread(Exception):
+    """The position from which a file could not be read, and why: it is cut short, of another kind or missing,
+    or, at REST, its storage keeps failing."""
+
+
 def _rows(address: str) -> Iterator[Numbered]:
-    """The file's rows. Raises its library's errors for one that is truncated, of another kind or missing."""
-    name = address.lower()
-    return next((rows for endings, rows in _READERS if name.endswith(endings)), json_rows)(address)
+    """The file's rows, each once. Raises _Unread."""
+    read = next((rows for ends, rows in _READERS if address.lower().endswith(ends)), json_rows)
+    seen = last = 0
+    for pause in (*_PAUSES, None):
+        try:
+            for position, (number, row) in enumerate(read(address)):
+                if position >= seen:
+                    seen, last = seen + 1, number
+                    yield number, row
+            return
+        except Exception as fault:  # every library has its own
+            lost = is_from_storage(fault)
+            if not lost or pause is None:
+                reason = f"cannot read {address}: {first_line(fault)}"
+                raise _Unread(REST if lost else last + 1, reason) from fault
+            time.sleep(pause)
 
 
 # The native form, and image-caption pairs as data sets release them: an object with a text, `mentions`

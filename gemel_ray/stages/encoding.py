@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.pictures.fetching import Fetcher, fetch_result
-from gemel_ray.pictures.images import image_bytes, is_web, naming_image, read_image
+from gemel_ray.pictures.images import decode, image_bytes, is_web, naming_image
 from gemel_ray.pictures.limits import ImageError
 from gemel_ray.readers.pictures import unread_counts
 from gemel_ray.stage import Measures, Stage, Work, answer, settings_of
@@ -114,19 +114,17 @@ class Encoding(Work):
     def _image_vectors(self, pictures: list[Picture]) -> tuple[list[Any], list[str | None]]:
         """Vector or None, and reason or None, of each document's picture; equal pictures are read once."""
         distinct = list(dict.fromkeys(p for p in pictures if p != _NONE))
-        known = self._known(distinct) if self.seen else {}
-        distinct = [p for p in distinct if p not in known]
-        downloads = {a: self.fetching.ask(a) for d, a in distinct if d is None and a and is_web(a)}
-        beside = [p for p in distinct if p[1] not in downloads]
-        read = dict(zip(beside, self.threads.map(self._read, beside), strict=True))
-        read |= {p: self._read(p, downloads[p[1] or ""]) for p in distinct if p not in read}
-        whole = {p: r for p, r in read.items() if not isinstance(r, str)}
-        found = self._vectors({digest: (data, p[1]) for p, (digest, data) in whole.items()})
-        outcome: dict[Picture, Vector | str] = known | {
-            p: r if isinstance(r, str) else found[r[0]] for p, r in read.items()
-        }
-        self.counts["images"] += sum(p != _NONE for p in pictures)
-        self.counts["documents_without_image"] += sum(p == _NONE for p in pictures)
+        outcome = self._known(distinct) if self.seen else {}
+        new = [p for p in distinct if p not in outcome]
+        downloads = {p: self.fetching.ask(p[1]) for p in new if p[0] is None and p[1] and is_web(p[1])}
+        here = [p for p in new if p not in downloads]
+        read = dict(zip(here, self.threads.map(self._read, here), strict=True))
+        read |= {p: self._read(p, download) for p, download in downloads.items()}
+        found = self._vectors({r[0]: (r[1], p[1]) for p, r in read.items() if not isinstance(r, str)})
+        outcome |= {p: r if isinstance(r, str) else found[r[0]] for p, r in read.items()}
+        without = pictures.count(_NONE)
+        self.counts["images"] += len(pictures) - without
+        self.counts["documents_without_image"] += without
         all_of = [outcome.get(p) for p in pictures]
         vectors = [None if isinstance(o, str) else o for o in all_of]
         return vectors, [o if isinstance(o, str) else None for o in all_of]
@@ -191,7 +189,8 @@ class Encoding(Work):
         try:
             with self.lock:
                 clip = self.clip
-            image = read_image(*picture, self.limits, clip.side)
+            with naming_image(picture[1]):
+                image = decode(picture[0], self.limits, clip.side)
             if self.on_decoded is not None:
                 self.on_decoded(picture, image)
             return clip.prepare(image)
