@@ -234,7 +234,7 @@ class Segment:
     def measures(self) -> Measures:
         """By stage: rows, seconds (concurrent batches each count in full), processor seconds, and the
         stage's counts."""
-        counts = {self.graph.stages[i].name: work.measures() for i, work in self.works}
+        counts = {self.graph.names[i]: work.measures() for i, work in self.works}
         return {
             "seconds": dict(self.seconds),
             "rows": dict(self.rows),

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from gemel_ray.job import results
+from gemel_ray.job.worker import write_part
 from gemel_ray.records import LINK
 from gemel_ray.storage import folder_at
 
@@ -27,4 +28,4 @@ def write_links(rows: list[dict[str, Any]], output: Path) -> None:
     """Links as a job's worker writes them, in an output folder of their own."""
     run = results.prepare(output)
     sources = pa.array([row["document_id"] for row in rows], pa.string())
-    results.write(pa.Table.from_pylist(rows, LINK).append_column("source", sources), folder_at(output), run)
+    write_part(pa.Table.from_pylist(rows, LINK).append_column("source", sources), folder_at(output), run)

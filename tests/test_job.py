@@ -162,18 +162,18 @@ _FULL = """
 import resource, sys
 from pathlib import Path
 import pyarrow as pa
-from gemel_ray.job import results
+from gemel_ray.job.worker import write_part
 from gemel_ray.storage import folder_at
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 rows = [{"source": f"{i:032x}" * 8, "status": "linked"} for i in range(300)]
-results.write(pa.Table.from_pylist(rows), folder_at(sys.argv[1]), sys.argv[2])
+write_part(pa.Table.from_pylist(rows), folder_at(sys.argv[1]), sys.argv[2])
 """
 
 
 def test_storage_that_is_full_is_said_and_leaves_nothing_half_written(output: Path) -> None:
     """The system itself refuses to let the file grow."""
     run = results.prepare(output)
-    code = f"import gemel_ray.job.results as r; r._PAUSES = (0.01,)\n{_FULL}"
+    code = f"import gemel_ray.job.worker as w; w._PAUSES = (0.01,)\n{_FULL}"
     command = [sys.executable, "-c", code, str(output), run]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode

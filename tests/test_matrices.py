@@ -13,7 +13,7 @@ import pytest
 from gemel_ray.config import Config, load
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.mention_words import MentionWords
+from gemel_ray.knowledge.hashing import MentionWords
 from gemel_ray.knowledge.qdrant import EdgeStore
 from gemel_ray.knowledge.vectors import Matrices, Matrix, Ranked, Vectors, empty, settle_ties
 from gemel_ray.knowledge.versions import read_facts

@@ -26,6 +26,7 @@ from gemel_ray.job.index import finished
 from gemel_ray.job.inputs import InputFiles
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.selection import Filters, Selection
+from gemel_ray.job.worker import write_part
 from gemel_ray.knowledge import versions
 from gemel_ray.records import LINK
 from gemel_ray.settings import Input
@@ -57,7 +58,7 @@ class Job:
             for table in share.tables(found, Filters(Input())):
                 for at in range(0, len(table), 3):
                     some = self._linked(table.slice(at, 3).to_pylist())
-                    merging.add(results.write(some, folder_at(self.output), run), len(some))
+                    merging.add(write_part(some, folder_at(self.output), run), len(some))
                     self.written |= self._said(some)
             merging.done = found
 

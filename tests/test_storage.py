@@ -14,6 +14,7 @@ from live import answering
 from gemel_ray.job import results
 from gemel_ray.job.index import finished
 from gemel_ray.job.selection import Filters, Selection
+from gemel_ray.job.worker import write_part
 from gemel_ray.readers import documents, reading
 from gemel_ray.settings import Input
 from gemel_ray.storage import folder_at
@@ -66,7 +67,7 @@ def test_what_cannot_be_had_is_a_row_and_is_asked_for_by_the_next_run(address: s
         rows = table.select(["document_id", "source"]).append_column(
             "status", pa.nulls(len(table), pa.string())
         )
-        results.write(rows, folder_at(tmp_path), run)
+        write_part(rows, folder_at(tmp_path), run)
     results.prepare(tmp_path)
     done = finished(tmp_path)
     assert len(done) == sum(map(len, tables)) - 1

@@ -25,7 +25,7 @@ from gemel_ray.config import Config
 from gemel_ray.job import results
 from gemel_ray.job.page import write_page
 from gemel_ray.job.record import Record, write_manifest
-from gemel_ray.job.worker import batch_counts
+from gemel_ray.job.worker import batch_counts, write_part
 from gemel_ray.knowledge import remote
 from gemel_ray.knowledge.remote import Shared, local_copy
 from gemel_ray.knowledge.workspace import Workspace
@@ -381,7 +381,7 @@ def test_what_a_job_leaves_in_a_store_is_shown_and_judged(
     base = dict.fromkeys(LINK.names) | {"document_id": "d", "mention": "Adobe", "status": "linked"}
     row = base | {"mention_id": "0-5", "start": 0, "end": 5, "entity": "Adobe", "entity_id": "adobe"}
     rows = pa.Table.from_pylist([row], LINK).append_column("source", [[f"{source}:1"]])
-    results.write(rows, folder_at(output), run)
+    write_part(rows, folder_at(output), run)
     told = Record(output, 1, 0)
     told.add(batch_counts(rows, run))
     manifest = write_manifest(config, workspace_folder, [source], told, "0")

@@ -1,23 +1,14 @@
-"""The output folder of a job: who writes to it, what is in it, and its layout (below).
-
-A part is named after the documents in it, so a batch that a run computes twice is there once. Its metadata
-lists them; both are written in one file, at once.
-"""
+"""The output folder of a job: who writes to it, what is in it, and its layout (below)."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import logging
 import re
-import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
-from operator import itemgetter
 from typing import TypedDict
 
 import pyarrow as pa
@@ -29,7 +20,6 @@ from gemel_ray.storage import TORN, Folder, Place, folder_at
 ATTEMPTS = ".attempts"  # batches that workers have begun (job/worker.py)
 WORKERS = ".workers"  # measures and warnings of workers (job/record.py)
 MARK = "run"
-_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before storage that failed is written to again
 
 
 def prepare(output: Place) -> str:
@@ -74,47 +64,6 @@ def _clear(folder: Folder, state: State) -> None:
     folder.clear(DONE)
     for under in (LINKS, INDEX, ENTRIES):
         folder.tidy(under)
-
-
-def written(folder: Folder, run: str, sources: Collection[str]) -> pa.Table | None:
-    """The rows of a batch that this run has already written, if its worker died after that."""
-    try:
-        table = read(folder, part_of(run, sources))
-    except FileNotFoundError:
-        return None
-    column = [source for source, rows, _ in documents(table.schema) for _ in range(rows)]
-    return table.append_column(SOURCE, [pa.array(column, pa.string())])
-
-
-def write(rows: pa.Table, folder: Folder, run: str) -> str:
-    """Write one batch, whole documents, for the run; the part's name. Failing storage is retried for half a
-    minute. Raises OSError, and TakenOver if another run has the folder now."""
-    documents = []
-    pairs = zip(rows[SOURCE].to_pylist(), rows["status"].to_pylist(), strict=True)
-    for source, same in groupby(pairs, key=itemgetter(0)):
-        found = [status for _, status in same]
-        documents.append((source, len(found), "error" in found))
-    links = rows.drop_columns([SOURCE]).replace_schema_metadata({DOCUMENTS: json.dumps(documents)})
-    data = as_parquet(links)
-    name = part_of(run, [source for source, _, _ in documents])
-    for pause in (*_PAUSES, None):
-        try:
-            if folder.read(MARK).decode() != run:
-                raise TakenOver(f"another run of gemel-ray link has taken over {folder}")
-            folder.write(name, data)
-        except OSError as fault:
-            if pause is None:
-                raise OSError(f"cannot write to {folder}: {fault}. The same command continues.") from fault
-            time.sleep(pause)
-        else:
-            return name
-    raise AssertionError("the last attempt returns or raises")
-
-
-def as_parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
 
 
 def files(output: Place) -> list[str]:
@@ -209,12 +158,6 @@ SOURCE = "source"  # column: the input's file and row, with a mark (job/index.py
 DOCUMENTS = b"gemel_ray.documents"  # in a part's metadata: [[source, rows, has an error], ...] in its order
 _MADE = re.compile(r"\d{8}-\d{3}-[0-9a-f]{8}\.(parquet|npy)")
 _log = logging.getLogger(__name__)
-
-
-def part_of(run: str, sources: Collection[str]) -> str:
-    """The name of the part for a batch of these documents, in this order."""
-    digest = hashlib.blake2b(json.dumps(list(sources)).encode(), digest_size=12).hexdigest()
-    return f"{PARTS}/{run}/{digest}.parquet"
 
 
 def is_ours(name: str) -> bool:

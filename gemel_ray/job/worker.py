@@ -7,30 +7,46 @@ Besides error rows, three things can happen to a worker:
   twice alone gets an error, and the others go on. Where three did, and no worker of the run has survived
   any document, the documents are not to blame: that ends the job.
 - It fails: a fault of a stage, or of what all stages need. That is raised, and ends the job.
+
+A part, the file of a batch's rows, is named after the documents in it, so a batch that a run computes twice
+is there once. Its metadata lists them; both are written in one file, at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import logging
 import os
 import resource
+import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import count, pairwise
+from itertools import count, groupby, pairwise
+from operator import itemgetter
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gemel_ray.errors import Stopped
 from gemel_ray.graph import Graph, Segment
-from gemel_ray.job import results
 from gemel_ray.job.record import BatchCounts, ErrorExample, WorkerMeasures
-from gemel_ray.job.results import SOURCE, WORKERS, error_kind, part_of
+from gemel_ray.job.results import (
+    ATTEMPTS,
+    DOCUMENTS,
+    MARK,
+    PARTS,
+    SOURCE,
+    WORKERS,
+    TakenOver,
+    documents,
+    error_kind,
+)
 from gemel_ray.job.selection import without_mark
 from gemel_ray.stage import ERROR, Measures
 from gemel_ray.storage import Folder
@@ -57,7 +73,7 @@ class Worker:
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """The batch's rows; of the last segment, those that are written. Many may be under way at once."""
         sources = _sources(batch)
-        if self.output and (rows := await asyncio.to_thread(results.written, self.output, self.run, sources)):
+        if self.output and (rows := await asyncio.to_thread(written_part, self.output, self.run, sources)):
             return rows  # its worker died after it wrote them
         deaths = await asyncio.to_thread(self.attempts.begin, sources)
         if deaths == 0:
@@ -68,7 +84,7 @@ class Worker:
             async with self._alone():
                 rows = pa.concat_tables([await self._isolated(part) for part in _parts(batch)])
         if self.output:
-            await asyncio.to_thread(results.write, rows, self.output, self.run)
+            await asyncio.to_thread(write_part, rows, self.output, self.run)
         await asyncio.to_thread(self.attempts.end, sources)
         return rows
 
@@ -173,17 +189,17 @@ def write_measures(output: Folder, name: str, node: str, measures: Measures) -> 
 
 def with_source_column(graph: Graph) -> Graph:
     """The graph with the column `source` in its results."""
-    return replace(graph, result=graph.result.append(graph.source.field(results.SOURCE)))
+    return replace(graph, result=graph.result.append(graph.source.field(SOURCE)))
 
 
 def _sources(batch: pa.Table) -> list[str]:
     """The documents' sources, in order; after Retrieve a document is several rows."""
-    return list(dict.fromkeys(batch[results.SOURCE].to_pylist()))
+    return list(dict.fromkeys(batch[SOURCE].to_pylist()))
 
 
 def _parts(batch: pa.Table, number: int = _PARTS) -> list[pa.Table]:
     """Cut the batch into at most `number` parts of whole documents."""
-    listed = batch[results.SOURCE].to_pylist()
+    listed = batch[SOURCE].to_pylist()
     first = [i for i, source in enumerate(listed) if i == 0 or source != listed[i - 1]]
     size = -(-len(first) // number)
     cuts: Sequence[int] = [*first[::size], len(batch)]
@@ -195,6 +211,58 @@ def _is_out_of_memory(fault: BaseException) -> bool:
     if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError":
         return True
     return isinstance(fault, RuntimeError) and any(words in str(fault).lower() for words in _OUT_OF_MEMORY)
+
+
+# The part of a batch: its rows as a file.
+
+
+_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before storage that failed is written to again
+
+
+def written_part(folder: Folder, run: str, sources: Collection[str]) -> pa.Table | None:
+    """The rows of a batch that this run has already written, if its worker died after that."""
+    try:
+        table = pq.read_table(io.BytesIO(folder.read(part_of(run, sources))))
+    except FileNotFoundError:
+        return None
+    column = [source for source, rows, _ in documents(table.schema) for _ in range(rows)]
+    return table.append_column(SOURCE, [pa.array(column, pa.string())])
+
+
+def write_part(rows: pa.Table, folder: Folder, run: str) -> str:
+    """Write one batch, whole documents, for the run; the part's name. Failing storage is retried for half a
+    minute. Raises OSError, and TakenOver if another run has the folder now."""
+    listed = []
+    pairs = zip(rows[SOURCE].to_pylist(), rows["status"].to_pylist(), strict=True)
+    for source, same in groupby(pairs, key=itemgetter(0)):
+        found = [status for _, status in same]
+        listed.append((source, len(found), "error" in found))
+    links = rows.drop_columns([SOURCE]).replace_schema_metadata({DOCUMENTS: json.dumps(listed)})
+    data, name = as_parquet(links), part_of(run, [source for source, _, _ in listed])
+    for pause in (*_PAUSES, None):
+        try:
+            if folder.read(MARK).decode() != run:
+                raise TakenOver(f"another run of gemel-ray link has taken over {folder}")
+            folder.write(name, data)
+        except OSError as fault:
+            if pause is None:
+                raise OSError(f"cannot write to {folder}: {fault}. The same command continues.") from fault
+            time.sleep(pause)
+        else:
+            return name
+    raise AssertionError("the last attempt returns or raises")
+
+
+def as_parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def part_of(run: str, sources: Collection[str]) -> str:
+    """The name of the part for a batch of these documents, in this order."""
+    digest = hashlib.blake2b(json.dumps(list(sources)).encode(), digest_size=12).hexdigest()
+    return f"{PARTS}/{run}/{digest}.parquet"
 
 
 # Batches that a worker has begun and not ended, in files: how a document that kills its worker is found.
@@ -240,13 +308,13 @@ class Attempts:
         """Count a document that killed its worker; how many did, or 0 once a worker of the run survived."""
         unique = uuid.uuid4().bytes  # several workers may be here at once
         number = next(
-            n for n in count(1) if self.output.create(f"{results.ATTEMPTS}/{self.segment}.aside-{n}", unique)
+            n for n in count(1) if self.output.create(f"{ATTEMPTS}/{self.segment}.aside-{n}", unique)
         )
         return 0 if self._read(self._survival) else number
 
     @property
     def _survival(self) -> str:
-        return f"{results.ATTEMPTS}/{self.segment}.lived"
+        return f"{ATTEMPTS}/{self.segment}.lived"
 
     def _read(self, file: str) -> bytes:
         with suppress(FileNotFoundError):
@@ -255,4 +323,4 @@ class Attempts:
 
     def _file(self, sources: Sequence[str]) -> str:
         digest = hashlib.blake2b("\n".join(sources).encode(), digest_size=12).hexdigest()
-        return f"{results.ATTEMPTS}/{self.segment}-{digest}"
+        return f"{ATTEMPTS}/{self.segment}-{digest}"

@@ -18,8 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gemel_ray.knowledge.hashing import hashed
-from gemel_ray.knowledge.mention_words import MentionWords
+from gemel_ray.knowledge.hashing import MentionWords, hashed
 from gemel_ray.knowledge.thumbnails import Thumbnails
 from gemel_ray.models.encoders import Vectors, unit
 

@@ -17,6 +17,7 @@ from gemel_ray.job import index, results
 from gemel_ray.job.index import RECORD, finished
 from gemel_ray.job.merging import FILE
 from gemel_ray.job.selection import file_key
+from gemel_ray.job.worker import as_parquet
 from gemel_ray.measuring.machine import Figures, machine
 from gemel_ray.measuring.scale import Say
 from gemel_ray.records import LINK
@@ -66,7 +67,7 @@ def _input(number: int) -> str:
 def _make_up(output: Path, documents: int) -> None:
     at, dice, files = folder_at(output), np.random.default_rng(0), []
     rows = [{"document_id": str(row), "status": "linked"} for row in range(FILE)]
-    links = results.as_parquet(pa.Table.from_pylist(rows, LINK))
+    links = as_parquet(pa.Table.from_pylist(rows, LINK))
     for first in range(0, documents, FILE):
         numbers = np.arange(first, min(first + FILE, documents))
         records = np.zeros(len(numbers), RECORD)

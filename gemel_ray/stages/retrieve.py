@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import Bank, PublishedOrder, SharedSets
-from gemel_ray.knowledge.mention_words import MentionWords
+from gemel_ray.knowledge.hashing import MentionWords
 from gemel_ray.knowledge.vectors import Bonus
 from gemel_ray.models.encoders import unit
 from gemel_ray.records import Row
