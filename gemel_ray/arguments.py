@@ -41,13 +41,42 @@ class Parser(argparse.ArgumentParser):
         finally:
             self._intermixed = False
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's. The verb reports what it did not understand: its options are the likely ones."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            _called(self, options).error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options
+
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"unrecognized arguments: (\S+)|invalid choice: '([^']+)'", message)
-        known = [word for p in (self, *_inner(self)) for a in p._actions for word in a.option_strings]
-        known += [name for a in self._actions for name in a.choices or ()]
-        close = difflib.get_close_matches((wrong[1] or wrong[2]).split("=")[0], known, n=1) if wrong else []
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        likely = self._likely((wrong[1] or wrong[2]).split("=")[0]) if wrong else ""
+        hint = f" (did you mean {likely}?)" if likely else ""
         self.exit(2, f"{self.prog}: {message}{hint}\n  {self.prog} --help lists what there is\n")
+
+    def _likely(self, wrong: str) -> str:
+        """The option, verb or setting that may be meant; or an empty text."""
+        known = [word for a in self._actions for word in (*a.option_strings, *(a.choices or ()))]
+        if wrong.startswith("--") and self.get_default("settings") and (found := _setting(wrong[2:])):
+            return f"--set {found}=VALUE"
+        return next(iter(difflib.get_close_matches(wrong, known, n=1)), "")
+
+
+def _setting(option: str) -> str | None:
+    """The full name of the setting that was taken for an option: generate.beams for --beams."""
+    from gemel_ray.checked import full_names
+    from gemel_ray.config import Config
+
+    name = option.replace("-", "_")
+    return next((full for full in full_names(Config) if name in (full, full.rpartition(".")[2])), None)
+
+
+def _called(outer: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.ArgumentParser:
+    """The parser of the verb that these options are of."""
+    for place in outer._actions:
+        if isinstance(place, argparse._SubParsersAction):
+            return _called(place.choices[getattr(options, place.dest)], options)
+    return outer
 
 
 def _inner(outer: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
@@ -55,6 +84,19 @@ def _inner(outer: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     places = [a for a in outer._actions if isinstance(a, argparse._SubParsersAction)]
     verbs = [verb for place in places for verb in place.choices.values()]
     return [verb for outer in verbs for verb in (outer, *_inner(outer))]
+
+
+class _Version(argparse.Action):
+    """Prints the installed version, which is looked up only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"gemel-ray {version('gemel-ray')}")
+        parser.exit()
 
 
 def parser(verbs: Mapping[str, Callable[[Parser], None]]) -> Parser:
@@ -66,6 +108,7 @@ def parser(verbs: Mapping[str, Callable[[Parser], None]]) -> Parser:
         epilog="First run: gemel-ray demo. Own data: gemel-ray build, then gemel-ray link.",
         allow_abbrev=False,
     )
+    root.add_argument("--version", action=_Version, help="show the version and exit")
     add_verbs(root, "verb", verbs)
     return root
 

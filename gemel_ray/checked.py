@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal
 
@@ -103,7 +103,7 @@ def _section(kind: Any, value: Any, where: str) -> Any:
     prefix = f"{where}." if where else ""
     for name in value:
         if name not in hints:
-            raise ConfigError(f"there is no setting {prefix}{name}; {nearest(str(name), hints)}")
+            raise ConfigError(f"there is no setting {prefix}{name}; {_nearest_setting(name, kind, prefix)}")
     for f in fields(kind):
         if f.default is MISSING and f.default_factory is MISSING and f.name not in value:
             raise ConfigError(f"{where} lacks {f.name}")
@@ -132,6 +132,25 @@ def _type_name(kind: Any) -> str:
     if isinstance(kind, types.UnionType):
         return " or ".join(_type_name(k) for k in typing.get_args(kind))
     return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))
+
+
+def _nearest_setting(name: object, kind: Any, prefix: str) -> str:
+    """A hint at the setting that may be meant; one that is called `name` in a section is meant."""
+    names = [f.name for f in fields(kind)]
+    meant = next((full for full in full_names(kind) if full.endswith(f".{name}")), None)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    if meant or close:
+        return f"did you mean {prefix}{meant or close[0]}?"
+    return f"there are {', '.join(names)}"
+
+
+def full_names(kind: Any) -> Iterator[str]:
+    """The names of all settings below this section: generate.beams."""
+    for name, inner in typing.get_type_hints(kind).items():
+        if is_dataclass(inner):
+            yield from (f"{name}.{below}" for below in full_names(inner))
+        elif name in {f.name for f in fields(kind)}:
+            yield name
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -63,7 +63,7 @@ class Meter:
         parts = [f"{share} {self.what}"]
         parts += [f"{rows:,} mentions"] if self.statuses else []
         parts += [f"{rate:.1f}/s"] + ([f"{errors:,} errors"] if self.statuses else [])
-        parts += [f"{_span(now - self.began)} gone"] + ([f"{_span(left)} left"] if left > 0 else [])
+        parts += [f"{_span(now - self.began)} elapsed"] + ([f"{_span(left)} left"] if left > 0 else [])
         return ", ".join(parts)
 
     def _report(self, line: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,6 +55,16 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["link", "x", "--output", "o"], "--workspace"),
         (["kb", "lst"], "did you mean list?"),
         (["kb", "list", "--workspace", "w", "--jsn"], "did you mean --json?"),
+        (["link", "x", "--workspace", "w", "--output", "o", "--nmes"], "gemel-ray link --help lists"),
+        (
+            ["link", "x", "--workspace", "w", "--output", "o", "--beams=1"],
+            "did you mean --set generate.beams=VALUE?",
+        ),
+        (["build", "--entities", "e", "--output", "o", "--set", "beams=1"], "did you mean generate.beams?"),
+        (
+            ["build", "--entities", "e", "--output", "o", "--set", "generate.beam=1"],
+            "did you mean generate.beams?",
+        ),
         (["kb", "remove", "--workspace", "nowhere", "Q1"], "make one with gemel-ray build"),
         (
             ["build", "--entities", "e", "--output", "o", "--set", "retreive.by=image"],
@@ -62,7 +73,11 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["build", "--entities", "e", "--output", "o", "--set", "retrieve.by=imge"], "did you mean image?"),
         (["build", "--entities", "e", "--output", "o", "--set", "generate.beams=many"], "a whole number"),
         (["build", "--entities", "e", "--output", "o", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["link", "x", "--workspace", "nowhere", "--output", "o"], "make one with gemel-ray build"),
+        (
+            ["link", "x", "--workspace", "nowhere", "--output", "o"],
+            "nowhere does not exist; make one with gemel-ray build",
+        ),
+        (["link", "x", "--workspace", ".", "--output", "o"], "it has no workspace.json"),
         (["evaluate", "nowhere", "--gold", __file__ + "l"], "there is no"),
         (["plan", "--pairs", "9", "--set", "nonsense.x=1"], "plan reads no settings: leave out --set"),
         (["check", "x", "--paper"], "check reads no settings: leave out --paper"),
@@ -117,6 +132,13 @@ def test_the_verbs_are_those_people_rely_on(capsys: pytest.CaptureFixture[str]) 
         told = capsys.readouterr().out
         assert "--config" in told
         assert "--set" in told
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.split() == ["gemel-ray", version("gemel-ray")]
 
 
 def test_help_loads_nothing_heavy() -> None:

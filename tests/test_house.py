@@ -25,7 +25,7 @@ FUNCTION_LINES = 50
 # is in the layer of its longest prefix.
 LAYERS = (
     ("basics", "errors setting checked settings segments characters storage stores environment "
-     "progress plots arguments version"),
+     "progress plots version"),
     ("records and readers", "records readers"),
     ("pictures and models", "pictures models detecting starter.models"),
     ("knowledge", "knowledge"),
@@ -35,7 +35,7 @@ LAYERS = (
     ("building, training, job, serving", "knowledge.build knowledge.solved knowledge.lengths "
      "knowledge.next_version knowledge.triple_files knowledge.updating knowledge.writing ranking.making "
      "training job serving offline online nodes gemel evaluation report"),
-    ("commands", "commands cli starter study measuring checking planning deploying documenting"),
+    ("commands", "arguments commands cli starter study measuring checking planning deploying documenting"),
 )  # fmt: skip
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # sha256 of the official text
 

@@ -83,7 +83,8 @@ def examples() -> list[dict[str, Any]]:
         if surname != SURNAMES[-1]:
             text = f"{surname} {TRADES[trade]}."
             made.append({"id": entity["id"], "text": text, "mention": surname, "target": entity["name"]})
-    return made
+    # In real data, some targets are not in the knowledge base.
+    return [*made, {"id": "other", "text": made[0]["text"], "mention": "new canvases", "target": "Canvas"}]
 
 
 def written(folder: Path, name: str, rows: list[dict[str, Any]]) -> str:

@@ -67,9 +67,11 @@ def read_facts(workspace: Path, version: str | None = None) -> Facts:
     try:
         facts: Facts = json.loads((inside / "workspace.json").read_text())
     except (OSError, ValueError) as fault:
-        raise WorkspaceError(
-            f"{workspace} is not a workspace ({fault}); make one with gemel-ray build"
-        ) from fault
+        missing = isinstance(fault, FileNotFoundError)
+        why = f"is not a workspace ({fault})"
+        if missing:
+            why = "is not a workspace: it has no workspace.json" if inside.is_dir() else "does not exist"
+        raise WorkspaceError(f"{workspace} {why}; make one with gemel-ray build") from fault
     if facts.get("format") != FORMAT:
         raise WorkspaceError(
             f"{workspace} has format {facts.get('format')}; this version reads {FORMAT}: build it again"

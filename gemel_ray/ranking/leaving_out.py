@@ -33,6 +33,7 @@ class LeftOut:
         """The examples hidden from a question, except those of its `document`; `turn` numbers the
         questions."""
         hidden: Mask = self._views[turn % _VIEWS].copy()
-        for entity in np.unique(self._examples.entity[document]).tolist():
+        entities = np.unique(self._examples.entity[document])
+        for entity in entities[entities != NO_ENTITY].tolist():
             hidden[self._examples.of(entity)] = False  # one is hidden already
         return hidden

@@ -115,10 +115,14 @@ NATIVE = {"id", "key", "mentions", "table", "image_key", "status", "error_messag
 RELEASED = {"mention", "target", "golden", "type", "start", "end", "img_name", "img_url", "sentence",
             "entities", "answer", "imgPath", "img_list", "spans", "ents", "label", "labels", "targets",
             "target_id", "target_ids", "answers", "qids", "context_left", "context_right", "input", "output",
-            "label_title", "Wikipedia_title", "entity_title", "context_document_id"}  # fmt: skip
+            "label_title", "Wikipedia_title", "entity_title", "context_document_id", "entity", "entity_name",
+            "entity_id", "kb_id", "qid", "wikidata_id"}  # fmt: skip
 # Fields that come with the url of a picture, not of a page.
 SIZES = {"width", "height", "WIDTH", "HEIGHT", "original_width", "original_height", "image_phash", "sha256",
          "similarity", "clip_similarity_vitb32"}  # fmt: skip
+# Names of a text that say that it is a picture's.
+_CAPTIONS = ("caption", "TEXT", "alt_text", "Caption", "CAPTION", "alttext", "image_caption", "raw_caption")
+_SENTENCE = ("raw", "caption", "text", "sentence")  # of an object in a list of captions
 _KINDS = "jpg|jpeg|jpe|jfif|png|webp|gif|bmp|tiff?|avif|heic|heif|svg"
 _NOUN = "images?|imgs?|pictures?|pics?|photos?"
 _PLACE = "path|file|filename|filepath|fname|url|uri|src|link|bytes|base64|b64"
@@ -126,6 +130,31 @@ _ANY = f"{_PLACE}|name|data|content|source|media|attachments?|location|original|
 _CERTAIN = re.compile(rf"(?=.*(?:{_NOUN}))(?:{_NOUN}|(?:{_PLACE})s?)+|{_KINDS}")
 _LIKELY = re.compile(rf"(?:{_NOUN}|(?:{_ANY})s?|\d)+")
 _ENDING = re.compile(rf"\.(?:{_KINDS}|img|ico|jp2|psd)(?=$|[?#!:@/_&])", re.IGNORECASE)
+
+
+def caption_of(raw: Mapping[str, Any]) -> tuple[str, str]:
+    """The text's field, and the text (the first of several). Raises BadRecord where there is none."""
+    for field in TEXTS:
+        if raw.get(field) is not None:
+            break
+    else:
+        if named := next((name for name in TEXTS if name in raw), None):
+            raise BadRecord(f"the text is empty: {named} is null")
+        shown = ", ".join(f"{name!r:.40}" for name in list(raw)[:8]) or "none"
+        raise BadRecord(f"the text is empty: there is no field text or caption; the fields are {shown}")
+    value = raw[field]
+    if isinstance(value, list):
+        value = next((v for v in map(_sentence, value) if isinstance(v, str) and v.strip()), None)
+    return field, text_of({field: value}, field)
+
+
+def _sentence(item: Any) -> Any:
+    return next((item[n] for n in _SENTENCE if n in item), None) if isinstance(item, Mapping) else item
+
+
+def is_pair(raw: Mapping[str, Any], field: str) -> bool:
+    """Whether the text in this field belongs to a picture, so that a `url` is the picture's."""
+    return field in _CAPTIONS or bool(SIZES & raw.keys())
 
 
 @lru_cache(maxsize=4096)

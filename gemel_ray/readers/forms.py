@@ -20,6 +20,8 @@ from gemel_ray.readers.fields import (
     NATIVE,
     NIL,
     BadRecord,
+    caption_of,
+    is_pair,
     is_unicode,
     short,
     text_of,
@@ -27,7 +29,18 @@ from gemel_ray.readers.fields import (
     valid_text,
     whole_number,
 )
-from gemel_ray.readers.mentions import mention, mentions, place, places, side_by_side
+from gemel_ray.readers.mentions import (
+    ENDS,
+    IDS,
+    STARTS,
+    TARGETS,
+    TYPES,
+    mention,
+    mentions,
+    place,
+    places,
+    side_by_side,
+)
 from gemel_ray.readers.pictures import SourceFile, columns_of, field_of, unread
 from gemel_ray.records import Row
 
@@ -129,28 +142,30 @@ def _melbench_picture(raw: Row, at: SourceFile) -> Row:
     return picture | unread(raw, _MELBENCH_READ | {field}, pictured=bool(picture))
 
 
-# GEMEL's form: one mention per line, as a string, with `target`, `golden` and `img_url` or `img_name`.
+# GEMEL's form: one mention per line, as a string, with `target`, `golden` and `img_url` or `img_name`. Tables
+# of one's own have this form, too, with other names: caption, mention, entity, image.
 
 
-_GEMEL_FIELDS = ("mention", "start", "end", "target", "golden", "type")
-_GEMEL_READ = {*NATIVE, "text", *_GEMEL_FIELDS} - {"mentions"}
+_NOT_A_MENTIONS = {"text", "title", "label"}  # these may say something of the row
+_GEMEL_FIELDS = {"mention", *STARTS, *ENDS, *TARGETS, *IDS, *TYPES} - _NOT_A_MENTIONS
+_GEMEL_READ = NATIVE - {"mentions"} | _GEMEL_FIELDS
 
 
 def gemel_columns(raw: Row, at: SourceFile) -> Row:
     """The document's columns. Raises BadRecord."""
-    text = text_of(raw, "text")
+    field, text = caption_of(raw)
     given = [_gemel_mention(raw, text)]
-    return {"text": text, "given": given, **_gemel_picture(raw, at)}
+    return {"text": text, "given": given, **_gemel_picture(raw, at, field)}
 
 
-def _gemel_picture(raw: Row, at: SourceFile) -> Row:
+def _gemel_picture(raw: Row, at: SourceFile, caption: str) -> Row:
     """The picture's columns, by the release's key, else by any other field."""
-    key = valid_text(raw.get("img_name") or raw.get("img_url"), "the picture's name")
+    key, read = valid_text(raw.get("img_name") or raw.get("img_url"), "the picture's name"), {caption}
     if isinstance(key, str) and key:
-        return at.keyed(key) | unread(raw, _GEMEL_READ | {"img_name", "img_url"}, pictured=True)
-    field = field_of(raw, pair=False) or ""
+        return at.keyed(key) | unread(raw, _GEMEL_READ | read | {"img_name", "img_url"}, pictured=True)
+    field = field_of(raw, pair=is_pair(raw, caption)) or ""
     picture = columns_of(raw.get(field), field, at)
-    return picture | unread(raw, _GEMEL_READ | {field}, pictured=bool(picture))
+    return picture | unread(raw, _GEMEL_READ | read | {field}, pictured=bool(picture))
 
 
 def _gemel_mention(raw: Row, text: str) -> Row:
@@ -158,7 +173,7 @@ def _gemel_mention(raw: Row, text: str) -> Row:
     spells it."""
     if not raw["mention"]:
         raise BadRecord("the mention is empty")
-    found = mention({name: raw.get(name) for name in _GEMEL_FIELDS}, text)
+    found = mention({name: raw[name] for name in _GEMEL_FIELDS & raw.keys()}, text)
     return found | ({"target": None} if found["target_id"] == NIL else {})
 
 

@@ -61,14 +61,28 @@ def side_by_side(raw: Mapping[str, Any], words: Sequence[Any], field: str) -> li
     beside = {}
     for name, fields in SIDE_BY_SIDE.items():
         for other in (f for f in fields if f in raw and f != field):
-            values = raw[other] if isinstance(raw[other], list) else [raw[other]]
-            if isinstance(raw[other], list) or len(words) == 1:
+            several = isinstance(raw[other], list) or len(words) > 1
+            values = _items(raw[other]) if several else [raw[other]]
+            if values is not None:
                 beside[name] = _as_long(values, words, other, field)
                 break
     return [
         {"mention": word, **{name: values[i] for name, values in beside.items()}}
         for i, word in enumerate(words)
     ]
+
+
+def _items(values: Any) -> list[Any] | None:
+    """The items of a list, also of one in a cell; None for a single value."""
+    if isinstance(values, str) and len(parts := separated(values)) > 1:
+        return list(parts)
+    return values if isinstance(values, list) else None
+
+
+def separated(written: str) -> list[str]:
+    """The words in one cell of a table: `New York | Boston`, or with semicolons."""
+    parts = written.split("|" if "|" in written else ";")
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _as_long(values: list[Any], words: Sequence[Any], other: str, field: str) -> list[Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,19 +16,19 @@ from gemel_ray.readers.columnar import ARROW, PARQUET, arrow_rows, parquet_rows
 from gemel_ray.readers.delimited import TABLES, table_rows
 from gemel_ray.readers.fields import (
     NATIVE,
-    SIZES,
     TEXTS,
     BadRecord,
     Numbered,
+    caption_of,
     first_line,
     identity,
+    is_pair,
     names_picture,
     short,
-    text_of,
     typed,
 )
 from gemel_ray.readers.json_files import json_rows
-from gemel_ray.readers.mentions import SIDE_BY_SIDE, is_places, mentions, side_by_side
+from gemel_ray.readers.mentions import SIDE_BY_SIDE, is_places, mentions, separated, side_by_side
 from gemel_ray.readers.opening import is_from_storage
 from gemel_ray.readers.pictures import SourceFile, columns_of, field_of, unread
 from gemel_ray.readers.shards import SHARDS, tar_rows
@@ -169,18 +169,15 @@ def _rows(address: str) -> Iterator[Numbered]:
 # Parquet or JSON (its README.md, "Output format").
 
 
-_CAPTIONS = ("caption", "TEXT", "alt_text", "Caption", "CAPTION", "alttext", "image_caption", "raw_caption")
 _ANNOTATIONS = ("entities", "spans", "ents", "label", "labels")  # spaCy's and Prodigy's, doccano's
 _BESIDE = tuple(name for names in SIDE_BY_SIDE.values() for name in names)
-_SENTENCE = ("raw", "caption", "text", "sentence")  # of an object in a list of captions
 
 
 def native_columns(raw: Row, at: SourceFile) -> Row:
     """The document's columns. Raises BadRecord."""
     table = raw.get(cells.FIELD)
-    field, text = _native_text(raw) if table is None or any(raw.get(name) for name in TEXTS) else ("", "")
-    pair = field in _CAPTIONS or bool(SIZES & raw.keys())
-    picture, where = _native_picture(raw, at, pair=pair)
+    field, text = caption_of(raw) if table is None or any(raw.get(name) for name in TEXTS) else ("", "")
+    picture, where = _native_picture(raw, at, pair=is_pair(raw, field))
     key = typed(raw, "image_key", str)
     if table is None:
         given = mentions_of(raw, text)
@@ -197,7 +194,7 @@ def mentions_of(raw: Row, text: str) -> list[Row] | None:
     under the names that annotation programs use. Raises BadRecord."""
     given = raw.get("mentions")
     if isinstance(given, str):
-        given = _listed(given)
+        given = _listed(given, text)
     if given is None:
         annotated = _annotated(raw)
         return mentions(raw[annotated[0]], text) if annotated else None
@@ -218,35 +215,15 @@ def _annotated(raw: Row) -> list[str]:
     return [field for field in _ANNOTATIONS if field in raw and is_places(raw[field])]
 
 
-def _listed(written: str) -> list[Any] | None:
-    """The mentions in a text field, as in a CSV: JSON, or the words of one mention."""
+def _listed(written: str, text: str) -> list[Any] | None:
+    """The mentions in a text field, as in a CSV: JSON, the words of one mention, or of several."""
     if not written.strip():
         return None
     try:
         found = json.loads(written)
     except (ValueError, RecursionError):
-        return [written]
+        return [written] if written in text else separated(written)
     return found if isinstance(found, list) else [written]
-
-
-def _native_text(raw: Row) -> tuple[str, str]:
-    """The text's field, and the text (the first of several). Raises BadRecord where there is none."""
-    for field in TEXTS:
-        if raw.get(field) is not None:
-            break
-    else:
-        if named := next((name for name in TEXTS if name in raw), None):
-            raise BadRecord(f"the text is empty: {named} is null")
-        shown = ", ".join(f"{name!r:.40}" for name in list(raw)[:8]) or "none"
-        raise BadRecord(f"the text is empty: there is no field text or caption; the fields are {shown}")
-    value = raw[field]
-    if isinstance(value, list):
-        value = next((v for v in map(_sentence, value) if isinstance(v, str) and v.strip()), None)
-    return field, text_of({field: value}, field)
-
-
-def _sentence(item: Any) -> Any:
-    return next((item[n] for n in _SENTENCE if n in item), None) if isinstance(item, Mapping) else item
 
 
 def _native_picture(raw: Row, at: SourceFile, *, pair: bool) -> tuple[Row, str]:
