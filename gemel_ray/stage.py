@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -106,6 +107,14 @@ def listed(parts: Sequence[npt.NDArray[Any]], of: pa.DataType) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum(list(map(len, parts)), dtype=np.int64)])
     flat = np.concatenate([np.empty(0, of.to_pandas_dtype()), *parts]).astype(of.to_pandas_dtype())
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, of))
+
+
+def arrays(lists: pa.ChunkedArray) -> list[npt.NDArray[Any] | None]:
+    """The numbers of each list, as views; None for a null."""
+    whole = combined(lists)
+    values, there = whole.values.to_numpy(), pc.is_valid(whole).to_pylist()
+    bounds = pairwise(whole.offsets.to_pylist())
+    return [values[a:b] if known else None for (a, b), known in zip(bounds, there, strict=True)]
 
 
 def matrix(vectors: pa.ChunkedArray, width: int = 0) -> npt.NDArray[np.float32]:

@@ -100,7 +100,7 @@ def test_the_choice_is_the_same_in_rounds_and_by_rollouts_and_decides_the_id(
         assert in_rounds == pytest.approx(by_rollouts, abs=1e-3)
         assert np.ptp(in_rounds) > 0.01
     for row, chosen in zip(rows, ways[0], strict=True):
-        linked = asyncio.run(work._link(row))
+        (linked,) = asyncio.run(work.linked([row]))
         assert linked["status"] == "linked"
         of_name = {
             identity: p

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from gemel_ray.errors import GraphError
 from gemel_ray.graph import Graph, Segment, run_in_process
 from gemel_ray.segments import SegmentOptions
-from gemel_ray.stage import Stage, Work, answer
+from gemel_ray.stage import Stage, Work, answer, arrays
 from tests.imports import PACKAGE
 
 Rows = list[dict[str, Any]]
@@ -231,6 +231,11 @@ def expected() -> Rows:
 
 
 # When it is built
+
+
+def test_lists_are_read_as_arrays_whatever_their_chunks() -> None:
+    column = pa.chunked_array([[[9], [1, 2], None, []], [[3]]], pa.list_(pa.int32())).slice(1)
+    assert [None if a is None else a.tolist() for a in arrays(column)] == [[1, 2], None, [], [3]]
 
 
 def test_a_stage_before_what_it_reads_is_refused() -> None:

@@ -226,6 +226,25 @@ def test_equal_prompts_are_equal_to_the_bit(bank: Bank) -> None:
     assert not first.embeddings[shared:].equal(other.embeddings[shared + 1 :])  # the other picture
 
 
+def test_the_pictures_of_a_batch_are_mapped_in_one_pass(bank: Bank) -> None:
+    """Of a mapper for a large model a pass reads megabytes of weights, whatever the number of pictures."""
+    passes: list[int] = []
+    mapped = mapper()
+    mapped.register_forward_hook(lambda module, given, made: passes.append(len(made)))
+    prompts, alone = PromptEmbeddings(embed, mapped, bank), PromptEmbeddings(embed, mapper(), bank)
+    passes.clear()
+    prompts.map([query(1), None, query(2), query(1)])
+    prompts.map([query(2), query(3)])
+    made = [prompts([4, QUERY_IMAGE], query(i)) for i in (1, 2, 3)]
+    assert passes == [2, 1]  # each picture once
+    for i, found in enumerate(made, 1):
+        expected = alone([4, QUERY_IMAGE], query(i))
+        torch.testing.assert_close(found.embeddings, expected.embeddings)
+        assert np.array_equal(found.identity, expected.identity)
+    prompts.map([])
+    PromptEmbeddings(embed, None, bank).map([query()])
+
+
 def test_without_a_mapper_a_prompt_is_its_tokens(bank: Bank) -> None:
     prompts = PromptEmbeddings(embed, None, bank)
     assert prompts([1, 2, 3], query()).embeddings.equal(embed([1, 2, 3]))

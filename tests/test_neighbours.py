@@ -19,7 +19,7 @@ from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.prefix_tree import PrefixTree, build
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
-from gemel_ray.stages.answering import Names, interpolated
+from gemel_ray.stages.answering import Answer, Names, interpolated
 from gemel_ray.stages.retrieve import TEMPERATURE, votes
 
 END = 10
@@ -65,11 +65,14 @@ def test_of_one_name_s_entities_the_ranker_s_likeliest_is_the_answer(named: Name
     shared = ["Apple", "Paris", "Apple", "Apple", "Apple"]
     twins = Names(build(shared, by_byte, END, tmp_path), entities_of(shared), named._bank, by_byte)
     found = [Candidate(twins.leaf("Apple"), -0.1, -0.1)]
-    assert twins.bearers(found[0].leaf, {3: -0.1, 4: -2.0, 1: 0.0}) == [3, 4, 0, 2]
-    row = twins.answer(found, 0.0, {3: -0.1, 4: -2.0})
+    assert twins.best_bearer(found[0].leaf, {3: -0.1, 4: -2.0, 1: 0.0}) == 3
+    other = [Candidate(twins.leaf("Paris"), -0.2, -0.2)]
+    answers = [Answer(other, 0.0), Answer(found, 0.0, {3: -0.1, 4: -2.0}), Answer(found, 2.0)]
+    first, row, nil = twins.answers(answers)
+    assert first["entity_id"] == f"Q{shared.index('Paris')}"
     assert (row["entity_id"], row["probability"], row["status"]) == ("Q3", 1.0, "linked")
     assert [c["entity_id"] for c in row["candidates"]] == ["Q3", "Q4", "Q0", "Q2"]
-    assert twins.answer(found, 2.0)["entity"] is None
+    assert nil["entity"] is None
 
 
 # Two flags of each of two countries, each flag nearer to its like, under two words that say nothing.

@@ -93,7 +93,7 @@ def bearers(rows: list[list[int]], end: int) -> Bearers:
 
 def held(tree: PrefixTree) -> Bearers:
     """What the tree holds, by enumerating it."""
-    found = [(tuple(path), tree.entities(leaf).tolist()) for path, leaf in tree.names()]
+    found = [(tuple(path), tree.entities([leaf])[0]) for path, leaf in tree.names()]
     assert len({path for path, _ in found}) == len(found)
     return dict(found)
 
@@ -115,7 +115,7 @@ def check(tree: PrefixTree, expected: Bearers) -> None:
         assert node == tree.walk(path) != NOWHERE
         assert (tree.path(node), tree.height(node)) == (path, 0)
         assert tree.is_leaf(node)
-        assert tree.entities(node).tolist() == rows
+        assert tree.entities([node]) == [rows]
 
 
 def nodes(tree: PrefixTree) -> Iterator[tuple[int, list[int]]]:
@@ -226,8 +226,8 @@ def test_a_name_that_begins_another_is_its_own(folder: Path) -> None:
     tree = build(["York", "York City"], by_byte, END, folder)
     inner = tree.walk(b"York")
     assert not tree.is_leaf(inner)
-    assert tree.entities(tree.step(inner, END)).tolist() == [0]
-    assert tree.entities(tree.walk([*b"York City", END])).tolist() == [1]
+    assert tree.entities([tree.step(inner, END)]) == [[0]]
+    assert tree.entities([tree.walk([*b"York City", END])]) == [[1]]
 
 
 @pytest.mark.parametrize("row", [0, 1, 20_000, 20_003])
@@ -273,7 +273,7 @@ def test_forty_thousand_real_names_make_a_tree(folder: Path) -> None:
     tree = build(names, by_starter, end, folder)
     assert len(tree.bearer) == len(names) == 40_350
     check(tree, bearers(by_starter(names), end))
-    shared = sum(len(tree.entities(leaf)) > 1 for _, leaf in tree.names())
+    shared = sum(len(tree.entities([leaf])[0]) > 1 for _, leaf in tree.names())
     assert shared == 76
 
 

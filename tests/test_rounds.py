@@ -235,19 +235,15 @@ def test_a_bad_row_is_an_error_and_the_others_are_answered(
         return made
 
     monkeypatch.setattr(met, "logits", overwritten)
-    answers = asyncio.run(all_linked(generating, [long, *rows[:8]]))
+    answers = asyncio.run(generating.linked([long, *rows[:8]]))
     assert "set generate.length to " in answers[0]["error"]
     failed = [a for a in answers[1:] if a.get("error")]
     assert len(failed) == 1 and "not finite" in failed[0]["error"]
     monkeypatch.undo()
-    again = asyncio.run(all_linked(generating, rows[:8]))
+    again = asyncio.run(generating.linked(rows[:8]))
     assert [a["entity"] for a in answers[1:] if "entity" in a] == [
         b["entity"] for a, b in zip(answers[1:], again, strict=True) if "entity" in a
     ]
-
-
-async def all_linked(work: Generating, rows: Rows) -> list[dict[str, Any]]:
-    return list(await asyncio.gather(*(work._link(row) for row in rows)))
 
 
 def test_a_document_s_options_are_obeyed_in_rounds(generating: Generating, rows: Rows) -> None:
@@ -255,12 +251,12 @@ def test_a_document_s_options_are_obeyed_in_rounds(generating: Generating, rows:
     wishes = [{"candidates": 2}, {"candidates": 9}, {"search": "exact"}, {}]
     asked = [row | {"options": wish} for row, wish in zip(rows, wishes, strict=False)]
     before = replace(generating.usage)
-    answers = asyncio.run(all_linked(generating, asked))
+    answers = asyncio.run(generating.linked(asked))
     assert [len(a["candidates"]) <= n for a, n in zip(answers, (2, 9, 5, 5), strict=True)] == [True] * 4
     for row, answer in zip(asked[:2], answers[:2], strict=True):
         alone = replace(generating.stage, beams=row["options"]["candidates"])
         found = asyncio.run(generating.rollouts.names(alone, row))
-        assert answer["entity"] == asyncio.run(all_linked(generating, [row]))[0]["entity"]
+        assert answer["entity"] == asyncio.run(generating.linked([row]))[0]["entity"]
         assert found
     assert generating.usage.requests > before.requests  # exact search's
 
@@ -269,7 +265,7 @@ def test_the_model_is_asked_only_where_the_ranker_is_unsure(generating: Generati
     def linked(chance: float) -> tuple[dict[str, Any], int]:
         """A mention whose likeliest entity has this probability, and the tokens that the model was asked."""
         before, chances = generating.usage.asked, [math.log(chance), math.log(0.01)]
-        (row,) = asyncio.run(all_linked(generating, [rows[0] | {"likely": [3, 5], "chances": chances}]))
+        (row,) = asyncio.run(generating.linked([rows[0] | {"likely": [3, 5], "chances": chances}]))
         return row, generating.usage.asked - before
 
     sure, asked = linked(generating.stage.sure + 0.05)
@@ -417,7 +413,7 @@ def test_rollouts_are_asked_where_rounds_are_not_to_be_had(generating: Generatin
     expected = asyncio.run(in_rounds(generating, rows[:3]))
     rounds, engine._rounds = engine._rounds, None
     try:
-        answers = asyncio.run(all_linked(generating, rows[:3]))
+        answers = asyncio.run(generating.linked(rows[:3]))
     finally:
         engine._rounds = rounds
     same([asyncio.run(generating.rollouts.names(asked, row)) for row in own], expected)

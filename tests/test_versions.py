@@ -76,7 +76,7 @@ def changed(folder: Path, **wanted: Any) -> Workspace:
 
 def names(workspace: Workspace) -> dict[str, list[str]]:
     """Every name of the tree, with the ids of those that bear it."""
-    spelled = ((path[:-1], workspace.tree.entities(leaf)) for path, leaf in workspace.tree.names())
+    spelled = ((path[:-1], workspace.tree.entities([leaf])[0]) for path, leaf in workspace.tree.names())
     return {workspace.tokenizer.decode(p): [i for i, _ in workspace.entities.of(rows)] for p, rows in spelled}
 
 

@@ -182,7 +182,7 @@ class Engine:
         """Raise EngineDied if the engine has stopped, or hangs in a step."""
         if self._death is not None:
             raise EngineDied(f"the engine has stopped: {self._death!r}") from self._death
-        if self.busy and time.monotonic() - self._stepped > HUNG:
+        if time.monotonic() - self._stepped > HUNG and self.busy:
             raise EngineDied(f"the engine hangs: no step has ended for {HUNG:.0f} seconds")
 
     def _run(self) -> None:

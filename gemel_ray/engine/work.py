@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as Folder
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from gemel_ray.models.mapper import FeatureMapper
 
 _CHUNK = 4096
+_QUERIES = 1024  # pictures whose prefixes are kept
 Path = tuple[int, ...]
+_Prefix = tuple[torch.Tensor, npt.NDArray[np.int64]]  # a picture's, and its identity
 T = TypeVar("T")
 
 
@@ -87,6 +89,7 @@ class PromptEmbeddings:
         self._embed, self._mapper, self._bank = embed, mapper, bank
         self._dtype = embed([0]).dtype
         self._identities: dict[int, npt.NDArray[np.int64]] = {}  # by row of the bank's pictures
+        self._queries: dict[bytes, _Prefix] = {}  # by digest, the latest last
         self._prefixes = self._all_mapped(former) if mapper is not None else None
 
     def _all_mapped(self, former: PromptEmbeddings | None) -> torch.Tensor:
@@ -110,7 +113,7 @@ class PromptEmbeddings:
             ]
         return torch.cat(parts) if parts else torch.empty(0)
 
-    def __call__(self, prompt: Sequence[int], image: npt.ArrayLike | None) -> Prompt:
+    def __call__(self, prompt: npt.ArrayLike, image: npt.ArrayLike | None) -> Prompt:
         """The engine's input for a prompt of Assemble; `image` is the query's feature."""
         tokens = self.tokens(prompt, image)
         embeddings = self._embed(tokens.ids)
@@ -118,7 +121,7 @@ class PromptEmbeddings:
             embeddings[place : place + len(prefix)] = prefix
         return Prompt(embeddings, tokens.identity, len(embeddings))
 
-    def tokens(self, prompt: Sequence[int], image: npt.ArrayLike | None) -> TokenPrompt:
+    def tokens(self, prompt: npt.ArrayLike, image: npt.ArrayLike | None) -> TokenPrompt:
         """The prompt as token ids, without embeddings."""
         numbers = np.asarray(prompt, np.int64)
         identity: list[npt.NDArray[np.int64]] = []
@@ -133,14 +136,27 @@ class PromptEmbeddings:
         whole = np.concatenate([*identity, numbers[done:]])
         return TokenPrompt(np.maximum(whole, 0), whole, tuple(pictures))
 
-    def _prefix(
-        self, reference: int, image: npt.ArrayLike | None
-    ) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+    def map(self, pictures: Iterable[npt.NDArray[np.float32] | None]) -> None:
+        """Compute the prefixes of queries' pictures, [feature] each, in one pass over the mapper's weights.
+        Prompts that are made soon need not compute them one by one."""
+        if self._mapper is None:
+            return
+        features = {_digest(picture): picture for picture in pictures if picture is not None}
+        new = [digest for digest in features if digest not in self._queries]
+        self._queries |= zip(new, self._mapped_queries([features[digest] for digest in new]), strict=True)
+        for digest in [*self._queries][: max(0, len(self._queries) - _QUERIES)]:
+            del self._queries[digest]
+
+    def _mapped_queries(self, features: Sequence[npt.NDArray[np.float32]]) -> list[_Prefix]:
+        prefixes = self._mapped(np.stack(features)) if features else ()
+        return [(made, _identity(of, len(made))) for made, of in zip(prefixes, features, strict=True)]
+
+    def _prefix(self, reference: int, image: npt.ArrayLike | None) -> _Prefix:
         assert self._prefixes is not None
         if reference == QUERY_IMAGE:
             feature = np.asarray(image, np.float32)
-            prefix = self._mapped(feature[None])[0]
-            return prefix, _identity(feature, len(prefix))
+            known = self._queries.get(_digest(feature))
+            return known or self._mapped_queries([feature])[0]
         row = self._bank.image_row(image_of(reference))
         if row not in self._identities:
             self._identities[row] = _identity(self._bank.image_vectors[row], len(self._prefixes[row]))
@@ -156,8 +172,11 @@ class PromptEmbeddings:
 
 def _identity(feature: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.int64]:
     """The identity of a picture's visual prefix: its feature's digest, as negative numbers, unlike tokens."""
-    digest = hashlib.blake2b(np.asarray(feature, np.float32).tobytes(), digest_size=32).digest()
-    return np.resize(np.frombuffer(digest, np.int64), length) | np.int64(-(2**63))
+    return np.resize(np.frombuffer(_digest(feature), np.int64), length) | np.int64(-(2**63))
+
+
+def _digest(feature: npt.NDArray[np.float32]) -> bytes:
+    return hashlib.blake2b(np.asarray(feature, np.float32).tobytes(), digest_size=32).digest()
 
 
 def _same(one: FeatureMapper | None, other: FeatureMapper | None) -> bool:
@@ -200,7 +219,7 @@ class Candidate:
     score: float
 
 
-def probabilities(candidates: list[Candidate]) -> list[float]:
+def probabilities(candidates: Sequence[Candidate]) -> list[float]:
     """The softmax of the scores of all kept candidates."""
     top = max(c.score for c in candidates)
     weights = [math.exp(c.score - top) for c in candidates]

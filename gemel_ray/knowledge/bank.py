@@ -96,8 +96,8 @@ class Bank:
 
     def ids(self, rows: Sequence[int]) -> list[str]:
         """Identifiers of `rows`."""
-        ids: list[str] = self._ids.take(pa.array(rows, pa.int64())).to_pylist()
-        return ids
+        # pyarrow's take would put all chunks of the column together first.
+        return [self._ids[int(row)].as_py() for row in rows]
 
     def row(self, identifier: str) -> int | None:
         """The first row of that id, or None."""

@@ -7,13 +7,13 @@ of processes on a machine share one copy of them. Knows nothing of language mode
 
     tree = PrefixTree.open(folder)
     node = tree.step(tree.root, token)          # NOWHERE when no name goes on like this
-    tree.entities(leaf)                         # rows of the knowledge base with this name
+    tree.entities([leaf])                       # rows of the knowledge base with each name
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -87,10 +87,17 @@ class PrefixTree:
         """Whether a name ends at `node`."""
         return bool(self.first_child[node] == self.first_child[node + 1])
 
-    def entities(self, leaf: int) -> Tokens:
-        """Rows of all entities with the name that ends at `leaf`."""
-        at = int(np.searchsorted(self.leaf, np.int32(leaf)))  # of another type, the array would be copied
-        return self.bearer[int(self.first_bearer[at]) : int(self.first_bearer[at + 1])]
+    def entities(self, leaves: Sequence[int]) -> list[list[int]]:
+        """Rows of all entities with each of the names that end at `leaves`."""
+        at = np.searchsorted(self.leaf, np.asarray(leaves, np.int32))  # other types copy `leaf`
+        bounds = zip(self.first_bearer[at].tolist(), self.first_bearer[at + 1].tolist(), strict=True)
+        return [self.bearer[first:end].tolist() for first, end in bounds]
+
+    def leaves(self) -> Tokens:
+        """The leaf of the name of every row of the knowledge base, int32 [rows]."""
+        leaf = np.empty(len(self.bearer), np.int32)
+        leaf[self.bearer] = np.repeat(self.leaf, np.diff(self.first_bearer))
+        return leaf
 
     def height(self, node: int) -> int:
         """Tokens from `node` to the end of the longest name below it. The descendants of a node are one range
@@ -115,8 +122,7 @@ class PrefixTree:
     def spelled(self) -> tuple[Tokens, npt.NDArray[np.int64]]:
         """Tokens of the name of every row of the knowledge base, end-of-name token included, end to end,
         int32 [tokens]; and where each begins, int64 [rows + 1]."""
-        leaf = np.empty(len(self.bearer), np.int32)
-        leaf[self.bearer] = np.repeat(self.leaf, np.diff(self.first_bearer))
+        leaf = self.leaves()
         parent = np.zeros(len(self.token), np.int32)
         parent[1:] = np.repeat(np.arange(len(self.token), dtype=np.int32), np.diff(self.first_child))
         start, node = np.zeros(len(leaf) + 1, np.int64), leaf

@@ -6,9 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.engine.work import Candidate, probabilities
@@ -61,7 +64,8 @@ class WithoutModel(Work):
         if self.ranker and row["likely"]:
             return self.names.answer_by_ranker(asked, row)
         if not self.ranker and (shares := self.names.shares(row["nearest"], row["votes"])):
-            return self.names.answer(interpolated([], shares, 1.0, asked.beams), asked.nil_threshold)
+            found = interpolated([], shares, 1.0, asked.beams)
+            return self.names.answers([Answer(found, asked.nil_threshold)])[0]
         return {"status": "nil", "candidates": []}
 
     def measures(self) -> Measures:
@@ -83,12 +87,27 @@ def links(stage: Generate, rows: Sequence[Row]) -> pa.Table:
     return table.append_column("status", pa.array([row.get("status") for row in rows], pa.string()))
 
 
+class Answer(NamedTuple):
+    """Names for a mention, best first; the ranker's `chances` decide among the entities of one name."""
+
+    found: Sequence[Candidate]
+    nil_threshold: float
+    chances: Mapping[int, float] = _NO_CHANCES
+    why: str | None = None
+
+
 class Names:
     """Names as answers: their leaves in the prefix tree, and the entities that have them."""
 
     def __init__(self, tree: PrefixTree, entities: Entities, bank: Bank, tokenize: Tokenize) -> None:
         self.tree, self.entities, self._bank, self._tokenize = tree, entities, bank, tokenize
-        self._leaf_of: dict[str, int] = {}
+        # The leaves of the bank's targets, plus 2; 0 until one is needed, so that its page takes no memory.
+        self._of_targets = np.zeros(len(bank), np.int32)
+
+    @cached_property
+    def _of_entities(self) -> npt.NDArray[np.int32]:
+        """The leaves of all entities, by row."""
+        return self.tree.leaves()
 
     @classmethod
     def of(cls, workspace: Workspace) -> Names:
@@ -97,17 +116,20 @@ class Names:
 
     def leaf(self, name: str) -> int:
         """The leaf of a name, NOWHERE for what is not one."""
-        if name not in self._leaf_of:
-            self._leaf_of[name] = self.tree.walk([*self._tokenize([name])[0], self.tree.end_token])
-        return self._leaf_of[name]
+        return self.tree.walk([*self._tokenize([name])[0], self.tree.end_token])
+
+    def _of_target(self, row: int) -> int:
+        """The leaf of the target of a row of the bank."""
+        if not self._of_targets[row]:
+            self._of_targets[row] = self.leaf(self._bank.target(row)) + 2
+        return int(self._of_targets[row]) - 2
 
     def shares(self, rows: Sequence[int], votes: Sequence[float]) -> dict[int, float]:
         """P(neighbours) of the leaves that `rows` of the bank vote for, each by its share of the `votes`
         (stages/retrieve.py). A target that is not a name has none."""
         shares: dict[int, float] = {}
         for row, vote in zip(rows, votes, strict=True):
-            leaf = self.leaf(self._bank.target(row))
-            if leaf != NOWHERE:
+            if (leaf := self._of_target(row)) != NOWHERE:
                 shares[leaf] = shares.get(leaf, 0.0) + vote
         total = sum(shares.values())
         return {leaf: share / total for leaf, share in shares.items()} if total else {}
@@ -115,27 +137,31 @@ class Names:
     def chances(self, of_entities: Mapping[int, float]) -> dict[int, float]:
         """The ranker's log-probabilities of entities, by row, as those of their names, by leaf."""
         names: dict[int, float] = {}
-        for (_, name), log_prob in zip(self.entities.of(of_entities), of_entities.values(), strict=True):
-            if (leaf := self.leaf(name)) != NOWHERE:
-                names[leaf] = float(np.logaddexp(names.get(leaf, -np.inf), log_prob))
+        leaves = self._of_entities[np.fromiter(of_entities, np.int64, len(of_entities))].tolist()
+        for leaf, log_prob in zip(leaves, of_entities.values(), strict=True):
+            names[leaf] = float(np.logaddexp(names[leaf], log_prob)) if leaf in names else log_prob
         return names
 
-    def bearers(self, leaf: int, chances: Mapping[int, float]) -> list[int]:
-        """The entities with a name, by descending `chances` of the ranker; those that are not its candidates
-        follow in the knowledge base's order."""
-        return sorted(self.tree.entities(leaf).tolist(), key=lambda row: -chances.get(row, -math.inf))
+    def best_bearer(self, leaf: int, chances: Mapping[int, float]) -> int:
+        """The entity that comes first of those with a name."""
+        return _by_chance(self.tree.entities([leaf])[0], chances)[0]
 
-    def answer(
-        self, found: list[Candidate], nil_threshold: float, chances: Mapping[int, float] = _NO_CHANCES
-    ) -> Row:
-        """The answer's columns, from names. A name of several entities is there once for each of them; the
+    def answers(self, answers: Sequence[Answer]) -> list[Row]:
+        """The columns of each answer. A name of several entities is there once for each of them; the
         probability is the name's."""
+        bearers = iter(
+            self.tree.entities([candidate.leaf for answer in answers for candidate in answer.found])
+        )
+        return [self._row(answer, list(islice(bearers, len(answer.found)))) for answer in answers]
+
+    def _row(self, answer: Answer, bearers: Sequence[list[int]]) -> Row:
         candidates = [
             {"entity": name, "entity_id": identity, "score": candidate.score}
-            for candidate in found
-            for identity, name in self.entities.of(self.bearers(candidate.leaf, chances))
+            for candidate, rows in zip(answer.found, bearers, strict=True)
+            for identity, name in self.entities.of(_by_chance(rows, answer.chances))
         ]
-        return _columns(candidates, probabilities(found)[0], nil_threshold)
+        columns = _columns(candidates, probabilities(answer.found)[0], answer.nil_threshold)
+        return columns | {"why": answer.why}
 
     def answer_by_ranker(self, asked: Generate, row: Row) -> Row:
         """The answer's columns, from the `likely` entities of the row and their `chances`."""
@@ -145,6 +171,12 @@ class Names:
         ][: asked.beams]
         probability = math.exp(candidates[0]["score"])
         return _columns(candidates, probability, asked.nil_threshold) | {"why": row["reasons"]}
+
+
+def _by_chance(bearers: list[int], chances: Mapping[int, float]) -> list[int]:
+    """The entities with one name by descending `chances` of the ranker; those that are not its candidates
+    follow in the knowledge base's order."""
+    return sorted(bearers, key=lambda row: -chances.get(row, -math.inf))
 
 
 def _columns(candidates: list[Row], probability: float, nil_threshold: float) -> Row:

@@ -84,11 +84,11 @@ class ByRollouts:
             for leaf, path, total in zip(leaves, paths, totals, strict=True)
         ]
 
-    async def letters(self, choosing: Choosing, row: Row, begins: list[int]) -> list[Candidate]:
+    async def letters(self, choosing: Choosing, row: Row) -> list[Candidate]:
         """The choice among letters."""
-        tokens = len(row["choice"]) + self.stage.block
-        async with self.room.taken(tokens, (), tuple(begins)), self.beginnings.kept(tuple(begins)) as after:
-            prompt = self.prompts([*begins, *row["choice"]], row["image_vector"])
+        beginning, tokens = _beginning(row), len(row["choice"]) + self.stage.block
+        async with self.room.taken(tokens, (), beginning), self.beginnings.kept(beginning) as after:
+            prompt = self.prompts([*beginning, *row["choice"]], row["image_vector"])
             under = _Under(choosing.tree, choosing.folder, True)
             rollout = self._continued(prompt, _reported(choosing.most), under, after=after)
             expansions = Expansions(choosing.tree, rollout, renormalise=True)
@@ -98,7 +98,7 @@ class ByRollouts:
     async def _kept(self, asked: Generate, row: Row) -> AsyncIterator[Rollout]:
         """Rollouts that continue the row's prompt, which is kept in the cache until the end."""
         prompt, hold = row["prompt"], self.engine.hold()
-        beginning = tuple(prompt[: row["beginning"]])
+        beginning = _beginning(row)
         # The rest of the prompt, a picture's few vectors counted as one token each, and the tokens of beams.
         tokens = len(prompt) - len(beginning) + asked.beams * (self.tree.depth + asked.block)
         room = self.room.taken(tokens, tuple(row["shots"]), beginning)
@@ -187,6 +187,11 @@ class Prior:
             known[np.searchsorted(tokens, step.tokens)] = step.log_probs
             self._known[node] = known
         return self._known[node]
+
+
+def _beginning(row: Row) -> tuple[int, ...]:
+    """The ids of the row's shared beginning."""
+    return tuple(np.asarray(row["prompt"][: row["beginning"]]).tolist())
 
 
 def _reported(beams: int) -> int:

@@ -64,7 +64,7 @@ class Choosing:
 
     def log_probs(self, said: dict[int, float], count: int) -> LogProbs:
         """The log-probabilities of the first `count` candidates, from those of the letters by leaf."""
-        letters = {int(self.tree.entities(leaf)[0]): log_prob for leaf, log_prob in said.items()}
+        letters = {rows[0]: said[leaf] for leaf, rows in zip(said, self.tree.entities([*said]), strict=True)}
         return normalised([letters.get(letter, -np.inf) for letter in range(count)])
 
 

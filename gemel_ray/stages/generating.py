@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from gemel_ray.engine.admission import Room
 from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.run import Engine
 from gemel_ray.engine.vllm.starting import EngineOptions
-from gemel_ray.engine.work import Candidate, PromptEmbeddings, Usage
+from gemel_ray.engine.work import Candidate, PromptEmbeddings, TokenPrompt, Usage
 from gemel_ray.errors import WorkspaceError
 from gemel_ray.records import Row
-from gemel_ray.stage import Measures, Stage, Work, settings_of
+from gemel_ray.stage import Measures, Stage, Work, arrays, settings_of
 from gemel_ray.stages.answering import (
+    Answer,
     Names,
     WithoutModel,
     asks_model,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
 
 _BEGINNINGS = 256  # whose ids and pictures are kept
+_ARRAYS = ["prompt", "choice", "image_vector"]
 
 
 def start(stage: Generate, workspace: Workspace, line: Sequence[Stage] = ()) -> Work:
@@ -79,22 +82,43 @@ class Generating(Work):
         self.usage, self.mentions, self.ranked = Usage(), 0, 0
         room: Room = former.rollouts.room if former else Room(self.engine.cache)
         self.rollouts: ByRollouts = ByRollouts(stage, workspace, self.engine, self.prompts, self.usage, room)
-        self._beginning = lru_cache(_BEGINNINGS)(lambda ids: self.prompts.tokens(ids, None))
+        self._begun = lru_cache(_BEGINNINGS)(lambda ids: self.prompts.tokens(np.frombuffer(ids, "i4"), None))
         self.choosing: Choosing | None = (former and former.choosing) or _choosing(stage, workspace)
 
     def renewed(self, workspace: Workspace) -> Work:
         return Generating(self.stage, workspace, self.shown, self)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        rows = await asyncio.gather(*(self._link(row) for row in batch.to_pylist()))
-        return links(self.stage, rows)
+        return links(self.stage, await self.linked(self._rows(batch)))
 
-    async def _link(self, row: Row) -> Row:
+    async def linked(self, rows: Iterable[Row]) -> list[Row]:
+        """The answers' columns."""
+        made = await asyncio.gather(*map(self._link, rows))
+        answers = iter(self.names.answers([answer for answer in made if isinstance(answer, Answer)]))
+        return [next(answers) if isinstance(one, Answer) else one for one in made]
+
+    def _rows(self, batch: pa.Table) -> list[Row]:
+        """The rows, with arrays instead of lists of many numbers. Prefixes of their pictures are computed
+        together."""
+        rows: list[Row] = batch.drop_columns(_ARRAYS).to_pylist()
+        columns = [arrays(batch[name]) for name in _ARRAYS]
+        for row, *values in zip(rows, *columns, strict=True):
+            row.update(zip(_ARRAYS, values, strict=True))
+        self.prompts.map(row["image_vector"] for row in rows if not self._sure(row))
+        return rows
+
+    def _sure(self, row: Row) -> bool:
+        """Whether the ranker answers alone."""
+        return bool(self.stage.ranking and row["chances"] and math.exp(row["chances"][0]) > self.stage.sure)
+
+    def _beginning(self, ids: npt.ArrayLike) -> TokenPrompt:
+        return self._begun(np.asarray(ids, np.int32).tobytes())
+
+    async def _link(self, row: Row) -> Answer | Row:
         self.mentions += 1
         try:
             asked = with_options(self.stage, row["options"])
-            sure = asked.ranking and row["chances"] and math.exp(row["chances"][0]) > asked.sure
-            answer = None if sure else await self.model_answer(asked, row)
+            answer = None if self._sure(row) else await self.model_answer(asked, row)
         except ValueError as reason:  # options that do not go together, or a prompt that the engine refuses
             return {"error": str(reason)}
         if answer is None:
@@ -115,8 +139,8 @@ class Generating(Work):
             logs = reranked(logs, chosen, choice_weight)
         return dict(zip(row["likely"] or (), logs, strict=True))
 
-    def _joined(self, asked: Generate, row: Row, answer: ModelAnswer) -> Row:
-        """The answer's columns."""
+    def _joined(self, asked: Generate, row: Row, answer: ModelAnswer) -> Answer:
+        """The model's answer, joined with what the ranker or the demonstrations say."""
         found, chosen = answer
         chances = self.chances(row, chosen, asked.choice_weight)
         said = {candidate.leaf: math.exp(candidate.log_prob) for candidate in found}
@@ -128,9 +152,9 @@ class Generating(Work):
         why = None
         if row["reasons"]:
             picked = {} if chosen is None else dict(zip(row["likely"], np.exp(chosen).tolist(), strict=False))
-            best = self.names.bearers(found[0].leaf, chances)[0]
+            best = self.names.best_bearer(found[0].leaf, chances)
             why = reasons_of(row["reasons"], said.get(found[0].leaf), picked.get(best))
-        return self.names.answer(found, asked.nil_threshold, chances) | {"why": why}
+        return Answer(found, asked.nil_threshold, chances, why)
 
     async def _named(self, asked: Generate, row: Row) -> list[Candidate]:
         """The names that the language model writes, and others that it judges."""
@@ -145,16 +169,13 @@ class Generating(Work):
 
     async def _chosen(self, row: Row, choosing: Choosing) -> LogProbs:
         """Log-probabilities of the ranker's best candidates by the model's choice among them."""
-        begins = row["prompt"][: row["beginning"]]
         search = Search(choosing.tree, choosing.most, 0.0, True)
-        beginning, rest = (
-            self._beginning(tuple(begins)),
-            self.prompts.tokens(row["choice"], row["image_vector"]),
-        )
+        beginning = self._beginning(row["prompt"][: row["beginning"]])
+        rest = self.prompts.tokens(row["choice"], row["image_vector"])
         if self.engine.takes(search, len(beginning), len(rest)):
             found = await self.engine.beams(search, beginning, rest, self.usage)
         else:
-            found = await self.rollouts.letters(choosing, row, begins)
+            found = await self.rollouts.letters(choosing, row)
         said = {candidate.leaf: candidate.log_prob for candidate in found}
         return choosing.log_probs(said, min(choosing.most, len(row["likely"])))
 
@@ -172,7 +193,7 @@ class Generating(Work):
         if asked.search != "beam" or (row["shots"] and not begins):
             return []
         search = Search(self.tree, asked.beams, asked.length_penalty, asked.score == "tree")
-        beginning = self._beginning(tuple(prompt[:begins]))
+        beginning = self._beginning(prompt[:begins])
         rest = self.prompts.tokens(prompt[begins:], row["image_vector"])
         if not self.engine.takes(search, len(beginning), len(rest)):
             return []
