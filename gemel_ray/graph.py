@@ -11,7 +11,6 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -139,40 +138,25 @@ class Segment:
     processor: dict[str, float] = field(default_factory=dict)  # seconds of the stages' threads
     began: float | None = None  # the process's processor seconds before its first batch
     borrowed: frozenset[str] = frozenset()  # stages that their owners close
-    under_way: int = 0
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self, table: pa.Table, seconds: dict[str, float] | None = None) -> pa.Table:
         """Rows in, rows out, in order; documents become mentions at the stage that explodes them. Each
         stage's time is added to `seconds`, too."""
         totals = [self.seconds] if seconds is None else [self.seconds, seconds]
         self.began = time.process_time() if self.began is None else self.began
-        with self.occupied():
-            for column in (STATUS, ERROR):
-                if column.name not in table.column_names:
-                    table = table.append_column(column, pa.nulls(len(table), column.type))
-            for index, work in self.works:
-                began = time.perf_counter()
-                table = await self._through(index, work, table)
-                for total in totals:
-                    name = self.graph.names[index]
-                    total[name] = total.get(name, 0.0) + time.perf_counter() - began
+        for column in (STATUS, ERROR):
+            if column.name not in table.column_names:
+                table = table.append_column(column, pa.nulls(len(table), column.type))
+        for index, work in self.works:
+            began, name = time.perf_counter(), self.graph.names[index]
+            table = await self._through(index, work, table)
+            for total in totals:
+                total[name] = total.get(name, 0.0) + time.perf_counter() - began
         if self.works[-1][0] < len(self.graph.stages) - 1:
             return table
         fingerprint = pa.repeat(pa.scalar(self.graph.fingerprint), len(table))
         table = settled(table).append_column(FINGERPRINT, fingerprint)
         return table.select(self.graph.result.names).cast(self.graph.result)
-
-    @contextmanager
-    def occupied(self) -> Iterator[None]:
-        """Keep `retire` waiting inside the block."""
-        self.under_way += 1
-        try:
-            yield
-        finally:
-            self.under_way -= 1
-            if not self.under_way:
-                self.idle.set()
 
     async def _through(self, index: int, work: Work, table: pa.Table) -> pa.Table:
         """The rows after a stage, which sees those without an answer."""
@@ -203,7 +187,7 @@ class Segment:
     def renewed(self, workspace: Workspace, fingerprint: str) -> Segment:
         """The same stages on another version of the knowledge. Models and engine are shared with this
         segment, which keeps running. Takes seconds: call it in a thread, give new batches to the new one, and
-        `retire` this one. If it fails, this one is unchanged."""
+        `retire` this one when its batches are done. If it fails, this one is unchanged."""
         works: list[tuple[int, Work]] = []
         try:
             for index, work in self.works:
@@ -216,12 +200,8 @@ class Segment:
         graph = replace(self.graph, fingerprint=fingerprint, knowledge=workspace.knowledge)
         return Segment(graph, tuple(works), borrowed=self.borrowed)
 
-    async def retire(self) -> None:
-        """When the batches under way are done, release what this segment does not share with a renewed
-        one."""
-        while self.under_way:
-            self.idle.clear()
-            await self.idle.wait()
+    def retire(self) -> None:
+        """Release what this segment does not share with a renewed one. No batch may be under way."""
         for _, work in self.works:
             work.retire()
 

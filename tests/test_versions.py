@@ -25,6 +25,7 @@ from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
+from gemel_ray.serving.running import Running
 
 ENTITIES = [
     {"id": "Q1", "name": "Georgios Theotokis", "description": "Greek politician"},
@@ -297,11 +298,15 @@ def test_a_renewed_segment_knows_what_is_new_and_the_former_ends_in_peace(
         assert await mentions(started) == []
         renewed = started.renewed(after, configured(after).fingerprint(after.version))
         assert renewed.works[1][1] is started.works[1][1]  # the encoder's models are not loaded again
-        under_way = asyncio.create_task(mentions(started))
+        former = Running(started, 1)
+        under_way = asyncio.create_task(former.run(table))
         await asyncio.sleep(0)
-        retired = asyncio.create_task(started.retire())
+        retired = asyncio.create_task(former.retire())
+        await asyncio.sleep(0)
+        assert not retired.done()  # a batch is under way
         assert await mentions(renewed) == ["Roma"]
-        assert await under_way == []
+        rows, _ = await under_way
+        assert rows["mention"].to_pylist() == [None]
         await retired
         assert await mentions(renewed) == ["Roma"]
         assert (started.graph.knowledge, renewed.graph.knowledge) == ("0", "1")

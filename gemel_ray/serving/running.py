@@ -45,15 +45,21 @@ class Running:
         self.batching = Batching(Segment(segment.graph, works[:cut]), batch) if cut else None
         self.streaming = Segment(segment.graph, works[cut:]) if cut < len(works) else None
         self._reported = Counter[str]()
+        self._under_way, self._idle = 0, asyncio.Event()
 
     async def run(self, table: pa.Table) -> tuple[pa.Table, dict[str, float]]:
         """Rows of one document, and the seconds each stage took."""
         seconds: dict[str, float] = {}
-        with self.segment.occupied():  # also while it waits for its pass
+        self._under_way += 1  # also while it waits for its pass
+        try:
             if self.batching is not None:
                 table = await self.batching.run(table, seconds)
             if self.streaming is not None:
                 table = await self.streaming.run(table, seconds)
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
         return table, seconds
 
     def counted(self) -> dict[str, int]:
@@ -65,7 +71,10 @@ class Running:
 
     async def retire(self) -> None:
         """Once the documents under way are done, free what no renewed segment shares."""
-        await self.segment.retire()
+        while self._under_way:
+            self._idle.clear()
+            await self._idle.wait()
+        self.segment.retire()
 
     def check(self) -> None:
         """Raise when this process must be replaced."""
