@@ -54,19 +54,19 @@ def picture(kind: str, mode: str, **options: Any) -> Callable[[Path], None]:
 
 def one_value_in_all_rows(file: Path) -> None:
     text = "a" * (28 * MIB)
-    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(256, np.int32)), pa.array([text]))
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(72, np.int32)), pa.array([text]))
     pq.write_table(pa.table({"id": column, "text": column}), file, compression="zstd")
 
 
 def one_row_of_a_list(file: Path) -> None:
-    values = pa.array(np.zeros(80_000_000, np.int8))
+    values = pa.array(np.zeros(68_000_000, np.int8))
     column = pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
     pq.write_table(pa.table({"text": ["a"], "mentions": column}), file, compression="zstd")
 
 
 def one_line(file: Path) -> None:
-    with gzip.open(file, "wb", 6) as packed:
-        for _ in range(500):
+    with gzip.open(file, "wb", 1) as packed:
+        for _ in range(400):
             packed.write(bytes(MIB))
 
 

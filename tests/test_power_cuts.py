@@ -21,7 +21,7 @@ import pytest
 from power_cuts import Disk, rounds
 
 from gemel_ray import storage
-from gemel_ray.job import merging, results
+from gemel_ray.job import merging, results, worker
 from gemel_ray.job.index import finished
 from gemel_ray.job.inputs import InputFiles
 from gemel_ray.job.merging import Merging
@@ -232,7 +232,7 @@ def test_nothing_is_lost_on_a_real_ext4_that_is_shut_down(
 ) -> None:
     """The kernel drops what was not synced, and fails every call until the disk is mounted again."""
     monkeypatch.setattr(merging, "FILE", 5)
-    monkeypatch.setattr(results, "_PAUSES", ())
+    monkeypatch.setattr(worker, "_PAUSES", ())
     disk, dice, real, cuts = ext4.with_name("disk.img"), random.Random(0), os.fsync, 0
     for number in range(int(os.environ.get("GEMEL_RAY_CUTS", "10"))):
         job, left = Job(ext4 / str(number)), [dice.randrange(30)]
