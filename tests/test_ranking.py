@@ -26,6 +26,7 @@ from gemel_ray.evaluation import gold_mentions
 from gemel_ray.knowledge import bank as banks
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge.build import build
+from gemel_ray.knowledge.entities import EntityChanges
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
@@ -33,7 +34,6 @@ from gemel_ray.models.encoders import unit
 from gemel_ray.ranking import descriptions, postings
 from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking.context import TrainingExample, learn_bend
-from gemel_ray.ranking.descriptions import Described
 from gemel_ray.ranking.evidence import Evidence
 from gemel_ray.ranking.examples import NO_ENTITY, Examples
 from gemel_ray.ranking.features import FEATURES, Question, bend
@@ -351,8 +351,10 @@ def test_descriptions_that_a_version_did_not_encode_are_encoded_by_the_next(
     without = Workspace.open(workspace.folder, configured(workspace))
     assert main([*add, new[1]]) == 0
     later = Workspace.open(workspace.folder, configured(workspace))
-    first, second, third = (descriptions.opened(w.ranking_folder / "about.npy")
-                            for w in (workspace, without, later))  # fmt: skip
+    first, second, third = (
+        descriptions.opened(w.ranking_folder / "about.npy", len(w.entities))
+        for w in (workspace, without, later)
+    )
     assert not second.any()
     assert np.array_equal(third[: len(first)], first)
     assert third[len(first) :].any(axis=1).all()
@@ -522,27 +524,29 @@ def test_texts_are_bent_towards_the_descriptions_of_who_is_meant() -> None:
     assert not learn_bend(about, taught[:10]).any()  # too few teach nothing
 
 
-def test_another_version_s_descriptions_are_not_encoded_again(tmp_path: Path) -> None:
+def test_another_version_s_descriptions_are_not_encoded_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(descriptions, "_AT_ONCE", 7)
     encoded: list[str] = []
 
     def encode(texts: list[str]) -> np.ndarray[Any, Any]:
         encoded.extend(texts)
         return np.array([[len(text), text.count("e")] for text in texts], np.float32)
 
-    def write(name: str, rows: list[dict[str, Any]], former: Described | None = None) -> Described:
-        made = entity_file.write(rows, tmp_path / f"{name}.arrow")
-        descriptions.write(made, encode, 2, tmp_path / f"{name}.npy", former)
-        return Described(made, descriptions.opened(tmp_path / f"{name}.npy"))
+    def write(name: str, rows: list[dict[str, Any]], *former: Any) -> np.ndarray[Any, Any]:
+        made, file = entity_file.write(rows, tmp_path / f"{name}.arrow"), tmp_path / f"{name}.npy"
+        descriptions.write(made, encode, 2, file, *former)
+        return descriptions.opened(file, len(made))
 
     rows = entities()
     one = write("one", rows)
-    keeper = rows[0] | {"description": "beekeeper"}
-    changed = [rows[1], keeper, keeper | {"id": "Q-1"}, {"id": "Q5", "name": "Nobody"}, *rows[2:]]
     encoded.clear()
-    write("two", changed, one)
-    assert encoded == [f"{rows[0]['name']}: beekeeper"]
-    vectors = descriptions.opened(tmp_path / "two.npy")
-    texts = [f"{r['name']}: {r['description']}" if "description" in r else "" for r in changed]
+    keeper = rows[0] | {"id": "Q-1", "description": "beekeeper"}
+    later = [*rows[1:9], *rows[10:], keeper, {"id": "Q-2", "name": "Nobody"}, keeper | {"id": "Q-3"}]
+    vectors = write("two", later, (one, EntityChanges(np.array([0, 9]), np.array([20]))))
+    assert encoded == [f"{keeper['name']}: beekeeper"]
+    texts = [f"{r['name']}: {r['description']}" if "description" in r else "" for r in later]
     assert vectors.tolist() == [[len(text), text.count("e")] for text in texts]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.knowledge import entities as entity_file
+from gemel_ray.knowledge.entities import EntityChanges
 from gemel_ray.knowledge.hashing import key
 from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking import postings, sorting
-from gemel_ray.ranking.names import Names
+from gemel_ray.ranking.names import FormerNames, Names
 from gemel_ray.ranking.postings import PostingsWriter
 from gemel_ray.ranking.words import folded, initials, stems, trigrams
 
@@ -90,7 +92,7 @@ def short_forms(name: str) -> Iterable[str]:
             yield f"letters {''.join(sorted(short))}"
 
 
-def indexed(entities: list[entity_file.Entity], folder: Path, former: Path | None = None) -> None:
+def indexed(entities: list[entity_file.Entity], folder: Path, former: FormerNames | None = None) -> None:
     folder.mkdir()
     name_files.write(entity_file.write(iter(entities), folder / "entities.arrow"), folder, former)
 
@@ -150,15 +152,17 @@ def test_memory_does_not_grow_with_the_names_of_an_index(
     assert many < 1.3 * few
 
 
-def test_entities_are_added_to_an_index_without_reading_the_others_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_only_the_words_of_what_is_new_are_collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In one step entities are removed from all batches, others get aliases, and more come."""
     monkeypatch.setattr(name_files, "_BATCH", 64)
     monkeypatch.setattr(sorting, "_PAIRS", 500)
     monkeypatch.setattr(postings, "_BLOCK", 100)
-    entities = random_names(700)
+    entities, gone, aliased = random_names(700), np.array([0, 63, 70, 299]), np.array([1, 2, 64, 298])
     indexed(entities[:300], tmp_path / "former")
-    indexed(entities, tmp_path / "new")
+    for row in aliased.tolist():
+        entities[row] = {**entities[row], "aliases": [*(entities[row]["aliases"] or ()), "Ka Lo Mir", "Ü"]}
+    left = [entity for row, entity in enumerate(entities) if row not in gone]
+    indexed(left, tmp_path / "new")
     read, folded_row = list[str](), name_files._folded
 
     def seen(entity: entity_file.Entity) -> name_files.NameRow:
@@ -166,22 +170,54 @@ def test_entities_are_added_to_an_index_without_reading_the_others_again(
         return folded_row(entity)
 
     monkeypatch.setattr(name_files, "_folded", seen)
-    indexed(entities, tmp_path / "added", tmp_path / "former")
-    assert differing(tmp_path / "new", tmp_path / "added") == []
-    assert read == [str(row) for row in range(256, 700)]  # from the last batch, which was not full
+    indexed(left, tmp_path / "continued", FormerNames(tmp_path / "former", EntityChanges(gone, aliased)))
+    assert differing(tmp_path / "new", tmp_path / "continued") == []
+    assert sorted(read, key=int) == [str(row) for row in (*aliased, *range(300, 700))]
 
 
-def test_only_entities_that_begin_with_the_former_ones_continue_their_index(tmp_path: Path) -> None:
-    entities = random_names(9)
-    aliased: entity_file.Entity = {**entities[0], "aliases": ["Ka Lo"]}
-    former, more, changed, fewer = (
-        entity_file.write(iter(some), tmp_path / f"{number}.arrow")
-        for number, some in enumerate((entities[:5], entities, [aliased, *entities[1:]], entities[1:]))
-    )
-    assert more.begins_with(former)
-    assert former.begins_with(former)
-    assert not any(others.begins_with(former) for others in (changed, fewer))
-    assert not former.begins_with(more)
+STEP = st.tuples(st.integers(0, 9), st.sets(st.integers(0, 99)), st.sets(st.integers(0, 99)))
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 12), st.lists(STEP, min_size=1, max_size=4), st.integers(2, 9))
+def test_an_index_of_many_versions_has_the_bytes_of_one_made_at_once(
+    tmp_path_factory: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    first: int,
+    steps: list[tuple[int, set[int], set[int]]],
+    size: int,
+) -> None:
+    """Each step adds entities, removes some of those before, and gives aliases to others."""
+    for module, name in ((name_files, "_BATCH"), (sorting, "_PAIRS"), (postings, "_BLOCK")):
+        monkeypatch.setattr(module, name, size)
+    folder, unused = tmp_path_factory.mktemp("versions"), iter(random_names(100))
+    now = list(islice(unused, first))
+    indexed(now, folder / "0")
+    for number, (more, removed, named) in enumerate(steps):
+        gone = sorted(row for row in removed if row < len(now))
+        aliased = sorted(row for row in named - removed if row < len(now))
+        for row in aliased:
+            now[row] = {**now[row], "aliases": [*(now[row]["aliases"] or ()), f"Lo {number} Mir"]}
+        now = [entity for row, entity in enumerate(now) if row not in gone] + list(islice(unused, more))
+        changes = EntityChanges(np.array(gone, np.int64), np.array(aliased, np.int64))
+        indexed(now, folder / str(number + 1), FormerNames(folder / str(number), changes))
+    indexed(now, folder / "at once")
+    assert differing(folder / "at once", folder / str(len(steps))) == []
+
+
+@settings(deadline=None)
+@given(PAIRS, PAIRS, st.integers(1, 9), st.integers(1, 9))
+def test_two_streams_of_pairs_are_merged_in_order(
+    one: list[tuple[int, int]], other: list[tuple[int, int]], size: int, other_size: int
+) -> None:
+    def blocks(pairs: set[tuple[int, int]], size: int) -> Iterator[sorting.Pairs]:
+        ascending = np.array(sorted(pairs), sorting.PAIR)
+        yield from (ascending[start : start + size] for start in range(0, len(ascending), size))
+
+    first, second = set(one), set(other) - set(one)
+    merged = [pair for block in sorting.merged(blocks(first, size), blocks(second, other_size))
+              for pair in block.tolist()]  # fmt: skip
+    assert merged == sorted(first | second)
 
 
 def test_entities_that_are_added_fill_the_batches_of_the_others(

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,15 @@ def lines(file: Path, *rows: dict[str, Any]) -> str:
     return str(file)
 
 
-def built(folder: Path, entities: list[dict[str, Any]], *solved: dict[str, Any]) -> Path:
+def built(
+    folder: Path,
+    entities: list[dict[str, Any]],
+    *solved: dict[str, Any],
+    settings: Sequence[str] = SETTINGS,
+) -> Path:
     folder.mkdir(exist_ok=True)
     kb, train = lines(folder / "kb.jsonl", *entities), lines(folder / "train.json", *solved)
-    build(load(None, {}, SETTINGS), kb, [train], folder / "workspace", print)
+    build(load(None, {}, settings), kb, [train], folder / "workspace", print)
     return folder / "workspace"
 
 
@@ -228,6 +233,16 @@ def test_what_is_unchanged_is_the_same_file(workspace: Path) -> None:
     assert {"tree/token.npy", "tree/bearer.npy", "bank/keys.npy"} <= shared("1")
     assert not {"entities.arrow", "bank/bank.arrow", "workspace.json"} & shared("1")
     assert not any(file.startswith("vectors") for file in shared("1"))  # Qdrant writes in them
+
+
+def test_a_bank_without_names_is_shared_by_version_after_version(tmp_path: Path) -> None:
+    """As that of a large knowledge base. The rest of a link once stopped the second change."""
+    folder = built(tmp_path, ENTITIES, SOLVED, settings=(*SETTINGS, "bank.names=0"))
+    for entity_id in ("Q11", "Q12"):
+        changed(folder, entities=[entity({"id": entity_id, "name": "Somebody"})])
+    banks = [folder / "bank", *(folder / "versions" / number / "bank" for number in "12")]
+    inodes = [{file.name: file.stat().st_ino for file in bank.iterdir()} for bank in banks]
+    assert inodes[0] == inodes[1] == inodes[2]
 
 
 def test_equal_knowledge_has_an_equal_version_however_it_came_about(workspace: Path) -> None:

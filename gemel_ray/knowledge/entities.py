@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -31,6 +32,7 @@ SCHEMA = pa.schema(
     ]
 )
 _BATCH = 65_536
+Rows = npt.NDArray[np.int64]
 
 
 class Entity(TypedDict):
@@ -45,6 +47,27 @@ class Entity(TypedDict):
     image: str | None
     types: list[str] | None
     line: NotRequired[int]
+
+
+@dataclass(frozen=True)
+class EntityChanges:
+    """How a version's entities follow from the former version's: its rows that are `gone`, and those that are
+    `aliased`, with more aliases, both ascending. The others stay as they are and in their order; new ones
+    come last."""
+
+    gone: Rows
+    aliased: Rows
+
+    def kept(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        """Which of the former rows from `start` to `stop` are not gone."""
+        kept = np.ones(stop - start, np.bool_)
+        first, end = np.searchsorted(self.gone, (start, stop))
+        kept[self.gone[first:end] - start] = False
+        return kept
+
+    def now(self, rows: npt.NDArray[np.integer]) -> Rows:
+        """The rows of the new version where these former rows, which are not gone, are now."""
+        return np.asarray(rows - np.searchsorted(self.gone, rows))
 
 
 class Entities:
@@ -66,13 +89,14 @@ class Entities:
     def __len__(self) -> int:
         return len(self.table)
 
-    def begins_with(self, others: Entities) -> bool:
-        """Whether the first entities are exactly these others."""
-        return bool(self.table.slice(0, len(others)).equals(others.table))
-
     def of(self, rows: Iterable[int] | npt.NDArray[np.int32]) -> list[tuple[str, str]]:
         """(id, name) of the entities in `rows`."""
         return [(self._id[int(row)].as_py(), self._name[int(row)].as_py()) for row in rows]
+
+    def at(self, rows: Rows) -> pa.Table:
+        """The table's rows in these places."""
+        # A take from many batches copies the whole table.
+        return pa.concat_tables([self.table.slice(0, 0), *(self.table.slice(r, 1) for r in rows.tolist())])
 
     def names(self) -> Iterator[str]:
         """All names, in the order of the rows."""
@@ -150,12 +174,27 @@ def _without(table: pa.Table, rows: list[int], path: Path) -> Entities:
     return Entities.open(path)
 
 
+def replaced(table: pa.Table, places: Rows, rows: pa.Table) -> pa.Table:
+    """The table with other `rows` in some places, which ascend."""
+    parts, done = [], 0
+    for number, place in enumerate(places.tolist()):
+        parts += [table.slice(done, place - done), rows.slice(number, 1)]
+        done = place + 1
+    return pa.concat_tables([*parts, table.slice(done)])
+
+
 def save(table: pa.Table, path: Path) -> Entities:
     """Write a table of entities to `path`, batch by batch, and open it."""
     with pa.ipc.new_file(str(path), SCHEMA) as file:
         for start in range(0, len(table), _BATCH):
-            file.write_table(table.slice(start, _BATCH).combine_chunks())
+            file.write_table(compact(table.slice(start, _BATCH)))
     return Entities.open(path)
+
+
+def compact(rows: pa.Table) -> pa.Table:
+    """The rows in one chunk with buffers of its own. Those of a slice end with bits of other rows, and equal
+    knowledge would have other bytes, and so another version."""
+    return rows.combine_chunks().take(pa.array(np.arange(len(rows))))
 
 
 # What was left out, and why: the first reasons, and how many there were.

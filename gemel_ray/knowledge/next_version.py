@@ -27,7 +27,7 @@ from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import entities as entity_file
 from gemel_ray.knowledge import prefix_tree, thumbnails, vector_stores, versions
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.entities import Entities, Entity, Targets
+from gemel_ray.knowledge.entities import Entities, Entity, EntityChanges, Targets
 from gemel_ray.knowledge.versions import linked, read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.knowledge.writing import (
@@ -104,7 +104,8 @@ class NextVersion:
             )
             facts["multiplicity"] = index(bank, workspace.new_vectors)
         if former.ranks:
-            renew(former, self.config, self.inside / "ranking", bank, self.entities, self.wanted.triples)
+            ranking, facts_added = self.inside / "ranking", self.wanted.triples
+            renew(former, self.config, ranking, bank, self.entities, self.changes, facts_added)
         facts |= {"demonstrations": bank.examples, "names": len(bank) - bank.examples}
         facts["pictures"] = len(bank.image_vectors)
         if former.features is not None:
@@ -117,13 +118,17 @@ class NextVersion:
     def _entities(self) -> None:
         former, wanted = self.former, self.wanted
         table = former.entities.table
-        kept = pc.invert(pc.is_in(table["id"], pa.array(wanted.removed, pa.string())))
+        gone, aliased = (_rows_with(table, ids) for ids in (wanted.removed, wanted.aliases))
+        self.changes = EntityChanges(gone, np.setdiff1d(aliased, gone))
+        kept = self.changes.kept(0, len(table))
+        stay = table.filter(pa.array(kept)) if len(gone) else table
         new = pa.Table.from_pylist(list(wanted.entities), entity_file.SCHEMA)
-        stay = table.filter(kept) if wanted.removed else table
-        whole = pa.concat_tables([_aliased(stay, wanted.aliases), new])
-        self.entities = entity_file.save(whole, self.inside / "entities.arrow")
+        with_aliases = _aliased(stay, self.changes.now(self.changes.aliased), wanted.aliases)
+        self.entities = entity_file.save(
+            pa.concat_tables([with_aliases, new]), self.inside / "entities.arrow"
+        )
         names = [entity["name"] for entity in wanted.entities]
-        prefix_tree.revised(former.tree, kept.to_numpy(), names, former.tokenize, self.inside / "tree")
+        prefix_tree.revised(former.tree, kept, names, former.tokenize, self.inside / "tree")
 
     def _bank(self) -> tuple[Bank, str]:
         """The new bank, and the version whose vectors are those of its rows."""
@@ -220,16 +225,18 @@ class NextVersion:
         return lines
 
 
-def _aliased(table: pa.Table, aliases: Mapping[str, Sequence[str]]) -> pa.Table:
-    """The entities with these aliases added."""
-    parts, done = [], 0
-    named = pc.is_in(table["id"], pa.array(list(aliases), pa.string()))
-    for at in np.flatnonzero(named.to_numpy()).tolist():
-        (row,) = table.slice(at, 1).to_pylist()
+def _rows_with(table: pa.Table, ids: Iterable[str]) -> npt.NDArray[np.int64]:
+    return np.flatnonzero(pc.is_in(table["id"], pa.array(list(ids), pa.string())).to_numpy())
+
+
+def _aliased(
+    table: pa.Table, places: npt.NDArray[np.int64], aliases: Mapping[str, Sequence[str]]
+) -> pa.Table:
+    """The entities with these aliases added, by their ids, to those in some places."""
+    rows = Entities(table).at(places).to_pylist()
+    for row in rows:
         row["aliases"] = [*(row["aliases"] or ()), *aliases[row["id"]]]
-        parts += [table.slice(done, at - done), pa.Table.from_pylist([row], entity_file.SCHEMA)]
-        done = at + 1
-    return pa.concat_tables([*parts, table.slice(done)])
+    return entity_file.replaced(table, places, pa.Table.from_pylist(rows, entity_file.SCHEMA))
 
 
 def _counted(what: str, items: list[str]) -> list[str]:

@@ -117,7 +117,9 @@ def share(former: Path, new: Path, without: str) -> None:
     for file in sorted(path for path in new.rglob("*") if path.is_file()):
         inside = file.relative_to(new)
         old = former / inside
-        if inside.parts[0] == without or not old.is_file() or not filecmp.cmp(old, file, shallow=False):
+        if inside.parts[0] == without or not old.is_file() or old.samefile(file):
+            continue
+        if not filecmp.cmp(old, file, shallow=False):
             continue
         aside = file.with_name(f".{file.name}")
         linked(old, aside)

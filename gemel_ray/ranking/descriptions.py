@@ -1,4 +1,5 @@
-"""Vectors of the entities' descriptions: float16 [entities, width]; zeros without a description."""
+"""Vectors of the entities' descriptions: float16 [entities, width]; zeros without a description. Where none
+is encoded, the file has one row of zeros."""
 
 from __future__ import annotations
 
@@ -7,86 +8,65 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from gemel_ray.knowledge.entities import Entities
-from gemel_ray.knowledge.hashing import key
+from gemel_ray.knowledge.entities import Entities, EntityChanges
 from gemel_ray.ranking.examples import Encode
-from gemel_ray.ranking.sorting import PAIR
 
 Half = npt.NDArray[np.float16]
 _AT_ONCE = 8_192
 
 
-class Described:
-    """The vectors of one version of the knowledge, by their texts."""
-
-    def __init__(self, entities: Entities, vectors: Half) -> None:
-        self._vectors = vectors
-        pairs = (pair for rows, texts in _texts(entities) for pair in zip(map(key, texts), rows, strict=True))
-        found = np.fromiter(pairs, PAIR)
-        order = found["key"].argsort()
-        self._keys, self._rows = found["key"][order], found["row"][order]
-
-    def of(self, texts: list[str]) -> list[int]:
-        """The row of each text; -1: this version has no vector of it."""
-        keys = np.array([key(text) for text in texts], np.uint64)
-        at = np.minimum(np.searchsorted(self._keys, keys), max(0, len(self._keys) - 1))
-        if not len(self._keys):
-            return [-1] * len(texts)
-        rows = self._rows[at]
-        # Of more entities than bank.descriptions none was encoded: their vectors are zeros.
-        return np.where((self._keys[at] == keys) & self._vectors[rows].any(axis=1), rows, -1).tolist()
-
-    def vectors(self, rows: list[int]) -> Half:
-        """The vectors of some rows."""
-        return self._vectors[rows]
-
-
-def opened(file: Path) -> Half:
-    """The vectors, memory-mapped."""
-    return np.asarray(np.load(file, mmap_mode="r"))
+def opened(file: Path, count: int) -> Half:
+    """The vectors of `count` entities, memory-mapped."""
+    vectors: Half = np.load(file, mmap_mode="r")
+    return (
+        np.asarray(vectors) if len(vectors) == count else np.broadcast_to(vectors, (count, vectors.shape[1]))
+    )
 
 
 def write(
-    entities: Entities, encode: Encode, width: int, file: Path, former: Described | None = None
+    entities: Entities,
+    encode: Encode,
+    width: int,
+    file: Path,
+    former: tuple[Half, EntityChanges] | None = None,
 ) -> None:
-    """Write the vectors to `file`, in batches. A text that `former` has, or that occurred before in a batch,
-    is not encoded again."""
-    write_none(entities, width, file)
-    if not len(entities):
-        return
-    vectors = np.lib.format.open_memmap(file, "r+")  # type: ignore[no-untyped-call]
-    for rows, texts in _texts(entities):
-        known = former.of(texts) if former else [-1] * len(texts)
-        old = [i for i, row in enumerate(known) if row >= 0]
-        new = [i for i, row in enumerate(known) if row < 0]
-        if former and old:
-            vectors[[rows[i] for i in old]] = former.vectors([known[i] for i in old])
-        if new:
-            place = {text: at for at, text in enumerate(dict.fromkeys(texts[i] for i in new))}
-            vectors[[rows[i] for i in new]] = encode(list(place))[[place[texts[i]] for i in new]]
+    """Write the vectors to `file`, in batches. A description whose vector is among those of the `former`
+    version, or that occurred before in a batch, is not encoded again."""
+    shape = (len(entities), width)
+    vectors = np.lib.format.open_memmap(file, "w+", np.float16, shape)  # type: ignore[no-untyped-call]
+    if former:
+        _copy(*former, vectors)
+    for rows, texts in _without_vectors(entities, vectors):
+        place = {text: at for at, text in enumerate(dict.fromkeys(texts))}
+        vectors[rows] = encode(list(place))[[place[text] for text in texts]]
     vectors.flush()
 
 
-def write_none(entities: Entities, width: int, file: Path) -> None:
-    """Write zeros, which take no space on file systems with sparse files."""
-    shape = (len(entities), width)
-    if not len(entities):
-        np.save(file, np.zeros(shape, np.float16))
-        return
-    np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()  # type: ignore[no-untyped-call]
+def write_none(width: int, file: Path) -> None:
+    """Write one row of zeros, which stands for all entities."""
+    np.save(file, np.zeros((1, width), np.float16))
 
 
-def _texts(entities: Entities) -> Iterator[tuple[list[int], list[str]]]:
-    """Rows and texts of the entities that have a description."""
-    rows: list[int] = []
-    texts: list[str] = []
-    for row, entity in enumerate(entities.rows()):
-        if entity["description"]:
-            rows.append(row)
-            texts.append(f"{entity['name']}: {entity['description']}")
-        if len(rows) == _AT_ONCE:
-            yield rows, texts
-            rows, texts = [], []
-    if rows:
-        yield rows, texts
+def _copy(former: Half, changes: EntityChanges, vectors: Half) -> None:
+    place = 0
+    for start in range(0, len(former), _AT_ONCE):
+        some = former[start : start + _AT_ONCE]
+        some = some[changes.kept(start, start + len(some))]
+        vectors[place : place + len(some)] = some
+        place += len(some)
+
+
+def _without_vectors(entities: Entities, vectors: Half) -> Iterator[tuple[npt.NDArray[np.int64], list[str]]]:
+    """Rows and texts of the entities that have a description and no vector: new ones, and all of them where
+    the former version had more entities than bank.descriptions."""
+    start = 0
+    for batch in entities.table.select(["name", "description"]).to_batches(max_chunksize=_AT_ONCE):
+        described = pc.fill_null(pc.not_equal(batch["description"], ""), False).to_numpy(zero_copy_only=False)
+        wanted = described & ~vectors[start : start + len(batch)].any(axis=1)
+        texts = [f"{e['name']}: {e['description']}" for e in batch.filter(pa.array(wanted)).to_pylist()]
+        if texts:
+            yield start + np.flatnonzero(wanted), texts
+        start += len(batch)

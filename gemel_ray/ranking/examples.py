@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
@@ -135,12 +137,13 @@ def write(
     np.save(folder / "texts.npy", _vectors(list(distinct), encode, former))
 
 
-def _first_rows(entities: Entities, names: Container[str]) -> dict[str, int]:
+def _first_rows(entities: Entities, names: Collection[str]) -> dict[str, int]:
     """The first entity with each of these names."""
+    column = entities.table["name"]
+    wanted = pc.is_in(column, pa.array(list(names), pa.string()))
     found: dict[str, int] = {}
-    for row, name in enumerate(entities.names()):
-        if name in names:
-            found.setdefault(name, row)
+    for row, name in zip(np.flatnonzero(wanted.to_numpy()), column.filter(wanted).to_pylist(), strict=True):
+        found.setdefault(name, int(row))
     return found
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from gemel_ray.config import Config
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.entities import Entities
+from gemel_ray.knowledge.entities import Entities, EntityChanges
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.progress import Meter, Progress
 from gemel_ray.ranking import retrieval
@@ -27,7 +27,7 @@ from gemel_ray.ranking.examples import Encode
 from gemel_ray.ranking.features import RETRIEVAL, available
 from gemel_ray.ranking.fitting import Prepared, fitted, prepared
 from gemel_ray.ranking.ranker import Ranker
-from gemel_ray.ranking.ranking import FILE, open_collector, train_retrieval, write
+from gemel_ray.ranking.ranking import FILE, Former, open_collector, train_retrieval, write
 from gemel_ray.ranking.towers import Negatives
 from gemel_ray.ranking.triples import Triple
 
@@ -38,7 +38,7 @@ _BATCH = 256  # examples whose neighbours are looked for at once
 def make(workspace: Workspace, config: Config) -> str:
     """Write the ranking of a workspace that has its bank, by the configured stages. Returns a summary."""
     began, folder = time.perf_counter(), workspace.ranking_folder
-    with Meter("texts", texts := _texts(workspace)) as meter:
+    with Meter("texts", texts := _texts(workspace, config.bank.descriptions)) as meter:
         encode = workspace.mention_encoder(config.encode.device, config.encode.dtype)
         metered = _metered(encode, meter)
         write(folder, workspace.bank, workspace.entities, metered, described=config.bank.descriptions)
@@ -89,7 +89,7 @@ def _fit(
     if negatives != "none":
         if not retrieval.prepared(folder):
             encode_labels(workspace, config, folder, encode)
-        teaching = partial(train_retrieval, folder, negatives)
+        teaching = partial(train_retrieval, folder, len(workspace.entities), negatives)
     ranker = fitted(given, teaching)
     seconds = f"{time.perf_counter() - began:.1f} s"
     if ranker is None:
@@ -109,21 +109,24 @@ def renew(
     folder: Path,
     bank: Bank,
     entities: Entities,
+    changes: EntityChanges,
     facts: Sequence[Triple] = (),
 ) -> None:
-    """Write the ranking of another version of `former`: new indexes, with new `facts`, and the same
+    """Write the ranking of the version that follows `former`: new indexes, with new `facts`, and the same
     ranker."""
     Ranker.load(former.ranking_folder / FILE)  # refuses the ranker of an earlier form
+    before = Former(former.ranking_folder, former.bank, former.entities, changes)
     with Meter("texts", None) as meter:
         encode = _metered(former.mention_encoder(config.encode.device, config.encode.dtype), meter)
-        write(folder, bank, entities, encode, former, described=config.bank.descriptions, facts=facts)
+        write(folder, bank, entities, encode, before, described=config.bank.descriptions, facts=facts)
 
 
-def _texts(workspace: Workspace) -> int:
-    """The number of descriptions, and of different texts of examples."""
-    described = workspace.entities.table["description"]
-    texts = workspace.bank.table["text"].slice(0, workspace.bank.examples)
-    return len(described) - int(described.null_count) + int(pc.count_distinct(texts).as_py())
+def _texts(workspace: Workspace, described: int) -> int:
+    """The number of texts that are encoded: those of examples, without repetitions, and the descriptions of
+    at most `described` entities."""
+    texts = pc.count_distinct(workspace.bank.table["text"].slice(0, workspace.bank.examples)).as_py()
+    descriptions = workspace.entities.table["description"]
+    return int(texts) + (len(descriptions) <= described) * (len(descriptions) - int(descriptions.null_count))
 
 
 def _metered(encode: Encode, meter: Meter) -> Encode:

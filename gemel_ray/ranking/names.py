@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from itertools import accumulate, chain, islice, takewhile
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TypedDict
 
@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gemel_ray.knowledge.entities import Entities, Entity
+from gemel_ray.knowledge.entities import Entities, Entity, EntityChanges, compact, replaced
 from gemel_ray.knowledge.hashing import key
-from gemel_ray.ranking.postings import Postings, PostingsWriter, Rows, WeightedRows
-from gemel_ray.ranking.sorting import GrowingArray
+from gemel_ray.ranking.postings import Postings, PostingsWriter, Rows, WeightedRows, among
+from gemel_ray.ranking.sorting import GrowingArray, Pairs
 from gemel_ray.ranking.words import folded, initials, stems, trigrams, years
 
 _SCHEMA = pa.schema(
@@ -138,47 +138,98 @@ def _within(most: int, lists: Iterable[Rows]) -> Iterator[Rows]:
         yield rows
 
 
-def write(entities: Entities, folder: Path, former: Path | None = None) -> None:
-    """Index the entities into `folder`, in one pass. Memory does not grow with their number. `former`: the
-    index of the first of these entities, which is copied; only the others' words are collected."""
+def write(entities: Entities, folder: Path, former: FormerNames | None = None) -> None:
+    """Index the entities into `folder`, in one pass. Memory does not grow with their number. Of entities that
+    `former` has, only the words of those with more aliases are collected."""
     folder.mkdir(parents=True, exist_ok=True)
-    indexes = {name: PostingsWriter(folder, name) for name in _INDEXES}
+    indexes = {name: PostingsWriter(folder, name, former.pairs(name) if former else ()) for name in _INDEXES}
     sizes, first = GrowingArray(folder / "sizes.npy", np.uint16), 0
     with pa.ipc.new_file(str(folder / "names.arrow"), _SCHEMA) as file:
-        if former:
-            first = _copy(Names(former), former, file, indexes, sizes)
-        rows = map(_folded, Entities(entities.table.slice(first)).rows())
-        while batch := list(islice(rows, _BATCH)):
-            file.write_table(pa.Table.from_pylist(batch, _SCHEMA))
-            for name, words in _INDEXES.items():
-                lengths = _add([words(row) for row in batch], first, indexes[name])
-                if name == _GRAMS:
-                    sizes.add(lengths)
-            first += len(batch)
+        table = _BatchedTable(file)
+        for rows, lengths in _carried_over(former, entities, indexes) if former else ():
+            table.add(rows)
+            sizes.add(lengths)
+            first += len(rows)
+        for batch in entities.table.slice(first).to_batches(max_chunksize=_BATCH):
+            rows, lengths = _collected(batch.to_pylist(), np.arange(first, first + len(batch)), indexes)
+            table.add(rows)
+            sizes.add(lengths)
+            first += len(rows)
+        table.finish()
     for index in indexes.values():
         index.finish()
     sizes.close()
 
 
-def _copy(
-    names: Names, folder: Path, file: pa.RecordBatchFileWriter, indexes: Indexes, sizes: GrowingArray
-) -> int:
-    """Copy an index, of its table only whole batches. Returns how many rows these have."""
-    whole = list(takewhile(lambda batch: len(batch) == _BATCH, names.batches))
-    for batch in whole:
-        file.write_batch(batch)
-    sizes.add(names.sizes[: len(whole) * _BATCH])
-    for name, index in indexes.items():
-        for keys, rows in Postings.open(folder, name).blocks():
-            index.add(keys, rows)
-    return len(whole) * _BATCH
+class FormerNames:
+    """The index of the former version, and how the entities follow from that version's."""
+
+    def __init__(self, folder: Path, changes: EntityChanges) -> None:
+        self.names, self.changes, self._folder = Names(folder), changes, folder
+
+    def pairs(self, name: str) -> Iterator[Pairs]:
+        """What one of the indexes has of entities that stay as they are, by their new rows."""
+        left_out = np.union1d(self.changes.gone, self.changes.aliased)
+        for block in Postings.open(self._folder, name).blocks():
+            kept = block[~among(block["row"], left_out)]
+            kept["row"] = self.changes.now(kept["row"])
+            if len(kept):
+                yield kept
 
 
-def _add(words: list[Collection[str]], first: int, index: PostingsWriter) -> npt.NDArray[np.int64]:
-    """Add each entity's words, beginning with row `first`. Returns how many each has."""
+class _BatchedTable:
+    """Writes rows, which come in any number, in batches of the same size."""
+
+    def __init__(self, file: pa.RecordBatchFileWriter) -> None:
+        self._file, self._waiting = file, _SCHEMA.empty_table()
+
+    def add(self, rows: pa.Table) -> None:
+        self._waiting = pa.concat_tables([self._waiting, rows])
+        while len(self._waiting) >= _BATCH:
+            self._file.write_table(compact(self._waiting.slice(0, _BATCH)))
+            self._waiting = self._waiting.slice(_BATCH)
+
+    def finish(self) -> None:
+        if len(self._waiting):
+            self._file.write_table(compact(self._waiting))
+
+
+def _carried_over(
+    former: FormerNames, entities: Entities, indexes: Indexes
+) -> Iterator[tuple[pa.Table, npt.NDArray[np.integer]]]:
+    """The rows of the former table that stay, and their numbers of trigrams. Only those of entities with more
+    aliases are made again, and their words added."""
+    changes, start = former.changes, 0
+    for batch in former.names.batches:
+        end = start + len(batch)
+        kept, first = changes.kept(start, end), int(changes.now(np.array(start)))
+        rows = pa.Table.from_batches([batch.filter(pa.array(kept))])
+        lengths = former.names.sizes[start:end][kept]
+        aliased = changes.now(changes.aliased[slice(*np.searchsorted(changes.aliased, (start, end)))])
+        if len(aliased):
+            new, lengths[aliased - first] = _collected(entities.at(aliased).to_pylist(), aliased, indexes)
+            rows = replaced(rows, aliased - first, new)
+        yield rows, lengths
+        start = end
+
+
+def _collected(
+    entities: Sequence[Entity], numbers: npt.NDArray[np.integer], indexes: Indexes
+) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+    """The rows of the table for these entities, and their numbers of trigrams. Adds their words, under the
+    rows `numbers`."""
+    rows = list(map(_folded, entities))
+    lengths = {n: _add([words(row) for row in rows], numbers, indexes[n]) for n, words in _INDEXES.items()}
+    return pa.Table.from_pylist(rows, _SCHEMA), lengths[_GRAMS]
+
+
+def _add(
+    words: list[Collection[str]], numbers: npt.NDArray[np.integer], index: PostingsWriter
+) -> npt.NDArray[np.int64]:
+    """Add each entity's words, under the rows `numbers`. Returns how many each has."""
     lengths = np.fromiter(map(len, words), np.int64, len(words))
     keys = np.fromiter(map(key, chain.from_iterable(words)), np.uint64, int(lengths.sum()))
-    index.add(keys, np.repeat(np.arange(first, first + len(words), dtype=np.int32), lengths))
+    index.add(keys, np.repeat(numbers, lengths))
     return lengths
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.errors import Mistake
-from gemel_ray.ranking.sorting import PAIR, GrowingArray, Sorter
+from gemel_ray.ranking.sorting import PAIR, GrowingArray, Pairs, Sorter, merged
 
 Rows = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
@@ -44,13 +44,16 @@ class Postings:
         """All keys and rows, a key as often as it has rows."""
         return np.repeat(self._keys, np.diff(self._offsets)), self._rows
 
-    def blocks(self) -> Iterator[tuple[npt.NDArray[np.uint64], Rows]]:
-        """All pairs in blocks: keys and rows."""
+    def blocks(self) -> Iterator[Pairs]:
+        """All pairs, ascending, in blocks."""
         for start in range(0, len(self), _BLOCK):
             end = min(start + _BLOCK, len(self))
             first, last = (int(self._offsets.searchsorted(at, "right")) - 1 for at in (start, end - 1))
             counts = np.diff(self._offsets[first : last + 2].clip(start, end))
-            yield np.repeat(self._keys[first : last + 1], counts), self._rows[start:end]
+            block = np.empty(end - start, PAIR)
+            block["key"] = np.repeat(self._keys[first : last + 1], counts)
+            block["row"] = self._rows[start:end]
+            yield block
 
     def of(self, key: int) -> Rows:
         """The rows of `key`."""
@@ -107,10 +110,11 @@ class WeightedRows:
 
 
 class PostingsWriter:
-    """Writes an index part by part; equal pairs count once. Its memory does not grow with the pairs."""
+    """Writes an index part by part; equal pairs count once. Its memory does not grow with the pairs.
+    `former`: ascending pairs of another index, none of which is added."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._pairs, self._folder, self._name = Sorter(folder), folder, name
+    def __init__(self, folder: Path, name: str, former: Iterable[Pairs] = ()) -> None:
+        self._pairs, self._folder, self._name, self._former = Sorter(folder), folder, name, iter(former)
 
     def add(self, keys: npt.NDArray[np.uint64], rows: npt.NDArray[np.integer]) -> None:
         """Add row i under key i."""
@@ -121,7 +125,7 @@ class PostingsWriter:
         files = (self._folder / f"{self._name}.{part}.npy" for part in _PARTS)
         keys, offsets, rows = map(GrowingArray, files, (np.uint64, np.int64, np.int32))
         last = None
-        for block in self._pairs.ascending():
+        for block in merged(self._former, self._pairs.ascending()):
             every = np.ascontiguousarray(block["key"])
             new = np.flatnonzero(np.append(every[0] != last, every[1:] != every[:-1]))
             keys.add(every[new])

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import Bank
-from gemel_ray.knowledge.entities import Entities
-from gemel_ray.knowledge.hashing import key
+from gemel_ray.knowledge.entities import Entities, EntityChanges
+from gemel_ray.knowledge.hashing import hashed
 from gemel_ray.ranking import context, descriptions, retrieval, triples
 from gemel_ray.ranking import examples as example_files
 from gemel_ray.ranking import names as name_files
@@ -23,14 +24,11 @@ from gemel_ray.ranking.context import TrainingExample
 from gemel_ray.ranking.evidence import Collector, Evidence
 from gemel_ray.ranking.examples import Encode, Examples
 from gemel_ray.ranking.features import GRAPH, RETRIEVAL, Group, Question, Sources, groups_of
-from gemel_ray.ranking.names import Names
+from gemel_ray.ranking.names import FormerNames, Names
 from gemel_ray.ranking.ranker import Ranker, best_two, contributions, explanation, nearest_examples
 from gemel_ray.ranking.retrieval import Retrieval
 from gemel_ray.ranking.towers import Negatives
 from gemel_ray.ranking.triples import Triple, Triples
-
-if TYPE_CHECKING:
-    from gemel_ray.knowledge.workspace import Workspace
 
 Matrix = npt.NDArray[np.float32]
 FILE, _ABOUT = "ranker.safetensors", "about.npy"
@@ -43,6 +41,20 @@ class Likely(NamedTuple):
     rows: npt.NDArray[np.int64]
     logs: Matrix
     why: str | None = None
+
+
+@dataclass(frozen=True)
+class Former:
+    """The ranking of the former version, with that version's bank and entities, and how the new version's
+    entities follow from these."""
+
+    folder: Path
+    bank: Bank
+    entities: Entities
+    changes: EntityChanges
+
+    def descriptions(self) -> npt.NDArray[np.float16]:
+        return descriptions.opened(self.folder / _ABOUT, len(self.entities))
 
 
 class Ranking:
@@ -97,7 +109,7 @@ def open_collector(
 ) -> Collector:
     """A collector on a version's files, for these groups of features, or for all that are available. The
     files of the graph and of the retrieval are opened only if a group needs them."""
-    about, names = descriptions.opened(folder / _ABOUT), Names(folder)
+    about, names = descriptions.opened(folder / _ABOUT, len(entities)), Names(folder)
     graph = Triples.exists(folder) and (groups is None or any(group.name == GRAPH for group in groups))
     connections = Connections(Triples(folder), names, _identities(folder)) if graph else None
     wanted = groups is None or any(group.name == RETRIEVAL for group in groups)
@@ -115,54 +127,59 @@ def write(
     bank: Bank,
     entities: Entities,
     encode: Encode,
-    former: Workspace | None = None,
+    former: Former | None = None,
     *,
     described: int,
     facts: Sequence[Triple] = (),
 ) -> None:
-    """Index a version's entities and examples into `folder`. The vectors of texts that
-    `former`, another version, has encoded are copied, and so are its ranker and its triples, to which `facts`
-    are added. If there are more than `described` entities, descriptions have no vectors."""
-    added = former and entities.begins_with(former.entities)
-    name_files.write(entities, folder, former.ranking_folder if former and added else None)
-    known = Examples(former.ranking_folder, former.bank) if former else None
+    """Index a version's entities and examples into `folder`. What `former` has of entities and texts that
+    stay is copied, and so are its ranker and its triples, to which `facts` are added. If there are more than
+    `described` entities, descriptions have no vectors."""
+    name_files.write(entities, folder, FormerNames(former.folder, former.changes) if former else None)
+    known = Examples(former.folder, former.bank) if former else None
     example_files.write(bank, entities, encode, folder, known)
     width = bank.mention_vectors.shape[1]
     if len(entities) <= described:
-        before = _described(former) if former else None
+        before = (former.descriptions(), former.changes) if former else None
         descriptions.write(entities, encode, width, folder / _ABOUT, before)
     else:
-        descriptions.write_none(entities, width, folder / _ABOUT)
+        descriptions.write_none(width, folder / _ABOUT)
     if former:
-        shutil.copyfile(former.ranking_folder / FILE, folder / FILE)
+        shutil.copyfile(former.folder / FILE, folder / FILE)
         if facts:
-            triples.write(facts, entities.pairs(), folder, Triples(former.ranking_folder))
+            triples.write(facts, entities.pairs(), folder, Triples(former.folder))
         else:
-            triples.carry_over(former.ranking_folder, folder)
+            triples.carry_over(former.folder, folder)
     if Triples.exists(folder):
-        identities = np.fromiter(
-            (key(identity) for identity, _ in entities.pairs()), np.uint64, len(entities)
-        )
-        np.save(folder / _IDENTITIES, identities)
-    if former and Retrieval.exists(former.ranking_folder):
-        retrieval.carry_over(former.ranking_folder, folder, encode, *_of_entities(folder))
+        _identify(entities, folder, former)
+    if former and Retrieval.exists(former.folder):
+        retrieval.carry_over(former.folder, folder, encode, *_of_entities(folder, len(entities)))
 
 
-def train_retrieval(folder: Path, negatives: Negatives, judged: Sequence[TrainingExample]) -> list[Matrix]:
+def _identify(entities: Entities, folder: Path, former: Former | None) -> None:
+    """Write the keys of the entities' ids."""
+    before = _identities(former.folder) if former else np.empty(0, np.uint64)
+    kept = before[former.changes.kept(0, len(before))] if former else before
+    ids = (
+        identity for chunk in entities.table["id"].slice(len(kept)).chunks for identity in chunk.to_pylist()
+    )
+    new = np.fromiter(map(hashed, ids), np.uint64, len(entities) - len(kept))
+    np.save(folder / _IDENTITIES, np.concatenate([kept, new]))
+
+
+def train_retrieval(
+    folder: Path, entities: int, negatives: Negatives, judged: Sequence[TrainingExample]
+) -> list[Matrix]:
     """Train a retrieval on the examples and the labels' vectors in `folder`, and write it there. Returns the
     cosines of each example's candidates, by a retrieval that was not trained on this example."""
-    about, identities = _of_entities(folder)
+    about, identities = _of_entities(folder, entities)
     known = retrieval.frozen(folder, about, identities)
     found, weights = context.cross_fitted(known, judged, negatives)
     retrieval.finish(folder, known, weights)
     return found
 
 
-def _of_entities(folder: Path) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint64] | None]:
+def _of_entities(folder: Path, count: int) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint64] | None]:
     """The vectors of the entities' descriptions, and, if there is a graph, the keys of their ids."""
     identities = _identities(folder) if (folder / _IDENTITIES).exists() else None
-    return descriptions.opened(folder / _ABOUT), identities
-
-
-def _described(former: Workspace) -> descriptions.Described:
-    return descriptions.Described(former.entities, descriptions.opened(former.ranking_folder / _ABOUT))
+    return descriptions.opened(folder / _ABOUT, count), identities

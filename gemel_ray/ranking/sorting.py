@@ -68,6 +68,46 @@ class Sorter:
         self._waiting, self._count = [], 0
 
 
+def merged(one: Iterator[Pairs], other: Iterator[Pairs]) -> Iterator[Pairs]:
+    """Two ascending streams of blocks, which have no pair in common, as one."""
+    first, second = next(one, None), next(other, None)
+    while first is not None and second is not None:
+        last = min(_last(first), _last(second))
+        a, b = _until(first, last), _until(second, last)
+        yield _inserted(first[:a], second[:b])
+        first = first[a:] if a < len(first) else next(one, None)
+        second = second[b:] if b < len(second) else next(other, None)
+    for block, rest in ((first, one), (second, other)):
+        if block is not None:
+            yield block
+            yield from rest
+
+
+def _inserted(pairs: Pairs, new: Pairs) -> Pairs:
+    """Ascending pairs with others inserted. Faster than sorting all of them."""
+    if not len(new) or not len(pairs):
+        return pairs if len(pairs) else new
+    keys = np.ascontiguousarray(pairs["key"])
+    begins = np.append(True, keys[1:] != keys[:-1])
+    distinct = keys[begins]
+    place = np.searchsorted(distinct, new["key"])
+    there = distinct[np.minimum(place, len(distinct) - 1)] == new["key"]
+    # A pair as one number: its key's place, odd where the key is one of `distinct`, then its row.
+    here = (2 * np.cumsum(begins) - 1 << 32) + pairs["row"]
+    return np.insert(pairs, np.searchsorted(here, (2 * place + there << 32) + new["row"]), new)
+
+
+def _last(pairs: Pairs) -> tuple[int, int]:
+    return int(pairs["key"][-1]), int(pairs["row"][-1])
+
+
+def _until(pairs: Pairs, last: tuple[int, int]) -> int:
+    """The number of the ascending pairs up to `last`."""
+    key, row = last
+    first, end = (int(np.searchsorted(pairs["key"], np.uint64(key), side)) for side in ("left", "right"))
+    return first + int(np.searchsorted(pairs["row"][first:end], np.int32(row), "right"))
+
+
 class _Run:
     """Ascending pairs of a file, read in blocks of `size`."""
 
@@ -88,15 +128,11 @@ class _Run:
     @property
     def last(self) -> tuple[int, int]:
         """The last pair of the block."""
-        return int(self._block["key"][-1]), int(self._block["row"][-1])
+        return _last(self._block)
 
     def take(self, last: tuple[int, int] | None) -> Pairs:
         """Take the pairs of the block up to `last`; all if it is None."""
-        taken = self._block
-        if last is not None:
-            keys, (key, row) = taken["key"], last
-            first, end = (int(np.searchsorted(keys, np.uint64(key), side)) for side in ("left", "right"))
-            taken = taken[: first + int(np.searchsorted(taken["row"][first:end], np.int32(row), "right"))]
+        taken = self._block if last is None else self._block[: _until(self._block, last)]
         self._at += len(taken)
         return taken
 
