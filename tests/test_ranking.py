@@ -341,6 +341,27 @@ def test_a_new_entity_is_a_candidate_without_fitting_again(workspace: Workspace,
     assert main(["kb", "rollback", "--workspace", str(workspace.folder)]) == 0
 
 
+def test_an_index_that_versions_continue_is_that_of_their_entities(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    new = {"id": "Q997", "name": "Wim Ivanova", "aliases": ["The Miller"]}
+    for verb, *changed in (
+        ("add", "--entities", written(tmp_path, "n.jsonl", [new])),
+        ("remove", "Q3", "Q120", "Q997"),
+        ("alias", "Q12", "Grand Comet Lady"),
+        ("add", "--entities", written(tmp_path, "more.jsonl", [new, new | {"id": "Q996"}])),
+        ("alias", "Q997", "Old Joe"),
+    ):
+        assert main(["kb", verb, "--workspace", str(workspace.folder), *changed]) == 0
+    later = Workspace.open(workspace.folder, configured(workspace))
+    name_files.write(later.entities, tmp_path / "at once")
+    for file in (tmp_path / "at once").iterdir():
+        assert file.read_bytes() == (later.ranking_folder / file.name).read_bytes(), file.name
+    found = dict(likely(later, tmp_path, text="Grand Comet Lady.", mention="Grand Comet Lady"))
+    assert entities()[7]["name"] in found
+    assert main(["kb", "rollback", "--workspace", str(workspace.folder), workspace.knowledge]) == 0
+
+
 def test_descriptions_that_a_version_did_not_encode_are_encoded_by_the_next(
     workspace: Workspace, tmp_path: Path
 ) -> None:
