@@ -23,13 +23,23 @@ from gemel_ray.readers.fields import Span, compared, is_edge, normal
 
 
 class Names:
-    """Finds `forms`: with `any_case` in any case, else as they are spelled or in capitals."""
+    """Finds `forms`: with `any_case` in any case, else as they are spelled or in capitals. `searched`: the
+    only texts in which they are looked for, if there are no others."""
 
-    def __init__(self, forms: Iterable[str], any_case: bool = False) -> None:
+    def __init__(
+        self, forms: Iterable[str], any_case: bool = False, searched: Iterable[str] | None = None
+    ) -> None:
         self._any_case = any_case
         written = (f for form in forms for f in (form, *(() if any_case else (form.upper(),))))
-        self._forms = sorted({compared(normal(form), any_case)[0] for form in written} - {""})
+        shapes: Iterator[str] = (compared(normal(form), any_case)[0] for form in written)
+        if searched is not None:
+            shapes = filter(_Runs(compared(text, any_case)[0] for text in searched).may_have, shapes)
+        self._forms = sorted({*shapes} - {""})
         self._automaton = AhoCorasick(self._forms, matchkind=MatchKind.Standard)
+
+    def __len__(self) -> int:
+        """How many different spellings are looked for."""
+        return len(self._forms)
 
     def whole_words(self, text: str) -> Iterator[Span]:
         """All occurrences that neither begin nor end within a word, with overlapping ones."""
@@ -38,6 +48,22 @@ class Names:
             span = (origin[start], origin[end]) if origin else (start, end)
             if span[0] < span[1] and is_edge(text, span[0]) and is_edge(text, span[1]):
                 yield span
+
+
+_RUN = 4  # characters
+
+
+class _Runs:
+    """The runs of characters in some texts: of many names, few have no other runs. An automaton takes a
+    kilobyte for each name."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._runs = {text[i : i + _RUN] for text in texts for i in range(len(text) - _RUN + 1)}
+
+    def may_have(self, shape: str) -> bool:
+        """Whether one of the texts may contain this."""
+        runs = self._runs
+        return all(shape[i : i + _RUN] in runs for i in range(len(shape) - _RUN + 1))
 
 
 def longest(spans: Iterable[Span]) -> Iterator[Span]:
@@ -83,7 +109,8 @@ class LinkStatistics:
 
     def write(self, forms: Iterable[str], folder: Path) -> None:
         """Write for each frequent name the number of texts in which it is a mention, and of all its texts."""
-        names, seen, linked = Names(forms), Counter[str](), Counter[str]()
+        names = Names(forms, searched=self._known)
+        seen, linked = Counter[str](), Counter[str]()
         for text, known in self._known.items():
             found: dict[str, bool] = {}
             for start, end in names.whole_words(text):

@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gemel_ray.cli import main
 from gemel_ray.detecting import LinkStatistics, Names, Tagger, longest, rarely_linked
@@ -47,6 +49,21 @@ def test_names_are_found_as_whole_words_in_many_scripts(
     text: str, forms: list[str], expected: list[str]
 ) -> None:
     assert found(text, *forms) == expected
+
+
+PIECES = ("Paris", "New ", "York", "é", "e\u0301", " ", "'", "\u2019", "北京", "이")
+FORMS = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
+
+
+@given(st.lists(FORMS, max_size=9), st.lists(FORMS, max_size=3), st.booleans())
+def test_names_that_are_in_none_of_the_searched_texts_are_left_out(
+    forms: list[str], texts: list[str], any_case: bool
+) -> None:
+    others = [f"{number} other names" for number in range(100)]
+    every, likely = Names(forms, any_case), Names([*forms, *others], any_case, texts)
+    for text in texts:
+        assert set(likely.whole_words(text)) == set(every.whole_words(text))
+    assert len(likely) <= len(every)
 
 
 @pytest.mark.parametrize("written", ["NFC", "NFD"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,7 @@ def test_of_many_rejects_the_first_are_shown_and_all_are_counted(tmp_path: Path)
 
 def test_targets_become_names_of_the_knowledge_base(tmp_path: Path) -> None:
     rows = [{"id": "Q1", "name": "Apple Inc."}, {"id": "Q2", "name": "Apple"}]
-    known = Targets(entities.write(rows, tmp_path / "entities.arrow").pairs())
+    known = Targets(entities.write(rows, tmp_path / "entities.arrow"))
     assert known.name(None, "Q1") == "Apple Inc."  # gold with an id only
     assert known.name("Apple Computer", "Q1") == "Apple Inc."  # another spelling
     assert known.name("Apple", "Q1") == "Apple"  # a name of the knowledge base stays
@@ -276,6 +277,20 @@ def test_targets_become_names_of_the_knowledge_base(tmp_path: Path) -> None:
     assert known.name(None, "NIL") is known.name(None, None) is None
     assert "Apple" in known
     assert "Pear" not in known
+
+
+def test_targets_of_many_entities_take_few_bytes_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A build of millions of names once had them all in memory."""
+    monkeypatch.setattr(entities, "_BATCH", 500)
+    rows = ({"id": f"Q{n}", "name": f"The {n}th of many entities"} for n in range(20_000))
+    known = Targets(entities.write(rows, tmp_path / "entities.arrow"))
+    tracemalloc.start()
+    assert known.name(None, "Q7") == "The 7th of many entities"
+    assert "The 20000th of many entities" not in known
+    assert tracemalloc.get_traced_memory()[1] < 100 * 20_000
+    tracemalloc.stop()
 
 
 KNOWN = [("Q1", "Boston"), ("Q2", "Mercury (planet)"), ("Q3", "Mercury_(element)"), ("Q4", "Q1 (group)"),

@@ -116,7 +116,7 @@ def _targets(options: argparse.Namespace, made: Manifest | None) -> Any:
         path, knowledge = (used["path"], used["knowledge"]) if used else ("", versions.FIRST)
         inside = versions.folder(_still_there(path), knowledge)
     file = inside / "entities.arrow"
-    return Targets(Entities.open(file).pairs()) if options.workspace or file.is_file() else None
+    return Targets(Entities.open(file)) if options.workspace or file.is_file() else None
 
 
 def _still_there(workspace: str) -> Path:

@@ -124,7 +124,7 @@ def _bank(workspace: Workspace, config: Config, inputs: list[str], made: Made, s
     """Encode the demonstrations, tokenise them, and fill the vector store. The knowledge base's names come
     after the solved examples, so that of equal mentions those are first."""
     few = len(workspace.entities) <= config.bank.names
-    known = Targets(workspace.entities.pairs() if inputs or few else ())
+    known = Targets(workspace.entities)
     for line in first_targets(inputs, known):
         say(line)
     began = time.perf_counter()

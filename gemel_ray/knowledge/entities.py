@@ -230,49 +230,76 @@ class Rejects:
 # id, and may spell the name differently from the knowledge base; others have nothing but an id.
 
 
+class _Places:
+    """The places of texts in a column, by their hashes: a set takes ten times as much memory."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        texts = (hash(text) for chunk in column.chunks for text in chunk.to_pylist())
+        hashes = np.fromiter(texts, np.int64, len(column))
+        self._places = np.argsort(hashes, kind="stable").astype(np.int32)
+        self._hashes, self._column = hashes[self._places], column
+
+    def first(self, text: str | None) -> int | None:
+        """Where this text is first; None: nowhere."""
+        first, end = (int(np.searchsorted(self._hashes, hash(text), side)) for side in ("left", "right"))
+        return next((p for p in self._places[first:end].tolist() if self._column[p].as_py() == text), None)
+
+
 class Targets:
-    """Names by ids, from the (id, name) `pairs` of some entities, read on first use. If an id occurs twice,
-    its first name counts; all names remain valid. `doubts`: how many targets were a name and also another
+    """Names by ids, of some entities or of (id, name) pairs, read on first use. If an id occurs twice, its
+    first name counts; all names remain valid. `doubts`: how many targets were a name and also another
     entity's id."""
 
-    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
-        self._pairs = pairs
+    def __init__(self, known: Entities | Iterable[tuple[str, str]]) -> None:
+        self._known = known
         self.doubts = 0
 
     @cached_property
-    def _read(self) -> tuple[dict[str, str], set[str]]:
-        name_of: dict[str, str] = {}
-        names: set[str] = set()
-        for identity, name in self._pairs:
-            names.add(name)
-            name_of.setdefault(identity, name)
-        return name_of, names
+    def _columns(self) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        if isinstance(self._known, Entities):
+            return self._known.table["id"], self._known.table["name"]
+        pairs = list(self._known)
+        ids, names = (pa.chunked_array([[p[part] for p in pairs]], pa.string()) for part in (0, 1))
+        return ids, names
+
+    @cached_property
+    def _ids(self) -> _Places:
+        return _Places(self._columns[0])
+
+    @cached_property
+    def _names(self) -> _Places:
+        return _Places(self._columns[1])
 
     @cached_property
     def _loose(self) -> dict[str, str]:
         """Names by their loose spelling, where it differs."""
-        return {loose: name for name in self._read[1] if (loose := _loosely(name)) != name}
+        names = (name for chunk in self._columns[1].chunks for name in chunk.to_pylist())
+        return {loose: name for name in names if (loose := _loosely(name)) != name}
+
+    def _of(self, identity: str) -> str | None:
+        """The name of this id."""
+        place = self._ids.first(identity)
+        return None if place is None else self._columns[1][place].as_py()
 
     def __contains__(self, name: str | None) -> bool:
-        return name in self._read[1]
+        return name is not None and self._names.first(name) is not None
 
     def name(self, target: str | None, target_id: str | None) -> str | None:
         """The target, if it is a name of the knowledge base; else the name of its id; else, if the target is
         itself an id or a name in the spelling of an address, that entity's name; else the target unchanged,
         which may be None."""
-        name_of, names = self._read
         wanted = normal(target) if target else None
-        if wanted in names:
-            self.doubts += target_id is None and name_of.get(wanted or "", wanted) != wanted
+        if wanted is not None and wanted in self:
+            self.doubts += target_id is None and self._of(wanted) not in (None, wanted)
             return wanted
-        if target_id is not None and (known := name_of.get(target_id) or name_of.get(_last(target_id))):
+        if target_id is not None and (known := self._of(target_id) or self._of(_last(target_id))):
             return known
         if not wanted:
             return target
-        if (known := name_of.get(wanted) or name_of.get(_last(wanted))) is not None:
+        if (known := self._of(wanted) or self._of(_last(wanted))) is not None:
             return known
         loose = _loosely(wanted)
-        return loose if loose in names else self._loose.get(loose, wanted)
+        return loose if loose in self else self._loose.get(loose, wanted)
 
 
 def _last(identifier: str) -> str:

@@ -167,7 +167,7 @@ class NextVersion:
         """The bank's rows of the new demonstrations, without those that it has already."""
         if not self.wanted.demonstrations:
             return []
-        known, fetch = Targets(self.entities.pairs()), self.config.input.fetch_official_images
+        known, fetch = Targets(self.entities), self.config.input.fetch_official_images
         given = (t for f in self.wanted.demonstrations for t in documents(f, fetch_official_images=fetch))
         tables = []
         with Meter("documents", sum(count(f) or 0 for f in self.wanted.demonstrations)) as meter:
@@ -200,7 +200,7 @@ class NextVersion:
         new = list(chain(forms(wanted.entities), aliased))
         if not new:
             return []
-        known, made = Targets(self.entities.pairs()), Made()
+        known, made = Targets(self.entities), Made()
         with Meter("names", len(new)) as meter:
             solved = [
                 usable_demonstrations(t, known, made)

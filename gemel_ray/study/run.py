@@ -95,7 +95,7 @@ class _Runner:
         self.known = known(plan.train)
         self.evidence = evidence_of(plan.workspace)
         opened = Workspace.open(plan.workspace, configured(read_facts(plan.workspace)["settings"], ()))
-        self.targets = Targets(opened.entities.pairs())
+        self.targets = Targets(opened.entities)
         self.pictures = variants.have_pictures(documents, features=opened.features is not None)
         self.inputs = plan.output / "inputs" / variants.digest(documents)
         self.dev = self._dev()

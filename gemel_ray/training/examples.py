@@ -187,7 +187,7 @@ def through_graph(
     graph = linking_graph(config, workspace)
     segment = graph.segment(graph.names[:-1], workspace)
     targets: dict[tuple[str, str], str | None] = {}
-    known = Targets(workspace.entities.pairs())
+    known = Targets(workspace.entities)
 
     def batches() -> Iterator[pa.Table]:
         documents_before = 0
