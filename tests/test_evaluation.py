@@ -581,3 +581,14 @@ def test_comparing_the_other_way_round_turns_the_sign(pairs: list[tuple[bool, bo
     assert there["difference"]["value"] == -back["difference"]["value"]
     assert (there["won"], there["lost"], there["mcnemar_p"]) == (back["lost"], back["won"], back["mcnemar_p"])
     assert there["won"] - there["lost"] == round(there["difference"]["value"] * len(pairs), 2).__round__()
+
+
+def test_gold_of_other_documents_is_refused_with_an_id_of_each(tmp_path: Path) -> None:
+    gold = write_gold(tmp_path / "gold.jsonl", [[{"target": "a"}]])
+    linked = write_answers(tmp_path / "out", gold, [("linked", 0.9, ["a"])])
+    other = tmp_path / "other.csv"
+    other.write_text("id,text,mention,target\nz9,A text.,text,a\n")
+    with pytest.raises(
+        ValueError, match=r"has 2-3 of document 'd0'.* 2-6 of document 'z9': no mention is in both"
+    ):
+        evaluate(linked, [str(other)])

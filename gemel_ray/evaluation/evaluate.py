@@ -20,8 +20,9 @@ from gemel_ray.evaluation.known import Known
 from gemel_ray.evaluation.plain import Figures, PlainBaseline, PlainCalibration, PlainEvaluation
 from gemel_ray.evaluation.resampling import Figure
 from gemel_ray.evaluation.table import evaluation_text
+from gemel_ray.job.results import tables
 from gemel_ray.knowledge.entities import Targets
-from gemel_ray.readers.fields import normal
+from gemel_ray.readers.fields import normal, short
 from gemel_ray.records import Row
 from gemel_ray.storage import Place
 
@@ -126,8 +127,8 @@ def evaluate(
 ) -> Evaluation:
     """Compare the links in `output` (written by `gemel-ray link`) with the gold files. `targets` has the
     names of targets that are given by id; `ranked` the answers of the ranker alone, `undescribed` those
-    without descriptions (ranked.py). Raises ValueError if there are no links, or no gold mention has a
-    target."""
+    without descriptions (ranked.py). Raises ValueError if there are no links, if they are of other documents,
+    or if no gold mention has a target."""
     gold = list(gold)
     mentions = list(gold_mentions(gold))
     links = links_of(output, {key(row) for row in mentions})
@@ -142,8 +143,25 @@ def evaluate(
             f"{', '.join(gold[:3])}: no mention has a target"
             + (": the targets are ids, so give the knowledge base (--entities)" if _by_id(mentions) else "")
         )
+    if not links:
+        raise Mistake(_of_others(output, gold, mentions[0]))
     nil, without = [j for j in every if j.nil], len(every) - len(judged)
     return Evaluation(judged, without, nil, known or Known(), output, gold, ranked, undescribed)
+
+
+def _of_others(output: Place, gold: Sequence[str], mention: Row) -> str:
+    """The message that the links and gold have no mention in common."""
+    linked = next((row for t in tables(output, ["document_id", "mention_id"]) for row in t.to_pylist()), None)
+    there = f"{output} has {_shown(linked)}, for example, and" if linked else f"{output} has no rows, and"
+    return (
+        f"{there} {', '.join(gold[:3])} {_shown(mention)}: no mention is in both. Mentions are compared by "
+        "their document's id (a field id, else file and row) and their place: link the file that you give as "
+        "--gold"
+    )
+
+
+def _shown(mention: Row) -> str:
+    return f"{mention['mention_id']} of document {short(mention['document_id'])}"
 
 
 def _names_in(links: Iterable[Row]) -> Targets:
