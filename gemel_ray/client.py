@@ -30,7 +30,8 @@ _LONGEST = 30.0  # seconds between two tries, whatever Retry-After says
 
 
 class ServerError(GemelError, RuntimeError):
-    """The endpoint's error: its message, `kind`, HTTP `status` and `request_id`."""
+    """The endpoint's error: its message, `kind`, HTTP `status` and `request_id`. Without an answer, `kind` is
+    `unreachable` and `status` 0."""
 
     def __init__(self, message: str, kind: str, status: int, request_id: str) -> None:
         super().__init__(message)
@@ -91,7 +92,8 @@ class Client:
         """The successful response; its body is still to be read."""
         end = time.monotonic() + self.patience
         while True:
-            with self.http.stream("POST", "/v1/link", json=content, headers=headers) as answer:
+            asked = self.http.stream("POST", "/v1/link", json=content, headers=headers)
+            with self._reached(), asked as answer:
                 if answer.status_code == httpx.codes.OK:
                     yield answer
                     return
@@ -100,6 +102,16 @@ class Client:
                 if pause is None or time.monotonic() + pause > end:
                     raise _error(_content(answer), answer.status_code)
             time.sleep(pause)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Raises ServerError with status 0 where there is no answer."""
+        try:
+            yield
+        except httpx.TransportError as fault:
+            late = isinstance(fault, httpx.TimeoutException)
+            why = "no answer in time" if late else f"no answer: {fault}"
+            raise ServerError(f"{self.http.base_url}: {why}", "unreachable", 0, "") from fault
 
 
 def document(

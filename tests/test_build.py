@@ -287,6 +287,12 @@ def test_where_most_targets_are_unknown_that_is_said_first(tmp_path: Path) -> No
     assert "3 of the first 4 targets are not an entity's name or id: 'Q2', 'Q3', 'Q4'" in said[0]
 
 
+def test_documents_without_targets_are_reported_as_no_examples(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("caption,image\nBoston in spring,a.jpg\n")
+    (said,) = first_targets([str(tmp_path / "train.csv")], Targets([("Q1", "Boston")]))
+    assert "none of the first 1 documents has a mention with a target" in said
+
+
 def test_a_file_without_any_entity_says_why(tmp_path: Path) -> None:
     for content, why in (("[1, 2]", "an entity is an object with id and name"), ("", "the file is empty")):
         (tmp_path / "kb.json").write_text(content)

@@ -52,6 +52,12 @@ def test_what_is_sound_is_clean(tmp_path: Path) -> None:
     assert found.table().endswith("nothing found")
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
+def test_a_file_without_a_document_is_not_sound(tmp_path: Path, name: str, capsys: Any) -> None:
+    assert main(["check", written(tmp_path, name=name)]) == 1
+    assert "there is no document in it" in capsys.readouterr().out
+
+
 FAULTS: dict[str, tuple[str, list[Row], str]] = {
     "empty text": ("row", [row("a", text="")], "the text is empty"),
     "same id": ("id", [row("a"), row("a", text="Adobe again")], "the id is also that of"),

@@ -98,6 +98,14 @@ def test_what_is_no_answer_of_ours_is_an_error_all_the_same() -> None:
         client.link("Adobe")
 
 
+def test_where_nothing_answers_the_error_names_the_address() -> None:
+    with listening(replies()[0]) as url:
+        pass
+    with Client(url) as client, pytest.raises(ServerError, match=f"{url}.* no answer") as refused:
+        client.link("Adobe")
+    assert (refused.value.kind, refused.value.status) == ("unreachable", 0)
+
+
 def test_a_fault_in_the_middle_of_a_stream_is_raised() -> None:
     lines = (
         '{"document_id": "a", "links": [{"entity": "Adobe"}]}\n{"error": {"message": "it took too long"}}\n'

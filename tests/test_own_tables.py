@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gemel_ray.readers import documents
+from gemel_ray.readers import documents, first_look
 
 CAPTION = "Apple opened a shop in New York."
 
@@ -75,3 +75,15 @@ def test_a_cell_may_have_several_mentions(tmp_path: Path, cell: str, entities: s
 
 def test_words_that_are_in_the_text_with_their_semicolon_are_one_mention(tmp_path: Path) -> None:
     assert len(one(tmp_path, text="Steins;Gate is out.", mentions="Steins;Gate")["given"]) == 1
+
+
+def test_a_header_in_capitals_is_read(tmp_path: Path) -> None:
+    document = one(tmp_path, Caption=CAPTION, Image="a.jpg", Mention="Apple", ENTITY="Apple Inc.")
+    assert (document["unread"], document["image_address"]) == (None, f"{tmp_path}/a.jpg")
+    assert [m["target"] for m in document["given"]] == ["Apple Inc."]
+
+
+def test_what_cannot_be_read_is_reported_before_the_job(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("title,image\nApple in New York,a.jpg\n")
+    (said,) = first_look([str(tmp_path / "own.csv")])
+    assert "of the first 1 documents: 1 cannot be read: the text is empty: there is no field text" in said

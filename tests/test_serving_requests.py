@@ -339,7 +339,7 @@ def test_the_description_has_the_whole_contract(ask: Any) -> None:
 
 
 def test_other_addresses_and_methods_are_refused_in_the_same_form(ask: Any) -> None:
-    assert ask("GET", "/nothing").json()["error"]["message"] == "there is nothing at this address"
+    assert ask("GET", "/nothing").json()["error"]["message"].startswith("there is nothing at this address")
     assert ask("GET", "/v1/link").status_code == 405
     assert ask("GET", "/v1/demonstration").json()["error"]["kind"] == "bad_request"
     assert ask("GET", "/v1/demonstration", params={"id": "one/0-5"}).json()["mention"] == "Adobe"

@@ -171,7 +171,7 @@ def test_a_name_stays_as_it_was_spelled(workspace: Path) -> None:
     [
         (["add", "--id", "Q3", "--name", "Paree"], "entity Q3 is there already"),
         (["add", "--id", "Q9", "--name", "  "], "an entity needs a name"),
-        (["add", "--name", "Nameless"], "an entity needs an id"),
+        (["add", "--name", "Nameless"], "needs both --id and --name"),
         (["add", "--id", "Q9", "--name", "X", "--image", "nowhere.jpg"], "nowhere.jpg"),
         (["add", "--entities", "TWICE"], "entity Q7 is given twice"),
         (["add", "--entities", "BROKEN"], "BROKEN:2"),
@@ -180,6 +180,7 @@ def test_a_name_stays_as_it_was_spelled(workspace: Path) -> None:
         (["remove", "Q3", "Q77"], "entity Q77 is not in the knowledge base"),
         (["remove", "Q1", "Q2", "Q3", "Q4"], "the knowledge base has no entities"),
         (["alias", "Q99", "x"], "entity Q99 is not in the knowledge base"),
+        (["remove", "Paris"], "an entity is given by its id, not by its name"),
         (["alias", "Q3", "Paris"], "Q3 (Paris) has the name 'Paris' already"),
         (["alias", "Q3", "a", "a"], "Q3 (Paris) has the name 'a' already"),
         (["alias", "Q3", " "], "an alias of Q3 is empty"),

@@ -52,7 +52,7 @@ class Findings:
 
     @property
     def clean(self) -> bool:
-        return not any(self.counts.get(kind) for kind in KINDS)
+        return self.documents > 0 and not any(self.counts.get(kind) for kind in KINDS)
 
     def figures(self) -> dict[str, Any]:
         """For programs: what was checked, and by kind how often, with the first ten."""
@@ -70,6 +70,7 @@ class Findings:
             f"{self.documents:,} documents, {self.mentions:,} mentions, {self.pictures:,} pictures looked at"
         ]
         lines += self._lines(KINDS)
+        lines += ["", "there is no document in it"] if not self.documents else []
         lines += ["", "nothing found"] if self.clean else []
         lines += ["", *unread_lines({"unread": self.fields})] if self.fields else []
         return "\n".join([*lines, *self._lines(NOTES)])

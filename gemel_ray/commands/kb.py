@@ -96,6 +96,8 @@ def _run_add(options: argparse.Namespace) -> int:
             raise Mistake(f"{rejects.first[0]}; nothing was changed")
     one = {k: getattr(options, k) for k in ("id", "name", "description", "image")}
     if options.alias or any(value is not None for value in one.values()):
+        if not (options.id and options.name):
+            raise Mistake("one entity to add needs both --id and --name; nothing was changed")
         new.append(entity(one | {"aliases": options.alias}))
     facts = _facts(options.triples) if options.triples else []
     if not new and not facts and not options.demonstrations:

@@ -17,6 +17,7 @@ def add(verb: Parser) -> None:
     terminated, the endpoint finishes the requests that it has accepted.
 
       gemel-ray serve --workspace my-workspace
+      gemel-ray serve --workspace my-workspace --set online.port=9000 --set online.host=0.0.0.0
       curl localhost:8000/v1/link -H 'Content-Type: application/json' -d '{"text": "Adobe met Google."}'
     """
     verb.add_argument("--workspace", required=True, type=place, help="workspace that gemel-ray build made")

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from gemel_ray.config import Config
@@ -159,15 +159,24 @@ def _bank(workspace: Workspace, config: Config, inputs: list[str], made: Made, s
 
 
 def first_targets(inputs: Iterable[str], known: Targets) -> Iterator[str]:
-    """A warning, before the work, for each file whose first targets are mostly unknown, with examples."""
+    """A warning, before the work, for each file whose first documents have no targets, or whose first targets
+    are mostly unknown, with examples."""
     for file in inputs:
-        targets = [
-            (mention["target"], mention["target_id"])
+        given = [
+            row["given"] or ()
             for table in islice(documents(file), _LOOKED_AT)
             for row in table.select(["given"]).to_pylist()
-            for mention in row["given"] or ()
+        ]
+        targets = [
+            (mention["target"], mention["target_id"])
+            for mention in chain.from_iterable(given)
             if mention["target"] or mention["target_id"] not in (None, NIL)
         ]
+        if not targets:
+            yield (
+                f"{file}: none of the first {len(given):,} documents has a mention with a target, and only "
+                "those are solved examples"
+            )
         strange = [t or i for t, i in targets if known.name(t, i) not in known]
         if 2 * len(strange) > len(targets):
             shown = ", ".join(short(name, 40) for name in dict.fromkeys(strange[:3]))

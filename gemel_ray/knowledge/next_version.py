@@ -282,6 +282,7 @@ def rollback(folder: Path, version: str | None, say: Say) -> str:
         if to is None:
             raise Mistake(f"{folder} is at its first version: there is none before it")
         versions.use(folder, to)
+    say(f"version {to} is current")
     return to
 
 
@@ -313,7 +314,10 @@ def _check(former: Workspace, config: Config, wanted: Change) -> None:
     known = {e["id"] for e in rows_of(former, [*new, *wanted.removed, *wanted.aliases])}
     _refuse([i for i in new if i in known], "there already: remove it first, or give it an alias")
     _refuse([i for i, times in Counter(new).items() if times > 1], "given twice")
-    _refuse([i for i in (*wanted.removed, *wanted.aliases) if i not in known], "not in the knowledge base")
+    _refuse(
+        [i for i in (*wanted.removed, *wanted.aliases) if i not in known],
+        "not in the knowledge base (an entity is given by its id, not by its name)",
+    )
     if wanted.triples and not (former.ranks and Triples.exists(former.ranking_folder)):
         raise Mistake(
             f"{former.folder} was built without --triples, and its ranker reads none: build it again with "

@@ -36,7 +36,7 @@ def table_rows(address: str) -> Iterator[Numbered]:
         separator = "\t" if ".tsv" in address.lower()[-8:] else max(SEPARATORS, key=first.count)
         names = next(csv.reader([first], delimiter=separator), [])
         bare = _names_of_pairs(names)
-        if not bare and not any(may_be_read(name.strip()) for name in names):
+        if not bare and not any(map(may_be_read, _header(names))):
             shown = ", ".join(f"{name:.40}" for name in names[:8])
             yield (
                 1,
@@ -45,11 +45,23 @@ def table_rows(address: str) -> Iterator[Numbered]:
             return
         read = _Lines(chain([first], texts))  # a header may span lines
         cells = csv.reader(read, delimiter=separator, quoting=csv.QUOTE_NONE if bare else csv.QUOTE_MINIMAL)
-        header = bare or [name.strip() for name in next(cells)]
+        header = bare or _header(next(cells))
         read.taken.clear()
         for number, row in enumerate((row for row in cells if row), 1):
             wrong = read.unclosed(separator, row)
             yield number, BadRecord(wrong) if wrong else _row(header, row)
+
+
+def _header(names: list[str]) -> list[str]:
+    """The columns' names. `Mention` and `ENTITY` are the fields that are called so in small letters, unless a
+    form reads them as they are."""
+    found = [name.strip() for name in names]
+
+    def meant(name: str) -> str:
+        small = name.lower()
+        return small if not may_be_read(name) and may_be_read(small) and small not in found else name
+
+    return list(map(meant, found))
 
 
 class _Lines:

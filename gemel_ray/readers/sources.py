@@ -244,8 +244,9 @@ _FILES = 16  # files that are looked into
 
 
 def first_look(files: Sequence[str]) -> list[str]:
-    """Messages about what is not read of the first documents of the first files."""
+    """Messages about what is not read of the first documents of the first files, and what cannot be read."""
     looked, found = 0, {"unread": Counter[str](), "unread_pictures": Counter[str]()}
+    wrong: list[str] = []
     for address in files[:_FILES]:
         table = next(documents(address, batch=BATCH), None)
         if table is None:
@@ -253,7 +254,11 @@ def first_look(files: Sequence[str]) -> list[str]:
         looked += len(table)
         for name, counts in unread_counts(table).items():
             found[name].update(counts)
-    return [f"of the first {looked:,} documents: {line}" for line in unread_lines(found)]
+        wrong += table["error"].drop_null().to_pylist()
+    lines = unread_lines(found)
+    if wrong:
+        lines.append(f"{len(wrong):,} cannot be read: {wrong[0]}")
+    return [f"of the first {looked:,} documents: {line}" for line in lines]
 
 
 def count(address: str) -> int | None:

@@ -190,9 +190,8 @@ def _states(app: FastAPI, endpoint: Endpoint) -> None:
 async def _refused(request: Request, error: Exception) -> Response:
     """The answer to what the router refuses, in the form of all errors."""
     assert isinstance(error, HTTPException)
-    fault = Fault(
-        "bad_request", {404: "there is nothing at this address"}.get(error.status_code, error.detail)
-    )
+    nothing = "there is nothing at this address; /docs lists what there is"
+    fault = Fault("bad_request", nothing if error.status_code == 404 else error.detail)
     return JSONResponse(fault.body(request.state.request_id), error.status_code, error.headers)
 
 
