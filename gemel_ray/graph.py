@@ -163,16 +163,17 @@ class Segment:
         stage = self.graph.stages[index]
         table = settled(explode(table, stage.explodes) if stage.explodes else table)
         active = pc.indices_nonzero(pc.is_null(table[STATUS.name]))
-        written, spent = stage.writes.empty_table(), 0.0
+        read, written, spent = table.select(stage.reads), stage.writes.empty_table(), 0.0
+        skips = len(active) < len(table)  # taking all rows would copy them, pictures included
         if len(active):
-            written, spent = await called(stage, work, table.select(stage.reads).take(active))
+            written, spent = await called(stage, work, read.take(active) if skips else read)
         name = self.graph.names[index]
         self.rows[name] = self.rows.get(name, 0) + len(active)
         self.processor[name] = self.processor.get(name, 0.0) + spent
         # Row i of the table is row back[i] of what was written, or null if it was skipped.
-        back = pc.index_in(pa.array(range(len(table)), active.type), value_set=active)
+        back = pc.index_in(pa.array(range(len(table)), active.type), value_set=active) if skips else None
         for column in written.schema:
-            values = combined(written[column.name]).take(back)
+            values = written[column.name] if back is None else combined(written[column.name]).take(back)
             if column.name in (STATUS.name, ERROR.name):  # a row keeps what it has
                 table = replaced(table, column, pc.coalesce(table[column.name], values))
             else:
