@@ -165,10 +165,10 @@ class Names:
 
     def answer_by_ranker(self, asked: Generate, row: Row) -> Row:
         """The answer's columns, from the `likely` entities of the row and their `chances`."""
+        best = zip(self.entities.of(row["likely"][: asked.beams]), row["chances"], strict=False)
         candidates = [
-            {"entity": name, "entity_id": identity, "score": score}
-            for (identity, name), score in zip(self.entities.of(row["likely"]), row["chances"], strict=True)
-        ][: asked.beams]
+            {"entity": name, "entity_id": identity, "score": score} for (identity, name), score in best
+        ]
         probability = math.exp(candidates[0]["score"])
         return _columns(candidates, probability, asked.nil_threshold) | {"why": row["reasons"]}
 
