@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gemel_ray import sizing
 from gemel_ray.config import STAGES, Config, load
+from gemel_ray.engine.vllm import starting
 from gemel_ray.environment import cores, threads, variables
 from gemel_ray.job.driving import preview
 from gemel_ray.job.selection import Selection
@@ -169,6 +173,29 @@ def test_nobody_without_a_gpu_sees_one_and_the_engine_is_never_without() -> None
     cuda = load(None, {}, ["encode.device=cuda", "generate.tensor_parallel=2"])
     with pytest.raises(ValueError, match=r"encode\.device is cuda, but offline\.segments\[0\] has gpus: 0"):
         fit(cuda, "offline", A100S, SMALL)
+
+
+def test_engines_of_one_gpu_start_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each measures the memory that is left. Those of other GPUs start meanwhile."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+
+    def started() -> None:
+        with starting.alone():
+            pass
+
+    with ThreadPoolExecutor(1) as other:
+        with starting.alone():
+            second = other.submit(started)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.2)
+        second.result(timeout=10)
+        with starting.alone():
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+            other.submit(started).result(timeout=10)
 
 
 def test_only_gpus_that_are_listed_and_visible_count() -> None:

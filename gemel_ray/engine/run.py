@@ -26,7 +26,7 @@ from gemel_ray.engine.columns import Mention
 from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.vllm.opening import opened
 from gemel_ray.engine.vllm.rollouts import Rollout, Rollouts, sampling
-from gemel_ray.engine.vllm.starting import EngineOptions, embedding_table, start
+from gemel_ray.engine.vllm.starting import EngineOptions, alone, embedding_table, start
 from gemel_ray.engine.work import Candidate, Outcome, Prompt, RolloutOptions, Step, TokenPrompt, Usage
 from gemel_ray.errors import GemelError, Mistake
 from gemel_ray.knowledge.prefix_tree import PrefixTree
@@ -52,10 +52,11 @@ class Engine:
 
     def __init__(self, options: EngineOptions, end_token: int) -> None:
         self.options, self.end_token = options, end_token
-        self._engine = start(options)
-        self._embeddings = embedding_table(self._engine)
-        self._rollouts = Rollouts(self._engine)
-        self._rounds = opened(self._engine, self._rollouts, options, self._embeddings, end_token)
+        with alone():
+            self._engine = start(options)
+            self._embeddings = embedding_table(self._engine)
+            self._rollouts = Rollouts(self._engine)
+            self._rounds = opened(self._engine, self._rollouts, options, self._embeddings, end_token)
         self._names, self._hold_numbers = itertools.count(), itertools.count(1)
         self._steps, self._stepped = 0, time.monotonic()
         self._inbox: queue.SimpleQueue[Rollout | _Beams | Callable[[], None] | None] = queue.SimpleQueue()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,8 +101,7 @@ def start(options: EngineOptions) -> LLMEngine:
     config = arguments.create_engine_config()
     runner = "V2" if config.use_v2_model_runner else "V1"
     config.model_config.logits_processors = [f"gemel_ray.engine.vllm.constraint:TreeConstraint{runner}"]
-    with _alone() if on_gpu else nullcontext():
-        return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+    return LLMEngine.from_vllm_config(config, disable_log_stats=True)
 
 
 def _inspect(model: str) -> None:
@@ -119,10 +119,16 @@ def _inspect(model: str) -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """One engine at a time starts on a GPU: each measures the memory that is left."""
-    device = torch.cuda.get_device_properties(torch.cuda.current_device())
-    with Path(tempfile.gettempdir(), f"gemel-ray-{os.getuid()}-{device.uuid}.lock").open("w") as file:
+def alone() -> Iterator[None]:
+    """One engine at a time starts on a GPU: each measures the memory that is left, and the one before takes
+    some until its graphs are recorded."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    # Named after what Ray gave this process. Asking the device would begin CUDA here, which workers of an
+    # engine on several GPUs cannot inherit.
+    gpus = re.sub(r"\W+", "-", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    with Path(tempfile.gettempdir(), f"gemel-ray-{os.getuid()}-{gpus}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
