@@ -1,7 +1,8 @@
 """The command line: its verbs, and how a run ends.
 
 Exit status: 0 done, 1 finished with only error rows (under --strict: with any), or with findings of check or
-lint-deploy, 2 wrong usage or configuration, 130 by Ctrl-C, 143 by SIGTERM.
+lint-deploy, 2 wrong usage or configuration, 130 by Ctrl-C, 141 where nobody reads the output, 143 by
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -77,10 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             options.workspace = local_copy(options.workspace, say)
         status: int = options.run(options)
+        sys.stdout.flush()
     except SystemExit as usage:  # argparse has printed an error or the help
         if usage.code:
             stop_mistaken()
         raise
+    except BrokenPipeError:  # of `gemel-ray ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (Mistake, OSError) as reason:
         say(f"gemel-ray{verb}: {reason}")
         if isinstance(reason, MISTAKES):

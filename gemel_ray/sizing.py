@@ -197,8 +197,12 @@ def _fronts(machine: Machine, engines: int, weights: float) -> int:
     the next, so all of them must find memory beside one engine."""
     least = min(card.gib for card in machine.gpus)
     by_cores = (machine.cores - 2 * engines - 1) // 2
-    by_memory = min(0.3 * least, (1 - _RESERVE) * least - 1.3 * weights - 2) / _CLIP_GIB
-    return max(1, min(FRONTS * engines, by_cores, int(by_memory)))
+    return max(1, min(FRONTS * engines, by_cores, encoders_beside_an_engine(least, weights)))
+
+
+def encoders_beside_an_engine(gib: float, weights: float) -> int:
+    """The number of encoders that find memory on a GPU beside an engine with weights of this size."""
+    return int(min(0.3 * gib, (1 - _RESERVE) * gib - 1.3 * weights - 2) / _CLIP_GIB)
 
 
 def _on(machine: Machine, parallel: int) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from files import DATA, write_links
 
 from gemel_ray.arguments import parser
 from gemel_ray.cli import _VERBS, main
-from gemel_ray.commands import bench, configured
+from gemel_ray.commands import bench, configured, link
 from gemel_ray.job import results
 from gemel_ray.records import LINK
 
@@ -82,6 +83,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["plan", "--pairs", "9", "--set", "nonsense.x=1"], "plan reads no settings: leave out --set"),
         (["check", "x", "--paper"], "check reads no settings: leave out --paper"),
         (["kb", "list", "--workspace", "w", "--set", "bank.names=0"], "leave out --set"),
+        (["plan", "--pairs", "many"], "takes a number such as 50000000 or 5e7, not many"),
         (["plan", "--pairs", "9", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["plan", "--pairs", "9", "--rates", "r.json", "--gpu", "l4"], "leave out --gpu"),
         (["plan", "--pairs", "9", "--hours", "1", "--nodes", "2"], "leave out --nodes"),
@@ -141,6 +143,12 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split() == ["gemel-ray", version("gemel-ray")]
 
 
+def test_who_reads_only_the_first_lines_sees_no_error() -> None:
+    plan = f"{sys.executable} -m gemel_ray.cli plan --pairs 5e7"
+    shown = subprocess.run(["bash", "-c", f"{plan} | true"], capture_output=True, text=True, check=True)
+    assert shown.stderr == ""
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = "import sys; from gemel_ray.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "print(sorted({'torch', 'ray', 'vllm', 'transformers', 'pyarrow'} & set(sys.modules)))"
@@ -179,6 +187,14 @@ def test_evaluate_counts_what_is_missing_wrong_or_nil(
     assert "<mark>Google</mark>" in page
     assert "should be Google Inc." in page
     assert "src=" not in page  # no pictures here, and never an address outside
+
+
+@pytest.mark.parametrize(("before", "says"), [(None, False), ("other", True)])
+def test_rows_of_earlier_runs_with_other_settings_are_counted(before: str | None, says: bool) -> None:
+    """A job that is repeated with another workspace leaves the rows as they are."""
+    counts = {"documents": 5, "rows": 5, "statuses": {"linked": 5}, "errors": {}, "measures": {}}
+    summary = link._summary(cast("Any", counts | {"fingerprints": {"now": 2, before: 3}}), "now")
+    assert ("3 of these rows are from earlier runs with another workspace" in summary) == says
 
 
 @pytest.mark.slow

@@ -218,7 +218,7 @@ def test_without_gold_the_job_s_own_input_is_it(tmp_path: Path, capsys: pytest.C
     assert (found["mentions"], found["accuracy"]) == (3, 1.0)
     finished(output, str(tmp_path / "gone.jsonl"), workspace)
     assert main(["evaluate", str(output)]) == 2
-    assert "the job's input is gone: there is no" in capsys.readouterr().err
+    assert "the job's input is not there: there is no" in capsys.readouterr().err
     finished(output, write_gold(tmp_path / "bare.jsonl", [[{}]]), workspace)
     assert main(["evaluate", str(output)]) == 2
     assert "bare.jsonl: no mention has a target" in capsys.readouterr().err

@@ -157,7 +157,7 @@ def test_an_engine_of_several_gpus_leaves_some_for_clip() -> None:
     front, back = node.segments
     assert (front["workers"], front["gpus"], back["workers"], back["gpus"]) == (1, 1.0, 3, 2.0)
     assert front["workers"] * front["cpus"] + back["workers"] * back["cpus"] <= 96 - 2
-    assert node.parallel == 2
+    assert node.generate["tensor_parallel"] == 2
 
 
 def test_the_planned_configuration_can_be_loaded(tmp_path: Path) -> None:
@@ -167,6 +167,20 @@ def test_the_planned_configuration_can_be_loaded(tmp_path: Path) -> None:
     config = load(cut, {}, [])
     assert config.generate.tensor_parallel == 2
     assert [(s.workers, s.gpus) for s in config.offline.segments] == [(3, 1.0), (9, 2.0)]
+
+
+def test_on_large_gpus_all_encoders_of_a_node_find_memory_beside_one_engine(tmp_path: Path) -> None:
+    """Ray fills one GPU before the next. For a cluster, the file has what `link` chooses on one machine."""
+    file = tmp_path / "segments.yaml"
+    words = ["plan", "--pairs", "5e7", "--gpu", "h100", "--gpus-per-node", "8", "--nodes", "2"]
+    assert main([*words, "--config-out", str(file)]) == 0
+    config = load(file, {}, [])
+    front, back = config.offline.segments
+    encoders = front.workers // 2  # of a node
+    assert config.offline.address == "auto"
+    assert 2 * encoders + 80 * config.generate.gpu_memory <= 0.95 * 80
+    assert encoders * front.gpus + back.gpus <= 1
+    assert config.generate.sequences == 512
 
 
 def bench(folder: Path) -> Path:
@@ -203,8 +217,11 @@ def test_the_command_prints_the_plan_and_writes_its_segments(
     front, back = config.offline.segments
     assert 2 * back.gpus > 1  # two engines never share a GPU
     assert 48 // front.cpus * front.gpus + back.gpus <= 1  # all encoders on one leave room for its engine
-    assert 4 * (front.cpus + back.cpus) <= 48
-    assert front.workers == 4 * back.workers
+    assert front.workers * front.cpus + back.workers * back.cpus <= 48
+    assert front.workers < back.workers  # 24 GiB have little room beside a model of 7 billion parameters
+    assert (config.offline.address, config.generate.batch_tokens, config.generate.sequences) == (
+        "local", 4096, 512,
+    )  # fmt: skip
     assert main([*common, "--nodes", "1", "7", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [c["nodes"] for c in told["costs"]] == [1, 7]

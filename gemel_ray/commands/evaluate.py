@@ -96,7 +96,9 @@ def job_inputs(made: Manifest | None, output: Place) -> list[str]:
     try:
         return files(made["inputs"])
     except ValueError as gone:
-        raise Mistake(f"the job's input is gone: {gone}; give --gold FILE") from gone
+        raise Mistake(
+            f"the job's input is not there: {gone}; give --gold FILE, or go to the folder where link ran"
+        ) from gone
 
 
 def _targets(options: argparse.Namespace, made: Manifest | None) -> Any:

@@ -74,7 +74,8 @@ def _run(options: argparse.Namespace) -> int:
         raise Mistake(f"--max-error-rate is a share from 0 to 1, not {options.max_error_rate:g}")
     selection = Selection(options.limit, options.sample)
     config = configured_for(options.workspace, options)
-    Workspace.open(options.workspace, config).ask(say)  # refuses a mismatch before anything is started
+    workspace = Workspace.open(options.workspace, config)
+    workspace.ask(say)  # refuses a mismatch before anything is started
     if config.offline.address == "local":
         config.detect.check()
     writable(options.output)
@@ -87,10 +88,13 @@ def _run(options: argparse.Namespace) -> int:
         print(preview(config, inputs, options.output, selection))
         return 0
     keeps_writers_apart(options.output)
-    return _linked(options, config, inputs, selection)
+    manifest = _linked(options, config, inputs, selection)
+    print(_summary(manifest, config.fingerprint(workspace.version)))
+    print(f"{options.output}\nto look at: {options.output}/report.html")
+    return exit_status(manifest, strict=options.strict)
 
 
-def _linked(options: argparse.Namespace, config: Config, inputs: list[str], selection: Selection) -> int:
+def _linked(options: argparse.Namespace, config: Config, inputs: list[str], selection: Selection) -> Manifest:
     from gemel_ray.job.inputs import unchanged
     from gemel_ray.job.page import write_page
     from gemel_ray.job.results import number
@@ -108,9 +112,7 @@ def _linked(options: argparse.Namespace, config: Config, inputs: list[str], sele
             retry=options.reason if options.retry_failed else None,
         )  # fmt: skip
     write_page(options.output)
-    print(_summary(manifest))
-    print(f"{options.output}\nto look at: {options.output}/report.html")
-    return exit_status(manifest, strict=options.strict)
+    return manifest
 
 
 def exit_status(manifest: Manifest, *, strict: bool) -> int:
@@ -124,8 +126,9 @@ def exit_status(manifest: Manifest, *, strict: bool) -> int:
     return 1 if strict and failed else 0
 
 
-def _summary(manifest: Manifest) -> str:
-    """What is in the output, and what of the input was not read, in words."""
+def _summary(manifest: Manifest, fingerprint: str) -> str:
+    """What is in the output, what of it this configuration did not make, and what of the input was not read,
+    in words."""
     from gemel_ray.readers.pictures import unread_lines
 
     statuses = manifest["statuses"]
@@ -134,9 +137,10 @@ def _summary(manifest: Manifest) -> str:
         + (", ".join(f"{n:,} {status}" for status, n in sorted(statuses.items())) or "nothing")
     ]
     lines += [f"  {number:,} x {reason}" for reason, number in list(manifest["errors"].items())[:5]]
-    if len(manifest["fingerprints"]) > 1:
+    others = sum(n for made_by, n in manifest["fingerprints"].items() if made_by not in (fingerprint, None))
+    if others:
         lines.append(
-            f"The rows are of {len(manifest['fingerprints'])} configurations or versions of the knowledge "
-            f"(see fingerprints in the manifest): do not compare them as one."
+            f"{others:,} of these rows are from earlier runs with another workspace, knowledge or settings, "
+            "and stay as they are: to link those documents again, give another --output"
         )
     return "\n".join(lines + unread_lines(manifest["measures"].get("encode", {})))

@@ -31,7 +31,9 @@ def add(verb: Parser) -> None:
       gemel-ray plan --pairs 10000000 --gpu l4 --hours 24 --config-out segments.yaml
       gemel-ray plan --pairs 1000000 --rates bench.json --price 0.4 --simulate
     """
-    verb.add_argument("--pairs", type=int, required=True, metavar="N", help="number of image-caption pairs")
+    verb.add_argument(
+        "--pairs", type=_number, required=True, metavar="N", help="number of image-caption pairs"
+    )
     verb.add_argument("--mentions", type=float, default=2.0, metavar="M", help="mentions a pair (default: 2)")
     verb.add_argument("--rates", type=Path, metavar="FILE", help="output of gemel-ray bench speed --json")
     _add_node(verb)
@@ -98,6 +100,15 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _number(text: str) -> int:
+    """A whole number, also as 50,000,000 and 5e7."""
+    written = text.replace(",", "")
+    try:
+        return int(written) if written.isdecimal() else int(float(written))
+    except (ValueError, OverflowError) as fault:
+        raise argparse.ArgumentTypeError(f"takes a number such as 50000000 or 5e7, not {text}") from fault
+
+
 def _check(options: argparse.Namespace) -> None:
     names = ("pairs", "mentions", "gpus_per_node", "cpus_per_node", "parameters", "tokens", "host",
              "megabytes", "gigabits")  # fmt: skip
@@ -149,7 +160,7 @@ def _segments(node: Node, nodes: int) -> Values:
     """The configuration's segments for all nodes together, with the settings that they need."""
     segments = [{**s, "workers": s["workers"] * nodes} for s in node.segments]
     found: Values = {"offline": {"address": "auto" if nodes > 1 else "local", "segments": segments}}
-    return found | ({"generate": {"tensor_parallel": node.parallel}} if node.parallel > 1 else {})
+    return found | ({"generate": node.generate} if node.generate else {})
 
 
 def _as_json(node: Node, costs: list[Cost], hours: dict[int, float]) -> str:
@@ -174,4 +185,4 @@ def _as_text(options: argparse.Namespace, node: Node, costs: list[Cost], hours: 
                 f"{c.money:>10,.0f} {c.lost:>6.2%}")  # fmt: skip
         lines.append(line + (f" {hours[c.nodes]:>9,.2f}h" if hours else ""))
     cut = yaml.safe_dump(_segments(node, costs[0].nodes), sort_keys=False, default_flow_style=None)
-    return "\n".join([*lines, f"\nfor {costs[0].nodes} nodes:", cut.rstrip()])
+    return "\n".join([*lines, f"\nfor {costs[0].nodes:,} node{'s' * (costs[0].nodes > 1)}:", cut.rstrip()])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from gemel_ray.checked import Values
-from gemel_ray.config import STAGES
+from gemel_ray.checked import Values, made
+from gemel_ray.config import STAGES, Config
 from gemel_ray.errors import Mistake
 from gemel_ray.planning.figures import CARD, GPUS, MEASURED, MEASURED_ON, Gpu, Model
-from gemel_ray.sizing import FRONTS
+from gemel_ray.sizing import FRONTS, Machine, encoders_beside_an_engine, fit
+from gemel_ray.sizing import Gpu as Card
+from gemel_ray.stages.generate import Generate
 
 _CUT = STAGES.index("generate")  # where the line is cut in two: only the engine is in its process
 _CLIP = 162e9  # floating-point operations of ViT-L/14 for a picture (Radford et al., 2021: 81 G MACs)
@@ -32,7 +34,7 @@ class Node:
     started: float = 180.0  # seconds until it links
     block: int = 64
     overlap: int = 4
-    parallel: int = 1  # GPUs of an engine: generate.tensor_parallel
+    generate: Values = field(default_factory=dict)  # settings of the engine on these GPUs
     origins: dict[str, str] = field(default_factory=dict)  # where the stations' rates come from
 
     @property
@@ -87,7 +89,8 @@ def scaled(
         f"{model.core_ms:g} ms of a core for a mention before the engine, with a ranker",
         f"{megabytes:g} MB a pair over {gigabits:g} Gbit/s; {mentions:g} mentions a pair",
         f"{kind.price * gpus:g} dollars a node and hour",
-    ), parallel=parallel, origins=_origins(gpu, model))  # fmt: skip
+    ), generate=_settings(cut.segments, Machine(cpus, (Card(gpu, kind.memory),) * gpus), weights, parallel),
+       origins=_origins(gpu, model))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,15 @@ class _Speeds:
 
     def clip(self, gpus: float) -> float:
         return gpus * self.kind.flops * self.model.efficiency / _CLIP
+
+
+def _settings(segments: tuple[Values, ...], machine: Machine, weights: float, parallel: int) -> Values:
+    """Generate's settings that `link` would choose for these segments on one such machine. On a cluster
+    nothing is chosen: the configuration must have them."""
+    values = {"offline": {"segments": list(segments)}, "generate": {"tensor_parallel": parallel}}
+    chosen: Config = made(Config, values, "")
+    now = fit(chosen, "offline", machine, weights).config.generate
+    return {n: value for n, value in asdict(now).items() if value != getattr(Generate(), n)}
 
 
 def _was_measured(gpu: str, model: Model) -> bool:
@@ -134,6 +146,8 @@ def _shared(gpus: int, cpus: int, speeds: _Speeds, _: int) -> _Cut:
     steps = [_SHARE * n for n in range(1, round(0.5 / _SHARE) + 1)]
     share = next((s for s in steps if speeds.clip(s) >= speeds.engine(1 - s)), steps[-1])
     fronts = gpus * max(1, min(FRONTS, (cpus - 2 * gpus - 2) // (2 * gpus)))
+    weights = 2 * speeds.model.parameters / 2**30
+    fronts = max(1, min(fronts, encoders_beside_an_engine(speeds.kind.memory, weights)))
     front = _front(cpus, fronts, gpus)
     # The shares that Ray gets are not those that are used. Ray puts fractions of a GPU on the first that has
     # room, so all of a node's encoders must leave room for an engine there, and two engines must not fit.
