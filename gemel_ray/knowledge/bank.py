@@ -8,7 +8,7 @@ look them up here.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gemel_ray.knowledge.columns import values
 from gemel_ray.knowledge.hashing import MentionWords, hashed
 from gemel_ray.knowledge.thumbnails import Thumbnails
 from gemel_ray.models.encoders import Vectors, unit
@@ -124,7 +125,7 @@ class Bank:
 
     def words(self) -> MentionWords:
         """The words of all mentions. Only a workspace of an earlier version has to collect them."""
-        return self._words or MentionWords.of(_each(self._mentions))
+        return self._words or MentionWords.of(values(self._mentions))
 
     def target(self, row: int) -> str:
         """Name of the example's entity."""
@@ -164,11 +165,6 @@ class Bank:
         return np.asarray((at < 0) | (cosines > _SAME))
 
 
-def _each(texts: pa.ChunkedArray) -> Iterator[str]:
-    for chunk in texts.chunks:
-        yield from chunk.to_pylist()
-
-
 def key(text: str, mention: str) -> np.uint64:
     """Hash of an example's text and mention."""
     return np.uint64(hashed(f"{mention}\0{text}"))
@@ -195,7 +191,7 @@ def write(
         for start in range(0, len(whole), _BATCH):
             file.write_table(whole.slice(start, _BATCH).combine_chunks())
     np.save(folder / _IMAGE_ROWS, whole["image_row"].to_numpy())
-    MentionWords.of(_each(whole["mention"])).save(folder)
+    MentionWords.of(values(whole["mention"])).save(folder)
     order = np.argsort(np.array(keys, np.uint64), kind="stable")
     np.save(folder / "keys.npy", np.array(keys, np.uint64)[order])
     np.save(folder / "key_rows.npy", order.astype(np.int64))

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gemel_ray.knowledge.columns import values
 from gemel_ray.readers.fields import normal, short
 from gemel_ray.records import Row
 
@@ -100,8 +101,7 @@ class Entities:
 
     def names(self) -> Iterator[str]:
         """All names, in the order of the rows."""
-        for chunk in self._name.chunks:
-            yield from chunk.to_pylist()
+        return values(self._name)
 
     def rows(self) -> Iterator[Entity]:
         """All entities with all their fields, in order."""
@@ -116,8 +116,7 @@ class Entities:
     def surface_forms(self) -> Iterator[str]:
         """All names and aliases, with repetitions."""
         yield from self.names()
-        for chunk in self.table["aliases"].chunks:
-            yield from (alias for alias in chunk.flatten().to_pylist() if alias)
+        yield from (alias for aliases in values(self.table["aliases"]) for alias in aliases or () if alias)
 
 
 def write(rows: Iterable[Entity | Row], path: Path, reject: Reject | None = None) -> Entities:
@@ -149,7 +148,7 @@ def write(rows: Iterable[Entity | Row], path: Path, reject: Reject | None = None
 
 def _repeated(ids: pa.ChunkedArray) -> dict[int, int]:
     """Rows whose id an earlier row has, and the first such row. Takes 16 bytes per entity."""
-    keys = np.fromiter((hash(i) for chunk in ids.chunks for i in chunk.to_pylist()), np.int64, len(ids))
+    keys = np.fromiter(map(hash, values(ids)), np.int64, len(ids))
     order = np.argsort(keys, kind="stable")
     same = np.flatnonzero(keys[order][1:] == keys[order][:-1]) + 1
     found: dict[int, int] = {}
@@ -234,8 +233,7 @@ class _Places:
     """The places of texts in a column, by their hashes: a set takes ten times as much memory."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
-        texts = (hash(text) for chunk in column.chunks for text in chunk.to_pylist())
-        hashes = np.fromiter(texts, np.int64, len(column))
+        hashes = np.fromiter(map(hash, values(column)), np.int64, len(column))
         self._places = np.argsort(hashes, kind="stable").astype(np.int32)
         self._hashes, self._column = hashes[self._places], column
 
@@ -273,8 +271,7 @@ class Targets:
     @cached_property
     def _loose(self) -> dict[str, str]:
         """Names by their loose spelling, where it differs."""
-        names = (name for chunk in self._columns[1].chunks for name in chunk.to_pylist())
-        return {loose: name for name in names if (loose := _loosely(name)) != name}
+        return {loose: name for name in values(self._columns[1]) if (loose := _loosely(name)) != name}
 
     def _of(self, identity: str) -> str | None:
         """The name of this id."""

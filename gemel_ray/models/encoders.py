@@ -389,8 +389,13 @@ def end_token(model: str, end_of_name: str) -> int:
 
 
 @lru_cache(maxsize=2)
-def longest_context(model: str) -> int:
-    """Tokens that language model `model` takes at most."""
+def language_config(model: str) -> Any:
+    """The configuration of language model `model`, as transformers reads it."""
     from transformers import AutoConfig
 
-    return int(getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", 1 << 30))
+    return AutoConfig.from_pretrained(model)
+
+
+def longest_context(model: str) -> int:
+    """Tokens that language model `model` takes at most."""
+    return int(getattr(language_config(model), "max_position_embeddings", 1 << 30))

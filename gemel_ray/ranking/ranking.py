@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import Bank
+from gemel_ray.knowledge.columns import values
 from gemel_ray.knowledge.entities import Entities, EntityChanges
 from gemel_ray.knowledge.hashing import hashed
 from gemel_ray.ranking import context, descriptions, retrieval, triples
@@ -160,10 +161,8 @@ def _identify(entities: Entities, folder: Path, former: Former | None) -> None:
     """Write the keys of the entities' ids."""
     before = _identities(former.folder) if former else np.empty(0, np.uint64)
     kept = before[former.changes.kept(0, len(before))] if former else before
-    ids = (
-        identity for chunk in entities.table["id"].slice(len(kept)).chunks for identity in chunk.to_pylist()
-    )
-    new = np.fromiter(map(hashed, ids), np.uint64, len(entities) - len(kept))
+    ids = entities.table["id"].slice(len(kept))
+    new = np.fromiter(map(hashed, values(ids)), np.uint64, len(ids))
     np.save(folder / _IDENTITIES, np.concatenate([kept, new]))
 
 

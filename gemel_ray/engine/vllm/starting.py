@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from gemel_ray.models.encoders import longest_context
+from gemel_ray.models.encoders import language_config, longest_context
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -108,12 +108,10 @@ def _inspect(model: str) -> None:
     """Read the properties of the model's class here, where it will be used. Else vLLM starts a process for
     that, which imports vLLM once more, unless a cache in the user's home knows the class: a new container
     would start 16 seconds later."""
-    from transformers import AutoConfig
-
     with suppress(ImportError, AttributeError, KeyError):  # vLLM has changed: it does it its own way
         from vllm.model_executor.models.registry import ModelRegistry, _RegisteredModel
 
-        for name in AutoConfig.from_pretrained(model).architectures or ():
+        for name in language_config(model).architectures or ():
             made = _RegisteredModel.from_model_cls(ModelRegistry.models[name].load_model_cls())
             ModelRegistry.models[name] = made
 
