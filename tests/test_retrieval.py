@@ -245,3 +245,6 @@ def test_a_workspace_with_a_retrieval_is_built_and_goes_on_with_new_entities(
     ends = np.load(later.ranking_folder / "retrieval.ends.npy")
     assert len(ends) == len(Triples(later.ranking_folder).labels()) == len(TRADES) + 1
     assert ends.any(axis=1).all()
+    with counted_encoders() as encoders:
+        assert main(["kb", "remove", "--workspace", str(folder), "Q999"]) == 0
+    assert not encoders

@@ -128,7 +128,10 @@ class NextVersion:
             pa.concat_tables([with_aliases, new]), self.inside / "entities.arrow"
         )
         names = [entity["name"] for entity in wanted.entities]
-        prefix_tree.revised(former.tree, kept, names, former.tokenize, self.inside / "tree")
+        if len(gone) or names:
+            prefix_tree.revised(former.tree, kept, names, former.tokenize, self.inside / "tree")
+        else:
+            shutil.copytree(former.tree_folder, self.inside / "tree", copy_function=linked)
 
     def _bank(self) -> tuple[Bank, str]:
         """The new bank, and the version whose vectors are those of its rows."""

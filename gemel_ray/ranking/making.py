@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -116,9 +116,15 @@ def renew(
     ranker."""
     Ranker.load(former.ranking_folder / FILE)  # refuses the ranker of an earlier form
     before = Former(former.ranking_folder, former.bank, former.entities, changes)
-    with Meter("texts", None) as meter:
-        encode = _metered(former.mention_encoder(config.encode.device, config.encode.dtype), meter)
-        write(folder, bank, entities, encode, before, described=config.bank.descriptions, facts=facts)
+    loaded = cache(partial(former.mention_encoder, config.encode.device, config.encode.dtype))
+
+    def encode(texts: list[str]) -> npt.NDArray[np.float32]:
+        """Loads the encoder for the first text: often there is none."""
+        return loaded()(texts)
+
+    with Meter("texts", None, "encoding what is new") as meter:
+        metered = _metered(encode, meter)
+        write(folder, bank, entities, metered, before, described=config.bank.descriptions, facts=facts)
 
 
 def _texts(workspace: Workspace, described: int) -> int:
