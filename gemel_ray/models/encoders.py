@@ -1,8 +1,7 @@
 """The frozen encoders: CLIP for pictures, a text encoder for mentions; and the language model's tokenizer.
 
 A picture's vector is either *hidden*, the input of the visual tower's last projection (GEMEL's mapper was
-trained on ViT-L/14's 1024 numbers), or *projected*, its output, in the space of the texts. Pictures come
-decoded (pictures/images.py). Knows nothing of files, contexts, or what the vectors are for. Importing it is
+trained on ViT-L/14's 1024 numbers), or *projected*, its output, in the space of the texts. Importing this is
 cheap: torch, open_clip and transformers are loaded by the first model. The only file that knows open_clip.
 """
 
@@ -390,7 +389,7 @@ def end_token(model: str, end_of_name: str) -> int:
 
 @lru_cache(maxsize=2)
 def language_config(model: str) -> Any:
-    """The configuration of language model `model`, as transformers reads it."""
+    """The configuration of language model `model`."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(model)
