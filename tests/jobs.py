@@ -19,10 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gemel_ray.config import Config
+from gemel_ray.graph import Segment
 from gemel_ray.job import results
 from gemel_ray.job.driving import Compute, Job, Run, drive
+from gemel_ray.job.record import BatchCounts
 from gemel_ray.job.selection import Filters, Selection
-from gemel_ray.job.worker import Worker, batch_counts
+from gemel_ray.job.worker import Attempts, Worker, batch_counts
 from gemel_ray.settings import Input
 from gemel_ray.storage import folder_at
 
@@ -51,12 +53,17 @@ def run_once(output: Path, files: list[str], selection: Selection = _ALL, retry:
     def computing(_: Sequence[str]) -> Iterator[Compute]:
         yield compute
 
-    def compute(run: Run) -> Iterator[dict[str, Any]]:
-        work = worker(output, run.name)
-        tables = (table for share in run.shares for table in share.tables(run.done, Filters(Input())))
-        yield from (batch_counts(asyncio.run(work(table)), run.name) for table in tables)
+    def compute(run: Run) -> Iterator[BatchCounts]:
+        return computed(run, worker(output, run.name).segment, Input())
 
     return drive(Job(files, output, Input(), selection, retry), computing, lambda _: None).documents
+
+
+def computed(run: Run, segment: Segment, options: Input) -> Iterator[BatchCounts]:
+    """What a job's workers do of a run, one batch after the other in this process."""
+    work = Worker(segment, Attempts(run.record.output, "all"), run.name, run.record.output)
+    tables = (table for share in run.shares for table in share.tables(run.done, Filters(options)))
+    yield from (batch_counts(asyncio.run(work(table)), run.name) for table in tables)
 
 
 def linked(output: Path) -> list[str]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from jobs import computed
 from parity import same_row
 
 from gemel_ray.config import Config
 from gemel_ray.graph import run_in_process
 from gemel_ray.job import results
+from gemel_ray.job.driving import Compute, Job, drive
+from gemel_ray.job.worker import with_source_column
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.offline import link
@@ -115,8 +120,9 @@ def test_good_rows_are_linked_to_names_of_the_knowledge_base(in_process: Rows, w
 
 
 def test_an_interrupted_job_does_exactly_what_is_missing(
-    on_ray: tuple[Path, Config], workspace_folder: Path, messy_inputs: list[str]
+    on_ray: tuple[Path, Config], workspace: Workspace, generating: Any, messy_inputs: list[str]
 ) -> None:
+    """Begun on Ray, ended in this process with the tests' one engine; on Ray: test_job_away.py."""
     output, config = on_ray
     before = keyed(list(results.tables(output)))
     lost = next(
@@ -128,7 +134,15 @@ def test_an_interrupted_job_does_exactly_what_is_missing(
     lost.unlink()
     ((output / "links") / ".half-written").write_bytes(b"PAR1")
     told: list[Progress] = []
-    link(config, workspace_folder, messy_inputs, output, told.append, retry="no such error")
+    graph = with_source_column(linking_graph(config, workspace))
+    segment = graph.segment(graph.names, workspace, {"generate": generating})
+
+    @contextmanager
+    def computing(_: Sequence[str]) -> Iterator[Compute]:
+        yield lambda run: computed(run, segment, config.input)
+
+    drive(Job(messy_inputs, output, config.input, retry="no such error"), computing, told.append)
+    segment.close()
     assert told[0].note == "0 failed documents: those that INPUT holds are done again"
     assert sum(p.documents for p in told) == missing
     assert keyed(list(results.tables(output))).keys() == before.keys()
