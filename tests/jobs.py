@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gemel_ray.config import Config
-from gemel_ray.graph import Segment
 from gemel_ray.job import results
 from gemel_ray.job.driving import Compute, Job, Run, drive
 from gemel_ray.job.record import BatchCounts
 from gemel_ray.job.selection import Filters, Selection
 from gemel_ray.job.worker import Attempts, Worker, batch_counts
 from gemel_ray.settings import Input
+from gemel_ray.stage import Segment
 from gemel_ray.storage import folder_at
 
 _ALL = Selection()

@@ -47,7 +47,7 @@ class Served:
 
         def called(actor: Any) -> Any:
             callable_ = actor._replica_impl._user_callable_wrapper._callable
-            return function(callable_.here.segment.works[-1][1].engine)
+            return function(callable_.here.segment.steps[-1].work.engine)
 
         return ray.get(replica.__ray_call__.remote(called))
 

@@ -22,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.errors import GraphError
-from gemel_ray.graph import Graph, Segment, run_in_process
+from gemel_ray.graph import Graph, run_in_process
 from gemel_ray.segments import SegmentOptions
-from gemel_ray.stage import Stage, Work, answer, arrays
+from gemel_ray.stage import Segment, Stage, Work, answer, arrays
 from tests.imports import PACKAGE
 
 Rows = list[dict[str, Any]]
@@ -602,7 +602,7 @@ def test_a_stage_that_was_started_elsewhere_is_taken_as_it_is_and_not_closed() -
     lent = Lent(lambda batch: batch, [])
     graph = Graph((one, two), SOURCE, pa.schema([("b", TEXT)]), "")
     segment = graph.segment(["one", "two"], NO_WORKSPACE, {"one": lent})
-    assert segment.works[0][1] is lent
+    assert segment.steps[0].work is lent
     segment.close()
     assert closed == []
 
@@ -673,7 +673,7 @@ for name, asked in (("early", config), ("late", late)):
     row = dict.fromkeys(DOCUMENT.names) | {"text": "Adobe in 1982."}
     # The column is dropped where no later stage reads it: what the work itself writes is looked at.
     table = pa.Table.from_pylist([row], DOCUMENT).select(["text"])
-    found[name] = segment.works[0][1](table)["year"].to_pylist()
+    found[name] = segment.steps[0].work(table)["year"].to_pylist()
 found["segments"] = [list(s.stages) for s in (*config.offline.segments, *config.online.segments)]
 found["names"] = linking_graph(config, knowledge).names
 found["apart"] = config.fingerprint("v") != late.fingerprint("v")

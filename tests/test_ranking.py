@@ -395,7 +395,7 @@ def linked_alone(workspace: Path, folder: Path, asked: list[dict[str, Any]]) -> 
     opened = Workspace.open(workspace, config)
     graph = linking_graph(config, opened)
     segment = graph.segment(graph.names, opened)
-    assert isinstance(segment.works[-1][1], WithoutModel)
+    assert isinstance(segment.steps[-1].work, WithoutModel)
     rows = asyncio.run(segment.run(next(documents(written(folder, "alone.jsonl", asked)))))
     segment.close()
     return rows.to_pylist()

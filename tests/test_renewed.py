@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from gemel_ray.config import Config
-from gemel_ray.graph import Segment
 from gemel_ray.knowledge.entity_rows import entity
 from gemel_ray.knowledge.next_version import Change, change
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
+from gemel_ray.stage import Segment
 
 pytestmark = pytest.mark.slow
 NEW = {"id": "N1", "name": "Zyxwlor Works", "aliases": ["Zyxwlor"]}
@@ -81,13 +81,13 @@ def test_both_versions_answer_at_once_each_by_its_own_tree(
     names = [{c["entity"] for row in rows for c in row["candidates"]} for rows in (old, new)]
     assert "Zyxwlor Works" not in names[0]
     assert "Adobe" not in names[1]
-    assert {row["fingerprint"] for row in old} == {former.graph.fingerprint}
-    assert {row["fingerprint"] for row in new} == {renewed.graph.fingerprint}
+    assert {row["fingerprint"] for row in old} == {former.fingerprint}
+    assert {row["fingerprint"] for row in new} == {renewed.fingerprint}
     # And neither was disturbed by the other.
     assert same(asyncio.run(former.run(many)).to_pylist(), old)
     assert same(asyncio.run(renewed.run(few)).to_pylist(), new)
 
 
 def test_pictures_that_both_versions_have_are_mapped_once(former: Segment, renewed: Segment) -> None:
-    ours, theirs = (segment.works[4][1].prompts for segment in (former, renewed))  # type: ignore[attr-defined]
+    ours, theirs = (segment.steps[4].work.prompts for segment in (former, renewed))  # type: ignore[attr-defined]
     assert ours._prefixes is theirs._prefixes

@@ -85,7 +85,7 @@ def running() -> Running:
 
 
 def works(running: Running) -> tuple[_Splitting, _Saying]:
-    first, last = (work for _, work in running.segment.works)
+    first, last = (step.work for step in running.segment.steps)
     assert isinstance(first, _Splitting)
     assert isinstance(last, _Saying)
     return first, last
@@ -142,7 +142,7 @@ def test_the_engine_s_counts_are_told_once(running: Running, monkeypatch: pytest
 def test_who_comes_while_all_passes_end_is_served_as_well() -> None:
     graph = Graph((Split(), Say()), SOURCE, RESULT, "print")
     segment = graph.segment(["split"], cast(Any, None))
-    running, (split,) = Running(segment, batch=3), [cast(_Splitting, work) for _, work in segment.works]
+    running, (split,) = Running(segment, batch=3), [cast(_Splitting, step.work) for step in segment.steps]
 
     async def twice() -> None:
         for text in ("a", "c"):

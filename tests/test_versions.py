@@ -16,7 +16,6 @@ import pytest
 
 from gemel_ray.cli import main
 from gemel_ray.config import Config, load
-from gemel_ray.graph import Segment
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.entity_rows import entity
@@ -26,6 +25,7 @@ from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
 from gemel_ray.serving.running import Running
+from gemel_ray.stage import Segment
 
 ENTITIES = [
     {"id": "Q1", "name": "Georgios Theotokis", "description": "Greek politician"},
@@ -313,7 +313,7 @@ def test_a_renewed_segment_knows_what_is_new_and_the_former_ends_in_peace(
     async def over() -> None:
         assert await mentions(started) == []
         renewed = started.renewed(after, configured(after).fingerprint(after.version))
-        assert renewed.works[1][1] is started.works[1][1]  # the encoder's models are not loaded again
+        assert renewed.steps[1].work is started.steps[1].work  # the encoder's models are not loaded again
         former = Running(started, 1)
         under_way = asyncio.create_task(former.run(table))
         await asyncio.sleep(0)
@@ -325,9 +325,9 @@ def test_a_renewed_segment_knows_what_is_new_and_the_former_ends_in_peace(
         assert rows["mention"].to_pylist() == [None]
         await retired
         assert await mentions(renewed) == ["Roma"]
-        assert (started.graph.knowledge, renewed.graph.knowledge) == ("0", "1")
-        assert started.graph.fingerprint != renewed.graph.fingerprint
-        renewed.works[2][1].retire()
+        assert (started.knowledge, renewed.knowledge) == ("0", "1")
+        assert started.fingerprint != renewed.fingerprint
+        renewed.steps[2].work.retire()
 
     asyncio.run(over())
 

@@ -15,10 +15,10 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gemel_ray.graph import explode
 from gemel_ray.job import results
 from gemel_ray.readers import documents
 from gemel_ray.records import Row
+from gemel_ray.stage import explode
 from gemel_ray.storage import Place
 
 Key = tuple[str, str]

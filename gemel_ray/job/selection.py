@@ -18,11 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gemel_ray.errors import Mistake
-from gemel_ray.graph import failed
 from gemel_ray.job import results
 from gemel_ray.readers import REST, count, documents
 from gemel_ray.settings import Input
-from gemel_ray.stage import ERROR
+from gemel_ray.stage import ERROR, failed
 from gemel_ray.storage import Place, folder_at
 
 # A document is identified from run to run by the file it is in and a digest of its content.

@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gemel_ray.errors import Stopped
-from gemel_ray.graph import Graph, Segment
+from gemel_ray.graph import Graph
 from gemel_ray.job.record import BatchCounts, ErrorExample, WorkerMeasures
 from gemel_ray.job.results import (
     ATTEMPTS,
@@ -48,7 +48,7 @@ from gemel_ray.job.results import (
     error_kind,
 )
 from gemel_ray.job.selection import without_mark
-from gemel_ray.stage import ERROR, Measures
+from gemel_ray.stage import ERROR, Measures, Segment
 from gemel_ray.storage import Folder
 
 _PARTS = 8  # into which a batch is cut after its worker died

@@ -24,7 +24,6 @@ import pyarrow as pa
 
 from gemel_ray.config import Config
 from gemel_ray.errors import Mistake
-from gemel_ray.graph import Segment, explode
 from gemel_ray.knowledge import bank as bank_file
 from gemel_ray.knowledge import thumbnails, vector_stores
 from gemel_ray.knowledge.bank import Bank
@@ -42,6 +41,7 @@ from gemel_ray.readers.fields import short
 from gemel_ray.readers.mentions import place
 from gemel_ray.records import DOCUMENT, Row
 from gemel_ray.settings import Vectors as Options
+from gemel_ray.stage import Segment, explode
 from gemel_ray.stages.assemble import cut, demonstration_text
 from gemel_ray.stages.encoding import Encoding
 from gemel_ray.storage import new_folder

@@ -12,11 +12,12 @@ from typing import TypedDict
 import pyarrow as pa
 
 from gemel_ray.config import Config
-from gemel_ray.graph import Segment, run_in_process
+from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.measuring.processes import in_new_processes, wait_for_all
 from gemel_ray.readers import documents
+from gemel_ray.stage import Segment
 
 FRONT = ("detect", "encode", "retrieve", "assemble")
 _SECONDS = 2.0  # of each stage, at least
@@ -55,8 +56,8 @@ def _measured(
     tables = list(_batches(inputs))
     found: dict[str, tuple[float, float]] = {}
     try:
-        for number, work in segment.works:
-            one = Segment(segment.graph, ((number, work),))
+        for number in range(len(segment.steps)):
+            one = segment.part(number, number + 1)
             following = list(run_in_process(one, iter(tables), _OVERLAP))  # also warms up
             wait_for_all()
             found[FRONT[number]] = _pace(one, tables, seconds)

@@ -20,10 +20,10 @@ import torch
 from gemel_ray.config import Config
 from gemel_ray.engine.work import Prompt, RolloutOptions, Usage
 from gemel_ray.errors import Mistake
-from gemel_ray.graph import Segment, run_in_process
+from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
-from gemel_ray.measuring.alone import FRONT, assembled
+from gemel_ray.measuring.alone import assembled
 from gemel_ray.measuring.machine import Spread, spread
 from gemel_ray.measuring.pace import Moment, steady
 from gemel_ray.measuring.reference import Reference
@@ -80,7 +80,9 @@ class Measuring:
         self, config: Config, workspace: Workspace, generating: Any, mentions: pa.Table, sizes: Sizes
     ) -> None:
         self.sizes, self.generating, self.mentions = sizes, generating, mentions
-        self.segment = Segment(linking_graph(config, workspace), ((len(FRONT), generating),))
+        self.segment = linking_graph(config, workspace).segment(
+            ["generate"], workspace, {"generate": generating}
+        )
         self.reference = (
             Reference(workspace.language_model, config.generate.dtype, workspace.tree, config.generate.beams)
             if sizes.reference

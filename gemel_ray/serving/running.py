@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from gemel_ray.config import Config
-from gemel_ray.graph import Segment
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.serving.linker import Reply
 from gemel_ray.serving.meters import log_event
+from gemel_ray.stage import Segment
 
 _COUNTED = ("asked", "cached", "decoded", "requests")  # measures of Generate
 _LANES = 2  # passes at once, so that one slow picture does not delay all documents
@@ -38,12 +38,11 @@ class Running:
     """A started segment. `run` may be called any number of times at once, from one event loop."""
 
     def __init__(self, segment: Segment, batch: int) -> None:
-        works = segment.works
-        waits = [work.waits for _, work in works]
-        cut = waits.index(True) if True in waits else len(works)
+        waits, number = [step.work.waits for step in segment.steps], len(segment.steps)
+        cut = waits.index(True) if True in waits else number
         self.segment = segment
-        self.batching = Batching(Segment(segment.graph, works[:cut]), batch) if cut else None
-        self.streaming = Segment(segment.graph, works[cut:]) if cut < len(works) else None
+        self.batching = Batching(segment.part(0, cut), batch) if cut else None
+        self.streaming = segment.part(cut, number) if cut < number else None
         self._reported = Counter[str]()
         self._under_way, self._idle = 0, asyncio.Event()
 

@@ -21,13 +21,14 @@ import pyarrow as pa
 
 from gemel_ray.config import Config
 from gemel_ray.errors import Mistake
-from gemel_ray.graph import explode, run_in_process
+from gemel_ray.graph import run_in_process
 from gemel_ray.knowledge.bank import QUERY_IMAGE, Bank, image_of
 from gemel_ray.knowledge.entities import Targets
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
 from gemel_ray.records import Row
+from gemel_ray.stage import explode
 from gemel_ray.stages.generate import Generate
 from gemel_ray.storage import new_folder
 
