@@ -63,7 +63,6 @@ class Lockstep:
 
     def __init__(self, seam: Seam, growing: Growing, columns: Columns, *, replayed: bool) -> None:
         self.seam, self.growing, self.columns = seam, growing, columns
-        self.rounds = 0
         self._grown = Replayed(growing.round) if replayed else growing.round
         self._result: Tensor | None = None
         self._widest = 0  # the greatest number of children of a pending node
@@ -82,7 +81,6 @@ class Lockstep:
         if len(last.tokens) or readings:
             self._compute(last, readings)
         self._send_result(self._grown())
-        self.rounds += 1
 
     def _send_result(self, result: Tensor) -> None:
         """Start the copy of the result to the host."""
@@ -241,16 +239,11 @@ class Rounds:
         self._columns, self._rows = columns, columns * (width + 1)
         self._lanes: dict[Search, _Lane] = {}  # the least recently used first
         self._trees: dict[PrefixTree, FlatTree] = {}
-        self._ended = 0  # rounds of lanes that were removed
+        self.rounds = 0  # made, of all Locksteps
 
     @property
     def busy(self) -> bool:
         return any(lane.busy for lane in tuple(self._lanes.values()))  # called from other threads, too
-
-    @property
-    def rounds(self) -> int:
-        lanes = tuple(self._lanes.values())
-        return self._ended + sum(part.rounds for lane in lanes for part in lane.parts)
 
     def fits(self, search: Search, beginning: int, rest: int) -> bool:
         """Whether the empty arena has room for such a prompt."""
@@ -275,6 +268,7 @@ class Rounds:
             for part in lane.parts:
                 if part.columns.busy:
                     part.step()
+                    self.rounds += 1
 
     def waiting(self) -> list[Mention]:
         """All mentions without a result."""
@@ -307,6 +301,6 @@ class Rounds:
         return Lockstep(self.seam, growing, seats, replayed=self.replayed)
 
     def _end(self, search: Search) -> None:
-        self._ended += sum(part.rounds for part in self._lanes.pop(search).parts)
+        del self._lanes[search]
         for tree in self._trees.keys() - {known.tree for known in self._lanes}:
             del self._trees[tree]
