@@ -20,6 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemel_ray.errors import Mistake
+
 if TYPE_CHECKING:
     from gemel_ray.settings import Vectors
 
@@ -234,6 +236,18 @@ def _workspace(folder: Path | None) -> Iterator[Finding]:
     fits = isinstance(facts, dict) and "settings" in facts
     found = str(folder) if fits else f"{folder}/workspace.json has no settings"
     yield Finding(fits, "workspace", found, "" if fits else build)
+    if fits:
+        yield from _ranker(folder)
+
+
+def _ranker(folder: Path) -> Iterator[Finding]:
+    from gemel_ray.knowledge import versions
+    from gemel_ray.ranking.ranking import origin
+
+    try:
+        yield Finding(True, "its ranker", origin(versions.current_folder(folder) / "ranking") or "none")
+    except Mistake as fault:
+        yield Finding(False, "its ranker", str(fault), "or set retrieve.ranking=0")
 
 
 def _qdrant(options: Vectors | None) -> Iterator[Finding]:

@@ -95,7 +95,8 @@ class Bank:
     )
     ranker: int = setting(
         1000,
-        "least number of solved examples for which a build fits a ranker; 0: never",
+        "least number of solved examples for which a build fits a ranker; with fewer it takes the default "
+        "one; 0: no ranker",
         at_least=0,
         unit="examples",
     )

@@ -34,7 +34,7 @@ LAYERS = (
     ("linking", "config linking sizing doctor in_process client"),
     ("building, training, job, serving", "knowledge.build knowledge.solved knowledge.lengths "
      "knowledge.next_version knowledge.triple_files knowledge.updating knowledge.writing ranking.making "
-     "training job serving offline online nodes gemel evaluation report"),
+     "ranking.default_maker training job serving offline online nodes gemel evaluation report"),
     ("commands", "arguments commands cli starter study measuring checking planning deploying documenting"),
 )  # fmt: skip
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # sha256 of the official text

@@ -37,9 +37,9 @@ from gemel_ray.ranking.context import TrainingExample, learn_bend
 from gemel_ray.ranking.evidence import Evidence
 from gemel_ray.ranking.examples import NO_ENTITY, Examples
 from gemel_ray.ranking.features import FEATURES, Question, bend
-from gemel_ray.ranking.fitting import _question, _trained
+from gemel_ray.ranking.fitting import _trained, question_of
 from gemel_ray.ranking.leaving_out import LeftOut
-from gemel_ray.ranking.making import _neighbours
+from gemel_ray.ranking.making import neighbours
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.postings import Postings
 from gemel_ray.ranking.ranker import Ranker
@@ -211,10 +211,10 @@ def test_the_examples_of_a_document_say_nothing_of_it_when_it_is_linked(workspac
     """Neither by its mention nor by its text nor as neighbours. Of another text they do."""
     collector = open_collector(workspace.ranking_folder, workspace.bank, workspace.entities)
     known = collector.sources.examples
-    (nearest, shares) = next(_neighbours(workspace, configured(workspace), np.array([0])))
+    (nearest, shares) = next(neighbours(workspace, configured(workspace), np.array([0])))
     assert 0 not in nearest.tolist()
     asked = replace(
-        _question(known, 0, nearest, shares), nearest=np.zeros(1, np.int64), votes=np.ones(1, np.float32)
+        question_of(known, 0, nearest, shares), nearest=np.zeros(1, np.int64), votes=np.ones(1, np.float32)
     )
     wanted = [
         FEATURES.index(name) for name in ("examples", "votes", "examples at all", "words of an example")
@@ -272,7 +272,7 @@ def test_examples_of_many_entities_at_once_are_those_of_each(workspace: Workspac
     known = collector.sources.examples
     hidden = np.zeros(workspace.bank.examples, np.bool_)
     hidden[[1, 4]] = True
-    asked = replace(_question(known, 0, *(np.empty(0, t) for t in (np.int64, np.float32))), left_out=hidden)
+    asked = replace(question_of(known, 0, *(np.empty(0, t) for t in (np.int64, np.float32))), left_out=hidden)
     evidence = collector.evidence(replace(asked, text="Almeida showed her canvases and scored twice."))
     names = "examples at all", "likest text", "mean text", "has examples", "likest picture"
     found = evidence.features[:, [FEATURES.index(name) for name in names]]
@@ -478,11 +478,7 @@ def test_texts_are_encoded_only_for_a_ranker_that_is_used(workspace: Workspace, 
         assert (row["text_vector"] is not None) == bool(asked)
 
 
-def test_few_examples_make_no_ranker_and_the_paper_has_none(tmp_path: Path) -> None:
-    kb, train = written(tmp_path, "kb.jsonl", entities()), written(tmp_path, "t.jsonl", examples()[:5])
-    build(load(None, {}, SETTINGS), kb, [train], tmp_path / "few", print)
-    opened = Workspace.open(tmp_path / "few", load(None, read_facts(tmp_path / "few")["settings"], SETTINGS))
-    assert not opened.ranks
+def test_the_paper_has_no_ranker() -> None:
     paper = load(None, {}, PAPER)
     assert (paper.bank.ranker, paper.retrieve.ranking, paper.generate.ranking) == (0, 0, 0.0)
 

@@ -31,7 +31,7 @@ from gemel_ray.ranking.connections import CONNECTION_FEATURES, Connections, Text
 from gemel_ray.ranking.evidence import Collector
 from gemel_ray.ranking.features import GRAPH, GROUPS, RETRIEVAL, available, groups_of
 from gemel_ray.ranking.fitting import fitted, prepared
-from gemel_ray.ranking.making import _neighbours, prepare, refit
+from gemel_ray.ranking.making import neighbours, prepare, refit
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.ranker import Ranker
 from gemel_ray.ranking.ranking import open_collector
@@ -313,7 +313,7 @@ def test_a_ranker_that_is_fitted_without_the_graph_does_not_see_it(workspace: Pa
     assert seen == [group.name for group in GROUPS if group.name not in (GRAPH, RETRIEVAL)]
     sources = open_collector(opened.ranking_folder, opened.bank, opened.entities).sources
     alone = Collector(sources, available(sources, {GRAPH, RETRIEVAL}))
-    never_seen = fitted(prepared(alone, lambda rows: _neighbours(opened, config, rows)))
+    never_seen = fitted(prepared(alone, lambda rows: neighbours(opened, config, rows)))
     assert never_seen is not None
     for name, weights in Ranker.load(file).weights.items():
         assert np.array_equal(weights, never_seen.weights[name]), name

@@ -152,9 +152,9 @@ def test_nothing_that_stays_is_encoded_again(workspace: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Workspace, "mention_encoder", listening)
     changed(workspace, entities=[entity(ROME)])
-    assert sorted(asked) == ["Roma", "Rome"]
+    assert sorted(asked) == ["Roma", "Rome", "Rome: capital of Italy"]
     changed(workspace, removed=["Q1"])
-    assert len(asked) == 2
+    assert len(asked) == 3
 
 
 def test_a_name_stays_as_it_was_spelled(workspace: Path) -> None:

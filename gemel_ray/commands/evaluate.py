@@ -81,10 +81,15 @@ def _run(options: argparse.Namespace) -> int:
 def _ranked(options: argparse.Namespace, gold: list[str], made: Manifest | None) -> list[Any]:
     """The answers of the workspace's ranker, with descriptions and without."""
     from gemel_ray.evaluation.ranked import ranked_alone
+    from gemel_ray.knowledge import versions
+    from gemel_ray.ranking.ranking import origin
 
     if not options.workspace:
         return [None, None]
-    return ranked_alone(options.workspace, gold, made)
+    found = ranked_alone(options.workspace, gold, made)
+    if found[0] is not None:
+        say(f"without a language model: {origin(versions.current_folder(options.workspace) / 'ranking')}")
+    return found
 
 
 def job_inputs(made: Manifest | None, output: Place) -> list[str]:

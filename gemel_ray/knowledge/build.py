@@ -91,11 +91,17 @@ def _fill(
     write_facts(folder, config, names, made)
     workspace = Workspace(folder, config, json.loads((folder / "workspace.json").read_text()))
     _bank(workspace, config, demonstrations, made, say)
-    if config.bank.ranker and made.demonstrations >= config.bank.ranker:
-        from gemel_ray.ranking.making import make
-
-        say(make(workspace, config))
+    if config.bank.ranker:
+        say(_ranking(workspace, config, made))
     write_facts(folder, config, names, made)
+
+
+def _ranking(workspace: Workspace, config: Config, made: Made) -> str:
+    if made.pictures and made.demonstrations < config.bank.ranker:
+        return "no ranker: the default one knows no pictures, and there are fewer examples than bank.ranker"
+    from gemel_ray.ranking.making import make
+
+    return make(workspace, config)
 
 
 def _mapper(folder: Path, config: Config, names: dict[str, str], say: Say) -> None:

@@ -4,7 +4,7 @@
     tree/            prefix tree of the entities' names       entities.arrow   the entities
     bank/            demonstrations, tokenised, with features  vectors/         their Qdrant shard
     mapper.safetensors   the feature mapper, if there is one
-    ranking/         names, examples and descriptions indexed, and the ranker fitted on them
+    ranking/         names, examples and descriptions indexed, and the ranker
     features/        precomputed features of pictures, by key (import-gemel)
     versions/        later versions, by gemel-ray kb: see versions.py
     cache/, training/    features of pictures and encoded examples; training's checkpoint, curve and logs
@@ -186,7 +186,7 @@ class Workspace:
 
     @property
     def ranks(self) -> bool:
-        """Whether a ranker was fitted on the examples (gemel_ray/ranking)."""
+        """Whether it has a ranker, fitted on its examples or the default one (gemel_ray/ranking)."""
         return (self.ranking_folder / "ranker.safetensors").exists()
 
     @cached_property

@@ -17,6 +17,8 @@
     leaving_out.py  which examples are hidden while it is fitted on one of them
     fitting.py   the networks fitted on the examples themselves, when a workspace is built
     making.py    makes a workspace's ranking
+    default.py   the default ranker, for a workspace with few examples or none
+    default_maker.py  fits it anew on public data
     ranking.py   the ranking in use, by Retrieve
     joining.py   what it says joined to what the language model says
 

@@ -22,6 +22,7 @@ from gemel_ray.ranking.features import (
     feature_names,
     features,
 )
+from gemel_ray.ranking.names import NameRow
 from gemel_ray.ranking.postings import Mask, Rows, WeightedRows
 from gemel_ray.ranking.words import content_words, folded, stems
 
@@ -35,6 +36,11 @@ class Evidence:
 
     rows: npt.NDArray[np.int64]
     features: Vectors
+
+
+def undescribed(entity: NameRow) -> NameRow:
+    """An entity without what comes from its description."""
+    return entity | {"about": [], "years": []}
 
 
 class Collector:
@@ -65,7 +71,7 @@ class Collector:
         rows = np.array(self._candidates(mention, prior, near, words), np.int64)
         known = self.sources.names.rows(rows)
         if not self.sources.described:
-            known = [entity | {"about": [], "years": []} for entity in known]
+            known = list(map(undescribed, known))
         return Case(asked, hidden, mention, text, rows, known, prior, votes, words)
 
     def _hidden(self, asked: Question) -> Mask:

@@ -1,7 +1,7 @@
 """The features of a mention's candidates: groups of features, one row per candidate.
 
-A group is a name for people, its features' names, and a function of the sources and the case; a new one is
-added at the end of `GROUPS`.
+A group is a name for people, its features' names, and a function of the sources and the case. After a change
+of `GROUPS` the default ranker is fitted anew (default_maker.py).
 """
 
 from __future__ import annotations
@@ -89,9 +89,10 @@ class Case:
     words: SharedWords
 
 
-GRAPH, RETRIEVAL = "knowledge graph", "trained retrieval"
+GRAPH, POPULARITY, RETRIEVAL = "knowledge graph", "popularity", "trained retrieval"
 SHORT = 6  # letters: a longer mention is not looked for as initials
 _READ = 200  # examples of one entity that are compared
+_UNPOPULAR = 1e-3  # a share of the greatest popularity below which differences mean little
 
 
 class Group(NamedTuple):
@@ -196,6 +197,20 @@ def _popularity(sources: Sources, case: Case) -> Vectors:
     return np.array([[math.log1p(max(0.0, p or 0.0)), p is not None] for p in given], np.float32)
 
 
+def _popularity_among(sources: Sources, case: Case) -> Vectors:
+    """The popularity beside that of the candidates with most of the mention's words: whatever it counts, a
+    ratio means the same."""
+    column, whole = sources.entities.table["popularity"], case.words.mention.of(case.rows)
+    given = np.array([column[row].as_py() for row in case.rows.tolist()], np.float32)  # None: NaN
+    known, rivals = np.isfinite(given), whole >= whole.max() - 1e-6
+    most = given[known & rivals].max(initial=0.0)
+    if most <= 0:
+        return np.zeros((len(given), 3), np.float32)
+    ratio = np.log((np.maximum(given, 0) / most + _UNPOPULAR) / (1 + _UNPOPULAR))
+    below = (given[:, None] > given[known & rivals]).mean(axis=1)
+    return np.where(known[:, None], np.stack([ratio, below, known], axis=1), np.float32(0))
+
+
 def _question(sources: Sources, case: Case) -> Vectors:
     asked = case.asked
     words, capital = len(case.mention.split()), asked.mention[:1].isupper()
@@ -226,7 +241,8 @@ def of_described(near: Vectors, described: npt.NDArray[np.bool_]) -> Vectors:
 
 
 def _graph(sources: Sources, case: Case) -> Vectors:
-    assert sources.connections is not None
+    if sources.connections is None:  # the default ranker has this group, with a graph or without
+        return np.zeros((len(case.rows), len(CONNECTION_FEATURES)), np.float32)
     return sources.connections(case.rows, case.mention, case.asked.text)
 
 
@@ -254,7 +270,10 @@ GROUPS = (
         "likest picture less", "words of an example", "words of an example less",
     ), _examples),
     Group("neighbours", ("votes", "votes less"), _neighbours),
-    Group("popularity", ("popularity", "has popularity"), _popularity),
+    Group(POPULARITY, ("popularity", "has popularity"), _popularity),
+    Group("popularity among candidates", (
+        "popularity to the greatest", "less popular ones", "popularity given",
+    ), _popularity_among),
     Group("form of the name", (
         "words of the name", "words more", "candidates", "name in brackets", "capital", "words",
         "has a picture",

@@ -22,6 +22,7 @@ from gemel_ray.knowledge.entities import Entities, EntityChanges
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.progress import Meter, Progress
 from gemel_ray.ranking import retrieval
+from gemel_ray.ranking.default import default_groups, default_ranker
 from gemel_ray.ranking.evidence import Collector
 from gemel_ray.ranking.examples import Encode
 from gemel_ray.ranking.features import RETRIEVAL, available
@@ -31,19 +32,42 @@ from gemel_ray.ranking.ranking import FILE, Former, open_collector, train_retrie
 from gemel_ray.ranking.towers import Negatives
 from gemel_ray.ranking.triples import Triple
 
+_ENOUGH = 100  # examples on which the default ranker is fitted further
 _ENCODED = 1_024  # texts between two reports of progress
 _BATCH = 256  # examples whose neighbours are looked for at once
 
 
 def make(workspace: Workspace, config: Config) -> str:
-    """Write the ranking of a workspace that has its bank, by the configured stages. Returns a summary."""
+    """Write the ranking of a workspace that has its bank, by the configured stages: with a ranker fitted on
+    its examples, or with the default one if they are fewer than bank.ranker. Returns a summary."""
     began, folder = time.perf_counter(), workspace.ranking_folder
-    with Meter("texts", texts := _texts(workspace, config.bank.descriptions)) as meter:
-        encode = workspace.mention_encoder(config.encode.device, config.encode.dtype)
-        metered = _metered(encode, meter)
-        write(folder, workspace.bank, workspace.entities, metered, described=config.bank.descriptions)
+    encode = workspace.mention_encoder(config.encode.device, config.encode.dtype)
+    default = default_ranker(encode) if workspace.bank.examples < config.bank.ranker else None
+    described = config.bank.descriptions if default is None or default.encoded else 0
+    with Meter("texts", texts := _texts(workspace, described)) as meter:
+        write(folder, workspace.bank, workspace.entities, _metered(encode, meter), described=described)
     indexed = f"{texts:,} texts of examples and descriptions indexed, {time.perf_counter() - began:.1f} s"
-    return f"{indexed}\n{_fit(workspace, config, config.bank.retrieval, encode=encode)}"
+    if default is None:
+        return f"{indexed}\n{_fit(workspace, config, config.bank.retrieval, encode=encode)}"
+    return f"{indexed}\n{_adapt(workspace, config, default)}"
+
+
+def _adapt(workspace: Workspace, config: Config, default: Ranker) -> str:
+    """Write the default ranker, fitted further on the examples if there are enough. Returns a summary."""
+    bank, folder, ranker = workspace.bank, workspace.ranking_folder, None
+    if bank.examples >= _ENOUGH and default.encoded:
+        collector = open_collector(folder, bank, workspace.entities, groups=default_groups())
+        given = prepared(collector, lambda rows: neighbours(workspace, config, rows), bends=False)
+        ranker = fitted(given, start=default)
+    ranker = replace(ranker, about=default.about | ranker.about) if ranker else default
+    ranker.save(folder / FILE)
+    lines = [f"{ranker.origin}: {bank.examples:,} examples are fewer than bank.ranker"]
+    if not default.encoded:
+        encoder = workspace.sections.models.mention_encoder
+        lines.append(f"without vectors of texts: it was not fitted with models.mention_encoder={encoder}")
+    if config.bank.retrieval != "none":
+        lines.append("no retrieval: it is trained on more examples")
+    return "\n".join(lines)
 
 
 def prepare(workspace: Workspace, config: Config, seed: int = 0) -> Prepared:
@@ -51,7 +75,7 @@ def prepare(workspace: Workspace, config: Config, seed: int = 0) -> Prepared:
     the examples."""
     collector = open_collector(workspace.ranking_folder, workspace.bank, workspace.entities)
     collector = Collector(collector.sources, available(collector.sources, {RETRIEVAL}))
-    return prepared(collector, lambda rows: _neighbours(workspace, config, rows), seed)
+    return prepared(collector, lambda rows: neighbours(workspace, config, rows), seed)
 
 
 def refit(
@@ -97,10 +121,7 @@ def _fit(
     about = ranker.about
     about["retrieval"] = negatives
     ranker.save(folder / FILE)
-    return (
-        f"a ranker fitted on {about['examples']:,} examples, right in {about['right']:.1%} of "
-        f"{about['held_out']:,} others, {seconds}"
-    )
+    return f"{ranker.origin}, right in {about['right']:.1%} of {about['held_out']:,} others, {seconds}"
 
 
 def renew(
@@ -149,7 +170,7 @@ def _metered(encode: Encode, meter: Meter) -> Encode:
     return encoded
 
 
-def _neighbours(
+def neighbours(
     workspace: Workspace, config: Config, rows: npt.NDArray[np.int64]
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
     """The nearest other rows of the bank, and their votes, by the configured Retrieve."""

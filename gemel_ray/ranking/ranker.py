@@ -25,7 +25,8 @@ _LEAST = 20  # answers from which a share can be estimated
 _NAMED, _WEAK = 4, 0.1  # contributions that an explanation names, and the least of them
 _EXAMPLES = 3  # that an explanation names
 FAR = 10.0  # standard deviations at which features are clipped
-WEIGHTS = ("mean", "scale", "linear", "inner", "inner_bias", "middle", "middle_bias", "outer", "bend")
+NETWORK = ("linear", "inner", "inner_bias", "middle", "middle_bias", "outer")  # a network's weights
+WEIGHTS = ("mean", "scale", *NETWORK, "bend")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,19 @@ class Ranker:
     weights: dict[str, Matrix]
     about: dict[str, Any]
     features: tuple[str, ...]
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, in words."""
+        fitted_on = f"{self.about['examples']:,} examples" if "examples" in self.about else ""
+        if self.about.get("default"):
+            return "the default ranker" + (f", fitted further on {fitted_on}" if fitted_on else "")
+        return f"a ranker fitted on {fitted_on}"
+
+    @property
+    def encoded(self) -> bool:
+        """Whether it knows vectors of the workspace's encoder."""
+        return bool(self.about.get("encoded", True))
 
     def log_probabilities(self, features: Matrix) -> Matrix:
         """The log-probability of each candidate, [n], from the features of all candidates of one mention, [n,
@@ -58,7 +72,12 @@ class Ranker:
     def threshold(self, precision: float) -> float:
         """The least probability such that the answers to held-out examples with at least this probability had
         this precision. Raises Mistake if there is none."""
-        answers = np.array(self.about.get("answers", []), float).reshape(-1, 2)  # the surest first
+        if "answers" not in self.about:
+            raise Mistake(
+                "generate.precision needs a ranker fitted on the workspace's examples, and this one has the "
+                "default: build it with more solved examples, or set generate.nil_threshold"
+            )
+        answers = np.array(self.about["answers"], float).reshape(-1, 2)  # the surest first
         probabilities, right = answers.T
         shares = np.cumsum(right) / np.arange(1, len(probabilities) + 1)
         whole = np.append(probabilities[1:] < probabilities[:-1], True)[
@@ -83,19 +102,20 @@ class Ranker:
             save_file(whole, aside, metadata={"ranker": json.dumps(facts)})
 
     @classmethod
-    def load(cls, path: Path) -> Ranker:
-        """Read a ranker. Raises ValueError, which names the file, if it is not a ranker of these features."""
+    def load(cls, path: Path, remedy: str = "build the workspace again") -> Ranker:
+        """Read a ranker. Raises ValueError, which names the file, if it is not a ranker of these features:
+        then `remedy` helps."""
         try:
             with safe_open(path, "np") as file:
                 about = json.loads((file.metadata() or {})["ranker"])
-                weights = {name: file.get_tensor(name) for name in WEIGHTS}
+                weights = {name: file.get_tensor(name).astype(np.float32, copy=False) for name in WEIGHTS}
         except (SafetensorError, OSError, KeyError, ValueError) as fault:
             raise Mistake(f"{path} is not a ranker written by gemel-ray: {fault}") from fault
         features = tuple(about.pop("features", ()))
         try:
             groups_of(features)
         except ValueError as fault:
-            raise Mistake(f"{path} was fitted on {fault}: build the workspace again") from fault
+            raise Mistake(f"{path} was fitted on {fault}: {remedy}") from fault
         return cls(weights, about, features)
 
 

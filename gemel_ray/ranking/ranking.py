@@ -22,6 +22,7 @@ from gemel_ray.ranking import examples as example_files
 from gemel_ray.ranking import names as name_files
 from gemel_ray.ranking.connections import Connections
 from gemel_ray.ranking.context import TrainingExample
+from gemel_ray.ranking.default import unencoded
 from gemel_ray.ranking.evidence import Collector, Evidence
 from gemel_ray.ranking.examples import Encode, Examples
 from gemel_ray.ranking.features import GRAPH, RETRIEVAL, Group, Question, Sources, groups_of
@@ -83,7 +84,7 @@ class Ranking:
 
     def __call__(self, asked: Question, most: int, *, why: bool = False) -> Likely:
         """The `most` likeliest, best first."""
-        evidence = self._collector.evidence(asked)
+        evidence = self._collector.evidence(asked if self._ranker.encoded else unencoded(asked))
         if not len(evidence.rows):
             return Likely(evidence.rows, np.empty(0, np.float32))
         logs = self._ranker.log_probabilities(evidence.features)
@@ -99,6 +100,11 @@ class Ranking:
         names = [name for _, name in sources.entities.of(rows)]
         ids = sources.examples.bank.ids(examples)
         return explanation(names, math.exp(logs[order[0]]), weights, ids)
+
+
+def origin(folder: Path) -> str | None:
+    """Where the ranker of a version comes from, in words; None without one. Raises Mistake as `open`."""
+    return Ranker.load(folder / FILE).origin if (folder / FILE).exists() else None
 
 
 def open_collector(
@@ -139,7 +145,7 @@ def write(
     name_files.write(entities, folder, FormerNames(former.folder, former.changes) if former else None)
     known = Examples(former.folder, former.bank) if former else None
     example_files.write(bank, entities, encode, folder, known)
-    width = bank.mention_vectors.shape[1]
+    width = bank.mention_vectors.shape[1] if len(bank) else encode([""]).shape[1]
     if len(entities) <= described:
         before = (former.descriptions(), former.changes) if former else None
         descriptions.write(entities, encode, width, folder / _ABOUT, before)
