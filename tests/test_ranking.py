@@ -39,7 +39,7 @@ from gemel_ray.ranking.examples import NO_ENTITY, Examples
 from gemel_ray.ranking.features import FEATURES, Question, bend
 from gemel_ray.ranking.fitting import _trained, question_of
 from gemel_ray.ranking.leaving_out import LeftOut
-from gemel_ray.ranking.making import neighbours
+from gemel_ray.ranking.making import _texts, neighbours
 from gemel_ray.ranking.names import Names
 from gemel_ray.ranking.postings import Postings
 from gemel_ray.ranking.ranker import Ranker
@@ -339,6 +339,13 @@ def test_a_new_entity_is_a_candidate_without_fitting_again(workspace: Workspace,
     text = "The beekeeper Ivanova sold honey from her hives."
     assert "Zora Ivanova" in dict(likely(opened, tmp_path, text=text, mention="Ivanova"))
     assert main(["kb", "rollback", "--workspace", str(workspace.folder)]) == 0
+
+
+def test_the_texts_to_do_are_those_that_are_encoded(workspace: Workspace) -> None:
+    """Of too many entities no description is."""
+    solved, everybody = len({example["text"] for example in examples()}), len(entities())
+    assert _texts(workspace, described=everybody) == solved + everybody
+    assert _texts(workspace, described=everybody - 1) == solved
 
 
 def test_an_index_that_versions_continue_is_that_of_their_entities(
