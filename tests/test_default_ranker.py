@@ -126,6 +126,18 @@ def test_a_new_entity_is_a_candidate_at_once(built: tuple[Path, str], tmp_path: 
     assert (link["entity"], link["status"]) == ("Zoe Almeida", "linked")
 
 
+def test_for_a_ranker_that_reads_no_vectors_kb_encodes_no_description(
+    built: tuple[Path, str], tmp_path: Path
+) -> None:
+    workspace = Path(shutil.copytree(built[0], tmp_path / "workspace"))
+    ranker = Ranker.load(workspace / "ranking" / "ranker.safetensors")
+    blind = replace(ranker, about=ranker.about | {"encoded": False})
+    blind.save(workspace / "ranking" / "ranker.safetensors")
+    add = ["kb", "add", "--workspace", str(workspace), "--id", "Q97", "--name", "Zoe", "--description", "x"]
+    assert main(add) == 0
+    assert not np.load(workspace / "versions" / "1" / "ranking" / "about.npy").any()
+
+
 def test_no_threshold_is_learned_without_examples(built: tuple[Path, str]) -> None:
     with pytest.raises(
         Mistake, match=r"generate\.precision needs a ranker fitted on the workspace's examples"

@@ -43,7 +43,7 @@ def make(workspace: Workspace, config: Config) -> str:
     began, folder = time.perf_counter(), workspace.ranking_folder
     encode = workspace.mention_encoder(config.encode.device, config.encode.dtype)
     default = default_ranker(encode) if workspace.bank.examples < config.bank.ranker else None
-    described = config.bank.descriptions if default is None or default.encoded else 0
+    described = _described(config, default)
     with Meter("texts", texts := _texts(workspace, described)) as meter:
         write(folder, workspace.bank, workspace.entities, _metered(encode, meter), described=described)
     indexed = f"{texts:,} texts of examples and descriptions indexed, {time.perf_counter() - began:.1f} s"
@@ -135,7 +135,7 @@ def renew(
 ) -> None:
     """Write the ranking of the version that follows `former`: new indexes, with new `facts`, and the same
     ranker."""
-    Ranker.load(former.ranking_folder / FILE)  # refuses the ranker of an earlier form
+    described = _described(config, Ranker.load(former.ranking_folder / FILE))
     before = Former(former.ranking_folder, former.bank, former.entities, changes)
     loaded = cache(partial(former.mention_encoder, config.encode.device, config.encode.dtype))
 
@@ -145,7 +145,12 @@ def renew(
 
     with Meter("texts", None, "encoding what is new") as meter:
         metered = _metered(encode, meter)
-        write(folder, bank, entities, metered, before, described=config.bank.descriptions, facts=facts)
+        write(folder, bank, entities, metered, before, described=described, facts=facts)
+
+
+def _described(config: Config, ranker: Ranker | None) -> int:
+    """The largest knowledge base whose descriptions are encoded; 0: the ranker reads no vectors."""
+    return config.bank.descriptions if ranker is None or ranker.encoded else 0
 
 
 def _texts(workspace: Workspace, described: int) -> int:
