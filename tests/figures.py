@@ -26,7 +26,9 @@ import pyarrow.parquet as pq
 
 from tests.imports import PACKAGE, arrows, circles, modules
 
-SETTINGS = ["generate.dtype=float32", "generate.length=1024", "generate.cache_gib=1.0", "offline.sized=false"]
+# Without a ranker: with one, a document passes ranking/, too.
+SETTINGS = ["generate.dtype=float32", "generate.length=1024", "generate.cache_gib=1.0", "offline.sized=false",
+            "retrieve.ranking=0"]  # fmt: skip
 DATA = PACKAGE / "starter" / "data"
 _ATOMIC = re.compile(r"os\.(replace|rename|link)\(|\b(aside|temporary)\.(replace|rename)\(")
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import Bank, PublishedOrder, SharedSets
@@ -24,7 +23,7 @@ from gemel_ray.knowledge.vectors import Bonus
 from gemel_ray.models.encoders import unit
 from gemel_ray.records import Row
 from gemel_ray.setting import setting
-from gemel_ray.stage import Stage, Work, answer, listed, matrix
+from gemel_ray.stage import Stage, Work, answer, arrays, listed, matrix
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
@@ -140,7 +139,7 @@ class _Retrieving(Work):
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         texts, mentions = batch["text"].to_pylist(), batch["mention"].to_pylist()
-        vectors, pictures = matrix(batch["mention_vector"]), _given(batch["image_vector"])
+        vectors, pictures = matrix(batch["mention_vector"]), arrays(batch["image_vector"])
         without: list[list[int]] = [[] for _ in texts]
         if not self.stage.allow_itself:
             # One caption may stand under many pictures. GEMEL's code looks at the text alone.
@@ -296,7 +295,7 @@ def votes(bank: Bank, rows: Rows, cosines: Vectors, picture: Vectors | None) -> 
     by_mention = _shares(cosines)
     if picture is None:
         return by_mention
-    places = np.array([bank.image_row(row) for row in rows.tolist()], np.int64)
+    places = bank.image_rows[rows]
     seen = np.flatnonzero(places >= 0)
     if not len(seen):
         return by_mention
@@ -327,9 +326,3 @@ def _predicted(vectors: Vectors, targets: npt.NDArray[np.str_]) -> float:
     near = vectors @ vectors.T
     np.fill_diagonal(near, -np.inf)
     return float((_shares(near) * (targets[:, None] == targets)).sum(-1).mean())
-
-
-def _given(vectors: pa.ChunkedArray) -> list[Vectors | None]:
-    """The vector of each row that has one."""
-    there = pc.is_valid(vectors).to_pylist()
-    return [row if known else None for row, known in zip(matrix(vectors), there, strict=True)]
