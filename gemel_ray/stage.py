@@ -107,7 +107,8 @@ class Work:
 
 @dataclass
 class Step:
-    """A started stage, and its measures. `kept`: the columns that a later stage, or the result, reads."""
+    """A stage in a segment: its work, the columns that a later stage or the result reads (`kept`), and its
+    measures."""
 
     stage: Stage
     work: Work

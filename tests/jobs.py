@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -20,12 +19,11 @@ import pyarrow.parquet as pq
 
 from gemel_ray.config import Config
 from gemel_ray.job import results
-from gemel_ray.job.driving import Compute, Job, Run, drive
+from gemel_ray.job.driving import Compute, Job, Run, drive, in_this_process
 from gemel_ray.job.record import BatchCounts
-from gemel_ray.job.selection import Filters, Selection
-from gemel_ray.job.worker import Attempts, Worker, batch_counts
+from gemel_ray.job.selection import Selection
+from gemel_ray.job.worker import Worker
 from gemel_ray.settings import Input
-from gemel_ray.stage import Segment
 from gemel_ray.storage import folder_at
 
 _ALL = Selection()
@@ -54,16 +52,9 @@ def run_once(output: Path, files: list[str], selection: Selection = _ALL, retry:
         yield compute
 
     def compute(run: Run) -> Iterator[BatchCounts]:
-        return computed(run, worker(output, run.name).segment, Input())
+        return in_this_process(run, worker(output, run.name).segment, Input())
 
     return drive(Job(files, output, Input(), selection, retry), computing, lambda _: None).documents
-
-
-def computed(run: Run, segment: Segment, options: Input) -> Iterator[BatchCounts]:
-    """What a job's workers do of a run, one batch after the other in this process."""
-    work = Worker(segment, Attempts(run.record.output, "all"), run.name, run.record.output)
-    tables = (table for share in run.shares for table in share.tables(run.done, Filters(options)))
-    yield from (batch_counts(asyncio.run(work(table)), run.name) for table in tables)
 
 
 def linked(output: Path) -> list[str]:

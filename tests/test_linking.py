@@ -11,13 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from jobs import computed
 from parity import same_row
 
 from gemel_ray.config import Config
 from gemel_ray.graph import run_in_process
 from gemel_ray.job import results
-from gemel_ray.job.driving import Compute, Job, drive
+from gemel_ray.job.driving import Compute, Job, drive, in_this_process
 from gemel_ray.job.worker import with_source_column
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.linking import linking_graph
@@ -139,7 +138,7 @@ def test_an_interrupted_job_does_exactly_what_is_missing(
 
     @contextmanager
     def computing(_: Sequence[str]) -> Iterator[Compute]:
-        yield lambda run: computed(run, segment, config.input)
+        yield lambda run: in_this_process(run, segment, config.input)
 
     drive(Job(messy_inputs, output, config.input, retry="no such error"), computing, told.append)
     segment.close()

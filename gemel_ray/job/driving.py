@@ -1,10 +1,12 @@
 """A job from start to end, whatever computes it: which documents it takes, progress, merging, errors.
 
-`link` computes with Ray (offline.py), the tests in one process. Knows nothing of Ray and models.
+`link` computes with Ray (offline.py); a study without a language model, and the tests, in one process. Knows
+nothing of Ray and models.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import threading
@@ -22,10 +24,12 @@ from gemel_ray.job.inputs import InputFiles, unchanged
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.record import BatchCounts, Record, receive_warnings, report_retried
 from gemel_ray.job.results import WORKERS
-from gemel_ray.job.selection import FILTERED, Done, Selection, Share
+from gemel_ray.job.selection import FILTERED, Done, Filters, Selection, Share
+from gemel_ray.job.worker import Attempts, Worker, batch_counts, write_measures
 from gemel_ray.progress import Progress
 from gemel_ray.settings import Input
 from gemel_ray.sizing import fitted
+from gemel_ray.stage import Segment
 from gemel_ray.storage import Folder, Place, folder_at
 
 _ALL = Selection()
@@ -103,6 +107,16 @@ def _finish(run: Run, compute: Compute, max_error_rate: float, report: Callable[
             TooManyErrors.unless(record, max_error_rate)
         TooManyErrors.unless(record, max_error_rate, least=1)
         merging.done = run.done
+
+
+def in_this_process(run: Run, segment: Segment, options: Input) -> Iterator[BatchCounts]:
+    """Compute a run here, one batch after the other, as Ray's workers do."""
+    folder = run.record.output
+    worker = Worker(segment, Attempts(folder, "here"), run.name, folder)
+    for table in (table for share in run.shares for table in share.tables(run.done, Filters(options))):
+        rows = asyncio.run(worker(table))
+        write_measures(folder, "here", "", segment.measures())
+        yield batch_counts(rows, run.name)
 
 
 # Why a job ends early, in words for the person who started it.

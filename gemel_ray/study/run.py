@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from gemel_ray import storage
+from gemel_ray.config import Config
 from gemel_ray.errors import Terminated
 from gemel_ray.evaluation import Evaluation, evaluate, known
+from gemel_ray.job.driving import Compute, Job, drive, in_this_process
+from gemel_ray.job.record import Record, write_manifest
+from gemel_ray.job.worker import with_source_column
 from gemel_ray.knowledge.entities import Targets
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.linking import linking_graph
 from gemel_ray.measuring.machine import machine
-from gemel_ray.progress import Meter
+from gemel_ray.offline import link
+from gemel_ray.progress import Meter, Progress
 from gemel_ray.records import Row
+from gemel_ray.stages.answering import asks_model
 from gemel_ray.study import variants
 from gemel_ray.study.cells import BASE, GROUPS, Cell
-from gemel_ray.study.job import run_job
 from gemel_ray.study.rows import CellRow, StudyRows, row
 from gemel_ray.study.workspaces import Configured, Say, Workspaces, evidence_of, seconds_to_make
 
@@ -143,7 +150,7 @@ class _Runner:
         output = self.plan.output / "runs" / run
         if not (output / "manifest.json").exists():
             with Meter("documents", len(self.documents)) as meter:
-                run_job(config, folder, [str(file)], output, meter.add)
+                _run_job(config, folder, [str(file)], output, meter.add)
         return evaluate(output, [str(file)], self.known, self.targets)
 
 
@@ -152,3 +159,39 @@ def _write(path: Path, rows: StudyRows) -> None:
     for some in (rows["cells"], rows["left_out"], rows["failed"]):
         some.sort(key=lambda one: order.index(one["group"]) if one["group"] in order else len(order))
     storage.write(path, json.dumps(rows, indent=2))
+
+
+# The job of one cell: on Ray like any other, or, where no language model is asked, in this process.
+
+
+def _run_job(
+    config: Config, workspace: Path, inputs: Sequence[str], output: Path, report: Callable[[Progress], None]
+) -> None:
+    """Link the documents of `inputs`; what `output` has already is not done again."""
+    opened = Workspace.open(workspace, config)
+    if asks_model(config.generate, config.retrieve, opened):
+        link(config, workspace, inputs, output, report)
+    else:
+        finished = _done_here(config, opened, inputs, output, report)
+        write_manifest(config, workspace, inputs, finished, opened.knowledge)
+
+
+def _done_here(
+    config: Config,
+    opened: Workspace,
+    inputs: Sequence[str],
+    output: Path,
+    report: Callable[[Progress], None],
+) -> Record:
+    """The same as `link`. Starting Ray and its workers would take longer than the work of a small job."""
+    graph = with_source_column(linking_graph(config, opened))
+
+    @contextmanager
+    def computing(_: Sequence[str]) -> Iterator[Compute]:
+        segment = graph.segment(graph.names, opened)
+        try:
+            yield lambda run: in_this_process(run, segment, config.input)
+        finally:
+            segment.close()
+
+    return drive(Job(inputs, output, config.input), computing, report)
