@@ -299,3 +299,18 @@ def test_a_file_without_any_entity_says_why(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"kb.json holds no entity: .*{why}"):
             build(load(None, {}, []), str(tmp_path / "kb.json"), [], tmp_path / "workspace", print)
     assert not (tmp_path / "workspace").exists()
+
+
+@pytest.mark.parametrize("size", [None, 9])
+def test_a_document_whose_picture_cannot_be_read_is_linked_by_its_text_if_wanted(
+    workspace: Workspace, tmp_path: Path, size: int | None
+) -> None:
+    """A picture that is filtered out is an error all the same."""
+    if size:
+        Image.new("RGB", (size, size)).save(tmp_path / "a.png")
+    line = {"text": "Paris in spring", "mentions": ["Paris"], "image": "a.png"}
+    reason = "filtered: a side of 9 pixels" if size else "there is no such file"
+    assert reason in retrieved(workspace, tmp_path, line, "encode.min_side=20")["error"]
+    row = retrieved(workspace, tmp_path, line, "encode.min_side=20", "encode.unreadable=text")
+    assert reason in str(row["error"] if size else row["note"])
+    assert (row["error"] is None) == (size is None)

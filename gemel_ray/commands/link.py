@@ -117,7 +117,7 @@ def _linked(options: argparse.Namespace, config: Config, inputs: list[str], sele
 
 def exit_status(manifest: Manifest, *, strict: bool) -> int:
     """1 when every row failed, or, if strict, any did; filtered rows are not failures."""
-    from gemel_ray.job.selection import FILTERED
+    from gemel_ray.pictures.limits import FILTERED
 
     failed = any(not reason.startswith(FILTERED) for reason in manifest["errors"])
     if failed and set(manifest["statuses"]) == {"error"}:
@@ -137,6 +137,8 @@ def _summary(manifest: Manifest, fingerprint: str) -> str:
         + (", ".join(f"{n:,} {status}" for status, n in sorted(statuses.items())) or "nothing")
     ]
     lines += [f"  {number:,} x {reason}" for reason, number in list(manifest["errors"].items())[:5]]
+    if any(reason.startswith("cannot read the image") for reason in manifest["errors"]):
+        lines.append("  (encode.unreadable=text links by its text a document whose picture cannot be read)")
     others = sum(n for made_by, n in manifest["fingerprints"].items() if made_by not in (fingerprint, None))
     if others:
         lines.append(

@@ -24,8 +24,9 @@ from gemel_ray.job.inputs import InputFiles, unchanged
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.record import BatchCounts, Record, receive_warnings, report_retried
 from gemel_ray.job.results import WORKERS
-from gemel_ray.job.selection import FILTERED, Done, Filters, Selection, Share
+from gemel_ray.job.selection import Done, Filters, Selection, Share
 from gemel_ray.job.worker import Attempts, Worker, batch_counts, write_measures
+from gemel_ray.pictures.limits import FILTERED
 from gemel_ray.progress import Progress
 from gemel_ray.settings import Input
 from gemel_ray.sizing import fitted

@@ -22,9 +22,10 @@ from typing import Any, Protocol, TypedDict
 from gemel_ray.config import Config
 from gemel_ray.job import results
 from gemel_ray.job.results import WORKERS
-from gemel_ray.job.selection import FILTERED, Done
+from gemel_ray.job.selection import Done
 from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.pictures.limits import FILTERED
 from gemel_ray.progress import Progress
 from gemel_ray.stage import Measures
 from gemel_ray.storage import Folder, LocalFolder, Place, folder_at

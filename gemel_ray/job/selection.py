@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from gemel_ray.errors import Mistake
 from gemel_ray.job import results
+from gemel_ray.pictures.limits import FILTERED
 from gemel_ray.readers import REST, count, documents
 from gemel_ray.settings import Input
 from gemel_ray.stage import ERROR, failed
@@ -182,7 +183,6 @@ def partition_folder(run: str, number: int) -> str:
 
 
 Keys = npt.NDArray[np.uint64]
-FILTERED = "filtered:"
 Digests = tuple[Keys, Keys]  # keys of a file's sources, and digests of its documents' content
 
 

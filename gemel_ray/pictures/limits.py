@@ -21,6 +21,9 @@ class Busy(ImageError):
         self.wait = wait
 
 
+FILTERED = "filtered:"  # what the reason of something whole that is not wanted begins with
+
+
 class Filtered(ImageError):
     """A whole image that is not wanted; the message begins with "filtered:"."""
 

@@ -131,7 +131,8 @@ class Assemble(Stage):
     """
 
     reads: ClassVar = (
-        "text", "mention", "start", "end", "placed", "shots", "shared", "image_vector", "likely", "chances",
+        "text", "mention", "start", "end", "placed", "unseen", "shots", "shared", "image_vector", "likely",
+        "chances",
     )  # fmt: skip
     writes: ClassVar = pa.schema(
         [
@@ -175,7 +176,7 @@ class _Assembling(Work):
         return answer(self.stage.writes, columns, columns["error"])
 
     def _prompt(self, row: Row, query: list[int], image: list[int]) -> Row:
-        room, notes, part = self.room - len(image) * self.prefix, [row["placed"]], row["text"]
+        room, notes, part = self.room - len(image) * self.prefix, [row["placed"], row["unseen"]], row["text"]
         if len(query) > room:
             part = self._cut(row, room // 2)
             if part is None:

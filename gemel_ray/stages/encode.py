@@ -31,6 +31,7 @@ class Encode(Stage):
             pa.field("image_vector", VECTOR),  # CLIP's feature, the mapper's input, or null
             pa.field("mention_vectors", pa.list_(VECTOR)),  # of unit length, one per mention
             pa.field("text_vector", VECTOR),  # of unit length; null without a ranker
+            pa.field("unseen", pa.string()),  # why its picture is not seen, if it is linked all the same
         ]
     )
     device: str = setting("auto", "device of CLIP and the mention encoder", form=DEVICE, machine=True)
@@ -45,6 +46,10 @@ class Encode(Stage):
         at_least=0,
         unit="pictures",
         machine=True,
+    )
+    unreadable: Literal["error", "text"] = setting(
+        "error",
+        "a document whose picture cannot be read is an error, or is linked by its text, with a note",
     )
     max_megapixels: float = setting(
         64.0,

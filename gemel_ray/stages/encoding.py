@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from gemel_ray.pictures.fetching import Fetcher, fetch_result
 from gemel_ray.pictures.images import decode, image_bytes, is_web, naming_image
-from gemel_ray.pictures.limits import ImageError
+from gemel_ray.pictures.limits import FILTERED, ImageError
 from gemel_ray.readers.pictures import unread_counts
 from gemel_ray.stage import Measures, Stage, Work, answer, settings_of
 from gemel_ray.stages.encode import Encode
@@ -88,7 +88,17 @@ class Encoding(Work):
         texts = self.encode_texts(batch["text"].to_pylist()) if self.texts else [None] * len(batch)
         mentions = self._mention_vectors(batch["mentions"])
         columns = {"image_vector": vectors, "mention_vectors": mentions, "text_vector": texts}
+        errors, columns["unseen"] = self._judged(errors)
         return answer(self.stage.writes, columns, errors)
+
+    def _judged(self, reasons: list[str | None]) -> tuple[list[str | None], list[Any]]:
+        """Why pictures cannot be read: as errors of their documents, or as notes. A picture that is filtered
+        out is an error."""
+        if self.stage.unreadable == "error":
+            return reasons, [None] * len(reasons)
+        wrong = [reason is not None and reason.startswith(FILTERED) for reason in reasons]
+        errors = [reason if filtered else None for reason, filtered in zip(reasons, wrong, strict=True)]
+        return errors, [None if f else reason for reason, f in zip(reasons, wrong, strict=True)]
 
     @cached_property
     def clip(self) -> Clip:
