@@ -129,7 +129,7 @@ def test_targets_are_held_against_the_knowledge_base(tmp_path: Path) -> None:
     assert dict(found.counts) == {"entity": 1, "renamed": 1, "target": 1}
     assert "'Google' is 'Google LLC' (Q2)" in found.first["renamed"][0]
     assert "no entity 'Google' (Q9)" in found.first["target"][0]
-    assert found.first["entity"] == [f"{kb}:3: an entity needs a name: it has none"]
+    assert found.first["entity"] == [f"{kb}:3: an entity needs a name: it has none (its fields are id)"]
 
 
 def test_what_training_data_has_too_is_counted_by_mention_text_and_picture(tmp_path: Path) -> None:

@@ -77,14 +77,15 @@ def test_an_entity_that_is_none_is_told_and_the_next_is_read(tmp_path: Path) -> 
     made, rejects = read(tmp_path, [MIMIC, *wrong, {"id": "Q2", "name": "ours"}])
     assert [e["id"] for e in made] == ["Q42", "Q2"]
     assert [r.partition("kb.json:")[2] for r in rejects] == [
-        "2: an entity needs an id, text or a whole number: it has none",
-        "3: an entity needs a name: [5] is none", "4: an entity needs a name: ' ' is none",
+        "2: an entity needs an id, text or a whole number: it has none (its fields are entity_name)",
+        "3: an entity needs a name: [5] is not one", "4: an entity needs a name: ' ' is not one",
         "5: an entity is an object with id and name, not 7",
-        "6: an entity needs an id, text or a whole number: it has none",
-        "7: an entity needs an id, text or a whole number: True is none",
-        "8: an entity needs an id, text or a whole number: 1.5 is none",
-        "9: an entity needs a name: half a surrogate pair is not valid Unicode",
-        "10: an entity needs an id, text or a whole number: half a surrogate pair is not valid Unicode",
+        "6: an entity needs an id, text or a whole number: it has none (its fields are id, name)",
+        "7: an entity needs an id, text or a whole number: True is not one",
+        "8: an entity needs an id, text or a whole number: 1.5 is not one",
+        "9: an entity needs a name: it holds half a surrogate pair: it is not valid Unicode",
+        "10: an entity needs an id, text or a whole number: it holds half a surrogate pair: it is not valid "
+        "Unicode",
     ]  # fmt: skip
 
 
@@ -161,7 +162,8 @@ def test_wikidata_s_dump_is_read(tmp_path: Path, packed: str) -> None:
     }  # fmt: skip
     assert (bare["name"], bare["aliases"], bare["popularity"], bare["types"]) == ("Sept", [], 0.0, [])
     assert [r.partition(":")[2] for r in rejects] == [
-        "3: P31 is a property of Wikidata, no item: left out", "5: an entity needs a name: it has none",
+        "3: P31 is a property of Wikidata, no item: left out", 
+        "5: an entity needs a name: it has none (its fields are type, id, labels)",
     ]  # fmt: skip
 
 
@@ -229,7 +231,15 @@ def test_bytes_that_are_no_text_cost_their_row(tmp_path: Path) -> None:
     assert "kb.parquet:2: the row cannot be read" in rejects.first[0]
     (tmp_path / "kb.csv").write_bytes(b"id,name\n1,Paris\n2,\xff\xfe\n3,Boston\n")
     assert pairs(list(entity_files.read(str(tmp_path / "kb.csv"), rejects))) == pairs(made)
-    assert "kb.csv:3: an entity needs a name" in rejects.first[1]
+    assert "kb.csv:3: an entity needs a name: it is not UTF-8: '??'; save" in rejects.first[1]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_csv_s_columns_may_be_separated_by_semicolons(tmp_path: Path, separator: str) -> None:
+    rows = (["ID", "Name", "aliases"], ["Q1", "Boston", "Beantown|The Hub"], ["Q2", "Paris", ""])
+    (tmp_path / "kb.csv").write_text("\n".join(map(separator.join, rows)))
+    boston, paris = entity_files.read(str(tmp_path / "kb.csv"), print)
+    assert (boston["aliases"], paris["name"]) == (["Beantown", "The Hub"], "Paris")
 
 
 def test_a_folder_s_files_are_read_in_their_order(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any, BinaryIO
 
 import fsspec
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.entities import Entity, Reject
 from gemel_ray.knowledge.entity_rows import FIELDS, entity
+from gemel_ray.readers.delimited import SEPARATORS
 from gemel_ray.readers.fields import BadRecord, Numbered, first_line
 from gemel_ray.readers.json_files import is_whole, json_rows
 from gemel_ray.readers.opening import PACKED, decoded, lines, opened
@@ -175,7 +177,11 @@ def texts(file: BinaryIO) -> Iterator[str]:
 
 def _table(address: str, separator: str) -> Iterator[Numbered]:
     with opened(address) as file:
-        rows = csv.DictReader(texts(file), delimiter=separator)
+        written = texts(file)
+        first = next(written, "")
+        if separator == ",":  # or a semicolon, as spreadsheets of many countries write it
+            separator = max(SEPARATORS, key=first.count)
+        rows = csv.DictReader(chain([first], written), delimiter=separator)
         _with_columns(rows.fieldnames or [])
         try:
             for row in rows:

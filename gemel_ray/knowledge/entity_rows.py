@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.entities import Entity, Reject
 from gemel_ray.readers import cells
-from gemel_ray.readers.fields import BadRecord, identity, is_unicode, normal, short
+from gemel_ray.readers.fields import BadRecord, identity, is_unicode, normal, short, valid_text
 
 FIELDS = {  # the standard names, and other names of each
     "id": ("id", "qid", "wikidata_id", "entity_id", "kb_id", "identifier", "item"),
@@ -34,6 +34,7 @@ def entity(raw: Any, reject: Reject = lambda reason: None) -> Entity:
     out."""
     if not isinstance(raw, dict):
         raise Mistake(f"an entity is an object with id and name, not {short(raw)}")
+    given = raw
     if _is_mimic(raw):
         raw = _from_mimic(raw)
     elif _is_wikidata(raw):
@@ -42,9 +43,9 @@ def entity(raw: Any, reject: Reject = lambda reason: None) -> Entity:
         raw = _with_standard_names(raw)
     identifier, name = _bare(identity(_plain(raw.get("id")))), _name(_plain(raw.get("name")))
     if identifier is None:
-        raise Mistake(f"an entity needs an id, text or a whole number: {_not(raw.get('id'))}")
+        raise Mistake(f"an entity needs an id, text or a whole number: {_not(raw.get('id'), given)}")
     if not name:
-        raise Mistake(f"an entity needs a name: {_not(raw.get('name'))}")
+        raise Mistake(f"an entity needs a name: {_not(raw.get('name'), given)}")
 
     def dropped(field: str, value: Any, why: str) -> None:
         reject(f"the {field} {short(value)} of {identifier} is {why}: left out")
@@ -85,10 +86,16 @@ def _name(value: Any) -> str | None:
     return normal(name) if name else None
 
 
-def _not(value: Any) -> str:
-    if isinstance(value, str) and not is_unicode(value):
-        return "half a surrogate pair is not valid Unicode"
-    return "it has none" if value is None or value == "" else f"{short(value)} is none"
+def _not(value: Any, given: Mapping[str, Any]) -> str:
+    """Why a value is not an id or a name; `given` is the row as it was read."""
+    if isinstance(value, str):
+        try:
+            valid_text(value, "it")
+        except BadRecord as fault:
+            return str(fault)
+    if value is None or value == "":
+        return f"it has none (its fields are {', '.join(f'{name!s:.40}' for name in list(given)[:8])})"
+    return f"{short(value)} is not one"
 
 
 def _texts(value: Any, field: str, dropped: Any) -> Iterator[str]:

@@ -63,12 +63,13 @@ def study(plan: Study, groups: Sequence[str], configured: Configured, say: Say) 
         "failed": [],
     }
     take_over(plan.output / "study.json", rows, groups)
-    for group, cell in ((g, c) for g in groups for c in GROUPS[g]):
+    cells = [(group, cell) for group in groups for cell in GROUPS[group]]
+    for number, (group, cell) in enumerate(cells, 1):
         why = runner.why_left_out(cell)
         if why:
             rows["left_out"].append({"group": group, "cell": cell.name, "why": why})
             continue
-        say(f"{group}: {cell.name}")
+        say(f"{number} of {len(cells)}, {group}: {cell.name}")
         try:
             rows["cells"].append(runner.row(group, cell, base))
         except Terminated:
