@@ -34,7 +34,7 @@ docs: .venv/.ready  ## write the pages of docs/ that are made of the code
 figures: .venv/.ready  ## what a document and a request pass in the code, and what the files say of themselves
 	"$(BIN)/python" -m tests.figures
 
-requirements: .venv/.ready requirements-cpu.txt.new requirements-gpu.txt.new  ## pin all versions anew from pyproject.toml
+requirements: .venv/.ready requirements-cpu.txt.new requirements-gpu.txt.new  ## pin all versions again from pyproject.toml
 	mv requirements-cpu.txt.new requirements-cpu.txt
 	mv requirements-gpu.txt.new requirements-gpu.txt
 
