@@ -91,7 +91,7 @@ class Worker:
     async def _isolated(self, batch: pa.Table) -> pa.Table:
         """Compute the batch while nothing else is under way: if the worker dies, this batch is the cause."""
         sources = _sources(batch)
-        deaths = self.attempts.begin(sources)
+        deaths = self.attempts.begin(sources, alone=True)
         if deaths and len(sources) > 1:
             rows = pa.concat_tables([await self._isolated(part) for part in _parts(batch)])
         elif deaths >= _DEATHS:
@@ -105,7 +105,7 @@ class Worker:
         else:
             rows = await self._computed(batch)
             self._note_success()
-        self.attempts.end(sources)
+        self.attempts.end(sources, alone=True)
         return rows
 
     async def _computed(self, batch: pa.Table) -> pa.Table:
@@ -279,9 +279,10 @@ class Attempts:
     output: Folder
     segment: str
 
-    def begin(self, sources: Sequence[str]) -> int:
-        """Save that a batch of these documents is begun; how often it was begun before and did not end."""
-        file = self._file(sources)
+    def begin(self, sources: Sequence[str], *, alone: bool = False) -> int:
+        """Save that a batch of these documents is begun; how often it was begun before and did not end.
+        Attempts `alone`, with nothing else under way, count apart: only their deaths are the batch's fault."""
+        file = self._file(sources, alone)
         before = int(self._read(file) or 0)
         self.output.write(file, str(before + 1).encode())
         return before
@@ -294,11 +295,10 @@ class Attempts:
         """Why a worker ended itself; empty for one that was killed."""
         return self._read(f"{self._file(sources)}.why").decode()
 
-    def end(self, sources: Sequence[str]) -> None:
+    def end(self, sources: Sequence[str], *, alone: bool = False) -> None:
         """Save that the worker has survived the batch."""
-        file = self._file(sources)
-        self.output.remove(file)
-        self.output.remove(f"{file}.why")
+        self.output.remove(self._file(sources, alone))
+        self.output.remove(f"{self._file(sources)}.why")
 
     def save_survival(self) -> None:
         """Save that a worker of this run has survived documents."""
@@ -321,6 +321,6 @@ class Attempts:
             return self.output.read(file)
         return b""
 
-    def _file(self, sources: Sequence[str]) -> str:
+    def _file(self, sources: Sequence[str], alone: bool = False) -> str:
         digest = hashlib.blake2b("\n".join(sources).encode(), digest_size=12).hexdigest()
-        return f"{ATTEMPTS}/{self.segment}-{digest}"
+        return f"{ATTEMPTS}/{self.segment}-{'alone-' if alone else ''}{digest}"
