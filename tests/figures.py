@@ -27,7 +27,6 @@ import pyarrow.parquet as pq
 from tests.imports import PACKAGE, arrows, circles, modules
 
 SETTINGS = ["generate.dtype=float32", "generate.length=1024", "generate.cache_gib=1.0", "offline.sized=false"]
-NO_RANKER = "retrieve.ranking=0"
 DATA = PACKAGE / "starter" / "data"
 _ATOMIC = re.compile(r"os\.(replace|rename|link)\(|\b(aside|temporary)\.(replace|rename)\(")
 
@@ -97,7 +96,7 @@ def by_file(seen: set[CodeType]) -> str:
 
 
 def ways(trace: Trace, folder: Path) -> dict[str, set[CodeType]]:
-    """A document's through a job, with the job's driver, with a ranker, and through the endpoint."""
+    """A document's through a job, with the job's driver, and through the endpoint."""
     from gemel_ray.config import load
     from gemel_ray.knowledge.build import build
 
@@ -109,29 +108,26 @@ def ways(trace: Trace, folder: Path) -> dict[str, set[CodeType]]:
     files = [str(folder / f"{name}.parquet") for name in ("first", "second", "third")]
     for number, file in enumerate(files):  # each a document with a picture, its mentions to be linked
         pq.write_table(pq.read_table(DATA / "test.parquet").slice(3 * number, 1), file)
-    with started(folder, *SETTINGS) as (config, _, segment):
-        ranked, _ = job(trace, config, segment, files, folder / "ranked")
-    with started(folder, *SETTINGS, NO_RANKER) as (config, workspace, segment):
+    with started(folder) as (config, workspace, segment):
         worker, driver = job(trace, config, segment, files, folder)
         (row,) = pq.read_table(files[2]).to_pylist()
         asked = asyncio.run(request(trace, config, workspace, segment, row))
     return {
         "a document, in a job": worker,
-        "the same with the ranker": ranked,
         "the same with the job's driver": worker | driver,
         "a request, at the endpoint": asked,
     }
 
 
 @contextmanager
-def started(folder: Path, *settings: str) -> Iterator[tuple[Any, Any, Any]]:
-    """Configuration, workspace and all stages."""
+def started(folder: Path) -> Iterator[tuple[Any, Any, Any]]:
+    """Configuration, workspace and all stages. With so few examples, and pictures, there is no ranker."""
     from gemel_ray.config import load
     from gemel_ray.job.worker import with_source_column
     from gemel_ray.knowledge.workspace import Workspace, read_facts
     from gemel_ray.linking import linking_graph
 
-    config = load(None, read_facts(folder / "workspace")["settings"], settings)
+    config = load(None, read_facts(folder / "workspace")["settings"], SETTINGS)
     workspace = Workspace.open(folder / "workspace", config)
     graph = with_source_column(linking_graph(config, workspace))
     segment = graph.segment(graph.names, workspace)
@@ -171,7 +167,7 @@ def job(trace: Trace, config: Any, segment: Any, files: list[str], folder: Path)
 
         with trace.on() as driven:
             told = drive(Job([file], output, config.input), computing, lambda _: None)
-            write_manifest(config, Path(file).parent / "workspace", [file], told, "0")
+            write_manifest(config, folder / "workspace", [file], told, "0")
         found.append(driven)
     return found[-2:]
 

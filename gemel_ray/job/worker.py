@@ -281,7 +281,7 @@ class Attempts:
 
     def begin(self, sources: Sequence[str], *, alone: bool = False) -> int:
         """Save that a batch of these documents is begun; how often it was begun before and did not end.
-        Attempts `alone`, with nothing else under way, count apart: only their deaths are the batch's fault."""
+        Attempts `alone`, with nothing else under way, count apart: in these the batch itself is to blame."""
         file = self._file(sources, alone)
         before = int(self._read(file) or 0)
         self.output.write(file, str(before + 1).encode())
