@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 from files import lines
 
-from gemel_ray import Linker
+from gemel_ray import Linker, doctor
 from gemel_ray.cli import main
 from gemel_ray.errors import Mistake
 from gemel_ray.ranking import default
@@ -91,6 +92,22 @@ def test_without_examples_descriptions_and_aliases_decide(
     assert right(linked(bare, documents(), neighbour_weight=1)) < 0.5  # one in four of a surname
 
 
+def test_facts_and_popularity_decide_where_names_do_not(tmp_path: Path) -> None:
+    towns = [
+        {"id": f"Q{t}{c}", "name": f"{town} ({country})", "popularity": popularity if t else None}
+        for t, town in enumerate(("Springfield", "Newport", "Georgetown"))
+        for c, (country, popularity) in enumerate((("Alba", 90), ("Brion", 9_000), ("Corvia", 5)))
+    ]
+    mayors = {"Q00": "Peter Falk", "Q01": "Ann Lee", "Q02": "Mo Dee"}
+    facts = [{"head": town, "relation": "mayor", "tail_label": who} for town, who in mayors.items()]
+    kb, graph = lines(tmp_path / "kb.jsonl", towns), lines(tmp_path / "graph.jsonl", facts)
+    asked = ["build", "--entities", kb, "--triples", graph, "--output", str(tmp_path / "kb")]
+    assert main(asked) == 0
+    meant = {"Peter Falk is in Springfield.": "Q00", "A street in Newport.": "Q11"}
+    texts = [{"id": text, "text": text, "mention": text.split()[-1].rstrip(".")} for text in meant]
+    assert [link["entity_id"] for link in linked(tmp_path / "kb", texts)] == list(meant.values())
+
+
 def test_on_a_hundred_examples_it_is_fitted_further(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,10 +122,7 @@ def test_on_a_hundred_examples_it_is_fitted_further(
     assert main(asked) == 0
     said = "the default ranker, fitted further on 112 examples: 112 examples are fewer than bank.ranker"
     assert said in capsys.readouterr().err
-    further, shipped = (
-        Ranker.load(tmp_path / "kb" / "ranking" / "ranker.safetensors"),
-        Ranker.load(default.FILE),
-    )
+    further, shipped = map(Ranker.load, (tmp_path / "kb" / "ranking" / "ranker.safetensors", default.FILE))
     moved = [np.abs(further.weights[name] - shipped.weights[name]).max() for name in NETWORK]
     assert 0 < min(moved) < max(moved) < 1  # from where they were
     assert further.about["right"] > 0.9
@@ -138,6 +152,21 @@ def test_for_a_ranker_that_reads_no_vectors_kb_encodes_no_description(
     assert not np.load(workspace / "versions" / "1" / "ranking" / "about.npy").any()
 
 
+def test_doctor_says_which_ranker_a_workspace_has(built: tuple[Path, str], tmp_path: Path) -> None:
+    def found(workspace: Path) -> tuple[bool | None, str]:
+        (one,) = (f for f in doctor.examine({}, workspace) if f.what == "its ranker")
+        return one.ok, one.found
+
+    assert found(built[0]) == (True, "the default ranker")
+    workspace = tmp_path / "kb"
+    shutil.copytree(built[0], workspace)
+    ranker = workspace / "ranking" / "ranker.safetensors"
+    ranker.write_bytes(b"nothing of the kind")
+    assert found(workspace) == (False, ANY)
+    ranker.unlink()
+    assert found(workspace) == (True, "none")
+
+
 def test_no_threshold_is_learned_without_examples(built: tuple[Path, str]) -> None:
     with pytest.raises(
         Mistake, match=r"generate\.precision needs a ranker fitted on the workspace's examples"
@@ -146,14 +175,14 @@ def test_no_threshold_is_learned_without_examples(built: tuple[Path, str]) -> No
 
 
 def test_the_shipped_ranker_has_the_features_of_the_code(tmp_path: Path) -> None:
-    """One more, or another order, and it is to be fitted anew."""
+    """One more, or another order, and it is to be fitted again."""
     shipped = Ranker.load(default.FILE)
     assert shipped.features == feature_names(default_groups())
     others = shipped.features[2:], (*shipped.features[:-2], *shipped.features[:-3:-1])
     for features in others:
         replace(shipped, features=features).save(tmp_path / "other.safetensors")
-        with pytest.raises(Mistake, match="fitted on other features: fit the default ranker anew"):
-            default_ranker(encoder(384), tmp_path / "other.safetensors")
+        with pytest.raises(Mistake, match="fitted on other features: fit the default ranker again"):
+            default_ranker(encoder(384), 34, tmp_path / "other.safetensors")
 
 
 def encoder(width: int) -> Any:
@@ -163,11 +192,11 @@ def encoder(width: int) -> Any:
 
 def test_another_encoder_s_vectors_are_left_out(built: tuple[Path, str]) -> None:
     for width in (384, 768):
-        found = default_ranker(encoder(width))
+        found = default_ranker(encoder(width), 34)
         assert not found.encoded
         assert found.weights["bend"].shape == (width, width)
         assert not found.weights["bend"].any()
     shipped = Ranker.load(default.FILE)
     sample = np.array(shipped.about["sample"], np.float32)
-    assert default_ranker(lambda texts: np.tile(sample, (len(texts), 1))).encoded
+    assert default_ranker(lambda texts: np.tile(sample, (len(texts), 1)), 34).encoded
     assert Ranker.load(built[0] / "ranking" / "ranker.safetensors").encoded

@@ -466,7 +466,9 @@ def test_evaluate_takes_the_ranker_as_the_linker_without_a_model(
         )
         assert main([*asked, "--json"]) == 0
     assert len(texts) == len(set(texts)) > 0  # for both, with descriptions and without, encoded once
-    found = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    assert "without a language model: a ranker fitted on 120 examples" in said.err
+    found = json.loads(said.out)
     assert found["accuracy"] == 0
     assert found["baseline"]["linker"] == "ranker"
     assert found["baseline"]["accuracy"]["value"] == 1

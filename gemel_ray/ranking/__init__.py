@@ -18,7 +18,7 @@
     fitting.py   the networks fitted on the examples themselves, when a workspace is built
     making.py    makes a workspace's ranking
     default.py   the default ranker, for a workspace with few examples or none
-    default_maker.py  fits it anew on public data
+    default_maker.py  fits it again on public data
     ranking.py   the ranking in use, by Retrieve
     joining.py   what it says joined to what the language model says
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,15 @@ from gemel_ray.ranking.features import GROUPS, POPULARITY, RETRIEVAL, Group, Que
 from gemel_ray.ranking.ranker import Ranker
 
 FILE = Path(__file__).with_name("default.safetensors")
-REFIT = "fit the default ranker anew: docs/ranking.md says how"
+REFIT = "fit the default ranker again: docs/ranking.md says how"
 SAMPLE = "Apple Inc.: American technology company"  # its vector identifies an encoder
+_RARITIES = (
+    "description's words", "description's words less",
+    "name's words in the text", "name's words in the text less",
+    "facts told", "facts told less", "rarest fact told", "facts' words", "facts' words less", "facts shared",
+    "facts shared less",
+)  # fmt: skip
+_FEWEST = 10  # entities
 _SAME = 0.99  # cosine of two vectors of the sample, at least, by one encoder in other numbers
 
 
@@ -23,17 +31,34 @@ def default_groups() -> tuple[Group, ...]:
     return tuple(group for group in GROUPS if group.name not in (POPULARITY, RETRIEVAL))
 
 
-def default_ranker(encode: Encode, file: Path = FILE) -> Ranker:
-    """The default ranker for a workspace with this encoder of texts. Of another encoder than it was fitted
-    with, it leaves the vectors out (`unencoded`). Raises Mistake if it was fitted on other features."""
+def rarity_unit(entities: int) -> float:
+    """The rarity of what one of this number of entities has: the default ranker's unit of rarity."""
+    return math.log(max(_FEWEST, entities))
+
+
+def rarity_columns() -> list[int]:
+    """The columns of features that are sums of rarities: logarithms of how few of all entities have a word or
+    a fact. In a larger knowledge base they are larger."""
+    names = feature_names(default_groups())
+    return [names.index(name) for name in _RARITIES]
+
+
+def default_ranker(encode: Encode, entities: int, file: Path = FILE) -> Ranker:
+    """The default ranker for a workspace with this encoder of texts and this number of entities. With another
+    encoder than it was fitted with, it leaves the vectors out (`unencoded`). Raises Mistake if it was fitted
+    on other features."""
     shipped = Ranker.load(file, REFIT)
     if shipped.features != feature_names(default_groups()):
         raise Mistake(f"{file} was fitted on other features: {REFIT}")
     vector, sample = encode([SAMPLE])[0], np.array(shipped.about["sample"], np.float32)
     same = vector.shape == sample.shape and float(vector @ sample) > _SAME
     no_bend = np.zeros((len(vector), len(vector)), np.float32)
+    mean, scale = shipped.weights["mean"].copy(), shipped.weights["scale"].copy()
+    mean[rarity_columns()] *= rarity_unit(entities)
+    scale[rarity_columns()] /= rarity_unit(entities)
     about = {"default": True, "encoded": same}
-    return replace(shipped, weights=shipped.weights | {"bend": no_bend}, about=about)
+    weights = shipped.weights | {"mean": mean, "scale": scale, "bend": no_bend}
+    return replace(shipped, weights=weights, about=about)
 
 
 def unencoded(asked: Question) -> Question:

@@ -1,11 +1,11 @@
-"""Fits the default ranker anew, on workspaces built from solved public examples.
+"""Fits the default ranker again, on workspaces built from solved public examples.
 
-    python -m gemel_ray.ranking.default_maker WORKSPACE ... --output gemel_ray/ranking/default.safetensors
+    python -m gemel_ray.ranking.default_maker WORKSPACE ... --popular WORKSPACE ...
 
 Each workspace is built as usual, with its examples, descriptions and triples. The ranker sees every example
 in one of many situations, as users have them: without other examples or with few, without descriptions,
 triples or popularity, with a small knowledge base, with an encoder that it does not know. So it can judge
-with whatever is there. docs/ranking.md has the data and the figures.
+by what there is. docs/ranking.md has the data and the figures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.ranking.connections import Connections
 from gemel_ray.ranking.context import TrainingExample
-from gemel_ray.ranking.default import FILE, SAMPLE, default_groups, unencoded
+from gemel_ray.ranking.default import FILE, SAMPLE, default_groups, rarity_columns, rarity_unit, unencoded
 from gemel_ray.ranking.evidence import Collector, Evidence, undescribed
 from gemel_ray.ranking.examples import Examples
 from gemel_ray.ranking.features import Case, Group, Question, SharedWords, Sources
@@ -112,7 +112,9 @@ class Situations:
         there[right] = True
         asked = replace(asked, left_out=now.hidden, **_voting(asked, now.hidden))
         collector = _Smaller(sources, self.groups, there, self.bare & now.sparse)
-        return collector.evidence(asked if now.encoded else unencoded(asked))
+        evidence = collector.evidence(asked if now.encoded else unencoded(asked))
+        evidence.features[:, rarity_columns()] /= rarity_unit(len(self.bare))
+        return evidence
 
 
 def _voting(asked: Question, hidden: Mask) -> dict[str, Any]:
@@ -148,31 +150,35 @@ def thinned(examples: Examples, kept: int, dice: np.random.Generator) -> Mask:
     return ~np.isin(examples.text, shown)
 
 
-def _situations(examples: Examples, dice: np.random.Generator) -> Iterator[Situation]:
-    """Situations at random, endlessly."""
+def _situations(examples: Examples, popular: bool, dice: np.random.Generator) -> Iterator[Situation]:
+    """Situations at random, endlessly; if `popular`, some with popularity."""
     none = np.ones(examples.bank.examples, np.bool_)
     sizes = np.exp(dice.uniform(math.log(_LEAST), math.log(_MOST), _CHOICES))
     few = [thinned(examples, int(size), dice) for size in sizes]
     while True:
         hidden = none if dice.random() < 0.4 else few[dice.integers(_CHOICES)]
-        described, triples, popular, encoded, sparse = (dice.random(5) < (0.75, 0.5, 0.4, 0.85, 0.2)).tolist()
-        yield Situation(hidden, described, triples, popular, encoded, sparse, float(dice.choice(_SMALL)))
+        described, triples, counted, encoded, sparse = (dice.random(5) < (0.75, 0.5, 0.4, 0.85, 0.2)).tolist()
+        share = float(dice.choice(_SMALL))
+        yield Situation(hidden, described, triples, counted and popular, encoded, sparse, share)
 
 
-def judged(workspace: Workspace, config: Config, most: int, seed: int = 0) -> Iterator[TrainingExample]:
-    """At most so many of a workspace's examples, each with its candidates in a situation. If hardly any but
-    the right entity lacked a description, this would reveal it; so it is seen where none has one."""
+def judged(
+    workspace: Workspace, config: Config, most: int, popular: bool, seed: int = 0
+) -> Iterator[TrainingExample]:
+    """At most `most` of a workspace's examples, each with its candidates in a situation; `popular`: in some
+    with popularity. If hardly any but the right entity lacked a description, this would reveal it; so it is
+    seen where none has one."""
     dice = np.random.default_rng(seed)
     situations = Situations(workspace, dice)
     examples, about = situations.sources.examples, situations.sources.about
     known = np.flatnonzero(examples.entity[: examples.bank.examples] >= 0)
     sample = dice.permutation(known)[:most]
     wide = replace(config, retrieve=replace(config.retrieve, demonstrations=_LOOKED_AT, shared_sets=0))
-    drawn = islice(_situations(examples, dice), len(sample))
+    drawn = islice(_situations(examples, popular, dice), len(sample))
     found = neighbours(workspace, wide, sample)
     for row, (nearest, votes), now in zip(sample.tolist(), found, drawn, strict=True):
         asked, right = question_of(examples, row, nearest, votes), int(examples.entity[row])
-        seen = now if about[right].any() else replace(now, described=False, triples=False)
+        seen = now if about[right].any() else replace(now, described=False, triples=False, popular=False)
         evidence = situations.evidence(asked, seen, right)
         at = np.flatnonzero(evidence.rows == right)
         if len(evidence.rows):
@@ -189,13 +195,14 @@ def prepared(examples: Sequence[TrainingExample], seed: int = 0) -> Prepared:
     return Prepared([examples[i] for i in order], default_groups(), none, none.astype(np.float16))
 
 
-def main(folders: Sequence[Path], output: Path, most: int) -> None:
-    """Fit on these workspaces' examples, and write the ranker."""
+def main(folders: Sequence[Path], popular: Sequence[Path], output: Path, most: int) -> None:
+    """Fit on these workspaces' examples, and write the ranker. `popular`: the workspaces whose examples are
+    also seen with popularity."""
     examples, vectors, fitted_on = list[TrainingExample](), [], {}
     for folder in folders:
         config = load(None, read_facts(folder)["settings"], ["retrieve.ranking=0"])
         workspace = Workspace.open(folder, config)
-        some = list(judged(workspace, config, most))
+        some = list(judged(workspace, config, most, folder in popular))
         examples, fitted_on[folder.name] = [*examples, *some], len(some)
         vectors.append(workspace.mention_encoder(config.encode.device, config.encode.dtype)([SAMPLE])[0])
     if not np.allclose(vectors, vectors[0], atol=0.01):
@@ -212,7 +219,14 @@ def main(folders: Sequence[Path], output: Path, most: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Fit the default ranker.")
     parser.add_argument("workspaces", nargs="+", type=Path)
+    parser.add_argument(
+        "--popular",
+        nargs="*",
+        type=Path,
+        default=[],
+        help="workspaces whose examples name the popular more often",
+    )
     parser.add_argument("--output", type=Path, default=FILE)
     parser.add_argument("--examples", type=int, default=12_000, help="of each workspace, at most")
     options = parser.parse_args()
-    main(options.workspaces, options.output, options.examples)
+    main(options.workspaces, options.popular, options.output, options.examples)

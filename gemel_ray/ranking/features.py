@@ -1,7 +1,7 @@
 """The features of a mention's candidates: groups of features, one row per candidate.
 
 A group is a name for people, its features' names, and a function of the sources and the case. After a change
-of `GROUPS` the default ranker is fitted anew (default_maker.py).
+of `GROUPS` the default ranker is fitted again (default_maker.py).
 """
 
 from __future__ import annotations

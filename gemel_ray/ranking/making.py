@@ -42,7 +42,8 @@ def make(workspace: Workspace, config: Config) -> str:
     its examples, or with the default one if they are fewer than bank.ranker. Returns a summary."""
     began, folder = time.perf_counter(), workspace.ranking_folder
     encode = workspace.mention_encoder(config.encode.device, config.encode.dtype)
-    default = default_ranker(encode) if workspace.bank.examples < config.bank.ranker else None
+    few = workspace.bank.examples < config.bank.ranker
+    default = default_ranker(encode, len(workspace.entities)) if few else None
     described = _described(config, default)
     with Meter("texts", texts := _texts(workspace, described)) as meter:
         write(folder, workspace.bank, workspace.entities, _metered(encode, meter), described=described)

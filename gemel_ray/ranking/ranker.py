@@ -41,10 +41,15 @@ class Ranker:
     features: tuple[str, ...]
 
     @property
+    def is_default(self) -> bool:
+        """Whether it is the one fitted on public data, or begins with its weights."""
+        return bool(self.about.get("default"))
+
+    @property
     def origin(self) -> str:
         """Where it comes from, in words."""
         fitted_on = f"{self.about['examples']:,} examples" if "examples" in self.about else ""
-        if self.about.get("default"):
+        if self.is_default:
             return "the default ranker" + (f", fitted further on {fitted_on}" if fitted_on else "")
         return f"a ranker fitted on {fitted_on}"
 

@@ -197,7 +197,7 @@ def settled(stage: Generate, workspace: Workspace) -> Generate:
     if not workspace.ranks:
         raise Mistake(
             "generate.precision needs the workspace's ranker, and this workspace has none: build it with "
-            "bank.ranker solved examples or more, or set generate.nil_threshold instead"
+            "more solved examples, or set generate.nil_threshold instead"
         )
     found = Ranker.load(workspace.ranking_folder / FILE).threshold(stage.precision)
     return replace(stage, precision=0.0, nil_threshold=found)

@@ -103,6 +103,7 @@ class _Runner:
         self.known = known(plan.train)
         self.evidence = evidence_of(plan.workspace)
         opened = Workspace.open(plan.workspace, configured(read_facts(plan.workspace)["settings"], ()))
+        self.ranks = opened.ranks
         self.targets = Targets(opened.entities)
         self.pictures = variants.have_pictures(documents, features=opened.features is not None)
         self.inputs = plan.output / "inputs" / variants.digest(documents)
@@ -121,10 +122,12 @@ class _Runner:
 
     def why_left_out(self, cell: Cell) -> str | None:
         """Why the cell cannot be measured; None: it can."""
+        if cell.joins and not self.ranks:
+            return "the workspace has no ranker"
+        if cell.fits and not self.evidence:
+            return "the workspace has no ranker of its own"
         if cell.without and cell.without not in self.evidence:
             return "the workspace has no ranker with this evidence"
-        if (cell.fits or cell.joins) and not self.evidence:
-            return "the workspace has no ranker"
         if cell.needs_pictures and not self.pictures:
             return "the documents have no pictures"
         if cell.prefix and not (self.plan.train and self.dev):

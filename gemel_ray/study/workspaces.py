@@ -142,9 +142,11 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def evidence_of(workspace: Path) -> list[str]:
-    """The evidence of the workspace's ranker; empty without a ranker."""
+    """The evidence of the workspace's ranker; empty without one, and for the default: too few examples to fit
+    one without some of it."""
     file = versions.folder(workspace, versions.current(workspace)) / "ranking" / FILE
-    return [group.name for group in groups_of(Ranker.load(file).features)] if file.exists() else []
+    ranker = Ranker.load(file) if file.exists() else None
+    return [g.name for g in groups_of(ranker.features)] if ranker and not ranker.is_default else []
 
 
 def seconds_to_make(folder: Path) -> float | None:

@@ -57,7 +57,7 @@ def learn(config: Config, files: Sequence[str], folder: Path, say: Say) -> Weigh
     there is no ranker, nothing to join, or too few mentions."""
     workspace = Workspace.open(folder, config)
     if not workspace.ranks:
-        raise Mistake(f"{folder} has no ranker: build it with bank.ranker solved examples or more")
+        raise Mistake(f"{folder} has no ranker: build it again, with bank.ranker above 0")
     if not 0 < config.generate.ranking < 1:
         raise Mistake(f"generate.ranking={config.generate.ranking:g} joins nothing: set it between 0 and 1")
     left_out: Counter[str] = Counter()
