@@ -230,7 +230,6 @@ class Encoding(Work):
 
 _TEXTS = 20_000
 _PATIENCE = 30.0  # seconds that one writer waits for another
-_PER_QUERY = 500  # digests in one query
 
 
 class CachedEncoder:
@@ -272,17 +271,15 @@ class PictureCache:
 
     def get(self, digests: Iterable[bytes]) -> dict[bytes, Vector]:
         """The vectors that are cached, by digest."""
-        wanted, found = list(digests), dict[bytes, Vector]()
+        if self._base is None or not (wanted := list(digests)):
+            return {}
+        query = f"SELECT digest, vector FROM picture WHERE digest IN ({','.join('?' * len(wanted))})"
         with self._lock, suppress(sqlite3.Error):
-            for start in range(0, len(wanted) if self._base else 0, _PER_QUERY):
-                assert self._base is not None
-                some = wanted[start : start + _PER_QUERY]
-                marks = ",".join("?" * len(some))
-                rows = self._base.execute(
-                    f"SELECT digest, vector FROM picture WHERE digest IN ({marks})", some
-                )
-                found |= {digest: np.frombuffer(vector, np.float32) for digest, vector in rows}
-        return found
+            return {
+                digest: np.frombuffer(vector, np.float32)
+                for digest, vector in self._base.execute(query, wanted)
+            }
+        return {}
 
     def put(self, vectors: Mapping[bytes, Vector]) -> None:
         """Add these. They are dropped if the disk is full or another process locks the file."""
