@@ -8,11 +8,13 @@ not installed, a wrong key, a missing bucket, no answer.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -104,8 +106,15 @@ def query_store(address: str, question: Callable[[Any, str], T]) -> T:
 
 
 def writable(address: object) -> None:
-    """Raise StoreError if a store does not answer, refuses access, has no such bucket, or is read-only."""
+    """Raise StoreError if a store does not answer, refuses access, has no such bucket, or is read-only; or if
+    a folder cannot be made or written to."""
     if not (kind := scheme(address)):
+        wanted = Path(str(address)).absolute()
+        folder = next(path for path in (wanted, *wanted.parents) if path.exists())
+        if not folder.is_dir():
+            raise StoreError(f"{address} cannot be a folder: {folder} is a file")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise StoreError(f"{address} cannot be written to: {folder} is read-only for this user")
         return
     if kind not in _STORES or not _STORES[kind].written:
         raise StoreError(

@@ -431,6 +431,15 @@ def test_options_that_make_no_sense_are_refused(
     assert says in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_written_to_is_refused_before_anything_is_started(
+    workspace_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = lines(tmp_path, ["Adobe"])
+    for output, says in ((workspace_folder, "is a workspace: give another folder"), (file, "is a file")):
+        assert main(["link", file, "--workspace", str(workspace_folder), "--output", str(output)]) == 2
+        assert says in capsys.readouterr().err
+
+
 # Its end
 
 

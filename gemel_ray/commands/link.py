@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemel_ray.arguments import Parser, place
@@ -79,6 +80,8 @@ def _run(options: argparse.Namespace) -> int:
     if config.offline.address == "local":
         config.detect.check()
     writable(options.output)
+    if isinstance(options.output, Path) and (options.output / "workspace.json").exists():
+        raise Mistake(f"{options.output} is a workspace: give another folder as --output")
     inputs = files(options.inputs, say)
     for line in first_look(inputs):
         say(line)
