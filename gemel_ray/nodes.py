@@ -6,26 +6,44 @@ import logging
 import math
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from gemel_ray.environment import before_ray
+from gemel_ray.errors import Mistake
 from gemel_ray.job.shared import SharedPath, faults, refusal
 
+_CONNECTING = 10.0  # seconds for a cluster's first sign of life
 _PATIENCE = 120.0  # seconds for a node's answer, including the start of a worker
 
 
 def connect(address: str, cpus: float) -> Any:
     """Join the cluster at `address`, or, for `local`, start Ray here with at least `cpus` CPUs; Ray's
-    context. Ray logs errors only."""
+    context. Ray logs errors only. Raises Mistake where nothing listens at the address: Ray would wait for it
+    for many minutes."""
+    _answers(address)
     before_ray(address)
     import ray
 
     cores = max(os.cpu_count() or 1, math.ceil(cpus))
     local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False} if address == "local" else {}
     return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+
+
+def _answers(address: str) -> None:
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host:  # local, auto
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECTING).close()
+    except OSError as fault:
+        raise Mistake(
+            f"no Ray cluster answers at {address} ({fault}): is it started, and is its port open? "
+            "docs/cluster.md shows how"
+        ) from fault
 
 
 def run_on_others(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from cluster.local import LocalCluster, local_cluster
 from gemel_ray.cli import main
 from gemel_ray.config import Config
 from gemel_ray.job import results
+from gemel_ray.nodes import connect
 from gemel_ray.offline import link
 from gemel_ray.online import running
 from gemel_ray.segments import SegmentOptions
@@ -146,3 +147,10 @@ def test_what_nodes_with_disks_of_their_own_do_not_share_is_said_at_the_start(
         refused = pytest.raises(ValueError, match=r"does not see .* \(the workspace\)")
         with refused, running(ours, apart / "workspace"):
             pass
+
+
+def test_where_no_cluster_is_the_address_is_refused_at_once() -> None:
+    port = free_port()
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        with pytest.raises(ValueError, match=f"no Ray cluster answers at {address}"):
+            connect(address, 1)
