@@ -73,6 +73,11 @@ def test_a_cell_may_have_several_mentions(tmp_path: Path, cell: str, entities: s
     ]
 
 
+def test_a_single_text_beside_several_mentions_is_not_a_list(tmp_path: Path) -> None:
+    given = one(tmp_path, text=CAPTION, mentions="Apple; New York", answer="yes; no; perhaps")["given"]
+    assert [m["target_id"] for m in given] == [None, None]
+
+
 def test_words_that_are_in_the_text_with_their_semicolon_are_one_mention(tmp_path: Path) -> None:
     assert len(one(tmp_path, text="Steins;Gate is out.", mentions="Steins;Gate")["given"]) == 1
 

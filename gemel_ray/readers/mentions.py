@@ -62,7 +62,7 @@ def side_by_side(raw: Mapping[str, Any], words: Sequence[Any], field: str) -> li
     for name, fields in SIDE_BY_SIDE.items():
         for other in (f for f in fields if f in raw and f != field):
             several = isinstance(raw[other], list) or len(words) > 1
-            values = _items(raw[other]) if several else [raw[other]]
+            values = _items(raw[other], len(words)) if several else [raw[other]]
             if values is not None:
                 beside[name] = _as_long(values, words, other, field)
                 break
@@ -72,9 +72,9 @@ def side_by_side(raw: Mapping[str, Any], words: Sequence[Any], field: str) -> li
     ]
 
 
-def _items(values: Any) -> list[Any] | None:
-    """The items of a list, also of one in a cell; None for a single value."""
-    if isinstance(values, str) and len(parts := separated(values)) > 1:
+def _items(values: Any, number: int) -> list[Any] | None:
+    """The items of a list, or of a cell that has this number of them; None for a single value."""
+    if isinstance(values, str) and len(parts := separated(values)) == number:
         return list(parts)
     return values if isinstance(values, list) else None
 
