@@ -220,6 +220,15 @@ def test_two_streams_of_pairs_are_merged_in_order(
     assert merged == sorted(first | second)
 
 
+def test_only_batches_with_entities_that_are_gone_are_copied() -> None:
+    table = pa.Table.from_batches([pa.record_batch({"id": [f"{n}" * 1_000] * 100}) for n in range(1, 9)])
+    before = pa.total_allocated_bytes()
+    stay = EntityChanges(np.array([0, 150, 151]), np.empty(0, np.int64)).staying(table)
+    assert pa.total_allocated_bytes() - before < 1.3 * table.nbytes / 4
+    assert stay["id"].to_pylist() == [n for row, n in enumerate(table["id"].to_pylist())
+                                      if row not in (0, 150, 151)]  # fmt: skip
+
+
 def test_entities_that_are_added_fill_the_batches_of_the_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -66,6 +66,15 @@ class EntityChanges:
         kept[self.gone[first:end] - start] = False
         return kept
 
+    def staying(self, table: pa.Table) -> pa.Table:
+        """The former table without the rows that are gone. Only batches that have some are copied."""
+        batches, start = [], 0
+        for batch in table.to_batches():
+            kept = self.kept(start, start + len(batch))
+            batches.append(batch if kept.all() else batch.filter(pa.array(kept)))
+            start += len(batch)
+        return pa.Table.from_batches(batches, table.schema)
+
     def now(self, rows: npt.NDArray[np.integer]) -> Rows:
         """The rows of the new version where these former rows, which are not gone, are now."""
         return np.asarray(rows - np.searchsorted(self.gone, rows))

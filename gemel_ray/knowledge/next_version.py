@@ -120,8 +120,7 @@ class NextVersion:
         table = former.entities.table
         gone, aliased = (_rows_with(table, ids) for ids in (wanted.removed, wanted.aliases))
         self.changes = EntityChanges(gone, np.setdiff1d(aliased, gone))
-        kept = self.changes.kept(0, len(table))
-        stay = table.filter(pa.array(kept)) if len(gone) else table
+        stay, kept = self.changes.staying(table), self.changes.kept(0, len(table))
         new = pa.Table.from_pylist(list(wanted.entities), entity_file.SCHEMA)
         with_aliases = _aliased(stay, self.changes.now(self.changes.aliased), wanted.aliases)
         self.entities = entity_file.save(
