@@ -91,7 +91,8 @@ class Situations:
         if not Triples.exists(folder):
             raise Mistake(f"{workspace.folder} was built without --triples")
         opened = open_collector(folder, workspace.bank, workspace.entities)
-        self.sources = replace(opened.sources, retrieval=None)
+        unpopular = _counted(workspace.entities, pa.nulls(len(workspace.entities), pa.float64()))
+        self.sources = replace(opened.sources, entities=unpopular, retrieval=None)
         self.popular, self.groups = _with_popularity(workspace), default_groups()
         self.bare = dice.random(len(workspace.entities)) < 0.5
         about = np.where(self.bare[:, None], np.float16(0), self.sources.about)
@@ -136,6 +137,12 @@ def _with_popularity(workspace: Workspace) -> Entities:
     degrees = dict(zip(triples.identity.tolist(), triples.degree.tolist(), strict=True))
     keys = _identities(workspace.entities).tolist()
     counts = pa.array([float(degrees.get(key, 0)) for key in keys], pa.float64())
+    return _counted(workspace.entities, counts)
+
+
+def _counted(entities: Entities, counts: pa.Array) -> Entities:
+    """The entities with this popularity."""
+    table = entities.table
     return Entities(table.set_column(table.schema.get_field_index("popularity"), "popularity", [counts]))
 
 
