@@ -19,7 +19,7 @@ from files import lines
 from gemel_ray import Linker, doctor
 from gemel_ray.cli import main
 from gemel_ray.errors import Mistake
-from gemel_ray.ranking import default
+from gemel_ray.ranking import default, default_maker
 from gemel_ray.ranking.default import default_groups, default_ranker
 from gemel_ray.ranking.features import feature_names
 from gemel_ray.ranking.ranker import NETWORK, Ranker
@@ -111,15 +111,16 @@ def test_facts_and_popularity_decide_where_names_do_not(tmp_path: Path) -> None:
 def test_on_a_hundred_examples_it_is_fitted_further(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of all surnames but the last."""
+    """Of all surnames but the last. And another default can be fitted on this workspace."""
     solved = [
         document | {"id": f"{document['id']}-{year}", "text": f"In {year}, {document['text']}"}
         for document in documents()[:-5]
         for year in range(2001, 2005)
     ]
     kb, train = lines(tmp_path / "kb.jsonl", people()), lines(tmp_path / "train.jsonl", solved)
-    asked = ["build", "--entities", kb, "--demonstrations", train, "--output", str(tmp_path / "kb")]
-    assert main(asked) == 0
+    graph = lines(tmp_path / "graph.jsonl", [{"head": "Q00", "relation": "born in", "tail_label": "Utrecht"}])
+    asked = ["build", "--entities", kb, "--triples", graph, "--demonstrations", train]
+    assert main([*asked, "--output", str(tmp_path / "kb")]) == 0
     said = "the default ranker, fitted further on 112 examples: 112 examples are fewer than bank.ranker"
     assert said in capsys.readouterr().err
     further, shipped = map(Ranker.load, (tmp_path / "kb" / "ranking" / "ranker.safetensors", default.FILE))
@@ -127,6 +128,13 @@ def test_on_a_hundred_examples_it_is_fitted_further(
     assert 0 < min(moved) < max(moved) < 1  # from where they were
     assert further.about["right"] > 0.9
     assert right(linked(tmp_path / "kb", documents())) > 0.9
+    default_maker.main([tmp_path / "kb"], [tmp_path / "kb"], tmp_path / "another.safetensors", 60)
+    sample = np.array(shipped.about["sample"], np.float32)
+    other = default_ranker(
+        lambda texts: np.tile(sample, (len(texts), 1)), 34, tmp_path / "another.safetensors"
+    )
+    assert other.encoded
+    assert other.features == shipped.features
 
 
 def test_a_new_entity_is_a_candidate_at_once(built: tuple[Path, str], tmp_path: Path) -> None:
