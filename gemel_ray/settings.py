@@ -102,7 +102,8 @@ class Bank:
     )
     descriptions: int = setting(
         1_000_000,
-        "largest knowledge base whose descriptions are encoded; in a larger one only their words are used",
+        "largest knowledge base whose descriptions a build encodes; of a larger one only their words "
+        "are used",
         at_least=0,
         unit="entities",
     )

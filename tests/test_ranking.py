@@ -369,23 +369,31 @@ def test_an_index_that_versions_continue_is_that_of_their_entities(
     assert main(["kb", "rollback", "--workspace", str(workspace.folder), workspace.knowledge]) == 0
 
 
-def test_descriptions_that_a_version_did_not_encode_are_encoded_by_the_next(
+def test_a_version_keeps_the_vectors_of_descriptions_and_encodes_what_the_former_did_not(
     workspace: Workspace, tmp_path: Path
 ) -> None:
-    """As when bank.descriptions is raised after the knowledge base has outgrown it."""
+    """The ranker was fitted with them: a knowledge base that outgrows bank.descriptions keeps them. One that
+    was too large has none until the setting is raised."""
     add = ["kb", "add", "--workspace", str(workspace.folder), "--entities"]
-    new = [written(tmp_path, f"{i}.jsonl", [{"id": f"Q-{i}", "name": "Xi", "description": i}]) for i in "ab"]
-    assert main([*add, new[0], "--set", "bank.descriptions=1"]) == 0
-    without = Workspace.open(workspace.folder, configured(workspace))
-    assert main([*add, new[1]]) == 0
-    later = Workspace.open(workspace.folder, configured(workspace))
-    first, second, third = (
-        descriptions.opened(w.ranking_folder / "about.npy", len(w.entities))
-        for w in (workspace, without, later)
-    )
-    assert not second.any()
-    assert np.array_equal(third[: len(first)], first)
-    assert third[len(first) :].any(axis=1).all()
+    new = [written(tmp_path, f"{i}.jsonl", [{"id": f"Q-{i}", "name": "Xi", "description": i}]) for i in "abc"]
+
+    def vectors(found: Workspace) -> np.ndarray[Any, Any]:
+        return descriptions.opened(found.ranking_folder / "about.npy", len(found.entities))
+
+    def added(*options: str) -> Workspace:
+        assert main([*add, new.pop(), *options]) == 0
+        return Workspace.open(workspace.folder, configured(workspace))
+
+    first = vectors(workspace)
+    outgrown = added("--set", "bank.descriptions=1")
+    assert np.array_equal(vectors(outgrown)[:-1], first)
+    assert vectors(outgrown)[-1].any()
+    (file := outgrown.ranking_folder / "about.npy").unlink()  # as a build above the limit leaves it
+    descriptions.write_none(first.shape[1], file)
+    assert not vectors(added("--set", "bank.descriptions=1")).any()
+    later = vectors(added())
+    assert np.array_equal(later[: len(first)], first)
+    assert later[len(first) :].any(axis=1).all()
     assert main(["kb", "rollback", "--workspace", str(workspace.folder), workspace.knowledge]) == 0
 
 

@@ -26,6 +26,12 @@ def opened(file: Path, count: int) -> Half:
     )
 
 
+def encoded(file: Path) -> bool:
+    """Whether the file has vectors: not only the row of zeros."""
+    vectors: Half = np.load(file, mmap_mode="r")
+    return len(vectors) > 1 or bool(vectors.any())
+
+
 def write(
     entities: Entities,
     encode: Encode,

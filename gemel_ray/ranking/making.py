@@ -135,9 +135,11 @@ def renew(
     facts: Sequence[Triple] = (),
 ) -> None:
     """Write the ranking of the version that follows `former`: new indexes, with new `facts`, and the same
-    ranker."""
-    described = _described(config, Ranker.load(former.ranking_folder / FILE))
+    ranker. One that was fitted with vectors of descriptions keeps them, however large the knowledge base
+    becomes."""
+    ranker = Ranker.load(former.ranking_folder / FILE)
     before = Former(former.ranking_folder, former.bank, former.entities, changes)
+    described = len(entities) if before.described else _described(config, ranker)
     loaded = cache(partial(former.mention_encoder, config.encode.device, config.encode.dtype))
 
     def encode(texts: list[str]) -> npt.NDArray[np.float32]:

@@ -58,6 +58,11 @@ class Former:
     def descriptions(self) -> npt.NDArray[np.float16]:
         return descriptions.opened(self.folder / _ABOUT, len(self.entities))
 
+    @property
+    def described(self) -> bool:
+        """Whether descriptions have vectors."""
+        return descriptions.encoded(self.folder / _ABOUT)
+
 
 class Ranking:
     """Candidates of mentions with their probabilities."""
