@@ -300,7 +300,7 @@ CASES: list[tuple[str, str, Edit, str]] = [
         "configuration",
         JOB,
         swap("ConfigMap", SETTINGS, "stall_minutes", "stall_minuets"),
-        "did you mean stall_minutes",
+        "did you mean offline.stall_minutes",
     ),
     (
         "configuration",

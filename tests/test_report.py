@@ -176,7 +176,7 @@ def test_the_table_tells_it_too(folder: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize(("more", "reason"), [
     (["--train", "nowhere.json"], "there is no nowhere.json"),
-    (["--workspace", "nowhere"], "nowhere is not a workspace"),
+    (["--workspace", "nowhere"], "nowhere does not exist; make one with gemel-ray build"),
     (["--entities", "FOLDER/empty.jsonl"], "empty.jsonl holds no entity"),
     (["--against", "FOLDER"], "holds no links"),
 ])  # fmt: skip

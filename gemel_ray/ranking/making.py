@@ -139,7 +139,8 @@ def renew(
     becomes."""
     ranker = Ranker.load(former.ranking_folder / FILE)
     before = Former(former.ranking_folder, former.bank, former.entities, changes)
-    described = len(entities) if before.described else _described(config, ranker)
+    keeps = ranker.encoded and before.described
+    described = len(entities) if keeps else _described(config, ranker)
     loaded = cache(partial(former.mention_encoder, config.encode.device, config.encode.dtype))
 
     def encode(texts: list[str]) -> npt.NDArray[np.float32]:
