@@ -141,25 +141,25 @@ class PromptEmbeddings:
         Prompts that are made soon need not compute them one by one."""
         if self._mapper is None:
             return
-        features = {_digest(picture): picture for picture in pictures if picture is not None}
-        new = [digest for digest in features if digest not in self._queries]
-        self._queries |= zip(new, self._mapped_queries([features[digest] for digest in new]), strict=True)
+        given = {_digest(picture): picture for picture in pictures if picture is not None}
+        self._queries |= self._mapped_queries({d: f for d, f in given.items() if d not in self._queries})
         for digest in [*self._queries][: max(0, len(self._queries) - _QUERIES)]:
             del self._queries[digest]
 
-    def _mapped_queries(self, features: Sequence[npt.NDArray[np.float32]]) -> list[_Prefix]:
-        prefixes = self._mapped(np.stack(features)) if features else ()
-        return [(made, _identity(of, len(made))) for made, of in zip(prefixes, features, strict=True)]
+    def _mapped_queries(self, features: dict[bytes, npt.NDArray[np.float32]]) -> dict[bytes, _Prefix]:
+        prefixes = self._mapped(np.stack([*features.values()])) if features else ()
+        return {d: (made, _identity(d, len(made))) for d, made in zip(features, prefixes, strict=True)}
 
     def _prefix(self, reference: int, image: npt.ArrayLike | None) -> _Prefix:
         assert self._prefixes is not None
         if reference == QUERY_IMAGE:
             feature = np.asarray(image, np.float32)
-            known = self._queries.get(_digest(feature))
-            return known or self._mapped_queries([feature])[0]
+            digest = _digest(feature)
+            return self._queries.get(digest) or self._mapped_queries({digest: feature})[digest]
         row = self._bank.image_row(image_of(reference))
         if row not in self._identities:
-            self._identities[row] = _identity(self._bank.image_vectors[row], len(self._prefixes[row]))
+            digest = _digest(self._bank.image_vectors[row])
+            self._identities[row] = _identity(digest, len(self._prefixes[row]))
         return self._prefixes[row], self._identities[row]
 
     def extended(self, prompt: Prompt, path: Sequence[int]) -> Prompt:
@@ -170,9 +170,9 @@ class PromptEmbeddings:
         return Prompt(embeddings, np.append(prompt.identity, path), prompt.base, prompt.hashes.copy())
 
 
-def _identity(feature: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.int64]:
+def _identity(digest: bytes, length: int) -> npt.NDArray[np.int64]:
     """The identity of a picture's visual prefix: its feature's digest, as negative numbers, unlike tokens."""
-    return np.resize(np.frombuffer(_digest(feature), np.int64), length) | np.int64(-(2**63))
+    return np.resize(np.frombuffer(digest, np.int64), length) | np.int64(-(2**63))
 
 
 def _digest(feature: npt.NDArray[np.float32]) -> bytes:
