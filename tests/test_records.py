@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import re
@@ -409,12 +410,16 @@ def test_any_json_is_one_document_a_line(raws: list[Any], escaped: bool, fetch: 
 
 @generous
 @given(st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"")), max_size=8))
+@example([codecs.BOM_UTF8])
+@example([codecs.BOM_UTF8 + b"1", b"", b"2"])
 def test_any_bytes_are_one_document_a_line(raws: list[bytes]) -> None:
+    """A byte-order mark at the beginning is not content."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "in.jsonl"
-        path.write_bytes(b"\n".join(raws))
+        path.write_bytes(content := b"\n".join(raws))
         assume(not is_whole(str(path)))
-        assert len(read(path)) == sum(bool(raw.strip()) for raw in raws) == count(str(path))
+        written = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+        assert len(read(path)) == sum(bool(raw.strip()) for raw in written) == count(str(path))
 
 
 # Parquet
