@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, which would refuse `bench speed --json INPUT`."""
         # argparse calls this recursively, and does not intermix verbs, nor what follows a --.
-        if self._intermixed or _inner(self) or "--" in (args or ()):
+        if self._intermixed or _has_verbs(self) or "--" in (args or ()):
             return super().parse_known_args(args, namespace)
         self._intermixed = True
         try:
@@ -79,11 +79,8 @@ def _called(outer: argparse.ArgumentParser, options: argparse.Namespace) -> argp
     return outer
 
 
-def _inner(outer: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    """The parsers of the verbs, since the root reports what a verb did not understand."""
-    places = [a for a in outer._actions if isinstance(a, argparse._SubParsersAction)]
-    verbs = [verb for place in places for verb in place.choices.values()]
-    return [verb for outer in verbs for verb in (outer, *_inner(outer))]
+def _has_verbs(outer: argparse.ArgumentParser) -> bool:
+    return any(isinstance(action, argparse._SubParsersAction) for action in outer._actions)
 
 
 class _Version(argparse.Action):
@@ -130,7 +127,7 @@ def add_verbs(
         )
         verb.set_defaults(settings=True)
         add(verb)
-        if not _inner(verb):
+        if not _has_verbs(verb):
             _add_shared(verb)
 
 

@@ -54,8 +54,9 @@ def default_ranker(encode: Encode, entities: int, file: Path = FILE) -> Ranker:
     same = vector.shape == sample.shape and float(vector @ sample) > _SAME
     no_bend = np.zeros((len(vector), len(vector)), np.float32)
     mean, scale = shipped.weights["mean"].copy(), shipped.weights["scale"].copy()
-    mean[rarity_columns()] *= rarity_unit(entities)
-    scale[rarity_columns()] /= rarity_unit(entities)
+    rarities, unit = rarity_columns(), rarity_unit(entities)
+    mean[rarities] *= unit
+    scale[rarities] /= unit
     about = {"default": True, "encoded": same}
     weights = shipped.weights | {"mean": mean, "scale": scale, "bend": no_bend}
     return replace(shipped, weights=weights, about=about)
