@@ -93,7 +93,8 @@ _GIB = 2**30
 Way = Literal["offline", "online"]
 _CLIP_GIB = 2.0  # of a GPU's memory for an encoder: CUDA, a ViT-L/14, a batch of pictures
 _RESERVE = 0.06  # share of a GPU's memory that stays free
-_ENGINE = 0.6  # share of a GPU, as Ray counts: above half, so that two engines never share one
+# Engines on one large GPU with so many cores: with a small model, one engine's Python cannot fill it.
+_TOGETHER, _CORES_TOGETHER = 2, 8
 _LARGE, _SMALL = 40, 4  # GiB of a GPU, and of a language model
 _COLUMNS_SMALL, _COLUMNS_LARGE = 512, 128  # of a small and of a larger model on a large GPU
 _COLUMNS = 64  # on a smaller GPU
@@ -164,19 +165,23 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
         return (each,), f"{engines} replicas of all stages" + _on(machine, parallel)
     if not count:
         return _on_cores(machine.cores)
-    fronts = _fronts(machine, engines, weights / parallel)
     separate = parallel > 1  # whole GPUs are the engines': pictures are encoded on cores
-    share = 0.0 if separate else int(1000 * (1 - _ENGINE - 0.01) / fronts) / 1000
+    together = 1 if separate else _together(machine, weights)
+    engines *= together
+    fronts = _fronts(machine, engines, together * weights / parallel)
+    # As Ray counts: so that one more engine never finds room on a GPU.
+    engine = float(parallel) if separate else round(1.2 / (together + 1), 2)
+    share = 0.0 if separate else int(1000 * (1 - together * engine - 0.01) / fronts) / 1000
     cpus = float(max(1, (machine.cores - 2 * engines - 1) // fronts))
     front = SegmentOptions(stages=FRONT, workers=fronts, cpus=cpus, gpus=share, batch=128)
     back = SegmentOptions(
         stages=BACK,
         workers=engines,
         cpus=float(min(2, max(1, machine.cores // (2 * engines)))),
-        gpus=float(parallel) if separate else _ENGINE,
+        gpus=engine,
         overlap=8,
     )
-    why = f"{engines} engines, {fronts} processes of the stages before" + _on(machine, parallel)
+    why = f"{engines} engines, {fronts} processes of the stages before" + _on(machine, parallel, together)
     return (front, back), why
 
 
@@ -205,10 +210,16 @@ def encoders_beside_an_engine(gib: float, weights: float) -> int:
     return int(min(0.3 * gib, (1 - _RESERVE) * gib - 1.3 * weights - 2) / _CLIP_GIB)
 
 
-def _on(machine: Machine, parallel: int) -> str:
+def _together(machine: Machine, weights: float) -> int:
+    """The number of engines on each GPU."""
+    large = min(card.gib for card in machine.gpus) >= _LARGE and weights <= _SMALL
+    return _TOGETHER if large and machine.cores >= _CORES_TOGETHER * len(machine.gpus) else 1
+
+
+def _on(machine: Machine, parallel: int, together: int = 1) -> str:
     if not machine.gpus:
         return ""
-    each = f", {parallel} GPUs each" if parallel > 1 else ", one on each GPU"
+    each = f", {parallel} GPUs each" if parallel > 1 else f", {('one', 'two')[together - 1]} on each GPU"
     return f"{each}; {machine.cores} cores"
 
 
@@ -233,7 +244,9 @@ def _check_gpus(config: Config, way: Way, machine: Machine) -> None:
 def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> Iterator[tuple[str, Any]]:
     """Sizes of Generate that are left at their defaults and should be others on these GPUs."""
     least, stage = min(card.gib for card in gpus), config.generate
-    share = round(max(0.3, 1 - _RESERVE - _encoders_beside(config, way) * _CLIP_GIB / least), 2)
+    engines = engines_on_a_gpu(config, way)
+    share = max(0.3, 1 - _RESERVE - _encoders_beside(config, way) * _CLIP_GIB / least)
+    share = round(share / engines, 2)
     share = share if stage.gpu_memory == Generate.gpu_memory else stage.gpu_memory
     if weights / stage.tensor_parallel > 0.9 * share * least:
         raise Mistake(
@@ -266,7 +279,15 @@ def _encoders_beside(config: Config, way: Way) -> float:
     encoding = next(s for s in segments if "encode" in s.stages)
     if not encoding.gpus or engine.gpus >= 1:
         return 0
-    return float(min(encoding.workers, int((1 - engine.gpus) / encoding.gpus)))
+    left = 1 - engines_on_a_gpu(config, way) * engine.gpus
+    return float(min(encoding.workers, int(left / encoding.gpus)))
+
+
+def engines_on_a_gpu(config: Config, way: Way) -> int:
+    """The number of engines that Ray puts on one GPU."""
+    engine = next(s for s in getattr(config, way).segments if "generate" in s.stages)
+    number = engine.workers if isinstance(engine, SegmentOptions) else engine.max_replicas
+    return max(1, min(number, int(1 / engine.gpus))) if engine.gpus else 1
 
 
 def weights(model: str) -> float:

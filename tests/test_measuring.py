@@ -25,7 +25,7 @@ from gemel_ray.errors import Mistake, WorkspaceError
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.measuring.alone import StageFigures, alone, assembled
-from gemel_ray.measuring.engine import Measuring, Sizes, engine
+from gemel_ray.measuring.engine import Measuring, Sizes, engine, together
 from gemel_ray.measuring.job import _core_ms, _start
 from gemel_ray.measuring.machine import Look, _kind, look, looks, machine, peaks, spread
 from gemel_ray.measuring.pace import Pace, steady
@@ -111,16 +111,28 @@ def test_the_pace_is_that_of_a_full_line() -> None:
 
 def test_processes_measure_together_and_what_they_say_comes_back() -> None:
     processes = in_new_processes(2, _late)
-    assert len({number for number, _, _ in processes}) == 2
-    assert max(begun for _, begun, _ in processes) <= min(met for _, _, met in processes)
+    assert len({number for number, *_ in processes}) == 2
+    assert max(begun for _, begun, _, _ in processes) <= min(met for _, _, met, _ in processes)
+    assert sorted(only for *_, only in processes) == [False, True]
     assert os.getpid() != in_new_process(os.getpid)
 
 
-def _late() -> tuple[int, float, float]:
-    """This process, when it began, and when all had."""
+def _late() -> tuple[int, float, float, bool]:
+    """This process, when it began, when all had, and whether it is the one that does what only one does."""
     begun = time.time()
-    wait_for_all()
-    return os.getpid(), begun, time.time()
+    only = wait_for_all()
+    return os.getpid(), begun, time.time(), only
+
+
+def test_rates_of_engines_at_the_same_time_are_added_and_costs_are_not() -> None:
+    one = {"mentions_per_second": 100.0, "core_ms_per_mention": 2.0, "reference_mentions_per_second": 6.0}
+    other = {"mentions_per_second": 50.0, "core_ms_per_mention": 4.0}
+    found = {
+        "mentions_per_second": 150.0,
+        "core_ms_per_mention": 3.0,
+        "reference_mentions_per_second": 6.0,  # measured by one
+    }
+    assert together([one, other]) == found
 
 
 def test_the_processor_time_of_what_this_process_starts_is_measured() -> None:
@@ -207,8 +219,8 @@ def test_what_holds_the_line_up_is_said_in_one_line() -> None:
 def test_the_kernels_of_a_gpu_are_timed(workspace: Workspace, config: Config, generating: Any) -> None:
     mentions = assembled(config, workspace, [str(TEST)]).slice(0, 128)
     sizes = Sizes(mentions=128, under_way=64, reference=0, raw=0)
-    measuring = Measuring(config, workspace, generating, mentions, sizes)
-    found = {name: f["median"] for name, f in measuring.rounds(lambda _: None).items()}
+    measuring = Measuring(config, workspace, generating, mentions, sizes, alone=True)
+    (found,) = measuring.rounds(lambda _: None)
     assert 0 < found["kernel_ms_per_mention"] < 2 * 1000 / found["mentions_per_second"]
 
 
@@ -258,8 +270,8 @@ def test_a_round_measures_every_figure_of_the_engine(
     """Figures that must hold on any machine; how fast it is nobody asserts."""
     mentions = assembled(config, workspace, [str(TEST)]).slice(0, 48)
     sizes = Sizes(mentions=48, under_way=32, reference=1, raw=3)
-    measuring = Measuring(config, workspace, generating, mentions, sizes)
-    found = {name: f["median"] for name, f in measuring.rounds(lambda _: None).items()}
+    measuring = Measuring(config, workspace, generating, mentions, sizes, alone=True)
+    (found,) = measuring.rounds(lambda _: None)
     for nothing in ("requests_per_mention", "hashed_bytes_per_mention"):
         assert found.pop(nothing) == 0  # the search runs in rounds
     assert all(value > 0 for value in found.values()), found

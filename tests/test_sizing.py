@@ -84,13 +84,15 @@ def test_every_gpu_has_an_engine_and_room_for_the_encoders(there: Machine, model
     front, back = config.offline.segments
     Config().line.cut((front, back))
     count, engine = len(there.gpus), config.generate
-    assert (back.stages, back.workers) == (("generate",), count)
-    # Ray places by shares, one GPU after another: no two engines on one, an engine beside all encoders.
-    assert back.gpus > 0.5
-    assert 0 < front.gpus * front.workers <= 1 - back.gpus
-    # Of memory, too: every encoder may have been put beside the same engine.
+    together = back.workers // count
+    assert (back.stages, back.workers) == (("generate",), together * count)
+    assert together == (2 if model == SMALL and there in (H100, A100S) else 1)
+    # Ray places by shares, one GPU after another: no engine more on one, the engines beside all encoders.
+    assert (together + 1) * back.gpus > 1
+    assert 0 < front.gpus * front.workers <= 1 - together * back.gpus
+    # Of memory, too: every encoder may have been put beside the same engines.
     least = min(card.gib for card in there.gpus)
-    assert engine.gpu_memory * least + 1.9 * front.workers < least
+    assert together * engine.gpu_memory * least + 1.9 * front.workers < least
     assert 1.2 * model < engine.gpu_memory * least
     assert front.workers * front.cpus + back.workers * back.cpus <= max(there.cores, 2 * count)
     assert engine.batch_tokens >= max(engine.sequences, engine.columns * (engine.beams + 1))
@@ -104,9 +106,9 @@ def test_the_default_is_as_large_as_the_machine() -> None:
         front, back = config.offline.segments
         told[name] = (front.workers, front.cpus, back.workers, back.cpus, config.generate.gpu_memory)
     assert told == {
-        "h100": (4, 3.0, 1, 2.0, 0.84),
+        "h100": (5, 2.0, 2, 2.0, 0.41),
         "4 l4": (3, 13.0, 4, 2.0, 0.67),
-        "8 a100": (11, 7.0, 8, 2.0, 0.66),
+        "8 a100": (11, 5.0, 16, 2.0, 0.33),
         "4 l4, 4 cores": (1, 1.0, 4, 1.0, 0.85),
     }
 
@@ -224,13 +226,13 @@ def test_what_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     told = list(sizing.explained(Config()))
     assert all(fits for fits, _, _ in told)
     text = "\n".join(f"{what} {line}" for _, what, line in told)
-    assert "1 engines, 4 processes of the stages before, one on each GPU; 16 cores" in text
-    assert "generate.gpu_memory 0.84" in text
+    assert "2 engines, 5 processes of the stages before, two on each GPU; 16 cores" in text
+    assert "generate.gpu_memory 0.41" in text
     (fits, _, why), *_ = sizing.explained(load(None, {}, ["offline.sized=false"]))
     assert (fits, "has gpus: 0" in why) == (False, True)
     shown = preview(Config(), [], tmp_path, Selection())
-    assert "4 x [detect encode retrieve assemble]: 3 CPUs and" in shown
-    assert "1 x [generate]: 2 CPUs and 0.6 GPUs each" in shown
+    assert "5 x [detect encode retrieve assemble]: 2 CPUs and" in shown
+    assert "2 x [generate]: 2 CPUs and 0.4 GPUs each" in shown
 
 
 def test_the_size_of_a_model_s_weights_is_known_or_zero(tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_this_machine_s_gpus_are_used_without_a_setting() -> None:
     for index, card in enumerate(found.gpus):
         total = torch.cuda.get_device_properties(index).total_memory / 2**30
         assert card.gib == pytest.approx(total, rel=0.05)
-    back = fit(Config(), "offline", found, SMALL).config.offline.segments[-1]
+    back = fit(Config(), "offline", found, SEVEN).config.offline.segments[-1]
     assert (back.workers, back.gpus) == (len(found.gpus), 0.6)
 
 

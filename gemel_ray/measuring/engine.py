@@ -1,7 +1,8 @@
 """The engine alone, on assembled prompts: links per second at full load, and the cost of a link.
 
-In a separate process (processes.py), so that the GPU is free afterwards for the job. Measured in turn with
-greedy search, with the raw rate of prompts that are not in the cache, and with the reference loop.
+In a separate process (processes.py), so that the GPU is free afterwards for the job; with several engines on
+a GPU in as many, all at the same time. Measured in turn with greedy search, with the raw rate of prompts that
+are not in the cache, and with the reference loop.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from gemel_ray.linking import linking_graph
 from gemel_ray.measuring.alone import assembled
 from gemel_ray.measuring.machine import Spread, spread
 from gemel_ray.measuring.pace import Moment, steady
+from gemel_ray.measuring.processes import in_new_processes, wait_for_all
 from gemel_ray.measuring.reference import Reference
 from gemel_ray.stages.answering import asks_model
 
@@ -53,8 +55,34 @@ class Sizes:
         return cls(mentions or 4 * under_way, under_way, rounds)
 
 
-def engine(config: Config, folder: Path, inputs: Sequence[str], sizes: Sizes, say: Say) -> dict[str, Spread]:
-    """The figures of the rounds. Raises Mistake if the settings ask no language model."""
+def engines(
+    config: Config, folder: Path, inputs: Sequence[str], sizes: Sizes, number: int, say: Say
+) -> dict[str, Spread]:
+    """The figures of this number of engines at the same time, all on these mentions. Raises Mistake if the
+    settings ask no language model."""
+    by_engine = in_new_processes(number, engine, config, folder, inputs, sizes, say)
+    rounds = [together(figures) for figures in zip(*by_engine, strict=True)]
+    return {name: spread([figures[name] for figures in rounds]) for name in rounds[0]}
+
+
+def together(figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The figures of a round of several engines: rates are sums, costs means. One engine has those that only
+    one measures."""
+    found = dict[str, list[float]]()
+    for one in figures:
+        for name, value in one.items():
+            found.setdefault(name, []).append(value)
+    return {
+        name: sum(values) / (1 if name.endswith("_per_second") else len(values))
+        for name, values in found.items()
+    }
+
+
+def engine(
+    config: Config, folder: Path, inputs: Sequence[str], sizes: Sizes, say: Say
+) -> list[dict[str, float]]:
+    """The figures of the rounds of one of the engines. Raises Mistake if the settings ask no language
+    model."""
     workspace = Workspace.open(folder, config)
     if not asks_model(config.generate, config.retrieve, workspace):
         raise Mistake(
@@ -64,54 +92,65 @@ def engine(config: Config, folder: Path, inputs: Sequence[str], sizes: Sizes, sa
     say(f"assembling the prompts of {sizes.mentions:,} mentions")
     mentions = assembled(config, workspace, inputs).slice(0, sizes.mentions)
     say("starting the language model in a separate process")
-    measuring = Measuring(
-        config, workspace, config.generate.start(workspace, config.line.stages), mentions, sizes
-    )
+    generating = config.generate.start(workspace, config.line.stages)
     try:
-        return measuring.rounds(say)
+        return Measuring(config, workspace, generating, mentions, sizes, alone=wait_for_all()).rounds(say)
     finally:
-        measuring.generating.close()
+        generating.close()
 
 
 class Measuring:
-    """One engine, in a started Generate, and one reference model, on the same prompts."""
+    """One engine, in a started Generate, and one reference model, on the same prompts. `alone`: it measures
+    what one of several engines measures while the others wait."""
 
     def __init__(
-        self, config: Config, workspace: Workspace, generating: Any, mentions: pa.Table, sizes: Sizes
+        self,
+        config: Config,
+        workspace: Workspace,
+        generating: Any,
+        mentions: pa.Table,
+        sizes: Sizes,
+        *,
+        alone: bool,
     ) -> None:
+        self.alone = alone
         self.sizes, self.generating, self.mentions = sizes, generating, mentions
         self.segment = linking_graph(config, workspace).segment(
             ["generate"], workspace, {"generate": generating}
         )
         self.reference = (
             Reference(workspace.language_model, config.generate.dtype, workspace.tree, config.generate.beams)
-            if sizes.reference
+            if sizes.reference and alone
             else None
         )
 
-    def rounds(self, say: Say) -> dict[str, Spread]:
-        """The figures of the rounds, and on a GPU the milliseconds of its kernels."""
+    def rounds(self, say: Say) -> list[dict[str, float]]:
+        """The figures of the rounds, on a GPU with the milliseconds of its kernels."""
         self._generated(self.mentions.slice(0, _WARM))
         taken = []
         for number in range(self.sizes.rounds):
             say(f"round {number + 1} of {self.sizes.rounds}")
             taken.append(self._round())
-        found = {name: spread([t[name] for t in taken]) for name in taken[0]}
-        if torch.cuda.is_available():
-            say("kernels of the GPU")
-            found["kernel_ms_per_mention"] = spread([self._kernels()])
-        return found
+        return taken
 
     def _round(self) -> dict[str, float]:
+        """The figures of a round. Several engines begin together."""
         prompts = self._prompts(max(self.sizes.reference, self.sizes.raw))
+        wait_for_all()
         figures = self._generated(self.mentions)
+        wait_for_all()
         greedy = self._generated(_greedy(self.mentions))
         figures |= {f"greedy_{name}": greedy[name] for name in ("mentions_per_second", "core_ms_per_mention")}
+        wait_for_all()
         if self.sizes.raw:
             figures["raw_tokens_per_second"] = self._raw(prompts[: self.sizes.raw])
+        wait_for_all()
         if self.reference:
             some = prompts[: self.sizes.reference]
             figures["reference_mentions_per_second"] = self.reference.mentions_per_second(some)
+        if self.alone and torch.cuda.is_available():
+            figures["kernel_ms_per_mention"] = self._kernels()
+        wait_for_all()
         return figures
 
     def _prompts(self, count: int) -> list[Prompt]:

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from gemel_ray.config import Config
 from gemel_ray.measuring.alone import FRONT, StageFigures, alone
-from gemel_ray.measuring.engine import Say, Sizes, engine
+from gemel_ray.measuring.engine import Say, Sizes, engines
 from gemel_ray.measuring.job import JobFigures, timed
 from gemel_ray.measuring.machine import Figures, Spread, machine
-from gemel_ray.measuring.processes import in_new_process
 from gemel_ray.measuring.scale import write_mentions
 
 _ROUND = 512  # mentions of the engine alone; the job takes all
@@ -29,7 +28,7 @@ def host(
     write_mentions(inputs, min(_ROUND, sizes.mentions), few)
     write_mentions(inputs, sizes.mentions, whole)
     shutil.rmtree(linked, ignore_errors=True)
-    rounds = in_new_process(engine, config, workspace, [str(few)], sizes, say)
+    rounds = engines(config, workspace, [str(few)], sizes, 1, say)
     say("every stage before the engine alone")
     stages = alone(config, workspace, [str(few)], 1)
     say(f"the offline job of {sizes.mentions:,} mentions")

@@ -27,10 +27,9 @@ def in_new_processes(number: int, function: Callable[P, T], *arguments: P.args, 
         return [result.result() for result in under_way]
 
 
-def wait_for_all() -> None:
-    """Wait until all the processes have called this."""
-    for barrier in _START:
-        barrier.wait(_PATIENCE)
+def wait_for_all() -> bool:
+    """Wait until all the processes have called this. True in one of them, for what only one does."""
+    return all([barrier.wait(_PATIENCE) == 0 for barrier in _START])
 
 
 def _take(barrier: threading.Barrier) -> None:

@@ -14,13 +14,12 @@ from gemel_ray.config import Config
 from gemel_ray.job.record import Manifest
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.measuring.alone import FRONT, StageFigures, alone
-from gemel_ray.measuring.engine import Say, Sizes, engine
+from gemel_ray.measuring.engine import Say, Sizes, engines
 from gemel_ray.measuring.job import timed
 from gemel_ray.measuring.machine import Figures, Spread, machine
 from gemel_ray.measuring.pictures import encoding
-from gemel_ray.measuring.processes import in_new_process
 from gemel_ray.measuring.scale import write_mentions
-from gemel_ray.sizing import fitted
+from gemel_ray.sizing import engines_on_a_gpu, fitted
 
 
 def speed(
@@ -34,6 +33,7 @@ def speed(
     file, linked = output / f"mentions-{sizes.mentions}.parquet", output / "linked"
     write_mentions(inputs, sizes.mentions, file)
     shutil.rmtree(linked, ignore_errors=True)  # the job is measured, not its resuming
+    number = engines_on_a_gpu(config, "offline")
     what = {
         "models": opened.facts["models"],
         "names": len(opened.tree),
@@ -41,9 +41,10 @@ def speed(
         "sets": config.retrieve.shared_sets,
         "own": config.retrieve.nearest,
         "beams": config.generate.beams,
+        "engines": number,
         "sizes": vars(sizes),
     }
-    rounds = in_new_process(engine, config, workspace, [str(file)], sizes, say)
+    rounds = engines(config, workspace, [str(file)], sizes, number, say)
     say("every stage before the engine alone")
     stages = alone(config, workspace, [str(file)], _processes(config))
     encoded = encoding(config.encode, opened, inputs)
