@@ -164,7 +164,8 @@ def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filt
     data = data.repartition(target_num_rows_per_block=_BLOCK)
     for options, whole in opening.line.cut(config.offline.segments):
         calls = max(2, options.overlap)
-        data = data.map_batches(
+        # Not map_batches, which refuses whole blocks on GPUs.
+        data = data.map_batches_internal(
             _Actor,
             fn_constructor_args=(opening, options.stages),
             # After a stage that multiplies rows a block is whole documents, and stays whole.

@@ -46,7 +46,7 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 
 def _attributes(tree: ast.Module, own: set[str]) -> Iterator[str]:
     for node in ast.walk(tree):
-        private = isinstance(node, ast.Attribute) and re.match(r"_[a-zA-Z]", node.attr)
+        private = isinstance(node, ast.Attribute) and re.match(r"_[a-zA-Z]|\w+_internal$", node.attr)
         if private and node.attr not in own | _PUBLIC:
             yield node.attr
 
