@@ -120,6 +120,14 @@ class Offline:
     sized: bool = setting(
         True, "fit the segments and sizes of generate that are left at their defaults to this machine"
     )
+    engines_per_gpu: int = setting(
+        0,
+        "language models on each GPU, if the segments are fitted to this machine; 0: two of a small model on "
+        "a large GPU, which the Python of one cannot fill, else one",
+        at_least=0,
+        at_most=8,
+        unit="engines",
+    )
     segments: tuple[SegmentOptions, ...] = (SegmentOptions(),)
     stall_minutes: float = setting(
         30.0,

@@ -93,8 +93,7 @@ _GIB = 2**30
 Way = Literal["offline", "online"]
 _CLIP_GIB = 2.0  # of a GPU's memory for an encoder: CUDA, a ViT-L/14, a batch of pictures
 _RESERVE = 0.06  # share of a GPU's memory that stays free
-# Engines on one large GPU with so many cores: with a small model, one engine's Python cannot fill it.
-_TOGETHER, _CORES_TOGETHER = 2, 8
+_CORES_OF_TWO = 8  # for each GPU, where two engines share one
 _LARGE, _SMALL = 40, 4  # GiB of a GPU, and of a language model
 _COLUMNS_SMALL, _COLUMNS_LARGE = 512, 128  # of a small and of a larger model on a large GPU
 _COLUMNS = 64  # on a smaller GPU
@@ -165,12 +164,20 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
         return (each,), f"{engines} replicas of all stages" + _on(machine, parallel)
     if not count:
         return _on_cores(machine.cores)
+    if parallel > 1 and config.offline.engines_per_gpu > 1:
+        raise Mistake(
+            "offline.engines_per_gpu is for models on one GPU, and generate.tensor_parallel is above 1"
+        )
     separate = parallel > 1  # whole GPUs are the engines': pictures are encoded on cores
-    together = 1 if separate else _together(machine, weights)
+    least = min(card.gib for card in machine.gpus)
+    together = (
+        1
+        if separate
+        else config.offline.engines_per_gpu or (engines_per_gpu(machine.cores / count, least, weights))
+    )
     engines *= together
     fronts = _fronts(machine, engines, together * weights / parallel)
-    # As Ray counts: so that one more engine never finds room on a GPU.
-    engine = float(parallel) if separate else round(1.2 / (together + 1), 2)
+    engine = float(parallel) if separate else engine_share(together)
     share = 0.0 if separate else int(1000 * (1 - together * engine - 0.01) / fronts) / 1000
     cpus = float(max(1, (machine.cores - 2 * engines - 1) // fronts))
     front = SegmentOptions(stages=FRONT, workers=fronts, cpus=cpus, gpus=share, batch=128)
@@ -210,16 +217,21 @@ def encoders_beside_an_engine(gib: float, weights: float) -> int:
     return int(min(0.3 * gib, (1 - _RESERVE) * gib - 1.3 * weights - 2) / _CLIP_GIB)
 
 
-def _together(machine: Machine, weights: float) -> int:
-    """The number of engines on each GPU."""
-    large = min(card.gib for card in machine.gpus) >= _LARGE and weights <= _SMALL
-    return _TOGETHER if large and machine.cores >= _CORES_TOGETHER * len(machine.gpus) else 1
+def engines_per_gpu(cores: float, gib: float, weights: float) -> int:
+    """The number of engines for a GPU with this memory and number of cores: the Python of one engine cannot
+    fill a large GPU with a small model."""
+    return 2 if gib >= _LARGE and weights <= _SMALL and cores >= _CORES_OF_TWO else 1
+
+
+def engine_share(together: int) -> float:
+    """The share of a GPU of each engine, as Ray counts: one more finds no room on it, but the front does."""
+    return round((together + 0.2) / (together * (together + 1)), 3)
 
 
 def _on(machine: Machine, parallel: int, together: int = 1) -> str:
     if not machine.gpus:
         return ""
-    each = f", {parallel} GPUs each" if parallel > 1 else f", {('one', 'two')[together - 1]} on each GPU"
+    each = f", {parallel} GPUs each" if parallel > 1 else f", {together} on each GPU"
     return f"{each}; {machine.cores} cores"
 
 

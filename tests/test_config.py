@@ -191,6 +191,7 @@ NONSENSE: dict[str, list[Any]] = {
     "vectors.address": ["localhost", "http://host:6333", "s3://bucket/x"], "vectors.exact_below": [-1],
     "vectors.wait": [-1], "vectors.grpc": [-1, 65_536], "vectors.shards": [-1], "vectors.replicas": [-1],
     "offline.address": ["everywhere", "http://host:1"], "offline.stall_minutes": [0, -1],
+    "offline.engines_per_gpu": [-1, 9],
     "offline.segments.workers": [0], "offline.segments.cpus": [-1], "offline.segments.gpus": [1.5, -1],
     "offline.segments.threads": [-1], "offline.segments.batch": [0], "offline.segments.overlap": [0],
     "online.address": [""], "online.host": ["", "http://here"], "online.port": [0, 65_536],

@@ -77,16 +77,18 @@ import sklearn
     assert imported(code, "0") == triton
 
 
-@pytest.mark.parametrize("model", [SMALL, SEVEN])
+@pytest.mark.parametrize(("model", "together"), [(SMALL, 0), (SEVEN, 0), (SMALL, 1), (SMALL, 3), (SMALL, 8)])
 @pytest.mark.parametrize("there", GPUS.values(), ids=GPUS)
-def test_every_gpu_has_an_engine_and_room_for_the_encoders(there: Machine, model: float) -> None:
-    config = fit(Config(), "offline", there, model).config
+def test_every_gpu_has_its_engines_and_room_for_the_encoders(
+    there: Machine, model: float, together: int
+) -> None:
+    asked = load(None, {}, [f"offline.engines_per_gpu={together}"])
+    config = fit(asked, "offline", there, model).config
     front, back = config.offline.segments
     Config().line.cut((front, back))
     count, engine = len(there.gpus), config.generate
-    together = back.workers // count
+    together = together or (2 if model == SMALL and there in (H100, A100S) else 1)
     assert (back.stages, back.workers) == (("generate",), together * count)
-    assert together == (2 if model == SMALL and there in (H100, A100S) else 1)
     # Ray places by shares, one GPU after another: no engine more on one, the engines beside all encoders.
     assert (together + 1) * back.gpus > 1
     assert 0 < front.gpus * front.workers <= 1 - together * back.gpus
@@ -94,7 +96,7 @@ def test_every_gpu_has_an_engine_and_room_for_the_encoders(there: Machine, model
     least = min(card.gib for card in there.gpus)
     assert together * engine.gpu_memory * least + 1.9 * front.workers < least
     assert 1.2 * model < engine.gpu_memory * least
-    assert front.workers * front.cpus + back.workers * back.cpus <= max(there.cores, 2 * count)
+    assert front.workers * front.cpus + back.workers * back.cpus <= max(there.cores, (together + 1) * count)
     assert engine.batch_tokens >= max(engine.sequences, engine.columns * (engine.beams + 1))
 
 
@@ -135,6 +137,9 @@ def test_a_model_over_several_gpus_has_them_whole() -> None:
         fit(Config(), "offline", A100S, SEVENTY)
     with pytest.raises(ValueError, match="tensor_parallel is 4, and this machine has 1 GPUs"):
         fit(config, "offline", H100, SEVENTY)
+    both = load(None, {}, ["generate.tensor_parallel=4", "offline.engines_per_gpu=2"])
+    with pytest.raises(ValueError, match="engines_per_gpu is for models on one GPU"):
+        fit(both, "offline", A100S, SEVENTY)
 
 
 SAID = "[{stages: [detect, encode], gpus: 0.1}, {stages: [retrieve, assemble, generate], gpus: 0.7}]"
@@ -226,13 +231,13 @@ def test_what_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     told = list(sizing.explained(Config()))
     assert all(fits for fits, _, _ in told)
     text = "\n".join(f"{what} {line}" for _, what, line in told)
-    assert "2 engines, 5 processes of the stages before, two on each GPU; 16 cores" in text
+    assert "2 engines, 5 processes of the stages before, 2 on each GPU; 16 cores" in text
     assert "generate.gpu_memory 0.41" in text
     (fits, _, why), *_ = sizing.explained(load(None, {}, ["offline.sized=false"]))
     assert (fits, "has gpus: 0" in why) == (False, True)
     shown = preview(Config(), [], tmp_path, Selection())
     assert "5 x [detect encode retrieve assemble]: 2 CPUs and" in shown
-    assert "2 x [generate]: 2 CPUs and 0.4 GPUs each" in shown
+    assert "2 x [generate]: 2 CPUs and 0.367 GPUs each" in shown
 
 
 def test_the_size_of_a_model_s_weights_is_known_or_zero(tmp_path: Path) -> None:

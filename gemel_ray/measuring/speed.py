@@ -8,24 +8,42 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TypedDict
 
+from gemel_ray.checked import Values
 from gemel_ray.config import Config
 from gemel_ray.job.record import Manifest
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.measuring.alone import FRONT, StageFigures, alone
 from gemel_ray.measuring.engine import Say, Sizes, engines
-from gemel_ray.measuring.job import timed
-from gemel_ray.measuring.machine import Figures, Spread, machine
+from gemel_ray.measuring.job import JobFigures, timed
+from gemel_ray.measuring.machine import Figures, Machine, Spread, machine
 from gemel_ray.measuring.pictures import encoding
 from gemel_ray.measuring.scale import write_mentions
 from gemel_ray.sizing import engines_on_a_gpu, fitted
 
 
+class Speed(TypedDict):
+    """What `bench speed --json` prints, and `plan --rates` reads. `segments`: as in offline.segments."""
+
+    machine: Machine
+    what: Figures
+    segments: list[Values]
+    rounds: dict[str, Spread]
+    alone: dict[str, StageFigures]
+    encode: Figures
+    job: JobFigures
+    tokens: dict[str, int]
+    ratios: dict[str, float]
+    bottleneck: str
+
+
 def speed(
     config: Config, workspace: Path, inputs: Sequence[str], output: Path, mentions: int | None, repeats: int,
     say: Say,
-) -> Figures:  # fmt: skip
+) -> Speed:  # fmt: skip
     """All figures, of this number of mentions, by default as many as keep the engine full."""
     config = fitted(config, "offline")
     sizes = Sizes.filling(config.generate.columns, mentions, repeats)
@@ -53,10 +71,12 @@ def speed(
     return {
         "machine": machine(),
         "what": what,
+        "segments": [asdict(segment) for segment in config.offline.segments],
         "rounds": rounds,
         "alone": stages,
         "encode": encoded,
-        "job": {**figures, **_tokens(manifest)},
+        "job": figures,
+        "tokens": _tokens(manifest),
         "ratios": _ratios(rounds, figures["mentions_per_second"] or 0),
         "bottleneck": bottleneck(rounds, stages),
     }
@@ -71,10 +91,10 @@ def _tokens(manifest: Manifest) -> dict[str, int]:
     """The tokens of the job's engine."""
     usage = manifest["measures"]["generate"]
     return {
-        "tokens_asked": usage["asked"],
-        "tokens_cached": usage["cached"],
-        "tokens_computed": usage["asked"] - usage["cached"],
-        "tokens_decoded": usage["decoded"],
+        "asked": usage["asked"],
+        "cached": usage["cached"],
+        "computed": usage["asked"] - usage["cached"],
+        "decoded": usage["decoded"],
     }
 
 

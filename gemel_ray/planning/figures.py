@@ -30,17 +30,18 @@ class Measurement:
 
     parameters: float
     mentions_per_second: float
+    engines: int = 1  # on the GPU
 
 
-CARD = "H100 80 GB, 2026-11-27"
+CARD = "H100 80 GB, 2026-11-28"
 MEASURED_ON = f"{CARD}, 16 cores, vLLM 0.32.0, the search in rounds"
-MEASURED = (Measurement(135e6, 1850.0), Measurement(7e9, 470.0))
+MEASURED = (Measurement(135e6, 1850.0), Measurement(135e6, 3200.0, engines=2), Measurement(7e9, 470.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The cost of a mention with a language model. The defaults are from the H100: its two rates give the
-    host's time per mention, and with 35 tokens each the share of the GPU's operations."""
+    """The cost of a mention with a language model. The defaults are from the H100: the two rates of one
+    engine give the host's time per mention, and with 35 tokens each the share of the GPU's operations."""
 
     parameters: float = 7e9
     computed: float = 35.0  # tokens a mention that are in no cache, including decoded ones
@@ -49,6 +50,6 @@ class Model:
     images_per_cpu: float = 120.0  # pictures a second that a core decodes and resizes
     core_ms: float = 5.5  # per mention, from its detection to its prompt, with a ranker: measured on a CPU
 
-    def seconds(self, flops: float) -> float:
-        """Seconds per mention of an engine with `flops` operations a second."""
-        return self.host_ms / 1000 + 2 * self.parameters * self.computed / (flops * self.efficiency)
+    def seconds(self, flops: float, engines: int = 1) -> float:
+        """Seconds per mention of engines that share `flops` operations a second."""
+        return self.host_ms / 1000 / engines + 2 * self.parameters * self.computed / (flops * self.efficiency)

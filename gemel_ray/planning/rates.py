@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gemel_ray.checked import Values, made
 from gemel_ray.config import STAGES, Config
 from gemel_ray.errors import Mistake
 from gemel_ray.planning.figures import CARD, GPUS, MEASURED, MEASURED_ON, Gpu, Model
-from gemel_ray.sizing import FRONTS, Machine, encoders_beside_an_engine, fit
+from gemel_ray.sizing import FRONTS, Machine, encoders_beside_an_engine, engine_share, engines_per_gpu, fit
 from gemel_ray.sizing import Gpu as Card
 from gemel_ray.stages.generate import Generate
+
+if TYPE_CHECKING:
+    from gemel_ray.measuring.speed import Speed
 
 _CUT = STAGES.index("generate")  # where the line is cut in two: only the engine is in its process
 _CLIP = 162e9  # floating-point operations of ViT-L/14 for a picture (Radford et al., 2021: 81 G MACs)
@@ -60,11 +64,11 @@ class _Cut:
 def scaled(
     gpu: str, model: Model, mentions: float, gpus: int, cpus: int, megabytes: float, gigabits: float
 ) -> Node:
-    """A node of `gpus` GPUs of a kind and `cpus` cores. Each GPU is shared by one engine and one CLIP, or,
-    where the language model needs several GPUs, some are CLIP's alone. `mentions` and `megabytes` of a pair;
-    `gigabits` a second of the node's network. Raises ValueError for a node that is too small."""
+    """A node of `gpus` GPUs of a kind and `cpus` cores. Each GPU is shared by engines and CLIP, or, where the
+    language model needs several GPUs, some are CLIP's alone. `mentions` and `megabytes` of a pair; `gigabits`
+    a second of the node's network. Raises ValueError for a node that is too small."""
     kind = GPUS[gpu]
-    weights = 2 * model.parameters / 2**30  # GiB
+    weights = _weights(model)
     parallel = next((n for n in (1, 2, 4, 8) if n <= gpus and weights <= 0.8 * n * kind.memory), None)
     if parallel is None:
         raise Mistake(
@@ -99,9 +103,9 @@ class _Speeds:
     model: Model
     mentions: float
 
-    def engine(self, gpus: float) -> float:
-        """Pairs a second of one engine on `gpus` GPUs."""
-        return 1 / (self.mentions * self.model.seconds(gpus * self.kind.flops))
+    def engine(self, gpus: float, together: int = 1) -> float:
+        """Pairs a second of one engine, or several `together`, on `gpus` GPUs."""
+        return 1 / (self.mentions * self.model.seconds(gpus * self.kind.flops, together))
 
     def clip(self, gpus: float) -> float:
         return gpus * self.kind.flops * self.model.efficiency / _CLIP
@@ -133,8 +137,9 @@ def _origins(gpu: str, model: Model) -> dict[str, str]:
 
 
 def _engine(gpu: str, model: Model) -> str:
-    rates = " and ".join(
+    rates = ", ".join(
         f"{m.mentions_per_second:g} mentions/s with {m.parameters / 1e9:g} billion parameters"
+        + (f" and {m.engines} engines" if m.engines > 1 else "")
         for m in MEASURED
     )
     scaled = "" if _was_measured(gpu, model) else "; scaled by operations"
@@ -142,19 +147,27 @@ def _engine(gpu: str, model: Model) -> str:
 
 
 def _shared(gpus: int, cpus: int, speeds: _Speeds, _: int) -> _Cut:
-    """A share of each GPU for CLIP: the smallest that keeps up with the engine on the rest."""
-    steps = [_SHARE * n for n in range(1, round(0.5 / _SHARE) + 1)]
-    share = next((s for s in steps if speeds.clip(s) >= speeds.engine(1 - s)), steps[-1])
-    fronts = gpus * max(1, min(FRONTS, (cpus - 2 * gpus - 2) // (2 * gpus)))
-    weights = 2 * speeds.model.parameters / 2**30
-    fronts = max(1, min(fronts, encoders_beside_an_engine(speeds.kind.memory, weights)))
-    front = _front(cpus, fronts, gpus)
+    """A share of each GPU for CLIP: the smallest that keeps up with the engines on the rest."""
+    weights, steps = _weights(speeds.model), [_SHARE * n for n in range(1, round(0.5 / _SHARE) + 1)]
+    together = engines_per_gpu(cpus / gpus, speeds.kind.memory, weights)
+    engines, engine = gpus * together, engine_share(together)
+    share = next((s for s in steps if speeds.clip(s) >= speeds.engine(1 - s, together)), steps[-1])
+    fronts = gpus * max(1, min(FRONTS * together, (cpus - 2 * engines - 2) // (2 * gpus)))
+    fronts = max(1, min(fronts, encoders_beside_an_engine(speeds.kind.memory, together * weights)))
+    front = _front(cpus, fronts, engines)
     # The shares that Ray gets are not those that are used. Ray puts fractions of a GPU on the first that has
-    # room, so all of a node's encoders must leave room for an engine there, and two engines must not fit.
-    segments = _segments(fronts, front, 4 * 100 // (cpus // front) / 1000, gpus, 0.6)
+    # room, so all of a node's encoders must leave room for the engines there.
+    each = int(1000 * (1 - together * engine) / (cpus // front)) / 1000
     return _Cut(
-        gpus * speeds.engine(1 - share), gpus * speeds.clip(share), segments, f"{share:.0%} of each GPU"
+        gpus * speeds.engine(1 - share, together),
+        gpus * speeds.clip(share),
+        _segments(fronts, front, each, engines, engine),
+        f"{share:.0%} of each GPU",
     )
+
+
+def _weights(model: Model) -> float:
+    return 2 * model.parameters / 2**30  # GiB
 
 
 def _separate(gpus: int, cpus: int, speeds: _Speeds, parallel: int) -> _Cut:
@@ -198,22 +211,19 @@ def _segments(encoders: int, front: int, each: float, engines: int, whole: float
 def measured(file: Path, mentions: float, price: float) -> Node:
     """A node like the machine on which `gemel-ray bench speed --json` wrote `file`. Raises ValueError."""
     try:
-        report = json.loads(file.read_text())
-        job, rounds = report["job"], report["rounds"]
-        of_graph = rounds["graph_mentions_per_second"]["median"]
-        rate = job["mentions_per_second"] or of_graph
-        bottleneck = report["ratios"]["bottleneck"]
-        machine = report["machine"]
+        report: Speed = json.loads(file.read_text())
+        job, machine, segments = report["job"], report["machine"], tuple(report["segments"])
+        rate = job["mentions_per_second"] or report["rounds"]["mentions_per_second"]["median"]
+        bottleneck = report["bottleneck"].partition(":")[0]  # the stage; the rest are its figures
+        started = float(job["seconds_to_first_batch"])
+        gpus, cpus = len(machine["gpus"]), int(machine["cores"])
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise Mistake(f"{file} is not what gemel-ray bench speed --json writes ({fault!r})") from fault
-    gpus, cpus = len(machine["gpus"]), int(machine["cores"])
-    segments = ({"stages": list(STAGES), "workers": max(1, gpus),
-                 "cpus": 1.0, "gpus": 1.0 if gpus else 0.0},)  # fmt: skip
     return Node(
         {f"the whole graph, limited by {bottleneck}": rate / mentions}, price, gpus, cpus, segments,
         (
             f"each node does {rate:.2f} mentions a second, as measured on {cpus} cores and {gpus} GPUs",
             f"{mentions:g} mentions a pair; {price:g} dollars a node and hour",
         ),
-        measured=True, started=float(job["seconds_to_first_batch"]),
+        measured=True, started=started,
     )  # fmt: skip
