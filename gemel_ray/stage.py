@@ -129,6 +129,7 @@ class Segment:
     knowledge: str
     borrowed: frozenset[str] = frozenset()  # stages that their owners close
     began: float | None = None  # the process's processor seconds before its first batch
+    closed: bool = False
 
     async def run(self, table: pa.Table, seconds: dict[str, float] | None = None) -> pa.Table:
         """Rows in, rows out, in order; documents become mentions at the stage that explodes them. Each
@@ -181,7 +182,11 @@ class Segment:
             step.work.retire()
 
     def close(self) -> None:
-        """Close the stages, last first; of segments renewed from each other, close only the last one."""
+        """Close the stages, last first; of segments renewed from each other, close only the last one. Closing
+        again does nothing."""
+        if self.closed:
+            return
+        self.closed = True
         for step in reversed(self.steps):
             if step.stage.name not in self.borrowed:
                 step.work.close()

@@ -143,3 +143,36 @@ def test_rounds_that_hang_are_found_out_and_their_death_is_everybody_s(
     asyncio.run(asyncio.wait_for(all_fail(), 300))
     with pytest.raises(EngineDied, match="has stopped"):
         engine.check()
+
+
+def test_an_engine_that_fails_while_it_ends_is_a_line_in_the_log(
+    stuck: tuple[Stuck, Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    inner, engine = stuck
+    unhandled: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", unhandled.append)
+
+    def shutdown() -> None:
+        raise ValueError("Invalid process group specified")
+
+    inner.engine_core.shutdown = shutdown
+    for _ in range(2):
+        engine.close()
+    assert unhandled == []
+    assert [record.message for record in caplog.records] == ["vLLM did not end in order"]
+    with pytest.raises(EngineDied, match="closed"):
+        engine.check()
+
+
+def test_an_engine_that_cannot_open_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, ended = Stuck(), list[bool]()
+    inner.engine_core.shutdown = lambda: ended.append(True)
+
+    def refused(_: Any) -> torch.Tensor:
+        raise RuntimeError("no memory is left for the embeddings")
+
+    monkeypatch.setattr(run, "start", lambda options: inner)
+    monkeypatch.setattr(run, "embedding_table", refused)
+    with pytest.raises(RuntimeError, match="no memory is left"):
+        Engine(options=None, end_token=0)  # type: ignore[arg-type]
+    assert ended == [True]

@@ -607,6 +607,20 @@ def test_a_stage_that_was_started_elsewhere_is_taken_as_it_is_and_not_closed() -
     assert closed == []
 
 
+def test_a_segment_is_closed_once() -> None:
+    closed: list[str] = []
+
+    class Closing(Doing):
+        def close(self) -> None:
+            closed.append("closed")
+
+    one = stage("one", ["text"], [("a", TEXT)], work=Closing)
+    segment = Graph((one,), SOURCE, pa.schema([]), "").segment(["one"], NO_WORKSPACE)
+    segment.close()
+    segment.close()
+    assert closed == ["closed"]
+
+
 def test_a_stage_that_waits_and_does_not_say_so_is_refused() -> None:
     class Forgetful(Waiting):
         waits = False

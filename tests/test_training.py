@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from tiny_training import DATA, FEW, tiny_workspace, trained
+from torch import distributed
 
 from gemel_ray.config import load
 from gemel_ray.errors import WorkspaceError
@@ -104,6 +105,16 @@ def test_micro_batches_and_checkpointing_change_nothing(
 ) -> None:
     trained(workspace, "train.tokens=100", "train.checkpointing=true")
     assert_equal_curves(points(workspace), undisturbed)
+
+
+def test_training_in_this_process_leaves_the_process_groups_of_others(workspace: Path) -> None:
+    """An engine's, for example, which would no longer end in order."""
+    if own := not distributed.is_initialized():  # the tests' engine may be here
+        distributed.init_process_group("gloo", init_method=f"file://{workspace}/group", rank=0, world_size=1)
+    trained(workspace, "train.epochs=0", "train.decode_every=0")
+    assert distributed.is_initialized()
+    if own:
+        distributed.destroy_process_group()
 
 
 def test_training_that_is_killed_and_run_again_ends_as_if_undisturbed(

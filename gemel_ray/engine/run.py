@@ -26,7 +26,7 @@ from gemel_ray.engine.columns import Mention
 from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.vllm.opening import opened
 from gemel_ray.engine.vllm.rollouts import Rollout, Rollouts, sampling
-from gemel_ray.engine.vllm.starting import EngineOptions, alone, embedding_table, start
+from gemel_ray.engine.vllm.starting import EngineOptions, alone, embedding_table, end, start
 from gemel_ray.engine.work import Candidate, Outcome, Prompt, RolloutOptions, Step, TokenPrompt, Usage
 from gemel_ray.errors import GemelError, Mistake
 from gemel_ray.knowledge.prefix_tree import PrefixTree
@@ -54,9 +54,13 @@ class Engine:
         self.options, self.end_token = options, end_token
         with alone():
             self._engine = start(options)
-            self._embeddings = embedding_table(self._engine)
-            self._rollouts = Rollouts(self._engine)
-            self._rounds = opened(self._engine, self._rollouts, options, self._embeddings, end_token)
+            try:
+                self._embeddings = embedding_table(self._engine)
+                self._rollouts = Rollouts(self._engine)
+                self._rounds = opened(self._engine, self._rollouts, options, self._embeddings, end_token)
+            except BaseException:
+                end(self._engine)
+                raise
         self._names, self._hold_numbers = itertools.count(), itertools.count(1)
         self._steps, self._stepped = 0, time.monotonic()
         self._inbox: queue.SimpleQueue[Rollout | _Beams | Callable[[], None] | None] = queue.SimpleQueue()
@@ -175,7 +179,7 @@ class Engine:
             raise
 
     def close(self) -> None:
-        """Stop the thread and free the engine. Work in progress fails with EngineDied."""
+        """Stop the thread and free the engine, if it runs. Work in progress fails with EngineDied."""
         self._inbox.put(None)
         self._thread.join(timeout=60)
 
@@ -199,7 +203,7 @@ class Engine:
             self._death = death
             self._fail_all(death)
         finally:
-            self._engine.engine_core.shutdown()
+            end(self._engine)
 
     def _admit(self) -> bool:
         """Accept new work; wait only if there is nothing to compute. False: stop."""

@@ -1,6 +1,7 @@
 """From files to a trained mapper in the workspace: checks, prepares, and starts the workers by Ray Train.
 
-One worker on this machine is Ray Train's local mode: it runs in this process, and no cluster is started.
+One worker on this machine runs in this process, and no Ray is started. Not in Ray Train's local mode: at its
+end that destroys the process groups of whatever else runs here, such as an engine.
 After a kill, the same command continues from the last checkpoint in WORKSPACE/training.
 """
 
@@ -23,6 +24,7 @@ from gemel_ray.config import Config
 from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.models.encoders import torch_device
 from gemel_ray.training import checkpoint
 from gemel_ray.training.checkpoint import Point
 from gemel_ray.training.dev import BASELINES, better_baseline, summary
@@ -94,7 +96,8 @@ def _task(config: Config, workspace: Workspace, examples: Examples, dev: Example
 def _run(task: Task, say: Say) -> Point:
     """Run all workers to the end; the best evaluation."""
     if task.config.train.workers == 1 and task.config.offline.address == "local":
-        return _fit(task, say)
+        options = task.config.train
+        return run(task, Team(), torch_device("auto" if options.gpus else options.device), say)
     from gemel_ray.job.shared import of_workspace
     from gemel_ray.nodes import connect, mismatch
 
@@ -124,22 +127,19 @@ def _print(messages: Any, say: Say) -> None:
 
 
 def _fit(task: Task, messages: Any) -> Point:
-    """Run Ray Train. `messages` is a queue, or a function if the only worker runs in this process."""
+    """Run Ray Train; the workers put what they say into the queue `messages`."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     options = task.config.train
-    local = not hasattr(messages, "put")
     resources = {"CPU": options.cpus} | ({"GPU": options.gpus} if options.gpus else {})
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"task": task, "messages": messages},
         torch_config=TorchConfig(backend="nccl" if options.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=0 if local else options.workers,
-            use_gpu=options.gpus > 0,
-            resources_per_worker=resources,
+            num_workers=options.workers, use_gpu=options.gpus > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(name=task.fingerprint, storage_path=str(task.folder / "ray")),
     )
@@ -155,14 +155,11 @@ def _worker(settings: Mapping[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    from gemel_ray.models.encoders import torch_device
-
     task, messages = settings["task"], settings["messages"]
     options, context = task.config.train, ray.train.get_context()
     team = Team(context.get_world_rank(), context.get_world_size())
     if team.size > 1:
         local = task.config.offline.address == "local"
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // team.size if local else int(options.cpus)))
-    device = str(ray.train.torch.get_device()) if options.gpus else str(torch_device(options.device))
-    best = run(task, team, device, messages.put if hasattr(messages, "put") else messages)
-    ray.train.report(best)
+    device = str(ray.train.torch.get_device()) if options.gpus else torch_device(options.device)
+    ray.train.report(run(task, team, device, messages.put))

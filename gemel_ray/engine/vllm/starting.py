@@ -1,14 +1,16 @@
-"""Starts vLLM, and reads the embeddings of its model."""
+"""Starts and ends vLLM, and reads the embeddings of its model."""
 
 from __future__ import annotations
 
 import fcntl
 import gc
+import logging
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +22,7 @@ from gemel_ray.models.encoders import language_config, longest_context
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
+_log = logging.getLogger(__name__)
 # Each has a measured effect on a machine without a GPU: the engine in this process starts in 12 s instead of
 # 76 s, and threads are not pinned.
 _ENVIRONMENT = {
@@ -31,6 +34,9 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_USE_FLASHINFER_SAMPLER": "0",  # nothing is sampled; it would be compiled at start
 }
+# vLLM's process groups belong to the process, not to an engine: one engine at a time starts or ends.
+_starting_or_ending = threading.RLock()
+_running: set[int] = set()  # the engines of this process, by id
 _EMBED_CHUNK = 8192
 _MOST_IN_A_GRAPH = 512  # sequences
 
@@ -101,7 +107,38 @@ def start(options: EngineOptions) -> LLMEngine:
     config = arguments.create_engine_config()
     runner = "V2" if config.use_v2_model_runner else "V1"
     config.model_config.logits_processors = [f"gemel_ray.engine.vllm.constraint:TreeConstraint{runner}"]
-    return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+    engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+    _running.add(id(engine))
+    return engine
+
+
+def end(engine: LLMEngine) -> None:
+    """Free the engine's memory, and what it shares with other engines of this process if it is the last. A
+    failure is only logged: nobody can use the engine any more."""
+    with _starting_or_ending:
+        _running.discard(id(engine))
+        try:
+            with _groups_kept() if _running else nullcontext():
+                engine.engine_core.shutdown()
+        except Exception:
+            _log.warning("vLLM did not end in order", exc_info=True)
+
+
+@contextmanager
+def _groups_kept() -> Iterator[None]:
+    """An engine that ends inside leaves vLLM's process groups as they are: without them, the other engines of
+    this process fail at their next step."""
+    from vllm.distributed import parallel_state
+
+    names = ("destroy_model_parallel", "destroy_distributed_environment")
+    kept = {name: getattr(parallel_state, name) for name in names}
+    for name in names:
+        setattr(parallel_state, name, lambda: None)
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(parallel_state, name, function)
 
 
 def _inspect(model: str) -> None:
@@ -118,15 +155,17 @@ def _inspect(model: str) -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One engine at a time starts on a GPU: each measures the memory that is left, and the one before takes
-    some until its graphs are recorded."""
+    """One engine at a time starts in a process, and on a GPU: each measures the memory that is left, and the
+    one before takes some until its graphs are recorded."""
     if not torch.cuda.is_available():
-        yield
+        with _starting_or_ending:
+            yield
         return
     # Named after what Ray gave this process. Asking the device would begin CUDA here, which workers of an
     # engine on several GPUs cannot inherit.
     gpus = re.sub(r"\W+", "-", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
-    with Path(tempfile.gettempdir(), f"gemel-ray-{os.getuid()}-{gpus}.lock").open("a") as file:
+    lock = Path(tempfile.gettempdir(), f"gemel-ray-{os.getuid()}-{gpus}.lock")
+    with _starting_or_ending, lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
