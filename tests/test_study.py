@@ -251,6 +251,8 @@ def test_a_small_study_has_its_figures_and_links_nothing_the_second_time(
     try:
         assert main(arguments) == 1
         first = capsys.readouterr().out
+        failed = json.loads((tmp_path / "study" / "study.json").read_text())["failed"]
+        assert [row["cell"] for row in failed] == ["impossible"], failed
         began = sorted((tmp_path / "study" / "runs").glob("*/manifest.json"))
         stamps = [f.stat().st_mtime_ns for f in began]
         assert len(began) == 2

@@ -150,9 +150,14 @@ def save_fault(output: Folder, run: str, fault: Exception) -> None:
 
 
 def _described(fault: Exception) -> dict[str, str]:
-    name, words = type(fault).__name__, str(fault)
-    plain = words if words and isinstance(fault, _PLAIN) else f"{name}: {words}"
-    return {"why": f"{name}: {words}", "plain": plain, "trace": "".join(format_exception(fault))}
+    why = f"{type(fault).__name__}: {fault}"
+    return {"why": why, "plain": plain(fault), "trace": "".join(format_exception(fault))}
+
+
+def plain(fault: Exception) -> str:
+    """Its message, behind its kind unless the message alone says what to do."""
+    words = str(fault)
+    return words if words and isinstance(fault, _PLAIN) else f"{type(fault).__name__}: {words}"
 
 
 def _fault_file(run: str) -> str:

@@ -13,7 +13,7 @@ from gemel_ray import storage
 from gemel_ray.config import Config
 from gemel_ray.errors import Terminated
 from gemel_ray.evaluation import Evaluation, evaluate, known
-from gemel_ray.job.driving import Compute, Job, drive, in_this_process
+from gemel_ray.job.driving import Compute, Job, drive, in_this_process, plain
 from gemel_ray.job.record import Record, write_manifest
 from gemel_ray.job.worker import with_source_column
 from gemel_ray.knowledge.entities import Targets
@@ -75,8 +75,9 @@ def study(plan: Study, groups: Sequence[str], configured: Configured, say: Say) 
         except Terminated:
             raise
         except Exception as reason:  # of whatever kind: hours of other cells must not be lost
-            say(f"{group}: {cell.name} failed: {reason}")
-            rows["failed"].append({"group": group, "cell": cell.name, "why": str(reason)})
+            why = plain(reason)
+            say(f"{group}: {cell.name} failed: {why}")
+            rows["failed"].append({"group": group, "cell": cell.name, "why": why})
         _write(plan.output / "study.json", rows)
     _write(plan.output / "study.json", rows)
     return rows
