@@ -10,40 +10,103 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
+from traceback import walk_tb
 from typing import Any
 
 from gemel_ray.environment import before_ray
 from gemel_ray.errors import Mistake
 from gemel_ray.job.shared import SharedPath, faults, refusal
 
-_CONNECTING = 10.0  # seconds for a cluster's first sign of life
+_STARTS = 3  # of Ray on this machine, before it is given up
+_CONNECTING = 20.0  # seconds for a cluster's first sign of life
 _PATIENCE = 120.0  # seconds for a node's answer, including the start of a worker
 
 
 def connect(address: str, cpus: float) -> Any:
     """Join the cluster at `address`, or, for `local`, start Ray here with at least `cpus` CPUs; Ray's
-    context. Ray logs errors only. Raises Mistake where nothing listens at the address: Ray would wait for it
-    for many minutes."""
-    _answers(address)
+    context. Ray logs errors only. Raises Mistake where Ray does not start, or nothing listens at the address:
+    Ray would wait for it for many minutes."""
     before_ray(address)
     import ray
 
-    cores = max(os.cpu_count() or 1, math.ceil(cpus))
-    local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False} if address == "local" else {}
-    return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    join = partial(ray.init, address=address, log_to_driver=False, logging_level=logging.ERROR)
+    if address == "local":
+        cores = max(os.cpu_count() or 1, math.ceil(cpus))
+        return _started(partial(join, num_cpus=cores, include_dashboard=False))
+    _answers(address)
+    return join()
+
+
+def _started(start: Callable[[], Any]) -> Any:
+    """Ray, once `start` has started it. On a busy machine that takes longer than the 30 seconds that Ray
+    gives itself; then it is tried again."""
+    import ray
+
+    for left in reversed(range(_STARTS)):
+        try:
+            return start()
+        except Exception as fault:
+            if ray.is_initialized():  # by the caller's program: that one goes on
+                raise
+            _end_processes(fault)
+            ray.shutdown()
+            if not left:
+                raise Mistake(
+                    f"Ray does not start on this machine, tried {_STARTS} times ({fault}): is the machine "
+                    "very busy, or short of memory?"
+                ) from fault
+    raise AssertionError("the last try returns or raises")
+
+
+def _end_processes(fault: Exception) -> None:
+    """End what runs of a Ray that did not start. Ray leaves it running beside the next one."""
+    from ray._private.node import Node
+
+    for frame, _ in walk_tb(fault.__traceback__):
+        if isinstance(node := frame.f_locals.get("self"), Node):
+            node.kill_all_processes(check_alive=False)
+            return
 
 
 def _answers(address: str) -> None:
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host:  # local, auto
+    where, named = (address, "") if address != "auto" else _found()
+    host, _, port = where.rpartition("://")[2].rpartition(":")
+    if not host:  # RAY_ADDRESS=local
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECTING).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _CONNECTING) as server:
+            if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
+                _speaks_grpc(server)
     except OSError as fault:
         raise Mistake(
-            f"no Ray cluster answers at {address} ({fault}): is it started, and is its port open? "
+            f"no Ray cluster answers at {where}{named} ({fault}): is it started, and is its port open? "
             "docs/cluster.md shows how"
         ) from fault
+
+
+def _speaks_grpc(server: socket.socket) -> None:
+    """Raise OSError where the server is none of gRPC's, such as a Redis on a port that was Ray's."""
+    settings = 4  # a kind of frame in HTTP/2, with which both sides begin
+    server.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, settings, 0, 0, 0, 0, 0)))
+    if server.recv(9)[3:4] != bytes((settings,)):
+        raise OSError("what listens there is not Ray")
+
+
+def _found() -> tuple[str, str]:
+    """The address that Ray takes for `auto`, and what names it, in words."""
+    from ray._private.services import get_ray_address_from_environment
+
+    try:
+        address: str = get_ray_address_from_environment("auto", None)
+    except ConnectionError as fault:
+        raise Mistake(
+            "there is no Ray cluster on this machine for `auto` to join: name one by its address or in "
+            "RAY_ADDRESS, start one by `ray start --head`, or use `local`"
+        ) from fault
+    if os.environ.get("RAY_ADDRESS"):
+        return address, ", which RAY_ADDRESS names"
+    return address, ", the last one that was started on this machine (`ray stop` makes Ray forget it)"
 
 
 def run_on_others(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:

@@ -6,21 +6,28 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+import ray
 from jobs import ENVIRONMENT, first_links, rows_of, started, undisturbed, written
 from live import free_port
 from PIL import Image
+from ray._private import services
 
 from cluster.local import LocalCluster, local_cluster
+from gemel_ray import nodes, offline
 from gemel_ray.cli import main
-from gemel_ray.config import Config
+from gemel_ray.config import Config, load
+from gemel_ray.errors import Stopped
 from gemel_ray.job import results
 from gemel_ray.nodes import connect
 from gemel_ray.offline import link
@@ -155,3 +162,59 @@ def test_where_no_cluster_is_the_address_is_refused_at_once() -> None:
     for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
         with pytest.raises(ValueError, match=f"no Ray cluster answers at {address}"):
             connect(address, 1)
+
+
+def test_an_address_where_something_else_listens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a Redis does, on a port that was Ray's: silent till it is asked in its own language."""
+    monkeypatch.setattr(nodes, "_CONNECTING", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"no Ray cluster answers at {address}.*timed out"):
+            connect(address, 1)
+
+
+@pytest.mark.parametrize("by", ["RAY_ADDRESS", "ray stop"])
+def test_a_cluster_that_auto_finds_and_that_is_gone_is_refused_at_once(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = f"127.0.0.1:{free_port()}"
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # of other tests
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ValueError, match="there is no Ray cluster on this machine for `auto` to join"):
+        connect("auto", 1)
+    if by == "RAY_ADDRESS":
+        monkeypatch.setenv(by, gone)
+    else:
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(gone)
+    with pytest.raises(ValueError, match=f"no Ray cluster answers at {gone}, .*{by}"):
+        connect("auto", 1)
+
+
+def raylets() -> int:
+    """How many of Ray's daemons are children of this process."""
+    return [child.name() for child in psutil.Process().children(recursive=True)].count("raylet")
+
+
+def test_a_ray_that_is_late_is_started_again_and_given_up_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the node takes longer than Ray allows it; what runs of it is ended."""
+    real, failing = services.get_node, iter([True])
+
+    def late(*given: Any) -> Any:
+        if next(failing, False):
+            raise Exception("The current node timed out during startup.")
+        return real(*given)
+
+    monkeypatch.setattr(services, "get_node", late)
+    before = raylets()
+    try:
+        connect("local", 1)
+        assert raylets() == before + 1
+    finally:
+        ray.shutdown()
+    failing = iter([True] * 3)
+    given_up = pytest.raises(Stopped, match=r"tried 3 times \(The current node timed out")
+    with given_up, offline.running(load(None, {}, [])):
+        pass
+    assert raylets() == before
