@@ -32,7 +32,8 @@ class Meter:
 
     def __enter__(self) -> Meter:
         known = "an unknown number of" if self.total is None else f"{self.total:,}"
-        self._report(f"{known} {self.what} to do; {self.beginning}")
+        first = "" if self.total == 0 else f"; {self.beginning}"
+        self._report(f"{known} {self.what} to do{first}")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import edited, lines, linked, names, run_once
+from jobs import edited, lines, linked, names, run_once, worker
 
 from gemel_ray.job import inputs, selection
+from gemel_ray.job.driving import Compute, Job, drive, in_this_process
 from gemel_ray.job.inputs import InputFiles, unchanged
 from gemel_ray.job.selection import Selection
 from gemel_ray.readers import documents
 from gemel_ray.settings import Input
 from gemel_ray.storage import folder_at
+
+_ALL = Selection()
 
 
 @pytest.fixture
@@ -93,3 +98,37 @@ def test_a_file_that_cannot_be_read_now_is_not_taken_for_unchanged(
     assert InputFiles.of([file], folder_at(output)).unchanged(Input()) == {file: 9}
     Path(file).unlink()
     assert InputFiles.of([file], folder_at(output)).unchanged(Input()) == {}
+
+
+def test_where_nothing_is_left_nothing_gets_ready_to_compute(
+    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No Ray is started, no model is loaded; the rest of the run is as ever."""
+    monkeypatch.setattr(inputs, "_YOUNG", 0.0)
+    files = [lines(tmp_path, ["works", "bursts"]), lines(tmp_path, ["works"], "other.jsonl")]
+    ready: list[int] = []
+
+    @contextmanager
+    def computing(addresses: Sequence[str]) -> Iterator[Compute]:
+        ready.append(len(addresses))
+        yield lambda run: in_this_process(run, worker(output, run.name).segment, Input())
+
+    def done(given: list[str], chosen: Selection = _ALL, retry: str | None = None) -> tuple[int, list[int]]:
+        ready.clear()
+        finished = drive(Job(given, output, Input(), chosen, retry), computing, lambda _: None)
+        return finished.documents, list(ready)
+
+    assert done(files) == (3, [2])
+    before = linked(output)
+    assert done(files) == done(files[1:]) == done(files, Selection(limit=1)) == (0, [])
+    assert linked(output) == before
+    assert done(files, retry="") == (1, [2])
+    assert done(files) == (0, [])
+    next((output / "links").glob("*.parquet")).unlink()
+    assert done(files)[1] == [2]
+    next((output / "links").glob("*.parquet")).write_bytes(b"torn")
+    assert done(files)[1] == [2]
+    assert linked(output) == before
+    edited(files[0], {1: "works"})
+    assert done(files) == (1, [2])
+    assert done([*files, lines(tmp_path, ["works"], "new.jsonl")]) == (1, [3])

@@ -12,14 +12,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from traceback import format_exception
 
 from gemel_ray.config import Config
 from gemel_ray.errors import Stopped, Terminated
 from gemel_ray.job import results
-from gemel_ray.job.index import finished
+from gemel_ray.job.index import all_done, finished
 from gemel_ray.job.inputs import InputFiles, unchanged
 from gemel_ray.job.merging import Merging
 from gemel_ray.job.record import BatchCounts, Record, receive_warnings, report_retried
@@ -69,15 +69,28 @@ Computing = Callable[[Sequence[str]], AbstractContextManager[Compute]]
 def drive(job: Job, computing: Computing, report: Callable[[Progress], None]) -> Record:
     """Do the job; return its record. Raises Stopped where it cannot go on, also beyond `max_error_rate`
     (TooManyErrors): what is written stays, and the same job goes on. A row's error is only a row. Every
-    check that can refuse the job is made before the run takes over the output folder."""
+    check that can refuse the job is made before the run takes over the output folder. Where nothing is left
+    to do, nothing gets ready to compute."""
     began, folder = time.time(), folder_at(job.output)
     files = InputFiles.of(job.inputs, folder)
     results.refuse_foreign(folder)
-    with computing(files.addresses) as compute:
+    with nullcontext(_nothing) if _finished(job, files) else computing(files.addresses) as compute:
         run = _begin(job, files, began, report)
         _finish(run, compute, job.max_error_rate, report)
     files.mark_finished(run.done, job.options)
     return run.record
+
+
+def _finished(job: Job, files: InputFiles) -> bool:
+    """Whether the output has every document of every file, as far as the files' stamps show."""
+    whole = files.unchanged(job.options)
+    if job.retry is not None or len(whole) < len(files.addresses):
+        return False
+    return all_done(folder_at(job.output), {files.keys[address]: n for address, n in whole.items()})
+
+
+def _nothing(_: Run) -> Iterator[BatchCounts]:
+    yield from ()
 
 
 def _begin(job: Job, files: InputFiles, began: float, report: Callable[[Progress], None]) -> Run:

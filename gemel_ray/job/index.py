@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -97,6 +98,32 @@ def finished(output: Place, retry: str | None = None) -> Done:
     return Done(output, state.run, number - retried, retried)
 
 
+def all_done(folder: Folder, whole: Mapping[int, int]) -> bool:
+    """Whether the output has every document of these files, by key numbers of documents, and no other work
+    is left: nothing to merge, to replace or to try again. Changes nothing."""
+    state, there = results.latest(folder), set(folder.names(results.LINKS))
+    if results.counting_parts(folder, state) or sum(n for _, n in state.files) < sum(whole.values()):
+        return False
+    numbers = Counter[int]()
+    for name, _ in state.files:
+        if name not in there or (found := _intact(folder, name)) is None:
+            return False
+        if np.any(found["state"] & (AGAIN | LOST)):
+            return False
+        keys, counts = np.unique(found["file"], return_counts=True)
+        numbers.update(dict(zip(keys.tolist(), counts.tolist(), strict=True)))
+    return all(numbers[key] == number for key, number in whole.items())
+
+
+def _intact(folder: Folder, name: str) -> Records | None:
+    """The records of a file of links; None where one of the two is torn."""
+    try:
+        found: Records = np.load(io.BytesIO(folder.read(results.index_of(name))))
+    except (ValueError, EOFError, FileNotFoundError):
+        return None
+    return found if results.is_parquet(folder, name) else None
+
+
 def _flush(folder: Folder, run: str, partitions: list[list[npt.NDArray[np.void]]]) -> None:
     for number, partition in enumerate(partitions):
         if sum(map(len, partition)):
@@ -137,13 +164,10 @@ def _with_retries(folder: Folder, name: str, found: Records, retry: str | None) 
 
 def of_file(folder: Folder, name: str) -> Records | None:
     """The records of a file of links; None where one of the two is torn, which sets both aside."""
-    index = results.index_of(name)
-    try:
-        found: Records = np.load(io.BytesIO(folder.read(index)))
-    except (ValueError, EOFError, FileNotFoundError):
+    found = _intact(folder, name)
+    if found is None:
         results.set_aside(folder, name)
-        return None
-    return None if results.is_torn(folder, name) else found
+    return found
 
 
 def of_part(folder: Folder, name: str) -> Records:

@@ -207,13 +207,19 @@ def part_documents(folder: Folder, name: str) -> list[tuple[str, int, bool]]:
 
 def is_torn(folder: Folder, name: str) -> bool:
     """Whether the file is not Parquet or is cut off. If so, it is set aside."""
+    if is_parquet(folder, name):
+        return False
+    set_aside(folder, name)
+    return True
+
+
+def is_parquet(folder: Folder, name: str) -> bool:
     try:
         with folder.open(name) as file:
             pq.read_metadata(file)
     except pa.ArrowInvalid:
-        set_aside(folder, name)
-        return True
-    return False
+        return False
+    return True
 
 
 def set_aside(folder: Folder, name: str) -> None:
