@@ -136,12 +136,10 @@ def _type_name(kind: Any) -> str:
 
 def _nearest_setting(name: object, kind: Any, prefix: str) -> str:
     """A hint at the setting that may be meant; one that is called `name` in a section is meant."""
-    names = [f.name for f in fields(kind)]
     meant = next((full for full in full_names(kind) if full.endswith(f".{name}")), None)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    if meant or close:
-        return f"did you mean {prefix}{meant or close[0]}?"
-    return f"there are {', '.join(names)}"
+    if meant:
+        return f"did you mean {prefix}{meant}?"
+    return nearest(str(name), (f.name for f in fields(kind)), prefix)
 
 
 def full_names(kind: Any) -> Iterator[str]:
@@ -153,8 +151,8 @@ def full_names(kind: Any) -> Iterator[str]:
             yield name
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name that may be meant."""
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A hint at the known name that may be meant, with what stands before it."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    return f"did you mean {prefix}{close[0]}?" if close else f"there are {', '.join(known)}"
