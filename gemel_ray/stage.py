@@ -316,16 +316,9 @@ def settled(table: pa.Table) -> pa.Table:
 
 def answer(schema: pa.Schema, columns: Mapping[str, Any], errors: list[str | None] | None = None) -> pa.Table:
     """A stage's output table from lists or arrays, in exactly the declared types."""
-    made = {f.name: c if isinstance(c := columns[f.name], pa.Array) else pa.array(c, f.type) for f in schema}
-    table = pa.table(made, schema)
-    return table if errors is None else table.append_column(ERROR, [pa.array(errors, pa.string())])
-
-
-def listed(parts: Sequence[npt.NDArray[Any]], of: pa.DataType) -> pa.ListArray:
-    """A list array with the numbers of each array."""
-    offsets = np.concatenate([[0], np.cumsum(list(map(len, parts)), dtype=np.int64)])
-    flat = np.concatenate([np.empty(0, of.to_pandas_dtype()), *parts]).astype(of.to_pandas_dtype())
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, of))
+    if errors is None:
+        return pa.table(columns, schema)
+    return pa.table({**columns, ERROR.name: errors}, schema.append(ERROR))
 
 
 def arrays(lists: pa.ChunkedArray) -> list[npt.NDArray[Any] | None]:

@@ -213,7 +213,7 @@ class Vectors:
         limit: int,
         without: Without = (),
         weights: Mapping[str, float] | None = None,
-        bonus: Mapping[str, Bonus] | None = None,
+        bonus: Mapping[str, Bonus | None] | None = None,
     ) -> list[Hits]:
         """The `limit` rows that the named queries, each float32 [n, width], agree on, by `fused`.
 

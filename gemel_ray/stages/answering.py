@@ -20,7 +20,7 @@ from gemel_ray.knowledge.bank import Bank
 from gemel_ray.knowledge.entities import Entities
 from gemel_ray.knowledge.prefix_tree import NOWHERE, PrefixTree, Tokenize
 from gemel_ray.records import Row
-from gemel_ray.stage import Measures, Work, answer
+from gemel_ray.stage import ERROR, STATUS, Measures, Work
 from gemel_ray.stages.generate import Generate
 from gemel_ray.stages.retrieve import Retrieve
 
@@ -82,9 +82,7 @@ def with_options(stage: Generate, options: Row | None) -> Generate:
 
 def links(stage: Generate, rows: Sequence[Row]) -> pa.Table:
     """The stage's columns, with `error` and `status`."""
-    columns = {name: [row.get(name) for row in rows] for name in stage.writes.names}
-    table = answer(stage.writes, columns, [row.get("error") for row in rows])
-    return table.append_column("status", pa.array([row.get("status") for row in rows], pa.string()))
+    return pa.Table.from_pylist(rows, stage.writes.append(ERROR).append(STATUS))
 
 
 class Answer(NamedTuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from gemel_ray.readers.fields import short
 from gemel_ray.readers.mentions import place
 from gemel_ray.records import Row
 from gemel_ray.setting import setting
-from gemel_ray.stage import Stage, Work, answer, listed, settings_of
+from gemel_ray.stage import ERROR, Stage, Work, settings_of
 from gemel_ray.stages.choosing import LETTERS, Choices
 from gemel_ray.stages.generate import Generate
 
@@ -167,13 +167,11 @@ class _Assembling(Work):
         seen = pc.is_valid(batch["image_vector"]).to_pylist()
         rows = batch.drop_columns(["image_vector"]).to_pylist()
         queries = self.tokenize([query_text(row["text"], row["mention"]) for row in rows])
-        columns: dict[str, list[Any]] = {name: [] for name in (*self.stage.writes.names, "error")}
-        for row, image, query in zip(rows, seen, queries, strict=True):
-            made = self._prompt(row, query, [QUERY_IMAGE] if self.images and image else [])
-            for name, values in columns.items():
-                values.append(made.get(name))
-        columns["prompt"] = listed([_NOTHING if p is None else p for p in columns["prompt"]], pa.int32())
-        return answer(self.stage.writes, columns, columns["error"])
+        made = [
+            self._prompt(row, query, [QUERY_IMAGE] if self.images and image else [])
+            for row, image, query in zip(rows, seen, queries, strict=True)
+        ]
+        return pa.Table.from_pylist(made, self.stage.writes.append(ERROR))
 
     def _prompt(self, row: Row, query: list[int], image: list[int]) -> Row:
         room, notes, part = self.room - len(image) * self.prefix, [row["placed"], row["unseen"]], row["text"]

@@ -20,10 +20,11 @@ from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.bank import Bank, PublishedOrder, SharedSets
 from gemel_ray.knowledge.hashing import MentionWords
 from gemel_ray.knowledge.vectors import Bonus
+from gemel_ray.knowledge.vectors import Vectors as Store
 from gemel_ray.models.encoders import unit
 from gemel_ray.records import Row
 from gemel_ray.setting import setting
-from gemel_ray.stage import Stage, Work, answer, arrays, listed, matrix
+from gemel_ray.stage import Stage, Work, answer, arrays, matrix
 
 if TYPE_CHECKING:
     from gemel_ray.knowledge.workspace import Workspace
@@ -148,7 +149,7 @@ class _Retrieving(Work):
         if self.official is not None:
             rows = self.official.nearest(vectors, self.stage.demonstrations, without)
         elif self.store is not None:
-            rows = self._similar(mentions, vectors, batch["image_vector"], without)
+            rows = self._similar(self.store, mentions, vectors, batch["image_vector"], without)
         else:
             rows = [self._random(*key) for key in zip(texts, mentions, without, strict=True)]
         off = [bool(o) and o["demonstrations"] is False for o in batch["options"].to_pylist()]
@@ -158,14 +159,12 @@ class _Retrieving(Work):
             every = zip(self.sets.of(vectors), without, off, strict=True)
             sets = [s[:0] if no else s[~np.isin(s, w)] if w else s for s, w, no in every]
             individual = [n[max(0, len(n) - self.stage.nearest) :] for n in nearest]
-        shots = listed([np.concatenate(pair) for pair in zip(sets, individual, strict=True)], pa.int32())
-        near = listed(nearest, pa.int32())
         votes = self._votes(vectors, nearest, mentions, pictures)
         columns = {
-            "shots": shots,
+            "shots": [np.concatenate(pair, dtype=np.int32) for pair in zip(sets, individual, strict=True)],
             "shared": [len(s) for s in sets],
-            "nearest": near,
-            "votes": listed(votes, pa.float32()),
+            "nearest": [rows.astype(np.int32) for rows in nearest],
+            "votes": votes,
         }
         if self.ranking is None:
             columns |= dict.fromkeys(("likely", "chances", "reasons"), [None] * len(batch))
@@ -227,31 +226,34 @@ class _Retrieving(Work):
         return np.float32(self.stage.word_bonus) * self.words.with_all(mention, rows).astype(np.float32)
 
     def _similar(
-        self, mentions: list[str], vectors: Vectors, images: pa.ChunkedArray, without: list[list[int]]
-    ) -> list[Rows]:
+        self, store: Store, mentions: list[str], vectors: Vectors, images: pa.ChunkedArray,
+        without: list[list[int]],
+    ) -> list[Rows]:  # fmt: skip
         """Rows of the bank for each mention, most similar first."""
-        assert self.store is not None
-        stage, store = self.stage, self.store
-        queries = {"mention": vectors}
+        stage, queries = self.stage, {"mention": vectors}
         if "image" in store.store.widths and stage.by != "mention":
             # Without a picture, a row of NaN, which finds nothing.
             queries["image"] = unit(matrix(images, store.store.widths["image"]))
         bonus: Bonus | None = (lambda i, rows: self._shared(mentions[i], rows)) if stage.word_bonus else None
         if stage.by == "fused":
             weights = {"mention": stage.mention_weight, "image": stage.image_weight}
-            extra = {"mention": bonus} if bonus else {}
-            hits = store.search_fused(queries, stage.demonstrations, without, weights, extra)
-            return [h.rows for h in hits]
-        by = stage.by if stage.by in queries else "mention"
-        extra_score = bonus if by == "mention" else None
-        rows = [h.rows for h in store.search(by, queries[by], stage.demonstrations, without, extra_score)]
-        # Without a picture, search by the mention.
+            hits = store.search_fused(queries, stage.demonstrations, without, weights, {"mention": bonus})
+        elif stage.by == "image" and "image" in queries:
+            return self._similar_pictures(store, queries, without)
+        else:
+            hits = store.search("mention", vectors, stage.demonstrations, without, bonus)
+        return [h.rows for h in hits]
+
+    def _similar_pictures(
+        self, store: Store, queries: dict[str, Vectors], without: list[list[int]]
+    ) -> list[Rows]:
+        """Rows of the bank by the picture; by the mention for one without a picture."""
+        count = self.stage.demonstrations
+        rows = [h.rows for h in store.search("image", queries["image"], count, without)]
         blind = [i for i, r in enumerate(rows) if not len(r)]
-        if blind and by == "image":
-            left_out = [without[i] for i in blind]
-            found = store.search("mention", queries["mention"][blind], stage.demonstrations, left_out)
-            for i, hit in zip(blind, found, strict=True):
-                rows[i] = hit.rows
+        found = store.search("mention", queries["mention"][blind], count, [without[i] for i in blind])
+        for i, hit in zip(blind, found, strict=True):
+            rows[i] = hit.rows
         return rows
 
     def _random(self, text: str, mention: str, without: list[int]) -> Rows:
