@@ -101,14 +101,11 @@ class DoneInFile:
     def classify(self, digest: int) -> str:
         """Count the next document of the file: it is "done", "again" or "new"."""
         at = int(np.searchsorted(self.digests, np.uint64(digest)))
-        if at == len(self.digests) or self.digests[at] != digest:
-            return "new"
-        if self.left[at]:
-            self.left[at] -= 1
-            return "done"
-        if self.again[at]:
-            self.again[at] -= 1
-            return "again"
+        if at < len(self.digests) and self.digests[at] == digest:
+            for state, expected in (("done", self.left), ("again", self.again)):
+                if expected[at]:
+                    expected[at] -= 1
+                    return state
         return "new"
 
     def all_done(self, documents: int | None) -> bool:

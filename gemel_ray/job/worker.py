@@ -165,7 +165,7 @@ class Worker:
 
 def batch_counts(rows: pa.Table, run: str) -> BatchCounts:
     """The counts of a batch's rows: its part, documents, statuses, and errors by kind with an example."""
-    sources = list(dict.fromkeys(rows[SOURCE].to_pylist()))
+    sources = _sources(rows)
     errors: dict[str, tuple[int, ErrorExample]] = {}
     for row in rows.select(["document_id", "source", "mention", "error"]).to_pylist():
         if row["error"]:

@@ -227,17 +227,23 @@ def _listed(written: str, text: str) -> list[Any] | None:
 
 
 def _native_picture(raw: Row, at: SourceFile, *, pair: bool) -> tuple[Row, str]:
-    """The picture's columns, and its field. Raises BadRecord if img2dataset could not download it."""
+    """The picture's columns, and its field. Raises BadRecord if it could not be downloaded."""
     field = field_of(raw, pair=pair) or ""
     value = raw.get(field)
     if field == "filename" and isinstance(folder := raw.get("filepath"), str):  # Karpathy's splits
         value = f"{folder}/{value}"
     picture = columns_of(value, field, at)
-    status = raw.get("status")
-    if "image" in picture or not isinstance(status, str) or "key" not in raw:
-        return picture, field
+    return (picture if "image" in picture else picture | _from_img2dataset(raw, at)), field
+
+
+def _from_img2dataset(raw: Row, at: SourceFile) -> Row:
+    """The column of the picture that img2dataset has downloaded for its row. Raises BadRecord if it could
+    not."""
+    key, status = raw.get("key"), raw.get("status")
+    if "key" not in raw or not isinstance(status, str):  # not a row of img2dataset's
+        return {}
     if status.startswith("failed"):
         why = raw.get("error_message")
         raise BadRecord(f"img2dataset could not get its picture: {why if isinstance(why, str) else status}")
-    found = at.downloaded(raw["key"]) if isinstance(raw["key"], str) else None
-    return ({"image_address": found} if found else picture), field
+    found = at.downloaded(key) if isinstance(key, str) else None
+    return {"image_address": found} if found else {}
