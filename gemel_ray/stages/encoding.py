@@ -80,25 +80,22 @@ class Encoding(Work):
             zip(batch["image"].to_pylist(), batch["image_address"].to_pylist(), strict=True)
         )
         if (features := self.workspace.features) is None:
-            vectors, errors = self._image_vectors(pictures)
+            vectors, reasons = self._image_vectors(pictures)
         else:
-            vectors, errors = self._with_features(features, pictures, batch["image_key"].to_pylist())
+            vectors, reasons = self._with_features(features, pictures, batch["image_key"].to_pylist())
         for name, counts in unread_counts(batch).items():
             self.unread[name].update(counts)
         texts = self.encode_texts(batch["text"].to_pylist()) if self.texts else [None] * len(batch)
         mentions = self._mention_vectors(batch["mentions"])
         columns = {"image_vector": vectors, "mention_vectors": mentions, "text_vector": texts}
-        errors, columns["unseen"] = self._judged(errors)
+        fails = list(map(self._fails, reasons))
+        columns["unseen"] = [None if bad else why for why, bad in zip(reasons, fails, strict=True)]
+        errors = [why if bad else None for why, bad in zip(reasons, fails, strict=True)]
         return answer(self.stage.writes, columns, errors)
 
-    def _judged(self, reasons: list[str | None]) -> tuple[list[str | None], list[Any]]:
-        """Why pictures cannot be read: as errors of their documents, or as notes. A picture that is filtered
-        out is an error."""
-        if self.stage.unreadable == "error":
-            return reasons, [None] * len(reasons)
-        wrong = [reason is not None and reason.startswith(FILTERED) for reason in reasons]
-        errors = [reason if filtered else None for reason, filtered in zip(reasons, wrong, strict=True)]
-        return errors, [None if f else reason for reason, f in zip(reasons, wrong, strict=True)]
+    def _fails(self, reason: str | None) -> bool:
+        """Whether this reason why a picture cannot be read is an error of its document; else it is a note."""
+        return self.stage.unreadable == "error" or (reason or "").startswith(FILTERED)
 
     @cached_property
     def clip(self) -> Clip:
