@@ -31,6 +31,7 @@ from itertools import count, groupby, pairwise
 from operator import itemgetter
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gemel_ray.errors import Stopped
@@ -167,11 +168,11 @@ def batch_counts(rows: pa.Table, run: str) -> BatchCounts:
     """The counts of a batch's rows: its part, documents, statuses, and errors by kind with an example."""
     sources = _sources(rows)
     errors: dict[str, tuple[int, ErrorExample]] = {}
-    for row in rows.select(["document_id", "source", "mention", "error"]).to_pylist():
-        if row["error"]:
-            row["source"] = without_mark(row["source"])
-            number, first = errors.get(kind := error_kind(row["error"]), (0, row))
-            errors[kind] = number + 1, first
+    failed = rows.select(["document_id", "source", "mention", "error"]).filter(pc.is_valid(rows["error"]))
+    for row in failed.to_pylist():
+        row["source"] = without_mark(row["source"])
+        number, first = errors.get(kind := error_kind(row["error"]), (0, row))
+        errors[kind] = number + 1, first
     return {
         "part": part_of(run, sources),
         "documents": len(sources),

@@ -91,14 +91,20 @@ class _Detecting(Work):
         return made
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        given, texts = batch["given"].to_pylist(), batch["text"].to_pylist()
+        mentions = batch["given"]
+        if mentions.null_count:
+            mentions = self._completed(mentions.to_pylist(), batch["text"].to_pylist())
+        return answer(self.stage.writes, {"mentions": mentions})
+
+    def _completed(self, given: list[Any], texts: list[str]) -> list[Any]:
+        """The mentions of each text: those given, or, where that is None, those found in it."""
         bare = [i for i, mentions in enumerate(given) if mentions is None]
-        for i, spans in zip(bare, self._spans([texts[i] for i in bare]) if bare else (), strict=True):
+        for i, spans in zip(bare, self._spans([texts[i] for i in bare]), strict=True):
             given[i] = [
                 {"mention_id": f"{a}-{b}", "mention": texts[i][a:b], "start": a, "end": b}
                 for a, b in spans[: self.stage.max_mentions]
             ]
-        return answer(self.stage.writes, {"mentions": given})
+        return given
 
     def _spans(self, texts: Sequence[str]) -> list[list[Span]]:
         """The spans of each text, in order, not overlapping."""

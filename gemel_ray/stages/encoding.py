@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gemel_ray.pictures.fetching import Fetcher, fetch_result
 from gemel_ray.pictures.images import decode, image_bytes, is_web, naming_image
@@ -205,9 +206,9 @@ class Encoding(Work):
             return str(reason)
 
     def _mention_vectors(self, mentions: pa.ChunkedArray) -> list[list[Any]]:
-        strings = [[m["mention"] or "" for m in row] for row in mentions.to_pylist()]
-        vectors = iter(self.encode_texts([s for row in strings for s in row]))
-        return [[next(vectors) for _ in row] for row in strings]
+        strings = pc.struct_field(pc.list_flatten(mentions), "mention").to_pylist()
+        vectors = iter(self.encode_texts([string or "" for string in strings]))
+        return [list(islice(vectors, n)) for n in pc.list_value_length(mentions).to_pylist()]
 
     def close(self) -> None:
         self.threads.shutdown()
