@@ -27,8 +27,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import count, groupby, pairwise
-from operator import itemgetter
+from itertools import count, pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -233,13 +232,11 @@ def written_part(folder: Folder, run: str, sources: Collection[str]) -> pa.Table
 def write_part(rows: pa.Table, folder: Folder, run: str) -> str:
     """Write one batch, whole documents, for the run; the part's name. Failing storage is retried for half a
     minute. Raises OSError, and TakenOver if another run has the folder now."""
-    listed = []
-    pairs = zip(rows[SOURCE].to_pylist(), rows["status"].to_pylist(), strict=True)
-    for source, same in groupby(pairs, key=itemgetter(0)):
-        found = [status for _, status in same]
-        listed.append((source, len(found), "error" in found))
+    numbers = Counter(rows[SOURCE].to_pylist())  # the rows of a document are together
+    failed = set(rows[SOURCE].filter(pc.equal(rows["status"], "error")).to_pylist())
+    listed = [(source, number, source in failed) for source, number in numbers.items()]
     links = rows.drop_columns([SOURCE]).replace_schema_metadata({DOCUMENTS: json.dumps(listed)})
-    data, name = as_parquet(links), part_of(run, [source for source, _, _ in listed])
+    data, name = as_parquet(links), part_of(run, numbers)
     for pause in (*_PAUSES, None):
         try:
             if folder.read(MARK).decode() != run:

@@ -70,7 +70,7 @@ class Encoding(Work):
         self.limits, self.texts = stage.limits, texts
         self.threads = ThreadPoolExecutor(stage.threads, thread_name_prefix="decode")
         self.fetching = Fetcher(self.limits, stage.fetch_policy)
-        self.cache = PictureCache(workspace.picture_cache(stage.dtype), stage.cache) if stage.cache else None
+        self.cache = PictureCache(workspace.picture_cache(stage.dtype), stage.cache)
         self.seen: dict[str, bytes] = {}  # the digest of the picture at each URL
         self.under_way: dict[bytes, Future[Vector | str]] = {}
         self.counts = {"features": 0, "images": 0, "images_encoded": 0, "documents_without_image": 0}
@@ -140,7 +140,7 @@ class Encoding(Work):
     def _known(self, pictures: list[Picture]) -> dict[Picture, Vector | str]:
         """Cached vectors of pictures whose URLs this process has fetched before."""
         seen = {p: self.seen[p[1]] for p in pictures if p[0] is None and p[1] in self.seen}
-        vectors = self.cache.get(set(seen.values())) if self.cache and seen else {}
+        vectors = self.cache.get(set(seen.values()))
         return {p: vectors[digest] for p, digest in seen.items() if digest in vectors}
 
     def _read(self, picture: Picture, download: Future[bytes] | None = None) -> tuple[bytes, bytes] | str:
@@ -168,11 +168,9 @@ class Encoding(Work):
             self.under_way |= mine
         found: dict[bytes, Vector | str] = {}
         try:
-            found |= self.cache.get(mine) if self.cache else {}
-            new = {d: pictures[d] for d in mine if d not in found}
-            made = self._encoded(new)
-            if self.cache:
-                self.cache.put({d: v for d, v in made.items() if not isinstance(v, str)})
+            found |= self.cache.get(mine)
+            made = self._encoded({d: pictures[d] for d in mine if d not in found})
+            self.cache.put({d: v for d, v in made.items() if not isinstance(v, str)})
             found |= made
         finally:
             with self.lock:
@@ -213,8 +211,7 @@ class Encoding(Work):
     def close(self) -> None:
         self.threads.shutdown()
         self.fetching.close()
-        if self.cache:
-            self.cache.close()
+        self.cache.close()
 
     def measures(self) -> Measures:
         return self.counts | {name: dict(counts) for name, counts in self.unread.items()}
@@ -250,11 +247,13 @@ class CachedEncoder:
 
 
 class PictureCache:
-    """At most `most` vectors in `file`; the oldest are removed first."""
+    """At most `most` vectors in `file`; the oldest are removed first. With 0 nothing is cached."""
 
     def __init__(self, file: Path, most: int) -> None:
         self._most, self._lock = most, threading.Lock()
         self._base: sqlite3.Connection | None = None
+        if not most:
+            return
         with suppress(OSError, sqlite3.Error):
             file.parent.mkdir(parents=True, exist_ok=True)
             base = sqlite3.connect(file, timeout=_PATIENCE, check_same_thread=False, isolation_level=None)
