@@ -81,22 +81,25 @@ class Encoding(Work):
             zip(batch["image"].to_pylist(), batch["image_address"].to_pylist(), strict=True)
         )
         if (features := self.workspace.features) is None:
-            vectors, reasons = self._image_vectors(pictures)
+            found = self._found(pictures)
         else:
-            vectors, reasons = self._with_features(features, pictures, batch["image_key"].to_pylist())
+            found = self._with_features(features, pictures, batch["image_key"].to_pylist())
         for name, counts in unread_counts(batch).items():
             self.unread[name].update(counts)
         texts = self.encode_texts(batch["text"].to_pylist()) if self.texts else [None] * len(batch)
-        mentions = self._mention_vectors(batch["mentions"])
-        columns = {"image_vector": vectors, "mention_vectors": mentions, "text_vector": texts}
-        fails = list(map(self._fails, reasons))
-        columns["unseen"] = [None if bad else why for why, bad in zip(reasons, fails, strict=True)]
-        errors = [why if bad else None for why, bad in zip(reasons, fails, strict=True)]
+        reasons = [f if isinstance(f, str) else None for f in found]
+        errors = [reason if reason and self._fails(reason) else None for reason in reasons]
+        columns = {
+            "image_vector": [None if isinstance(f, str) else f for f in found],
+            "mention_vectors": self._mention_vectors(batch["mentions"]),
+            "text_vector": texts,
+            "unseen": [None if error else reason for reason, error in zip(reasons, errors, strict=True)],
+        }
         return answer(self.stage.writes, columns, errors)
 
-    def _fails(self, reason: str | None) -> bool:
+    def _fails(self, reason: str) -> bool:
         """Whether this reason why a picture cannot be read is an error of its document; else it is a note."""
-        return self.stage.unreadable == "error" or (reason or "").startswith(FILTERED)
+        return self.stage.unreadable == "error" or reason.startswith(FILTERED)
 
     @cached_property
     def clip(self) -> Clip:
@@ -105,22 +108,21 @@ class Encoding(Work):
 
     def _with_features(
         self, features: Features, pictures: list[Picture], keys: list[str | None]
-    ) -> tuple[list[Any], list[str | None]]:
-        """As `_image_vectors`, with the precomputed feature of a document's key where there is one. A key
-        without a feature and without a picture is an error."""
+    ) -> list[Vector | str | None]:
+        """As `_found`, with the precomputed feature of a document's key where there is one. A key without a
+        feature and without a picture cannot be read."""
         ready = [None if key is None else features.of(key) for key in keys]
         self.counts["features"] += sum(r is not None for r in ready)
         left = [_NONE if r is not None else p for p, r in zip(pictures, ready, strict=True)]
-        vectors, errors = self._image_vectors(left)
-        return [v if r is None else r for v, r in zip(vectors, ready, strict=True)], [
-            f"the workspace has no feature of the picture {key}"
-            if key and r is None and p == _NONE
-            else error
-            for p, key, r, error in zip(pictures, keys, ready, errors, strict=True)
+        found = [f if r is None else r for f, r in zip(self._found(left), ready, strict=True)]
+        return [
+            f"the workspace has no feature of the picture {key}" if f is None and key else f
+            for f, key in zip(found, keys, strict=True)
         ]
 
-    def _image_vectors(self, pictures: list[Picture]) -> tuple[list[Any], list[str | None]]:
-        """Vector or None, and reason or None, of each document's picture; equal pictures are read once."""
+    def _found(self, pictures: list[Picture]) -> list[Vector | str | None]:
+        """Of each document: its picture's vector, or why it cannot be read, or None without a picture. Equal
+        pictures are read once."""
         distinct = list(dict.fromkeys(p for p in pictures if p != _NONE))
         outcome = self._known(distinct) if self.seen else {}
         new = [p for p in distinct if p not in outcome]
@@ -133,9 +135,7 @@ class Encoding(Work):
         without = pictures.count(_NONE)
         self.counts["images"] += len(pictures) - without
         self.counts["documents_without_image"] += without
-        all_of = [outcome.get(p) for p in pictures]
-        vectors = [None if isinstance(o, str) else o for o in all_of]
-        return vectors, [o if isinstance(o, str) else None for o in all_of]
+        return [outcome.get(p) for p in pictures]
 
     def _known(self, pictures: list[Picture]) -> dict[Picture, Vector | str]:
         """Cached vectors of pictures whose URLs this process has fetched before."""
