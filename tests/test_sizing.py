@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,24 +187,71 @@ def test_nobody_without_a_gpu_sees_one_and_the_engine_is_never_without() -> None
 def test_engines_of_one_gpu_start_one_after_the_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Each measures the memory that is left. Those of other GPUs start meanwhile."""
+    """Each asks whether enough memory is left. Those of other GPUs, in other processes, start meanwhile."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-
-    def started() -> None:
+    with ProcessPoolExecutor(1, get_context("fork")) as other:
+        other.submit(os.getpid).result()  # forked before anything is locked
         with starting.alone():
-            pass
-
-    with ThreadPoolExecutor(1) as other:
-        with starting.alone():
-            second = other.submit(started)
+            other.submit(_started, "1").result(timeout=10)
+            second = other.submit(_started, "0")
             with pytest.raises(TimeoutError):
                 second.result(timeout=0.2)
         second.result(timeout=10)
-        with starting.alone():
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-            other.submit(started).result(timeout=10)
+
+
+def _started(gpus: str) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    with starting.alone():
+        pass
+
+
+def test_an_engine_s_cache_is_what_its_process_leaves_of_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever other processes take or leave meanwhile. Made up: torch's account of a GPU, and vLLM's model
+    runner."""
+    from vllm.config import VllmConfig
+
+    from gemel_ray.engine.vllm.worker import OwnMemory
+
+    reserved = [5 << 30]  # a peak while the weights were loaded
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: reserved.__setitem__(0, 1 << 30))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: reserved[0])
+    worker = OwnMemory.__new__(OwnMemory)
+    worker.device, worker.vllm_config, worker.requested_memory = (
+        torch.device("cuda:0"),
+        VllmConfig(),
+        30 << 30,
+    )
+    passes = SimpleNamespace(profile_run=lambda: reserved.__setitem__(0, reserved[0] + (2 << 30)))
+    worker.model_runner = passes
+    assert worker.determine_available_memory() == (30 - 1 - 2 - 1) << 30
+
+
+@pytest.mark.gpu
+def test_an_engine_starts_while_another_process_leaves_the_gpu(
+    generating: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As encoders do that have nothing left to encode."""
+    from gemel_ray.engine.run import Engine
+    from gemel_ray.engine.vllm.worker import OwnMemory
+
+    take = "import sys, torch; x = torch.ones(1 << 30, device='cuda'); print(); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", take], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        measure = OwnMemory.determine_available_memory
+
+        def left(worker: OwnMemory) -> int:
+            other.communicate()
+            return measure(worker)
+
+        monkeypatch.setattr(OwnMemory, "determine_available_memory", left)
+        Engine(replace(generating.engine.options, gpu_memory=0.2), generating.engine.end_token).close()
+    assert other.returncode == 0
 
 
 def test_only_gpus_that_are_listed_and_visible_count() -> None:

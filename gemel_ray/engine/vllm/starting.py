@@ -93,6 +93,7 @@ def start(options: EngineOptions) -> LLMEngine:
         max_num_seqs=options.sequences,
         max_model_len=min(options.length, longest_context(options.model)),
         gpu_memory_utilization=options.gpu_memory,
+        worker_cls="gemel_ray.engine.vllm.worker.OwnMemory" if on_gpu else "auto",
         max_logprobs=-1,  # exact search may ask for whole nodes
         logprobs_mode="processed_logits",
         # The V1 constraint follows the tokens sampled so far: they must be there when it is called.
@@ -155,8 +156,8 @@ def _inspect(model: str) -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One engine at a time starts in a process, and on a GPU: each measures the memory that is left, and the
-    one before takes some until its graphs are recorded."""
+    """One engine at a time starts in a process, and on a GPU: each asks whether enough memory is left, and
+    the one before takes some until its graphs are recorded."""
     if not torch.cuda.is_available():
         with _starting_or_ending:
             yield
