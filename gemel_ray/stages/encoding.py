@@ -121,7 +121,7 @@ class Encoding(Work):
         ]
 
     def _found(self, pictures: list[Picture]) -> list[Vector | str | None]:
-        """Of each document: its picture's vector, or why it cannot be read, or None without a picture. Equal
+        """The vector of each document's picture, or why it cannot be read; None without a picture. Equal
         pictures are read once."""
         distinct = list(dict.fromkeys(p for p in pictures if p != _NONE))
         outcome = self._known(distinct) if self.seen else {}
