@@ -17,6 +17,7 @@ _BESIDE = 2**30
 class OwnMemory(Worker):
     """vLLM makes it by its name, in `EngineArgs.worker_cls`."""
 
+    @torch.inference_mode()
     def determine_available_memory(self) -> int:
         """Bytes of the key-value cache: the share of the GPU that was asked for, less the weights and what
         the largest pass takes."""
