@@ -5,7 +5,8 @@
 
 Either side links the same mentions in float32: the starter's, or those of --input under --workspace. Carry
 the folder `cpu`, links and the workspace that they were made with, to the GPU machine. There each step writes
-a log in `out`, a step that fails does not stop the others, and `out/summary.txt` says what came of each.
+a log in `out`, a step that fails does not stop the others, and `out/summary.txt` says what came of each. The
+steps that matter most come first.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "gemel_ray.cli"]
 MENTIONS, FAR = 200, 1e-3
 ALL = ("retrieve.ranking=0",)  # the language model is asked about every mention, and not a ranker
+# A small model has two engines by default.
 ONE = ("offline.engines_per_gpu=1",)
 TESTS = ["engine", "search", "constraint", "rounds", "lockstep", "lockstep_toy", "shared_prefix", "sizing"]
 
@@ -34,22 +36,29 @@ def main() -> int:
     workspace, given = prepared(options)
     if options.where == "cpu":
         return run(options.output / "links.log", link(workspace, given, options.output / "links"), 3600)
-    bench = ["bench", "speed", given, "--workspace", str(workspace), "--json", *sets(*ALL), "--output"]
-    bench_7b = ["--shape", "7b", "--mentions", "512"]
+    common = [given, "--workspace", str(workspace), "--json", *sets(*ALL), "--output"]
+    engine, job = ["bench", "engine", *common], ["bench", "scale", *common, str(options.output / "job")]
+    large = ["--shape", "7b", "--mentions", "1536"]
     steps: dict[str, Callable[[Path], int]] = {
         "doctor": lambda log: run(log, ["doctor"], 120),
-        "links": lambda log: run(log, link(workspace, given, options.output / "links"), 300),
+        "job": lambda log: run(log, [*job, "--sizes", "30000"], 200),
+        "links": lambda log: run(log, link(workspace, given, options.output / "links"), 200),
         "same": lambda log: same(log, options.cpu, options.output / "links"),
-        "tests": lambda log: run(log, tests(), 400, [sys.executable, "-m", "pytest"]),
-        "speed": lambda log: run(log, [*bench, str(options.output / "speed")], 300),
-        "profile": lambda log: run(log, profiled(options.output, bench), 300, ["py-spy", "record"]),
-        "speed-one": lambda log: run(log, [*bench, str(options.output / "one"), *sets(*ONE)], 300),
-        "speed-7b": lambda log: run(log, [*bench, str(options.output / "7b"), *bench_7b], 400),
-        "speed-7b-shared": lambda log: run(
+        "engine": lambda log: run(log, [*engine, str(options.output / "engine")], 200),
+        "engine-7b-shared": lambda log: run(
             log,
-            [*bench, str(options.output / "7b-shared"), *bench_7b, *sets("generate.shared_attention=auto")],
-            400,
+            [
+                *engine,
+                str(options.output / "7b-shared"),
+                *large,
+                *sets("generate.shared_attention=always"),
+            ],
+            200,
         ),
+        "tests": lambda log: run(log, tests(), 400, [sys.executable, "-m", "pytest"]),
+        "engine-one": lambda log: run(log, [*engine, str(options.output / "one"), *sets(*ONE)], 200),
+        "engine-7b": lambda log: run(log, [*engine, str(options.output / "7b"), *large], 200),
+        "profile": lambda log: run(log, profiled(options.output, engine), 300, ["py-spy", "record"]),
     }
     summary = options.output / "summary.txt"
     for name in options.only or steps:
@@ -57,7 +66,7 @@ def main() -> int:
         code = steps[name](options.output / f"{name}.log")
         with summary.open("a") as file:
             print(
-                f"{name:10} {'ok' if code == 0 else f'failed ({code})':12} {time.monotonic() - began:.0f} s",
+                f"{name:16} {'ok' if code == 0 else f'failed ({code})':12} {time.monotonic() - began:.0f} s",
                 file=file,
             )
         print(summary.read_text().splitlines()[-1], flush=True)
@@ -77,7 +86,7 @@ def parsed() -> argparse.Namespace:
         "--only",
         nargs="+",
         metavar="STEP",
-        help="gpu: doctor links same tests speed profile speed-one speed-7b speed-7b-shared",
+        help="gpu: doctor job links same engine engine-7b-shared tests engine-one engine-7b profile",
     )
     options = parser.parse_args()
     if (options.workspace is None) != (options.input is None):
@@ -130,7 +139,7 @@ def tests() -> list[str]:
     return ["-q", *(str(ROOT / "tests" / f"test_{name}.py") for name in TESTS)]
 
 
-def profiled(output: Path, bench: list[str]) -> list[str]:
+def profiled(output: Path, engine: list[str]) -> list[str]:
     """Where the interpreter's lock goes while the engine alone is full."""
     spy = [
         "--gil",
@@ -142,7 +151,7 @@ def profiled(output: Path, bench: list[str]) -> list[str]:
         str(output / "profile.txt"),
         "--",
     ]
-    return [*spy, *COMMAND, *bench, str(output / "profiled")]
+    return [*spy, *COMMAND, *engine, str(output / "profiled")]
 
 
 def run(log: Path, arguments: list[str], seconds: float, command: list[str] = COMMAND) -> int:

@@ -88,6 +88,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["plan", "--pairs", "9", "--rates", "r.json", "--gpu", "l4"], "leave out --gpu"),
         (["plan", "--pairs", "9", "--hours", "1", "--nodes", "2"], "leave out --nodes"),
         (["bench", "speed", "--pairs=9"], "bench speed measures without it: leave out --pairs"),
+        (["bench", "scale", "--rounds=2"], "bench scale measures without it: leave out --rounds"),
         (["link", "x", "--workspace", "w", "--output", "o", "--reason", "x"], "give both"),
         (
             ["link", "x", "--workspace", "w", "--output", "o", "--set", "bank.ranker=0"],

@@ -24,6 +24,7 @@ def add(verb: Parser) -> None:
     speed   the full engine alone, its raw prompt rate, and the reference loop (Hugging Face's generate,
             one mention at a time, a Python prefix tree); every stage alone; the whole offline job with
             its start-up and memory; and the bottleneck, in one line
+    engine  of these, the engine alone; of all engines of a GPU, if it has several
     host    everything except the language model, which a random one of two layers replaces: the cost of
             a mention, stage by stage and in the job; takes a minute or two, on any machine
     trees   a knowledge base with --names more names: build, bytes, memory, decoding
@@ -37,7 +38,7 @@ def add(verb: Parser) -> None:
 
       gemel-ray bench speed
       gemel-ray bench speed dev.json --workspace kb --json
-      gemel-ray bench speed --shape 7b
+      gemel-ray bench engine --shape 7b
       gemel-ray bench host
       gemel-ray bench trees --names 10000000 --output bench
       gemel-ray bench scale dev.json --workspace kb --sizes 1000 10000
@@ -60,9 +61,9 @@ def _add_sizes(verb: Parser) -> None:
     verb.add_argument(
         "--mentions",
         type=int,
-        help="speed, host: mentions to link (default: 8 for each column, at least 1024; host: 4096)",
+        help="speed, engine, host: mentions to link (default: 8 for each column, at least 1024; host: 4096)",
     )
-    verb.add_argument("--rounds", type=int, default=1, help="speed: rounds of the engine alone (default: 1)")
+    verb.add_argument("--rounds", type=int, default=1, help="speed, engine: rounds (default: 1)")
     verb.add_argument(
         "--shape",
         choices=("two-layers", "7b"),
@@ -84,9 +85,10 @@ def _add_sizes(verb: Parser) -> None:
     )
 
 
-# Options that only one measurement has.
+# Options that not all measurements have.
 _OPTIONS_OF = {
-    "speed": ("--limit", "--rounds"),
+    "speed": ("--rounds",),
+    "engine": ("--rounds",),
     "trees": ("--names",),
     "scale": ("--sizes",),
     "flow": ("--pairs",),
@@ -98,7 +100,8 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.knowledge.versions import read_facts
     from gemel_ray.readers import files
 
-    others = [name for what, names in _OPTIONS_OF.items() if what != options.what for name in names]
+    ours = _OPTIONS_OF.get(options.what, ())
+    others = [name for names in _OPTIONS_OF.values() for name in names if name not in ours]
     others += ["--shape"] if options.what in ("flow", "resume") else []  # these use no language model
     refuse(options, others, f"bench {options.what} measures without it")
     if options.workspace and not options.inputs:
@@ -113,7 +116,15 @@ def _run(options: argparse.Namespace) -> int:
     if shape:
         workspace = _shaped(options, workspace, shape)
     settings = partial(configured, options, read_facts(workspace)["settings"])
-    measured = {"speed": _speed, "host": _host, "trees": _trees, "scale": _scale, "flow": _flow}[options.what]
+    ways = {
+        "speed": _speed,
+        "engine": _engine,
+        "host": _host,
+        "trees": _trees,
+        "scale": _scale,
+        "flow": _flow,
+    }
+    measured = ways[options.what]
     return _print(options, measured(options, settings, workspace, inputs))
 
 
@@ -154,6 +165,12 @@ def _speed(options: argparse.Namespace, settings: Any, workspace: Path, inputs: 
     from gemel_ray.measuring.speed import speed
 
     return speed(settings(), workspace, inputs, options.output, options.mentions, options.rounds, say)
+
+
+def _engine(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> Figures:
+    from gemel_ray.measuring.speed import engine_speed
+
+    return engine_speed(settings(), workspace, inputs, options.output, options.mentions, options.rounds, say)
 
 
 def _host(options: argparse.Namespace, settings: Any, workspace: Path, inputs: list[str]) -> Figures:

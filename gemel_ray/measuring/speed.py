@@ -25,18 +25,23 @@ from gemel_ray.measuring.scale import write_mentions
 from gemel_ray.sizing import engines_on_a_gpu, fitted
 
 
-class Speed(TypedDict):
-    """What `bench speed --json` prints, and `plan --rates` reads. `segments`: as in offline.segments."""
+class EngineSpeed(TypedDict):
+    """What `bench engine --json` prints."""
 
     machine: Machine
     what: Figures
-    segments: list[Values]
     rounds: dict[str, Spread]
+    ratios: dict[str, float]
+
+
+class Speed(EngineSpeed):
+    """What `bench speed --json` prints, and `plan --rates` reads. `segments`: as in offline.segments."""
+
+    segments: list[Values]
     alone: dict[str, StageFigures]
     encode: Figures
     job: JobFigures
     tokens: dict[str, int]
-    ratios: dict[str, float]
     bottleneck: str
 
 
@@ -45,13 +50,39 @@ def speed(
     say: Say,
 ) -> Speed:  # fmt: skip
     """All figures, of this number of mentions, by default as many as keep the engine full."""
-    config = fitted(config, "offline")
-    sizes = Sizes.filling(config.generate.columns, mentions, repeats)
-    opened = Workspace.open(workspace, config)
-    file, linked = output / f"mentions-{sizes.mentions}.parquet", output / "linked"
-    write_mentions(inputs, sizes.mentions, file)
+    config, linked = fitted(config, "offline"), output / "linked"
+    found = engine_speed(config, workspace, inputs, output, mentions, repeats, say)
+    rounds, file = found["rounds"], _mentions(output)
     shutil.rmtree(linked, ignore_errors=True)  # the job is measured, not its resuming
-    number = engines_on_a_gpu(config, "offline")
+    say("every stage before the engine alone")
+    stages = alone(config, workspace, [str(file)], _processes(config))
+    encoded = encoding(config.encode, Workspace.open(workspace, config), inputs)
+    say("the offline job on Ray")
+    figures, manifest = timed(config, workspace, [str(file)], linked)
+    return {
+        **found,
+        "segments": [asdict(segment) for segment in config.offline.segments],
+        "alone": stages,
+        "encode": encoded,
+        "job": figures,
+        "tokens": _tokens(manifest),
+        "ratios": found["ratios"] | _ratios_of_job(rounds, figures["mentions_per_second"] or 0),
+        "bottleneck": bottleneck(rounds, stages),
+    }
+
+
+def engine_speed(
+    config: Config, workspace: Path, inputs: Sequence[str], output: Path, mentions: int | None, repeats: int,
+    say: Say,
+) -> EngineSpeed:  # fmt: skip
+    """The figures of the engine alone; of all engines of a GPU, at the same time, if it has several."""
+    config = fitted(config, "offline")
+    sizes, number = (
+        Sizes.filling(config.generate.columns, mentions, repeats),
+        engines_on_a_gpu(config, "offline"),
+    )
+    opened, file = Workspace.open(workspace, config), _mentions(output)
+    write_mentions(inputs, sizes.mentions, file)
     what = {
         "models": opened.facts["models"],
         "names": len(opened.tree),
@@ -63,23 +94,12 @@ def speed(
         "sizes": vars(sizes),
     }
     rounds = engines(config, workspace, [str(file)], sizes, number, say)
-    say("every stage before the engine alone")
-    stages = alone(config, workspace, [str(file)], _processes(config))
-    encoded = encoding(config.encode, opened, inputs)
-    say("the offline job on Ray")
-    figures, manifest = timed(config, workspace, [str(file)], linked)
-    return {
-        "machine": machine(),
-        "what": what,
-        "segments": [asdict(segment) for segment in config.offline.segments],
-        "rounds": rounds,
-        "alone": stages,
-        "encode": encoded,
-        "job": figures,
-        "tokens": _tokens(manifest),
-        "ratios": _ratios(rounds, figures["mentions_per_second"] or 0),
-        "bottleneck": bottleneck(rounds, stages),
-    }
+    return {"machine": machine(), "what": what, "rounds": rounds, "ratios": _ratios(rounds)}
+
+
+def _mentions(output: Path) -> Path:
+    """The file of the mentions that are linked."""
+    return output / "mentions.parquet"
 
 
 def _processes(config: Config) -> int:
@@ -98,21 +118,28 @@ def _tokens(manifest: Manifest) -> dict[str, int]:
     }
 
 
-def _ratios(rounds: Mapping[str, Spread], worked: float) -> dict[str, float]:
-    """Ratios of rates; `worked`: the job's. Ratios to rates that were not measured are left out."""
+def _ratios(rounds: Mapping[str, Spread]) -> dict[str, float]:
+    """Ratios of rates. Those to rates that were not measured are left out."""
     figures = {name: f["median"] for name, f in rounds.items()}
     rate = figures["mentions_per_second"]
     against = {
         "engine_over_reference": (rate, figures.get("reference_mentions_per_second")),
-        "job_over_reference": (worked, figures.get("reference_mentions_per_second")),
         "computed_rate_over_raw": (
             figures["computed_tokens_per_second"],
             figures.get("raw_tokens_per_second"),
         ),
         "beams_over_greedy_cost": (figures["greedy_mentions_per_second"], rate),
-        "job_over_engine": (worked, rate),
     }
     return {name: one / other for name, (one, other) in against.items() if other}
+
+
+def _ratios_of_job(rounds: Mapping[str, Spread], rate: float) -> dict[str, float]:
+    """Ratios of the job's rate to those of the engine alone and of the reference loop."""
+    others = {
+        "job_over_reference": rounds.get("reference_mentions_per_second"),
+        "job_over_engine": rounds["mentions_per_second"],
+    }
+    return {name: rate / other["median"] for name, other in others.items() if other}
 
 
 def bottleneck(rounds: Mapping[str, Spread], stages: Mapping[str, StageFigures]) -> str:
