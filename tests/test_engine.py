@@ -6,13 +6,11 @@ import asyncio
 import copy
 import json
 import random
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from files import SHARED, TEST
-from tiny_training import tiny_language_model
 
 from gemel_ray.config import Config
 from gemel_ray.engine.run import Engine
@@ -320,25 +318,6 @@ def test_a_longer_prompt_hashes_only_what_is_new(generating: Any, prompts: list[
     assert hashed(()) == pytest.approx(len(prompt) // generating.stage.block * block, abs=block)
     assert hashed((5,)) <= block
     assert hashed(()) <= block
-
-
-def test_an_engine_that_ends_leaves_the_other_of_its_process_running(
-    generating: Any, prompts: list[Prompt], tmp_path: Path
-) -> None:
-    """vLLM's process groups are the process's, and vLLM destroys them with any engine."""
-
-    def found() -> list[int]:
-        generating.engine.forget()
-        return [c.leaf for c in search(generating, prompts[0], width=2, renormalise=True, penalty=0.0)]
-
-    before = found()
-    tiny = str(tiny_language_model(tmp_path / "tiny", head=32))
-    other = Engine(
-        starting.EngineOptions(model=tiny, dtype="float32", length=256, rounds="never"), end_token=0
-    )
-    other.close()
-    other.close()
-    assert found() == before
 
 
 def test_a_start_asks_no_other_process_about_the_model(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from files import TEST
+from tiny_training import tiny_language_model
 
 from gemel_ray.config import Config, load
 from gemel_ray.engine.rounds import Rounds
@@ -23,6 +24,7 @@ from gemel_ray.engine.run import Engine
 from gemel_ray.engine.vllm import opening, recorded, seam
 from gemel_ray.engine.vllm.opening import opened, prove
 from gemel_ray.engine.vllm.seam import Refused
+from gemel_ray.engine.vllm.starting import EngineOptions
 from gemel_ray.engine.work import Candidate
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 from gemel_ray.knowledge.versions import read_facts
@@ -111,6 +113,24 @@ def blocks_free(work: Generating) -> int:
     arena = rounds_of(work).arena
     within(work.engine, arena.forget)
     return len(arena._free)
+
+
+def test_another_engine_of_the_process_changes_no_answer(
+    generating: Generating, rows: Rows, tmp_path: Path
+) -> None:
+    """vLLM has one connector in a process, and process groups, and ends them with any engine."""
+
+    def found() -> list[list[list[int]]]:
+        generating.engine.forget()
+        return [[[c.leaf for c in row] for row in way] for way in both(generating, rows)]
+
+    before = found()
+    tiny = str(tiny_language_model(tmp_path / "tiny", head=32))
+    other = Engine(EngineOptions(model=tiny, dtype="float32", length=256, rounds="never"), end_token=0)
+    beside = found()
+    other.close()
+    other.close()
+    assert beside == found() == before
 
 
 def test_a_pass_has_its_limit(generating: Generating, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemel_ray.engine.vllm.starting import step
 from gemel_ray.engine.work import Outcome, Prompt, RolloutOptions, Step, Usage
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Rollouts:
 
     def step(self) -> None:
         """Make a step of vLLM, and settle the finished rollouts."""
-        self._deliver([output for output in self._engine.step() if output.finished])
+        self._deliver([output for output in step(self._engine) if output.finished])
 
     def _deliver(self, outputs: Sequence[RequestOutput]) -> None:
         for output in outputs:

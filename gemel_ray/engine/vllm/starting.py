@@ -36,7 +36,10 @@ _ENVIRONMENT = {
 }
 # vLLM's process groups belong to the process, not to an engine: one engine at a time starts or ends.
 _starting_or_ending = threading.RLock()
-_running: set[int] = set()  # the engines of this process, by id
+_turn = threading.RLock()  # an engine starts, ends, or makes a step of vLLM
+_running: dict[
+    int, Any
+] = {}  # the connectors (holds.py) of the workers in this process, by their engine's id
 _EMBED_CHUNK = 8192
 _MOST_IN_A_GRAPH = 512  # sequences
 
@@ -74,6 +77,7 @@ def start(options: EngineOptions) -> LLMEngine:
         os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 
     from vllm.config import KVTransferConfig
+    from vllm.distributed.kv_transfer import kv_transfer_state
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -108,16 +112,33 @@ def start(options: EngineOptions) -> LLMEngine:
     config = arguments.create_engine_config()
     runner = "V2" if config.use_v2_model_runner else "V1"
     config.model_config.logits_processors = [f"gemel_ray.engine.vllm.constraint:TreeConstraint{runner}"]
-    engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
-    _running.add(id(engine))
+    with _connector(None):
+        engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+        _running[id(engine)] = kv_transfer_state._KV_CONNECTOR_AGENT
     return engine
+
+
+def step(engine: LLMEngine) -> list[Any]:
+    """What a step of vLLM puts out. Engines of one process take turns."""
+    with _connector(_running.get(id(engine))):
+        return engine.step()
+
+
+@contextmanager
+def _connector(connector: Any) -> Iterator[None]:
+    """Inside, the connector of the worker is this one. vLLM has one in a process, which would copy blocks in
+    the cache of another engine, and which ends with any of them."""
+    from vllm.distributed.kv_transfer import kv_transfer_state
+
+    with _turn:
+        kv_transfer_state._KV_CONNECTOR_AGENT = connector
+        yield
 
 
 def end(engine: LLMEngine) -> None:
     """Free the engine's memory, and what it shares with other engines of this process if it is the last. A
     failure is only logged: nobody can use the engine any more."""
-    with _starting_or_ending:
-        _running.discard(id(engine))
+    with _starting_or_ending, _connector(_running.pop(id(engine), None)):
         try:
             with _groups_kept() if _running else nullcontext():
                 engine.engine_core.shutdown()
