@@ -66,15 +66,8 @@ class EngineOptions:
 
 def start(options: EngineOptions) -> LLMEngine:
     """Start an engine. Its model runner decides which interface of the constraint is used."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(options.cache_gib))))
     on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        _compile_nothing()
-    elif options.dtype == "float32":
-        # FlashAttention has no float32, and Triton's attention would round to 10 bits.
-        os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+    _set_environment(options, on_gpu)
 
     from vllm.config import KVTransferConfig
     from vllm.distributed.kv_transfer import kv_transfer_state
@@ -116,6 +109,18 @@ def start(options: EngineOptions) -> LLMEngine:
         engine = LLMEngine.from_vllm_config(config, disable_log_stats=True)
         _running[id(engine)] = kv_transfer_state._KV_CONNECTOR_AGENT
     return engine
+
+
+def _set_environment(options: EngineOptions, on_gpu: bool) -> None:
+    """Set what vLLM reads from the environment when it is imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(options.cache_gib))))
+    if not on_gpu:
+        _compile_nothing()
+    elif options.dtype == "float32":
+        # FlashAttention has no float32, and Triton's attention would round to 10 bits.
+        os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 
 
 def step(engine: LLMEngine) -> list[Any]:
