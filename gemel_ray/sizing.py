@@ -7,6 +7,7 @@ Only values that the configuration leaves at their defaults are chosen here, whe
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from gemel_ray.stages.generate import Generate
 
 
 _PATIENCE = 20  # seconds for nvidia-smi
+_PROCESSOR = Path("/proc/cpuinfo")
 _QUERY = ("--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits")
 
 
@@ -38,15 +40,24 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """`cores` that this process may use, and the GPUs that it may see."""
+    """`cores` that this process may use, whether they have instructions for bfloat16, and the GPUs that it
+    may see."""
 
     cores: int
     gpus: tuple[Gpu, ...] = ()
+    bfloat16: bool = True
 
 
 def here() -> Machine:
     """This machine. Its GPUs count where the installed engine is the one for GPUs."""
-    return Machine(cores(), visible(_listed(), os.environ.get("CUDA_VISIBLE_DEVICES")) if _for_gpus() else ())
+    gpus = visible(_listed(), os.environ.get("CUDA_VISIBLE_DEVICES")) if _for_gpus() else ()
+    return Machine(cores(), gpus, computes_bfloat16(_PROCESSOR.read_text() if _PROCESSOR.exists() else ""))
+
+
+def computes_bfloat16(processor: str) -> bool:
+    """Whether a processor has instructions for bfloat16, by Linux's description; assumed without one."""
+    flags = re.findall(r"^(?:flags|Features)\s*:(.*)$", processor, re.MULTILINE)
+    return not flags or bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags[0].split()))
 
 
 def visible(listed: str, chosen: str | None) -> tuple[Gpu, ...]:
@@ -144,7 +155,17 @@ def fit(config: Config, way: Way, machine: Machine, weights: float) -> Fitted:
         if engine:
             config = replace(config, generate=replace(config.generate, **engine))
             chosen += [f"generate.{name} {value:g}" for name, value in engine.items()]
+    elif options.sized and _emulates(config, machine, weights):
+        config = replace(config, generate=replace(config.generate, dtype="float32"))
+        chosen.append("generate.dtype float32: the processor has no instructions for bfloat16")
     return Fitted(config, tuple(chosen))
+
+
+def _emulates(config: Config, machine: Machine, weights: float) -> bool:
+    """Whether bfloat16, the default, would be emulated: several times as slow as float32, which takes twice
+    the memory."""
+    emulated = not (machine.gpus or machine.bfloat16)
+    return emulated and weights <= _SMALL and config.generate.dtype == Generate.dtype
 
 
 def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[tuple[Any, ...], str]:

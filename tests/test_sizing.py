@@ -24,7 +24,7 @@ from gemel_ray.environment import cores, threads, variables
 from gemel_ray.job.driving import preview
 from gemel_ray.job.selection import Selection
 from gemel_ray.segments import SegmentOptions
-from gemel_ray.sizing import Gpu, Machine, fit, here, visible, weights
+from gemel_ray.sizing import Gpu, Machine, computes_bfloat16, fit, here, visible, weights
 
 SMALL, SEVEN, SEVENTY = 0.3, 13.5, 131.0  # GiB of weights
 LAPTOP = Machine(2)
@@ -51,6 +51,34 @@ def test_without_a_gpu_the_engine_has_a_process_of_its_own(cores: int, front: in
     assert [(s.stages, s.workers, s.gpus) for s in segments] == [(STAGES[:-1], 1, 0.0), (STAGES[-1:], 1, 0.0)]
     threads = [variables(s, 1, "local")["OMP_NUM_THREADS"] for s in segments]
     assert threads == [str(front), str(cores)]
+
+
+def test_a_processor_without_bfloat16_computes_a_small_model_in_float32() -> None:
+    old = Machine(2, bfloat16=False)
+    for way in ("offline", "online"):
+        found = fit(Config(), way, old, SMALL)
+        assert found.config.generate.dtype == "float32"
+        assert "no instructions for bfloat16" in found.chosen[-1]
+        assert fit(Config(), way, LAPTOP, SMALL).config.generate.dtype == "bfloat16"
+    half = load(None, {}, ["generate.dtype=float16"])
+    assert fit(half, "offline", old, SMALL).config.generate.dtype == "float16"
+    assert fit(Config(), "offline", old, SEVEN).config.generate.dtype == "bfloat16"  # twice the memory
+    on_gpu = replace(H100, bfloat16=False)
+    assert fit(Config(), "offline", on_gpu, SMALL).config.generate.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("processor", "has"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_vnni\nbugs\t: none\n", False),
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile\n", True),
+        ("Features\t: fp asimd bf16 i8mm\n", True),
+        ("Features\t: fp asimd\n", False),
+        ("", True),  # not Linux: nothing is known
+    ],
+)
+def test_linux_says_whether_a_processor_computes_bfloat16(processor: str, has: bool) -> None:
+    assert computes_bfloat16(processor) is has
 
 
 def test_what_nothing_uses_is_not_imported_by_a_start() -> None:
