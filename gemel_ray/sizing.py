@@ -185,17 +185,12 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
         return (each,), f"{engines} replicas of all stages" + _on(machine, parallel)
     if not count:
         return _on_cores(machine.cores)
-    if parallel > 1 and config.offline.engines_per_gpu > 1:
+    separate = parallel > 1  # whole GPUs are the engines': pictures are encoded on cores
+    together = 1 if separate else _together(config, machine, weights)
+    if config.offline.engines_per_gpu > together:
         raise Mistake(
             "offline.engines_per_gpu is for models on one GPU, and generate.tensor_parallel is above 1"
         )
-    separate = parallel > 1  # whole GPUs are the engines': pictures are encoded on cores
-    least = min(card.gib for card in machine.gpus)
-    together = (
-        1
-        if separate
-        else config.offline.engines_per_gpu or (engines_per_gpu(machine.cores / count, least, weights))
-    )
     engines *= together
     fronts = _fronts(machine, engines, together * weights / parallel)
     engine = float(parallel) if separate else engine_share(together)
@@ -236,6 +231,12 @@ def _fronts(machine: Machine, engines: int, weights: float) -> int:
 def encoders_beside_an_engine(gib: float, weights: float) -> int:
     """The number of encoders that find memory on a GPU beside an engine with weights of this size."""
     return int(min(0.3 * gib, (1 - _RESERVE) * gib - 1.3 * weights - 2) / _CLIP_GIB)
+
+
+def _together(config: Config, machine: Machine, weights: float) -> int:
+    """The number of engines on each GPU, as configured or chosen."""
+    least, count = min(card.gib for card in machine.gpus), len(machine.gpus)
+    return config.offline.engines_per_gpu or engines_per_gpu(machine.cores / count, least, weights)
 
 
 def engines_per_gpu(cores: float, gib: float, weights: float) -> int:

@@ -51,12 +51,13 @@ def speed(
 ) -> Speed:  # fmt: skip
     """All figures, of this number of mentions, by default as many as keep the engine full."""
     config, linked = fitted(config, "offline"), output / "linked"
-    found = engine_speed(config, workspace, inputs, output, mentions, repeats, say)
+    opened = Workspace.open(workspace, config)
+    found = _of_engines(config, opened, inputs, output, mentions, repeats, say)
     rounds, file = found["rounds"], _mentions(output)
     shutil.rmtree(linked, ignore_errors=True)  # the job is measured, not its resuming
     say("every stage before the engine alone")
     stages = alone(config, workspace, [str(file)], _processes(config))
-    encoded = encoding(config.encode, Workspace.open(workspace, config), inputs)
+    encoded = encoding(config.encode, opened, inputs)
     say("the offline job on Ray")
     figures, manifest = timed(config, workspace, [str(file)], linked)
     return {
@@ -66,7 +67,7 @@ def speed(
         "encode": encoded,
         "job": figures,
         "tokens": _tokens(manifest),
-        "ratios": found["ratios"] | _ratios_of_job(rounds, figures["mentions_per_second"] or 0),
+        "ratios": found["ratios"] | _ratios_of_job(rounds, figures["mentions_per_second"]),
         "bottleneck": bottleneck(rounds, stages),
     }
 
@@ -77,11 +78,17 @@ def engine_speed(
 ) -> EngineSpeed:  # fmt: skip
     """The figures of the engine alone; of all engines of a GPU, at the same time, if it has several."""
     config = fitted(config, "offline")
-    sizes, number = (
-        Sizes.filling(config.generate.columns, mentions, repeats),
-        engines_on_a_gpu(config, "offline"),
-    )
-    opened, file = Workspace.open(workspace, config), _mentions(output)
+    opened = Workspace.open(workspace, config)
+    return _of_engines(config, opened, inputs, output, mentions, repeats, say)
+
+
+def _of_engines(
+    config: Config, opened: Workspace, inputs: Sequence[str], output: Path, mentions: int | None,
+    repeats: int, say: Say,
+) -> EngineSpeed:  # fmt: skip
+    """`engine_speed` with a configuration that is fitted to this machine."""
+    sizes = Sizes.filling(config.generate.columns, mentions, repeats)
+    number, file = engines_on_a_gpu(config, "offline"), _mentions(output)
     write_mentions(inputs, sizes.mentions, file)
     what = {
         "models": opened.facts["models"],
@@ -93,7 +100,7 @@ def engine_speed(
         "engines": number,
         "sizes": vars(sizes),
     }
-    rounds = engines(config, workspace, [str(file)], sizes, number, say)
+    rounds = engines(config, opened.folder, [str(file)], sizes, number, say)
     return {"machine": machine(), "what": what, "rounds": rounds, "ratios": _ratios(rounds)}
 
 
@@ -133,13 +140,13 @@ def _ratios(rounds: Mapping[str, Spread]) -> dict[str, float]:
     return {name: one / other for name, (one, other) in against.items() if other}
 
 
-def _ratios_of_job(rounds: Mapping[str, Spread], rate: float) -> dict[str, float]:
-    """Ratios of the job's rate to those of the engine alone and of the reference loop."""
+def _ratios_of_job(rounds: Mapping[str, Spread], rate: float | None) -> dict[str, float]:
+    """Ratios of the rate of the job, if measured, to those of the engine alone and of the reference loop."""
     others = {
         "job_over_reference": rounds.get("reference_mentions_per_second"),
         "job_over_engine": rounds["mentions_per_second"],
     }
-    return {name: rate / other["median"] for name, other in others.items() if other}
+    return {name: rate / other["median"] for name, other in others.items() if other and rate}
 
 
 def bottleneck(rounds: Mapping[str, Spread], stages: Mapping[str, StageFigures]) -> str:

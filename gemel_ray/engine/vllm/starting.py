@@ -34,12 +34,12 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_USE_FLASHINFER_SAMPLER": "0",  # nothing is sampled; it would be compiled at start
 }
-# vLLM's process groups belong to the process, not to an engine: one engine at a time starts or ends.
+# vLLM's process groups belong to the process, not to an engine: one engine at a time starts or ends. The
+# trial of a start makes steps in another thread, so steps have another lock.
 _starting_or_ending = threading.RLock()
-_turn = threading.RLock()  # an engine starts, ends, or makes a step of vLLM
-_running: dict[
-    int, Any
-] = {}  # the connectors (holds.py) of the workers in this process, by their engine's id
+_turn = threading.RLock()  # an engine is made or ended, or makes a step of vLLM
+# By the id of their engine, the connectors (holds.py) of the workers in this process.
+_running: dict[int, Any] = {}
 _EMBED_CHUNK = 8192
 _MOST_IN_A_GRAPH = 512  # sequences
 
