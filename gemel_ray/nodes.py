@@ -133,6 +133,32 @@ def mismatch(seen: Sequence[SharedPath]) -> str:
     return refusal(run_on_others(faults, seen))
 
 
+def lacking(workers: Sequence[tuple[int, float, float]], reading: float) -> str:
+    """One sentence on what the joined cluster lacks today for `workers`, a number of them with so many CPUs
+    and GPUs each, and CPUs for `reading`; empty where all find room. A cluster may still grow."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    has = [sum(node.get(kind, 0.0) for node in alive) for kind in ("CPU", "GPU")]
+    needs = [reading + sum(n * cpus for n, cpus, _ in workers), sum(n * gpus for n, _, gpus in workers)]
+    for _, *each in workers:
+        if not any(node.get("CPU", 0.0) >= each[0] and node.get("GPU", 0.0) >= each[1] for node in alive):
+            return (
+                f"no node of the cluster has the {_amount(each)} of one worker: it waits until such a node "
+                "joins; if none will, give its segment less"
+            )
+    if all(n <= h for n, h in zip(needs, has, strict=True)):
+        return ""
+    return (
+        f"the cluster has {_amount(has)}, and the segments need {_amount(needs)}, of which reading takes "
+        f"{reading:g}: some wait until it grows; if it will not, give offline.segments less"
+    )
+
+
+def _amount(resources: Sequence[float]) -> str:
+    return "{:g} CPU and {:g} GPU".format(*resources)
+
+
 def name(node: dict[str, Any]) -> str:
     """The name of one of ray.nodes(), for people."""
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"

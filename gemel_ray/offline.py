@@ -45,6 +45,7 @@ from gemel_ray.sizing import fitted
 from gemel_ray.storage import Folder, Place, folder_at
 
 _BLOCK = 128  # documents that travel and are counted together: small, so that every worker gets some
+_READING = 1.0  # CPU, for two files at once
 _ALL = Selection()
 
 
@@ -79,6 +80,9 @@ def link(
 
         with running(config) as metrics:
             if config.offline.address != "local":
+                workers = [(s.workers, s.cpus, s.gpus) for s in config.offline.segments]
+                if lacking := nodes.lacking(workers, _READING):
+                    report(Progress(0, {}, lacking))
                 seen = shared.of_worker(shared_by_all, knowledge, folder_at(output))
                 _refuse_mismatch((*seen, *shared.of_job(config, addresses)))
             yield compute
@@ -91,8 +95,7 @@ def link(
 @contextmanager
 def running(config: Config) -> Iterator[Metrics]:
     """Join or start Ray, silence Ray Data, and leave Ray at the end. Yields the job's Prometheus metrics."""
-    reading = 1  # CPU
-    cpus = sum(s.workers * s.cpus for s in config.offline.segments) + reading
+    cpus = sum(s.workers * s.cpus for s in config.offline.segments) + _READING
     try:
         nodes.connect(config.offline.address, cpus)
     except (OSError, RuntimeError, ValueError) as fault:

@@ -32,6 +32,7 @@ from gemel_ray.job import results
 from gemel_ray.nodes import connect
 from gemel_ray.offline import link
 from gemel_ray.online import running
+from gemel_ray.progress import Progress
 from gemel_ray.segments import SegmentOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -98,13 +99,37 @@ def test_segments_are_placed_as_configured(
         ours = replace(config.offline, segments=segments, address=cluster.address)
         votes = replace(config.generate, neighbour_weight=1.0)
         placed = replace(config, offline=ours, generate=votes)
-        manifest = link(placed, workspace_folder, messy_inputs, tmp_path / "out", lambda _: None)
+        told_so = list[Progress]()
+        manifest = link(placed, workspace_folder, messy_inputs, tmp_path / "out", told_so.append)
+    assert not any("the cluster has" in progress.note for progress in told_so)
     told = json.loads((tmp_path / "out" / "progress.json").read_text())["workers"]
     nodes = {name.rsplit("-", 2)[0]: worker["node"] for name, worker in told.items()}
     assert nodes["encode+retrieve+assemble"] == nodes["generate"] == with_gpu
     assert manifest["statuses"]["linked"] > 10
     assert manifest["measures"]["rows"]["encode"] >= manifest["statuses"]["linked"] / 2
     assert set(manifest["measures"]["seconds"]) == {"detect", "encode", "retrieve", "assemble", "generate"}
+
+
+def test_a_job_that_waits_for_room_in_the_cluster_says_so(
+    workspace_folder: Path, config: Config, messy_inputs: list[str], tmp_path: Path
+) -> None:
+    """One CPU, which the only worker takes: none is left to read."""
+    told, wait = list[Progress](), 0.2
+    with local_cluster(1, cpus=1) as cluster:
+        ours = replace(config.offline, address=cluster.address, sized=False, stall_minutes=wait)
+        waits = replace(config, offline=ours)
+        with pytest.raises(Stopped):
+            link(waits, workspace_folder, messy_inputs, tmp_path / "out", told.append)
+        cluster.add(cpus=1, gpus=1)
+        connect(cluster.address, 1)
+        try:
+            assert nodes.lacking([(1, 0.5, 0.0), (1, 0.5, 1.0)], reading=1.0) == ""
+            wide = nodes.lacking([(1, 2.0, 1.0)], reading=1.0)
+        finally:
+            ray.shutdown()
+    expected = "the cluster has 1 CPU and 0 GPU, and the segments need 2 CPU and 0 GPU"
+    assert [progress.note for progress in told if expected in progress.note]
+    assert "no node of the cluster has the 2 CPU and 1 GPU of one worker" in wide
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

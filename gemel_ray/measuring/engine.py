@@ -92,9 +92,12 @@ def engine(
     say(f"assembling the prompts of {sizes.mentions:,} mentions")
     mentions = assembled(config, workspace, inputs).slice(0, sizes.mentions)
     say("starting the language model in a separate process")
+    began = time.perf_counter()
     generating = config.generate.start(workspace, config.line.stages)
+    started = {"seconds_to_start": time.perf_counter() - began}
     try:
-        return Measuring(config, workspace, generating, mentions, sizes, alone=wait_for_all()).rounds(say)
+        measuring = Measuring(config, workspace, generating, mentions, sizes, alone=wait_for_all())
+        return [figures | started for figures in measuring.rounds(say)]
     finally:
         generating.close()
 

@@ -85,6 +85,9 @@ def start(options: EngineOptions) -> LLMEngine:
         distributed_executor_backend="uni" if options.tensor_parallel == 1 else None,
         enforce_eager=not on_gpu,
         compilation_config=_graphs(options.sequences) if on_gpu else {},  # type: ignore[arg-type]
+        # In a new container it compiles kernels for sampling, penalties and grammars. Nothing uses them here.
+        # Those that are used, the trial search compiles (opening.py), if there is one.
+        kernel_config={"enable_jit_warmup": options.rounds == "never"},  # type: ignore[arg-type]
         block_size=options.block,  # type: ignore[arg-type]
         max_num_batched_tokens=max(options.batch_tokens, options.sequences),
         max_num_seqs=options.sequences,
