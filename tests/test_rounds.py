@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from gemel_ray.engine.vllm.opening import opened, prove
 from gemel_ray.engine.vllm.seam import Refused
 from gemel_ray.engine.vllm.starting import EngineOptions
 from gemel_ray.engine.work import Candidate
+from gemel_ray.errors import WorkspaceError
 from gemel_ray.knowledge.prefix_tree import PrefixTree
 from gemel_ray.knowledge.versions import read_facts
 from gemel_ray.knowledge.workspace import Workspace
@@ -131,6 +133,22 @@ def test_another_engine_of_the_process_changes_no_answer(
     other.close()
     other.close()
     assert beside == found() == before
+
+
+def test_a_start_that_fails_leaves_no_engine(
+    generating: Generating, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mapper is another model's, which shows when the engine has started."""
+    tiny = str(tiny_language_model(tmp_path / "tiny", head=32))
+    monkeypatch.setattr(Workspace, "language_model", tiny)
+    before = engines()
+    with pytest.raises(WorkspaceError, match=r"mapper.safetensors writes vectors of 576, .* have 128"):
+        Generating(replace(generating.stage, dtype="float32", length=256), workspace, generating.shown)
+    assert engines() == before
+
+
+def engines() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "engine"]
 
 
 def test_a_pass_has_its_limit(generating: Generating, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:

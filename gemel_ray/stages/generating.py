@@ -78,7 +78,14 @@ class Generating(Work):
         self.tree_folder = workspace.tree_folder
         options = _engine_options(stage, workspace.language_model, shown)
         self.engine: Engine = former.engine if former else Engine(options, workspace.tree.end_token)
-        self.prompts: PromptEmbeddings = _prompts(workspace, self.engine, former.prompts if former else None)
+        try:
+            self.prompts: PromptEmbeddings = _prompts(
+                workspace, self.engine, former.prompts if former else None
+            )
+        except BaseException:
+            if former is None:
+                self.engine.close()  # nobody else will
+            raise
         self.usage, self.mentions, self.ranked = Usage(), 0, 0
         room: Room = former.rollouts.room if former else Room(self.engine.cache)
         self.rollouts: ByRollouts = ByRollouts(stage, workspace, self.engine, self.prompts, self.usage, room)
