@@ -25,8 +25,8 @@ _PATIENCE = 120.0  # seconds for a node's answer, including the start of a worke
 
 def connect(address: str, cpus: float) -> Any:
     """Join the cluster at `address`, or, for `local`, start Ray here with at least `cpus` CPUs; Ray's
-    context. Ray logs errors only. Raises Mistake where Ray does not start, or nothing listens at the address:
-    Ray would wait for it for many minutes."""
+    context. Ray logs errors only. Raises Mistake where Ray does not start, the cluster refuses, or nothing
+    listens at the address: Ray would wait for it for many minutes."""
     before_ray(address)
     import ray
 
@@ -35,7 +35,10 @@ def connect(address: str, cpus: float) -> Any:
         cores = max(os.cpu_count() or 1, math.ceil(cpus))
         return _started(partial(join, num_cpus=cores, include_dashboard=False))
     _answers(address)
-    return join()
+    try:
+        return join()
+    except (RuntimeError, OSError) as fault:  # another version, no token, or joined already
+        raise Mistake(f"the Ray cluster at {address} cannot be joined: {fault}") from fault
 
 
 def _started(start: Callable[[], Any]) -> Any:

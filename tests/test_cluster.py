@@ -27,7 +27,7 @@ from cluster.local import LocalCluster, local_cluster
 from gemel_ray import nodes, offline
 from gemel_ray.cli import main
 from gemel_ray.config import Config, load
-from gemel_ray.errors import Stopped
+from gemel_ray.errors import Mistake, Stopped
 from gemel_ray.job import results
 from gemel_ray.nodes import connect
 from gemel_ray.offline import link
@@ -125,6 +125,8 @@ def test_a_job_that_waits_for_room_in_the_cluster_says_so(
         try:
             assert nodes.lacking([(1, 0.5, 0.0), (1, 0.5, 1.0)], reading=1.0) == ""
             wide = nodes.lacking([(1, 2.0, 1.0)], reading=1.0)
+            with pytest.raises(Mistake, match=r"cannot be joined: .*ray.init twice"):
+                connect(cluster.address, 1)
         finally:
             ray.shutdown()
     expected = "the cluster has 1 CPU and 0 GPU, and the segments need 2 CPU and 0 GPU"
