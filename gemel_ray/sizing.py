@@ -20,6 +20,7 @@ from gemel_ray.config import STAGES, Config
 from gemel_ray.environment import cores
 from gemel_ray.errors import Mistake
 from gemel_ray.segments import Offline, Online, OnlineSegment, SegmentOptions
+from gemel_ray.settings import Models
 from gemel_ray.stages.generate import Generate
 
 # This machine: cores, and GPUs that the installed engine can use. Imports nothing heavy.
@@ -102,7 +103,10 @@ def _for_gpus() -> bool:
 FRONT, BACK = STAGES[:-1], STAGES[-1:]
 _GIB = 2**30
 Way = Literal["offline", "online"]
-_CLIP_GIB = 2.0  # of a GPU's memory for an encoder: CUDA, a ViT-L/14, a batch of pictures
+# GiB of a GPU's memory for a process that encodes: CUDA and batches; CLIP ViT-L/14 in float32, which stands
+# for models whose files are not here yet; with it and a mention encoder of its size.
+_ENCODING_GIB, _UNKNOWN_GIB = 1.4, 1.6
+LARGE_ENCODER_GIB = _ENCODING_GIB + 2 * _UNKNOWN_GIB
 _RESERVE = 0.06  # share of a GPU's memory that stays free
 _CORES_OF_TWO = 8  # for each GPU, where two engines share one
 _LARGE, _SMALL = 40, 4  # GiB of a GPU, and of a language model
@@ -192,7 +196,7 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
             "offline.engines_per_gpu is for models on one GPU, and generate.tensor_parallel is above 1"
         )
     engines *= together
-    fronts = _fronts(machine, engines, together * weights / parallel)
+    fronts = _fronts(config, machine, engines, together * weights / parallel)
     engine = float(parallel) if separate else engine_share(together)
     share = 0.0 if separate else int(1000 * (1 - together * engine - 0.01) / fronts) / 1000
     cpus = float(max(1, (machine.cores - 2 * engines - 1) // fronts))
@@ -202,7 +206,8 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
         workers=engines,
         cpus=float(min(2, max(1, machine.cores // (2 * engines)))),
         gpus=engine,
-        overlap=8,
+        threads=1,  # its tensors are on the GPU: more would wait in loops for work
+        overlap=16,  # some batches are being written meanwhile
     )
     why = f"{engines} engines, {fronts} processes of the stages before" + _on(machine, parallel, together)
     return (front, back), why
@@ -220,17 +225,25 @@ def _on_cores(cores: int) -> tuple[tuple[SegmentOptions, ...], str]:
     )
 
 
-def _fronts(machine: Machine, engines: int, weights: float) -> int:
+def _fronts(config: Config, machine: Machine, engines: int, weights: float) -> int:
     """The number of front processes: an engine needs two cores, a front process two. Ray fills one GPU before
     the next, so all of them must find memory beside one engine."""
     least = min(card.gib for card in machine.gpus)
     by_cores = (machine.cores - 2 * engines - 1) // 2
-    return max(1, min(FRONTS * engines, by_cores, encoders_beside_an_engine(least, weights)))
+    beside = encoders_beside_an_engine(least, weights, encoder_gib(config.models))
+    return max(1, min(FRONTS * engines, by_cores, beside))
 
 
-def encoders_beside_an_engine(gib: float, weights: float) -> int:
-    """The number of encoders that find memory on a GPU beside an engine with weights of this size."""
-    return int(min(0.3 * gib, (1 - _RESERVE) * gib - 1.3 * weights - 2) / _CLIP_GIB)
+def encoders_beside_an_engine(gib: float, weights: float, encoder: float) -> int:
+    """The number of processes that encode, of `encoder` GiB each, that find memory on a GPU beside an engine
+    with weights of this size."""
+    return int(min(0.3 * gib, (1 - _RESERVE) * gib - 1.3 * weights - 2) / encoder)
+
+
+def encoder_gib(models: Models) -> float:
+    """GiB of a GPU's memory for a process that encodes pictures and mentions."""
+    names = [models.clip] + [models.mention_encoder] * (models.mention_encoder != "clip")
+    return _ENCODING_GIB + sum(weights(name) or _UNKNOWN_GIB for name in names)
 
 
 def _together(config: Config, machine: Machine, weights: float) -> int:
@@ -279,7 +292,7 @@ def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> 
     """Sizes of Generate that are left at their defaults and should be others on these GPUs."""
     least, stage = min(card.gib for card in gpus), config.generate
     engines = engines_on_a_gpu(config, way)
-    share = max(0.3, 1 - _RESERVE - _encoders_beside(config, way) * _CLIP_GIB / least)
+    share = max(0.3, 1 - _RESERVE - _encoders_beside(config, way) * encoder_gib(config.models) / least)
     share = round(share / engines, 2)
     share = share if stage.gpu_memory == Generate.gpu_memory else stage.gpu_memory
     if weights / stage.tensor_parallel > 0.9 * share * least:

@@ -74,6 +74,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Stuck, Engine]]:
     inner = Stuck()
     monkeypatch.setattr(run, "HUNG", PATIENCE)
     monkeypatch.setattr(run, "start", lambda options: inner)
+    monkeypatch.setattr(run, "imported", lambda _: None)
     monkeypatch.setattr(run, "embedding_table", lambda engine: torch.zeros(8, 2))
     monkeypatch.setattr(rollouts, "PrefixHashes", lambda engine: SimpleNamespace(prompts={}))
     for place, name in ((rollouts, "holds"), (run, "sampling"), (run, "opened")):
@@ -172,6 +173,7 @@ def test_an_engine_that_cannot_open_is_ended(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("no memory is left for the embeddings")
 
     monkeypatch.setattr(run, "start", lambda options: inner)
+    monkeypatch.setattr(run, "imported", lambda _: None)
     monkeypatch.setattr(run, "embedding_table", refused)
     with pytest.raises(RuntimeError, match="no memory is left"):
         Engine(options=None, end_token=0)  # type: ignore[arg-type]

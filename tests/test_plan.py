@@ -266,7 +266,7 @@ def test_a_node_has_twelve_cpus_a_gpu_if_none_are_given(capsys: pytest.CaptureFi
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["node"]["cpus"] == 96
     assert main([*command, "--cpus-per-node", "12"]) == 2
-    assert "give --cpus-per-node 26 or more" in capsys.readouterr().err
+    assert "give --cpus-per-node 23 or more" in capsys.readouterr().err
 
 
 def test_a_price_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,6 +107,23 @@ import sklearn
     assert imported(code, "0") == triton
 
 
+def test_large_encoders_have_room_beside_the_engines(tmp_path: Path) -> None:
+    """CLIP ViT-L/14 and SimCSE-large are 3 GiB in float32; those of the starter, tens of megabytes."""
+    (tmp_path / "config.json").write_text("{}")
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(2 << 30)
+    large = load(None, {}, [f"models.clip={tmp_path}", f"models.mention_encoder={tmp_path}"])
+    unknown = load(None, {}, ["models.clip=ViT-L-14/openai", "models.mention_encoder=nobody/has-this"])
+    one = load(None, {}, [f"models.clip={tmp_path}", "models.mention_encoder=clip"])
+    for config, encoder in [(large, 5.4), (unknown, 4.6), (one, 3.4), (Config(), 2.0)]:
+        assert sizing.encoder_gib(config.models) == pytest.approx(encoder)
+        found = fit(config, "offline", H100, SMALL).config
+        front, back = found.offline.segments
+        share = back.workers * found.generate.gpu_memory
+        assert share <= 1 - (front.workers * encoder) / 79.6
+        assert front.workers >= 4 and share > 0.5
+
+
 @pytest.mark.parametrize(("model", "together"), [(SMALL, 0), (SEVEN, 0), (SMALL, 1), (SMALL, 3), (SMALL, 8)])
 @pytest.mark.parametrize("there", GPUS.values(), ids=GPUS)
 def test_every_gpu_has_its_engines_and_room_for_the_encoders(
@@ -235,26 +252,41 @@ def _started(gpus: str) -> None:
         pass
 
 
-def test_an_engine_s_cache_is_what_its_process_leaves_of_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever other processes take or leave meanwhile. Made up: torch's account of a GPU, and vLLM's model
-    runner."""
+@pytest.mark.parametrize(("free", "takes"), [(70, 40), (31, 30)])
+def test_an_engine_s_cache_is_what_it_leaves_of_its_share(
+    free: int, takes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever other processes take or leave meanwhile, beside an engine of the same process with 7 GiB; and
+    of what is free, if that is less than the share. Made up: torch's account of a GPU of 80 GiB, and of vLLM
+    the model runner and how it asks for memory."""
     from vllm.config import VllmConfig
+    from vllm.v1.worker.gpu_worker import Worker
 
     from gemel_ray.engine.vllm.worker import OwnMemory
 
-    reserved = [5 << 30]  # a peak while the weights were loaded
+    def asked(worker: Any) -> None:
+        worker.requested_memory = worker.cache_config.gpu_memory_utilization * (80 << 30)
+
+    reserved = [7 << 30]
+    monkeypatch.setattr(Worker, "init_device", asked)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved[0])
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: reserved.__setitem__(0, 1 << 30))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: reserved.__setitem__(0, 8 << 30))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: reserved[0])
     worker = OwnMemory.__new__(OwnMemory)
-    worker.device, worker.vllm_config, worker.requested_memory = (
-        torch.device("cuda:0"),
-        VllmConfig(),
-        30 << 30,
+    worker.device, worker.vllm_config = torch.device("cuda:0"), VllmConfig()
+    worker.parallel_config, worker.cache_config = (
+        worker.vllm_config.parallel_config,
+        worker.vllm_config.cache_config,
     )
+    worker.cache_config.gpu_memory_utilization = 0.5
     passes = SimpleNamespace(profile_run=lambda: reserved.__setitem__(0, reserved[0] + (2 << 30)))
     worker.model_runner = passes
-    assert worker.determine_available_memory() == (30 - 1 - 2 - 1) << 30
+    worker.init_device()
+    reserved[0] = 13 << 30  # while the weights are loaded
+    assert worker.determine_available_memory() == (takes - 1 - 2 - 1) << 30
+    assert (f"takes {takes}.0 GiB of its GPU, not the 40.0" in caplog.text) == (takes < 40)
 
 
 @pytest.mark.gpu

@@ -26,7 +26,7 @@ from gemel_ray.engine.columns import Mention
 from gemel_ray.engine.rounds import Search
 from gemel_ray.engine.vllm.opening import opened
 from gemel_ray.engine.vllm.rollouts import Rollout, Rollouts, sampling
-from gemel_ray.engine.vllm.starting import EngineOptions, alone, embedding_table, end, start
+from gemel_ray.engine.vllm.starting import EngineOptions, alone, embedding_table, end, imported, start
 from gemel_ray.engine.work import Candidate, Outcome, Prompt, RolloutOptions, Step, TokenPrompt, Usage
 from gemel_ray.errors import GemelError, Mistake
 from gemel_ray.knowledge.prefix_tree import PrefixTree
@@ -52,6 +52,7 @@ class Engine:
 
     def __init__(self, options: EngineOptions, end_token: int) -> None:
         self.options, self.end_token = options, end_token
+        imported(options)
         with alone():
             self._engine = start(options)
             try:

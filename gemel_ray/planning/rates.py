@@ -11,7 +11,15 @@ from gemel_ray.checked import Values, made
 from gemel_ray.config import STAGES, Config
 from gemel_ray.errors import Mistake
 from gemel_ray.planning.figures import CARD, GPUS, MEASURED, MEASURED_ON, Gpu, Model
-from gemel_ray.sizing import FRONTS, Machine, encoders_beside_an_engine, engine_share, engines_per_gpu, fit
+from gemel_ray.sizing import (
+    FRONTS,
+    LARGE_ENCODER_GIB,
+    Machine,
+    encoders_beside_an_engine,
+    engine_share,
+    engines_per_gpu,
+    fit,
+)
 from gemel_ray.sizing import Gpu as Card
 from gemel_ray.stages.generate import Generate
 
@@ -88,7 +96,8 @@ def scaled(
         f"{gpu}: {kind.flops / 1e12:.0f} TFLOP/s (data sheet), of which {model.efficiency:.1%} are reached",
         f"language model of {model.parameters / 1e9:g} billion parameters; {model.computed:g} tokens "
         f"a mention computed, {model.host_ms:g} ms of the host",
-        f"CLIP ViT-L/14, {cut.description}; {model.images_per_cpu:g} pictures a second decoded by each of "
+        f"CLIP ViT-L/14 in bfloat16 (build the workspace with encode.dtype=bfloat16), {cut.description}",
+        f"{model.images_per_cpu:g} pictures a second decoded by each of "
         f"{cpus} cores, 80% of the time",
         f"{model.core_ms:g} ms of a core for a mention before the engine, with a ranker",
         f"{megabytes:g} MB a pair over {gigabits:g} Gbit/s; {mentions:g} mentions a pair",
@@ -153,7 +162,8 @@ def _shared(gpus: int, cpus: int, speeds: _Speeds, _: int) -> _Cut:
     engines, engine = gpus * together, engine_share(together)
     share = next((s for s in steps if speeds.clip(s) >= speeds.engine(1 - s, together)), steps[-1])
     fronts = gpus * max(1, min(FRONTS * together, (cpus - 2 * engines - 2) // (2 * gpus)))
-    fronts = max(1, min(fronts, encoders_beside_an_engine(speeds.kind.memory, together * weights)))
+    room = encoders_beside_an_engine(speeds.kind.memory, together * weights, LARGE_ENCODER_GIB)
+    fronts = max(1, min(fronts, room))
     front = _front(cpus, fronts, engines)
     # The shares that Ray gets are not those that are used. Ray puts fractions of a GPU on the first that has
     # room, so all of a node's encoders must leave room for the engines there.

@@ -64,10 +64,19 @@ class EngineOptions:
     shared_attention: Literal["auto", "always", "never"] = "never"  # see shared_prefix.py
 
 
+def imported(options: EngineOptions) -> None:
+    """Import vLLM, which takes seconds: before `alone`, in which engines wait for each other."""
+    _set_environment(options, on_gpu := torch.cuda.is_available())
+    import vllm.v1.engine.llm_engine  # noqa: F401
+
+    if on_gpu:
+        import gemel_ray.engine.vllm.worker  # noqa: F401
+
+
 def start(options: EngineOptions) -> LLMEngine:
-    """Start an engine. Its model runner decides which interface of the constraint is used."""
+    """Start an engine, after `imported`. Its model runner decides which interface of the constraint is
+    used."""
     on_gpu = torch.cuda.is_available()
-    _set_environment(options, on_gpu)
 
     from vllm.config import KVTransferConfig
     from vllm.distributed.kv_transfer import kv_transfer_state
@@ -85,9 +94,7 @@ def start(options: EngineOptions) -> LLMEngine:
         distributed_executor_backend="uni" if options.tensor_parallel == 1 else None,
         enforce_eager=not on_gpu,
         compilation_config=_graphs(options.sequences) if on_gpu else {},  # type: ignore[arg-type]
-        # In a new container it compiles kernels for sampling, penalties and grammars. Nothing uses them here.
-        # Those that are used, the trial search compiles (opening.py), if there is one.
-        kernel_config={"enable_jit_warmup": options.rounds == "never"},  # type: ignore[arg-type]
+        kernel_config=_warm_up(options),  # type: ignore[arg-type]
         block_size=options.block,  # type: ignore[arg-type]
         max_num_batched_tokens=max(options.batch_tokens, options.sequences),
         max_num_seqs=options.sequences,
@@ -205,6 +212,13 @@ def _graphs(sequences: int) -> dict[str, Any]:
     60."""
     sizes = [1 << i for i in range(min(sequences, _MOST_IN_A_GRAPH).bit_length())]
     return {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
+
+
+def _warm_up(options: EngineOptions) -> dict[str, Any]:
+    """The kernel config. In a new container vLLM would compile kernels for sampling, penalties and grammars,
+    and choose among FlashInfer's: nothing uses them here. Those that are used, the trial search compiles
+    (opening.py), if there is one."""
+    return {"enable_jit_warmup": options.rounds == "never", "enable_flashinfer_autotune": False}
 
 
 def _compile_nothing() -> None:
