@@ -32,6 +32,7 @@ from gemel_ray.measuring.pace import Pace, steady
 from gemel_ray.measuring.pictures import encoding
 from gemel_ray.measuring.processes import in_new_process, in_new_processes, wait_for_all
 from gemel_ray.measuring.random_model import with_random_model
+from gemel_ray.measuring.reference import rates
 from gemel_ray.measuring.scale import endless_documents
 from gemel_ray.measuring.speed import bottleneck
 from gemel_ray.measuring.trees import made_up
@@ -269,13 +270,14 @@ def test_a_round_measures_every_figure_of_the_engine(
 ) -> None:
     """Figures that must hold on any machine; how fast it is nobody asserts."""
     mentions = assembled(config, workspace, [str(TEST)]).slice(0, 48)
-    sizes = Sizes(mentions=48, under_way=32, reference=1, raw=3)
+    sizes = Sizes(mentions=48, under_way=32, raw=3)
     measuring = Measuring(config, workspace, generating, mentions, sizes, alone=True)
     (found,) = measuring.rounds(lambda _: None)
     for nothing in ("requests_per_mention", "hashed_bytes_per_mention"):
         assert found.pop(nothing) == 0  # the search runs in rounds
     assert all(value > 0 for value in found.values()), found
     assert found["computed_per_mention"] < found["asked_per_mention"]
+    assert all(rate > 0 for rate in rates(config, workspace.folder, measuring.prompts(1), rounds=2))
 
 
 def test_resume_tells_how_long_it_takes_to_know_what_is_done(

@@ -1,8 +1,9 @@
 """The engine alone, on assembled prompts: links per second at full load, and the cost of a link.
 
 In a separate process (processes.py), so that the GPU is free afterwards for the job; with several engines on
-a GPU in as many, all at the same time. Measured in turn with greedy search, with the raw rate of prompts that
-are not in the cache, and with the reference loop.
+a GPU in as many, all at the same time. Measured in turn with greedy search, and with the raw rate of prompts
+that are not in the cache; then, on the same prompts, the reference loop, in a process of its own: a GPU has
+no room for both models.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from gemel_ray.linking import linking_graph
 from gemel_ray.measuring.alone import assembled
 from gemel_ray.measuring.machine import Spread, spread
 from gemel_ray.measuring.pace import Moment, steady
-from gemel_ray.measuring.processes import in_new_processes, wait_for_all
-from gemel_ray.measuring.reference import Reference
+from gemel_ray.measuring.processes import in_new_process, in_new_processes, wait_for_all
+from gemel_ray.measuring.reference import rates
 from gemel_ray.stages.answering import asks_model
 
 Say = Callable[[str], None]
@@ -60,8 +61,15 @@ def engines(
 ) -> dict[str, Spread]:
     """The figures of this number of engines at the same time, all on these mentions. Raises Mistake if the
     settings ask no language model."""
-    by_engine = in_new_processes(number, engine, config, folder, inputs, sizes, say)
-    rounds = [together(figures) for figures in zip(*by_engine, strict=True)]
+    measured = in_new_processes(number, engine, config, folder, inputs, sizes, say)
+    rounds = [together(figures) for figures in zip(*(figures for figures, _ in measured), strict=True)]
+    if sizes.reference:
+        say(f"the reference loop, on {sizes.reference} mentions")
+        (prompts,) = (prompts for _, prompts in measured if prompts)
+        for figures, rate in zip(
+            rounds, in_new_process(rates, config, folder, prompts, sizes.rounds), strict=True
+        ):
+            figures["reference_mentions_per_second"] = rate
     return {name: spread([figures[name] for figures in rounds]) for name in rounds[0]}
 
 
@@ -80,9 +88,9 @@ def together(figures: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def engine(
     config: Config, folder: Path, inputs: Sequence[str], sizes: Sizes, say: Say
-) -> list[dict[str, float]]:
-    """The figures of the rounds of one of the engines. Raises Mistake if the settings ask no language
-    model."""
+) -> tuple[list[dict[str, float]], list[Prompt]]:
+    """The figures of the rounds of one of the engines; and of one engine, prompts for the reference loop.
+    Raises Mistake if the settings ask no language model."""
     workspace = Workspace.open(folder, config)
     if not asks_model(config.generate, config.retrieve, workspace):
         raise Mistake(
@@ -97,14 +105,15 @@ def engine(
     started = {"seconds_to_start": time.perf_counter() - began}
     try:
         measuring = Measuring(config, workspace, generating, mentions, sizes, alone=wait_for_all())
-        return [figures | started for figures in measuring.rounds(say)]
+        rounds = [figures | started for figures in measuring.rounds(say)]
+        return rounds, measuring.prompts(sizes.reference) if measuring.alone else []
     finally:
         generating.close()
 
 
 class Measuring:
-    """One engine, in a started Generate, and one reference model, on the same prompts. `alone`: it measures
-    what one of several engines measures while the others wait."""
+    """One engine, in a started Generate. `alone`: it measures what one of several engines measures while the
+    others wait."""
 
     def __init__(
         self,
@@ -121,11 +130,6 @@ class Measuring:
         self.segment = linking_graph(config, workspace).segment(
             ["generate"], workspace, {"generate": generating}
         )
-        self.reference = (
-            Reference(workspace.language_model, config.generate.dtype, workspace.tree, config.generate.beams)
-            if sizes.reference and alone
-            else None
-        )
 
     def rounds(self, say: Say) -> list[dict[str, float]]:
         """The figures of the rounds, on a GPU with the milliseconds of its kernels."""
@@ -138,7 +142,6 @@ class Measuring:
 
     def _round(self) -> dict[str, float]:
         """The figures of a round. Several engines begin together."""
-        prompts = self._prompts(max(self.sizes.reference, self.sizes.raw))
         wait_for_all()
         figures = self._generated(self.mentions)
         wait_for_all()
@@ -146,17 +149,14 @@ class Measuring:
         figures |= {f"greedy_{name}": greedy[name] for name in ("mentions_per_second", "core_ms_per_mention")}
         wait_for_all()
         if self.sizes.raw:
-            figures["raw_tokens_per_second"] = self._raw(prompts[: self.sizes.raw])
+            figures["raw_tokens_per_second"] = self._raw(self.prompts(self.sizes.raw))
         wait_for_all()
-        if self.reference:
-            some = prompts[: self.sizes.reference]
-            figures["reference_mentions_per_second"] = self.reference.mentions_per_second(some)
         if self.alone and torch.cuda.is_available():
             figures["kernel_ms_per_mention"] = self._kernels()
         wait_for_all()
         return figures
 
-    def _prompts(self, count: int) -> list[Prompt]:
+    def prompts(self, count: int) -> list[Prompt]:
         """The prompts of the first mentions, as the engine takes them."""
         some = self.mentions.slice(0, count)
         pairs = zip(some["prompt"].to_pylist(), some["image_vector"].to_pylist(), strict=True)

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace, revisions
+from gemel_ray.measuring.processes import in_new_process
 from gemel_ray.models.mapper import FeatureMapper
 
 _POSITIONS = 8192
@@ -41,7 +42,8 @@ def with_random_model(workspace: Workspace, output: Path, shape: ShapeName = "tw
     folder = output / shape
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    model = _model(workspace.language_model, folder / "model", SHAPES[shape])
+    # In a process of its own, which leaves the GPU's memory.
+    model = in_new_process(_model, workspace.language_model, folder / "model", SHAPES[shape])
     for path in workspace.inside.iterdir():
         if path.name not in ("workspace.json", "mapper.safetensors", "versions", "cache", "training"):
             (folder / path.name).symlink_to(path.resolve())
@@ -83,8 +85,9 @@ def _model(like: str, folder: Path, shape: Shape) -> Path:
         eos_token_id=there.eos_token_id,
         dtype=torch.bfloat16,
     )
+    torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM(config)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(like).save_pretrained(folder)
     return folder

@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from gemel_ray.config import Config
 from gemel_ray.engine.work import Prompt
 from gemel_ray.knowledge.prefix_tree import PrefixTree
+from gemel_ray.knowledge.workspace import Workspace
+
+
+def rates(config: Config, folder: Path, prompts: Sequence[Prompt], rounds: int) -> list[float]:
+    """The rate of linking these prompts of the workspace's mentions one after another, in each round."""
+    workspace = Workspace.open(folder, config)
+    generate = config.generate
+    loop = Reference(workspace.language_model, generate.dtype, workspace.tree, generate.beams)
+    return [loop.mentions_per_second(prompts) for _ in range(rounds)]
 
 
 class Reference:
