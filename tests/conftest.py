@@ -28,6 +28,7 @@ SMALL = [  # float32, so that what is compared differs by rounding only; small, 
     "generate.cache_gib=1.0",
     "retrieve.demonstrations=4",
     "offline.sized=false",  # the same on any machine
+    "generate.gpu_memory=0.3",  # some tests start another engine beside
 ]
 
 
