@@ -137,8 +137,8 @@ def mismatch(seen: Sequence[SharedPath]) -> str:
 
 
 def lacking(workers: Sequence[tuple[int, float, float]], reading: float) -> str:
-    """One sentence on what the joined cluster lacks today for `workers`, a number of them with so many CPUs
-    and GPUs each, and CPUs for `reading`; empty where all find room. A cluster may still grow."""
+    """One sentence on what the joined cluster lacks today for `workers`, a number of them with the CPUs
+    and GPUs of each, and CPUs for `reading`; empty where all find room. A cluster may still grow."""
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]

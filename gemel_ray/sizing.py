@@ -20,7 +20,7 @@ from gemel_ray.config import STAGES, Config
 from gemel_ray.environment import cores
 from gemel_ray.errors import Mistake
 from gemel_ray.segments import Offline, Online, OnlineSegment, SegmentOptions
-from gemel_ray.settings import Models
+from gemel_ray.settings import Models, Train
 from gemel_ray.stages.generate import Generate
 
 # This machine: cores, and GPUs that the installed engine can use. Imports nothing heavy.
@@ -159,17 +159,25 @@ def fit(config: Config, way: Way, machine: Machine, weights: float) -> Fitted:
         if engine:
             config = replace(config, generate=replace(config.generate, **engine))
             chosen += [f"generate.{name} {value:g}" for name, value in engine.items()]
-    elif options.sized and _emulates(config, machine, weights):
+    elif options.sized and config.generate.dtype == Generate.dtype and _emulates(machine, weights):
         config = replace(config, generate=replace(config.generate, dtype="float32"))
         chosen.append("generate.dtype float32: the processor has no instructions for bfloat16")
     return Fitted(config, tuple(chosen))
 
 
-def _emulates(config: Config, machine: Machine, weights: float) -> bool:
-    """Whether bfloat16, the default, would be emulated: several times as slow as float32, which takes twice
-    the memory."""
-    emulated = not (machine.gpus or machine.bfloat16)
-    return emulated and weights <= _SMALL and config.generate.dtype == Generate.dtype
+def for_training(config: Config) -> Config:
+    """The configuration for training on this machine: in float32 where bfloat16, the default, would be
+    emulated."""
+    train, here_alone = config.train, config.offline.address == "local" and not config.train.gpus
+    if here_alone and train.dtype == Train.dtype and _emulates(here(), weights(config.models.language)):
+        return replace(config, train=replace(train, dtype="float32"))
+    return config
+
+
+def _emulates(machine: Machine, weights: float) -> bool:
+    """Whether bfloat16 would be emulated, several times as slow as float32, for which there is room: it takes
+    twice the memory."""
+    return not (machine.gpus or machine.bfloat16) and weights <= _SMALL
 
 
 def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[tuple[Any, ...], str]:

@@ -67,6 +67,16 @@ def test_a_processor_without_bfloat16_computes_a_small_model_in_float32() -> Non
     assert fit(Config(), "offline", on_gpu, SMALL).config.generate.dtype == "bfloat16"
 
 
+def test_such_a_processor_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trains(machine: Machine, *settings: str) -> str:
+        monkeypatch.setattr(sizing, "here", lambda: machine)
+        return sizing.for_training(load(None, {}, settings)).train.dtype
+
+    assert trains(Machine(2, bfloat16=False)) == "float32"
+    assert trains(Machine(2, bfloat16=False), "offline.address=head:6379") == "bfloat16"
+    assert trains(LAPTOP) == trains(replace(H100, bfloat16=False)) == "bfloat16"
+
+
 @pytest.mark.parametrize(
     ("processor", "has"),
     [

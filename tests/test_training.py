@@ -107,6 +107,12 @@ def test_micro_batches_and_checkpointing_change_nothing(
     assert_equal_curves(points(workspace), undisturbed)
 
 
+def test_a_loss_that_is_not_finite_ends_the_training(workspace: Path) -> None:
+    with pytest.raises(ValueError, match=r"step \d: the loss \(nan\) .* train.learning_rate"):
+        trained(workspace, "train.learning_rate=1e30")
+    assert not (workspace / "mapper.safetensors").exists()
+
+
 def test_training_in_this_process_leaves_the_process_groups_of_others(workspace: Path) -> None:
     """An engine's, for example, which would no longer end in order."""
     if own := not distributed.is_initialized():  # the tests' engine may be here

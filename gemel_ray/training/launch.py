@@ -25,6 +25,7 @@ from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.remote import Shared
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.models.encoders import torch_device
+from gemel_ray.sizing import for_training
 from gemel_ray.training import checkpoint
 from gemel_ray.training.checkpoint import Point
 from gemel_ray.training.dev import BASELINES, better_baseline, summary
@@ -44,6 +45,9 @@ def train(config: Config, files: Sequence[str], dev_files: Sequence[str], folder
     """
     if not config.assemble.images:
         raise Mistake("assemble.images is false: without pictures in the prompts there is nothing to train")
+    config, asked = for_training(config), config.train.dtype
+    if config.train.dtype != asked:
+        say(f"train.dtype {config.train.dtype}: the processor has no instructions for {asked}")
     workspace = Workspace.open(folder, config)
     workspace.ask(say)
     examples = prepared(config, workspace, files, say)

@@ -7,6 +7,7 @@ optimiser, and all make the same update. The first worker writes. Knows nothing 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from transformers import Cache
 
 from gemel_ray.config import Config
+from gemel_ray.errors import Mistake
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.models.mapper import FeatureMapper
 from gemel_ray.settings import Train
@@ -112,7 +114,12 @@ class Loop:
         began = time.monotonic()
         batch = [examples[i] for i in batch_of(state.step, len(examples), options.batch, options.seed)]
         loss = self._backward(batch)
-        torch.nn.utils.clip_grad_norm_(self.mapper.parameters(), options.clip_norm)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.mapper.parameters(), options.clip_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Mistake(
+                f"step {state.step + 1}: the loss ({loss:g}) or its gradient ({norm:g}) is not finite: lower "
+                "train.learning_rate, or try train.dtype=float32"
+            )
         self.optimiser.step()
         self.schedule.step()
         self.optimiser.zero_grad()
