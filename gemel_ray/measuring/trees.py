@@ -22,6 +22,7 @@ from gemel_ray.knowledge.build import build
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.measuring.machine import Figures, looks, machine, peaks
 from gemel_ray.measuring.processes import in_new_process
+from gemel_ray.sizing import fitted
 
 Say = Callable[[str], None]
 
@@ -67,7 +68,7 @@ def trees(
     say: Say,
 ) -> Figures:
     """All figures. The large workspace stays in `output`, and is not built again."""
-    config = configured(_SETTINGS)
+    config = fitted(configured(_SETTINGS), "offline")
     small = Workspace.open(workspace, config)
     large = output / f"names-{names}"
     if not (large / "workspace.json").exists():

@@ -25,6 +25,7 @@ from gemel_ray.errors import Mistake
 from gemel_ray.knowledge import versions
 from gemel_ray.knowledge.workspace import Workspace
 from gemel_ray.records import Row
+from gemel_ray.sizing import fitted
 from gemel_ray.stages.answering import joined
 from gemel_ray.stages.generating import Generating, ModelAnswer
 from gemel_ray.training.examples import Say, through_graph
@@ -55,6 +56,7 @@ class _Unsure(NamedTuple):
 def learn(config: Config, files: Sequence[str], folder: Path, say: Say) -> Weights:
     """Learn the weights on the documents of `files` and store them in the workspace. Raises ValueError if
     there is no ranker, nothing to join, or too few mentions."""
+    config = fitted(config, "offline")
     workspace = Workspace.open(folder, config)
     if not workspace.ranks:
         raise Mistake(f"{folder} has no ranker: build it again, with bank.ranker above 0")
