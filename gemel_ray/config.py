@@ -54,7 +54,8 @@ class Config:
         "The job (gemel-ray link), and where its stages run. A segment is adjacent stages in one kind of\n"
         "process. Below, CLIP and an engine share each of four GPUs (generate.gpu_memory: 0.7 leaves CLIP\n"
         "its memory). The shares say where Ray may place, not what is used: more than half a GPU keeps\n"
-        "engines apart, and all encoders together leave room for an engine, since Ray fills one GPU first.\n"
+        "engines apart. On one machine the processes are spread over its GPUs; on a cluster Ray fills one\n"
+        "GPU first, so all encoders together leave room for an engine.\n"
         "    - {stages: [detect, encode], workers: 4, cpus: 4.0, gpus: 0.1, batch: 128}\n"
         "    - {stages: [retrieve, assemble, generate], workers: 4, cpus: 2.0, gpus: 0.6, batch: 64}",
     )

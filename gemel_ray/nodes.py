@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import cycle
 from traceback import walk_tb
 from typing import Any
 
 from gemel_ray.environment import before_ray
 from gemel_ray.errors import Mistake
 from gemel_ray.job.shared import SharedPath, faults, refusal
+from gemel_ray.segments import Offline, spread
 
 _STARTS = 3  # of Ray on this machine, before it is given up
 _CONNECTING = 20.0  # seconds for a cluster's first sign of life
@@ -156,6 +158,26 @@ def lacking(workers: Sequence[tuple[int, float, float]], reading: float) -> str:
         f"the cluster has {_amount(has)}, and the segments need {_amount(needs)}, of which reading takes "
         f"{reading:g}: some wait until it grows; if it will not, give offline.segments less"
     )
+
+
+def in_turn(options: Offline) -> Callable[[], Callable[[], dict[str, Any]] | None]:
+    """Reserves each GPU with its CPUs where workers are spread over this machine's, till Ray ends. Makes for
+    each segment what places its workers, one after the other; None where Ray does. Ray starts a worker that
+    died where it was."""
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    cpus = spread(options, int(ray.cluster_resources().get("GPU", 0)))
+    if not cpus:
+        return lambda: None
+    group = ray.util.placement_group([{"GPU": 1, "CPU": c} for c in cpus])
+    group.wait(_PATIENCE)
+
+    def placed() -> Callable[[], dict[str, Any]]:
+        turns = cycle(range(len(cpus)))
+        return lambda: {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, next(turns))}
+
+    return placed
 
 
 def _amount(resources: Sequence[float]) -> str:

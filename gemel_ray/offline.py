@@ -165,6 +165,7 @@ def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filt
     data = ray.data.from_items([{"share": s} for s in shares], override_num_blocks=max(1, len(shares)))
     data = data.map_batches(_read, batch_size=1, fn_kwargs={"common": ray.put((done, filters))}, num_cpus=0.5)
     data = data.repartition(target_num_rows_per_block=_BLOCK)
+    placed = nodes.in_turn(config.offline)
     for options, whole in opening.line.cut(config.offline.segments):
         calls = max(2, options.overlap)
         # Not map_batches, which refuses whole blocks on GPUs.
@@ -181,6 +182,7 @@ def dataset(opening: Opening, shares: Sequence[Share], done: Done, filters: Filt
             ),
             num_cpus=options.cpus,
             num_gpus=options.gpus,
+            ray_remote_args_fn=placed() if options.gpus else None,  # asked before each worker is made
             runtime_env={
                 "env_vars": {
                     **variables(options, options.workers, config.offline.address),
@@ -222,6 +224,7 @@ class _Actor:
         import ray
 
         self.opening, self.fault, self.node = opening, None, ray.get_runtime_context().get_node_id()
+        self.gpus = list(map(str, ray.get_gpu_ids()))
         record.send_warnings(opening.output, opening.run)
         try:
             with fast_start():
@@ -239,7 +242,9 @@ class _Actor:
             save_fault(self.opening.output, self.opening.run, fault)
             raise
         measures = self.worker.segment.measures()
-        await asyncio.to_thread(write_measures, self.opening.output, self.name, self.node, measures)
+        await asyncio.to_thread(
+            write_measures, self.opening.output, self.name, self.node, measures, self.gpus
+        )
         if self.worker.output is None:
             yield rows
         else:

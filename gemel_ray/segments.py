@@ -186,3 +186,15 @@ class Online:
             raise Mistake(
                 "online.documents times online.api.max_replicas is at most online.queue, which they share"
             )
+
+
+def spread(options: Offline, gpus: int) -> tuple[float, ...]:
+    """The CPUs of the workers on each of a machine's GPUs, where the workers of every segment with a share
+    take the GPUs in turn. Empty where Ray places them, which fills one GPU before the next: on a cluster, on
+    one GPU, and where the shares do not fit so."""
+    sharing = [s for s in options.segments if s.gpus]
+    if options.address != "local" or gpus < 2 or all(s.gpus >= 1 for s in sharing):
+        return ()
+    if round(sum(-(-s.workers // gpus) * s.gpus for s in sharing), 4) > 1:
+        return ()
+    return tuple(sum(len(range(gpu, s.workers, gpus)) * s.cpus for s in sharing) for gpu in range(gpus))

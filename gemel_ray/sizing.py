@@ -19,7 +19,7 @@ from typing import Any, Literal
 from gemel_ray.config import STAGES, Config
 from gemel_ray.environment import cores
 from gemel_ray.errors import Mistake
-from gemel_ray.segments import Offline, Online, OnlineSegment, SegmentOptions
+from gemel_ray.segments import Offline, Online, OnlineSegment, SegmentOptions, spread
 from gemel_ray.settings import Models, Train
 from gemel_ray.stages.generate import Generate
 
@@ -206,7 +206,8 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
     engines *= together
     fronts = _fronts(config, machine, engines, together * weights / parallel)
     engine = float(parallel) if separate else engine_share(together)
-    share = 0.0 if separate else int(1000 * (1 - together * engine - 0.01) / fronts) / 1000
+    beside = -(-fronts // count)  # on the GPU with the most: they are spread
+    share = 0.0 if separate else int(1000 * (1 - together * engine - 0.01) / beside) / 1000
     cpus = float(max(1, (machine.cores - 2 * engines - 1) // fronts))
     front = SegmentOptions(stages=FRONT, workers=fronts, cpus=cpus, gpus=share, batch=128)
     back = SegmentOptions(
@@ -234,12 +235,12 @@ def _on_cores(cores: int) -> tuple[tuple[SegmentOptions, ...], str]:
 
 
 def _fronts(config: Config, machine: Machine, engines: int, weights: float) -> int:
-    """The number of front processes: an engine needs two cores, a front process two. Ray fills one GPU before
-    the next, so all of them must find memory beside one engine."""
+    """The number of front processes: an engine needs two cores, a front process two. Those of a GPU must find
+    memory beside its engines."""
     least = min(card.gib for card in machine.gpus)
     by_cores = (machine.cores - 2 * engines - 1) // 2
     beside = encoders_beside_an_engine(least, weights, encoder_gib(config.models))
-    return max(1, min(FRONTS * engines, by_cores, beside))
+    return max(1, min(FRONTS * engines, by_cores, max(1, beside) * len(machine.gpus)))
 
 
 def encoders_beside_an_engine(gib: float, weights: float, encoder: float) -> int:
@@ -300,7 +301,8 @@ def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> 
     """Sizes of Generate that are left at their defaults and should be others on these GPUs."""
     least, stage = min(card.gib for card in gpus), config.generate
     engines = engines_on_a_gpu(config, way)
-    share = max(0.3, 1 - _RESERVE - _encoders_beside(config, way) * encoder_gib(config.models) / least)
+    encoding = _encoders_beside(config, way, len(gpus)) * encoder_gib(config.models)
+    share = max(0.3, 1 - _RESERVE - encoding / least)
     share = round(share / engines, 2)
     share = share if stage.gpu_memory == Generate.gpu_memory else stage.gpu_memory
     if weights / stage.tensor_parallel > 0.9 * share * least:
@@ -325,8 +327,8 @@ def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> 
             yield name, value
 
 
-def _encoders_beside(config: Config, way: Way) -> float:
-    """The number of processes that may encode on an engine's GPU: Ray fills one GPU before the next."""
+def _encoders_beside(config: Config, way: Way, gpus: int) -> float:
+    """The number of processes that may encode on an engine's GPU, of a machine with this number of GPUs."""
     segments = getattr(config, way).segments
     engine = next(s for s in segments if "generate" in s.stages)
     if "encode" in engine.stages:
@@ -334,15 +336,21 @@ def _encoders_beside(config: Config, way: Way) -> float:
     encoding = next(s for s in segments if "encode" in s.stages)
     if not encoding.gpus or engine.gpus >= 1:
         return 0
+    if way == "offline" and spread(config.offline, gpus):
+        return -(-encoding.workers // gpus)
     left = 1 - engines_on_a_gpu(config, way) * engine.gpus
-    return float(min(encoding.workers, int(left / encoding.gpus)))
+    return float(min(_processes(encoding), int(left / encoding.gpus)))
 
 
 def engines_on_a_gpu(config: Config, way: Way) -> int:
     """The number of engines that Ray puts on one GPU."""
     engine = next(s for s in getattr(config, way).segments if "generate" in s.stages)
-    number = engine.workers if isinstance(engine, SegmentOptions) else engine.max_replicas
-    return max(1, min(number, int(1 / engine.gpus))) if engine.gpus else 1
+    return max(1, min(_processes(engine), int(1 / engine.gpus))) if engine.gpus else 1
+
+
+def _processes(segment: SegmentOptions | OnlineSegment) -> int:
+    """The most processes of a segment."""
+    return segment.workers if isinstance(segment, SegmentOptions) else segment.max_replicas
 
 
 def weights(model: str) -> float:

@@ -176,7 +176,7 @@ def test_the_planned_configuration_can_be_loaded(tmp_path: Path) -> None:
 
 
 def test_on_large_gpus_all_encoders_of_a_node_find_memory_beside_one_engine(tmp_path: Path) -> None:
-    """Ray fills one GPU before the next. For a cluster, the file has what `link` chooses on one machine."""
+    """On a cluster Ray fills one GPU before the next, and nothing is chosen there: the file has it all."""
     file = tmp_path / "segments.yaml"
     words = ["plan", "--pairs", "5e7", "--gpu", "h100", "--gpus-per-node", "8", "--nodes", "2"]
     assert main([*words, "--config-out", str(file)]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from gemel_ray.engine.vllm import starting
 from gemel_ray.environment import cores, threads, variables
 from gemel_ray.job.driving import preview
 from gemel_ray.job.selection import Selection
-from gemel_ray.segments import SegmentOptions
+from gemel_ray.segments import SegmentOptions, spread
 from gemel_ray.sizing import Gpu, Machine, computes_bfloat16, fit, here, visible, weights
 
 SMALL, SEVEN, SEVENTY = 0.3, 13.5, 131.0  # GiB of weights
@@ -146,12 +147,16 @@ def test_every_gpu_has_its_engines_and_room_for_the_encoders(
     count, engine = len(there.gpus), config.generate
     together = together or (2 if model == SMALL and there in (H100, A100S) else 1)
     assert (back.stages, back.workers) == (("generate",), together * count)
-    # Ray places by shares, one GPU after another: no engine more on one, the engines beside all encoders.
+    # Spread over the GPUs, in shares and in memory: the engines of one beside the encoders of one.
+    beside = math.ceil(front.workers / count)
     assert (together + 1) * back.gpus > 1
-    assert 0 < front.gpus * front.workers <= 1 - together * back.gpus
-    # Of memory, too: every encoder may have been put beside the same engines.
+    assert 0 < front.gpus * beside <= 1 - together * back.gpus
+    if count > 1:
+        held = spread(config.offline, count)
+        assert len(held) == count and max(held) == beside * front.cpus + together * back.cpus
     least = min(card.gib for card in there.gpus)
-    assert together * engine.gpu_memory * least + 1.9 * front.workers < least
+    assert together * engine.gpu_memory * least + 1.9 * beside < least
+    assert beside == 1 or front.workers >= count
     assert 1.2 * model < engine.gpu_memory * least
     assert front.workers * front.cpus + back.workers * back.cpus <= max(there.cores, (together + 1) * count)
     assert engine.batch_tokens >= max(engine.sequences, engine.columns * (engine.beams + 1))
@@ -166,8 +171,8 @@ def test_the_default_is_as_large_as_the_machine() -> None:
         told[name] = (front.workers, front.cpus, back.workers, back.cpus, config.generate.gpu_memory)
     assert told == {
         "h100": (5, 2.0, 2, 2.0, 0.41),
-        "4 l4": (3, 13.0, 4, 2.0, 0.67),
-        "8 a100": (11, 5.0, 16, 2.0, 0.33),
+        "4 l4": (12, 3.0, 4, 2.0, 0.67),
+        "8 a100": (31, 2.0, 16, 2.0, 0.42),
         "4 l4, 4 cores": (1, 1.0, 4, 1.0, 0.85),
     }
 
@@ -184,6 +189,11 @@ def test_an_endpoint_has_a_replica_a_gpu() -> None:
     (segment,) = config.online.segments
     assert (segment.stages, segment.min_replicas, segment.gpus) == (STAGES, 8, 1.0)
     assert 0.8 < config.generate.gpu_memory < 0.95  # CLIP is in its process
+
+
+def test_an_endpoint_s_encoders_have_room_beside_its_engine() -> None:
+    config = load(None, {}, [f"online.segments={SAID}"])
+    assert 0.85 < fit(config, "online", H100, SMALL).config.generate.gpu_memory < 0.94
 
 
 def test_a_model_over_several_gpus_has_them_whole() -> None:

@@ -53,11 +53,17 @@ class BatchCounts(TypedDict):
     errors: dict[str, tuple[int, ErrorExample]]
 
 
-class WorkerMeasures(TypedDict):
-    """What a worker writes of itself."""
+class WorkerPlace(TypedDict):
+    """Where a worker runs, and how much memory it took."""
 
     node: str
+    gpus: list[str]  # as Ray numbers them on the node
     peak_mib: int
+
+
+class WorkerMeasures(WorkerPlace):
+    """What a worker writes of itself."""
+
     measures: Measures
 
 
@@ -85,7 +91,7 @@ class ProgressFile(TypedDict):
     stage_shares: dict[str, float]
     prompt_tokens: dict[str, int]
     measures: Measures
-    workers: dict[str, dict[str, str | int]]
+    workers: dict[str, WorkerPlace]
     timeline: list[tuple[float, int, int]]
 
 
@@ -191,7 +197,10 @@ class Record:
             "stage_shares": {name: round(value / whole, 4) for name, value in seconds.items()},
             "prompt_tokens": {k: engine[k] for k in ("asked", "cached") if k in engine},
             "measures": measures,
-            "workers": {n: {"node": w["node"], "peak_mib": w["peak_mib"]} for n, w in workers.items()},
+            "workers": {
+                name: {"node": w["node"], "gpus": w["gpus"], "peak_mib": w["peak_mib"]}
+                for name, w in workers.items()
+            },
             "timeline": self.timeline,
         }
 

@@ -180,10 +180,18 @@ def batch_counts(rows: pa.Table, run: str) -> BatchCounts:
     }
 
 
-def write_measures(output: Folder, name: str, node: str, measures: Measures) -> None:
-    """In a worker: write the Ray node it runs on, its measures since it started, and its peak memory."""
+def write_measures(
+    output: Folder, name: str, node: str, measures: Measures, gpus: Collection[str] = ()
+) -> None:
+    """In a worker: write the Ray node and its GPUs that it runs on, its measures since it started, and its
+    peak memory."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
-    entry: WorkerMeasures = {"node": node, "peak_mib": round(peak), "measures": measures}
+    entry: WorkerMeasures = {
+        "node": node,
+        "gpus": list(gpus),
+        "peak_mib": round(peak),
+        "measures": measures,
+    }
     output.write(f"{WORKERS}/{name}.json", json.dumps(entry).encode())
 
 

@@ -121,9 +121,12 @@ class _Speeds:
 
 
 def _settings(segments: tuple[Values, ...], machine: Machine, weights: float, parallel: int) -> Values:
-    """Generate's settings that `link` would choose for these segments on one such machine. On a cluster
-    nothing is chosen: the configuration must have them."""
-    values = {"offline": {"segments": list(segments)}, "generate": {"tensor_parallel": parallel}}
+    """Generate's settings that fit these segments where Ray fills one GPU before the next, as on a cluster.
+    There nothing is chosen: the configuration must have them."""
+    values = {
+        "offline": {"address": "auto", "segments": list(segments)},
+        "generate": {"tensor_parallel": parallel},
+    }
     chosen: Config = made(Config, values, "")
     now = fit(chosen, "offline", machine, weights).config.generate
     return {n: value for n, value in asdict(now).items() if value != getattr(Generate(), n)}
@@ -165,8 +168,8 @@ def _shared(gpus: int, cpus: int, speeds: _Speeds, _: int) -> _Cut:
     room = encoders_beside_an_engine(speeds.kind.memory, together * weights, LARGE_ENCODER_GIB)
     fronts = max(1, min(fronts, room))
     front = _front(cpus, fronts, engines)
-    # The shares that Ray gets are not those that are used. Ray puts fractions of a GPU on the first that has
-    # room, so all of a node's encoders must leave room for the engines there.
+    # The shares that Ray gets are not those that are used. On a cluster Ray puts fractions of a GPU on the
+    # first that has room, so all of a node's encoders must leave room for the engines there.
     each = int(1000 * (1 - together * engine) / (cpus // front)) / 1000
     return _Cut(
         gpus * speeds.engine(1 - share, together),
