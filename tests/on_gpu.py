@@ -174,24 +174,25 @@ def same(log: Path, cpu: Path | None, ours: Path) -> int:
             log.write_text(f"no links in {folder}: --cpu takes the folder that the CPU's run wrote\n")
             return 2
     before, gpu = links(theirs), links(ours)
-    names = [key for key in before if before[key].keys() == gpu.get(key, {}).keys()]
-    first = sum(next(iter(before[key]), None) == next(iter(gpu.get(key, {})), None) for key in before)
-    far = max((abs(before[k][name] - gpu[k][name]) for k in names for name in before[k]), default=0.0)
-    log.write_text(
-        f"{len(before)} mentions: {first} first names equal, all names for {len(names)}; scores of these at "
-        f"most {far:.2g} apart\n"
+    names = [key for key in before if [n for n, _ in before[key]] == [n for n, _ in gpu.get(key, [])]]
+    first = sum(
+        before[key][:1] and before[key][0][0] == next(iter(gpu.get(key, [])), ("", 0))[0] for key in before
     )
-    # Names whose scores are nearer to each other than that may change places.
+    far = max((abs(a[1] - b[1]) for k in names for a, b in zip(before[k], gpu[k], strict=True)), default=0.0)
+    log.write_text(
+        f"{len(before)} mentions: {first} first names equal, all names in order for {len(names)}; "
+        f"scores of these at most {far:.2g} apart\n"
+    )
     return 0 if len(names) == len(before) == len(gpu) and far <= FAR else 1
 
 
-def links(output: Path) -> dict[tuple[str, str], dict[str, float]]:
-    """The names of every mention that was linked, best first, and their scores."""
+def links(output: Path) -> dict[tuple[str, str], list[tuple[str, float]]]:
+    """Names and scores of every mention that was linked."""
     rows = pa.concat_tables(
         pq.read_table(file) for file in sorted(output.glob("links/*.parquet"))
     ).to_pylist()
     return {
-        (row["document_id"], row["mention_id"]): {c["entity"]: c["score"] for c in row["candidates"]}
+        (row["document_id"], row["mention_id"]): [(c["entity"], c["score"]) for c in row["candidates"]]
         for row in rows
         if row["status"] != "error"
     }

@@ -176,7 +176,7 @@ def test_links_of_two_machines_are_compared(tmp_path: Path) -> None:
 
     log, cpu = tmp_path / "log", linked("cpu/links", -0.1, -2.0).parent
     assert same(log, cpu, linked("near", -0.1004, -2.0)) == 0
-    assert "1 mentions: 1 first names equal, all names for 1" in log.read_text()
+    assert "1 mentions: 1 first names equal, all names in order for 1" in log.read_text()
     assert same(log, cpu, linked("far", -0.2, -2.0)) == 1
     assert same(log, cpu, linked("fewer", -0.1)) == 1
     assert same(log, None, tmp_path / "near") == same(log, tmp_path, tmp_path / "near") == 2
