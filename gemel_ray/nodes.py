@@ -18,7 +18,7 @@ from typing import Any
 from gemel_ray.environment import before_ray
 from gemel_ray.errors import Mistake
 from gemel_ray.job.shared import SharedPath, faults, refusal
-from gemel_ray.segments import Offline, spread
+from gemel_ray.segments import Offline, SegmentOptions, spread
 
 _STARTS = 3  # of Ray on this machine, before it is given up
 _CONNECTING = 20.0  # seconds for a cluster's first sign of life
@@ -138,25 +138,28 @@ def mismatch(seen: Sequence[SharedPath]) -> str:
     return refusal(run_on_others(faults, seen))
 
 
-def lacking(workers: Sequence[tuple[int, float, float]], reading: float) -> str:
-    """One sentence on what the joined cluster lacks today for `workers`, a number of them with the CPUs
-    and GPUs of each, and CPUs for `reading`; empty where all find room. A cluster may still grow."""
+def lacking(segments: Sequence[SegmentOptions], reading: float) -> str:
+    """One sentence on what the joined cluster lacks today for the workers of these segments, and CPUs for
+    `reading`; empty where all find room. A cluster may still grow."""
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    has = [sum(node.get(kind, 0.0) for node in alive) for kind in ("CPU", "GPU")]
-    needs = [reading + sum(n * cpus for n, cpus, _ in workers), sum(n * gpus for n, _, gpus in workers)]
-    for _, *each in workers:
-        if not any(node.get("CPU", 0.0) >= each[0] and node.get("GPU", 0.0) >= each[1] for node in alive):
+    nodes = [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+    for segment in segments:
+        if not any(cpus >= segment.cpus and gpus >= segment.gpus for cpus, gpus in nodes):
             return (
-                f"no node of the cluster has the {_amount(each)} of one worker: it waits until such a node "
-                "joins; if none will, give its segment less"
+                f"no node of the cluster has the {_amount(segment.cpus, segment.gpus)} of one worker: "
+                "it waits until such a node joins; if none will, give its segment less"
             )
-    if all(n <= h for n, h in zip(needs, has, strict=True)):
+    cpus, gpus = (sum(there) for there in zip(*nodes, strict=True))
+    needed_cpus = reading + sum(s.workers * s.cpus for s in segments)
+    needed_gpus = sum(s.workers * s.gpus for s in segments)
+    if needed_cpus <= cpus and needed_gpus <= gpus:
         return ""
     return (
-        f"the cluster has {_amount(has)}, and the segments need {_amount(needs)}, of which reading takes "
-        f"{reading:g}: some wait until it grows; if it will not, give offline.segments less"
+        f"the cluster has {_amount(cpus, gpus)}, and the segments need {_amount(needed_cpus, needed_gpus)}, "
+        f"of which reading takes {reading:g}: some wait until it grows; if it will not, give "
+        "offline.segments less"
     )
 
 
@@ -180,8 +183,8 @@ def in_turn(options: Offline) -> Callable[[], Callable[[], dict[str, Any]] | Non
     return placed
 
 
-def _amount(resources: Sequence[float]) -> str:
-    return "{:g} CPU and {:g} GPU".format(*resources)
+def _amount(cpus: float, gpus: float) -> str:
+    return f"{cpus:g} CPU and {gpus:g} GPU"
 
 
 def name(node: dict[str, Any]) -> str:

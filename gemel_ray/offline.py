@@ -80,8 +80,7 @@ def link(
 
         with running(config) as metrics:
             if config.offline.address != "local":
-                workers = [(s.workers, s.cpus, s.gpus) for s in config.offline.segments]
-                if lacking := nodes.lacking(workers, _READING):
+                if lacking := nodes.lacking(config.offline.segments, _READING):
                     report(Progress(0, {}, lacking))
                 seen = shared.of_worker(shared_by_all, knowledge, folder_at(output))
                 _refuse_mismatch((*seen, *shared.of_job(config, addresses)))

@@ -3,6 +3,7 @@ endpoint."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gemel_ray.errors import Mistake
@@ -195,6 +196,6 @@ def spread(options: Offline, gpus: int) -> tuple[float, ...]:
     sharing = [s for s in options.segments if s.gpus]
     if options.address != "local" or gpus < 2 or all(s.gpus >= 1 for s in sharing):
         return ()
-    if round(sum(-(-s.workers // gpus) * s.gpus for s in sharing), 4) > 1:
+    if round(sum(math.ceil(s.workers / gpus) * s.gpus for s in sharing), 4) > 1:
         return ()
     return tuple(sum(len(range(gpu, s.workers, gpus)) * s.cpus for s in sharing) for gpu in range(gpus))

@@ -6,6 +6,7 @@ Only values that the configuration leaves at their defaults are chosen here, whe
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -206,7 +207,7 @@ def _line(config: Config, way: Way, machine: Machine, weights: float) -> tuple[t
     engines *= together
     fronts = _fronts(config, machine, engines, together * weights / parallel)
     engine = float(parallel) if separate else engine_share(together)
-    beside = -(-fronts // count)  # on the GPU with the most: they are spread
+    beside = math.ceil(fronts / count)  # on the GPU with the most: they are spread
     share = 0.0 if separate else int(1000 * (1 - together * engine - 0.01) / beside) / 1000
     cpus = float(max(1, (machine.cores - 2 * engines - 1) // fronts))
     front = SegmentOptions(stages=FRONT, workers=fronts, cpus=cpus, gpus=share, batch=128)
@@ -327,7 +328,7 @@ def _engine(config: Config, way: Way, gpus: tuple[Gpu, ...], weights: float) -> 
             yield name, value
 
 
-def _encoders_beside(config: Config, way: Way, gpus: int) -> float:
+def _encoders_beside(config: Config, way: Way, gpus: int) -> int:
     """The number of processes that may encode on an engine's GPU, of a machine with this number of GPUs."""
     segments = getattr(config, way).segments
     engine = next(s for s in segments if "generate" in s.stages)
@@ -337,9 +338,9 @@ def _encoders_beside(config: Config, way: Way, gpus: int) -> float:
     if not encoding.gpus or engine.gpus >= 1:
         return 0
     if way == "offline" and spread(config.offline, gpus):
-        return -(-encoding.workers // gpus)
+        return math.ceil(encoding.workers / gpus)
     left = 1 - engines_on_a_gpu(config, way) * engine.gpus
-    return float(min(_processes(encoding), int(left / encoding.gpus)))
+    return min(_processes(encoding), int(left / encoding.gpus))
 
 
 def engines_on_a_gpu(config: Config, way: Way) -> int:

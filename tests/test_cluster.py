@@ -123,8 +123,8 @@ def test_a_job_that_waits_for_room_in_the_cluster_says_so(
         cluster.add(cpus=1, gpus=1)
         connect(cluster.address, 1)
         try:
-            assert nodes.lacking([(1, 0.5, 0.0), (1, 0.5, 1.0)], reading=1.0) == ""
-            wide = nodes.lacking([(1, 2.0, 1.0)], reading=1.0)
+            assert nodes.lacking([SegmentOptions(cpus=0.5), SegmentOptions(cpus=0.5, gpus=1.0)], 1.0) == ""
+            wide = nodes.lacking([SegmentOptions(cpus=2.0, gpus=1.0)], reading=1.0)
             with pytest.raises(Mistake, match=r"cannot be joined: .*ray.init twice"):
                 connect(cluster.address, 1)
         finally:

@@ -66,9 +66,8 @@ def engines(
     if sizes.reference:
         say(f"the reference loop, on {sizes.reference} mentions")
         (prompts,) = (prompts for _, prompts in measured if prompts)
-        for figures, rate in zip(
-            rounds, in_new_process(rates, config, folder, prompts, sizes.rounds), strict=True
-        ):
+        loop = in_new_process(rates, config, folder, prompts, sizes.rounds)
+        for figures, rate in zip(rounds, loop, strict=True):
             figures["reference_mentions_per_second"] = rate
     return {name: spread([figures[name] for figures in rounds]) for name in rounds[0]}
 

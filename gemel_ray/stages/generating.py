@@ -79,13 +79,16 @@ class Generating(Work):
         options = _engine_options(stage, workspace.language_model, shown)
         self.engine: Engine = former.engine if former else Engine(options, workspace.tree.end_token)
         try:
-            self.prompts: PromptEmbeddings = _prompts(
-                workspace, self.engine, former.prompts if former else None
-            )
+            self._open(workspace, former)
         except BaseException:
             if former is None:
                 self.engine.close()  # nobody else will
             raise
+
+    def _open(self, workspace: Workspace, former: Generating | None) -> None:
+        """Make what answers beside the engine."""
+        stage, before = self.stage, former.prompts if former else None
+        self.prompts: PromptEmbeddings = _prompts(workspace, self.engine, before)
         self.usage, self.mentions, self.ranked = Usage(), 0, 0
         room: Room = former.rollouts.room if former else Room(self.engine.cache)
         self.rollouts: ByRollouts = ByRollouts(stage, workspace, self.engine, self.prompts, self.usage, room)
