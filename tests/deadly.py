@@ -84,10 +84,11 @@ class Opening:
     output: Folder
     run: str
     stage: Deadly
+    fingerprint: str = "deadly"
 
     @property
     def line(self) -> Graph:
-        return Graph((self.stage,), DOCUMENT, LINK, "deadly")
+        return Graph((self.stage,), DOCUMENT, LINK, self.fingerprint)
 
     def worker(self, stages: Any) -> Worker:
         segment = with_source_column(self.line).segment(["deadly"], None)  # type: ignore[arg-type]

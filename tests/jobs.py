@@ -39,12 +39,19 @@ def lines(folder: Path, texts: list[str], name: str = "in.jsonl") -> str:
     return str(file)
 
 
-def worker(output: Path, run: str | None = None) -> Worker:
+def worker(output: Path, run: str | None = None, fingerprint: str = "deadly") -> Worker:
     run = run or results.latest(folder_at(output)).run
-    return deadly.Opening(Config(), folder_at(output), run, deadly.Deadly()).worker(["deadly"])
+    opening = deadly.Opening(Config(), folder_at(output), run, deadly.Deadly(), fingerprint)
+    return opening.worker(["deadly"])
 
 
-def run_once(output: Path, files: list[str], selection: Selection = _ALL, retry: str | None = None) -> int:
+def run_once(
+    output: Path,
+    files: list[str],
+    selection: Selection = _ALL,
+    retry: str | None = None,
+    fingerprint: str = "deadly",
+) -> int:
     """A run, as offline.link makes it, but for Ray; how many documents it did."""
 
     @contextmanager
@@ -52,7 +59,7 @@ def run_once(output: Path, files: list[str], selection: Selection = _ALL, retry:
         yield compute
 
     def compute(run: Run) -> Iterator[BatchCounts]:
-        return in_this_process(run, worker(output, run.name).segment, Input())
+        return in_this_process(run, worker(output, run.name, fingerprint).segment, Input())
 
     return drive(Job(files, output, Input(), selection, retry), computing, lambda _: None).documents
 

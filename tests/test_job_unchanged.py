@@ -11,10 +11,16 @@ from typing import Any
 import pytest
 from jobs import edited, lines, linked, names, run_once, worker
 
+from gemel_ray import sizing
+from gemel_ray.cli import main
+from gemel_ray.config import load
 from gemel_ray.job import inputs, selection
 from gemel_ray.job.driving import Compute, Job, drive, in_this_process
 from gemel_ray.job.inputs import InputFiles, unchanged
 from gemel_ray.job.selection import Selection
+from gemel_ray.knowledge.versions import read_facts
+from gemel_ray.knowledge.workspace import Workspace
+from gemel_ray.linking import linking_graph
 from gemel_ray.readers import documents
 from gemel_ray.settings import Input
 from gemel_ray.storage import folder_at
@@ -52,6 +58,30 @@ def test_a_file_that_is_as_it_was_is_not_read_again(tmp_path: Path, output: Path
     assert Selection().total([*files, "nowhere.jsonl"], unchanged(output, files, Input())) == 0
     assert Selection().total(files, unchanged(output, files, Input())) == 11
     assert linked(output) == sorted([*names(*range(9)), *names(0, 1, file="other.jsonl"), "new.jsonl-0"])
+
+
+@pytest.mark.parametrize("chosen", ["generate.dtype=float32", "generate.beams=3"])
+def test_rows_of_a_configuration_that_fits_the_machine_are_not_said_to_be_of_another(
+    workspace_folder: Path,
+    tmp_path: Path,
+    output: Path,
+    chosen: str,
+    read: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a processor that emulates bfloat16, a job computes in float32 without being told."""
+    monkeypatch.setattr(sizing, "_PROCESSOR", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("flags : avx2")
+    file, given = lines(tmp_path, ["works"] * 9), ["--set", "generate.dtype=bfloat16"]
+    config = load(None, read_facts(workspace_folder)["settings"], [*given[1:], chosen])
+    workspace = Workspace.open(workspace_folder, config)
+    run_once(output, [file], fingerprint=linking_graph(config, workspace).fingerprint)
+    asked = ["link", file, "--workspace", str(workspace_folder), "--output", str(output), *given]
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert "9 documents, 9 rows: 9 linked" in said
+    assert ("9 of these rows are from earlier runs" in said) == (chosen == "generate.beams=3")
 
 
 def test_a_file_of_the_same_size_and_time_is_read_again(

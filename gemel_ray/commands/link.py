@@ -66,6 +66,7 @@ def _run(options: argparse.Namespace) -> int:
     from gemel_ray.job.selection import Selection
     from gemel_ray.knowledge.workspace import Workspace
     from gemel_ray.readers import files, first_look
+    from gemel_ray.sizing import fitted
     from gemel_ray.storage import keeps_writers_apart
     from gemel_ray.stores import writable
 
@@ -92,7 +93,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     keeps_writers_apart(options.output)
     manifest = _linked(options, config, inputs, selection)
-    print(_summary(manifest, config.fingerprint(workspace.version)))
+    print(_summary(manifest, fitted(config, "offline").fingerprint(workspace.version)))
     print(f"{options.output}\nto look at: {options.output}/report.html")
     return exit_status(manifest, strict=options.strict)
 
