@@ -13,7 +13,7 @@ from tempfile import NamedTemporaryFile
 
 from gemel_ray.segments import OnlineSegment, SegmentOptions
 
-_UNUSED = ("boto3", "sklearn")
+_UNUSED = ("boto3", "scipy", "sklearn")
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray keeps to this machine
 
 

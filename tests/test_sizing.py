@@ -99,9 +99,10 @@ import sys
 from gemel_ray.environment import fast_start
 with fast_start():
     import transformers.generation.candidate_generator
+    import transformers.loss.loss_utils
     import torch._inductor.lowering
-print(*sys.modules.keys() & {"sklearn.metrics", "triton.language"})
-import sklearn
+print(*sys.modules.keys() & {"scipy.optimize", "sklearn.metrics", "triton.language"})
+import sklearn, scipy.optimize
 """
 
     def imported(program: str, devices: str) -> set[str]:
@@ -113,7 +114,7 @@ import sklearn
 
     assert imported(code, "") == set()
     without = code.replace("with fast_start():", "if fast_start:")  # else the test says nothing
-    assert imported(without, "") >= {"sklearn.metrics"}
+    assert imported(without, "") >= {"scipy.optimize", "sklearn.metrics"}
     triton = {"triton.language"} if find_spec("triton") else set()
     assert imported(code, "0") == triton
 
