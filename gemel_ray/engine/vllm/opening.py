@@ -137,18 +137,17 @@ class _Proof:
         return [[int(self.ids[ord(letter) - ord("a")]) for letter in name] for name in names]
 
     async def run(self) -> None:
-        block = self.rounds.arena.size
-        for renormalise in (True, False):
-            search = Search(self.tree, len(_NAMES), 0.0, renormalise)
-            asked = [asyncio.create_task(self._both(search, length)) for length in (5, block + 3)]
-            while not all(task.done() for task in asked):
-                await asyncio.sleep(0)
-                if self.rollouts.running:
-                    self.rollouts.step()
-                if self.rounds.busy:
-                    self.rounds.step()
-            for task in asked:
-                task.result()
+        lengths = 5, self.rounds.arena.size + 3
+        searches = [Search(self.tree, len(_NAMES), 0.0, renormalise) for renormalise in (True, False)]
+        asked = [asyncio.create_task(self._both(s, length)) for s in searches for length in lengths]
+        while not all(task.done() for task in asked):
+            await asyncio.sleep(0)
+            if self.rollouts.running:
+                self.rollouts.step()
+            if self.rounds.busy:
+                self.rounds.step()
+        for task in asked:
+            task.result()
         self.rounds.retire(self.tree)
 
     async def _both(self, search: Search, length: int) -> None:
