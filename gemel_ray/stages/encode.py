@@ -36,7 +36,8 @@ class Encode(Stage):
     )
     device: str = setting("auto", "device of CLIP and the mention encoder", form=DEVICE, machine=True)
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", "number format in which they compute"
+        "float32",
+        "number format in which they compute. On a GPU, bfloat16 is faster: give it to build",
     )
     batch: int = setting(64, "pictures in one pass of CLIP", at_least=1, unit="pictures", machine=True)
     threads: int = setting(2, "pictures decoded at once", at_least=1, unit="threads", machine=True)
