@@ -175,9 +175,8 @@ def same(log: Path, cpu: Path | None, ours: Path) -> int:
             return 2
     before, gpu = links(theirs), links(ours)
     names = [key for key in before if [n for n, _ in before[key]] == [n for n, _ in gpu.get(key, [])]]
-    first = sum(
-        before[key][:1] and before[key][0][0] == next(iter(gpu.get(key, [])), ("", 0))[0] for key in before
-    )
+    best = [[found[key][0][0] if found.get(key) else None for key in before] for found in (before, gpu)]
+    first = sum(a == b for a, b in zip(*best, strict=True))
     far = max((abs(a[1] - b[1]) for k in names for a, b in zip(before[k], gpu[k], strict=True)), default=0.0)
     log.write_text(
         f"{len(before)} mentions: {first} first names equal, all names in order for {len(names)}; "
@@ -187,7 +186,7 @@ def same(log: Path, cpu: Path | None, ours: Path) -> int:
 
 
 def links(output: Path) -> dict[tuple[str, str], list[tuple[str, float]]]:
-    """Names and scores of every mention that was linked."""
+    """Names and scores of every mention that was answered, best first."""
     rows = pa.concat_tables(
         pq.read_table(file) for file in sorted(output.glob("links/*.parquet"))
     ).to_pylist()

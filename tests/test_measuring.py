@@ -179,6 +179,8 @@ def test_links_of_two_machines_are_compared(tmp_path: Path) -> None:
     assert "1 mentions: 1 first names equal, all names in order for 1" in log.read_text()
     assert same(log, cpu, linked("far", -0.2, -2.0)) == 1
     assert same(log, cpu, linked("fewer", -0.1)) == 1
+    assert same(log, cpu, linked("nil")) == 1
+    assert same(log, linked("nil-cpu/links").parent, tmp_path / "nil") == 0
     assert same(log, None, tmp_path / "near") == same(log, tmp_path, tmp_path / "near") == 2
 
 
