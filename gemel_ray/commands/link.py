@@ -93,7 +93,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     keeps_writers_apart(options.output)
     manifest = _linked(options, config, inputs, selection)
-    print(_summary(manifest, fitted(config, "offline").fingerprint(workspace.version)))
+    used = fitted(config, "offline")  # as the job has it: its rows are marked with this one's fingerprint
+    print(_summary(manifest, used.fingerprint(workspace.version)))
     print(f"{options.output}\nto look at: {options.output}/report.html")
     return exit_status(manifest, strict=options.strict)
 
